@@ -1,0 +1,1 @@
+"""Pretrains encoders with enhanced decoders, fine-tunes them and evaluates them."""

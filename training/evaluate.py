@@ -1,0 +1,70 @@
+"""
+Measures a classifier's accuracy through the running service, where its users meet it.
+
+    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR --url http://127.0.0.1:8000 --model bert
+
+The result goes into the checkpoint's evaluation.json and model card.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from command import BadInput, Parser, Unavailable, finish
+from training.card import write_card
+from training.checkpoint import write_json
+from training.tasks import Task, read_examples, task_named
+
+TEXTS_A_REQUEST = 64
+
+
+def evaluate(task: Task, data: Path, url: str, model: str) -> dict[str, object]:
+    """Accuracy of `model` behind `url` on the task's development set."""
+    examples = read_examples(task, data, "dev")
+    right = 0
+    for start in range(0, len(examples), TEXTS_A_REQUEST):
+        asked = examples[start : start + TEXTS_A_REQUEST]
+        answers = classify(url, model, [example.text for example in asked])
+        right += sum(answer == task.labels[example.label] for answer, example in zip(answers, asked, strict=True))
+    return {
+        "task": task.name, "split": "dev", "examples": len(examples), "right": right,
+        "accuracy": right / len(examples), "through": "POST /classify",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def classify(url: str, model: str, texts: list[str]) -> list[str]:
+    request = urllib.request.Request(f"{url}/classify", json.dumps({"model": model, "input": texts}).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return [item["label"] for item in json.load(response)["data"]]
+    except urllib.error.HTTPError as error:
+        raise BadInput(f"{url} refused: {error.read().decode(errors='replace')}") from None
+    except OSError as error:
+        raise Unavailable(f"No service answers at {url} ({error}); start one with `python -m service`.") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m training.evaluate", description="Measure accuracy through the running service.")
+    parser.add_argument("checkpoint", type=Path, help="the classifier whose card takes the result")
+    parser.add_argument("--task", default="sst2", help="the labelled task (default: sst2)")
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds <task>/dev.tsv")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the running service")
+    parser.add_argument("--model", required=True, help="the name the service gives the model")
+    given = parser.parse_args(arguments)
+    if not (given.checkpoint / "training.json").is_file():
+        raise Unavailable(f"{given.checkpoint} has no training.json; name a checkpoint of training.finetune.")
+    result = evaluate(task_named(given.task), given.data, given.url.rstrip("/"), given.model)
+    write_json(given.checkpoint / "evaluation.json", result)
+    write_card(given.checkpoint, name=given.checkpoint.resolve().name)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)
