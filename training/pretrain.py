@@ -189,7 +189,7 @@ class Log:
                 kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= keep_before]
         self._losses = [float(row[4]) for row in kept]
         self._file = path.open("w", newline="")
-        self._rows = csv.writer(self._file)
+        self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(["step", "tokens", "seconds", "learning_rate", "loss", "held_out_loss"])
         self._rows.writerows(kept)
 

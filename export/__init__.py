@@ -1,0 +1,1 @@
+"""Turns a fine-tuned checkpoint into an artifact: drops the decoder, compiles, verifies, seals."""

@@ -1,0 +1,68 @@
+"""
+Runs the production Classifier against the torch reference, alone and padded in company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from export.reference import Reference, TextOrPair
+from service.artifact import Artifact, Parity
+from service.classifier import Classifier, sigmoid, softmax
+from service.runtimes import Logits
+from service.runtimes.auto import Choice, load
+
+# A padded text that moves its logits further than this was changed by its padding, not by rounding.
+PADDING_TOLERANCE = 1e-3
+
+
+def measure_parity(
+    artifact: Artifact, variant: str, reference: Reference, texts: Sequence[TextOrPair], tolerance: float, threads: int
+) -> Parity:
+    """How far the variant's probabilities are from the reference's, over every text alone and in mixed batches."""
+    classifier = _classifier(artifact, variant, threads)
+    expected = _probabilities(reference.logits(texts), artifact)
+    alone = _probabilities(_alone(classifier, texts), artifact)
+    company = alone
+    if artifact.manifest.padding_safe:
+        company = _probabilities(_in_company(classifier, texts), artifact)
+    worst = max(float(np.abs(alone - expected).max()), float(np.abs(company - expected).max()))
+    agreement = float(np.mean([alone.argmax(1) == expected.argmax(1), company.argmax(1) == expected.argmax(1)]))
+    return Parity(
+        texts=len(texts), max_probability_difference=worst, tolerance=tolerance, label_agreement=agreement
+    )
+
+
+def measure_padding_safety(artifact: Artifact, variant: str, texts: Sequence[TextOrPair], threads: int) -> bool:
+    """Whether a text's logits stay what they are when longer neighbours pad it."""
+    classifier = _classifier(artifact, variant, threads)
+    return float(np.abs(_alone(classifier, texts) - _in_company(classifier, texts)).max()) < PADDING_TOLERANCE
+
+
+def _classifier(artifact: Artifact, variant: str, threads: int) -> Classifier:
+    choice = Choice(variant, artifact.manifest.variants[variant].runtime, "verification")
+    return Classifier(artifact, load(artifact, choice, threads))
+
+
+def _alone(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
+    return np.concatenate([classifier.predict([_encode(classifier, text)]) for text in texts])
+
+
+def _in_company(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
+    size = classifier.shapes.batch_sizes[-1]
+    encoded = [_encode(classifier, text) for text in texts]
+    return np.concatenate([classifier.predict(encoded[i : i + size]) for i in range(0, len(encoded), size)])
+
+
+def _encode(classifier: Classifier, text: TextOrPair):  # type: ignore[no-untyped-def]
+    return classifier.encode(*text) if isinstance(text, tuple) else classifier.encode(text)
+
+
+def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
+    task = artifact.manifest.task
+    if task == "single_label":
+        return softmax(logits)
+    return sigmoid(logits) if task == "multi_label" else logits.astype(np.float64)

@@ -1,0 +1,249 @@
+"""
+A model's graph without names and without weights, and the digest of it.
+
+Two graphs with one digest run the same operators with the same attributes on the same
+shapes and types in the same wiring. Every use of a weight is a leaf of its own that says
+type and shape only: exporters merge equal weights, so sharing would depend on their values.
+Values that steer the computation (shapes, axes, constants) stay.
+
+    value hash = H(operator, attributes, hashes of its inputs, place among its outputs)
+    digest     = H(inputs, all node hashes sorted, hashes of the outputs)
+
+The first line makes names and order of the nodes irrelevant, the second counts nodes, so
+a computation done twice is not mistaken for one done once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from command import BadInput
+
+
+class GraphError(BadInput):
+    """The graph cannot be read or split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A constant: type and shape, and its value where it is no weight."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The graph's n-th input."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Output `place` of node `node`."""
+
+    node: int
+    place: int
+
+
+_BYTES = {
+    "float": 4, "f32": 4, "float16": 2, "f16": 2, "bfloat16": 2, "bf16": 2, "double": 8, "f64": 8,
+    "int64": 8, "i64": 8, "int32": 4, "i32": 4, "int8": 1, "i8": 1, "uint8": 1, "u8": 1, "bool": 1, "boolean": 1,
+}
+
+Value = Leaf | Input | Output | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    operator: str
+    attributes: tuple[tuple[str, str], ...]
+    inputs: tuple[Value, ...]
+    name: str
+    """Where the model's code made it, as /bert/encoder/layer.0/…; for people, never digested."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order."""
+
+    inputs: tuple[str, ...]
+    """Type and shape of each input."""
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    hashes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        hashes: list[str] = []
+        for node in self.nodes:
+            inputs = [_describe(value, hashes) for value in node.inputs]
+            hashes.append(_hash([node.operator, node.attributes, inputs]))
+        object.__setattr__(self, "hashes", tuple(hashes))
+
+    @property
+    def digest(self) -> str:
+        outputs = [_describe(value, self.hashes) for value in self.outputs]
+        return _hash([self.inputs, sorted(self.hashes), outputs])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are stored, each counted where it is used."""
+        return sum(
+            _size(value.shape) * _BYTES[value.dtype.lower()]
+            for node in self.nodes for value in node.inputs if isinstance(value, Leaf) and value.value is None
+        )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(
+            _size(value.shape) for node in self.nodes for value in node.inputs
+            if isinstance(value, Leaf) and value.value is None
+        )
+
+    def flops_per_token(self) -> int:
+        """Multiplications and additions by weight matrices for one token; attention's own products, which grow with length, are not among them."""
+        flops = 0
+        for node in self.nodes:
+            if node.operator == "MatMul":
+                flops += sum(2 * _size(value.shape) for value in node.inputs if isinstance(value, Leaf))
+        return flops
+
+
+def split(graph: Graph) -> tuple[Graph, Graph]:
+    """Encoder and classification head, cut where the encoder's last hidden state leaves it.
+
+    The head is everything whose name lies outside the encoder's scope, the pooler, and
+    what follows them. Raises GraphError if more than one value crosses the cut.
+    """
+    scopes = Counter(_scope(node) for node in graph.nodes if _scope(node))
+    if not scopes:
+        raise GraphError("The graph's nodes carry no module names, so encoder and head cannot be told apart.")
+    encoder_scope = scopes.most_common(1)[0][0]
+    head: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        scope = _scope(node)
+        outside = scope is not None and (scope != encoder_scope or node.name.startswith(f"/{scope}/pooler/"))
+        if outside or any(isinstance(value, Output) and value.node in head for value in node.inputs):
+            head.add(i)
+    _give_to_head_what_only_it_uses(graph, head)
+    crossing = {
+        value for i in head for value in graph.nodes[i].inputs if not isinstance(value, Leaf | None) and
+        not (isinstance(value, Output) and value.node in head)
+    }
+    if len(crossing) != 1 or not isinstance(cut := next(iter(crossing)), Output):
+        raise GraphError(f"{len(crossing)} values cross from encoder to head; one, the last hidden state, is expected.")
+    encoder = _part(graph, [i for i in range(len(graph.nodes)) if i not in head], graph.inputs, (cut,), {})
+    return encoder, _part(graph, sorted(head), ("hidden state",), graph.outputs, {cut: Input(0)})
+
+
+def _give_to_head_what_only_it_uses(graph: Graph, head: set[int]) -> None:
+    users: dict[int, set[int]] = {}
+    for i, node in enumerate(graph.nodes):
+        for value in node.inputs:
+            if isinstance(value, Output):
+                users.setdefault(value.node, set()).add(i)
+    for i in reversed(range(len(graph.nodes))):
+        # A value the head computes from constants alone, an index say, carries no name.
+        if i not in head and users.get(i) and users[i] <= head and all(isinstance(v, Leaf | None) for v in graph.nodes[i].inputs):
+            head.add(i)
+
+
+def _part(
+    graph: Graph, members: Iterable[int], inputs: tuple[str, ...], outputs: tuple[Value, ...], replaced: dict[Value, Value]
+) -> Graph:
+    new: dict[int, int] = {old: i for i, old in enumerate(members)}
+
+    def moved(value: Value) -> Value:
+        if value in replaced:
+            return replaced[value]
+        return Output(new[value.node], value.place) if isinstance(value, Output) else value
+
+    nodes = tuple(
+        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.name) for n in (graph.nodes[old] for old in new)
+    )
+    return Graph(inputs, nodes, tuple(map(moved, outputs)))
+
+
+def first_differences(a: Graph, b: Graph, most: int = 5) -> list[tuple[Node | None, Node | None]]:
+    """Pairs of nodes, in running order, where the two graphs begin to differ; what follows a difference is not one."""
+    only_a, only_b = _roots(a, set(b.hashes)), _roots(b, set(a.hashes))
+    width = max(len(only_a), len(only_b))
+    padded_a: list[Node | None] = [*only_a, *[None] * (width - len(only_a))]
+    padded_b: list[Node | None] = [*only_b, *[None] * (width - len(only_b))]
+    return list(zip(padded_a, padded_b, strict=True))[:most]
+
+
+def _roots(graph: Graph, known: set[str]) -> list[Node]:
+    unknown = {i for i, digest in enumerate(graph.hashes) if digest not in known}
+    return [
+        graph.nodes[i] for i in sorted(unknown)
+        if not any(isinstance(value, Output) and value.node in unknown for value in graph.nodes[i].inputs)
+    ]
+
+
+def layers_only_in(b: Graph, a: Graph) -> list[str]:
+    """Names of the repeated modules, as /bert/encoder/layer.4, that b has and a has not."""
+    def layers(graph: Graph) -> dict[str, None]:
+        found: dict[str, None] = {}
+        for node in graph.nodes:
+            parts = node.name.split("/")
+            for i, part in enumerate(parts):
+                if part.rpartition(".")[2].isdigit() and "." in part and i < len(parts) - 1:
+                    found["/".join(parts[: i + 1])] = None
+                    break
+        return found
+
+    there = layers(a)
+    return [name for name in layers(b) if name not in there]
+
+
+def _scope(node: Node) -> str | None:
+    parts = node.name.split("/")
+    return parts[1] if len(parts) > 2 and not parts[0] else None
+
+
+def _describe(value: Value, hashes: list[str] | tuple[str, ...]) -> Any:
+    match value:
+        case None:
+            return None
+        case Leaf(dtype, shape, constant):
+            return ["leaf", dtype, shape, constant]
+        case Input(index):
+            return ["input", index]
+        case Output(node, place):
+            return ["node", hashes[node], place]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def read_graph(path: Path) -> Graph:
+    """The canonical graph of an .onnx file or of an OpenVINO .xml with its .bin."""
+    reader: Callable[[Path], Graph]
+    if path.suffix == ".xml":
+        from graphs.ir import read_ir as reader
+    else:
+        from graphs.onnx import read_onnx as reader
+    try:
+        return reader(path)
+    except GraphError:
+        raise
+    except Exception as error:
+        raise GraphError(f"{path} cannot be read as a graph: {type(error).__name__}: {error}") from None

@@ -1,0 +1,1 @@
+"""Answers POST /classify: needs neither torch nor transformers."""

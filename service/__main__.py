@@ -1,0 +1,64 @@
+"""
+Serves artifacts over HTTP.
+
+    python -m service artifacts/drbert
+    python -m service bert=artifacts/bert drbert=artifacts/drbert --port 8000
+
+Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before tokenizers is imported: its own threads would only fight the engine's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from command import BadUsage, Parser, finish
+from service import logs
+from service.artifact import read_artifact
+from service.models import Models
+from service.server import bind, serve
+from service.settings import read_settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m service", description="Serve exported classifiers over HTTP.")
+    parser.add_argument("artifacts", nargs="+", metavar="[NAME=]ARTIFACT", help="folders made by python -m export; the first is the default model")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--variant", default="auto", help="a variant of the artifacts, or auto: the fastest this host can run")
+    given = parser.parse_args(arguments)
+    settings = read_settings()
+    logs.set_up(settings.log_level)
+    artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
+    sock = bind(given.host, given.port)
+    asyncio.run(serve(Models(artifacts, settings, given.variant), sock))
+    return 0
+
+
+def named(arguments: Sequence[str]) -> dict[str, Path]:
+    """Folders by model name; a name is given before '=' or is the folder's own."""
+    models: dict[str, Path] = {}
+    for argument in arguments:
+        name, given, path = argument.partition("=")
+        directory = Path(path if given else argument)
+        name = name if given else directory.resolve().name
+        if not name:
+            raise BadUsage(f"{argument!r} gives an empty model name; write NAME=ARTIFACT.")
+        if name in models:
+            raise BadUsage(f"Two models are called {name!r}; write NAME=ARTIFACT to tell them apart.")
+        models[name] = directory
+    return models
+
+
+def run() -> None:
+    """The console script drbert-serve."""
+    finish(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,169 @@
+"""
+The contract between export and service: a folder with a manifest.json that accounts for every byte in it.
+
+The reader owns the schema. An artifact is read whole or refused: an unknown field,
+a file that is missing, changed or not listed is an ArtifactError that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from command import BadInput
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Task = Literal["single_label", "multi_label", "regression"]
+Precision = Literal["f32", "bf16"]
+
+
+class ArtifactError(BadInput):
+    """The folder is not an artifact this service can trust."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Parity(_Part):
+    """How far a variant's answers are from the reference's, on real texts."""
+
+    texts: int
+    max_probability_difference: float
+    tolerance: float
+    label_agreement: float
+    """Share of the texts given the reference's label, 0 to 1."""
+
+
+class Gate(_Part):
+    """Whether `auto` may choose the variant."""
+
+    passed: bool
+    reason: str
+
+
+class Variant(_Part):
+    """One compiled form of the model."""
+
+    runtime: Literal["openvino", "onnxruntime"]
+    precision: Precision
+    files: list[str] = Field(min_length=1)
+    """The first is the one to load."""
+    encoder_digest: str
+    head_digest: str
+    weight_bytes: int
+    parity: Parity | None
+    """None where the exporting host could not run the variant; its gate then says so."""
+    gate: Gate
+
+
+class Dropped(_Part):
+    """What export left out of the checkpoint."""
+
+    design: str
+    layers: int
+    parameters: int
+    share_of_file: float
+
+
+class Manifest(_Part):
+    schema_version: Literal[1]
+    name: str
+    family: str
+    task: Task
+    labels: list[str] = Field(min_length=1)
+    takes_pairs: bool
+    max_tokens: int = Field(gt=2)
+    inputs: list[str]
+    encoder_digest: str
+    head_digest: str
+    tokenizer_digest: str
+    parameters: int
+    flops_per_token: int
+    padding_safe: bool
+    """False: answers depend on how far a text is padded, so only equal lengths share a batch."""
+    dropped: Dropped | None
+    kept_decoder_layers: int
+    """Above 0 in the proof's positive control, whose answers mean nothing."""
+    variants: dict[str, Variant] = Field(min_length=1)
+    files: dict[str, str]
+    """sha256 of every file beside the manifest."""
+    provenance: dict[str, str]
+
+    @model_validator(mode="after")
+    def _files_are_known(self) -> Manifest:
+        for name in self.files:
+            if Path(name).name != name or name == MANIFEST:
+                raise ValueError(f"{name!r} is no plain file name")
+        used = {"tokenizer.json": "tokenizer"} | {f: v for v, variant in self.variants.items() for f in variant.files}
+        for name, user in used.items():
+            if name not in self.files:
+                raise ValueError(f"{user} uses {name}, which files does not list")
+        return self
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified folder and what its manifest says."""
+
+    directory: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of everything else."""
+        return sha256(self.directory / MANIFEST)
+
+
+def read_artifact(directory: Path) -> Artifact:
+    """The artifact in `directory`, every file checked against the manifest; else an ArtifactError."""
+    manifest = read_manifest(directory)
+    present = {path.name for path in directory.iterdir()} - {MANIFEST}
+    for name in sorted(manifest.files.keys() - present):
+        raise ArtifactError(f"{directory} lacks {name}, which its manifest lists; export it again.")
+    for name in sorted(present - manifest.files.keys()):
+        raise ArtifactError(f"{directory} holds {name}, which its manifest does not list; remove it or export again.")
+    for name, wanted in manifest.files.items():
+        found = sha256(directory / name)
+        if found != wanted:
+            raise ArtifactError(
+                f"{directory / name} has changed since export: sha256 {found[:12]}…, the manifest says {wanted[:12]}…; "
+                "export it again."
+            )
+    return Artifact(directory, manifest)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.")
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}.") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{path}: schema_version is {version!r}, this service reads {SCHEMA_VERSION}; export it again.")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise ArtifactError(f"{path}: {where}: {first['msg']}.") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,330 @@
+"""
+Turns concurrent calls into batches, and a batch's results back into answers.
+
+The batcher knows neither HTTP nor ONNX: it moves items to a model's start function and
+rows back to whoever asked. One queue, one submitting thread, no timer: a batch is what
+waits when the device is free, so batches grow under load and an idle service adds no delay.
+
+    submit (event loop)  →  queue  →  _next_batch → _start → _finish (thread)  →  submit returns
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ServiceError, ShuttingDown
+
+log = logging.getLogger(__name__)
+
+# Texts share a batch if the shorter is at least this share of the longer, or nearly as long in tokens.
+SHARED_LENGTH = 0.75
+NEAR_TOKENS = 4
+
+
+class Item(Protocol):
+    @property
+    def tokens(self) -> int: ...
+
+
+class Model(Protocol):
+    """What the batcher asks of a model."""
+
+    @property
+    def padding_safe(self) -> bool:
+        """False: only items of equal length may share a batch."""
+        ...
+
+    def start(self, batch: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        """Begins a batch; the call returned waits for one row an item."""
+        ...
+
+    def padded_length(self, tokens: int) -> int:
+        """How long an item of so many tokens is made when it runs alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One item's result, and where its time went."""
+
+    value: Any
+    queue_ns: int
+    inference_ns: int
+    batch_size: int
+    length: int
+    """Tokens each item of its batch was padded to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of a batch, for whoever counts."""
+
+    model: str
+    queue_ns: list[int]
+    inference_ns: int
+    tokens: int
+    padding_tokens: int
+
+
+@dataclass(slots=True)
+class _Call:
+    """A caller and the rows it waits for."""
+
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[list[Row]]
+    deadline: float
+    rows: list[Row | None]
+    missing: int
+
+    @property
+    def gone(self) -> bool:
+        return self.answer.done()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    call: _Call
+    place: int
+    item: Item
+    model: str
+    length: int
+    since_ns: int
+
+
+@dataclass(slots=True)
+class _Running:
+    batch: list[_Waiting]
+    length: int
+    started_ns: int
+    finish: Callable[[], Sequence[Any]]
+
+
+@dataclass
+class Batcher:
+    """Batches for all models on one device.
+
+    Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
+    (a single item may exceed it), `max_waiting` items in the queue. `batch_size` rounds a
+    batch down to one the engine likes. `in_flight` batches may run at once.
+    """
+
+    models: Mapping[str, Model]
+    max_batch_size: int = 16
+    max_batch_tokens: int = 4096
+    max_waiting: int = 2048
+    in_flight: int = 1
+    batch_size: Callable[[int], int] = lambda waiting: waiting
+    on_batch: Callable[[Batch], None] = lambda batch: None
+
+    _queue: deque[_Waiting] = field(default_factory=deque, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _closing: bool = field(default=False, init=False)
+    _items_per_s: float = field(default=0.0, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    async def submit(self, model: str, items: Sequence[Item], timeout_s: float = math.inf) -> list[Row]:
+        """Returns the items' rows in order, or raises what became of them.
+
+        Items are admitted together or not at all. Raises Overloaded when the queue has no
+        room for all, ShuttingDown while draining, DeadlineExceeded if an item could not be
+        started within `timeout_s`, and what the model raised for a batch of that item alone.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
+        now = time.monotonic_ns()
+        padded = self.models[model].padded_length
+        entries = [_Waiting(call, place, item, model, padded(item.tokens), now) for place, item in enumerate(items)]
+        with self._changed:
+            if self._closing:
+                raise ShuttingDown("This replica is draining; another one answers.")
+            if len(self._queue) + len(entries) > self.max_waiting:
+                raise Overloaded(
+                    f"{len(self._queue)} texts wait and {len(entries)} more would pass the limit of {self.max_waiting}; retry later.",
+                    retry_after_s=self._seconds_to_clear(),
+                )
+            self._queue.extend(entries)
+            self._changed.notify()
+        return await call.answer
+
+    async def close(self, timeout_s: float) -> bool:
+        """Refuses new items, finishes the accepted ones, and says whether it could in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        thread = self._thread
+        if thread is None:
+            return True
+        await asyncio.to_thread(thread.join, timeout_s)
+        if not thread.is_alive():
+            return True
+        with self._changed:
+            abandoned = list(self._queue)
+            self._queue.clear()
+        for entry in abandoned:
+            _fail(entry.call, ShuttingDown("This replica stopped before it came to this text."))
+        return False
+
+    # The submitting thread, in the order a batch goes through it.
+
+    def _work(self) -> None:
+        running: deque[_Running] = deque()
+        while True:
+            batch = self._next_batch(wait=not running)
+            if batch:
+                self._start(batch, running)
+            elif batch is None and not running:
+                return
+            if running and (not batch or len(running) >= self.in_flight):
+                self._finish(running.popleft())
+
+    def _next_batch(self, wait: bool) -> list[_Waiting] | None:
+        """What to run next: [] if nothing waits just now, None if nothing ever will."""
+        with self._changed:
+            while True:
+                self._drop_the_gone_and_the_late()
+                if self._queue:
+                    return self._take()
+                if self._closing:
+                    return None
+                if not wait:
+                    return []
+                self._changed.wait()
+
+    def _drop_the_gone_and_the_late(self) -> None:
+        now = time.monotonic()
+        kept = []
+        for entry in self._queue:
+            if entry.call.gone:
+                continue
+            if now > entry.call.deadline:
+                _fail(entry.call, DeadlineExceeded("The text waited longer than the request's time limit."))
+                continue
+            kept.append(entry)
+        if len(kept) < len(self._queue):
+            self._queue = deque(kept)
+
+    def _take(self) -> list[_Waiting]:
+        """The oldest item and, in order of arrival, those whose length fits it."""
+        first = self._queue[0]
+        mixes = self.models[first.model].padding_safe
+        chosen = [first]
+        shortest = longest = first.length
+        for entry in self._queue:
+            if len(chosen) == self.max_batch_size:
+                break
+            if entry is first or entry.model != first.model:
+                continue
+            low, high = min(shortest, entry.length), max(longest, entry.length)
+            fits = low == high or (mixes and _share_a_batch(low, high))
+            if fits and high * (len(chosen) + 1) <= self.max_batch_tokens:
+                chosen.append(entry)
+                shortest, longest = low, high
+        del chosen[self.batch_size(len(chosen)) :]
+        if len(chosen) == len(self._queue):
+            self._queue.clear()
+        else:
+            taken = set(map(id, chosen))
+            self._queue = deque(entry for entry in self._queue if id(entry) not in taken)
+        return chosen
+
+    def _start(self, batch: list[_Waiting], running: deque[_Running]) -> None:
+        started = time.monotonic_ns()
+        length = max(entry.length for entry in batch)
+        try:
+            finish = self.models[batch[0].model].start([entry.item for entry in batch])
+        except Exception as error:  # The worker outlives whatever a model does.
+            self._failed(batch, error)
+        else:
+            running.append(_Running(batch, length, started, finish))
+
+    def _finish(self, run: _Running) -> None:
+        try:
+            values = run.finish()
+            if len(values) != len(run.batch):
+                raise ModelOutputInvalid(f"The model answered {len(values)} rows for {len(run.batch)} texts.")
+        except Exception as error:  # The worker outlives whatever a model does.
+            self._failed(run.batch, error)
+            return
+        inference_ns = time.monotonic_ns() - run.started_ns
+        rows = [
+            Row(value, run.started_ns - entry.since_ns, inference_ns, len(run.batch), run.length)
+            for value, entry in zip(values, run.batch, strict=True)
+        ]
+        _deliver(run.batch, rows)
+        self._count(run, [row.queue_ns for row in rows], inference_ns)
+
+    def _failed(self, batch: list[_Waiting], error: Exception) -> None:
+        """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
+        if len(batch) == 1:
+            if isinstance(error, ServiceError):
+                _fail(batch[0].call, error)
+            else:
+                log.error("model raised", extra={"model": batch[0].model}, exc_info=error)
+                _fail(batch[0].call, ModelFailed("The model failed on this text; the failure is in the log."))
+            return
+        for entry in batch:
+            if not entry.call.gone:
+                alone: deque[_Running] = deque()
+                self._start([entry], alone)
+                if alone:
+                    self._finish(alone.popleft())
+
+    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int) -> None:
+        rate = len(run.batch) * 1e9 / max(1, inference_ns)
+        self._items_per_s = rate if not self._items_per_s else 0.9 * self._items_per_s + 0.1 * rate
+        tokens = sum(entry.item.tokens for entry in run.batch)
+        self.on_batch(
+            Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens)
+        )
+
+    def _seconds_to_clear(self) -> int:
+        """When the queue will have gone, by its length and the measured rate; 1 to 60 s."""
+        if not self._items_per_s:
+            return 1
+        return max(1, min(60, math.ceil(len(self._queue) / self._items_per_s)))
+
+
+def _share_a_batch(shorter: int, longer: int) -> bool:
+    return shorter >= SHARED_LENGTH * longer or longer - shorter <= NEAR_TOKENS
+
+
+def _deliver(batch: list[_Waiting], rows: list[Row]) -> None:
+    """Puts rows in their calls' places and wakes the callers that have all of theirs."""
+    for entry, row in zip(batch, rows, strict=True):
+        call = entry.call
+        call.rows[entry.place] = row
+        call.missing -= 1
+        if call.missing == 0:
+            _wake(call, lambda call=call: call.answer.set_result(call.rows))  # type: ignore[misc]
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    _wake(call, lambda: call.answer.set_exception(error))
+
+
+def _wake(call: _Call, settle: Callable[[], None]) -> None:
+    def in_loop() -> None:
+        # The caller may have left, or another of its items may have failed, in the meantime.
+        if not call.answer.done():
+            settle()
+
+    try:
+        call.loop.call_soon_threadsafe(in_loop)
+    except RuntimeError:
+        log.debug("a caller's event loop has closed")

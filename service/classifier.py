@@ -1,0 +1,135 @@
+"""
+One model: text to tokens, and tokens to logits.
+
+The tokenizer and the runtime meet here and nowhere else. Nothing here knows of
+HTTP or of queues; export verifies artifacts with this very class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+from service.artifact import Artifact, Manifest
+from service.errors import InvalidInput, ModelOutputInvalid
+from service.runtimes import Inputs, Logits, Runtime
+from service.shapes import Shapes
+
+Truncate = Literal["right", "left", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text as the model reads it."""
+
+    ids: list[int]
+    type_ids: list[int]
+    truncated: bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+class Classifier:
+    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int = 16) -> None:
+        self.manifest: Manifest = artifact.manifest
+        self.runtime = runtime
+        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size)
+        text = artifact.path("tokenizer.json").read_text()
+        # Truncation is state of a tokenizer, so there is one for each kind of it.
+        self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
+        self._pad = self._tokenizers["none"].token_to_id("[PAD]") or 0
+
+    @property
+    def padding_safe(self) -> bool:
+        return self.manifest.padding_safe
+
+    def encode(self, text: str, pair: str | None = None, truncate: Truncate = "right") -> Encoded:
+        """Tokens of a text or a pair; InvalidInput if they are too many and must not be cut."""
+        encoding: Encoding = self._tokenizers[truncate].encode(text, pair)
+        truncated = bool(encoding.overflowing)
+        if truncate == "none" and len(encoding.ids) > self.manifest.max_tokens:
+            raise InvalidInput(
+                f"It has {len(encoding.ids)} tokens, the model reads {self.manifest.max_tokens}, and truncate is none."
+            )
+        return Encoded(encoding.ids, encoding.type_ids, truncated)
+
+    def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
+        """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).
+
+        That call raises ModelOutputInvalid if the model answered NaN, infinity or the wrong shape.
+        """
+        pending = self.runtime.start(self._inputs(batch))
+        wanted = (len(batch), len(self.manifest.labels))
+
+        def finish() -> Logits:
+            logits = pending()
+            if logits.shape != wanted:
+                raise ModelOutputInvalid(f"The model answered shape {logits.shape}, {wanted} was due.")
+            if not np.isfinite(logits).all():
+                raise ModelOutputInvalid("The model answered NaN or infinity.")
+            return logits
+
+        return finish
+
+    def predict(self, batch: Sequence[Encoded]) -> Logits:
+        """Logits of a batch, (len(batch), labels)."""
+        return self.start(batch)()
+
+    def padded_length(self, tokens: int) -> int:
+        """How long a text of so many tokens is made; only a model that ignores padding gets any."""
+        return self.shapes.length(tokens) if self.padding_safe else tokens
+
+    def warm_up(self, seconds: float) -> int:
+        """Runs the likeliest shapes for at most so long, and says how many it ran."""
+        started, done = time.monotonic(), 0
+        for size, length in self.shapes.likely_first():
+            if done and time.monotonic() - started > seconds:
+                break
+            self.predict([Encoded([self._pad] * length, [0] * length, False)] * size)
+            done += 1
+        return done
+
+    def _inputs(self, batch: Sequence[Encoded]) -> Inputs:
+        length = self.padded_length(max(item.tokens for item in batch))
+        ids = np.full((len(batch), length), self._pad, np.int64)
+        mask = np.zeros((len(batch), length), np.int64)
+        types = np.zeros((len(batch), length), np.int64)
+        for row, item in enumerate(batch):
+            ids[row, : item.tokens] = item.ids
+            mask[row, : item.tokens] = 1
+            types[row, : item.tokens] = item.type_ids
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        return {name: arrays[name] for name in self.manifest.inputs}
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Over the last axis, stable for any finite logits."""
+    wide = logits.astype(np.float64)
+    exponents = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    result: npt.NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return result
+
+
+def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Stable for any finite logits."""
+    wide = logits.astype(np.float64)
+    small = np.exp(-np.abs(wide))
+    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _tokenizer(text: str, truncate: str, max_tokens: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    if truncate == "none":
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=truncate)
+    return tokenizer

@@ -1,0 +1,98 @@
+"""
+What can go wrong with a request, and the one status each case has.
+
+* ServiceError
+  - InvalidJson         400   the body is not JSON, or not UTF-8
+  - UnknownModel        404   no loaded model has that name
+  - TooLarge            413   the body, the list or a text is over its limit
+  - InvalidInput        422   the request is JSON, its content is not usable
+  - Overloaded          429   the queue is full; Retry-After says when it will not be
+  - ModelOutputInvalid  500   the model answered something that is no answer
+  - ModelFailed         500   the model raised
+  - NotReady            503   models are still loading
+  - ShuttingDown        503   this replica is draining
+  - DeadlineExceeded    504   the answer would have come too late
+
+Messages name the field and the limit and never repeat the text.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+
+class ServiceError(Exception):
+    """A request that gets an error answer."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, object]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidJson(ServiceError):
+    """The body is not JSON, or not UTF-8."""
+
+    status, type, code = HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_json"
+
+
+class UnknownModel(ServiceError):
+    """No loaded model has that name."""
+
+    status, type, code = HTTPStatus.NOT_FOUND, "invalid_request_error", "model_not_found"
+
+
+class TooLarge(ServiceError):
+    """The body, the list or a text is over its limit."""
+
+    status, type, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "invalid_request_error", "too_large"
+
+
+class InvalidInput(ServiceError):
+    """The request is JSON, its content is not usable."""
+
+    status, type, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request_error", "invalid_input"
+
+
+class Overloaded(ServiceError):
+    """The queue is full; the caller may retry."""
+
+    status, type, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded_error", "queue_full"
+
+
+class ModelOutputInvalid(ServiceError):
+    """The model answered something that is no answer."""
+
+    code = "model_output_invalid"
+
+
+class ModelFailed(ServiceError):
+    """The model raised."""
+
+    code = "model_failed"
+
+
+class NotReady(ServiceError):
+    """Models are still loading."""
+
+    status, type, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable_error", "not_ready"
+
+
+class ShuttingDown(ServiceError):
+    """This replica is draining."""
+
+    status, type, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable_error", "shutting_down"
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer would have come too late."""
+
+    status, type, code = HTTPStatus.GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded"

@@ -1,0 +1,185 @@
+"""
+The shape of a request and of an answer: a superset of vLLM's /classify.
+
+Every refusal names the field, as `input[3]`, and the limit; none repeats the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from service.errors import InvalidInput, InvalidJson, TooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold."""
+
+    texts: int
+    text_chars: int
+
+
+def _text(value: object, where: str) -> Text:
+    if isinstance(value, str):
+        _check_filled(value, where)
+        return Text(value)
+    if not isinstance(value, dict):
+        raise InvalidInput(
+            f"{where} is {_kind(value)}; a text is a string or an object with text and text_pair.", param=where
+        )
+    unknown = sorted(set(value) - {"text", "text_pair"})
+    if unknown:
+        raise InvalidInput(f"{where} has an unknown field; a text object holds text and text_pair only.", param=where)
+    for name in ("text", "text_pair"):
+        half = value.get(name)
+        if name == "text_pair" and half is None:
+            continue
+        if not isinstance(half, str):
+            raise InvalidInput(f"{where}.{name} is {_kind(half)}; it must be a string.", param=f"{where}.{name}")
+        _check_filled(half, f"{where}.{name}")
+    return Text(value["text"], value.get("text_pair"))
+
+
+def _check_filled(text: str, where: str) -> None:
+    if not text.strip():
+        raise InvalidInput(f"{where} is empty; it must hold at least one visible character.", param=where)
+
+
+def _texts(value: object) -> tuple[Text, ...]:
+    if not isinstance(value, list):
+        return (_text(value, "input"),)
+    if not value:
+        raise InvalidInput("input is an empty list; it must hold at least one text.", param="input")
+    return tuple(_text(item, f"input[{i}]") for i, item in enumerate(value))
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), "missing")
+
+
+_PAIR = {
+    "type": "object", "required": ["text"], "additionalProperties": False,
+    "properties": {"text": {"type": "string", "minLength": 1}, "text_pair": {"type": "string", "minLength": 1}},
+}
+_ONE = {"anyOf": [{"type": "string", "minLength": 1}, _PAIR]}
+_INPUT_SCHEMA = {"anyOf": [*_ONE["anyOf"], {"type": "array", "minItems": 1, "items": _ONE}]}
+
+Activation = Literal["auto", "softmax", "sigmoid", "none"]
+
+
+class ClassifyRequest(BaseModel):
+    """Texts to classify. `inputs` is accepted for `input`; a flat list of strings is a batch, not a pair."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={
+        "example": {"input": "a charming and often affecting journey"}
+    })
+
+    input: Annotated[tuple[Text, ...], PlainValidator(_texts), WithJsonSchema(_INPUT_SCHEMA)]
+    model: str | None = Field(default=None, description="A loaded model's name; by default the first.")
+    top_k: int | None = Field(default=None, ge=1, description="How many labels `scores` holds; by default all.")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="`scores` holds labels at or above it.")
+    activation: Activation = Field(default="auto", description="What turns logits into probs; `auto` follows the model's task.")
+    truncate: Literal["right", "left", "none"] = Field(default="right", description="Where a long text is cut; `none` refuses it with 422.")
+    user: str | None = Field(default=None, description="Accepted and ignored.")
+    request_id: str | None = Field(default=None, max_length=128, description="Used as the answer's id.")
+    use_activation: bool | None = Field(default=None, description="vLLM's name: false means activation none.")
+    truncate_prompt_tokens: Literal[-1] | None = Field(default=None, description="vLLM's name: -1, the model's own limit, is what happens anyway.")
+    add_special_tokens: Literal[True] = Field(default=True, description="vLLM's name: always true.")
+    priority: Literal[0] = Field(default=0, description="vLLM's name: there is one priority.")
+
+
+class LabelScore(BaseModel):
+    label: str
+    score: float
+
+
+class Classification(BaseModel):
+    """One text's answer."""
+
+    index: int
+    label: str = Field(description="The best label.")
+    score: float = Field(description="The best label's probability; for regression the value.")
+    labels: list[str] | None = Field(default=None, description="Multi-label only: every label above the threshold (0.5).")
+    probs: list[float] = Field(description="All labels, in the model's order.")
+    num_classes: int
+    scores: list[LabelScore] = Field(description="Best first, cut by top_k and threshold.")
+    tokens: int
+    truncated: bool
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class ClassifyAnswer(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+
+
+def read_request(body: bytes, limits: Limits) -> ClassifyRequest:
+    """The request in a body, whatever its content type said; a ServiceError names what is wrong."""
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJson(f"The body is not UTF-8 JSON: {_where(error)}.") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"The body is {_kind(values) if not isinstance(values, str) else 'a string'}; it must be an object with the field input.")
+    if "messages" in values:
+        raise InvalidInput("messages is not supported; give the text as input.", param="messages")
+    if "inputs" in values:
+        if "input" in values:
+            raise InvalidInput("input and inputs are the same field; give one of them.", param="inputs")
+        values["input"] = values.pop("inputs")
+    _check_limits(values.get("input"), limits)
+    try:
+        return ClassifyRequest.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _check_limits(value: object, limits: Limits) -> None:
+    """Limits come first: nothing is built from a list or a text that is over them."""
+    items = value if isinstance(value, list) else [value]
+    if len(items) > limits.texts:
+        raise TooLarge(f"input holds {len(items)} texts, the limit is {limits.texts}; send several requests.", param="input")
+    for i, item in enumerate(items):
+        for half in item.values() if isinstance(item, dict) else (item,):
+            if isinstance(half, str) and len(half) > limits.text_chars:
+                where = f"input[{i}]" if isinstance(value, list) else "input"
+                raise TooLarge(f"{where} has {len(half)} characters, the limit is {limits.text_chars}.", param=where)
+
+
+def _where(error: orjson.JSONDecodeError) -> str:
+    # The message of orjson is "what: line 1 column 5 (char 4)"; it never quotes the document.
+    return str(error)
+
+
+def _refusal(error: ValidationError) -> InvalidInput:
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return InvalidInput(f"{field[:64]} is no field of this request; known are {', '.join(ClassifyRequest.model_fields)}.", param=field[:64])
+    if first["type"] == "missing":
+        return InvalidInput(f"{field} is missing.", param=field)
+    return InvalidInput(f"{field}: {first['msg']}.", param=field)
+
+
+def answer_json(answer: dict[str, Any]) -> bytes:
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

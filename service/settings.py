@@ -1,0 +1,49 @@
+"""
+Everything the service can be told beside its models, host and port.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from command import BadUsage
+
+
+class Settings(BaseSettings):
+    """Read once, at start, from DRBERT_* variables, and passed on."""
+
+    model_config = SettingsConfigDict(env_prefix="DRBERT_", frozen=True)
+
+    runtime: Literal["auto", "openvino", "onnxruntime"] = "auto"
+    """The engine; what is asked for by name is in use or the start fails."""
+    threads: int | None = Field(default=None, ge=1)
+    """Processor threads for the engine; by default what quota and affinity leave."""
+    max_batch_size: int = Field(default=16, ge=1, le=16)
+    max_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens a batch may hold, padding counted."""
+    max_waiting: int = Field(default=2048, ge=1)
+    """Texts that may wait; one more is refused with 429."""
+    max_texts: int = Field(default=1000, ge=1)
+    """Texts a request may hold; more are refused with 413."""
+    max_text_chars: int = Field(default=131_072, ge=1)
+    """Characters a text (or a pair's half) may hold; more are refused with 413."""
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """A text that waited longer is answered with 504 and never reaches the model."""
+    drain_timeout_s: float = Field(default=20.0, gt=0)
+    """How long accepted requests may take to finish after SIGTERM."""
+    warm_up_s: float = Field(default=5.0, ge=0)
+    """The longest time a model is warmed up before the service is ready."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+def read_settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "DRBERT_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise BadUsage(f"{name}: {first['msg']} (it is {first['input']!r}).") from None
