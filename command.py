@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
 
 def finish(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command to its end and exits with its code; every way to fail has one."""
-    name = main.__module__.removesuffix(".__main__")
+    spec = sys.modules["__main__"].__spec__
+    name = (spec.name if spec else main.__module__).removesuffix(".__main__")
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

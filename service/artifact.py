@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from command import BadInput
+from command import UNAVAILABLE, BadInput
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -26,6 +26,12 @@ Precision = Literal["f32", "bf16"]
 
 class ArtifactError(BadInput):
     """The folder is not an artifact this service can trust."""
+
+
+class ArtifactMissing(ArtifactError):
+    """There is no artifact where one was named."""
+
+    exit_code = UNAVAILABLE
 
 
 class _Part(BaseModel):
@@ -145,10 +151,10 @@ def read_artifact(directory: Path) -> Artifact:
 
 def read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
-        raise ArtifactError(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.")
+        raise ArtifactMissing(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.")
     path = directory / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
+        raise ArtifactMissing(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:

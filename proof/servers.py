@@ -1,0 +1,110 @@
+"""
+Starts and stops the servers of a run, pinned to their processors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from command import Unavailable
+from proof.plan import Plan
+
+READY_WITHIN_S = 120
+STOPPED_WITHIN_S = 30
+
+
+@contextmanager
+def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
+    """A server that has loaded the plan's arms in `order`; yields its /info. Unavailable if it does not get ready."""
+    arms = [plan.arms[i] for i in order]
+    command = [sys.executable, "-m", "service", *(f"{arm.name}={arm.artifact}" for arm in arms), "--port", str(plan.port)]
+    _check_port(plan.port)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | plan.settings, preexec_fn=_pinned(plan.server_cpus)
+        )
+    try:
+        url = f"http://127.0.0.1:{plan.port}"
+        _wait_until_ready(process, url, log)
+        with urllib.request.urlopen(f"{url}/info", timeout=10) as response:
+            yield json.load(response)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOPPED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def generate(plan: Plan, restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path) -> None:
+    """Runs Locust over one restart's schedule."""
+    environment = os.environ | {
+        "PLAN": str(plan.path), "RESTART": str(restart), "SLOT": str(slot), "RUN": run, "ROWS": str(rows), "FACTS": str(facts),
+        # No .pyc is written where the plan's owner may not write, and no look for updates is made.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    loadtests = Path(__file__).parent.parent / "loadtests"
+    command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]
+    with log.open("ab") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=output, env=environment, preexec_fn=_pinned(plan.generator_cpus), check=False
+        )
+    # Locust ends with 1 when a request failed; the gates judge that by the rows.
+    if done.returncode not in (0, 1) or not rows.exists():
+        raise Unavailable(f"Locust ended with {done.returncode}; {log} says why.")
+
+
+def throttled_us() -> int:
+    """Microseconds this cgroup has been throttled for so far; 0 where that cannot be read."""
+    for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
+        try:
+            facts = dict(line.split() for line in Path(path).read_text().splitlines())
+        except OSError:
+            continue
+        return int(facts.get("throttled_usec", int(facts.get("throttled_time", 0)) // 1000))
+    return 0
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    give_up = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            raise Unavailable(f"The server ended with {process.returncode} before it was ready: {_last_line(log)}")
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise Unavailable(f"The server was not ready within {READY_WITHIN_S} s; {log} says why.")
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Unavailable(f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another in the plan's [server].") from None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _pinned(cpus: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    """Pins a child to those of its processors that there are; to none in particular if the plan names none."""
+    wanted = set(cpus) & os.sched_getaffinity(0)
+    return (lambda: os.sched_setaffinity(0, wanted)) if wanted else None

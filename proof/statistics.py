@@ -1,0 +1,72 @@
+"""
+From latencies to an interval: one number a restart, Student's t over restarts.
+
+Noise inside a restart, autocorrelation included, is in the scatter between restarts already,
+so nothing is resampled and K × arms numbers are enough to check a result by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student_t
+
+Matrix = npt.NDArray[np.float64]
+
+
+def statistic(name: str, latencies: npt.NDArray[np.float64]) -> float:
+    """p50, p95, p99 (numpy's linear interpolation) or the mean of latencies, in their unit."""
+    if name == "mean":
+        return float(latencies.mean())
+    return float(np.percentile(latencies, float(name.removeprefix("p"))))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """δ, its standard error and degrees of freedom; all on the log scale."""
+
+    delta: float
+    error: float
+    freedom: int
+
+    @property
+    def ratio(self) -> float:
+        return math.exp(self.delta)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """The two-sided interval of that confidence, log scale."""
+        reach = float(student_t.ppf(0.5 + confidence / 2, self.freedom)) * self.error
+        return self.delta - reach, self.delta + reach
+
+
+def adjusted_contrast(y: Matrix, positions: npt.NDArray[np.int64], contrast: Matrix) -> Estimate:
+    """The mean contrast over restarts, with the scatter that load position causes taken out of its error.
+
+    `y` (K, arms) holds log statistics, `positions` (K, arms) each arm's place in the load order,
+    `contrast` (arms,) sums to zero. With e the deviations from each restart's mean, π[p] the mean
+    of e over the cells loaded at p, and û = e − (arm means of e) − π:
+
+        δ = mean_r Σ_a c·y      s² = Σ_r (Σ_a c·û)² / (K − 2)      error = s / √K,  K − 2 degrees of freedom
+    """
+    restarts = len(y)
+    e = y - y.mean(axis=1, keepdims=True)
+    effect = {p: e[positions == p].mean() for p in np.unique(positions)}
+    pi = np.vectorize(effect.__getitem__, otypes=[float])(positions)
+    residual = (e - e.mean(axis=0, keepdims=True) - pi) @ contrast
+    s = math.sqrt(float((residual**2).sum()) / (restarts - 2))
+    return Estimate(float((y @ contrast).mean()), s / math.sqrt(restarts), restarts - 2)
+
+
+def plain_contrast(differences: npt.NDArray[np.float64]) -> Estimate:
+    """The mean of one difference a restart, with Student's usual error."""
+    restarts = len(differences)
+    return Estimate(float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(restarts), restarts - 1)
+
+
+def slope(values: npt.NDArray[np.float64]) -> float:
+    """Least-squares change of `values` from the first to the last of them."""
+    place = np.linspace(-0.5, 0.5, len(values))
+    return float((place @ (values - values.mean())) / (place @ place))
