@@ -1,0 +1,15 @@
+"""
+What some tests need and some machines lack: the only reasons for which a test may be skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's research data")
+gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from service.batcher import Batcher
+from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ShuttingDown
+
+
+@dataclass(frozen=True)
+class Word:
+    name: str
+    tokens: int = 4
+
+
+@dataclass
+class Echo:
+    """A model that answers each item with itself, once the gate is open; it remembers its batches."""
+
+    padding_safe: bool = True
+    gate: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[str]] = field(default_factory=list)
+
+    def padded_length(self, tokens: int) -> int:
+        return tokens
+
+    def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        self.batches.append([word.name for word in batch])
+
+        def finish() -> list[str]:
+            assert self.gate.wait(10)
+            if any(word.name == "poison" for word in batch):
+                raise ValueError("poisoned")
+            if any(word.name == "short" for word in batch):
+                return []
+            return [word.name for word in batch]
+
+        return finish
+
+
+@asynccontextmanager
+async def running(model: Echo, **limits: Any) -> AsyncIterator[Batcher]:
+    batcher = Batcher({"echo": model}, **limits)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        model.gate.set()
+        assert await batcher.close(10)
+
+
+async def ask(batcher: Batcher, *names: str, tokens: int = 4, timeout_s: float = math.inf) -> list[str]:
+    return [row.value for row in await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def block(batcher: Batcher, model: Echo) -> asyncio.Task[list[str]]:
+    """Occupies the model with one item, so that what follows waits."""
+    task = asyncio.create_task(ask(batcher, "blocker"))
+    await until(lambda: bool(model.batches))
+    return task
+
+
+async def test_what_waits_while_the_model_works_is_one_batch() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        blocker = await block(batcher, model)
+        others = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await asyncio.gather(blocker, *others) == [["blocker"], ["a"], ["b"], ["c"]]
+    assert model.batches == [["blocker"], ["a", "b", "c"]]
+
+
+async def test_a_cancelled_caller_does_not_disturb_its_neighbours() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        first, gone, last = [asyncio.create_task(ask(batcher, name)) for name in ("first", "gone", "last")]
+        await until(lambda: batcher.waiting == 3)
+        gone.cancel()
+        await asyncio.wait([gone])
+        model.gate.set()
+        assert await first == ["first"]
+        assert await last == ["last"]
+    assert model.batches[1] == ["first", "last"]
+
+
+async def test_a_poisonous_text_hurts_nobody_else() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        good, poison, fine = [asyncio.create_task(ask(batcher, name)) for name in ("good", "poison", "fine")]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await good == ["good"]
+        assert await fine == ["fine"]
+        with pytest.raises(ModelFailed):
+            await poison
+        assert await ask(batcher, "after") == ["after"]
+
+
+async def test_a_short_result_is_an_error_and_not_a_hang() -> None:
+    model = Echo()
+    model.gate.set()
+    async with running(model) as batcher:
+        with pytest.raises(ModelOutputInvalid, match="0 rows for 1 texts"):
+            await ask(batcher, "short")
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        waiting = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded, match="limit of 2") as refused:
+            await ask(batcher, "c")
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 1
+        model.gate.set()
+        assert await asyncio.gather(*waiting) == [["a"], ["b"]]
+
+
+async def test_a_list_is_admitted_whole_or_not_at_all() -> None:
+    model = Echo()
+    async with running(model, max_waiting=3) as batcher:
+        await block(batcher, model)
+        first = asyncio.create_task(ask(batcher, "a", "b"))
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c", "d")
+        assert batcher.waiting == 2
+        model.gate.set()
+        assert await first == ["a", "b"]
+
+
+async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        blocker = await block(batcher, model)
+        accepted = asyncio.create_task(ask(batcher, "accepted"))
+        await until(lambda: batcher.waiting == 1)
+        closing = asyncio.create_task(batcher.close(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await ask(batcher, "late")
+        model.gate.set()
+        assert await closing
+        assert await blocker == ["blocker"]
+        assert await accepted == ["accepted"]
+
+
+async def test_a_drain_that_takes_too_long_answers_who_still_waits() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "waiting"))
+    await until(lambda: batcher.waiting == 1)
+    assert not await batcher.close(0.05)
+    with pytest.raises(ShuttingDown):
+        await waiting
+    model.gate.set()
+
+
+async def test_a_long_text_among_many_short_ones_is_not_starved() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=2) as batcher:
+        await block(batcher, model)
+        long = asyncio.create_task(ask(batcher, "long", tokens=100))
+        await until(lambda: batcher.waiting == 1)
+        short = [asyncio.create_task(ask(batcher, f"s{i}")) for i in range(10)]
+        await until(lambda: batcher.waiting == 11)
+        model.gate.set()
+        await asyncio.gather(long, *short)
+    assert model.batches[1] == ["long"]
+
+
+async def test_a_short_text_does_not_pay_for_a_long_neighbour() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (10, 100, 12, 90)]
+        await until(lambda: batcher.waiting == 4)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["10", "12"], ["100", "90"]]
+
+
+async def test_padding_counts_against_the_token_budget() -> None:
+    model = Echo()
+    async with running(model, max_batch_tokens=40) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (16, 20, 18)]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["16", "20"], ["18"]]
+
+
+async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
+    model = Echo(padding_safe=False)
+    async with running(model) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (10, 11, 10)]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1] == ["10", "10"]
+
+
+async def test_a_batch_is_rounded_down_to_a_size_the_engine_likes() -> None:
+    model = Echo()
+    async with running(model, batch_size=lambda waiting: min(waiting, 2)) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
+    assert model.batches[1:] == [["a", "b"], ["c"]]
+
+
+async def test_a_text_whose_deadline_has_passed_never_reaches_the_model() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        late = asyncio.create_task(ask(batcher, "late", timeout_s=0.0))
+        await until(lambda: batcher.waiting == 1)
+        model.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+    assert model.batches == [["blocker"]]
+
+
+async def test_two_models_share_the_queue_in_order_of_arrival() -> None:
+    one, two = Echo(), Echo()
+    two.gate = one.gate
+    batcher = Batcher({"one": one, "two": two})
+    batcher.start()
+    first = asyncio.create_task(batcher.submit("one", [Word("blocker")]))
+    await until(lambda: bool(one.batches))
+    tasks = [asyncio.create_task(batcher.submit(model, [Word(name)])) for model, name in (("two", "a"), ("one", "b"), ("two", "c"))]
+    await until(lambda: batcher.waiting == 3)
+    one.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert await batcher.close(10)
+    assert two.batches == [["a", "c"]]
+    assert one.batches == [["blocker"], ["b"]]
+
+
+async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
+    model = Echo()
+    async with running(model, in_flight=2, max_batch_size=1) as batcher:
+        tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        # Two are started before either has finished; the third waits.
+        await until(lambda: len(model.batches) == 2)
+        assert batcher.waiting == 1
+        model.gate.set()
+        assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.artifact import Artifact
+from service.classifier import Classifier, sigmoid, softmax
+from service.errors import InvalidInput, ModelOutputInvalid
+from service.runtimes import Runtime, RuntimeUnavailable
+from service.runtimes.auto import Choice, choose, load
+from service.runtimes.onnxruntime import OnnxRuntime
+from service.runtimes.openvino import OpenVinoRuntime, native_precisions
+
+
+@pytest.fixture(params=["openvino", "onnxruntime"])
+def runtime(request: pytest.FixtureRequest, artifact: Artifact) -> Runtime:
+    return load(artifact, Choice("cpu-fp32", request.param, "test"), threads=1)
+
+
+def test_both_runtimes_give_the_same_logits(artifact: Artifact, runtime: Runtime) -> None:
+    classifier = Classifier(artifact, runtime)
+    logits = classifier.predict([classifier.encode("good good"), classifier.encode("bad film a b c")])
+    assert logits.tolist() == [[0.0, 2.0], [1.0, 0.0]]
+
+
+def test_a_result_is_not_overwritten_by_the_next_batch(artifact: Artifact, runtime: Runtime) -> None:
+    classifier = Classifier(artifact, runtime)
+    first = classifier.predict([classifier.encode("good")])
+    classifier.predict([classifier.encode("bad")])
+    assert first.tolist() == [[0.0, 1.0]]
+
+
+def test_nan_is_an_error_and_not_an_answer(artifact: Artifact, runtime: Runtime) -> None:
+    classifier = Classifier(artifact, runtime)
+    with pytest.raises(ModelOutputInvalid, match="NaN or infinity"):
+        classifier.predict([classifier.encode("poison")])
+
+
+def test_a_wrong_number_of_labels_is_an_error(artifact: Artifact, runtime: Runtime) -> None:
+    changed = Artifact(artifact.directory, artifact.manifest.model_copy(update={"labels": ["a", "b", "c"]}))
+    classifier = Classifier(changed, runtime)
+    with pytest.raises(ModelOutputInvalid, match=r"\(1, 2\), \(1, 3\) was due"):
+        classifier.predict([classifier.encode("good")])
+
+
+def test_a_pair_is_encoded_with_its_types(artifact: Artifact, runtime: Runtime) -> None:
+    encoded = Classifier(artifact, runtime).encode("good film", "bad")
+    assert encoded.type_ids == [0, 0, 0, 0, 1, 1]
+
+
+def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(artifact: Artifact, runtime: Runtime) -> None:
+    classifier = Classifier(artifact, runtime)
+    assert classifier.encode("good " * 14, truncate="none").tokens == 16
+    with pytest.raises(InvalidInput, match="17 tokens, the model reads 16"):
+        classifier.encode("good " * 15, truncate="none")
+
+
+def test_warming_up_runs_at_least_one_shape_and_ends_in_time(artifact: Artifact, runtime: Runtime) -> None:
+    classifier = Classifier(artifact, runtime)
+    assert classifier.warm_up(0) >= 1
+    assert classifier.warm_up(60) == len(classifier.shapes.lengths) * len(classifier.shapes.batch_sizes)
+
+
+def test_softmax_and_sigmoid_bear_any_finite_logits() -> None:
+    extreme = np.array([-3e38, 0.0, 3e38], np.float32)
+    assert softmax(extreme).tolist() == [0.0, 0.0, 1.0]
+    assert sigmoid(extreme).tolist() == [0.0, 0.5, 1.0]
+    assert softmax(np.array([-1e4, -2e4], np.float32)).tolist() == [1.0, 0.0]
+
+
+def test_openvino_says_the_precision_it_really_uses(artifact: Artifact) -> None:
+    assert OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1).precision == "f32"
+    assert "f32" in native_precisions()
+
+
+def test_onnx_runtime_refuses_what_it_would_run_in_fp32(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match="not model.onnx in bf16"):
+        OnnxRuntime(artifact.path("model.onnx"), "bf16", 1)
+
+
+def test_auto_takes_the_variant_that_passed_its_gate(artifact: Artifact) -> None:
+    held = artifact.manifest.variants["cpu-fp32"]
+    failed = held.model_copy(update={"gate": held.gate.model_copy(update={"passed": False, "reason": "too far off"})})
+    both = Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-bf16": failed, "cpu-fp32": held}}))
+    choice = choose(both)
+    assert choice.variant == "cpu-fp32"
+    assert "too far off" in choice.why
+    none = Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-fp32": failed}}))
+    with pytest.raises(RuntimeUnavailable, match="too far off"):
+        choose(none)
+
+
+def test_what_is_asked_for_by_name_and_not_held_is_an_error(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match="holds no variant 'cpu-int8'; it holds cpu-fp32"):
+        choose(artifact, "cpu-int8")
+    assert choose(artifact, "cpu-fp32", "onnxruntime").runtime == "onnxruntime"

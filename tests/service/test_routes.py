@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.artifact import Artifact
+from service.models import Models
+from service.routes import build_app
+from service.settings import Settings
+from tests.worlds import MAX_TOKENS, write_artifact
+
+
+@asynccontextmanager
+async def client_of(*artifacts: Artifact, load: bool = True, **settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
+    models = Models({a.manifest.name: a for a in artifacts}, Settings(warm_up_s=0, **settings))
+    if load:
+        models.load()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(models)), base_url="http://test") as client:
+        yield client, models
+    await models.drain()
+
+
+async def classify(client: httpx.AsyncClient, body: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await client.post("/classify", content=content)
+
+
+async def test_a_text_is_answered_with_its_label_and_all_probabilities(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, {"input": "good good film"})
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["object"] == "list"
+    assert answer["model"] == "reviews"
+    [item] = answer["data"]
+    likely = 1 / (1 + math.exp(-2))
+    assert item["label"] == "POSITIVE"
+    assert item["score"] == pytest.approx(likely)
+    assert item["probs"] == pytest.approx([1 - likely, likely])
+    assert [entry["label"] for entry in item["scores"]] == ["POSITIVE", "NEGATIVE"]
+    assert (item["tokens"], item["truncated"], item["num_classes"]) == (5, False, 2)
+    assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": 0}
+
+
+async def test_a_list_is_answered_in_its_order(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = (await classify(client, {"inputs": ["good", "bad", {"text": "bad", "text_pair": "good good"}]})).json()
+    assert [(item["index"], item["label"]) for item in answer["data"]] == [(0, "POSITIVE"), (1, "NEGATIVE"), (2, "POSITIVE")]
+
+
+async def test_top_k_and_threshold_cut_the_scores_and_not_the_probs(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        top = (await classify(client, {"input": "good", "top_k": 1})).json()["data"][0]
+        above = (await classify(client, {"input": "good good good", "threshold": 0.9})).json()["data"][0]
+    assert len(top["scores"]) == 1
+    assert len(top["probs"]) == 2
+    assert [entry["label"] for entry in above["scores"]] == ["POSITIVE"]
+
+
+async def test_a_multi_label_model_names_every_label_above_the_threshold(tmp_path: Path) -> None:
+    several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
+    async with client_of(several) as (client, _):
+        item = (await classify(client, {"input": "good bad"})).json()["data"][0]
+        none = (await classify(client, {"input": "film", "threshold": 0.6})).json()["data"][0]
+    assert sorted(item["labels"]) == ["angry", "glad"]
+    assert item["probs"] == pytest.approx([1 / (1 + math.exp(-1))] * 2)
+    assert none["labels"] == []
+
+
+async def test_a_regression_model_answers_its_value(tmp_path: Path) -> None:
+    value = write_artifact(tmp_path / "value", labels=("score",), task="regression")
+    async with client_of(value) as (client, _):
+        item = (await classify(client, {"input": "bad bad bad"})).json()["data"][0]
+    assert item["score"] == pytest.approx(3.0)
+
+
+async def test_a_caller_may_ask_for_logits(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        ours = (await classify(client, {"input": "good good", "activation": "none"})).json()["data"][0]
+        vllms = (await classify(client, {"input": "good good", "use_activation": False})).json()["data"][0]
+    assert ours["probs"] == vllms["probs"] == [0.0, 2.0]
+
+
+async def test_a_long_text_is_cut_where_asked_and_says_so(artifact: Artifact) -> None:
+    text = "good " * 20 + "bad " * 20
+    async with client_of(artifact) as (client, _):
+        right = (await classify(client, {"input": text})).json()["data"][0]
+        left = (await classify(client, {"input": text, "truncate": "left"})).json()["data"][0]
+        none = await classify(client, {"input": ["good", text], "truncate": "none"})
+    assert (right["label"], right["truncated"], right["tokens"]) == ("POSITIVE", True, MAX_TOKENS)
+    assert left["label"] == "NEGATIVE"
+    assert none.status_code == 422
+    assert none.json()["error"]["param"] == "input[1]"
+    assert "42 tokens, the model reads 16" in none.json()["error"]["message"]
+
+
+async def test_an_answer_does_not_depend_on_its_neighbours(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        alone = (await classify(client, {"input": "good"})).json()["data"][0]
+        company = (await classify(client, {"input": ["good", "bad film a", "bad bad bad"]})).json()["data"][0]
+    assert alone["probs"] == company["probs"]
+
+
+async def test_a_poisonous_text_is_a_500_of_its_own(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        poisoned, fine = await asyncio.gather(classify(client, {"input": "poison"}), classify(client, {"input": "good"}))
+        endless = await classify(client, {"input": "endless"})
+    assert poisoned.status_code == endless.status_code == 500
+    assert poisoned.json()["error"]["code"] == "model_output_invalid"
+    assert fine.status_code == 200
+
+
+LONG_TEXT = "word " * 100_000
+
+REFUSED: list[tuple[str, Any, int, str | None, str]] = [
+    ("a broken document", b"{", 400, None, "not UTF-8 JSON"),
+    ("bytes that are not UTF-8", b'{"input":"\xff"}', 400, None, "not UTF-8 JSON"),
+    ("a lone surrogate", rb'{"input":"\ud800"}', 400, None, "surrogate"),
+    ("a document that is no object", [1], 422, None, "must be an object"),
+    ("no input", {}, 422, "input", "input is missing"),
+    ("a number", {"input": 3}, 422, "input", "input is a number"),
+    ("null", {"input": None}, 422, "input", "input is null"),
+    ("token ids", {"input": [1, 2]}, 422, "input[0]", "input[0] is a number"),
+    ("an empty text", {"input": ["good", " "]}, 422, "input[1]", "input[1] is empty"),
+    ("an empty list", {"input": []}, 422, "input", "empty list"),
+    ("half a pair", {"input": {"text_pair": "a"}}, 422, "input.text", "input.text is null"),
+    ("a pair with more", {"input": {"text": "a", "label": "b"}}, 422, "input", "unknown field"),
+    ("an unknown field", {"input": "a", "colour": 1}, 422, "colour", "colour is no field"),
+    ("both names", {"input": "a", "inputs": "b"}, 422, "inputs", "the same field"),
+    ("top_k of nothing", {"input": "a", "top_k": 0}, 422, "top_k", "greater than or equal to 1"),
+    ("top_k in words", {"input": "a", "top_k": "two"}, 422, "top_k", "valid integer"),
+    ("a threshold above one", {"input": "a", "threshold": 1.5}, 422, "threshold", "less than or equal to 1"),
+    ("an unknown activation", {"input": "a", "activation": "relu"}, 422, "activation", "'auto', 'softmax'"),
+    ("a chat", {"input": "a", "messages": []}, 422, "messages", "messages is not supported"),
+    ("a priority", {"input": "a", "priority": 1}, 422, "priority", "0"),
+    ("an unknown model", {"input": "a", "model": "b"}, 404, "model", "loaded are reviews"),
+    ("10,000 texts", {"input": ["a"] * 10_000}, 413, "input", "10000 texts, the limit is 1000"),
+    ("a 100,000-word text", {"input": LONG_TEXT}, 413, "input", "500000 characters, the limit is 131072"),
+    ("a long half of a pair", {"input": [{"text": "a", "text_pair": LONG_TEXT}]}, 413, "input[0]", "the limit is 131072"),
+    ("a 10 MB body", b'{"input":"' + b"a" * 10_000_000 + b'"}', 413, "body", "the limit is 4194304"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+async def test_bad_input_gets_its_status_and_a_message_that_names_it(
+    artifact: Artifact, body: Any, status: int, param: str | None, words: str
+) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, body)
+        after = await classify(client, {"input": "good"})
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert error["param"] == param
+    assert words in error["message"]
+    assert LONG_TEXT[:50] not in error["message"]
+    assert after.status_code == 200
+
+
+async def test_a_body_without_a_length_is_capped_too(artifact: Artifact) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    async with client_of(artifact, max_body_bytes=5000) as (client, _):
+        response = await client.post("/classify", content=chunks())
+    assert response.status_code == 413
+    assert "more than 5000 bytes" in response.json()["error"]["message"]
+
+
+async def test_nul_is_ordinary_text(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, {"input": "good\u0000"})
+    assert response.status_code == 200
+
+
+async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
+    async with client_of(artifact, max_waiting=1) as (client, _):
+        response = await classify(client, {"input": ["good", "bad"]})
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+    assert "limit of 1" in response.json()["error"]["message"]
+
+
+async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) -> None:
+    async with client_of(artifact, load=False) as (client, _):
+        statuses = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/health")]
+        refused = await classify(client, {"input": "good"})
+    assert statuses == [200, 503, 503]
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "not_ready"
+
+
+async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        assert (await client.get("/readyz")).status_code == 200
+        await models.drain()
+        assert (await client.get("/readyz")).status_code == 503
+        refused = await classify(client, {"input": "good"})
+    assert refused.json()["error"]["code"] == "shutting_down"
+
+
+async def test_every_answer_says_where_its_time_went_and_who_gave_it(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        response = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-1"})
+        other = await client.get("/livez")
+    names = [part.strip().split(";")[0] for part in response.headers["server-timing"].split(",")]
+    assert names == ["tokenize", "queue", "inference", "total"]
+    assert 'desc="b=1 t=4"' in response.headers["server-timing"]
+    assert response.headers["x-request-id"] == "mine-1"
+    assert response.json()["id"] == "classify-mine-1"
+    assert response.headers["x-instance-id"] == other.headers["x-instance-id"] == models.instance_id
+
+
+async def test_metrics_count_requests_texts_and_tokens(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        await classify(client, {"input": ["good", "bad film"]})
+        await classify(client, {"input": ""})
+        page = (await client.get("/metrics")).text
+    value = models.metrics.registry.get_sample_value
+    assert value("drbert_requests_total", {"model": "reviews", "code": "200"}) == 1
+    assert value("drbert_requests_total", {"model": "", "code": "422"}) == 1
+    assert value("drbert_rejected_total", {"reason": "invalid_input"}) == 1
+    assert value("drbert_tokens_total", {"model": "reviews"}) == 7
+    assert value("drbert_inference_duration_seconds_count", {"model": "reviews"}) == 1
+    assert value("drbert_queue_duration_seconds_count", {"model": "reviews"}) == 2
+    assert value("drbert_inflight_requests") == 0
+    assert 'drbert_model_info{digest="' in page
+
+
+METRICS = {
+    "requests_total", "request_duration_seconds", "tokenize_duration_seconds", "queue_duration_seconds",
+    "inference_duration_seconds", "batch_size", "batch_tokens", "padding_tokens_total", "tokens_total", "truncated_total",
+    "queue_depth", "inflight_requests", "rejected_total", "model_info", "ready", "event_loop_lag_seconds",
+}
+
+
+async def test_the_metrics_of_the_contract_are_all_there(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        page = (await client.get("/metrics")).text
+    described = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
+    assert {f"drbert_{name}" for name in METRICS} <= described
+
+
+async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        info = (await client.get("/info")).json()
+        listed = (await client.get("/v1/models")).json()
+    model = info["models"]["reviews"]
+    assert (model["variant"], model["runtime"], model["precision"]) == ("cpu-fp32", "openvino", "f32")
+    assert model["digest"] == artifact.digest
+    assert info["instance_id"] == models.instance_id
+    assert [entry["id"] for entry in listed["data"]] == ["reviews"]
+
+
+async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        page = (await client.get("/docs")).text
+        script = await client.get("/docs/files/swagger-ui-bundle.js")
+        described = (await client.get("/openapi.json")).json()
+    assert "https://" not in page
+    assert script.status_code == 200
+    assert "input" in described["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+async def test_an_unknown_path_is_answered_in_the_same_form(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        missing, wrong = await client.get("/nope"), await client.get("/classify")
+    assert (missing.status_code, wrong.status_code) == (404, 405)
+    assert missing.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("name", ["input", "inputs"])
+async def test_both_names_of_the_field_mean_the_same(artifact: Artifact, name: str) -> None:
+    async with client_of(artifact) as (client, _):
+        assert (await classify(client, {name: "good"})).json()["data"][0]["label"] == "POSITIVE"
+
+

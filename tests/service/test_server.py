@@ -1,0 +1,134 @@
+"""The service as a process, over a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.artifact import Artifact
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | environment,
+    )
+
+
+@contextmanager
+def serving(artifact: Artifact, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port()
+    process = start(f"reviews={artifact.directory}", "--port", str(port), **environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        give_up = time.monotonic() + 60
+        while not ready(url):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def classify(url: str, text: str) -> dict[str, Any]:
+    # As a bare `curl -d` does it: a form's content type.
+    request = urllib.request.Request(f"{url}/classify", json.dumps({"input": text}).encode())
+    with urllib.request.urlopen(request, timeout=30) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process):
+        assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+        events = [json.loads(line)["event"] for line in output.splitlines()]
+    assert events == ["model ready", "ready", "draining", "drained"]
+
+
+def test_no_text_is_ever_logged(artifact: Artifact) -> None:
+    with serving(artifact, DRBERT_LOG_LEVEL="DEBUG") as (url, process):
+        classify(url, "good zanzibar")
+        with pytest.raises(urllib.error.HTTPError):
+            classify(url, "poison zanzibar")
+        process.send_signal(signal.SIGTERM)
+        assert "zanzibar" not in process.communicate(timeout=30)[0]
+
+
+def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start(str(artifact.directory), "--port", str(taken.getsockname()[1]))
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 69
+    assert output.count("\n") == 1
+    assert "choose another with --port" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere"], 69, "python -m export CHECKPOINT nowhere"),
+        ([], 64, "ARTIFACT"),
+        (["--no-such-option"], 64, "usage"),
+        (["a=x", "a=y"], 64, "Two models are called 'a'"),
+    ],
+)
+def test_a_wrong_start_ends_with_its_code_and_the_remedy(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    process = start(*arguments)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_a_changed_artifact_ends_with_65(artifact: Artifact) -> None:
+    artifact.path("model.onnx").write_bytes(b"x")
+    process = start(str(artifact.directory))
+    assert "model.onnx has changed since export" in process.communicate(timeout=60)[0]
+    assert process.returncode == 65
+
+
+def test_a_variable_that_makes_no_sense_is_named(artifact: Artifact) -> None:
+    process = start(str(artifact.directory), DRBERT_THREADS="many")
+    assert "DRBERT_THREADS" in process.communicate(timeout=60)[0]
+    assert process.returncode == 64
+
+
+def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: Artifact) -> None:
+    process = start(str(artifact.directory), "--port", str(free_port()), "--variant", "cpu-bf16")
+    assert "holds no variant 'cpu-bf16'" in process.communicate(timeout=60)[0]
+    assert process.returncode == 69

@@ -1,0 +1,81 @@
+"""
+Small real things for tests to work on: a tokenizer, an ONNX model whose answers can be added up by hand, an artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from service.artifact import MANIFEST, Artifact, Gate, Manifest, Parity, Variant, read_artifact, sha256
+
+WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
+# What each word adds to the logits (NEGATIVE, POSITIVE).
+WEIGHTS: Mapping[str, tuple[float, float]] = {
+    "good": (0.0, 1.0), "bad": (1.0, 0.0), "poison": (float("nan"), 0.0), "endless": (float("inf"), 0.0),
+}
+MAX_TOKENS = 16
+
+
+def write_tokenizer(path: Path) -> None:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(path))
+
+
+def write_model(path: Path, labels: int = 2) -> None:
+    """A bag of words: the sum of what each token adds, padding left out by the mask."""
+    table = np.zeros((4 + len(WORDS), labels), np.float32)
+    for word, weights in WEIGHTS.items():
+        table[4 + WORDS.index(word)] = (weights * labels)[:labels]
+    integers = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"]) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["seen"], "/bert/embeddings/Gather"),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], "/bert/Cast", to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"], "/bert/Unsqueeze"),
+        # Where, not Mul: a masked NaN is still NaN times zero.
+        helper.make_node("Cast", ["column"], ["real"], "/bert/Cast_1", to=TensorProto.BOOL),
+        helper.make_node("Where", ["real", "seen", "nothing"], ["kept"], "/bert/Where"),
+        helper.make_node("Cast", ["token_type_ids"], ["types"], "/bert/Cast_2", to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["kept", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0),
+    ]
+    constants = {"table": table, "last": np.array([2]), "axis": np.array([1]), "nothing": np.zeros((), np.float32)}
+    graph = helper.make_graph(
+        nodes, "bag", integers, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"), **changes: Any) -> Artifact:
+    """A whole artifact, read back through the reader that the service uses."""
+    folder.mkdir(parents=True)
+    write_tokenizer(folder / "tokenizer.json")
+    write_model(folder / "model.onnx", len(labels))
+    parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
+    variant = Variant(
+        runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,
+        weight_bytes=96, parity=parity, gate=Gate(passed=True, reason="made by hand"),
+    )
+    values: dict[str, Any] = {
+        "schema_version": 1, "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
+        "takes_pairs": True, "max_tokens": MAX_TOKENS, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
+        "encoder_digest": "e" * 64, "head_digest": "d" * 64, "tokenizer_digest": sha256(folder / "tokenizer.json"),
+        "parameters": 24, "flops_per_token": 0, "padding_safe": True, "dropped": None, "kept_decoder_layers": 0,
+        "variants": {"cpu-fp32": variant}, "provenance": {},
+        "files": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
+    }
+    manifest = Manifest.model_validate(values | changes)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return read_artifact(folder)
