@@ -52,53 +52,55 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, stop_a
     precision = choose_precision(run.precision, device)
 
     out.mkdir(parents=True, exist_ok=True)
-    step, seconds, saved = 0, 0.0, out / "progress"
+    step, seconds, held_out, saved = 0, 0.0, None, out / "progress"
     if resume and saved.exists():
         progress = load_progress(saved, model, optimiser)
         if progress["config"] != config.as_dict():
             raise BadInput(f"{out} was begun with another config; give the one it was begun with, or another --out.")
         step, seconds = progress["step"], progress["seconds"]
-    log = Log(out / "log.csv", keep_before=step)
-
-    model.train()
-    bar = tqdm(total=run.steps, initial=step, desc=out.name, unit="step", mininterval=2)
     started = time.monotonic() - seconds
-    while step < run.steps:
-        optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = rate = learning_rate(step, run)
-        masked = mask_tokens(
-            corpus.batch(step, run.batch_size, run.seed), run.mask_rate, corpus.vocabulary_size,
-            np.random.default_rng([run.seed, step]),
-        )
-        torch.manual_seed(run.seed + step)                       # dropout, where there is any
-        with autocast(precision, device):
-            loss = masked_loss(model, masked, generator_of(run.seed, step), device)
-        loss.backward()                                          # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad()
-        if not math.isfinite(loss.item()):
-            raise BadInput(f"The loss is {loss.item()} at step {step}; lower peak_learning_rate ({run.peak_learning_rate}).")
+    model.train()
+    with Log(out / "log.csv", keep_before=step) as log, tqdm(
+        total=run.steps, initial=step, desc=out.name, unit="step", mininterval=2
+    ) as bar:
+        while step < run.steps:
+            rate = learning_rate(step, run)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            masked = mask_tokens(
+                corpus.batch(step, run.batch_size, run.seed), run.mask_rate, corpus.vocabulary_size,
+                np.random.default_rng([run.seed, step]),
+            )
+            torch.manual_seed(run.seed + step)                       # dropout, where there is any
+            with autocast(precision, device):
+                loss = masked_loss(model, masked, generator_of(run.seed, step), device)
+            loss.backward()                                          # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            if not math.isfinite(loss.item()):
+                raise BadInput(f"The loss is {loss.item()} at step {step}; lower peak_learning_rate ({run.peak_learning_rate}).")
 
-        step += 1
-        bar.update()
-        tokens = step * run.batch_size * config.data.sequence_length
-        seconds = time.monotonic() - started
-        held_out = None
-        if step % run.checkpoint_every == 0 or step == run.steps:
-            held_out = held_out_loss(model, corpus, run, device)
-        log.add(step, tokens, seconds, rate, loss.item(), held_out)
-        bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False)
-        if held_out is not None or step == stop_after:
-            log.flush()
-            save_progress(saved, model, optimiser, {"step": step, "seconds": seconds, "config": config.as_dict()})
-        if step == stop_after and step < run.steps:
-            return
+            step += 1
+            tokens = step * run.batch_size * config.data.sequence_length
+            seconds = time.monotonic() - started
+            due = step % run.checkpoint_every == 0 or step == run.steps
+            held_out = held_out_loss(model, corpus, run, device) if due else None
+            log.add(step, tokens, seconds, rate, loss.item(), held_out)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False)
+            if due or step == stop_after:
+                log.flush()
+                save_progress(saved, model, optimiser, {"step": step, "seconds": seconds, "config": config.as_dict()})
+            if step == stop_after and step < run.steps:
+                return
+        recent = log.mean_loss(100)
 
-    bar.close()
+    final = held_out_loss(model, corpus, run, device) if held_out is None else held_out
     summary = {
         "config": config.as_dict(), "steps": step, "tokens": step * run.batch_size * config.data.sequence_length,
         "seconds": round(seconds, 1), "precision": precision, "device": device_name(device), "threads": torch.get_num_threads(),
-        "training_loss_last_100": log.mean_loss(100), "held_out_loss": held_out_loss(model, corpus, run, device),
+        "training_loss_last_100": recent, "held_out_loss": final,
         "held_out_sequences": HELD_OUT_SEQUENCES,
         "sources": json.loads((corpus.directory / "sources.json").read_text()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
@@ -196,6 +198,12 @@ class Log:
     def add(self, step: int, tokens: int, seconds: float, rate: float, loss: float, held_out: float | None) -> None:
         self._losses.append(loss)
         self._rows.writerow([step, tokens, f"{seconds:.2f}", f"{rate:.3e}", f"{loss:.5f}", "" if held_out is None else f"{held_out:.5f}"])
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def flush(self) -> None:
         self._file.flush()

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
+
+from command import BadInput, BadUsage, CommandError, Unavailable
+from export.__main__ import export, main
+from export.checkpoint import build_model, read_checkpoint
+from graphs.canonical import read_graph, split
+from proof.identity import compare
+from service.artifact import read_artifact
+from service.classifier import Classifier
+from service.runtimes.auto import Choice, load
+from tests.export.worlds import write_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+
+
+def classifier_of(folder: Path, variant: str = "cpu-fp32") -> Classifier:
+    artifact = read_artifact(folder)
+    return Classifier(artifact, load(artifact, Choice(variant, "openvino", "test"), threads=1))
+
+
+def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    assert main([str(checkpoint), str(tmp_path / "artifact")]) == 0
+    printed = capsys.readouterr().out
+    assert "drops the drbert decoder: 2 layers" in printed
+
+    artifact = read_artifact(tmp_path / "artifact")
+    manifest = artifact.manifest
+    tensors = load_file(checkpoint / "model.safetensors")
+    own = {name: t for name, t in tensors.items() if name.startswith("pretraining_decoder.")}
+    assert manifest.dropped is not None
+    assert manifest.dropped.layers == 2
+    assert manifest.dropped.parameters == sum(t.numel() for t in own.values())
+    assert manifest.parameters == sum(t.numel() for name, t in tensors.items() if name not in own)
+    graph = onnx.load(artifact.path("model.onnx")).graph
+    assert not any("decoder" in tensor.name for tensor in graph.initializer)
+
+    classifier = classifier_of(tmp_path / "artifact")
+    model = BertForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    for text in ("good film", "bad", "a b c " * 30):
+        encoded = classifier.encode(text)
+        with torch.no_grad():
+            expected = model(torch.tensor([encoded.ids])).logits.numpy()
+        assert np.allclose(classifier.predict([encoded]), expected, atol=1e-4)
+
+
+def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Path) -> None:
+    manifest = export(str(write_checkpoint(tmp_path / "checkpoint")), tmp_path / "artifact")
+    assert list(manifest.variants) == ["cpu-fp32", "cpu-bf16"]
+    exact, reduced = manifest.variants.values()
+    assert exact.gate.passed
+    assert exact.parity is not None
+    assert exact.parity.texts >= 16
+    assert exact.parity.max_probability_difference < 1e-4
+    # A processor that cannot run bf16 at all leaves the variant unverified, and its gate closed.
+    assert reduced.parity is not None or not reduced.gate.passed
+    assert reduced.weight_bytes * 2 == pytest.approx(exact.weight_bytes, rel=0.01)
+    assert manifest.padding_safe
+    assert manifest.max_tokens == 24
+
+
+def test_twins_have_one_digest_whatever_their_weights(tmp_path: Path) -> None:
+    worlds = {"trained": {"seed": 1}, "zeros": {"fill": 0.0}, "ones": {"fill": 1.0}, "vanilla": {"decoder": False}}
+    found = {}
+    for name, how in worlds.items():
+        manifest = export(str(write_checkpoint(tmp_path / name, **how)), tmp_path / f"{name}-artifact")  # type: ignore[arg-type]
+        found[name] = {v: (held.encoder_digest, held.head_digest, held.weight_bytes) for v, held in manifest.variants.items()}
+    assert found["trained"] == found["zeros"] == found["ones"] == found["vanilla"]
+    result = compare(tmp_path / "vanilla-artifact", tmp_path / "trained-artifact")
+    assert result["same"]
+
+
+def test_the_kept_decoder_is_two_more_layers_and_says_it_means_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = str(write_checkpoint(tmp_path / "checkpoint"))
+    export(checkpoint, tmp_path / "without")
+    kept = export(checkpoint, tmp_path / "with", keep_decoder=True)
+    assert "its answers mean nothing" in capsys.readouterr().out
+    assert kept.kept_decoder_layers == 2
+    assert kept.dropped is None
+    result = compare(tmp_path / "without", tmp_path / "with")
+    assert not result["same"]
+    details = " ".join(d["detail"] for d in result["differences"])
+    assert "/bert/encoder/layer.2, /bert/encoder/layer.3" in details
+    model = build_model(read_checkpoint(checkpoint), keep_decoder=True)
+    tensors = load_file(Path(checkpoint) / "model.safetensors")
+    theirs = tensors["pretraining_decoder.layer.1.output.dense.weight"].float()
+    assert torch.equal(model.state_dict()["bert.encoder.layer.3.output.dense.weight"], theirs)
+
+
+def test_a_design_without_layers_has_nothing_to_keep(tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match="adds no layers that could be kept"):
+        export(str(write_checkpoint(tmp_path / "c", decoder=False)), tmp_path / "artifact", keep_decoder=True)
+
+
+def test_an_encoder_alone_has_the_same_graph_as_a_hugging_face_model(tmp_path: Path) -> None:
+    export(str(write_checkpoint(tmp_path / "c")), tmp_path / "artifact")
+    encoder, head = split(read_graph(tmp_path / "artifact/model.onnx"))
+    assert [node.name for node in head.nodes][-1] == "/classifier/Gemm"
+    linear = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert encoder.flops_per_token() == 2 * linear
+
+
+def broken(folder: Path, what: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    match what:
+        case "no config":
+            (folder / "config.json").unlink()
+        case "no json":
+            (folder / "config.json").write_text("{")
+        case "a pickle only":
+            (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+        case "cut short":
+            (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+        case "a wrong shape":
+            (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
+        case "a missing tensor":
+            del tensors["bert.pooler.dense.bias"]
+            save_file(tensors, folder / "model.safetensors")
+        case "no head":
+            save_file({n: t for n, t in tensors.items() if not n.startswith("classifier")}, folder / "model.safetensors")
+        case "a tensor too many":
+            save_file(tensors | {"bert.surprise": torch.zeros(1)}, folder / "model.safetensors")
+        case "NaN":
+            tensors["classifier.bias"][0] = float("nan")
+            save_file(tensors, folder / "model.safetensors")
+        case "an unknown family":
+            (folder / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+
+
+BROKEN: list[tuple[str, type[CommandError], str]] = [
+    ("no config", Unavailable, "has no config.json"),
+    ("no json", BadInput, "config.json is not JSON"),
+    ("a pickle only", Unavailable, "pytorch_model.bin is a pickle and is never read"),
+    ("no tokenizer", Unavailable, "has no tokenizer.json"),
+    ("cut short", BadInput, "model.safetensors cannot be read"),
+    ("a wrong shape", BadInput, r"has shape \[.*\], its config.json asks for \["),
+    ("a missing tensor", BadInput, "lacks the tensor bert.pooler.dense.bias"),
+    ("no head", BadInput, "has no classification head .*; fine-tune it first"),
+    ("a tensor too many", BadInput, "holds the tensor bert.surprise"),
+    ("NaN", BadInput, "classifier.bias holds NaN"),
+    ("an unknown family", BadInput, "describes no classifier that can be built"),
+]
+
+
+@pytest.mark.parametrize(("what", "error", "words"), BROKEN, ids=[case[0] for case in BROKEN])
+def test_a_broken_checkpoint_is_refused_by_name_and_leaves_nothing_behind(
+    tmp_path: Path, what: str, error: type[CommandError], words: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    broken(folder, what)
+    with pytest.raises(error, match=words):
+        export(str(folder), tmp_path / "artifact")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="does not exist"):
+        export(str(tmp_path / "nowhere"), tmp_path / "artifact")
+
+
+def test_a_folder_that_is_no_artifact_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    with pytest.raises(BadUsage, match="exists and is no artifact"):
+        export(str(write_checkpoint(tmp_path / "c")), tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+
+
+def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match="known are cpu-fp32, cpu-bf16"):
+        main(["c", str(tmp_path / "a"), "--variants", "cpu-int3"])
