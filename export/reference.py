@@ -44,7 +44,7 @@ class Reference:
         self.model = model
         self.max_tokens = max_tokens
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
-        self.inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids")]
+        self.inputs = ("input_ids", "attention_mask", "token_type_ids")
 
     @torch.no_grad()
     def logits(self, texts: Sequence[TextOrPair]) -> npt.NDArray[np.float32]:

@@ -26,7 +26,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     """What is the same and what differs between two artifacts, as identity.json holds it."""
     first, second = read_artifact(a), read_artifact(b)
     shared = [name for name in first.manifest.variants if name in second.manifest.variants]
-    variants = {}
+    variants: dict[str, dict[str, Any]] = {}
     differences = list(_facts(first, second))
     for name in shared:
         parts = _parts(first, name), _parts(second, name)

@@ -19,11 +19,15 @@ import numpy.typing as npt
 
 from proof.evidence import Refused, Start, check_manifest, read_requests, read_starts
 from proof.gates import MOST_DROPPED, Gate
-from proof.plan import FEWEST_RESTARTS, METRICS, STATISTICS, Plan, read_plan
+from proof.plan import FEWEST_RESTARTS, METRICS, STATISTICS, Plan, Role, read_plan
 from proof.statistics import Estimate, adjusted_contrast, plain_contrast, slope, statistic
 
 SCHEMA_VERSION = 1
 EXIT_CODES = {"equivalent": 0, "not-slower": 0, "not-equivalent": 1, "inconclusive": 2, "invalid": 3}
+
+RESTART_COLUMNS = (
+    "level", "restart", "arm", "load_position", "metric", "statistic", "requests", "microseconds", "log",
+)
 
 # The two-sided confidence that two one-sided 5 % tests amount to.
 CONFIDENCE = 0.90
@@ -130,7 +134,9 @@ def _check_rows(folder: Path, plan: Plan, starts: list[Start], column: dict[str,
 def restart_table(plan: Plan, samples: Samples) -> list[dict[str, Any]]:
     """restarts.csv: one line a restart, arm, metric and statistic; the verdict follows from it by hand."""
     arms = plan.claimed_arms
-    table = []
+    table: list[dict[str, Any]] = []
+    if not samples.restarts:
+        return table
     for metric in METRICS:
         for name in STATISTICS:
             y = samples.log_statistics(metric, name, arms)
@@ -196,7 +202,7 @@ def _contrast(plan: Plan, weights: dict[int, float]) -> npt.NDArray[np.float64]:
 
 def _judge_statistic(plan: Plan, samples: Samples, metric: str, name: str, margin: float, claimed: int) -> dict[str, Any]:
     arms = plan.claimed_arms
-    contrast = _contrast(plan, {a: -0.5 for a in plan.indices("reference")} | {a: 0.5 for a in plan.indices("candidate")})
+    contrast = _contrast(plan, dict.fromkeys(plan.indices("reference"), -0.5) | dict.fromkeys(plan.indices("candidate"), 0.5))
     y = samples.log_statistics(metric, name, arms)
     estimate = adjusted_contrast(y, samples.positions[:, arms], contrast)
     low, high = estimate.interval(CONFIDENCE)
@@ -243,8 +249,9 @@ def _dropped_gate(starts: list[Start]) -> Gate:
 def _same_model_gates(plan: Plan, samples: Samples) -> list[Gate]:
     """A/A: two loads of one file. Biased if an interval lies wholly outside half the margin."""
     gates = []
-    for role in ("reference", "candidate"):
-        first, second = plan.indices(role)  # type: ignore[arg-type]
+    roles: tuple[Role, ...] = ("reference", "candidate")
+    for role in roles:
+        first, second = plan.indices(role)
         worst, passed = "", True
         largest = -1.0
         for metric, name, margin in plan.level.claimed:

@@ -223,9 +223,10 @@ def _check(plan: Plan) -> None:
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{plan.path}: two arms are called {name!r}.")
-    for role in ("reference", "candidate"):
-        if len(plan.indices(role)) != 2:  # type: ignore[arg-type]
-            raise BadInput(f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice.")  # type: ignore[arg-type]
+    twice: tuple[Role, ...] = ("reference", "candidate")
+    for role in twice:
+        if len(plan.indices(role)) != 2:
+            raise BadInput(f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice.")
     for arm in plan.arms:
         if (arm.artifact is None) == (arm.url is None):
             raise BadInput(f"{plan.path}: arm {arm.name!r} needs either an artifact to start or a url to call.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from proof.evidence import read_requests, read_starts
-from proof.plan import Plan, read_plan
+from proof.plan import Plan, Role, read_plan
 
 STYLE = """
 :root { --ink: #1c1e21; --soft: #5c6470; --line: #d5d9df; --paper: #fff; --band: #e8f1fa; --dot: #1f5f9e; --bad: #b3400e; --good: #1d6b4f; }
@@ -99,7 +100,7 @@ def _intervals(items: Sequence[dict[str, Any]], widest_margins: float) -> str:
         return "<p>Too few restarts for an interval.</p>"
     width, left, right, row, top = 720, 170, 20, 30, 8
     reach = max([widest_margins / 2 * math.log1p(i["margin"]) for i in items] + [1.08 * abs(math.log(x)) for i in items for x in i["interval"]])
-    x = lambda ratio: left + (math.log(ratio) / reach + 1) / 2 * (width - left - right)  # noqa: E731
+    x = _Scale(reach, left, width - right)
     shapes = []
     for n, item in enumerate(items):
         y = top + row * n + row / 2
@@ -122,6 +123,18 @@ def _intervals(items: Sequence[dict[str, Any]], widest_margins: float) -> str:
     return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="intervals">{"".join(shapes)}{axis}</svg>'
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """Ratios to horizontal places, on a log scale with 1 in the middle."""
+
+    reach: float
+    left: float
+    right: float
+
+    def __call__(self, ratio: float) -> float:
+        return self.left + (math.log(ratio) / self.reach + 1) / 2 * (self.right - self.left)
+
+
 def _ticks(reach: float) -> list[float]:
     step = next((s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if math.expm1(reach) / s <= 4), 2.0)
     count = int(min(math.expm1(reach), 50) / step)
@@ -135,7 +148,7 @@ def _dots(level: dict[str, Any]) -> str:
         return ""
     width, left, right, row, top = 720, 170, 20, 26, 8
     reach = max(1.08 * abs(math.log(r)) for i in items for r in i["restart_ratios"])
-    x = lambda ratio: left + (math.log(ratio) / reach + 1) / 2 * (width - left - right)  # noqa: E731
+    x = _Scale(reach, left, width - right)
     shapes = []
     for n, item in enumerate(items):
         y = top + row * n + row / 2
@@ -174,8 +187,9 @@ def _phases(folder: Path, plan: Plan) -> str:
     column = {n: table[n].to_numpy(zero_copy_only=False) for n in ("slice", "restart", "arm", "sent_ns", "done_ns", "tokenize_us", "queue_us", "inference_us")}
     counted = ~np.isin(column["restart"], dropped)
     rows = []
-    for role, block in (("reference", 0), ("candidate", 0), ("control", 1)):
-        names = [plan.arms[i].name for i in plan.indices(role)]  # type: ignore[arg-type]
+    blocks: dict[Role, int] = {"reference": 0, "candidate": 0, "control": 1}
+    for role, block in blocks.items():
+        names = [plan.arms[i].name for i in plan.indices(role)]
         chosen = counted & (column["slice"] == block) & np.isin(column["arm"], names)
         if not chosen.any():
             continue
@@ -220,7 +234,10 @@ def _environment(environment: dict[str, Any]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
     right = set(numbers)
-    mark = lambda i: ' class="n"' if i in right else ""  # noqa: E731
+
+    def mark(i: int) -> str:
+        return ' class="n"' if i in right else ""
+
     top = "".join(f"<th{mark(i)}>{escape(cell)}</th>" for i, cell in enumerate(head))
     body = "".join("<tr>" + "".join(f"<td{mark(i)}>{escape(cell, quote=False)}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -23,7 +23,7 @@ from command import BadInput
 from proof import identity, report
 from proof.evidence import Start, append_start, read_rows, read_starts, seal, write_csv, write_manifest
 from proof.gates import MOST_DROPPED, restart_breach
-from proof.judge import judge, read_samples, restart_table
+from proof.judge import RESTART_COLUMNS, judge, read_samples, restart_table
 from proof.plan import Plan, read_plan
 from proof.servers import generate, server, throttled_us
 
@@ -67,8 +67,7 @@ def finish(folder: Path) -> dict[str, Any]:
     seal(folder)
     plan = read_plan(folder / "plan.toml")
     samples = read_samples(folder, plan, read_starts(folder))
-    if samples.restarts:
-        write_csv(folder / "restarts.csv", restart_table(plan, samples))
+    write_csv(folder / "restarts.csv", RESTART_COLUMNS, restart_table(plan, samples))
     verdict = judge(folder, sealed=False)
     _write_json(folder / "verdict.json", verdict)
     report.write(folder, verdict)

@@ -16,9 +16,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ServiceError, ShuttingDown
 
@@ -34,7 +34,10 @@ class Item(Protocol):
     def tokens(self) -> int: ...
 
 
-class Model(Protocol):
+AnyItem = TypeVar("AnyItem", contravariant=True)
+
+
+class Model(Protocol[AnyItem]):
     """What the batcher asks of a model."""
 
     @property
@@ -42,7 +45,7 @@ class Model(Protocol):
         """False: only items of equal length may share a batch."""
         ...
 
-    def start(self, batch: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+    def start(self, batch: Sequence[AnyItem], /) -> Callable[[], Collection[Any]]:
         """Begins a batch; the call returned waits for one row an item."""
         ...
 
@@ -104,7 +107,7 @@ class _Running:
     batch: list[_Waiting]
     length: int
     started_ns: int
-    finish: Callable[[], Sequence[Any]]
+    finish: Callable[[], Collection[Any]]
 
 
 @dataclass
@@ -116,7 +119,7 @@ class Batcher:
     batch down to one the engine likes. `in_flight` batches may run at once.
     """
 
-    models: Mapping[str, Model]
+    models: Mapping[str, Model[Any]]
     max_batch_size: int = 16
     max_batch_tokens: int = 4096
     max_waiting: int = 2048

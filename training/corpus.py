@@ -95,8 +95,8 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
 
 
 def read_documents(shard: Path) -> Iterator[str]:
-    opened = gzip.open(shard, "rt", encoding="utf-8") if shard.suffix == ".gz" else shard.open(encoding="utf-8")
-    with opened as lines:
+    opener = gzip.open if shard.suffix == ".gz" else open
+    with opener(shard, "rt", encoding="utf-8") as lines:
         paragraphs: list[str] = []
         for line in lines:
             if line.strip():

@@ -22,33 +22,52 @@ class TransformerBlock(nn.Module):
     def __init__(self, hidden_size: int, heads: int, intermediate_size: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attention = nn.ModuleDict(
-            {
-                "self": nn.ModuleDict({name: nn.Linear(hidden_size, hidden_size) for name in ("query", "key", "value")}),
-                "output": nn.ModuleDict(
-                    {"dense": nn.Linear(hidden_size, hidden_size), "LayerNorm": nn.LayerNorm(hidden_size, eps=1e-12)}
-                ),
-            }
-        )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden_size, intermediate_size)})
-        self.output = nn.ModuleDict(
-            {"dense": nn.Linear(intermediate_size, hidden_size), "LayerNorm": nn.LayerNorm(hidden_size, eps=1e-12)}
-        )
+        self.attention = _Attention(hidden_size)
+        self.intermediate = _Dense(hidden_size, intermediate_size)
+        self.output = _Residual(intermediate_size, hidden_size)
 
     def forward(self, hidden: Tensor, queries: Tensor, visible: Tensor | None = None) -> Tensor:
         """Updates `queries` (B, Q, D) from all of `hidden` (B, L, D); `visible` (B, Q, L) is False where a query may not look."""
-        attend, mix = self.attention["self"], self.attention["output"]                # type: ignore[index]
-        q = self._split(attend["query"](queries))                                      # (B, H, Q, D/H)
-        k, v = self._split(attend["key"](hidden)), self._split(attend["value"](hidden))  # (B, H, L, D/H)
+        project = self.attention.self
+        q = self._split(project.query(queries))                                        # (B, H, Q, D/H)
+        k, v = self._split(project.key(hidden)), self._split(project.value(hidden))    # (B, H, L, D/H)
         mask = None if visible is None else visible[:, None]                           # (B, 1, Q, L)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                 # (B, H, Q, D/H)
-        queries = mix["LayerNorm"](queries + mix["dense"](seen.transpose(1, 2).flatten(2)))
-        wide = F.gelu(self.intermediate["dense"](queries))                             # (B, Q, F)
-        result: Tensor = self.output["LayerNorm"](queries + self.output["dense"](wide))
-        return result
+        queries = self.attention.output(seen.transpose(1, 2).flatten(2), queries)      # (B, Q, D)
+        result: Tensor = self.output(F.gelu(self.intermediate.dense(queries)), queries)
+        return result                                                                  # (B, Q, D)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class _Attention(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.self = _Projections(hidden_size)
+        self.output = _Residual(hidden_size, hidden_size)
+
+
+class _Projections(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
+
+
+class _Dense(nn.Module):
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inner, outer)
+
+
+class _Residual(_Dense):
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__(inner, outer)
+        self.LayerNorm = nn.LayerNorm(outer, eps=1e-12)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        summed: Tensor = self.LayerNorm(self.dense(x) + residual)
+        return summed
 
 
 class NoDecoder(nn.Module):

@@ -74,7 +74,7 @@ def test_openvino_says_the_precision_it_really_uses(artifact: Artifact) -> None:
 
 
 def test_onnx_runtime_refuses_what_it_would_run_in_fp32(artifact: Artifact) -> None:
-    with pytest.raises(RuntimeUnavailable, match="not model.onnx in bf16"):
+    with pytest.raises(RuntimeUnavailable, match=r"not model\.onnx in bf16"):
         OnnxRuntime(artifact.path("model.onnx"), "bf16", 1)
 
 

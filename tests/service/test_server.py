@@ -49,7 +49,7 @@ def serving(artifact: Artifact, **environment: str) -> Iterator[tuple[str, subpr
         yield url, process
     finally:
         process.kill()
-        process.wait()
+        process.__exit__(None, None, None)
 
 
 def ready(url: str) -> bool:

@@ -28,7 +28,7 @@ def test_the_loss_falls_on_repeated_steps(tmp_path: Path, design: str) -> None:
     losses = []
     for _ in range(60):
         loss = masked_loss(model, masked, generator_of(0, 0), torch.device("cpu"))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
         losses.append(loss.item())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.config import Config, read_config
 
-WORDS = "the cat dog sat ran on under mat tree and then slept all day in warm sun while birds sang very loudly".split()
+WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "slept", "all", "day", "in", "sun")
 
 
 def write_text(folder: Path, documents: int = 40) -> Path:

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from proof.__main__ import main
+from proof.evidence import Refused, write_manifest
+from proof.judge import judge
+from proof.statistics import adjusted_contrast, plain_contrast, slope, statistic
+from tests.proof.worlds import write_evidence
+
+
+def test_equal_arms_are_equivalent_and_the_kept_decoder_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_evidence(tmp_path / "run", noise=0.02)
+    assert main(["judge", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "verdict: equivalent. drbert is as fast as bert" in printed
+    assert re.search(r"control: drbert-with-decoder inference p50: \+(39|40)\.\d\d% .*, not equivalent", printed)
+
+
+def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", factors={"drbert": 1.1, "drbert-again": 1.1}, noise=0.02)
+    verdict = judge(folder)
+    assert verdict["verdict"] == "not-equivalent"
+    assert verdict["levels"]["unloaded"]["direction"] == "slower"
+    assert main(["judge", str(folder)]) == 1
+
+
+def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Path) -> None:
+    factors = {"drbert": 0.9, "drbert-again": 0.9}
+    equivalence = judge(write_evidence(tmp_path / "a", factors=factors, noise=0.02))
+    inferiority = judge(write_evidence(tmp_path / "b", factors=factors, noise=0.02, claim="non-inferiority"))
+    assert equivalence["verdict"] == "not-equivalent"
+    assert equivalence["levels"]["unloaded"]["direction"] == "faster"
+    assert inferiority["verdict"] == "not-slower"
+    assert inferiority["levels"]["unloaded"]["readings"] == {"not_slower": True, "equivalent": False}
+
+
+def test_noise_that_hides_the_difference_is_inconclusive(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", noise=0.6)
+    assert judge(folder)["verdict"] == "inconclusive"
+    assert main(["judge", str(folder)]) == 2
+
+
+def test_fewer_restarts_than_planned_are_never_equivalent(tmp_path: Path) -> None:
+    short = judge(write_evidence(tmp_path / "short", restarts=8, planned=12, noise=0.01))
+    few = judge(write_evidence(tmp_path / "few", restarts=4, noise=0.01))
+    assert short["levels"]["unloaded"]["readings"]["equivalent"]
+    assert (short["verdict"], few["verdict"]) == ("inconclusive", "inconclusive")
+
+
+def test_a_run_that_cannot_tell_the_control_apart_is_invalid(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", factors={"drbert-with-decoder": 1.0}, noise=0.02)
+    assert judge(folder)["verdict"] == "invalid"
+    assert main(["judge", str(folder)]) == 3
+
+
+def test_a_biased_copy_makes_the_run_invalid(tmp_path: Path) -> None:
+    verdict = judge(write_evidence(tmp_path / "run", factors={"bert-again": 1.05}, noise=0.01))
+    assert verdict["verdict"] == "invalid"
+    assert any("A/A: bert and bert-again" in name for name in verdict["levels"]["unloaded"]["breached"])
+
+
+def test_too_many_dropped_restarts_make_the_run_invalid(tmp_path: Path) -> None:
+    verdict = judge(write_evidence(tmp_path / "run", restarts=12, dropped=(1, 4, 7), noise=0.01))
+    assert verdict["verdict"] == "invalid"
+    assert verdict["levels"]["unloaded"]["restarts_kept"] == 9
+
+
+def test_a_dropped_restart_keeps_its_rows_and_does_not_count(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", restarts=12, planned=8, dropped=(3,), noise=0.01)
+    verdict = judge(folder)
+    assert verdict["levels"]["unloaded"]["restarts_kept"] == 11
+    assert 3 in pq.read_table(folder / "requests.parquet")["restart"].to_pylist()
+    assert "3" not in {row["restart"] for row in csv.DictReader((folder / "restarts.csv").read_text().splitlines())}
+
+
+def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
+    table = pq.read_table(folder / "requests.parquet")
+    values = table[column].to_pylist()
+    values[row] = value
+    place = table.column_names.index(column)
+    table = table.set_column(place, column, pa.array(values, table.schema.field(column).type))
+    pq.write_table(table, folder / "requests.parquet")
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("inference_us", float("nan"), "column inference_us holds NaN"),
+        ("queue_us", -1.0, "column queue_us holds a negative time"),
+        ("done_ns", 0, "times run backward"),
+        ("request_id", "0-0-0", "a request_id occurs twice"),
+        ("arm", "stranger", "an arm stranger that the plan has not"),
+        ("run", "r-0000000000000000", "made under another plan"),
+        ("status", 500, "without a good answer"),
+        ("restart", 99, "restart 99 has rows and no line"),
+        ("slice", 5, r"restart 0 has 59 requests of"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(tmp_path: Path, column: str, value: Any, words: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    change_table(folder, column, value)
+    with pytest.raises(Refused, match=words):
+        judge(folder)
+
+
+def test_one_changed_byte_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    path = folder / "requests.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=r"requests\.parquet has changed"):
+        judge(folder)
+
+
+@pytest.mark.parametrize("name", ["requests.parquet", "restarts.csv", "starts.csv", "plan.toml", "MANIFEST.sha256"])
+def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / name).unlink()
+    with pytest.raises(Refused, match=name):
+        judge(folder)
+
+
+def test_a_file_nobody_listed_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / "notes.txt").write_text("?")
+    with pytest.raises(Refused, match=r"notes\.txt is not listed"):
+        judge(folder)
+
+
+def test_restarts_that_do_not_follow_from_the_rows_are_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    change_table(folder, "inference_us", 123456.0)
+    with pytest.raises(Refused, match="does not follow from the rows"):
+        judge(folder)
+
+
+def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / "plan.toml").write_text((folder / "plan.toml").read_text().replace("p50 = 0.02", "p50 = 0.20"))
+    write_manifest(folder)
+    with pytest.raises(Refused, match="made under another plan"):
+        judge(folder)
+
+
+def test_a_committed_verdict_that_the_evidence_does_not_bear_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", noise=0.6)
+    verdict = json.loads((folder / "verdict.json").read_text())
+    (folder / "verdict.json").write_text(json.dumps(verdict | {"verdict": "equivalent"}))
+    write_manifest(folder)
+    with pytest.raises(Refused, match="says equivalent, the evidence says inconclusive"):
+        main(["judge", str(folder)])
+
+
+def test_judging_changes_nothing(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    main(["judge", str(folder)])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    item = next(i for i in judge(folder)["levels"]["unloaded"]["statistics"] if (i["metric"], i["statistic"]) == ("inference", "p50"))
+    rows = [r for r in csv.DictReader((folder / "restarts.csv").read_text().splitlines()) if (r["metric"], r["statistic"]) == ("inference", "p50")]
+    logs = {(int(r["restart"]), r["arm"]): float(r["log"]) for r in rows}
+    delta = np.mean([
+        (logs[r, "drbert"] + logs[r, "drbert-again"] - logs[r, "bert"] - logs[r, "bert-again"]) / 2 for r in range(8)
+    ])
+    assert item["ratio"] == pytest.approx(math.exp(delta), abs=1e-12)
+
+
+def test_the_interval_is_students_when_load_position_has_no_effect() -> None:
+    # Two arms a restart, each at both positions equally: removing the (zero) position effect costs one degree of freedom.
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((12, 2))
+    positions = np.array([[0, 1], [1, 0]] * 6)
+    estimate = adjusted_contrast(y, positions, np.array([-1.0, 1.0]))
+    difference = y[:, 1] - y[:, 0]
+    sign = np.array([1, -1] * 6)
+    residual = difference - difference.mean() - sign * (difference * sign).mean()
+    error = math.sqrt((residual**2).sum() / 10 / 12)
+    assert estimate.delta == pytest.approx(difference.mean())
+    assert estimate.error == pytest.approx(error)
+    low, high = estimate.interval(0.9)
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.95, 10) * error)
+
+
+def test_a_load_position_effect_does_not_widen_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    noise = 0.001 * rng.standard_normal((8, 4))
+    positions = np.array([np.roll(np.arange(4), shift) for shift in range(8)])
+    contrast = np.array([-0.5, -0.5, 0.5, 0.5])
+    without = adjusted_contrast(noise, positions, contrast)
+    large = adjusted_contrast(noise + np.array([0.5, 0.1, -0.2, -0.4])[positions], positions, contrast)
+    assert large.delta == pytest.approx(without.delta)
+    assert large.error == pytest.approx(without.error)
+
+
+def test_the_plain_interval_is_scipys() -> None:
+    values = np.random.default_rng(2).standard_normal(10)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert plain_contrast(values).interval(0.9) == pytest.approx((expected.low, expected.high))
+
+
+def test_statistics_are_numpys() -> None:
+    values = np.arange(1.0, 102.0)
+    assert [statistic(name, values) for name in ("p50", "mean", "p95", "p99")] == [51.0, 51.0, 96.0, 100.0]
+    assert slope(np.arange(11.0)) == pytest.approx(10.0)
+
+
+def test_wrong_equivalence_at_the_margin_is_rare() -> None:
+    # The truth exactly on the margin: a right judge says "equivalent" in about 5 % of the cases. Seeded, so it cannot flicker.
+    rng = np.random.default_rng(3)
+    positions = np.array([np.roll(np.arange(4), shift) for shift in range(8)])
+    contrast = np.array([-0.5, -0.5, 0.5, 0.5])
+    margin = math.log1p(0.02)
+    wrong = 0
+    for _ in range(2000):
+        y = 0.004 * rng.standard_normal((8, 4)) + rng.standard_normal((8, 1)) + np.array([0, 0, margin, margin])
+        y += np.array([0.01, 0, -0.006, -0.007])[positions]
+        low, high = adjusted_contrast(y, positions, contrast).interval(0.9)
+        wrong += -margin < low and high < margin
+    assert 0.035 < wrong / 2000 < 0.065

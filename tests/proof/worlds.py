@@ -1,0 +1,93 @@
+"""Evidence of runs that never took place: latencies drawn from a known law, in the format of real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proof import run as runs
+from proof.evidence import Row, RowFile, Start, append_start
+from proof.plan import Plan, read_plan
+
+PLAN = """
+name = "small"
+claim = "{claim}"
+seed = 7
+texts = "{texts}"
+arm = [
+  {{ name = "bert", role = "reference", artifact = "a" }},
+  {{ name = "bert-again", role = "reference", artifact = "a" }},
+  {{ name = "drbert", role = "candidate", artifact = "b" }},
+  {{ name = "drbert-again", role = "candidate", artifact = "b" }},
+{control}
+]
+[level.unloaded]
+restarts = {restarts}
+tuples = 60
+warm_up_tuples = 2
+[level.unloaded.margins.end_to_end]
+p50 = 0.02
+mean = 0.02
+[level.unloaded.margins.inference]
+p50 = 0.02
+mean = 0.02
+p99 = 0.10
+"""
+CONTROL = '  { name = "drbert-with-decoder", role = "control", artifact = "c" },'
+
+
+def write_plan(folder: Path, restarts: int = 8, claim: str = "equivalence", control: bool = True) -> Plan:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.txt").write_text("a good film\na bad film\n")
+    (folder / "plan.toml").write_text(
+        PLAN.format(texts=folder / "texts.txt", restarts=restarts, claim=claim, control=CONTROL if control else "")
+    )
+    return read_plan(folder / "plan.toml")
+
+
+def write_evidence(
+    folder: Path, *, factors: dict[str, float] | None = None, seed: int = 0, restarts: int = 8, planned: int | None = None,
+    noise: float = 0.05, dropped: tuple[int, ...] = (), claim: str = "equivalence", control: bool = True,
+    change: Callable[[dict[str, Any]], None] = lambda row: None, sealed: bool = True,
+) -> Path:
+    """A run in which every arm takes `factors` times 1 ms of inference."""
+    plan = write_plan(folder, planned or restarts, claim, control)
+    rng = np.random.default_rng(seed)
+    factors = {"drbert-with-decoder": 1.4} | (factors or {})
+    run = f"r-{plan.digest[:16]}"
+    now = 0
+    for restart in range(restarts):
+        order = plan.load_order(restart)
+        instance = {arm: 1 + 0.003 * rng.standard_normal() for arm in range(len(plan.arms))}
+        effect = [1.01, 1.0, 0.995, 0.995, 1.0]
+        common = 1 + 0.2 * rng.random()
+        rows = RowFile(folder / "rows" / f"{restart:03d}.csv")
+        for send in plan.schedule(restart, 2):
+            name = plan.arms[send.arm].name
+            position = order.index(send.arm)
+            inference = 1000 * factors.get(name, 1.0) * common * instance[send.arm] * effect[position] * np.exp(noise * rng.standard_normal())
+            total = inference + 300
+            row: dict[str, Any] = {
+                "run": run, "level": "unloaded", "restart": restart, "instance": f"i{restart}", "slice": send.slice,
+                "tuple": send.tuple, "place": send.place, "request_id": f"{restart}-{send.tuple}-{send.place}", "arm": name,
+                "load_position": position, "text_id": send.text, "chars": 11, "tokens": 5, "scheduled_ns": now,
+                "sent_ns": now + 1000, "done_ns": now + 1000 + int((total + 200) * 1000), "status": 200, "tokenize_us": 100.0,
+                "queue_us": 50.0, "inference_us": float(inference), "total_us": float(total), "batch_size": 1,
+                "batch_tokens": 6, "bytes": 300,
+            }
+            change(row)
+            rows.append(Row(**row))
+            now += 5_000_000
+        rows.close()
+        append_start(folder, Start(
+            restart, restart, " ".join(plan.arms[i].name for i in order), f"i{restart}", 3.0, 0.2, 0,
+            "noise" if restart in dropped else "",
+        ))
+    (folder / "identity.json").write_text("{}")
+    (folder / "environment.json").write_text("{}")
+    if sealed:
+        runs.finish(folder)
+    return folder
