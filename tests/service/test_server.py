@@ -36,9 +36,9 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(artifact: Artifact, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port()
-    process = start(f"reviews={artifact.directory}", "--port", str(port), **environment)
+    process = start(f"{name}={artifact.directory}", "--port", str(port), **environment)
     url = f"http://127.0.0.1:{port}"
     try:
         give_up = time.monotonic() + 60

@@ -1,0 +1,52 @@
+# Two commands on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+#
+#   make install   .venv with everything; TORCH_INDEX=https://… takes torch from another index (say, its CPU builds)
+#   make demo      export the example twins, serve them, classify a sentence, prove that they are equally fast
+#   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
+#   make test      the whole suite
+#   make check     ruff and mypy
+#   make clean     everything that make made, but for .venv
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+CHECKPOINTS := examples/checkpoints
+ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
+
+.PHONY: install demo serve test check clean
+.DELETE_ON_ERROR:
+
+install: .venv/.installed
+
+# torch first and by itself: a plain requirement would take the newest build, with gigabytes of CUDA.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install $(ARTIFACTS:=/manifest.json)
+	@BIN=$(BIN) sh examples/demo.sh
+
+serve: install $(ARTIFACTS:=/manifest.json)
+	$(BIN)/python -m service bert=artifacts/bert drbert=artifacts/drbert
+
+artifacts/bert/manifest.json: $(CHECKPOINTS)/bert-mini-sst2/model.safetensors | install
+	$(BIN)/python -m export $(CHECKPOINTS)/bert-mini-sst2 artifacts/bert
+
+artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
+	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert
+
+artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
+	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf artifacts build evidence/2* evidence/looks evidence/index.json evidence/.lock .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,90 @@
+"""What the README shows is what one gets."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.__main__ import export
+from service.artifact import Artifact, read_artifact
+from tests.service.test_server import serving
+
+README = Path("README.md").read_text()
+CHECKPOINTS = Path("examples/checkpoints")
+TWINS = ("bert", "drbert")
+
+
+@pytest.fixture(scope="module")
+def drbert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("artifacts") / "drbert"
+    export(str(CHECKPOINTS / "drbert-mini-sst2"), folder)
+    return read_artifact(folder)
+
+
+@pytest.fixture
+def answer(drbert: Artifact) -> Iterator[dict[str, Any]]:
+    command = re.search(r"^\$ (curl .*localhost:8000/classify.*)$", README, re.M)
+    assert command, "the README shows no request"
+    with serving(drbert, "drbert") as (url, _):
+        arguments = shlex.split(command[1].replace("localhost:8000", url.removeprefix("http://")))
+        yield json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
+
+
+def without_what_changes(value: Any) -> Any:
+    """Numbers to five digits, and neither ids nor dates: engines differ in the last bits."""
+    if isinstance(value, dict):
+        return {k: without_what_changes(v) for k, v in value.items() if k not in ("id", "created")}
+    if isinstance(value, list):
+        return [without_what_changes(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+def test_the_readmes_request_gives_the_readmes_answer(answer: dict[str, Any]) -> None:
+    shown = re.search(r"^\$ curl .*\n(\{(?:.*\n)*?\})\n", README, re.M)
+    assert shown, "the README shows no answer"
+    assert without_what_changes(answer) == without_what_changes(json.loads(shown[1]))
+
+
+def test_every_make_target_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", Path("Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+
+
+def test_every_python_command_the_readme_names_exists() -> None:
+    for module in sorted(set(re.findall(r"python -m ([a-z_.]+)", README))):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, check=False)
+        assert done.returncode == 0, f"python -m {module}"
+
+
+def test_every_file_the_readme_links_to_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert Path(target).exists(), target
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_twins_card_says_what_was_measured_through_the_service(twin: str) -> None:
+    folder = CHECKPOINTS / f"{twin}-mini-sst2"
+    measured = json.loads((folder / "evaluation.json").read_text())
+    assert measured["examples"] == 872
+    card = (folder / "README.md").read_text()
+    assert f"**{measured['accuracy']:.2%} ({measured['right']} of 872" in card
+    assert "What it is not" in card
+
+
+def test_the_twins_differ_in_nothing_but_the_decoder() -> None:
+    described = [json.loads((CHECKPOINTS / f"{twin}-mini-sst2/training.json").read_text()) for twin in TWINS]
+    settings = [d["pretraining"]["config"] for d in described]
+    assert settings[0].pop("decoder") != settings[1].pop("decoder")
+    assert settings[0] == settings[1]
+    assert described[0]["pretraining"]["sources"] == described[1]["pretraining"]["sources"]
+    fine = [{k: v for k, v in d["finetuning"].items() if k in ("epochs", "batch_size", "learning_rate", "seed")} for d in described]
+    assert fine[0] == fine[1]
