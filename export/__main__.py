@@ -27,7 +27,8 @@ from export.onnx_file import export_onnx
 from export.reference import TEXTS, Reference, TextOrPair
 from export.variants import RECIPES
 from export.verify import measure_padding_safety, measure_parity
-from graphs.canonical import read_graph, split
+from graphs.canonical import split
+from graphs.files import read_graph
 from service import cpus
 from service.artifact import MANIFEST, Artifact, Dropped, Gate, Manifest, Task, Variant, sha256
 from service.runtimes import RuntimeUnavailable

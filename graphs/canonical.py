@@ -18,9 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from command import BadInput
@@ -232,18 +231,3 @@ def _size(shape: tuple[int, ...]) -> int:
     for extent in shape:
         size *= extent
     return size
-
-
-def read_graph(path: Path) -> Graph:
-    """The canonical graph of an .onnx file or of an OpenVINO .xml with its .bin."""
-    reader: Callable[[Path], Graph]
-    if path.suffix == ".xml":
-        from graphs.ir import read_ir as reader
-    else:
-        from graphs.onnx import read_onnx as reader
-    try:
-        return reader(path)
-    except GraphError:
-        raise
-    except Exception as error:
-        raise GraphError(f"{path} cannot be read as a graph: {type(error).__name__}: {error}") from None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphs.canonical import Graph, Node, first_differences, layers_only_in, read_graph, split
+from graphs.canonical import Graph, Node, first_differences, layers_only_in, split
+from graphs.files import read_graph
 from proof.evidence import Refused
 from service.artifact import Artifact, read_artifact
 

@@ -13,7 +13,8 @@ from transformers import BertForSequenceClassification
 from command import BadInput, BadUsage, CommandError, Unavailable
 from export.__main__ import export, main
 from export.checkpoint import build_model, read_checkpoint
-from graphs.canonical import read_graph, split
+from graphs.canonical import split
+from graphs.files import read_graph
 from proof.identity import compare
 from service.artifact import read_artifact
 from service.classifier import Classifier

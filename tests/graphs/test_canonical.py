@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from graphs.canonical import GraphError, first_differences, layers_only_in, read_graph, split
+from graphs.canonical import GraphError, first_differences, layers_only_in, split
+from graphs.files import read_graph
 
 
 def small_bert(fill: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.random.default_rng(0).random(shape), layers: int = 2) -> ModelProto:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from graphs.canonical import read_graph, split
+from graphs.canonical import split
+from graphs.files import read_graph
 from proof.__main__ import main
 from proof.evidence import read_requests
 from proof.judge import EXIT_CODES
