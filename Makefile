@@ -5,7 +5,7 @@
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
 #   make check     ruff and mypy
-#   make clean     everything that make made, but for .venv
+#   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -49,4 +49,4 @@ check: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf artifacts build evidence/2* evidence/looks evidence/index.json evidence/.lock .mypy_cache .pytest_cache .ruff_cache
+	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache

@@ -6,11 +6,12 @@ shapes and types in the same wiring. Every use of a weight is a leaf of its own 
 type and shape only: exporters merge equal weights, so sharing would depend on their values.
 Values that steer the computation (shapes, axes, constants) stay.
 
-    value hash = H(operator, attributes, hashes of its inputs, place among its outputs)
-    digest     = H(inputs, all node hashes sorted, hashes of the outputs)
+    number nodes by a walk from the outputs, depth first, inputs in their order
+    digest = H(inputs, (operator, attributes, numbered inputs) of every node, outputs)
 
-The first line makes names and order of the nodes irrelevant, the second counts nodes, so
-a computation done twice is not mistaken for one done once.
+For a graph with ordered outputs and ordered inputs this numbering is unique, so names and the
+order of the nodes in the file are irrelevant and nothing else is: a value read twice, computed
+twice, or read from a sibling gives another digest. Nodes that no output needs are hashed along.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,8 @@ class Node:
     operator: str
     attributes: tuple[tuple[str, str], ...]
     inputs: tuple[Value, ...]
+    outputs: int
+    """How many values it makes."""
     name: str
     """Where the model's code made it, as /bert/encoder/layer.0/…; for people, never digested."""
 
@@ -79,24 +82,42 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     hashes: tuple[str, ...] = field(init=False)
+    """Of what each node computes, its inputs included; equal for computations that are equal but for their weights."""
 
     def __post_init__(self) -> None:
         hashes: list[str] = []
         for node in self.nodes:
             inputs = [_describe(value, hashes) for value in node.inputs]
-            hashes.append(_hash([node.operator, node.attributes, inputs]))
+            hashes.append(_hash([node.operator, node.attributes, inputs, node.outputs]))
         object.__setattr__(self, "hashes", tuple(hashes))
 
     @property
     def digest(self) -> str:
-        outputs = [_describe(value, self.hashes) for value in self.outputs]
-        return _hash([self.inputs, sorted(self.hashes), outputs])
+        order = self._walk()
+        number = {node: i for i, node in enumerate(order)}
+        lines = [
+            [n.operator, n.attributes, [_describe(v, number) for v in n.inputs], n.outputs] for n in (self.nodes[i] for i in order)
+        ]
+        unused = sorted(self.hashes[i] for i in range(len(self.nodes)) if i not in number)
+        return _hash([self.inputs, lines, [_describe(v, number) for v in self.outputs], unused])
+
+    def _walk(self) -> list[int]:
+        """Nodes as a depth-first walk from the outputs completes them."""
+        order: dict[int, None] = {}
+        waiting = [v.node for v in reversed(self.outputs) if isinstance(v, Output)]
+        while waiting:
+            needs = [v.node for v in self.nodes[waiting[-1]].inputs if isinstance(v, Output) and v.node not in order]
+            if waiting[-1] in order or not needs:
+                order[waiting.pop()] = None
+            else:
+                waiting += reversed(needs)
+        return list(order)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are stored, each counted where it is used."""
         return sum(
-            _size(value.shape) * _BYTES[value.dtype.lower()]
+            _size(value.shape) * _bytes(value.dtype)
             for node in self.nodes for value in node.inputs if isinstance(value, Leaf) and value.value is None
         )
 
@@ -167,7 +188,7 @@ def _part(
         return Output(new[value.node], value.place) if isinstance(value, Output) else value
 
     nodes = tuple(
-        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.name) for n in (graph.nodes[old] for old in new)
+        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.outputs, n.name) for n in (graph.nodes[old] for old in new)
     )
     return Graph(inputs, nodes, tuple(map(moved, outputs)))
 
@@ -210,7 +231,8 @@ def _scope(node: Node) -> str | None:
     return parts[1] if len(parts) > 2 and not parts[0] else None
 
 
-def _describe(value: Value, hashes: list[str] | tuple[str, ...]) -> Any:
+def _describe(value: Value, known: Mapping[int, int] | Sequence[str]) -> Any:
+    """A value by its node's number, or by its node's hash."""
     match value:
         case None:
             return None
@@ -219,11 +241,18 @@ def _describe(value: Value, hashes: list[str] | tuple[str, ...]) -> Any:
         case Input(index):
             return ["input", index]
         case Output(node, place):
-            return ["node", hashes[node], place]
+            return ["node", known[node], place]
 
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def _bytes(dtype: str) -> int:
+    try:
+        return _BYTES[dtype.lower()]
+    except KeyError:
+        raise GraphError(f"Weights of type {dtype} are not known here; known are {', '.join(_BYTES)}.") from None
 
 
 def _size(shape: tuple[int, ...]) -> int:

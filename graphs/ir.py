@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from xml.etree import ElementTree
 
-from graphs.canonical import Graph, Input, Leaf, Node, Output, Value
+from graphs.canonical import Graph, GraphError, Input, Leaf, Node, Output, Value
 
 # Attributes that hold names or places in the weight file.
 _NAMES = {"offset", "output_names", "friendly_name"}
@@ -36,6 +36,8 @@ def read_ir(path: Path) -> Graph:
 
     for layer_id in _ordered(layers, sources):
         layer = layers[layer_id]
+        if layer.find("body") is not None:
+            raise GraphError(f"Layer {layer.attrib['name']!r} holds a graph; control flow has no canonical form here.")
         data = layer.find("data")
         attributes = {} if data is None else dict(data.attrib)
         operator = f"{layer.attrib.get('version', '')}::{layer.attrib['type']}"
@@ -49,12 +51,12 @@ def read_ir(path: Path) -> Graph:
             inputs.append(f"{attributes['element_type']} [{attributes['shape']}]")
         elif kind == "Result":
             outputs.append(read_from[0])
-        elif kind == "Convert" and isinstance(read_from[0], Leaf):
+        elif kind == "Convert" and isinstance(read_from[0], Leaf) and read_from[0].dtype in ("f16", "bf16"):
             # Constants kept in 16 bits are widened where they are used; that is storage, not computation.
             values[layer_id] = read_from[0]
         else:
             kept = tuple(sorted((k, v) for k, v in attributes.items() if k not in _NAMES))
-            nodes.append(Node(operator if kind != "MatMul" else kind, kept, tuple(read_from), layer.attrib["name"]))
+            nodes.append(Node(operator if kind != "MatMul" else kind, kept, tuple(read_from), len(layer.findall("output/port")), layer.attrib["name"]))
             values[layer_id] = Output(len(nodes) - 1, 0)
     return Graph(tuple(inputs), tuple(nodes), tuple(outputs))
 
@@ -62,7 +64,7 @@ def read_ir(path: Path) -> Graph:
 def _leaf(attributes: dict[str, str], raw: bytes) -> Leaf:
     """Integers and scalars steer the computation and keep their value; other constants are weights."""
     shape = tuple(int(extent) for extent in attributes["shape"].replace(" ", "").split(",") if extent)
-    integer = attributes["element_type"][0] in "iub"
+    integer = attributes["element_type"].startswith(("i", "u", "boolean"))
     steers = not shape or (integer and len(shape) <= 1)
     value = (raw.hex() if len(raw) <= 64 else hashlib.sha256(raw).hexdigest()) if steers else None
     return Leaf(attributes["element_type"], shape, value)

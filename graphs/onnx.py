@@ -18,6 +18,8 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 def read_onnx(path: Path) -> Graph:
     model = onnx.load(path)
     graph = model.graph
+    if model.functions or graph.sparse_initializer:
+        raise GraphError("The file defines functions or sparse weights, which have no canonical form here.")
     weights = {tensor.name: _weight(tensor) for tensor in graph.initializer}
     symbols: dict[str, str] = {}
     values: dict[str, Value] = {"": None, **weights}
@@ -34,7 +36,7 @@ def read_onnx(path: Path) -> Graph:
         else:
             operator = f"{node.domain}::{node.op_type}-{versions[node.domain]}" if node.domain else node.op_type
             attributes = tuple(sorted((a.name, _attribute(a)) for a in node.attribute))
-            nodes.append(Node(operator, attributes, tuple(values[name] for name in node.input), node.name))
+            nodes.append(Node(operator, attributes, tuple(values[name] for name in node.input), len(node.output), node.name))
             for place, name in enumerate(node.output):
                 values[name] = Output(len(nodes) - 1, place)
     # The opset of ONNX's own domain decides what every operator means.

@@ -10,13 +10,16 @@ millisecond and more, so the rows are ours; Locust shows the arms while they run
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import sys
 import time
+import traceback
 import urllib.request
 import uuid
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,12 @@ from gevent import monkey
 from geventhttpclient import HTTPClient
 from locust import User, events, task
 
+from command import BUG, BadInput, BadUsage, CommandError
 from proof.evidence import Row, RowFile
 from proof.plan import Plan, Send, plan_for_two, read_plan
 
 # Locust patches time.sleep; with one request in flight nothing else is due, and the real one is finer than gevent's 1 ms.
 sleep = monkey.get_original("time", "sleep")
-SPIN_S = 200e-6
 _TIMING = re.compile(r'(\w+);dur=([\d.]+)(?:;desc="b=(\d+) t=(\d+)")?')
 LOOK_TEXTS = Path(__file__).parent.parent / "examples" / "texts" / "sentences.txt"
 
@@ -41,9 +44,24 @@ class Dispatcher(User):
 
     @task
     def restart(self) -> None:
+        """Sends the schedule once and ends Locust, whatever happens: a task that raised would be run again."""
+        try:
+            self._restart()
+        except CommandError as error:
+            print(error, file=sys.stderr)
+            self.environment.process_exit_code = error.exit_code
+        except Exception:
+            traceback.print_exc()
+            self.environment.process_exit_code = BUG
+        finally:
+            self.environment.runner.quit()
+
+    def _restart(self) -> None:
         plan = _plan(self.environment.host)
         restart, slot = int(os.environ.get("RESTART", "0")), int(os.environ.get("SLOT", "0"))
         run = os.environ.get("RUN", f"look-{plan.digest[:16]}")
+        if not run.endswith(plan.digest[:16]):
+            raise BadInput(f"{plan.path} is not the plan that run {run} was begun with.")
         path = Path(os.environ.get("ROWS", f"evidence/looks/{uuid.uuid4().hex[:8]}.csv"))
         rows = RowFile(path)
         try:
@@ -53,14 +71,14 @@ class Dispatcher(User):
         if "FACTS" in os.environ:
             Path(os.environ["FACTS"]).write_text(json.dumps({"generator_cpu_share": share}))
         print(f"{path}: one row a request; the generator used {share:.0%} of a core", file=sys.stderr)
-        self.environment.runner.quit()
 
 
 def _plan(host: str | None) -> Plan:
     if "PLAN" in os.environ:
-        return read_plan(Path(os.environ["PLAN"]))
+        plan = read_plan(Path(os.environ["PLAN"]))
+        return dataclasses.replace(plan, texts=Path(os.environ.get("TEXTS", plan.texts)))
     if not host:
-        sys.exit("Set PLAN=plan.toml, or give --host URL for a look at one server's first two models.")
+        raise BadUsage("Set PLAN=plan.toml, or give --host URL for a look at one server's first two models.")
     with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
         models = [model["id"] for model in json.load(response)["data"]][:2]
     return plan_for_two(host.rstrip("/"), models, LOOK_TEXTS)
@@ -76,13 +94,12 @@ def _walk(plan: Plan, restart: int, slot: int, run: str, rows: RowFile, environm
     service_s: list[float] = []
     pause_unit_s = 0.002
     cpu_began = wall_began = 0.0
-    due_ns = time.monotonic_ns()
     for send in plan.schedule(slot, len(texts)):
         if send.slice == 0 and not wall_began:
             pause_unit_s = sorted(service_s)[len(service_s) // 2] if service_s else pause_unit_s
             cpu_began, wall_began = time.process_time(), time.monotonic()
-        _wait_until(due_ns)
-        row = _send(clients[urls[send.arm]], bodies[send.arm][send.text], send, plan, restart, run, due_ns, positions[send.arm], texts)
+        # With one request in flight nothing is due at a time of its own: a request is scheduled when the pause is over.
+        row = _send(clients[urls[send.arm]], bodies[send.arm][send.text], send, plan, restart, run, positions[send.arm], texts)
         rows.append(row)
         service_s.append((row.done_ns - row.sent_ns) / 1e9)
         failure = None if row.status == 200 else RuntimeError(f"status {row.status}")
@@ -90,22 +107,14 @@ def _walk(plan: Plan, restart: int, slot: int, run: str, rows: RowFile, environm
             request_type="POST", name=row.arm, response_time=(row.done_ns - row.sent_ns) / 1e6,
             response_length=row.bytes, exception=failure, context={},
         )
-        due_ns = time.monotonic_ns() + int(send.pause * pause_unit_s * 1e9)
+        sleep(send.pause * pause_unit_s)
     return (time.process_time() - cpu_began) / max(1e-9, time.monotonic() - wall_began)
 
 
-def _wait_until(due_ns: int) -> None:
-    """Sleeps to shortly before, then spins: a late send would be a lag in the evidence."""
-    left_s = (due_ns - time.monotonic_ns()) / 1e9
-    if left_s > SPIN_S:
-        sleep(left_s - SPIN_S)
-    while time.monotonic_ns() < due_ns:
-        pass
-
-
 def _send(
-    client: HTTPClient, body: bytes, send: Send, plan: Plan, restart: int, run: str, due_ns: int, position: int, texts: list[str]
+    client: HTTPClient, body: bytes, send: Send, plan: Plan, restart: int, run: str, position: int, texts: list[str]
 ) -> Row:
+    scheduled_ns = time.monotonic_ns()
     request_id = f"{restart}-{send.tuple}-{send.place}"
     headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
     content, status, answered = b"", 0, {}
@@ -115,7 +124,7 @@ def _send(
         content = bytes(response.read())
         done_ns = time.monotonic_ns()
         status, answered = response.status_code, response
-    except OSError:
+    except (OSError, HTTPException):
         # No answer is a row as well: the judge must see it.
         done_ns = time.monotonic_ns()
     timing, batch_size, batch_tokens = _timing(answered.get("server-timing", ""))
@@ -123,7 +132,7 @@ def _send(
     return Row(
         run=run, level=plan.level.name, restart=restart, instance=answered.get("x-instance-id", ""), slice=send.slice,
         tuple=send.tuple, place=send.place, request_id=request_id, arm=plan.arms[send.arm].name, load_position=position,
-        text_id=send.text, chars=len(texts[send.text]), tokens=tokens, scheduled_ns=due_ns, sent_ns=sent_ns, done_ns=done_ns,
+        text_id=send.text, chars=len(texts[send.text]), tokens=tokens, scheduled_ns=scheduled_ns, sent_ns=sent_ns, done_ns=done_ns,
         status=status, tokenize_us=timing.get("tokenize", 0.0), queue_us=timing.get("queue", 0.0),
         inference_us=timing.get("inference", 0.0), total_us=timing.get("total", 0.0),
         batch_size=batch_size, batch_tokens=batch_tokens, bytes=len(content),

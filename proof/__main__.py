@@ -62,11 +62,17 @@ def _judge(folder: Path) -> int:
     verdict = judge.judge(folder)
     committed = folder / "verdict.json"
     if committed.is_file():
-        before = json.loads(committed.read_text())
-        if before.get("schema_version") != judge.SCHEMA_VERSION:
-            raise Refused(f"{committed}: schema_version {before.get('schema_version')!r} is unknown; this judge writes {judge.SCHEMA_VERSION}.")
-        if before["verdict"] != verdict["verdict"]:
-            raise Refused(f"{committed} says {before['verdict']}, the evidence says {verdict['verdict']}.")
+        try:
+            before = json.loads(committed.read_text())
+            version = before.get("schema_version")
+        except (ValueError, AttributeError) as error:
+            raise Refused(f"{committed} cannot be read: {error}.") from None
+        if version != judge.SCHEMA_VERSION:
+            raise Refused(f"{committed}: schema_version {version!r} is unknown; this judge writes {judge.SCHEMA_VERSION}.")
+        if before.get("verdict") != verdict["verdict"]:
+            raise Refused(f"{committed} says {before.get('verdict')}, the evidence says {verdict['verdict']}.")
+        if (where := judge.first_difference(before, verdict)) is not None:
+            raise Refused(f"{committed} does not follow from the evidence: {where}.")
     print(judge.describe(verdict))
     return judge.EXIT_CODES[verdict["verdict"]]
 

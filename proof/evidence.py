@@ -1,7 +1,7 @@
 """
 Rows of evidence: appended as they come, sealed once, refused if a byte has changed.
 
-    evidence/<run>/  plan.toml texts.txt environment.json identity.json     written at the start
+    evidence/<run>/  plan.toml texts.txt run.json identity.json environment.json   written at the start
                      rows/<restart>.csv  starts.csv                        appended while it runs
                      requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the end
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 INVALID = 3
 MANIFEST = "MANIFEST.sha256"
 REQUESTS = "requests.parquet"
-# Written from the evidence by the judge; a folder is sealed with and without them.
-DERIVED = {"verdict.json", "report.html", "report.md"}
+REQUIRED = (
+    "plan.toml", "texts.txt", "run.json", "environment.json", "identity.json", "starts.csv", REQUESTS, "restarts.csv",
+    "verdict.json", "report.html",
+)
 
 
 class Refused(CommandError):
@@ -99,15 +101,22 @@ class RowFile:
 
     def append(self, row: Row) -> None:
         self._writer.writerow([getattr(row, name) for name in ROW_FIELDS])
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def read_rows(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        casts = {"int": int, "float": float, "str": str}
-        return [Row(**{name: casts[_KINDS[name]](value) for name, value in row.items()}) for row in csv.DictReader(file)]
+def read_columns(path: Path) -> dict[str, Any]:
+    """The whole rows of one CSV file, a numpy array a column; a last line cut short is left out."""
+    import numpy as np
+
+    rows: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(ROW_FIELDS)]
+    kinds = {"int": np.int64, "float": np.float64, "str": np.str_}
+    return {name: np.array([row[i] for row in rows], dtype=np.str_).astype(kinds[_KINDS[name]]) for i, name in enumerate(ROW_FIELDS)}
 
 
 def append_start(folder: Path, start: Start) -> None:
@@ -133,7 +142,7 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def seal(folder: Path) -> None:
-    """Turns the appended CSV files into one parquet file and removes them."""
+    """Turns the appended CSV files into one parquet file, and only then removes them."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
@@ -141,9 +150,12 @@ def seal(folder: Path) -> None:
     parts = sorted((folder / "rows").glob("*.csv"))
     if not parts:
         raise Refused(f"{folder} holds no rows; nothing was measured.")
+    # A line that an interruption cut short is no row.
+    reading = pa_csv.ParseOptions(invalid_row_handler=lambda row: "skip")
     options = pa_csv.ConvertOptions(column_types=_arrow_types(pa))
-    tables = [pa_csv.read_csv(part, convert_options=options) for part in parts]
-    pq.write_table(pa.concat_tables(tables), folder / REQUESTS, compression="zstd")
+    tables = [pa_csv.read_csv(part, parse_options=reading, convert_options=options) for part in parts]
+    pq.write_table(pa.concat_tables(tables), folder / f".{REQUESTS}", compression="zstd")
+    (folder / f".{REQUESTS}").rename(folder / REQUESTS)
     shutil.rmtree(folder / "rows")
 
 
@@ -195,6 +207,9 @@ def check_manifest(folder: Path) -> None:
             raise Refused(f"{folder} lacks {name}, which {MANIFEST} lists.")
         if _sha256(folder / name) != digest:
             raise Refused(f"{folder / name} has changed since the run was sealed.")
+    for name in REQUIRED:
+        if name not in listed:
+            raise Refused(f"{folder}: {MANIFEST} does not list {name}, which every run has.")
     for found in folder.iterdir():
         if found.name not in listed and found.name != MANIFEST:
             raise Refused(f"{found} is not listed in {MANIFEST}.")

@@ -1,20 +1,32 @@
 """
 What must hold for a measurement to count. No gate looks at the contrast of candidate and reference.
+
+The run asks after each restart whether to repeat it; the judge asks again, from the rows, and
+refuses evidence in which a restart was dropped or kept for any other reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from proof.evidence import Row
 from proof.plan import Plan
 
 MOST_GENERATOR_CPU = 0.5
 MOST_SEND_LAG = 0.05
 MOST_DROPPED = 0.2
+
+# Why a restart may have ended early; its rows then lack some of the schedule.
+INTERRUPTED = "interrupted"
+NOT_STARTED = "the server did not start"
+GENERATOR_FAILED = "the load generator failed"
+ENDED_EARLY = (INTERRUPTED, NOT_STARTED, GENERATOR_FAILED)
+
+Columns = Mapping[str, Any]
+"""The rows of one restart, a numpy array a column."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +38,22 @@ class Gate:
     found: str
 
 
-def restart_breach(plan: Plan, rows: Sequence[Row], generator_cpu_share: float, throttled_us: int) -> str:
-    """Why a whole restart is dropped and repeated, or an empty string."""
-    expected = sum(1 for _ in plan.schedule(0, 1))
-    if len(rows) < expected:
-        return f"{len(rows)} of {expected} requests were sent"
-    failed = [row for row in rows if not 200 <= row.status < 300]
-    if failed:
-        return f"{len(failed)} requests without a good answer, the first ({failed[0].request_id}) with status {failed[0].status}"
-    if len({row.instance for row in rows}) != 1:
+def restart_breach(plan: Plan, rows: Columns, requests: int, generator_cpu_share: float, throttled_us: int) -> str:
+    """Why a whole restart of `requests` requests is dropped and repeated, or an empty string."""
+    count = len(rows["status"])
+    if count != requests:
+        return f"{count} of {requests} requests were sent"
+    bad = (rows["status"] < 200) | (rows["status"] > 299)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        return f"{int(bad.sum())} requests without a good answer, the first ({rows['request_id'][first]}) with status {rows['status'][first]}"
+    if (rows["inference_us"] <= 0).any():
+        return "answers without Server-Timing, so no inference time is known"
+    if len(np.unique(rows["instance"])) != 1:
         return "the server changed within the restart"
-    backward = [row for row in rows if row.done_ns - row.sent_ns < row.total_us * 1000]
-    if backward:
-        return f"request {backward[0].request_id} took less than its server says it spent"
+    backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
+    if backward.any():
+        return f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its server says it spent"
     if throttled_us > 0:
         return f"the container was throttled for {throttled_us} µs"
     if generator_cpu_share > MOST_GENERATOR_CPU:
@@ -46,16 +61,16 @@ def restart_breach(plan: Plan, rows: Sequence[Row], generator_cpu_share: float, 
     return _lag_breach(plan, rows)
 
 
-def _lag_breach(plan: Plan, rows: Sequence[Row]) -> str:
-    measured = [row for row in rows if row.slice == 0]
-    lag = np.array([row.sent_ns - row.scheduled_ns for row in measured], float)
-    latency = np.array([row.done_ns - row.sent_ns for row in measured], float)
+def _lag_breach(plan: Plan, rows: Columns) -> str:
+    measured = rows["slice"] == 0
+    arms = rows["arm"][measured]
+    lag = (rows["sent_ns"] - rows["scheduled_ns"])[measured].astype(float)
+    latency = (rows["done_ns"] - rows["sent_ns"])[measured].astype(float)
     if lag.mean() > MOST_SEND_LAG * latency.mean():
         return f"requests went out {lag.mean() / 1000:.0f} µs late on average, more than {MOST_SEND_LAG:.0%} of the mean latency"
-    references = plan.indices("reference")
-    arms = np.array([row.arm for row in measured])
-    first, second = (lag[arms == plan.arms[i].name].mean() for i in references)
-    allowed = plan.level.tightest_margin / 4 * latency[arms == plan.arms[references[0]].name].mean()
+    names = [plan.arms[i].name for i in plan.indices("reference")]
+    first, second = (lag[arms == name].mean() for name in names)
+    allowed = plan.level.tightest_margin / 4 * latency[arms == names[0]].mean()
     if abs(first - second) > allowed:
         return f"the two references were sent {abs(first - second) / 1000:.1f} µs apart in lag, more than {allowed / 1000:.1f} µs"
     return ""

@@ -9,6 +9,8 @@ Judges a sealed run from its folder alone.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from command import CommandError
 from proof.evidence import Refused, Start, check_manifest, read_requests, read_starts
-from proof.gates import MOST_DROPPED, Gate
+from proof.gates import ENDED_EARLY, MOST_DROPPED, Gate, restart_breach
 from proof.plan import FEWEST_RESTARTS, METRICS, STATISTICS, Plan, Role, read_plan
 from proof.statistics import Estimate, adjusted_contrast, plain_contrast, slope, statistic
 
@@ -59,18 +62,37 @@ def judge(folder: Path, sealed: bool = True) -> dict[str, Any]:
         raise Refused(f"{folder} does not exist.")
     if sealed:
         check_manifest(folder)
-    plan = read_plan(folder / "plan.toml")
+    plan = read_sealed_plan(folder)
     starts = read_starts(folder)
     samples = read_samples(folder, plan, starts)
     if sealed:
         _check_restarts(folder, plan, samples)
-    return _verdict(plan, starts, samples)
+    return _verdict(plan, starts, samples) | {"run": _read_run(folder)}
+
+
+def read_sealed_plan(folder: Path) -> Plan:
+    """The plan of a run with the texts beside it; Refused if it cannot be read."""
+    try:
+        return dataclasses.replace(read_plan(folder / "plan.toml"), texts=folder / "texts.txt")
+    except CommandError as error:
+        raise Refused(f"{folder}: {error}") from None
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{folder / 'run.json'} cannot be read: {error}.") from None
+    return run
 
 
 def read_samples(folder: Path, plan: Plan, starts: list[Start]) -> Samples:
     table = read_requests(folder)
     column = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    order = np.lexsort((column["place"], column["tuple"], column["restart"]))
+    column = {name: values[order] for name, values in column.items()}
     _check_rows(folder, plan, starts, column)
+    _check_starts(folder, plan, starts, column)
     kept = [start for start in starts if not start.dropped]
     names = [arm.name for arm in plan.arms]
     microseconds = {
@@ -88,24 +110,23 @@ def read_samples(folder: Path, plan: Plan, starts: list[Start]) -> Samples:
         return found
 
     positions = np.array([[start.load_order.split().index(name) for name in names] for start in kept], np.int64)
-    samples = Samples(
+    return Samples(
         tuple(start.restart for start in kept),
         {metric: cells(0, metric) for metric in METRICS}, {metric: cells(1, metric) for metric in METRICS},
         positions.reshape(len(kept), len(names)),
     )
-    for start in kept:
-        for a in plan.claimed_arms:
-            count = len(samples.latencies["inference"][start.restart, a])
-            if count != plan.level.tuples:
-                raise Refused(f"{folder}: restart {start.restart} has {count} requests of {names[a]}, the plan {plan.level.tuples}.")
-    return samples
 
 
 def _check_rows(folder: Path, plan: Plan, starts: list[Start], column: dict[str, Any]) -> None:
     """Refuses rows that cannot have come from this plan, or from any clock."""
-    for run in np.unique(column["run"]):
+    runs = np.unique(column["run"])
+    for run in runs:
         if not str(run).endswith(plan.digest[:16]):
             raise Refused(f"{folder}: rows of run {run} were made under another plan than plan.toml ({plan.digest[:16]}).")
+    if len(runs) != 1:
+        raise Refused(f"{folder}: its rows come from {len(runs)} runs, {runs[0]} and {runs[1]} among them.")
+    if set(np.unique(column["level"])) != {plan.level.name}:
+        raise Refused(f"{folder}: rows of another level than {plan.level.name}.")
     for name in ("tokenize_us", "queue_us", "inference_us", "total_us"):
         if not np.isfinite(column[name]).all():
             raise Refused(f"{folder}: column {name} holds NaN or infinity.")
@@ -124,11 +145,51 @@ def _check_rows(folder: Path, plan: Plan, starts: list[Start], column: dict[str,
     unknown = set(np.unique(column["restart"]).tolist()) - {start.restart for start in starts}
     if unknown:
         raise Refused(f"{folder}: restart {min(unknown)} has rows and no line in starts.csv.")
-    kept = np.isin(column["restart"], [start.restart for start in starts if not start.dropped])
-    if ((column["status"] < 200) | (column["status"] > 299))[kept].any():
-        raise Refused(f"{folder}: a restart that counts holds a request without a good answer.")
-    if (column["inference_us"][kept] <= 0).any():
-        raise Refused(f"{folder}: a restart that counts holds a request without an inference time.")
+
+
+def _check_starts(folder: Path, plan: Plan, starts: list[Start], column: dict[str, Any]) -> None:
+    """Refuses a start that was kept or dropped against the gates, or whose rows are not the plan's schedule."""
+    try:
+        texts = plan.read_texts()
+    except CommandError as error:
+        raise Refused(f"{folder}: {error}") from None
+    chars = np.array([len(text) for text in texts])
+    names = [arm.name for arm in plan.arms]
+    kept = 0
+    for start in starts:
+        here = {name: values[column["restart"] == start.restart] for name, values in column.items()}
+        where = f"{folder}: restart {start.restart}"
+        if start.slot != kept:
+            raise Refused(f"{where} took slot {start.slot} of the load orders, {kept} was next.")
+        if start.load_order.split() != [names[i] for i in plan.load_order(start.slot)]:
+            raise Refused(f"{where} was loaded as {start.load_order}, which is not the plan's order.")
+        schedule = list(plan.schedule(start.slot, len(texts)))
+        breach = restart_breach(plan, here, len(schedule), start.generator_cpu_share, start.throttled_us)
+        early = start.dropped in ENDED_EARLY and len(here["status"]) < len(schedule)
+        if breach != start.dropped and not early:
+            raise Refused(f"{where} is {_fate(start.dropped)}, its rows say: {_fate(breach)}.")
+        if start.dropped:
+            continue
+        kept += 1
+        due = {
+            "slice": np.array([s.slice for s in schedule]), "tuple": np.array([s.tuple for s in schedule]),
+            "place": np.array([s.place for s in schedule]), "arm": np.array([names[s.arm] for s in schedule]),
+            "text_id": np.array([s.text for s in schedule]), "chars": chars[[s.text for s in schedule]],
+            "load_position": np.array([start.load_order.split().index(names[s.arm]) for s in schedule]),
+            "instance": np.array([start.instance] * len(schedule)),
+        }
+        for name, wanted in due.items():
+            if not (here[name] == wanted).all():
+                row = int(np.flatnonzero(here[name] != wanted)[0])
+                raise Refused(f"{where}: request {here['request_id'][row]} has {name} {here[name][row]}, the plan {wanted[row]}.")
+        if (here["sent_ns"][1:] < here["done_ns"][:-1]).any():
+            raise Refused(f"{where}: a request was sent before the one before it was answered.")
+    if kept > plan.level.restarts:
+        raise Refused(f"{folder}: {kept} restarts count, the plan has {plan.level.restarts}.")
+
+
+def _fate(dropped: str) -> str:
+    return f"dropped ({dropped})" if dropped else "counted"
 
 
 def restart_table(plan: Plan, samples: Samples) -> list[dict[str, Any]]:
@@ -165,8 +226,30 @@ def _check_restarts(folder: Path, plan: Plan, samples: Samples) -> None:
         raise Refused(f"{path} has {len(found)} lines, the rows give {len(due)}.")
     for has, wants in zip(found, due, strict=True):
         same = all(has.get(k) == str(v) for k, v in wants.items() if k not in ("microseconds", "log"))
-        if not same or not math.isclose(float(has["log"]), float(wants["log"]), rel_tol=0, abs_tol=1e-9):
+        if not same or not (_close(has.get("log"), wants["log"]) and _close(has.get("microseconds"), wants["microseconds"])):
             raise Refused(f"{path} does not follow from the rows: restart {wants['restart']}, {wants['arm']}, {wants['metric']} {wants['statistic']}.")
+
+
+def _close(found: str | None, due: str) -> bool:
+    try:
+        return math.isclose(float(found or "nan"), float(due), rel_tol=1e-9, abs_tol=1e-9)
+    except ValueError:
+        return False
+
+
+def first_difference(before: Any, after: Any, where: str = "verdict") -> str | None:
+    """The first place where two verdicts differ; floats may by 1e-9, for they are recomputed."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        if before.keys() != after.keys():
+            return f"{where}: {', '.join(sorted(before.keys() ^ after.keys()))}"
+        parts = [(before[key], after[key], f"{where}.{key}") for key in before]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        parts = [(b, a, f"{where}[{i}]") for i, (b, a) in enumerate(zip(before, after, strict=True))]
+    elif isinstance(before, float) and isinstance(after, int | float):
+        return None if math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9) else where
+    else:
+        return None if before == after else where
+    return next((found for part in parts if (found := first_difference(*part))), None)
 
 
 def _verdict(plan: Plan, starts: list[Start], samples: Samples) -> dict[str, Any]:
@@ -226,10 +309,11 @@ def _judge_control(plan: Plan, samples: Samples) -> list[dict[str, Any]]:
             y = samples.log_statistics("inference", name, [*plan.indices("reference"), a], closing=True)
             estimate: Estimate = plain_contrast(y[:, -1] - y[:, :-1].mean(axis=1))
             low, high = estimate.interval(CONFIDENCE)
+            strict_low, _ = estimate.interval(1 - 2 * 0.05 / 2)
             bound = math.log1p(plan.level.tightest_margin)
             item = {
                 "arm": plan.arms[a].name, "metric": "inference", "statistic": name, "margin": plan.level.tightest_margin,
-                "ratio": estimate.ratio, "interval": [math.exp(low), math.exp(high)], "not_equivalent": low > bound or high < -bound,
+                "ratio": estimate.ratio, "interval": [math.exp(low), math.exp(high)], "not_equivalent": strict_low > bound,
                 "restart_ratios": np.exp(y[:, -1] - y[:, :-1].mean(axis=1)).tolist(),
             }
             item["sentence"] = (
@@ -312,7 +396,9 @@ def _sentence(plan: Plan, level: dict[str, Any], kept: int) -> str:
         case "not-slower":
             return f"{second} is not slower than {first}, within every margin claimed ({kept} restarts)."
         case "not-equivalent":
-            return f"{second} is not as fast as {first}: {level['direction']} by more than a claimed margin."
+            if level["direction"] == "faster":
+                return f"{second} is faster than {first} by more than a claimed margin. Where both do the same work, that shows a broken instrument."
+            return f"{second} is {level['direction']} than {first} by more than a claimed margin."
         case "invalid":
             return f"This run shows nothing: {'; '.join(level['breached'])}."
     return f"{kept} restarts do not decide whether {second} is as fast as {first}; more restarts or longer ones would."
@@ -322,6 +408,15 @@ def _percent(ratio: float) -> str:
     return f"{ratio - 1:+.2%}"
 
 
+def reading(item: dict[str, Any], claim: str) -> str:
+    """What one statistic says, in a word or two."""
+    if item["equivalent"]:
+        return "equivalent"
+    if claim == "non-inferiority" and item["not_slower"]:
+        return "not slower"
+    return f"outside: {item['outside']}" if item["outside"] else "undecided"
+
+
 def describe(verdict: dict[str, Any]) -> str:
     """The verdict in words, with every claimed interval; for a terminal."""
     lines = []
@@ -329,14 +424,14 @@ def describe(verdict: dict[str, Any]) -> str:
         lines.append(f"level {name}: {level['restarts_kept']} restarts × {level['tuples']} texts to each of four arms, {level['restarts_dropped']} dropped")
         for item in level["statistics"]:
             low, high = item["interval"]
-            word = "equivalent" if item["equivalent"] else (f"outside, {item['outside']}" if item["outside"] else "undecided")
+            word = reading(item, verdict["claim"])
             lines.append(
                 f"  {item['metric']:<11} {item['statistic']:<5} {_percent(item['ratio']):>8}   90 % interval {_percent(low)} to {_percent(high)}"
-                f"   margin ±{item['margin']:.0%}   {word}"
+                f"   margin ±{100 * item['margin']:g} %   {word}"
             )
         for item in level["control"]:
             lines.append(f"  control: {item['sentence']}")
         for gate in level["gates"]:
             lines.append(f"  gate {'ok  ' if gate['passed'] else 'FAIL'} {gate['name']}: {gate['found']}")
-    lines.append(f"verdict: {verdict['verdict']}. {verdict['sentence']}")
+    lines.append(f"verdict: {verdict['verdict']}. {verdict['sentence']} (run {verdict['run']['number_for_this_plan']} of this plan)")
     return "\n".join(lines)

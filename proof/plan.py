@@ -119,7 +119,8 @@ class Plan:
             for _ in range(tuples):
                 if not orders:
                     orders = balanced_orders(len(arms), rng)
-                text = rng.randrange(texts)
+                # Warming up goes through all texts, so that no shape is met first while it is measured.
+                text = number % texts if block < 0 else rng.randrange(texts)
                 for place, i in enumerate(orders.pop()):
                     yield Send(block, number, place, arms[i], text, rng.uniform(0.5, 1.5))
                 number += 1
@@ -227,11 +228,16 @@ def _check(plan: Plan) -> None:
     for role in twice:
         if len(plan.indices(role)) != 2:
             raise BadInput(f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice.")
+        if len({(plan.arms[i].artifact, plan.arms[i].url, plan.arms[i].model) for i in plan.indices(role) if plan.arms[i].artifact}) > 1:
+            raise BadInput(f"{plan.path}: the two arms that are {role} name different artifacts; they are two loads of one.")
     for arm in plan.arms:
         if (arm.artifact is None) == (arm.url is None):
             raise BadInput(f"{plan.path}: arm {arm.name!r} needs either an artifact to start or a url to call.")
     if plan.level.restarts % 4 or plan.level.restarts < 4:
         raise BadInput(f"{plan.path}: restarts = {plan.level.restarts} is no multiple of 4, so load order cannot be balanced.")
+    for cpu in (*plan.server_cpus, *plan.generator_cpus):
+        if not isinstance(cpu, int) or cpu < 0:
+            raise BadInput(f"{plan.path}: cpus holds {cpu!r}, which is no processor's number.")
     if plan.level.tuples < 4:
         raise BadInput(f"{plan.path}: tuples = {plan.level.tuples} is fewer than 4.")
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from proof.evidence import read_requests, read_starts
-from proof.plan import Plan, Role, read_plan
+from proof.judge import read_sealed_plan, reading
+from proof.plan import Plan, Role
 
 STYLE = """
 :root { --ink: #1c1e21; --soft: #5c6470; --line: #d5d9df; --paper: #fff; --band: #e8f1fa; --dot: #1f5f9e; --bad: #b3400e; --good: #1d6b4f; }
@@ -39,7 +40,7 @@ model would: compare them, do not quote them. Digests stop accidents and later e
 
 def write(folder: Path, verdict: dict[str, Any], path: Path | None = None) -> Path:
     """Renders the report of a run into `path` (default: report.html in its folder)."""
-    plan = read_plan(folder / "plan.toml")
+    plan = read_sealed_plan(folder)
     path = path or folder / "report.html"
     level = verdict["levels"][plan.level.name]
     environment = _read_json(folder / "environment.json")
@@ -52,7 +53,7 @@ def write(folder: Path, verdict: dict[str, Any], path: Path | None = None) -> Pa
 <h2>Difference from the reference</h2>
 <p class="soft">Line: 90 % interval of the ratio. Dot: estimate. Shaded: the margin claimed before the run. Not slower means the line ends before the right edge of the shade; equivalent means it lies inside.</p>
 {_forest(level)}
-<div class="scroll">{_statistics_table(level)}</div>
+<div class="scroll">{_statistics_table(level, plan.claim)}</div>
 <h2>Every restart</h2>
 <p class="soft">Candidate over reference, one dot a start of the server. The interval above is Student's t over these dots, adjusted for load order.</p>
 {_dots(level)}
@@ -68,7 +69,7 @@ def write(folder: Path, verdict: dict[str, Any], path: Path | None = None) -> Pa
 <h2>Where it ran</h2>
 <div class="scroll">{_environment(environment)}</div>
 <h2>What this does not prove</h2><p>{LIMITS}</p>
-<p class="soft">Judge it again from this folder: <code>python -m proof judge {escape(folder.name)}</code>. Plan <code>{plan.digest}</code>.</p>
+<p class="soft">Judge it again from this folder: <code>python -m proof judge {escape(folder.name)}</code>. Run {verdict["run"]["number_for_this_plan"]} of plan <code>{plan.digest}</code>.</p>
 """
     path.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -162,18 +163,18 @@ def _dots(level: dict[str, Any]) -> str:
     return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="ratios of every restart">{zero}{"".join(shapes)}{labels}</svg>'
 
 
-def _statistics_table(level: dict[str, Any]) -> str:
+def _statistics_table(level: dict[str, Any], claim: str) -> str:
     rows = [
         (
             _words(i["metric"]), i["statistic"], f"{i['reference_us'] / 1000:.3f} ms", f"{i['ratio'] - 1:+.2%}",
-            f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{i['margin']:.0%}",
-            "equivalent" if i["equivalent"] else f"outside: {i['outside']}" if i["outside"] else "undecided",
+            f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{100 * i['margin']:g} %",
+            reading(i, claim),
         )
         for i in level["statistics"]
     ]
     control = [
         (f"control: {_words(i['metric'])}", i["statistic"], "", f"{i['ratio'] - 1:+.2%}",
-         f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{i['margin']:.0%}",
+         f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{100 * i['margin']:g} %",
          "not equivalent" if i["not_equivalent"] else "not told apart")
         for i in level["control"]
     ]

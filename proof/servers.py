@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,26 @@ from proof.plan import Plan
 
 READY_WITHIN_S = 120
 STOPPED_WITHIN_S = 30
+SLOWEST_REQUEST_S = 0.5
+
+
+class ServerNotStarted(Unavailable):
+    """The server did not get ready; its last words are in the message."""
+
+
+class GeneratorFailed(Unavailable):
+    """Locust broke off."""
 
 
 @contextmanager
 def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
-    """A server that has loaded the plan's arms in `order`; yields its /info. Unavailable if it does not get ready."""
+    """A server that has loaded the plan's arms in `order`; yields its /info. ServerNotStarted if it does not get ready."""
     arms = [plan.arms[i] for i in order]
     command = [sys.executable, "-m", "service", *(f"{arm.name}={arm.artifact}" for arm in arms), "--port", str(plan.port)]
     _check_port(plan.port)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | plan.settings, preexec_fn=_pinned(plan.server_cpus)
+            command, stdout=output, stderr=output, env=os.environ | plan.settings, preexec_fn=_pinned(pins(plan)[0])
         )
     try:
         url = f"http://127.0.0.1:{plan.port}"
@@ -48,29 +57,48 @@ def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
             process.wait()
 
 
-def generate(plan: Plan, restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path) -> None:
-    """Runs Locust over one restart's schedule."""
+def generate(plan: Plan, requests: int, restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path) -> None:
+    """Runs Locust over one restart's schedule; GeneratorFailed if it breaks or takes unreasonably long."""
     environment = os.environ | {
-        "PLAN": str(plan.path), "RESTART": str(restart), "SLOT": str(slot), "RUN": run, "ROWS": str(rows), "FACTS": str(facts),
-        # No .pyc is written where the plan's owner may not write, and no look for updates is made.
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PLAN": str(plan.path), "TEXTS": str(plan.texts), "RESTART": str(restart), "SLOT": str(slot), "RUN": run,
+        "ROWS": str(rows), "FACTS": str(facts),
     }
     loadtests = Path(__file__).parent.parent / "loadtests"
     command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]
     with log.open("ab") as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=output, env=environment, preexec_fn=_pinned(plan.generator_cpus), check=False
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_pinned(pins(plan)[1]))
+        try:
+            code = process.wait(60 + requests * SLOWEST_REQUEST_S)
+        except subprocess.TimeoutExpired:
+            raise GeneratorFailed(f"Locust did not end in time; {log} says how far it came.") from None
+        finally:
+            process.kill()
+            process.wait()
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
-    if done.returncode not in (0, 1) or not rows.exists():
-        raise Unavailable(f"Locust ended with {done.returncode}; {log} says why.")
+    if code not in (0, 1):
+        raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")
+
+
+def pins(plan: Plan) -> tuple[set[int], set[int]]:
+    """Processors of the server and of the generator; both empty where the plan's cannot be had apart from each other."""
+    available = os.sched_getaffinity(0)
+    ours, theirs = set(plan.server_cpus), set(plan.generator_cpus)
+    apart = bool(ours and theirs) and not ours & theirs and (ours | theirs) <= available
+    return (ours, theirs) if apart else (set(), set())
+
+
+_CPU_STAT = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
+
+
+def throttling_readable() -> bool:
+    return any(path.is_file() for path in _CPU_STAT)
 
 
 def throttled_us() -> int:
     """Microseconds this cgroup has been throttled for so far; 0 where that cannot be read."""
-    for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
+    for path in _CPU_STAT:
         try:
-            facts = dict(line.split() for line in Path(path).read_text().splitlines())
+            facts = dict(line.split() for line in path.read_text().splitlines())
         except OSError:
             continue
         return int(facts.get("throttled_usec", int(facts.get("throttled_time", 0)) // 1000))
@@ -81,13 +109,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     give_up = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < give_up:
         if process.poll() is not None:
-            raise Unavailable(f"The server ended with {process.returncode} before it was ready: {_last_line(log)}")
+            raise ServerNotStarted(f"The server ended with {process.returncode} before it was ready: {_last_line(log)}")
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
-    raise Unavailable(f"The server was not ready within {READY_WITHIN_S} s; {log} says why.")
+    raise ServerNotStarted(f"The server was not ready within {READY_WITHIN_S} s; {log} says why.")
 
 
 def _check_port(port: int) -> None:
@@ -104,7 +132,5 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def _pinned(cpus: tuple[int, ...]):  # type: ignore[no-untyped-def]
-    """Pins a child to those of its processors that there are; to none in particular if the plan names none."""
-    wanted = set(cpus) & os.sched_getaffinity(0)
-    return (lambda: os.sched_setaffinity(0, wanted)) if wanted else None
+def _pinned(cpus: set[int]) -> Callable[[], None] | None:
+    return (lambda: os.sched_setaffinity(0, cpus)) if cpus else None

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from proof.__main__ import main
-from proof.evidence import Refused, write_manifest
+from proof.evidence import Refused, write_csv, write_manifest
 from proof.judge import judge
 from proof.statistics import adjusted_contrast, plain_contrast, slope, statistic
 from tests.proof.worlds import write_evidence
@@ -47,7 +47,7 @@ def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Pa
 
 
 def test_noise_that_hides_the_difference_is_inconclusive(tmp_path: Path) -> None:
-    folder = write_evidence(tmp_path / "run", noise=0.6)
+    folder = write_evidence(tmp_path / "run", noise=0.2, seed=1)
     assert judge(folder)["verdict"] == "inconclusive"
     assert main(["judge", str(folder)]) == 2
 
@@ -72,15 +72,17 @@ def test_a_biased_copy_makes_the_run_invalid(tmp_path: Path) -> None:
 
 
 def test_too_many_dropped_restarts_make_the_run_invalid(tmp_path: Path) -> None:
-    verdict = judge(write_evidence(tmp_path / "run", restarts=12, dropped=(1, 4, 7), noise=0.01))
+    verdict = judge(write_evidence(tmp_path / "run", dropped=(1, 4, 7), noise=0.01))
     assert verdict["verdict"] == "invalid"
-    assert verdict["levels"]["unloaded"]["restarts_kept"] == 9
+    assert verdict["levels"]["unloaded"]["breached"] == ["few restarts dropped"]
+    assert verdict["levels"]["unloaded"]["restarts_kept"] == 8
 
 
 def test_a_dropped_restart_keeps_its_rows_and_does_not_count(tmp_path: Path) -> None:
-    folder = write_evidence(tmp_path / "run", restarts=12, planned=8, dropped=(3,), noise=0.01)
+    folder = write_evidence(tmp_path / "run", dropped=(3,), noise=0.01)
     verdict = judge(folder)
-    assert verdict["levels"]["unloaded"]["restarts_kept"] == 11
+    assert verdict["verdict"] == "equivalent"
+    assert verdict["levels"]["unloaded"]["restarts_kept"] == 8
     assert 3 in pq.read_table(folder / "requests.parquet")["restart"].to_pylist()
     assert "3" not in {row["restart"] for row in csv.DictReader((folder / "restarts.csv").read_text().splitlines())}
 
@@ -104,9 +106,13 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("request_id", "0-0-0", "a request_id occurs twice"),
         ("arm", "stranger", "an arm stranger that the plan has not"),
         ("run", "r-0000000000000000", "made under another plan"),
-        ("status", 500, "without a good answer"),
+        ("status", 500, r"is counted, its rows say: dropped \(1 requests without a good answer"),
         ("restart", 99, "restart 99 has rows and no line"),
-        ("slice", 5, r"restart 0 has 59 requests of"),
+        ("slice", 5, "has slice 5, the plan 0"),
+        ("text_id", 7, "has text_id 7, the plan"),
+        ("load_position", 9, "has load_position 9, the plan"),
+        ("instance", "i99", r"dropped \(the server changed"),
+        ("level", "switchback-80", "rows of another level"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(tmp_path: Path, column: str, value: Any, words: str) -> None:
@@ -126,12 +132,91 @@ def test_one_changed_byte_is_refused(tmp_path: Path) -> None:
         judge(folder)
 
 
-@pytest.mark.parametrize("name", ["requests.parquet", "restarts.csv", "starts.csv", "plan.toml", "MANIFEST.sha256"])
+FILES = ["requests.parquet", "restarts.csv", "starts.csv", "plan.toml", "texts.txt", "verdict.json", "run.json", "report.html"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "MANIFEST.sha256"])
 def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / name).unlink()
     with pytest.raises(Refused, match=name):
         judge(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_left_out_of_the_manifest_too_is_still_missed(tmp_path: Path, name: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / name).unlink()
+    write_manifest(folder)
+    with pytest.raises(Refused, match=name):
+        judge(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("plan.toml", "["), ("starts.csv", "restart\nx\n"), ("verdict.json", "{"), ("verdict.json", "[]"), ("run.json", "?"), ("requests.parquet", "?")],
+)
+def test_a_file_that_cannot_be_read_is_refused_and_no_bug(tmp_path: Path, name: str, content: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / name).write_text(content)
+    write_manifest(folder)
+    with pytest.raises(Refused):
+        main(["judge", str(folder)])
+
+
+def change_starts(folder: Path, **values: str) -> None:
+    """Changes the third start's line and seals the folder again."""
+    path = folder / "starts.csv"
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    lines[2] |= values
+    write_csv(path, list(lines[0]), lines)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dropped": "a neighbour was noisy"}, r"dropped \(a neighbour was noisy\), its rows say: counted"),
+        ({"dropped": "interrupted"}, r"dropped \(interrupted\), its rows say: counted"),
+        ({"throttled_us": "5"}, r"counted, its rows say: dropped \(the container was throttled for 5"),
+        ({"slot": "1"}, "took slot 1 of the load orders, 2 was next"),
+        ({"load_order": "drbert-with-decoder drbert bert bert-again drbert-again"}, "is not the plan's order"),
+        ({"load_order": "nobody"}, "is not the plan's order"),
+    ],
+)
+def test_a_start_told_otherwise_than_it_was_is_refused(tmp_path: Path, values: dict[str, str], words: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    change_starts(folder, **values)
+    with pytest.raises(Refused, match=words):
+        judge(folder)
+
+
+def test_rows_of_two_runs_do_not_make_one(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    table = pq.read_table(folder / "requests.parquet")
+    change_table(folder, "run", "other-" + table["run"][0].as_py()[-16:])
+    with pytest.raises(Refused, match="come from 2 runs"):
+        judge(folder)
+
+
+def test_the_order_of_the_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    before = judge(folder)
+    table = pq.read_table(folder / "requests.parquet")
+    shuffled = np.random.default_rng(0).permutation(table.num_rows)
+    pq.write_table(table.take(shuffled), folder / "requests.parquet")
+    write_manifest(folder)
+    assert judge(folder) == before
+
+
+def test_a_verdict_touched_up_anywhere_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    verdict = json.loads((folder / "verdict.json").read_text())
+    verdict["levels"]["unloaded"]["statistics"][0]["interval"][1] = 1.001
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"verdict\.levels\.unloaded\.statistics\[0\]\.interval\[1\]"):
+        main(["judge", str(folder)])
 
 
 def test_a_file_nobody_listed_is_refused(tmp_path: Path) -> None:
@@ -157,7 +242,7 @@ def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -
 
 
 def test_a_committed_verdict_that_the_evidence_does_not_bear_is_refused(tmp_path: Path) -> None:
-    folder = write_evidence(tmp_path / "run", noise=0.6)
+    folder = write_evidence(tmp_path / "run", noise=0.2, seed=1)
     verdict = json.loads((folder / "verdict.json").read_text())
     (folder / "verdict.json").write_text(json.dumps(verdict | {"verdict": "equivalent"}))
     write_manifest(folder)
@@ -181,6 +266,15 @@ def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
         (logs[r, "drbert"] + logs[r, "drbert-again"] - logs[r, "bert"] - logs[r, "bert-again"]) / 2 for r in range(8)
     ])
     assert item["ratio"] == pytest.approx(math.exp(delta), abs=1e-12)
+    # The interval, too: deviations from restart, arm and load position, as a spreadsheet would do it.
+    arms = ["bert", "bert-again", "drbert", "drbert-again"]
+    place = {(int(r["restart"]), r["arm"]): int(r["load_position"]) for r in rows}
+    e = {(r, a): logs[r, a] - np.mean([logs[r, b] for b in arms]) for r in range(8) for a in arms}
+    by_arm = {a: np.mean([e[r, a] for r in range(8)]) for a in arms}
+    by_place = {p: np.mean([e[cell] for cell in e if place[cell] == p]) for p in range(4)}
+    u = [sum(c * (e[r, a] - by_arm[a] - by_place[place[r, a]]) for a, c in zip(arms, (-0.5, -0.5, 0.5, 0.5), strict=True)) for r in range(8)]
+    reach = stats.t.ppf(0.95, 6) * math.sqrt(sum(x * x for x in u) / 6 / 8)
+    assert item["interval"] == pytest.approx([math.exp(delta - reach), math.exp(delta + reach)], abs=1e-12)
 
 
 def test_the_interval_is_students_when_load_position_has_no_effect() -> None:

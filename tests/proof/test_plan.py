@@ -83,6 +83,8 @@ def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_
         ('name = "drbert-again"', 'name = "drbert"', "two arms are called 'drbert'"),
         ('name = "drbert-again", role = "candidate"', 'name = "x", role = "reference"', "3 arms are reference"),
         ('artifact = "c"', 'model = "c"', "needs either an artifact"),
+        ('name = "bert-again", role = "reference", artifact = "a"', 'name = "x", role = "reference", artifact = "slow"', "name different artifacts"),
+        ("seed = 7", 'seed = 7\nserver = { cpus = ["x"] }', "cpus holds 'x'"),
         ("p99 = 0.10", "p98 = 0.10", "has no key 'p98'"),
         ("p99 = 0.10", "p99 = 10.0", "is not between 0 and 1"),
         ('claim = "equivalence"', 'claim = "speed"', "claim 'speed' is unknown"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from graphs.canonical import split
@@ -69,13 +72,14 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     assert main(["judge", str(folder)]) == code
     assert {path.name for path in folder.iterdir()} == {
         "plan.toml", "texts.txt", "identity.json", "environment.json", "starts.csv", "restarts.csv", "requests.parquet",
-        "verdict.json", "report.html", "run.log", "MANIFEST.sha256",
+        "verdict.json", "report.html", "run.json", "run.log", "MANIFEST.sha256",
     }
     rows = read_requests(folder).to_pylist()
     starts = len({row["restart"] for row in rows})
     assert starts >= 4
     assert len(rows) == starts * 4 * (2 + 8)
     assert {row["status"] for row in rows} == {200}
+    assert verdict["run"]["number_for_this_plan"] == 1
     assert all(row["scheduled_ns"] <= row["sent_ns"] < row["done_ns"] for row in rows)
     assert all(0 < row["inference_us"] < row["total_us"] < (row["done_ns"] - row["sent_ns"]) / 1000 for row in rows)
     assert len({row["instance"] for row in rows}) == starts
@@ -84,6 +88,41 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     report = (folder / "report.html").read_text()
     assert "http://" not in report
     assert "https://" not in report
+
+
+def test_an_interrupted_run_is_sealed_with_what_was_measured(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(plan.read_text().replace("tuples = 8", "tuples = 4000", 1))
+    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        give_up = time.monotonic() + 120
+        while not any(file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/*.csv")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "what was measured is sealed in" in printed
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    assert read_requests(folder).num_rows > 50
+    assert main(["judge", str(folder)]) == EXIT_CODES["invalid"]
+
+
+def test_a_server_that_dies_costs_its_restart_and_no_more(plan: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+    plan.write_text(plan.read_text().replace("tuples = 8", "tuples = 400", 1))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        give_up = time.monotonic() + 120
+        while not any(file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/000.csv")):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        for child in psutil.Process(process.pid).children():
+            if "service" in child.cmdline():
+                child.kill()
+        printed = process.communicate(timeout=240)[0]
+    assert process.returncode in EXIT_CODES.values(), printed
+    assert "restart 0 is dropped and repeated" in printed
+    assert "requests without a good answer" in printed
 
 
 def test_an_artifact_that_is_not_there_is_named_before_anything_runs(plan: Path, tmp_path: Path) -> None:
