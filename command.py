@@ -1,7 +1,7 @@
 """
 How every command of this project ends: with a line that names the remedy, and an exit code that means one thing.
 
-    64 usage · 65 bad input · 69 something needed is not there · 70 a bug · 130 interrupted
+    64 usage · 65 bad input · 69 something needed is not there · 70 a bug · 130 interrupted · 141 broken pipe
 
 The codes are those of BSD's sysexits.h. 0, 1 and 2 belong to verdicts alone, so nothing
 here ever ends with 1 or 2. Every room may import this file; it imports none of them.
@@ -10,6 +10,7 @@ here ever ends with 1 or 2. Every room may import this file; it imports none of 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -21,6 +22,7 @@ BAD_INPUT = 65
 UNAVAILABLE = 69
 BUG = 70
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 class CommandError(Exception):
@@ -55,23 +57,38 @@ class Parser(argparse.ArgumentParser):
         raise BadUsage(message)
 
 
-def finish(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command to its end and exits with its code; every way to fail has one."""
+def finish(main: Callable[[Sequence[str]], int] | str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command to its end and exits with its code; every way to fail has one.
+
+    A command whose imports may be missing is given as "module:function" and imported here.
+    """
+    module = main.partition(":")[0] if isinstance(main, str) else main.__module__
     spec = sys.modules["__main__"].__spec__
-    name = (spec.name if spec else main.__module__).removesuffix(".__main__")
+    name = (spec.name if spec else module).removesuffix(".__main__")
+    code: int | None = None
     try:
-        code = main(sys.argv[1:] if arguments is None else arguments)
+        run: Callable[[Sequence[str]], int] = (
+            getattr(importlib.import_module(module), main.partition(":")[2]) if isinstance(main, str) else main
+        )
+        code = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except CommandError as error:
         code = error.exit_code
         print(f"{name}: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        code = UNAVAILABLE
+        package, extra = (error.name or "?").partition(".")[0], module.partition(".")[0]
+        print(f"{name}: the package {package} is not installed; pip install 'drbert-serve[{extra}]'", file=sys.stderr)
     except KeyboardInterrupt:
         code = INTERRUPTED
         print(f"{name}: interrupted", file=sys.stderr)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; silence Python's complaint at exit.
+        # The reader (head, less) has seen enough. A verdict already reached stands; Python's complaint at exit does not.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = BROKEN_PIPE if code is None else code
+    except OSError as error:
+        code = UNAVAILABLE
+        print(f"{name}: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
     except Exception:
         traceback.print_exc()
         code = BUG

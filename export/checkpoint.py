@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -74,10 +75,11 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if not directory.is_dir():
         raise Unavailable(f"{source} does not exist; name a folder with config.json, model.safetensors and tokenizer.json.")
     if not (directory / "config.json").is_file():
-        raise Unavailable(f"{directory} has no config.json, so it is no Hugging Face checkpoint.")
+        raise Unavailable(f"{directory} has no config.json, so it is no Hugging Face checkpoint; save_pretrained writes one.")
     if not (directory / "model.safetensors").is_file():
         pickles = sorted(path.name for path in directory.glob("*.bin"))
         why = f" {pickles[0]} is a pickle and is never read; save the model with safe_serialization=True." if pickles else ""
+        why = why or " A sharded checkpoint is saved as one file with max_shard_size='100GB'; others with safe_serialization=True."
         raise Unavailable(f"{directory} has no model.safetensors.{why}")
     if not (directory / "tokenizer.json").is_file():
         raise Unavailable(f"{directory} has no tokenizer.json; save a fast tokenizer with save_pretrained beside the model.")
@@ -91,6 +93,10 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         tensors = load_file(directory / "model.safetensors")
     except SafetensorError as error:
         raise BadInput(f"{directory / 'model.safetensors'} cannot be read: {error}.") from None
+    try:
+        Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing narrower.
+        raise BadInput(f"{directory / 'tokenizer.json'} cannot be read: {_one_line(error)}") from None
     return Checkpoint(directory, config, tensors)
 
 
@@ -109,11 +115,14 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
     try:
         config = AutoConfig.for_model(**described)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # A config may be wrong in as many ways as there are models.
         raise BadInput(f"{checkpoint.directory / 'config.json'} describes no classifier that can be built: {_one_line(error)}") from None
     if keep_decoder:
         for name, tensor in checkpoint.decoder.items():
-            layer, rest = re.fullmatch(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+            placed = re.fullmatch(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)", name)
+            if placed is None:
+                raise BadUsage(f"{checkpoint.directory}: {name} belongs to no layer, so this design adds no layers that could be kept.")
+            layer, rest = placed.groups()
             tensors[f"{model.base_model_prefix}.encoder.layer.{depth + int(layer)}.{rest}"] = tensor.float()
     _fit(model, tensors, checkpoint.directory)
     built: nn.Module = model.float().eval()

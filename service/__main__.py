@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--variant", default="auto", help="a variant of the artifacts, or auto: the fastest this host can run")
     given = parser.parse_args(arguments)
+    if not 0 <= given.port <= 65535:
+        raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
     settings = read_settings()
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}

@@ -24,13 +24,12 @@ def classification(
     probs = activated(logits, activation if activation != "auto" else own_activation(manifest))
     order = np.argsort(-probs, kind="stable")
     best = int(order[0])
-    cut = threshold
-    if manifest.task == "multi_label" and cut is None:
-        cut = MULTI_LABEL_THRESHOLD
     shown = [int(i) for i in order if threshold is None or probs[i] >= threshold][:top_k]
     answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": float(probs[best])}
     if manifest.task == "multi_label":
-        answer["labels"] = [manifest.labels[i] for i in order if cut is None or probs[i] >= cut]
+        # Decided on the model's own probabilities, whatever form of them the caller wants to see.
+        own, cut = activated(logits, "sigmoid"), MULTI_LABEL_THRESHOLD if threshold is None else threshold
+        answer["labels"] = [manifest.labels[i] for i in order if own[i] >= cut]
     return answer | {
         "probs": probs.tolist(),
         "num_classes": len(manifest.labels),

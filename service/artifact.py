@@ -102,12 +102,16 @@ class Manifest(_Part):
     files: dict[str, str]
     """sha256 of every file beside the manifest."""
     provenance: dict[str, str]
+    seal: str
+    """sha256 of all the above; see seal_of."""
 
     @model_validator(mode="after")
     def _files_are_known(self) -> Manifest:
         for name in self.files:
             if Path(name).name != name or name == MANIFEST:
                 raise ValueError(f"{name!r} is no plain file name")
+        if self.tokenizer_digest != self.files.get("tokenizer.json"):
+            raise ValueError("tokenizer_digest is not the digest of tokenizer.json")
         used = {"tokenizer.json": "tokenizer"} | {f: v for v, variant in self.variants.items() for f in variant.files}
         for name, user in used.items():
             if name not in self.files:
@@ -121,19 +125,17 @@ class Artifact:
 
     directory: Path
     manifest: Manifest
+    digest: str = ""
+    """sha256 of the manifest as it was read, which holds the sha256 of everything else."""
 
     def path(self, name: str) -> Path:
         return self.directory / name
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the manifest, which holds the sha256 of everything else."""
-        return sha256(self.directory / MANIFEST)
 
 
 def read_artifact(directory: Path) -> Artifact:
     """The artifact in `directory`, every file checked against the manifest; else an ArtifactError."""
     manifest = read_manifest(directory)
+    digest = sha256(directory / MANIFEST)
     present = {path.name for path in directory.iterdir()} - {MANIFEST}
     for name in sorted(manifest.files.keys() - present):
         raise ArtifactError(f"{directory} lacks {name}, which its manifest lists; export it again.")
@@ -146,7 +148,7 @@ def read_artifact(directory: Path) -> Artifact:
                 f"{directory / name} has changed since export: sha256 {found[:12]}…, the manifest says {wanted[:12]}…; "
                 "export it again."
             )
-    return Artifact(directory, manifest)
+    return Artifact(directory, manifest, digest)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -163,11 +165,24 @@ def read_manifest(directory: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ArtifactError(f"{path}: schema_version is {version!r}, this service reads {SCHEMA_VERSION}; export it again.")
     try:
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise ArtifactError(f"{path}: {where}: {first['msg']}.") from None
+    if manifest.seal != seal_of(manifest):
+        raise ArtifactError(f"{path} has changed since export: its fields do not give its seal; export it again.")
+    return manifest
+
+
+def seal_of(manifest: Manifest) -> str:
+    """sha256 of the manifest's fields in canonical JSON, the seal itself left out."""
+    fields = manifest.model_dump(exclude={"seal"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"seal": seal_of(manifest)})
 
 
 def sha256(path: Path) -> str:

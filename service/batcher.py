@@ -129,6 +129,7 @@ class Batcher:
 
     _queue: deque[_Waiting] = field(default_factory=deque, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _running: deque[_Running] = field(default_factory=deque, init=False)
     _closing: bool = field(default=False, init=False)
     _items_per_s: float = field(default=0.0, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -146,8 +147,10 @@ class Batcher:
 
         Items are admitted together or not at all. Raises Overloaded when the queue has no
         room for all, ShuttingDown while draining, DeadlineExceeded if an item could not be
-        started within `timeout_s`, and what the model raised for a batch of that item alone.
+        answered within `timeout_s`, and what the model raised for a batch of that item alone.
         """
+        if not items:
+            return []
         loop = asyncio.get_running_loop()
         call = _Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
         now = time.monotonic_ns()
@@ -157,16 +160,31 @@ class Batcher:
             if self._closing:
                 raise ShuttingDown("This replica is draining; another one answers.")
             if len(self._queue) + len(entries) > self.max_waiting:
+                self._drop_the_gone_and_the_late()
+            if len(self._queue) + len(entries) > self.max_waiting:
                 raise Overloaded(
                     f"{len(self._queue)} texts wait and {len(entries)} more would pass the limit of {self.max_waiting}; retry later.",
                     retry_after_s=self._seconds_to_clear(),
                 )
             self._queue.extend(entries)
             self._changed.notify()
-        return await call.answer
+        try:
+            # Leaving, by the deadline or because the caller left, cancels the answer: what still waits of it is dropped.
+            async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
+                return await call.answer
+        except TimeoutError:
+            raise DeadlineExceeded("The answer was not there within the request's time limit.") from None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the submitting thread runs; it outlives whatever a model does."""
+        return self._thread is not None and self._thread.is_alive()
 
     async def close(self, timeout_s: float) -> bool:
-        """Refuses new items, finishes the accepted ones, and says whether it could in time."""
+        """Refuses new items, finishes the accepted ones, and says whether it could in time.
+
+        What could not be finished, running or waiting, is answered with ShuttingDown.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -177,16 +195,16 @@ class Batcher:
         if not thread.is_alive():
             return True
         with self._changed:
-            abandoned = list(self._queue)
+            abandoned = [*self._queue, *(entry for run in self._running for entry in run.batch)]
             self._queue.clear()
         for entry in abandoned:
-            _fail(entry.call, ShuttingDown("This replica stopped before it came to this text."))
+            _fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
         return False
 
     # The submitting thread, in the order a batch goes through it.
 
     def _work(self) -> None:
-        running: deque[_Running] = deque()
+        running = self._running
         while True:
             batch = self._next_batch(wait=not running)
             if batch:
@@ -194,7 +212,8 @@ class Batcher:
             elif batch is None and not running:
                 return
             if running and (not batch or len(running) >= self.in_flight):
-                self._finish(running.popleft())
+                self._finish(running[0])
+                running.popleft()
 
     def _next_batch(self, wait: bool) -> list[_Waiting] | None:
         """What to run next: [] if nothing waits just now, None if nothing ever will."""
@@ -276,6 +295,7 @@ class Batcher:
         """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
         if len(batch) == 1:
             if isinstance(error, ServiceError):
+                log.error("model answered no answer", extra={"model": batch[0].model, "why": error.message})
                 _fail(batch[0].call, error)
             else:
                 log.error("model raised", extra={"model": batch[0].model}, exc_info=error)
@@ -292,9 +312,12 @@ class Batcher:
         rate = len(run.batch) * 1e9 / max(1, inference_ns)
         self._items_per_s = rate if not self._items_per_s else 0.9 * self._items_per_s + 0.1 * rate
         tokens = sum(entry.item.tokens for entry in run.batch)
-        self.on_batch(
-            Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens)
-        )
+        try:
+            self.on_batch(
+                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens)
+            )
+        except Exception:  # Nor does counting end the worker.
+            log.exception("a batch could not be counted")
 
     def _seconds_to_clear(self) -> int:
         """When the queue will have gone, by its length and the measured rate; 1 to 60 s."""

@@ -87,11 +87,11 @@ class Classifier:
         """How long a text of so many tokens is made; only a model that ignores padding gets any."""
         return self.shapes.length(tokens) if self.padding_safe else tokens
 
-    def warm_up(self, seconds: float) -> int:
+    def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
         """Runs the likeliest shapes for at most so long, and says how many it ran."""
         started, done = time.monotonic(), 0
         for size, length in self.shapes.likely_first():
-            if done and time.monotonic() - started > seconds:
+            if done and (stopping() or time.monotonic() - started > seconds):
                 break
             self.predict([Encoded([self._pad] * length, [0] * length, False)] * size)
             done += 1

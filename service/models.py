@@ -4,8 +4,10 @@ The loaded models and the state they are in together: loading, ready, draining.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import logging
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -45,9 +47,12 @@ class Models:
         self.threads = settings.threads or cpus.usable()
         self.loaded: dict[str, Loaded] = {}
         self.metrics = Metrics(CollectorRegistry(), waiting=lambda: self.batcher.waiting)
+        self.answering = 0
+        """Requests that are being answered."""
         self._artifacts = artifacts
         self._variant = variant
         self._state = "loading"
+        self._stopping = threading.Event()
         self._classifiers: dict[str, Classifier] = {}
         self.batcher = Batcher(
             self._classifiers,
@@ -59,16 +64,18 @@ class Models:
         )
 
     def load(self) -> None:
-        """Loads and warms up every model in order, then takes requests."""
+        """Loads and warms up every model in order, then takes requests; gives up between two steps once draining."""
         for position, (name, artifact) in enumerate(self._artifacts.items()):
+            if self._stopping.is_set():
+                return
             choice = choose(artifact, self._variant, self.settings.runtime)
             began = time.monotonic()
             classifier = Classifier(artifact, load(artifact, choice, self.threads), self.settings.max_batch_size)
             loaded = time.monotonic()
-            shapes = classifier.warm_up(self.settings.warm_up_s)
+            shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
             self._classifiers[name] = classifier
             self.loaded[name] = Loaded(artifact, choice, classifier, position)
-            self.metrics.add_model(name, artifact.digest, artifact.manifest.encoder_digest, choice.runtime, choice.variant)
+            self.metrics.add_model(name, artifact.digest, artifact.manifest.variants[choice.variant].encoder_digest, choice.runtime, choice.variant)
             log.info("model ready", extra={
                 "model": name, "artifact": str(artifact.directory), "variant": choice.variant, "runtime": choice.runtime,
                 "why": choice.why, "threads": self.threads, "load_s": round(loaded - began, 3),
@@ -77,6 +84,8 @@ class Models:
             if artifact.manifest.kept_decoder_layers:
                 log.warning("this model keeps its pretraining decoder as a control: its answers mean nothing", extra={"model": name})
         self.batcher.in_flight = min(c.runtime.in_flight for c in self._classifiers.values())
+        if self._stopping.is_set():
+            return
         self.batcher.start()
         self._state = "ready"
         self.metrics.ready.set(1)
@@ -84,14 +93,23 @@ class Models:
     async def drain(self) -> bool:
         """Refuses new requests, finishes the accepted ones, and says whether it could in time."""
         self._state = "draining"
+        self._stopping.set()
         self.metrics.ready.set(0)
         return await self.batcher.close(self.settings.drain_timeout_s)
+
+    async def idle(self, timeout_s: float) -> None:
+        """Waits until no request is being answered, at most so long."""
+        give_up = time.monotonic() + timeout_s
+        while self.answering and time.monotonic() < give_up:
+            await asyncio.sleep(0.005)
 
     def check_ready(self) -> None:
         if self._state == "loading":
             raise NotReady(f"Loading: {len(self.loaded)} of {len(self._artifacts)} models are ready.", retry_after_s=1)
         if self._state == "draining":
             raise ShuttingDown("This replica is draining; another one answers.")
+        if not self.batcher.alive:
+            raise NotReady("The thread that runs the models has ended; restart this replica.")
 
     def get(self, name: str | None) -> tuple[str, Classifier]:
         """The model of that name, or the first; UnknownModel lists the names there are."""
@@ -106,7 +124,7 @@ class Models:
         return {
             "service": "drbert-serve", "version": self.version, "instance_id": self.instance_id, "started": self.started,
             "state": self._state, "threads": self.threads, "settings": self.settings.model_dump(),
-            "models": {name: _describe(loaded) for name, loaded in self.loaded.items()},
+            "models": {name: _describe(loaded) for name, loaded in dict(self.loaded).items()},
         }
 
 

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from importlib import resources
 from typing import Any
 
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import answers
 from service.batcher import Row
 from service.classifier import Classifier, Encoded, Truncate
-from service.errors import InvalidInput, ServiceError, TooLarge
+from service.errors import DeadlineExceeded, InvalidInput, NotReady, ServiceError, ShuttingDown, TooLarge
 from service.models import Models
 from service.schemas import ClassifyAnswer, ClassifyRequest, Limits, Text, answer_json, read_request
 
@@ -37,12 +37,11 @@ log = logging.getLogger(__name__)
 CHARS_ON_THE_LOOP = 4_000
 
 
-def build_app(models: Models) -> FastAPI:
+def build_app(models: Models) -> ASGIApp:
     """The ASGI application over `models`, which may still be loading."""
     app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None)
     settings, metrics = models.settings, models.metrics
     limits = Limits(texts=settings.max_texts, text_chars=settings.max_text_chars)
-    app.add_middleware(Identified, instance=models.instance_id)
     app.mount("/docs/files", StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources")), name="docs")
 
     @app.post(
@@ -55,35 +54,36 @@ def build_app(models: Models) -> FastAPI:
     )
     async def classify(request: Request) -> Response:
         """Classifies a text, a pair, or a list of those."""
-        started = time.monotonic_ns()
-        model = ""
+        began = time.monotonic()
+        model, models.answering = "", models.answering + 1
         metrics.inflight.inc()
         try:
-            body = await read_body(request, settings.max_body_bytes)
-            asked = read_request(body, limits)
-            name, classifier = models.get(asked.model)
-            model = name
+            asked = read_request(await read_body(request, settings.max_body_bytes), limits)
+            started = time.monotonic_ns()
+            model, classifier = models.get(asked.model)
             encoded = await encode(classifier, asked.input, asked.truncate)
             tokenized = time.monotonic_ns()
-            rows = await models.batcher.submit(name, encoded, settings.request_timeout_s)
-            response = Response(
-                answer_json(answer_of(asked, name, classifier, encoded, rows, request.state.request_id)),
-                media_type="application/json",
-            )
+            left_s = settings.request_timeout_s - (time.monotonic() - began)
+            rows = await unless_the_client_leaves(request, models.batcher.submit(model, encoded, max(0.0, left_s)))
+            answer = answer_json(answer_of(asked, model, classifier, encoded, rows, request.state.request_id))
             finished = time.monotonic_ns()
-            response.headers["Server-Timing"] = server_timing(tokenized - started, finished - started, rows)
-            metrics.tokenize.labels(name).observe((tokenized - started) / 1e9)
-            metrics.request.labels(name).observe((finished - started) / 1e9)
-            metrics.truncated.labels(name).inc(sum(item.truncated for item in encoded))
+            timing = server_timing(tokenized - started, finished - started, rows)
+            response = Response(answer, media_type="application/json", headers={"Server-Timing": timing})
+            metrics.tokenize.labels(model).observe((tokenized - started) / 1e9)
+            metrics.request.labels(model).observe((finished - started) / 1e9)
+            metrics.truncated.labels(model).inc(sum(item.truncated for item in encoded))
         except ServiceError as error:
-            metrics.rejected.labels(error.code).inc()
+            if error.status < 500 or isinstance(error, UNAVAILABLE):
+                metrics.rejected.labels(error.code).inc()
             response = error_answer(error)
         except ClientLeft:
+            metrics.rejected.labels("client_left").inc()
             response = Response(status_code=499)
-        except asyncio.CancelledError:
-            metrics.requests.labels(model, "499").inc()
-            raise
+        except Exception:  # The one place where a bug becomes an answer.
+            log.exception("bug", extra={"request_id": request.state.request_id, "model": model})
+            response = error_answer(ServiceError("This is a bug in the service; its log has the traceback under the request's id."))
         finally:
+            models.answering -= 1
             metrics.inflight.dec()
         metrics.requests.labels(model, str(response.status_code)).inc()
         return response
@@ -138,12 +138,11 @@ def build_app(models: Models) -> FastAPI:
                           "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
         return JSONResponse(body, error.status_code, headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> Response:
-        return error_answer(ServiceError("This is a bug in the service; its log has the traceback under the request's id."))
+    return Identified(app, models.instance_id)
 
-    return app
 
+# Statuses of 500 and above that refuse a request rather than confess to a fault.
+UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
 
 REFUSALS: dict[int | str, str] = {
     400: "not JSON, or not UTF-8",
@@ -215,18 +214,33 @@ async def body_chunks(request: Request) -> Any:
             return
 
 
+async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, list[Row]]) -> list[Row]:
+    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first."""
+    working = asyncio.ensure_future(work)
+    # After the body, the only message there can be is that the client has gone.
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
 async def encode(classifier: Classifier, texts: Sequence[Text], truncate: Truncate) -> list[Encoded]:
     """Tokens of every text; one that cannot be used fails the list and is named."""
     def encode_all() -> list[Encoded]:
         encoded = []
-        for i, text in enumerate(texts):
-            where = f"input[{i}]" if len(texts) > 1 else "input"
+        for text in texts:
             if text.pair is not None and not classifier.manifest.takes_pairs:
-                raise InvalidInput(f"{where}.text_pair: this model takes single texts only.", param=f"{where}.text_pair")
+                where = f"{text.where}.text_pair"
+                raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
             try:
                 encoded.append(classifier.encode(text.text, text.pair, truncate))
             except InvalidInput as error:
-                raise InvalidInput(f"{where}: {error.message}", param=where) from None
+                raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
         return encoded
 
     if sum(len(text.text) + len(text.pair or "") for text in texts) <= CHARS_ON_THE_LOOP:

@@ -19,6 +19,8 @@ from service.errors import InvalidInput, InvalidJson, TooLarge
 class Text:
     text: str
     pair: str | None = None
+    where: str = "input"
+    """What a refusal calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,12 @@ class Limits:
 def _text(value: object, where: str) -> Text:
     if isinstance(value, str):
         _check_filled(value, where)
-        return Text(value)
+        return Text(value, where=where)
     if not isinstance(value, dict):
         raise InvalidInput(
             f"{where} is {_kind(value)}; a text is a string or an object with text and text_pair.", param=where
         )
-    unknown = sorted(set(value) - {"text", "text_pair"})
-    if unknown:
+    if len(value) > 2 or not value.keys() <= {"text", "text_pair"}:
         raise InvalidInput(f"{where} has an unknown field; a text object holds text and text_pair only.", param=where)
     for name in ("text", "text_pair"):
         half = value.get(name)
@@ -47,7 +48,7 @@ def _text(value: object, where: str) -> Text:
         if not isinstance(half, str):
             raise InvalidInput(f"{where}.{name} is {_kind(half)}; it must be a string.", param=f"{where}.{name}")
         _check_filled(half, f"{where}.{name}")
-    return Text(value["text"], value.get("text_pair"))
+    return Text(value["text"], value.get("text_pair"), where)
 
 
 def _check_filled(text: str, where: str) -> None:
@@ -147,6 +148,10 @@ def read_request(body: bytes, limits: Limits) -> ClassifyRequest:
         if "input" in values:
             raise InvalidInput("input and inputs are the same field; give one of them.", param="inputs")
         values["input"] = values.pop("inputs")
+    # Before pydantic, which would make an error object for each of a million unknown fields.
+    unknown = next((name for name in values if name not in ClassifyRequest.model_fields), None)
+    if unknown is not None:
+        raise InvalidInput(f"{unknown[:64]} is no field of this request; known are {', '.join(ClassifyRequest.model_fields)}.", param=unknown[:64])
     _check_limits(values.get("input"), limits)
     try:
         return ClassifyRequest.model_validate(values)
@@ -160,9 +165,10 @@ def _check_limits(value: object, limits: Limits) -> None:
     if len(items) > limits.texts:
         raise TooLarge(f"input holds {len(items)} texts, the limit is {limits.texts}; send several requests.", param="input")
     for i, item in enumerate(items):
-        for half in item.values() if isinstance(item, dict) else (item,):
+        place = f"input[{i}]" if isinstance(value, list) else "input"
+        halves = {f"{place}.{name}": item.get(name) for name in ("text", "text_pair")} if isinstance(item, dict) else {place: item}
+        for where, half in halves.items():
             if isinstance(half, str) and len(half) > limits.text_chars:
-                where = f"input[{i}]" if isinstance(value, list) else "input"
                 raise TooLarge(f"{where} has {len(half)} characters, the limit is {limits.text_chars}.", param=where)
 
 
@@ -174,8 +180,6 @@ def _where(error: orjson.JSONDecodeError) -> str:
 def _refusal(error: ValidationError) -> InvalidInput:
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return InvalidInput(f"{field[:64]} is no field of this request; known are {', '.join(ClassifyRequest.model_fields)}.", param=field[:64])
     if first["type"] == "missing":
         return InvalidInput(f"{field} is missing.", param=field)
     return InvalidInput(f"{field}: {first['msg']}.", param=field)

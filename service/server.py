@@ -37,6 +37,9 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+    except socket.gaierror as error:
+        sock.close()
+        raise Unavailable(f"The address {host} is not known ({error.strerror}); choose another with --host.") from None
     except OSError as error:
         sock.close()
         raise Unavailable(f"Port {port} of {host} cannot be had ({error.strerror}); choose another with --port.") from None
@@ -47,7 +50,7 @@ async def serve(models: Models, sock: socket.socket) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what was accepted."""
     config = uvicorn.Config(
         build_app(models), log_config=None, access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=max(1, int(models.settings.drain_timeout_s)),
+        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     stop = asyncio.Event()
@@ -69,6 +72,8 @@ async def serve(models: Models, sock: socket.socket) -> None:
         log.info("draining", extra={"waiting": models.batcher.waiting})
         finished = await models.drain()
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
+        # Answers that were just settled leave before the connections are closed.
+        await models.idle(timeout_s=1)
     finally:
         watching.cancel()
         server.should_exit = True

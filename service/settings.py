@@ -41,8 +41,15 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
+    """The settings of the environment; BadUsage names the variable that makes no sense."""
     try:
-        return Settings()
+        settings = Settings()
+        if settings.max_texts > settings.max_waiting:
+            raise BadUsage(
+                f"DRBERT_MAX_TEXTS ({settings.max_texts}) is above DRBERT_MAX_WAITING ({settings.max_waiting}): "
+                "a request of that many texts could never be admitted."
+            )
+        return settings
     except ValidationError as error:
         first = error.errors()[0]
         name = "DRBERT_" + "_".join(str(part) for part in first["loc"]).upper()

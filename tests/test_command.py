@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -43,3 +44,20 @@ def test_every_command_explains_itself_and_refuses_nonsense_with_64(module: str)
     wrong = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 64
     assert wrong.stderr.splitlines()[-1].startswith(f"{module}: ")
+
+
+@pytest.mark.parametrize(("room", "package"), [("proof", "scipy"), ("export", "torch")])
+def test_a_package_that_is_not_installed_is_69_and_not_a_verdict(room: str, package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom {room}.__main__ import run\nsys.argv = ['x', 'y', 'z']\nrun()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 69
+    assert f"the package {package} is not installed; pip install 'drbert-serve[{room}]'" in done.stderr
+
+
+@pytest.mark.parametrize(("body", "code"), [("print('x' * 200_000); return 1", 141), ("print('x'); return 1", 1)])
+def test_a_closed_pipe_never_turns_a_verdict_into_success(body: str, code: int) -> None:
+    program = f"import time\nfrom command import finish\ndef main(arguments):\n    time.sleep(0.3)\n    {body}\nfinish(main, [])"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": ""}) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(30) == code

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "graphs": {"command"},
     "service": {"command"},
     "training": {"command"},
-    "export": {"command", "graphs", "service.artifact", "service.classifier", "service.runtimes", "service.cpus"},
+    "export": {"command", "graphs", "service.artifact", "service.classifier", "service.errors", "service.runtimes", "service.cpus"},
     "proof": {"command", "graphs", "service.artifact"},
     "loadtests": {"command", "proof.plan", "proof.evidence"},
 }

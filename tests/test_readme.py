@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from export.__main__ import export
+from export.commands import export
 from service.artifact import Artifact, read_artifact
 from tests.service.test_server import serving
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from service.artifact import MANIFEST, Artifact, Gate, Manifest, Parity, Variant, read_artifact, sha256
+from service.artifact import MANIFEST, Artifact, Gate, Manifest, Parity, Variant, read_artifact, sealed, sha256
 
 WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
 # What each word adds to the logits (NEGATIVE, POSITIVE).
@@ -76,6 +76,6 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
         "variants": {"cpu-fp32": variant}, "provenance": {},
         "files": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
     }
-    manifest = Manifest.model_validate(values | changes)
+    manifest = sealed(Manifest.model_validate({"seal": ""} | values | changes))
     (folder / MANIFEST).write_text(manifest.model_dump_json())
     return read_artifact(folder)

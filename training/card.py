@@ -24,18 +24,18 @@ library_name: transformers
 |---|---|
 | encoder | BERT, {layers} layers, {hidden} wide, {heads} heads, feed-forward {wide}, {vocabulary:,} WordPieces (uncased), {positions} positions |
 | decoder in this file | {decoder} |
-| pretraining text | {shards} (English Wikipedia before June 2015; public-domain books) |
+| pretraining text | {text} (English Wikipedia before June 2015; public-domain books) |
 | pretraining | {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s on {threads} thread(s) of {device}, {precision} |
-| masked-LM loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on {held_out_sequences} held-out sequences, both through the decoder where there is one |
+| masked-LM loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on {held_out_sequences} sequences of {held_out_text}; read as in training, so through the random mix where there is a decoder |
 | fine-tuning | {source}; {examples:,} examples, {epochs} epochs, {ft_steps:,} steps, {ft_seconds:,.0f} s; loss {ft_loss:.3f} over the last 100 steps |
 | accuracy, {dev_examples} dev sentences | **{served}** through the running service; {in_torch:.2%} in torch |
 
 ## Made by
 
 ```bash
-python -m training.pretrain training/configs/{config}.toml --data DATA --out build/training/{config}
+python -m training.pretrain training/configs/{config}.toml --data DATA --out build/training/{config} --threads {threads}
 python -m training.finetune --encoder build/training/{config}/checkpoint --task {task} --data DATA --out examples/checkpoints/{name} \\
-    --epochs {epochs} --batch-size {batch_size} --learning-rate {learning_rate} --seed {ft_seed}
+    --epochs {epochs} --batch-size {batch_size} --learning-rate {learning_rate} --seed {ft_seed} --threads {ft_threads}
 python -m training.evaluate examples/checkpoints/{name} --task {task} --data DATA --url http://127.0.0.1:8000 --model {family}
 ```
 
@@ -75,13 +75,13 @@ def write_card(directory: Path, name: str) -> None:
         name=name, what=WHAT[design["design"]], layers=config["num_hidden_layers"], hidden=config["hidden_size"],
         heads=config["num_attention_heads"], wide=config["intermediate_size"], vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"], decoder=_describe(design),
-        shards=", ".join(pre["sources"]), steps=pre["steps"], tokens=pre["tokens"], seconds=pre["seconds"],
+        text=", ".join(pre["config"]["data"]["text"]), held_out_text=", ".join(pre["config"]["data"]["held_out"]), steps=pre["steps"], tokens=pre["tokens"], seconds=pre["seconds"],
         threads=pre["threads"], device=pre["device"], precision=pre["precision"], loss=pre["training_loss_last_100"],
         held_out=pre["held_out_loss"], held_out_sequences=pre["held_out_sequences"],
         source=fine["source"], examples=fine["examples"], epochs=fine["epochs"], ft_steps=fine["steps"],
         ft_seconds=fine["seconds"], ft_loss=fine["training_loss_last_100"], dev_examples=fine["dev_examples"],
         in_torch=fine["dev_accuracy_in_torch"], served=served, task=fine["task"], batch_size=fine["batch_size"],
-        learning_rate=fine["learning_rate"], ft_seed=fine["seed"], config=name.removesuffix(f"-{fine['task']}"),
+        learning_rate=fine["learning_rate"], ft_seed=fine["seed"], ft_threads=fine["threads"], config=name.removesuffix(f"-{fine['task']}"),
         family=name.partition("-")[0], millions=pre["tokens"] / 1e6,
         reconstruction="" if design["design"] == "none" else RECONSTRUCTION,
     ))

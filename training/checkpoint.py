@@ -93,9 +93,14 @@ def save_progress(
         write_json(building / "progress.json", dict(progress))
 
 
-def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts the saved weights and moments in place and returns the progress that was saved with them."""
+def read_progress(directory: Path) -> dict[str, Any]:
+    """How far a run came, and what it was told."""
     progress: dict[str, Any] = json.loads((directory / "progress.json").read_text())
+    return progress
+
+
+def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Puts the saved weights and moments in place."""
     model.load_state_dict(load_file(directory / "model.safetensors"))
     moments = load_file(directory / "optimiser.safetensors")
     for name, parameter in model.named_parameters():
@@ -104,7 +109,6 @@ def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Opti
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
             }
-    return progress
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
-from command import Unavailable
+from command import BadInput, Unavailable
 from training.config import Data
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -79,7 +79,10 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
     Raises Unavailable if a shard pattern matches nothing below `folder`.
     """
     text, held_out = _find(folder, data.text), _find(folder, data.held_out)
-    directory = beside / f"corpus-{_fingerprint(text + held_out, data.vocabulary_size)[:12]}"
+    directory = beside / f"corpus-{_fingerprint(text, held_out, data.vocabulary_size)[:12]}"
+    both = {shard.name for shard in text} & {shard.name for shard in held_out}
+    if both:
+        raise BadInput(f"{sorted(both)[0]} is among the text and the held-out text; what is trained on cannot be held out.")
     if not directory.exists():
         _build(directory, text, held_out, data.vocabulary_size)
     corpus = Corpus(
@@ -89,8 +92,9 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
         vocabulary_size=Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size(),
         sequence_length=data.sequence_length,
     )
-    if len(corpus) == 0:
-        raise Unavailable(f"{folder} holds less text than one sequence of {data.sequence_length} tokens.")
+    for what, ids in (("text", corpus.ids), ("held_out", corpus.held_out)):
+        if len(ids) < data.sequence_length:
+            raise Unavailable(f"{folder}: {what} holds less than one sequence of {data.sequence_length} tokens.")
     return corpus
 
 
@@ -120,10 +124,11 @@ def _find(folder: Path, patterns: list[str]) -> list[Path]:
     return found
 
 
-def _fingerprint(shards: list[Path], vocabulary_size: int) -> str:
+def _fingerprint(text: list[Path], held_out: list[Path], vocabulary_size: int) -> str:
     digest = hashlib.sha256(f"{vocabulary_size}".encode())
-    for shard in shards:
-        digest.update(shard.name.encode() + hashlib.sha256(shard.read_bytes()).digest())
+    for use, shards in (("text", text), ("held_out", held_out)):
+        for shard in shards:
+            digest.update(f"{use} {shard.name} ".encode() + hashlib.sha256(shard.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -4,7 +4,8 @@ The scaffolding of pretraining: what stands between the encoder and the output l
 `drbert` is OUR RECONSTRUCTION of DrBERT / BPDec (arXiv 2401.15861) from its abstracts and
 reviews; the paper's formulas and hyper-parameters were not available. It holds the three named
 ingredients: n extra transformer blocks, Gradual Unmasking Attention, and a random mix of encoder
-and decoder output. n, p and q are configuration, none is the paper's number.
+and decoder output, drawn for each position by itself. n, p and q are configuration, none is the
+paper's number. The blocks are BERT's without dropout.
 """
 
 from __future__ import annotations

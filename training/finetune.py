@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BertConfig, BertForSequenceClassification
 
-from command import BadInput, Parser, finish
+from command import BadInput, Parser, Unavailable, finish
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -48,6 +48,10 @@ def finetune(
 ) -> None:
     """Trains a classifier on top of `encoder` and writes it to `out` as fp16 safetensors with a model card."""
     described, tensors = read_checkpoint(encoder)
+    if not (encoder / "training.json").is_file():
+        raise Unavailable(f"{encoder} has no training.json, which the model card is written from; name a checkpoint of training.pretrain.")
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"{out} is not empty; remove it or give another --out.")
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
     tokenizer.enable_truncation(min(task.max_tokens, described["max_position_embeddings"]))
     train = encode(tokenizer, read_examples(task, data, "train")[:limit])

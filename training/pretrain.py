@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from command import BadInput, Parser, finish
-from training.checkpoint import load_progress, save_pretrained, save_progress, write_json, written_whole
+from training.checkpoint import load_progress, read_progress, save_pretrained, save_progress, write_json, written_whole
 from training.config import Config, Optimisation, read_config
 from training.corpus import Corpus, prepare
 from training.masking import Masked, mask_tokens
@@ -36,12 +36,8 @@ from training.model import PretrainingModel
 HELD_OUT_SEQUENCES = 512
 
 
-def pretrain(config: Config, data: Path, out: Path, resume: bool = False, stop_after: int | None = None) -> None:
-    """Trains as `config` says and leaves a Hugging Face checkpoint with its decoder in `out`.
-
-    `stop_after` ends the call after that many steps with only the progress saved, as an
-    interruption would.
-    """
+def pretrain(config: Config, data: Path, out: Path, resume: bool = False) -> None:
+    """Trains as `config` says and leaves a Hugging Face checkpoint, decoder and all, in `out`/checkpoint."""
     run = config.optimisation
     if not resume and out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give --resume to go on with it, or another --out.")
@@ -50,13 +46,20 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, stop_a
     model = PretrainingModel(config, corpus.vocabulary_size).to(device)
     optimiser = build_optimiser(model, run)
     precision = choose_precision(run.precision, device)
+    # What the same weights at the end depend on; a resumed run must be told the same.
+    told = {
+        "config": config.as_dict(), "corpus": corpus.directory.name, "precision": precision,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }
 
     out.mkdir(parents=True, exist_ok=True)
     step, seconds, held_out, saved = 0, 0.0, None, out / "progress"
     if resume and saved.exists():
-        progress = load_progress(saved, model, optimiser)
-        if progress["config"] != config.as_dict():
-            raise BadInput(f"{out} was begun with another config; give the one it was begun with, or another --out.")
+        progress = read_progress(saved)
+        for what, now in told.items():
+            if progress[what] != now:
+                raise BadInput(f"{out} was begun with another {what}; go on with the one it was begun with, or give another --out.")
+        load_progress(saved, model, optimiser)
         step, seconds = progress["step"], progress["seconds"]
     started = time.monotonic() - seconds
     model.train()
@@ -89,11 +92,9 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, stop_a
             log.add(step, tokens, seconds, rate, loss.item(), held_out)
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False)
-            if due or step == stop_after:
+            if due:
                 log.flush()
-                save_progress(saved, model, optimiser, {"step": step, "seconds": seconds, "config": config.as_dict()})
-            if step == stop_after and step < run.steps:
-                return
+                save_progress(saved, model, optimiser, {"step": step, "seconds": seconds, **told})
         recent = log.mean_loss(100)
 
     final = held_out_loss(model, corpus, run, device) if held_out is None else held_out
@@ -101,7 +102,7 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, stop_a
         "config": config.as_dict(), "steps": step, "tokens": step * run.batch_size * config.data.sequence_length,
         "seconds": round(seconds, 1), "precision": precision, "device": device_name(device), "threads": torch.get_num_threads(),
         "training_loss_last_100": recent, "held_out_loss": final,
-        "held_out_sequences": HELD_OUT_SEQUENCES,
+        "held_out_sequences": min(HELD_OUT_SEQUENCES, len(corpus.held_out) // (config.data.sequence_length - 2)),
         "sources": json.loads((corpus.directory / "sources.json").read_text()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
     }
@@ -123,7 +124,7 @@ def held_out_loss(model: PretrainingModel, corpus: Corpus, run: Optimisation, de
     """The loss on unseen text, through the whole model as it is trained; the masks are the same at every call."""
     model.eval()
     losses = []
-    for i, ids in enumerate(corpus.held_out_batches(run.batch_size, HELD_OUT_SEQUENCES // run.batch_size)):
+    for i, ids in enumerate(corpus.held_out_batches(run.batch_size, max(1, HELD_OUT_SEQUENCES // run.batch_size))):
         masked = mask_tokens(ids, run.mask_rate, corpus.vocabulary_size, np.random.default_rng([7, i]))
         losses.append(masked_loss(model, masked, generator_of(7, i), device).item())
     model.train()

@@ -215,7 +215,7 @@ def test_a_file_with_functions_of_its_own_is_refused(tmp_path: Path) -> None:
 
 
 IR_CHANGES = {
-    "an attribute": ('epsilon="', 'epsilon="1'),
+    "an attribute": ('eps_mode="INSIDE_SQRT"', 'eps_mode="OUTSIDE_SQRT"'),
     "an operator": ('type="Tanh"', 'type="Sigmoid"'),
     "an input's type": ('element_type="i64" ', 'element_type="i32" '),
 }

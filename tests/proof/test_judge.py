@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from proof.__main__ import main
+from proof.commands import main
 from proof.evidence import Refused, write_csv, write_manifest
 from proof.judge import judge
 from proof.statistics import adjusted_contrast, plain_contrast, slope, statistic

@@ -15,7 +15,7 @@ import pytest
 
 from graphs.canonical import split
 from graphs.files import read_graph
-from proof.__main__ import main
+from proof.commands import main
 from proof.evidence import read_requests
 from proof.judge import EXIT_CODES
 from proof.plan import read_plan

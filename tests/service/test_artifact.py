@@ -56,6 +56,20 @@ def test_an_unknown_field_is_named(artifact: Artifact) -> None:
         read_artifact(artifact.directory)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": ["POSITIVE", "NEGATIVE"]}, "do not give its seal"),
+        ({"encoder_digest": "0" * 64}, "do not give its seal"),
+        ({"tokenizer_digest": "0" * 64}, "is not the digest of tokenizer.json"),
+    ],
+)
+def test_a_changed_field_of_the_manifest_is_refused(artifact: Artifact, changes: dict[str, Any], words: str) -> None:
+    change_manifest(artifact, **changes)
+    with pytest.raises(ArtifactError, match=words):
+        read_artifact(artifact.directory)
+
+
 def test_another_schema_version_is_refused(artifact: Artifact) -> None:
     change_manifest(artifact, schema_version=2)
     with pytest.raises(ArtifactError, match="schema_version is 2, this service reads 1"):

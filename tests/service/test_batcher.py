@@ -167,12 +167,13 @@ async def test_a_drain_that_takes_too_long_answers_who_still_waits() -> None:
     model = Echo()
     batcher = Batcher({"echo": model})
     batcher.start()
-    await block(batcher, model)
+    started = await block(batcher, model)
     waiting = asyncio.create_task(ask(batcher, "waiting"))
     await until(lambda: batcher.waiting == 1)
     assert not await batcher.close(0.05)
-    with pytest.raises(ShuttingDown):
-        await waiting
+    for task in (started, waiting):
+        with pytest.raises(ShuttingDown):
+            await task
     model.gate.set()
 
 
@@ -243,6 +244,47 @@ async def test_a_text_whose_deadline_has_passed_never_reaches_the_model() -> Non
         with pytest.raises(DeadlineExceeded):
             await late
     assert model.batches == [["blocker"]]
+
+
+async def test_a_caller_gets_its_refusal_at_its_deadline_even_if_the_model_hangs() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, "stuck", timeout_s=0.05)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, "behind it", timeout_s=0.05)
+
+
+async def test_places_of_callers_who_left_are_free_again() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        gone = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        staying = asyncio.create_task(ask(batcher, "c", "d"))
+        await until(lambda: batcher.waiting == 2)
+        model.gate.set()
+        assert await staying == ["c", "d"]
+
+
+async def test_a_count_that_fails_ends_nothing() -> None:
+    def broken(batch: object) -> None:
+        raise RuntimeError("no space left")
+
+    model = Echo()
+    model.gate.set()
+    async with running(model, on_batch=broken) as batcher:
+        assert await ask(batcher, "a") == ["a"]
+        assert await ask(batcher, "b") == ["b"]
+        assert batcher.alive
+
+
+async def test_nothing_asked_is_nothing_answered() -> None:
+    async with running(Echo()) as batcher:
+        assert await batcher.submit("echo", []) == []
 
 
 async def test_two_models_share_the_queue_in_order_of_arrival() -> None:

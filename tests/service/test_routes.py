@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ async def test_a_multi_label_model_names_every_label_above_the_threshold(tmp_pat
     assert none["labels"] == []
 
 
+async def test_labels_do_not_depend_on_the_form_of_the_scores(tmp_path: Path) -> None:
+    several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
+    async with client_of(several) as (client, _):
+        found = [(await classify(client, {"input": "good", "activation": a})).json()["data"][0]["labels"] for a in ("auto", "none", "softmax")]
+    assert found[0] == found[1] == found[2] == ["glad", "angry"]
+
+
 async def test_a_regression_model_answers_its_value(tmp_path: Path) -> None:
     value = write_artifact(tmp_path / "value", labels=("score",), task="regression")
     async with client_of(value) as (client, _):
@@ -144,7 +152,8 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     ("an unknown model", {"input": "a", "model": "b"}, 404, "model", "loaded are reviews"),
     ("10,000 texts", {"input": ["a"] * 10_000}, 413, "input", "10000 texts, the limit is 1000"),
     ("a 100,000-word text", {"input": LONG_TEXT}, 413, "input", "500000 characters, the limit is 131072"),
-    ("a long half of a pair", {"input": [{"text": "a", "text_pair": LONG_TEXT}]}, 413, "input[0]", "the limit is 131072"),
+    ("a long half of a pair", {"input": [{"text": "a", "text_pair": LONG_TEXT}]}, 413, "input[0].text_pair", "the limit is 131072"),
+    ("a list of one that must not be cut", {"input": ["good " * 40], "truncate": "none"}, 422, "input[0]", "42 tokens"),
     ("a 10 MB body", b'{"input":"' + b"a" * 10_000_000 + b'"}', 413, "body", "the limit is 4194304"),
 ]
 
@@ -181,12 +190,95 @@ async def test_nul_is_ordinary_text(artifact: Artifact) -> None:
     assert response.status_code == 200
 
 
+@asynccontextmanager
+async def stuck(models: Models) -> AsyncIterator[None]:
+    """The model holds its batch until the block ends."""
+    gate, classifier = threading.Event(), next(iter(models.loaded.values())).classifier
+    begin = classifier.start
+
+    def start(batch: Any) -> Callable[[], Any]:
+        finish = begin(batch)
+        return lambda: gate.wait(10) and finish()
+
+    classifier.start = start  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
-    async with client_of(artifact, max_waiting=1) as (client, _):
-        response = await classify(client, {"input": ["good", "bad"]})
+    async with client_of(artifact, max_waiting=1, max_texts=1) as (client, models), stuck(models):
+        asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+        await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+        asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+        await until(lambda: models.batcher.waiting == 1)
+        response = await classify(client, {"input": "film"})
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     assert "limit of 1" in response.json()["error"]["message"]
+    assert [(await task).status_code for task in asked] == [200, 200]
+
+
+async def test_a_deadline_that_passes_is_504(artifact: Artifact) -> None:
+    async with client_of(artifact, request_timeout_s=0.05) as (client, models), stuck(models):
+        response = await classify(client, {"input": "good"})
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        app = build_app(models)
+        async with stuck(models):
+            asked = asyncio.create_task(classify(client, {"input": "good"}))
+            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            left = asyncio.Event()
+            messages: list[Any] = [{"type": "http.request", "body": b'{"input":"bad"}', "more_body": False}]
+
+            async def receive() -> Any:
+                if messages:
+                    return messages.pop()
+                await left.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                pass
+
+            scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [], "query_string": b"", "http_version": "1.1"}
+            leaving = asyncio.ensure_future(app(scope, receive, send))
+            await until(lambda: models.batcher.waiting == 1)
+            left.set()
+            await leaving
+        assert (await asked).status_code == 200
+        await models.drain()
+        value = models.metrics.registry.get_sample_value
+        assert value("drbert_requests_total", {"model": "reviews", "code": "499"}) == 1
+        assert value("drbert_tokens_total", {"model": "reviews"}) == 3
+
+
+async def test_a_bug_is_a_500_with_its_ids_and_is_counted(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    async with client_of(artifact) as (client, models):
+        models.loaded["reviews"].classifier.encode = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+        response = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-2"})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert (response.headers["x-request-id"], response.headers["x-instance-id"]) == ("mine-2", models.instance_id)
+    assert models.metrics.registry.get_sample_value("drbert_requests_total", {"model": "reviews", "code": "500"}) == 1
+    assert any(getattr(record, "request_id", "") == "mine-2" for record in caplog.records)
+
+
+async def test_a_million_unknown_fields_are_refused_by_the_first(artifact: Artifact) -> None:
+    body = b'{"input":"a",' + b",".join(b'"k%d":0' % i for i in range(200_000)) + b"}"
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, body)
+    assert response.json()["error"]["param"] == "k0"
 
 
 async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) -> None:

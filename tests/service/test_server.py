@@ -105,6 +105,7 @@ def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
         ([], 64, "ARTIFACT"),
         (["--no-such-option"], 64, "usage"),
         (["a=x", "a=y"], 64, "Two models are called 'a'"),
+        (["a", "--port", "99999"], 64, "--port 99999 is no port"),
     ],
 )
 def test_a_wrong_start_ends_with_its_code_and_the_remedy(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
@@ -125,6 +126,12 @@ def test_a_changed_artifact_ends_with_65(artifact: Artifact) -> None:
 def test_a_variable_that_makes_no_sense_is_named(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_THREADS="many")
     assert "DRBERT_THREADS" in process.communicate(timeout=60)[0]
+    assert process.returncode == 64
+
+
+def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
+    process = start(str(artifact.directory), DRBERT_MAX_WAITING="10")
+    assert "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_WAITING (10)" in process.communicate(timeout=60)[0]
     assert process.returncode == 64
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from training.config import read_config
 from training.corpus import prepare
 from training.masking import mask_tokens
 from training.model import PretrainingModel
-from training.pretrain import build_optimiser, generator_of, masked_loss, pretrain
+from training.pretrain import Log, build_optimiser, generator_of, masked_loss, pretrain
 
 
 @pytest.mark.parametrize("design", ["none", "drbert"])
@@ -35,13 +38,29 @@ def test_the_loss_falls_on_repeated_steps(tmp_path: Path, design: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def break_off_at(last: int) -> Callable[..., None]:
+    real = Log.add
+
+    def add(self: Log, step: int, *rest: Any) -> None:
+        real(self, step, *rest)
+        if step == last:
+            raise KeyboardInterrupt
+
+    return add
+
+
 @pytest.mark.parametrize("design", ["none", "drbert"])
-def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(tmp_path: Path, design: str) -> None:
+def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(
+    tmp_path: Path, design: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = write_config(tmp_path / "c.toml", design)
     text = write_text(tmp_path / "text")
     pretrain(config, text, tmp_path / "whole")
-    # Stopped between two checkpoints' rhythm, with dropout and the decoder's dice in play.
-    pretrain(config, text, tmp_path / "parts", stop_after=7)
+    # Broken off at step 7, three steps after the last save, with dropout and the decoder's dice in play.
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "add", break_off_at(7))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, text, tmp_path / "parts")
     assert not (tmp_path / "parts/checkpoint").exists()
     pretrain(config, text, tmp_path / "parts", resume=True)
     whole, parts = (load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("whole", "parts"))
@@ -81,11 +100,26 @@ def test_a_full_folder_is_not_written_over(tmp_path: Path) -> None:
         pretrain(write_config(tmp_path / "c.toml"), write_text(tmp_path / "text"), tmp_path / "out")
 
 
-def test_resuming_with_another_config_is_refused(tmp_path: Path) -> None:
-    text = write_text(tmp_path / "text")
-    pretrain(write_config(tmp_path / "c.toml"), text, tmp_path / "out", stop_after=4)
+def test_resuming_with_another_config_or_other_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, config = write_text(tmp_path / "text"), write_config(tmp_path / "c.toml")
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "add", break_off_at(5))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, text, tmp_path / "out")
     with pytest.raises(BadInput, match="begun with another config"):
         pretrain(write_config(tmp_path / "d.toml", steps=20), text, tmp_path / "out", resume=True)
+    with pytest.raises(BadInput, match="begun with another corpus"):
+        pretrain(config, write_text(tmp_path / "other", documents=50), tmp_path / "out", resume=True)
+
+
+def test_text_that_is_trained_on_cannot_be_held_out(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.toml")
+    text = write_text(tmp_path / "text")
+    swapped = dataclasses.replace(config.data, text=["held.txt.gz"], held_out=["shard.txt.gz"])
+    first, second = prepare(config.data, text, tmp_path), prepare(swapped, text, tmp_path)
+    assert first.directory != second.directory
+    with pytest.raises(BadInput, match="is among the text and the held-out text"):
+        prepare(dataclasses.replace(config.data, text=["*.txt.gz"]), text, tmp_path)
 
 
 def test_a_missing_data_folder_says_what_and_what_to_do(tmp_path: Path) -> None:

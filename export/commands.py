@@ -1,0 +1,247 @@
+"""
+Exports a fine-tuned checkpoint to an artifact that the service can trust.
+
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
+
+Drops the pretraining decoder and says what it dropped, compiles the variants, runs each on
+real texts against torch, and writes manifest.json last. Nothing half-written is left behind.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from command import BadInput, BadUsage, Parser
+from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
+from export.onnx_file import export_onnx
+from export.reference import TEXTS, Reference, TextOrPair
+from export.variants import RECIPES
+from export.verify import measure_padding_safety, measure_parity
+from graphs.canonical import split
+from graphs.files import read_graph
+from service import cpus
+from service.artifact import (
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    Dropped,
+    Gate,
+    Manifest,
+    Task,
+    Variant,
+    read_manifest,
+    sealed,
+    sha256,
+)
+from service.errors import ModelOutputInvalid
+from service.runtimes import RuntimeUnavailable
+
+TASKS: dict[str, Task] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def export(
+    source: str, target: Path, *, variants: Sequence[str] = tuple(RECIPES), task: Task | None = None,
+    keep_decoder: bool = False, revision: str | None = None,
+) -> Manifest:
+    """Writes the artifact of `source` to `target` and returns its manifest."""
+    _check_target(target)
+    checkpoint = read_checkpoint(source, revision)
+    model = build_model(checkpoint, keep_decoder)
+    left = checkpoint.left_out()
+    _say_what_is_dropped(checkpoint, left, keep_decoder)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        print("exporting the graph", flush=True)
+        shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
+        export_onnx(model, checkpoint.directory / "tokenizer.json", folder / "model.onnx")
+        for name in variants:
+            RECIPES[name].build(folder)
+        manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
+        manifest = _verify(folder, manifest, model)
+        # Written last: a folder without a manifest is not an artifact.
+        manifest = sealed(manifest)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        folder.chmod(0o755)
+        _take_the_place_of(target, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _take_the_place_of(target: Path, folder: Path) -> None:
+    """Renames the new artifact in; the old one goes only when the new one is there."""
+    old = folder.with_name(f"{folder.name}-old")
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_target(target: Path) -> None:
+    """Only an artifact, whole or broken, or an empty folder is written over."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        known = {*read_manifest(target).files, MANIFEST}
+    except ArtifactError:
+        known = set()
+    if not target.is_dir() or any(path.name not in known for path in target.iterdir()):
+        raise BadUsage(f"{target} exists and is not an artifact and nothing else; remove it or choose another place.")
+
+
+def _say_what_is_dropped(checkpoint: Checkpoint, left: Left, keep_decoder: bool) -> None:
+    name = checkpoint.directory
+    if keep_decoder:
+        print(f"{name}: KEEPS its {left.layers} decoder layers as encoder layers. A control for the proof: its answers mean nothing.")
+    elif left.parameters:
+        print(
+            f"{name}: drops the {left.design} decoder: {left.layers} layers, {left.parameters:,} parameters, "
+            f"{left.share_of_file:.1%} of the file."
+        )
+    else:
+        print(f"{name}: holds no decoder; nothing to drop.")
+    if left.other_tensors:
+        print(f"{name}: drops {len(left.other_tensors)} tensors of a pretraining head ({left.other_tensors[0]}, …).")
+
+
+def _describe(
+    folder: Path, checkpoint: Checkpoint, model: Any, variants: Sequence[str], task: Task | None, left: Left, keep_decoder: bool
+) -> Manifest:
+    config = model.config
+    encoder, head = split(read_graph(folder / "model.onnx"))
+    built: dict[str, Variant] = {}
+    for name in variants:
+        recipe = RECIPES[name]
+        own = split(read_graph(folder / recipe.files[0]))
+        built[name] = Variant(
+            runtime=recipe.runtime, precision=recipe.precision, files=list(recipe.files),
+            encoder_digest=own[0].digest, head_digest=own[1].digest,
+            weight_bytes=own[0].weight_bytes + own[1].weight_bytes,
+            parity=None, gate=Gate(passed=False, reason="not yet verified"),
+        )
+    dropped = None
+    if left.parameters and not keep_decoder:
+        dropped = Dropped(
+            design=left.design, layers=left.layers, parameters=left.parameters, share_of_file=round(left.share_of_file, 6)
+        )
+    inputs = _graph_inputs(folder / "model.onnx")
+    return Manifest(
+        schema_version=1, name=checkpoint.directory.resolve().name, family=config.model_type,
+        task=task or _task(config), labels=[config.id2label[i] for i in range(config.num_labels)],
+        takes_pairs="token_type_ids" not in inputs or config.type_vocab_size > 1,
+        max_tokens=_max_tokens(checkpoint, config), inputs=inputs,
+        encoder_digest=encoder.digest, head_digest=head.digest, tokenizer_digest=sha256(folder / "tokenizer.json"),
+        parameters=sum(p.numel() for p in model.parameters()), flops_per_token=encoder.flops_per_token(),
+        padding_safe=True, dropped=dropped, kept_decoder_layers=left.layers if keep_decoder else 0, variants=built,
+        files={path.name: sha256(path) for path in sorted(folder.iterdir())},
+        seal="",
+        provenance={
+            "checkpoint": checkpoint.directory.resolve().name,
+            "checkpoint_sha256": sha256(checkpoint.directory / "model.safetensors"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+        } | {package: importlib.metadata.version(package) for package in ("torch", "transformers", "optimum", "onnx", "openvino")},
+    )
+
+
+def _verify(folder: Path, manifest: Manifest, model: nn.Module) -> Manifest:
+    """Runs every variant against torch; cpu-fp32 must agree, a reduced one is marked by what it does."""
+    reference = Reference(model, folder / "tokenizer.json", manifest.max_tokens)
+    texts: list[TextOrPair] = [text for text in TEXTS if isinstance(text, str) or manifest.takes_pairs]
+    threads = cpus.usable()
+    try:
+        safe = measure_padding_safety(Artifact(folder, manifest), folder / "model.onnx", texts, threads)
+    except ModelOutputInvalid as error:
+        raise BadInput(f"The model cannot be served: {error} Its weights may overflow.") from None
+    manifest = manifest.model_copy(update={"padding_safe": safe})
+    if not safe:
+        print("answers depend on padding: the service will batch equal lengths only")
+    verified = {}
+    for name, variant in manifest.variants.items():
+        tolerance = RECIPES[name].tolerance
+        try:
+            parity = measure_parity(Artifact(folder, manifest), name, reference, texts, tolerance, threads)
+        except (RuntimeUnavailable, ModelOutputInvalid) as error:
+            if variant.precision == "f32":
+                raise BadInput(f"{name} cannot be run: {error}") from None
+            gate = Gate(passed=False, reason=f"not verified: {error}")
+            verified[name] = variant.model_copy(update={"gate": gate})
+            print(f"{name}: {gate.reason}")
+            continue
+        passed = parity.max_probability_difference <= tolerance
+        found = (
+            f"{parity.texts} texts, labels agree {parity.label_agreement:.1%}, largest difference of a probability "
+            f"{parity.max_probability_difference:.1e} (at most {tolerance:.0e})"
+        )
+        if not passed and variant.precision == "f32":
+            raise BadInput(f"{name} does not reproduce the checkpoint: {found}. This graph cannot be trusted.")
+        verified[name] = variant.model_copy(update={"parity": parity, "gate": Gate(passed=passed, reason=found)})
+        print(f"{name}: {'passed' if passed else 'FAILED its gate'}: {found}")
+    return manifest.model_copy(update={"variants": verified})
+
+
+def _task(config: Any) -> Task:
+    if config.problem_type is not None:
+        return TASKS[config.problem_type]
+    return "regression" if config.num_labels == 1 else "single_label"
+
+
+def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
+    """The smaller of what the tokenizer and the positions allow."""
+    positions = config.max_position_embeddings
+    # RoBERTa's family numbers positions from the padding id on.
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= config.pad_token_id + 1
+    path = checkpoint.directory / "tokenizer_config.json"
+    try:
+        told = json.loads(path.read_bytes()).get("model_max_length") if path.is_file() else None
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}.") from None
+    return int(min(positions, told)) if told else int(positions)
+
+
+def _graph_inputs(path: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m export", description="Export a fine-tuned checkpoint to a verified artifact.")
+    parser.add_argument("checkpoint", help="a Hugging Face folder with safetensors, or a hub id")
+    parser.add_argument("artifact", type=Path, help="the folder to write")
+    parser.add_argument("--variants", default=",".join(RECIPES), help=f"comma-separated (default: {','.join(RECIPES)})")
+    parser.add_argument("--task", choices=sorted(set(TASKS.values())), help="overrides the checkpoint's problem_type")
+    parser.add_argument("--revision", help="the revision of a hub id")
+    parser.add_argument("--keep-decoder", action="store_true", help="keep the decoder as encoder layers: the proof's control")
+    given = parser.parse_args(arguments)
+    variants = given.variants.split(",")
+    for name in variants:
+        if name not in RECIPES:
+            raise BadUsage(f"Unknown variant {name!r}; known are {', '.join(RECIPES)}.")
+    manifest = export(
+        given.checkpoint, given.artifact, variants=variants, task=given.task,
+        keep_decoder=given.keep_decoder, revision=given.revision,
+    )
+    print(
+        f"{given.artifact}: {manifest.family}, {manifest.parameters:,} parameters, {manifest.max_tokens} tokens, "
+        f"encoder {manifest.encoder_digest[:12]}, head {manifest.head_digest[:12]}"
+    )
+    return 0
