@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphs.canonical import Graph, Node, first_differences, layers_only_in, split
+from graphs.canonical import Graph, first_differences, layers_only_in, split
 from graphs.files import read_graph
 from proof.evidence import Refused
 from service.artifact import Artifact, read_artifact
@@ -82,14 +82,12 @@ def _explain(a: Graph, b: Graph) -> str:
         lines.append(f"the second has the further layers {', '.join(more)}")
     if less:
         lines.append(f"the first has the further layers {', '.join(less)}")
-    pairs = [f"{_name(left)} / {_name(right)}" for left, right in first_differences(a, b)]
-    if pairs:
-        lines.append("they part at " + "; ".join(pairs))
+    sides = ("the first", "the second")
+    for side, nodes in zip(sides, zip(*first_differences(a, b, most=3), strict=True), strict=False):
+        named = [f"{node.operator.rpartition('::')[2]} {node.name}" for node in nodes if node is not None]
+        if named:
+            lines.append(f"{side} begins to differ at {', '.join(named)}")
     return "; ".join(lines)
-
-
-def _name(node: Node | None) -> str:
-    return "nothing" if node is None else f"{node.operator.rpartition('::')[2]} {node.name}"
 
 
 def _short(value: object) -> str:

@@ -18,7 +18,7 @@ from proof.identity import compare
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
-from tests.export.worlds import write_checkpoint
+from tests.export.worlds import HIDDEN, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
 
@@ -143,9 +143,11 @@ def broken(folder: Path, what: str) -> None:
             tensors["classifier.bias"][0] = float("nan")
             save_file(tensors, folder / "model.safetensors")
         case "logits that overflow":
-            tensors["classifier.weight"][:] = 6e4
-            tensors["bert.pooler.dense.weight"][:] = 6e4
-            save_file({n: t.float() * (1e34 if n == "classifier.weight" else 1) for n, t in tensors.items()}, folder / "model.safetensors")
+            # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what fp32 holds.
+            tensors["bert.pooler.dense.weight"][:] = 0
+            tensors["bert.pooler.dense.bias"][:] = 10
+            tensors["classifier.weight"] = torch.full((2, HIDDEN), 3e38)
+            save_file(tensors, folder / "model.safetensors")
         case "a broken tokenizer":
             (folder / "tokenizer.json").write_text("{}")
         case "no heads":
