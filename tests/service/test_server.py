@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from service.artifact import Artifact
+from service.server import bind
 
 
 def free_port() -> int:
@@ -85,6 +86,13 @@ def test_no_text_is_ever_logged(artifact: Artifact) -> None:
             classify(url, "poison zanzibar")
         process.send_signal(signal.SIGTERM)
         assert "zanzibar" not in process.communicate(timeout=30)[0]
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with bind("127.0.0.1", 0) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
