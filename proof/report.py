@@ -175,7 +175,7 @@ def _statistics_table(level: dict[str, Any], claim: str) -> str:
     control = [
         (f"control: {_words(i['metric'])}", i["statistic"], "", f"{i['ratio'] - 1:+.2%}",
          f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{100 * i['margin']:g} %",
-         "not equivalent" if i["not_equivalent"] else "not told apart")
+         "not equivalent" if i["not_equivalent"] else "undecided")
         for i in level["control"]
     ]
     return _table(("time", "statistic", "reference", "difference", "90 % interval", "margin", "reading"), rows + control, numbers={2, 3, 4, 5})
