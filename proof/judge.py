@@ -348,7 +348,7 @@ def _same_model_gates(plan: Plan, samples: Samples) -> list[Gate]:
             passed = passed and not outside
             if outside or abs(estimate.delta) / half > largest:
                 largest = math.inf if outside else abs(estimate.delta) / half
-                worst = f"{metric} {name}: {_percent(estimate.ratio)} ({_percent(math.exp(low))} to {_percent(math.exp(high))}), half margin {margin / 2:.1%}"
+                worst = f"{metric.replace('_', ' ')} {name}: {_percent(estimate.ratio)} ({_percent(math.exp(low))} to {_percent(math.exp(high))}), half margin {margin / 2:.1%}"
         gates.append(Gate(f"A/A: {plan.arms[first].name} and {plan.arms[second].name} are not biased", passed, f"furthest {worst}"))
     return gates
 

@@ -153,9 +153,16 @@ def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
     return {
         "processor": _processor(), "processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
         "server_cpus": sorted(pins(plan)[0]), "generator_cpus": sorted(pins(plan)[1]), "throttling_readable": throttling_readable(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": {name: version for name in packages if (version := _version(name))},
         "commit": _commit(), "server": {key: value for key, value in info.items() if key not in ("instance_id", "started")},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
