@@ -72,8 +72,6 @@ def _restarts(plan: Plan, folder: Path) -> None:
         for attempt in range(most):
             start, info = _restart(plan, attempt, kept, name, folder)
             if info is not None:
-                if loaded is None:
-                    _write_json(folder / "environment.json", _environment(plan, info))
                 loaded = _same_models(loaded, info)
             if start.dropped:
                 tqdm.write(f"restart {start.restart} is dropped and repeated: {start.dropped}")
@@ -93,6 +91,8 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tu
     info, ended = None, INTERRUPTED
     try:
         with server(plan, order, log) as info:
+            if not (folder / "environment.json").exists():
+                _write_json(folder / "environment.json", _environment(plan, info))
             generate(plan, requests, attempt, slot, name, rows, facts, log)
         ended = ""
     except ServerNotStarted:
