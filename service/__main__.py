@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if not 0 <= given.port <= 65535:
         raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
-    settings = read_settings()
+    settings = read_settings(given.host)
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
     sock = bind(given.host, given.port)

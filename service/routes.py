@@ -58,13 +58,14 @@ def build_app(models: Models) -> ASGIApp:
         model, models.answering = "", models.answering + 1
         metrics.inflight.inc()
         try:
+            busy_wait = read_busy_wait(request, settings.busy_wait != "off")
             asked = read_request(await read_body(request, settings.max_body_bytes), limits)
             started = time.monotonic_ns()
             model, classifier = models.get(asked.model)
             encoded = await encode(classifier, asked.input, asked.truncate)
             tokenized = time.monotonic_ns()
             left_s = settings.request_timeout_s - (time.monotonic() - began)
-            rows = await unless_the_client_leaves(request, models.batcher.submit(model, encoded, max(0.0, left_s)))
+            rows = await unless_the_client_leaves(request, models.batcher.submit(model, encoded, max(0.0, left_s), busy_wait))
             answer = answer_json(answer_of(asked, model, classifier, encoded, rows, request.state.request_id))
             finished = time.monotonic_ns()
             timing = server_timing(tokenized - started, finished - started, rows)
@@ -180,6 +181,22 @@ class Identified:
             await send(message)
 
         await self.app(scope, receive, send_identified)
+
+
+def read_busy_wait(request: Request, allowed: bool) -> float:
+    """The share in X-Busy-Wait by which a proof's control is to take longer, 0 to 1; InvalidInput where that is not allowed."""
+    given = request.headers.get("x-busy-wait")
+    if given is None:
+        return 0.0
+    if not allowed:
+        raise InvalidInput("X-Busy-Wait is for latency proofs and off here; DRBERT_BUSY_WAIT=loopback turns it on.", param="X-Busy-Wait")
+    try:
+        share = float(given)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise InvalidInput("X-Busy-Wait must be a number from 0 to 1, the share by which its batch takes longer.", param="X-Busy-Wait")
+    return share
 
 
 async def read_body(request: Request, limit: int) -> bytes:

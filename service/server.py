@@ -54,6 +54,8 @@ async def serve(models: Models, sock: socket.socket) -> None:
     config = uvicorn.Config(
         build_app(models), log_config=None, access_log=False, server_header=False, lifespan="off",
         timeout_graceful_shutdown=1,
+        # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
+        timeout_keep_alive=75,
     )
     server = _Server(config)
     stop = asyncio.Event()

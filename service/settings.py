@@ -4,6 +4,7 @@ Everything the service can be told beside its models, host and port.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -37,11 +38,14 @@ class Settings(BaseSettings):
     """How long accepted requests may take to finish after SIGTERM."""
     warm_up_s: float = Field(default=5.0, ge=0)
     """The longest time a model is warmed up before the service is ready."""
+    busy_wait: Literal["off", "loopback", "anywhere"] = "off"
+    """Whether a request's X-Busy-Wait header may slow its batch down: the control of a latency proof. `loopback` refuses
+    to start on an address that others can reach; `anywhere` is for a proof in a cluster, and lets callers waste your processor."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-def read_settings() -> Settings:
-    """The settings of the environment; BadUsage names the variable that makes no sense."""
+def read_settings(host: str = "127.0.0.1") -> Settings:
+    """The settings of the environment for a server on `host`; BadUsage names the variable that makes no sense."""
     try:
         settings = Settings()
         if settings.max_texts > settings.max_waiting:
@@ -49,8 +53,20 @@ def read_settings() -> Settings:
                 f"DRBERT_MAX_TEXTS ({settings.max_texts}) is above DRBERT_MAX_WAITING ({settings.max_waiting}): "
                 "a request of that many texts could never be admitted."
             )
+        if settings.busy_wait == "loopback" and not _is_loopback(host):
+            raise BadUsage(
+                f"DRBERT_BUSY_WAIT=loopback and --host {host} do not go together: others could slow this server down. "
+                "Serve on 127.0.0.1, turn it off, or say DRBERT_BUSY_WAIT=anywhere."
+            )
         return settings
     except ValidationError as error:
         first = error.errors()[0]
         name = "DRBERT_" + "_".join(str(part) for part in first["loc"]).upper()
         raise BadUsage(f"{name}: {first['msg']} (it is {first['input']!r}).") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -312,3 +313,33 @@ async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
         assert batcher.waiting == 1
         model.gate.set()
         assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
+
+
+async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_share_longer() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        first = asyncio.create_task(ask(batcher, "first"))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit("echo", [Word(name)], busy_wait=share)) for name, share in (("a", 0.0), ("b", 0.5), ("c", 0.0), ("d", 0.5))]
+        while batcher.waiting < 4:
+            await asyncio.sleep(0.001)
+        model.gate.set()
+        await first
+        rows = [row for task in waiting for row in await task]
+    assert model.batches[1:] == [["a", "c"], ["b", "d"]]
+    assert [row.value for row in rows] == ["a", "b", "c", "d"]
+
+
+async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
+    class Slow(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            def finish() -> list[str]:
+                time.sleep(0.05)
+                return [word.name for word in batch]
+
+            return finish
+
+    async with running(Slow()) as batcher:
+        [row] = await batcher.submit("echo", [Word("a")], busy_wait=1.0)
+    assert row.inference_ns >= 0.1e9

@@ -375,3 +375,17 @@ async def test_both_names_of_the_field_mean_the_same(artifact: Artifact, name: s
         assert (await classify(client, {name: "good"})).json()["data"][0]["label"] == "POSITIVE"
 
 
+
+
+async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        refused = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"})
+    assert refused.status_code == 422
+    assert "DRBERT_BUSY_WAIT=loopback turns it on" in refused.json()["error"]["message"]
+    async with client_of(artifact, busy_wait="loopback") as (client, _):
+        allowed = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"})
+        assert (await client.get("/info")).json()["settings"]["busy_wait"] == "loopback"
+        for nonsense in ("2", "-1", "nan", "much"):
+            wrong = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": nonsense})
+            assert wrong.status_code == 422
+    assert allowed.status_code == 200

@@ -147,3 +147,10 @@ def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: 
     process = start(str(artifact.directory), "--port", str(free_port()), "--variant", "cpu-bf16")
     assert "holds no variant 'cpu-bf16'" in process.communicate(timeout=60)[0]
     assert process.returncode == 69
+
+
+def test_a_server_that_can_be_slowed_down_by_request_stays_on_loopback(artifact: Artifact) -> None:
+    process = start(str(artifact.directory), "--host", "0.0.0.0", DRBERT_BUSY_WAIT="loopback")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 64
+    assert "DRBERT_BUSY_WAIT=loopback and --host 0.0.0.0 do not go together" in said
