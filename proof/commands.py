@@ -2,7 +2,9 @@
 Proves that a model swap adds no latency, or that it does.
 
     python -m proof identity artifacts/bert artifacts/drbert      the same work?           0 same, 1 different
+    python -m proof capacity PLAN                                 how many texts a second can the reference answer?
     python -m proof run examples/plans/demo.toml                  the same time?           0 equivalent, 1 not, 2 inconclusive, 3 invalid
+    python -m proof run --resume evidence/<run>                   go on with an interrupted run
     python -m proof judge evidence/<run>                          judge a run again        the same codes
     python -m proof report evidence/<run>                         write its report again
 """
@@ -13,8 +15,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from command import Parser
-from proof import identity, judge, report
+from command import BadUsage, Parser
+from proof import identity, judge, report, verdict
 from proof.evidence import Refused
 
 
@@ -25,8 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     comparing.add_argument("a", type=Path)
     comparing.add_argument("b", type=Path)
     comparing.add_argument("--json", action="store_true", help="print everything that was compared")
+    measuring = commands.add_parser("capacity", help="measure the reference's capacity, which a plan's rates are parts of")
+    measuring.add_argument("plan", type=Path)
+    measuring.add_argument("--seconds", type=float, default=5.0, help="how long each slice of one arm takes (default: 5)")
     running = commands.add_parser("run", help="carry out a plan, judge it and report")
-    running.add_argument("plan", type=Path)
+    running.add_argument("plan", type=Path, nargs="?")
+    running.add_argument("--resume", type=Path, metavar="EVIDENCE", help="go on with an interrupted run instead")
     running.add_argument("--evidence", type=Path, default=Path("evidence"), help="where runs go (default: evidence)")
     judging = commands.add_parser("judge", help="judge a sealed run again")
     judging.add_argument("evidence", type=Path)
@@ -36,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     handlers: dict[str, Callable[[], int]] = {
         "identity": lambda: _identity(given.a, given.b, given.json),
-        "run": lambda: _run(given.plan, given.evidence),
+        "capacity": lambda: _capacity(given.plan, given.seconds),
+        "run": lambda: _run(given.plan, given.resume, given.evidence),
         "judge": lambda: _judge(given.evidence),
         "report": lambda: _report(given.evidence, given.out or Path(f"{given.evidence.resolve().name}.html")),
     }
@@ -49,32 +56,33 @@ def _identity(a: Path, b: Path, as_json: bool) -> int:
     return 0 if result["same"] else 1
 
 
-def _run(plan: Path, evidence: Path) -> int:
-    from proof.run import run
+def _capacity(path: Path, seconds: float) -> int:
+    from proof.capacity import capacity_per_s
 
-    folder, verdict = run(plan, evidence)
-    print(judge.describe(verdict))
+    print(f"capacity_per_s = {capacity_per_s(path, seconds):.4g}")
+    return 0
+
+
+def _run(plan: Path | None, interrupted: Path | None, evidence: Path) -> int:
+    from proof.run import resume, run
+
+    if (plan is None) == (interrupted is None):
+        raise BadUsage("Give a plan to run, or --resume and the folder of an interrupted run.")
+    folder, found = resume(interrupted) if interrupted is not None else run(plan, evidence)  # type: ignore[arg-type]
+    print(verdict.describe(found))
     print(f"report: {folder / 'report.html'}")
-    return judge.EXIT_CODES[verdict["verdict"]]
+    return verdict.EXIT_CODES[found.verdict]
 
 
 def _judge(folder: Path) -> int:
-    verdict = judge.judge(folder)
-    committed = folder / "verdict.json"
-    if committed.is_file():
-        try:
-            before = json.loads(committed.read_text())
-            version = before.get("schema_version")
-        except (ValueError, AttributeError) as error:
-            raise Refused(f"{committed} cannot be read: {error}.") from None
-        if version != judge.SCHEMA_VERSION:
-            raise Refused(f"{committed}: schema_version {version!r} is unknown; this judge writes {judge.SCHEMA_VERSION}.")
-        if before.get("verdict") != verdict["verdict"]:
-            raise Refused(f"{committed} says {before.get('verdict')}, the evidence says {verdict['verdict']}.")
-        if (where := judge.first_difference(before, verdict)) is not None:
-            raise Refused(f"{committed} does not follow from the evidence: {where}.")
-    print(judge.describe(verdict))
-    return judge.EXIT_CODES[verdict["verdict"]]
+    found = judge.judge(folder)
+    committed = verdict.read_verdict(folder / "verdict.json")
+    if committed.verdict != found.verdict:
+        raise Refused(f"{folder / 'verdict.json'} says {committed.verdict}, the evidence says {found.verdict}.")
+    if (where := verdict.first_difference(committed.model_dump(), found.model_dump())) is not None:
+        raise Refused(f"{folder / 'verdict.json'} does not follow from the evidence: {where}.")
+    print(verdict.describe(found))
+    return verdict.EXIT_CODES[found.verdict]
 
 
 def _report(folder: Path, out: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from graphs.canonical import Graph, first_differences, layers_only_in, split
 from graphs.files import read_graph
+from graphs.subnormals import subnormal_weights
 from proof.evidence import Refused
 from service.artifact import Artifact, read_artifact
 
@@ -39,6 +40,10 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
             if not same:
                 differences.append(Difference(f"{name} {part}", _explain(left, right)))
         variants[name]["weight_bytes"] = [sum(g.weight_bytes for g in side) for side in parts]
+        # No difference of work, but one of speed where the processor does not flush them to zero.
+        variants[name]["subnormal_weights"] = [
+            subnormal_weights(side.path(side.manifest.variants[name].files[0])) for side in (first, second)
+        ]
     same_encoder = bool(variants) and all(v["encoder"]["same"] for v in variants.values())
     return {
         "a": str(a), "b": str(b), "same": not differences, "same_encoder": same_encoder,
@@ -97,13 +102,33 @@ def _short(value: object) -> str:
     return text[:12] + "…" if len(text) == 64 else text
 
 
+def lead(result: dict[str, Any]) -> str:
+    """What a comparison comes to, in a few words."""
+    if result["same"]:
+        return "the same work"
+    if not result["same_encoder"]:
+        return "they do not do the same work"
+    differing = {item["what"].rpartition(" ")[2] for item in result["differences"]}
+    if "head" not in differing:
+        return f"encoder and head equal, {' and '.join(sorted(differing)).replace('_digest', '').replace('_', ' ')} not"
+    # Another head may have other labels, and other weights to count.
+    return "encoder equal, head differs" if differing <= {"head", "labels", "parameters", "weight_bytes"} else "encoder equal, head and more differ"
+
+
 def describe(result: dict[str, Any]) -> str:
     if result["same"]:
         graphs = ", ".join(result["variants"])
         return (
             f"same: {result['a']} and {result['b']} do the same work: one encoder ({result['encoder_digest'][0][:12]}), one head, "
-            f"one tokenizer, {result['parameters'][0]:,} parameters, {result['flops_per_token'][0]:,} FLOPs a token ({graphs})."
+            f"one tokenizer, {result['parameters'][0]:,} parameters, {result['flops_per_token'][0]:,} FLOPs a token ({graphs}), "
+            f"{_subnormals(result)}."
         )
-    lead = "encoder equal, the rest differs" if result["same_encoder"] else "they do not do the same work"
-    lines = [f"different: {result['a']} and {result['b']}: {lead}."]
-    return "\n".join(lines + [f"  {item['what']}: {item['detail']}" for item in result["differences"]])
+    lines = [f"different: {result['a']} and {result['b']}: {lead(result)}."]
+    lines += [f"  {item['what']}: {item['detail']}" for item in result["differences"]]
+    return "\n".join([*lines, f"  not a difference: {_subnormals(result)}"] if result["variants"] else lines)
+
+
+def _subnormals(result: dict[str, Any]) -> str:
+    counts = {name: variant["subnormal_weights"] for name, variant in result["variants"].items()}
+    found = [f"{a:,} and {b:,} subnormal weights in {name}" for name, (a, b) in counts.items() if a or b]
+    return ", ".join(found) or "no subnormal weights"

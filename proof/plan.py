@@ -1,45 +1,67 @@
 """
 What a proof claims and how it will be measured, fixed before the first request.
 
-The plan's digest goes into every row of evidence. Everything that looks random in a run
-(orders, texts, pauses) is a function of the plan's seed, so two runs of one plan send the same.
-Nothing heavy is imported here: the load generator reads plans too.
+The plan's digest goes into every row of evidence. Everything that looks random in a run is a
+function of the plan's seed (proof/schedule.py), so two runs of one plan send the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
+import math
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from command import BadInput, Unavailable
-from proof.squares import balanced_orders
+from proof.dialects import DIALECTS
 
 Claim = Literal["equivalence", "non-inferiority"]
-Role = Literal["reference", "candidate", "control"]
-METRICS = ("end_to_end", "inference")
+Role = Literal["reference", "candidate", "delayed", "control"]
+Kind = Literal["unloaded", "mixed", "switchback", "capacity"]
+By = Literal["server", "client"]
+
+METRICS = ("end_to_end", "inference", "time_per_text")
 STATISTICS = ("p50", "mean", "p95", "p99")
-UNLOADED = "unloaded"
+
+# What can be claimed where. Under load, interleaved arms share a queue and a slow one delays them all, so `mixed`
+# claims the server's own inference time alone; end to end is for slices of one arm.
+CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
+    "unloaded": {"end_to_end": STATISTICS, "inference": STATISTICS},
+    "mixed": {"inference": ("p50", "mean")},
+    "switchback": {"end_to_end": STATISTICS},
+    "capacity": {"time_per_text": ("mean",)},
+}
 
 # The protocol's smallest number of restarts that may end in "equivalent".
 FEWEST_RESTARTS = 8
+# How many tightest margins the delayed arm is slower by.
+DELAY_IN_MARGINS = 3
+# A queue makes more of a slower service, but no gain beyond these may widen a margin.
+MOST_GAIN = {50: 1.7, 80: 4.5}
+# Under heavy load a slice must be long enough for the queue to forget how it began.
+FEWEST_IN_SLICE = {50: 300, 80: 1000}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One loaded copy of a model."""
+    """One loaded copy of a model; the delayed arm is the second reference with a busy-wait."""
 
     name: str
     role: Role
     artifact: str | None = None
     """The folder to load it from, where the run starts the server itself."""
     url: str | None = None
-    """Where it answers, where it is a server of one's own."""
+    """Where requests go, if not to the server that the run starts: a server of one's own, or a proxy before it."""
     model: str | None = None
+    dialect: str = "drbert"
+    headers_env: str | None = None
+    """The environment variable that holds further headers, a `Name: value` a line."""
+    by: By = "server"
+    """Who delays the delayed arm: the server's model thread, or, at servers that cannot, the client after the answer."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +69,42 @@ class Level:
     """How requests are sent, and which statistics are claimed with which margin."""
 
     name: str
-    restarts: int
-    tuples: int
-    warm_up_tuples: int
-    margins: Mapping[str, Mapping[str, float]]
+    kind: Kind
+    percent: int = 0
+    """`mixed` and `switchback`: the arrival rate in parts of the reference's capacity."""
+    tuples: int = 0
+    """`unloaded` and `mixed`: texts, each sent once to every arm; a quarter of them control tuples."""
+    warm_up_tuples: int = 20
+    slice_requests: int = 0
+    """`switchback`: requests a slice."""
+    sets: int = 1
+    """`switchback` and `capacity`: how often each arm has a slice."""
+    slice_s: float = 0.0
+    """`capacity`: how long a slice takes."""
+    in_flight: int = 1
+    """`capacity`: requests in flight; twice the server's largest batch."""
+    margins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """`switchback`: by how much the queue multiplies a change of service time, measured in the pilot."""
 
     @property
     def claimed(self) -> list[tuple[str, str, float]]:
-        """(metric, statistic, margin) of everything the verdict covers."""
-        return [(m, s, self.margins[m][s]) for m in METRICS for s in STATISTICS if s in self.margins.get(m, {})]
+        """(metric, statistic, margin) of everything the verdict covers; log(1 + margin) has the gain in it."""
+        return [
+            (m, s, math.expm1(self.gains.get(m, {}).get(s, 1.0) * math.log1p(self.margins[m][s])))
+            for m in METRICS for s in STATISTICS if s in self.margins.get(m, {})
+        ]
 
     @property
     def tightest_margin(self) -> float:
-        return min(margin for _, _, margin in self.claimed)
+        """The smallest margin before any gain."""
+        return min(margin for of_metric in self.margins.values() for margin in of_metric.values())
 
-
-@dataclass(frozen=True)
-class Send:
-    """One request of a schedule."""
-
-    slice: int
-    """-1 warm-up, 0 the claim, 1 the control's closing block."""
-    tuple: int
-    place: int
-    arm: int
-    text: int
-    pause: float
-    """Wait after the answer, in service times."""
+    def rate_per_s(self, plan: Plan) -> float:
+        """Arrivals a second, all arms together; BadInput if the plan does not say what the reference can do."""
+        if not plan.capacity_per_s:
+            raise BadInput(f"{plan.path}: [level.{self.name}] needs capacity_per_s; `python -m proof capacity {plan.path}` measures it.")
+        return plan.capacity_per_s * self.percent / 100
 
 
 @dataclass(frozen=True)
@@ -85,45 +116,48 @@ class Plan:
     seed: int
     texts: Path
     arms: tuple[Arm, ...]
-    level: Level
+    restarts: int
+    levels: tuple[Level, ...]
+    capacity_per_s: float = 0.0
+    """Texts a second that the reference alone answers: `python -m proof capacity` measures it."""
+    pilot: str | None = None
+    """sha256 of the pilot.json beside the plan, from which sizes and gains were computed."""
     port: int = 8008
     server_cpus: tuple[int, ...] = ()
     generator_cpus: tuple[int, ...] = ()
+    restart_command: str | None = None
+    """Restarts servers of one's own, in a shell; LOAD_ORDER holds the arms, the first to load first."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """DRBERT_* variables of the servers this run starts."""
 
     @property
     def claimed_arms(self) -> list[int]:
         """Indices of the references and candidates, in the plan's order."""
-        return [i for i, arm in enumerate(self.arms) if arm.role != "control"]
+        return [i for i, arm in enumerate(self.arms) if arm.role in ("reference", "candidate")]
 
     def indices(self, role: Role) -> list[int]:
         return [i for i, arm in enumerate(self.arms) if arm.role == role]
 
-    def load_order(self, slot: int) -> list[int]:
-        """Arms in the order they are loaded in that restart: over every four each arm has each position once; controls come last."""
-        arms = self.claimed_arms
-        orders = balanced_orders(len(arms), self._random("load", slot // len(arms)))
-        return [arms[i] for i in orders[slot % len(arms)]] + self.indices("control")
+    def level(self, name: str) -> Level:
+        return next(level for level in self.levels if level.name == name)
 
-    def schedule(self, slot: int, texts: int) -> Iterator[Send]:
-        """The requests of one restart, in order."""
-        rng = self._random("requests", slot)
-        everyone = list(range(len(self.arms)))
-        blocks = [(-1, everyone, self.level.warm_up_tuples), (0, self.claimed_arms, self.level.tuples)]
-        if self.indices("control"):
-            blocks.append((1, everyone, max(1, self.level.tuples // 4)))
-        number = 0
-        for block, arms, tuples in blocks:
-            orders: list[list[int]] = []
-            for _ in range(tuples):
-                if not orders:
-                    orders = balanced_orders(len(arms), rng)
-                # Warming up goes through all texts, so that no shape is met first while it is measured.
-                text = number % texts if block < 0 else rng.randrange(texts)
-                for place, i in enumerate(orders.pop()):
-                    yield Send(block, number, place, arms[i], text, rng.uniform(0.5, 1.5))
-                number += 1
+    @property
+    def delay(self) -> float:
+        """The share of its own duration by which the delayed arm is slower."""
+        return min(1.0, DELAY_IN_MARGINS * min((level.tightest_margin for level in self.levels if level.margins), default=0.0))
+
+    @property
+    def server_timing(self) -> bool:
+        """Whether every arm's answers say how long inference took."""
+        return all(DIALECTS[arm.dialect].server_timing for arm in self.arms)
+
+    @property
+    def starts_servers(self) -> bool:
+        return any(arm.artifact for arm in self.arms)
+
+    @property
+    def pilot_path(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}.pilot.json")
 
     def read_texts(self) -> list[str]:
         try:
@@ -133,9 +167,6 @@ class Plan:
         if not texts:
             raise BadInput(f"{self.path}: its texts, {self.texts}, hold no text.")
         return texts
-
-    def _random(self, *what: object) -> random.Random:
-        return random.Random(f"{self.seed} {what}")
 
 
 def read_plan(path: Path) -> Plan:
@@ -148,19 +179,23 @@ def read_plan(path: Path) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
     reader = _Reader(path)
-    reader.known(values, {"name", "claim", "seed", "texts", "arm", "level", "server", "generator"}, "the plan")
-    server = reader.table(values, "server")
-    generator = reader.table(values, "generator")
-    reader.known(server, {"port", "cpus", "settings"}, "[server]")
+    reader.known(
+        values, {"name", "claim", "seed", "texts", "restarts", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
+    )
+    server, generator = reader.table(values, "server"), reader.table(values, "generator")
+    reader.known(server, {"port", "cpus", "settings", "restart"}, "[server]")
     reader.known(generator, {"cpus"}, "[generator]")
     plan = Plan(
         path=path, digest=hashlib.sha256(raw).hexdigest(),
         name=reader.get(values, "name", str), claim=reader.get(values, "claim", str, "equivalence"),
         seed=reader.get(values, "seed", int), texts=Path(reader.get(values, "texts", str)),
         arms=tuple(reader.arm(table) for table in reader.get(values, "arm", list)),
-        level=reader.level(reader.table(values, "level")),
+        restarts=reader.get(values, "restarts", int),
+        levels=tuple(reader.level(name, table) for name, table in reader.get(values, "level", dict).items()),
+        capacity_per_s=reader.number(values, "capacity_per_s", 0.0), pilot=reader.optional(values, "pilot"),
         port=reader.get(server, "port", int, 8008),
         server_cpus=tuple(reader.get(server, "cpus", list, [])), generator_cpus=tuple(reader.get(generator, "cpus", list, [])),
+        restart_command=reader.optional(server, "restart"),
         settings={f"DRBERT_{key.upper()}": str(value) for key, value in reader.table(server, "settings").items()},
     )
     _check(plan)
@@ -181,6 +216,15 @@ class _Reader:
             raise BadInput(f"{self.path}: {key} = {value!r} is not of type {kind.__name__}.")
         return value
 
+    def number(self, table: Mapping[str, Any], key: str, default: float) -> float:
+        value = table.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise BadInput(f"{self.path}: {key} = {value!r} is no number of 0 or above.")
+        return float(value)
+
+    def optional(self, table: Mapping[str, Any], key: str) -> str | None:
+        return None if key not in table else str(self.get(table, key, str))
+
     def table(self, table: Mapping[str, Any], key: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get(table, key, dict, {})
         return found
@@ -190,31 +234,70 @@ class _Reader:
         if unknown:
             raise BadInput(f"{self.path}: {where} has no key {unknown[0]!r}; known are {', '.join(sorted(keys))}.")
 
-    def arm(self, table: Any) -> Arm:
-        self.known(table, {"name", "role", "artifact", "url", "model"}, "an [[arm]]")
-        role = self.get(table, "role", str)
-        if role not in ("reference", "candidate", "control"):
-            raise BadInput(f"{self.path}: role {role!r} is unknown; known are reference, candidate, control.")
-        return Arm(self.get(table, "name", str), role, table.get("artifact"), table.get("url"), table.get("model"))
+    def one_of(self, table: Mapping[str, Any], key: str, choices: Mapping[str, Any] | tuple[str, ...], default: str | None = None) -> str:
+        value = str(self.get(table, key, str, default))
+        if value not in choices:
+            raise BadInput(f"{self.path}: {key} {value!r} is unknown; known are {', '.join(choices)}.")
+        return value
 
-    def level(self, levels: dict[str, Any]) -> Level:
-        self.known(levels, {UNLOADED}, "[level]")
-        table = self.table(levels, UNLOADED)
-        self.known(table, {"restarts", "tuples", "warm_up_tuples", "margins"}, f"[level.{UNLOADED}]")
-        margins = self.table(table, "margins")
-        self.known(margins, set(METRICS), "margins")
-        for metric, of_metric in margins.items():
-            self.known(of_metric, set(STATISTICS), f"margins.{metric}")
-            for statistic, margin in of_metric.items():
-                if not isinstance(margin, float) or not 0 < margin < 1:
-                    raise BadInput(f"{self.path}: margins.{metric}.{statistic} = {margin!r} is not between 0 and 1.")
-        level = Level(
-            UNLOADED, self.get(table, "restarts", int), self.get(table, "tuples", int),
-            self.get(table, "warm_up_tuples", int, 20), margins,
+    def arm(self, table: Any) -> Arm:
+        self.known(table, {"name", "role", "artifact", "url", "model", "dialect", "headers_env", "by"}, "an [[arm]]")
+        name = self.get(table, "name", str)
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise BadInput(f"{self.path}: the arm's name {name!r} may hold letters, digits, '-', '_' and '.' only.")
+        return Arm(
+            name, self.one_of(table, "role", ("reference", "candidate", "delayed", "control")),  # type: ignore[arg-type]
+            self.optional(table, "artifact"), self.optional(table, "url"), self.optional(table, "model"),
+            self.one_of(table, "dialect", DIALECTS, "drbert"), self.optional(table, "headers_env"),
+            self.one_of(table, "by", ("server", "client"), "server"),  # type: ignore[arg-type]
         )
-        if not level.claimed:
-            raise BadInput(f"{self.path}: the level claims nothing; give it margins.")
+
+    def level(self, name: str, table: Any) -> Level:
+        found = re.fullmatch(r"(unloaded|capacity)|(mixed|switchback)-(50|80)", name)
+        if not found or not isinstance(table, dict):
+            raise BadInput(f"{self.path}: there is no [level.{name}]; known are unloaded, mixed-50, mixed-80, switchback-50, switchback-80, capacity.")
+        kind: Kind = found[1] or found[2]  # type: ignore[assignment]
+        percent = int(found[3] or 0)
+        keys = {
+            "unloaded": {"tuples", "warm_up_tuples"}, "mixed": {"tuples", "warm_up_tuples"},
+            "switchback": {"slice_requests", "sets", "gains"}, "capacity": {"slice_s", "sets", "in_flight"},
+        }[kind]
+        self.known(table, keys | {"margins"}, f"[level.{name}]")
+        level = Level(
+            name, kind, percent,
+            tuples=self.get(table, "tuples", int) if "tuples" in keys else 0, warm_up_tuples=self.get(table, "warm_up_tuples", int, 20),
+            slice_requests=self.get(table, "slice_requests", int, FEWEST_IN_SLICE.get(percent, 0)), sets=self.get(table, "sets", int, 1),
+            slice_s=self.number(table, "slice_s", 5.0), in_flight=self.get(table, "in_flight", int, 32),
+            margins=self.by_statistic(table, "margins", name, kind), gains=self.by_statistic(table, "gains", name, kind),
+        )
+        self.check_sizes(level)
         return level
+
+    def by_statistic(self, table: Mapping[str, Any], key: str, name: str, kind: Kind) -> dict[str, dict[str, float]]:
+        """A table of numbers by metric and statistic, of those that can be claimed at the level."""
+        found = self.table(table, key)
+        self.known(found, set(CLAIMABLE[kind]), f"{key} of [level.{name}]")
+        for metric, of_metric in found.items():
+            self.known(of_metric, set(CLAIMABLE[kind][metric]), f"[level.{name}.{key}.{metric}]")
+            for statistic, value in of_metric.items():
+                fits = isinstance(value, float) and (0 < value < 1 if key == "margins" else value >= 1)
+                if not fits:
+                    raise BadInput(f"{self.path}: {key}.{metric}.{statistic} = {value!r} is not {'between 0 and 1' if key == 'margins' else '1 or above'}.")
+        return found
+
+    def check_sizes(self, level: Level) -> None:
+        if not level.claimed:
+            raise BadInput(f"{self.path}: [level.{level.name}] claims nothing; give it margins.")
+        if level.kind in ("unloaded", "mixed") and level.tuples < 4:
+            raise BadInput(f"{self.path}: tuples = {level.tuples} is fewer than 4.")
+        if level.kind == "switchback" and level.slice_requests < FEWEST_IN_SLICE[level.percent]:
+            raise BadInput(f"{self.path}: slice_requests = {level.slice_requests} of [level.{level.name}] is below {FEWEST_IN_SLICE[level.percent]}, the fewest at that load.")
+        if level.sets < 1 or level.in_flight < 1 or level.slice_s < 0 or level.warm_up_tuples < 1:
+            raise BadInput(f"{self.path}: sets, in_flight and warm_up_tuples of [level.{level.name}] are at least 1.")
+        for metric, of_metric in level.gains.items():
+            for statistic, gain in of_metric.items():
+                if gain > MOST_GAIN[level.percent]:
+                    raise BadInput(f"{self.path}: gains.{metric}.{statistic} = {gain} is above {MOST_GAIN[level.percent]}, the most that may widen a margin at {level.percent} %.")
 
 
 def _check(plan: Plan) -> None:
@@ -224,26 +307,62 @@ def _check(plan: Plan) -> None:
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{plan.path}: two arms are called {name!r}.")
+    if not plan.levels:
+        raise BadInput(f"{plan.path}: there is no level; give it a [level.unloaded].")
+    if plan.restarts % 4 or plan.restarts < 4:
+        raise BadInput(f"{plan.path}: restarts = {plan.restarts} is no multiple of 4, so load order cannot be balanced.")
+    for cpu in (*plan.server_cpus, *plan.generator_cpus):
+        if not isinstance(cpu, int) or cpu < 0:
+            raise BadInput(f"{plan.path}: cpus holds {cpu!r}, which is no processor's number.")
+    _check_arms(plan)
+    _check_delay(plan)
+    for level in plan.levels:
+        if not plan.server_timing and "inference" in level.margins:
+            raise BadInput(f"{plan.path}: [level.{level.name}] claims inference time, which only the dialect drbert tells.")
+
+
+def _check_arms(plan: Plan) -> None:
     twice: tuple[Role, ...] = ("reference", "candidate")
     for role in twice:
         if len(plan.indices(role)) != 2:
             raise BadInput(f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice.")
-        if len({(plan.arms[i].artifact, plan.arms[i].url, plan.arms[i].model) for i in plan.indices(role) if plan.arms[i].artifact}) > 1:
+        if len({plan.arms[i].artifact for i in plan.indices(role)}) > 1:
             raise BadInput(f"{plan.path}: the two arms that are {role} name different artifacts; they are two loads of one.")
-    for arm in plan.arms:
-        if (arm.artifact is None) == (arm.url is None):
-            raise BadInput(f"{plan.path}: arm {arm.name!r} needs either an artifact to start or a url to call.")
-    if plan.level.restarts % 4 or plan.level.restarts < 4:
-        raise BadInput(f"{plan.path}: restarts = {plan.level.restarts} is no multiple of 4, so load order cannot be balanced.")
-    for cpu in (*plan.server_cpus, *plan.generator_cpus):
-        if not isinstance(cpu, int) or cpu < 0:
-            raise BadInput(f"{plan.path}: cpus holds {cpu!r}, which is no processor's number.")
-    if plan.level.tuples < 4:
-        raise BadInput(f"{plan.path}: tuples = {plan.level.tuples} is fewer than 4.")
+    copies = [arm for arm in plan.arms if arm.role != "delayed"]
+    for arm in copies:
+        if arm.artifact is None and arm.url is None:
+            raise BadInput(f"{plan.path}: arm {arm.name!r} needs an artifact to start or a url to call.")
+        if arm.url is None and arm.dialect != "drbert":
+            raise BadInput(f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; the server that a run starts speaks drbert.")
+    if len({arm.artifact is None for arm in copies}) > 1:
+        raise BadInput(f"{plan.path}: some arms name an artifact and some none; either the run starts all of them or none.")
+
+
+def _check_delay(plan: Plan) -> None:
+    """Without a delayed arm a run could not show that it would have seen a regression."""
+    delayed = [plan.arms[i] for i in plan.indices("delayed")]
+    if len(delayed) != 1:
+        raise BadInput(f"{plan.path}: {len(delayed)} arms are delayed; there is one, the second reference slowed down, or nothing shows that a regression would be seen.")
+    [arm] = delayed
+    if arm.artifact or arm.url or arm.model:
+        raise BadInput(f"{plan.path}: the delayed arm {arm.name!r} is no copy of its own; it takes neither artifact, url nor model.")
+    if arm.by == "client" and any(level.kind != "unloaded" for level in plan.levels):
+        raise BadInput(f"{plan.path}: a client's delay loads no queue, so it is a control at the level unloaded only.")
+    if arm.by == "server" and not plan.server_timing:
+        raise BadInput(f'{plan.path}: servers of another dialect cannot delay; say by = "client" for the arm {arm.name!r}.')
+    for level in plan.levels:
+        if level.tuples and level.tuples < 32:
+            raise BadInput(f"{plan.path}: tuples = {level.tuples} of [level.{level.name}] is fewer than 32, and a control block of 8 is a quarter of them.")
+
+
+def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
+    """The plan's arms at the level `capacity` and nothing else: what a plan needs to know before it can name a rate."""
+    level = Level("capacity", "capacity", sets=2, slice_s=slice_s, in_flight=32, margins={"time_per_text": {"mean": 0.02}})
+    return replace(plan, levels=(level,))
 
 
 def plan_for_two(host: str, models: list[str], texts: Path) -> Plan:
     """A look at one running server: its first two models, no restarts, nothing that could be claimed."""
     arms = tuple(Arm(name, role, url=host, model=name) for name, role in zip(models, ("reference", "candidate"), strict=False))  # type: ignore[arg-type]
-    level = Level(UNLOADED, 1, 250, 20, {})
-    return Plan(Path("-"), "0" * 64, "look", "equivalence", 0, texts, arms, level)
+    level = Level("unloaded", "unloaded", tuples=250)
+    return Plan(Path("-"), "0" * 64, "look", "equivalence", 0, texts, arms, 1, (level,))

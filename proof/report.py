@@ -1,257 +1,372 @@
 """
 Writes report.html: one file, no network, the verdict first and everything it rests on below.
+
+    verdict → levels → differences → restarts → deciles → distributions → along a restart →
+    where the time goes → tables → gates → starts → same work? → where it ran → what it does not prove
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from proof.evidence import read_requests, read_starts
-from proof.judge import read_sealed_plan, reading
-from proof.plan import Plan, Role
+from proof import charts
+from proof.audit import read_json, read_sealed_plan
+from proof.distributions import DECILES, PARTS, Portrait, portraits, shift, shown_metrics
+from proof.drawing import Html, minus, percent, span, text
+from proof.evidence import Requests, Start, read_starts
+from proof.page import code, facts, figure, heading, legend, page, pairs, paragraph, section, table, word
+from proof.plan import Level, Plan, Role
+from proof.settings import environment, same_work
+from proof.statistics import Matrix, plain_contrast
+from proof.verdict import Control, LevelVerdict, Statistic, Verdict, Word, reading, words
 
-STYLE = """
-:root { --ink: #1c1e21; --soft: #5c6470; --line: #d5d9df; --paper: #fff; --band: #e8f1fa; --dot: #1f5f9e; --bad: #b3400e; --good: #1d6b4f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a0a8b3; --line: #3b414a; --paper: #16181c; --band: #1d2c3c; --dot: #7db8f0; --bad: #f0915f; --good: #6fcba6; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: .2rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { margin: .4rem 0; } .soft { color: var(--soft); } code { font-size: .9em; overflow-wrap: anywhere; }
-.verdict { border-left: .4rem solid var(--soft); padding: .2rem 0 .2rem 1rem; } .good { border-color: var(--good); } .bad { border-color: var(--bad); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; } th { font-weight: 600; color: var(--soft); }
-td.n, th.n { text-align: right; white-space: nowrap; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; } svg .soft { fill: var(--soft); }
-@media print { body { max-width: none; } h2 { break-after: avoid; } svg, table { break-inside: avoid; } }
-"""
+CONFIDENCE = 0.90
+TITLES: Mapping[Word, tuple[str, str, str]] = {
+    "equivalent": ("Equivalent", "good", "Every claimed 90 % interval lies inside its margin."),
+    "not-slower": ("Not slower", "good", "Every claimed 90 % interval ends below its margin; being faster was allowed."),
+    "inconclusive": ("Inconclusive", "open", "The intervals are too wide or the restarts too few to decide. It is never rounded up."),
+    "not-equivalent": ("Not equivalent", "bad", "A claimed interval, corrected for their number, lies wholly beyond its margin."),
+    "invalid": ("Invalid", "bad", "A gate failed: this run could not have shown what it claims."),
+}
+# What a verdict looks like without its colour.
+MARKS: Mapping[Word, str] = {
+    "equivalent": "M7 12.5l3.5 3.5 7-8", "not-slower": "M7 12.5l3.5 3.5 7-8", "inconclusive": "M7 12h.1M12 12h.1M17 12h.1",
+    "not-equivalent": "M6 9.5h12M6 14.5h12M15 6l-6 12", "invalid": "M8 8l8 8M16 8l-8 8",
+}
+SECTIONS = (
+    ("differences", "Differences"), ("restarts", "Every restart"), ("deciles", "Deciles"), ("distributions", "Distributions"),
+    ("along", "Along a restart"), ("phases", "Where the time goes"), ("numbers", "Numbers"), ("gates", "Gates"), ("starts", "Starts"),
+    ("work", "Same work?"), ("environment", "Where it ran"), ("limits", "Limits"), ("again", "Judge it again"),
+)
+# How far the eye can follow both tails, by how many requests were seen.
+SHARES = ((20_000, (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)), (1_000, (0.01, 0.1, 0.5, 0.9, 0.99)), (0, (0.1, 0.5, 0.9)))
+CURVE_POINTS = 200
 
-LIMITS = """This compares two models on one machine, at one load level, with these texts. It says nothing of other hardware,
-other lengths, other load, or the quality of the answers. Interleaved latencies run on colder caches than a service of one
-model would: compare them, do not quote them. Digests stop accidents and later edits, not an author who rewrites everything."""
-
-
-def write(folder: Path, verdict: dict[str, Any], path: Path | None = None) -> Path:
-    """Renders the report of a run into `path` (default: report.html in its folder)."""
-    plan = read_sealed_plan(folder)
-    path = path or folder / "report.html"
-    level = verdict["levels"][plan.level.name]
-    environment = _read_json(folder / "environment.json")
-    good = verdict["verdict"] in ("equivalent", "not-slower")
-    tone = "good" if good else "bad" if verdict["verdict"] in ("not-equivalent", "invalid") else ""
-    body = f"""
-<div class="verdict {tone}"><p class="soft">{escape(plan.name)}: is the candidate as fast as the reference?</p>
-<h1>{escape(verdict["verdict"].replace("-", " ").capitalize())}</h1><p>{escape(verdict["sentence"])}</p></div>
-<p>{_reading(plan, level)}</p>
-<h2>Difference from the reference</h2>
-<p class="soft">Line: 90 % interval of the ratio. Dot: estimate. Shaded: the margin claimed before the run. Not slower means the line ends before the right edge of the shade; equivalent means it lies inside.</p>
-{_forest(level)}
-<div class="scroll">{_statistics_table(level, plan.claim)}</div>
-<h2>Every restart</h2>
-<p class="soft">Candidate over reference, one dot a start of the server. The interval above is Student's t over these dots, adjusted for load order.</p>
-{_dots(level)}
-<h2>Where a request's time goes</h2>
-{_phases(folder, plan)}
-<h2>Same work?</h2>
-{_identity(folder)}
-<h2>Gates</h2>
-<p class="soft">What must hold for the measurement to count; none looks at the difference itself.</p>
-<div class="scroll">{_table(("", "gate", "found"), [("ok" if g["passed"] else "FAILED", g["name"], g["found"]) for g in level["gates"]])}</div>
-<h2>Starts of the server</h2>
-<div class="scroll">{_starts(folder)}</div>
-<h2>Where it ran</h2>
-<div class="scroll">{_environment(environment)}</div>
-<h2>What this does not prove</h2><p>{LIMITS}</p>
-<p class="soft">Judge it again from this folder: <code>python -m proof judge {escape(folder.name)}</code>. Run {verdict["run"]["number_for_this_plan"]} of plan <code>{plan.digest}</code>.</p>
-"""
-    path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(plan.name)}: {escape(verdict['verdict'])}</title><style>{STYLE}</style></head><body>{body}</body></html>\n",
-        encoding="utf-8",
-    )
-    return path
-
-
-def _reading(plan: Plan, level: dict[str, Any]) -> str:
-    requests = level["restarts_kept"] * level["tuples"] * 4
-    return (
-        f"{level['restarts_kept']} starts of the server counted ({level['restarts_dropped']} dropped); in each, {level['tuples']} texts were sent "
-        f"once to each of four loaded copies, one request at a time: {requests:,} requests. Not slower: <b>{_yes(level['readings']['not_slower'])}</b>. "
-        f"Equivalent: <b>{_yes(level['readings']['equivalent'])}</b>. Claimed: {escape(plan.claim)}."
-    )
-
-
-def _forest(level: dict[str, Any]) -> str:
-    """Intervals and margins, one row a claimed statistic, and the control's below, each group on its own scale."""
-    pictures = [_intervals(level["statistics"], 3.0)]
-    if level["control"]:
-        pictures.append('<p class="soft">The control, with its decoder kept; it must be told apart:</p>' + _intervals(level["control"], 1.3))
-    return "".join(pictures)
-
-
-def _intervals(items: Sequence[dict[str, Any]], widest_margins: float) -> str:
-    if not items:
-        return "<p>Too few restarts for an interval.</p>"
-    width, left, right, row, top = 720, 170, 20, 30, 8
-    reach = max([widest_margins / 2 * math.log1p(i["margin"]) for i in items] + [1.08 * abs(math.log(x)) for i in items for x in i["interval"]])
-    x = _Scale(reach, left, width - right)
-    shapes = []
-    for n, item in enumerate(items):
-        y = top + row * n + row / 2
-        low, high = item["interval"]
-        a, b = x(1 / (1 + item["margin"])), x(1 + item["margin"])
-        outside = item.get("outside") or item.get("not_equivalent")
-        colour = "var(--bad)" if outside else "var(--dot)"
-        label = f'{_words(item["metric"])} {item["statistic"]}'
-        shapes.append(
-            f'<rect x="{a:.1f}" y="{y - 11:.1f}" width="{b - a:.1f}" height="22" fill="var(--band)"/>'
-            f'<text x="0" y="{y + 4:.1f}">{label}</text>'
-            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="3"/>'
-            f'<circle cx="{x(item["ratio"]):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-        )
-    bottom = top + row * len(items)
-    ticks = _ticks(reach)
-    axis = f'<line x1="{x(1):.1f}" x2="{x(1):.1f}" y1="{top}" y2="{bottom}" stroke="var(--soft)" stroke-dasharray="3 3"/>' + "".join(
-        f'<text class="soft" x="{x(1 + t):.1f}" y="{bottom + 18}" text-anchor="middle">{t:+.{0 if abs(t) >= 0.01 or t == 0 else 1}%}</text>' for t in ticks
-    )
-    return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="intervals">{"".join(shapes)}{axis}</svg>'
+LIMITS = """This compares two models on one machine, at these loads, with these texts. It says nothing of other hardware, other lengths,
+other load or colder caches, and nothing of the quality of the answers. Latencies of interleaved copies are colder than those of a service
+of one model: compare them, do not quote them. Digests stop accidents and later edits, not an author who rewrites everything; therefore the
+plan's digest is to be published before the run and the manifest's after it."""
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """Ratios to horizontal places, on a log scale with 1 in the middle."""
+class _Run:
+    """All that the sections are written from."""
 
-    reach: float
-    left: float
-    right: float
+    folder: Path
+    verdict: Verdict
+    plan: Plan
+    starts: list[Start]
+    portraits: Mapping[str, Portrait]
 
-    def __call__(self, ratio: float) -> float:
-        return self.left + (math.log(ratio) / self.reach + 1) / 2 * (self.right - self.left)
+    def levels(self) -> Iterable[tuple[Level, LevelVerdict, Portrait]]:
+        for level in self.plan.levels:
+            if level.name in self.verdict.levels:
+                yield level, self.verdict.levels[level.name], self.portraits[level.name]
+
+    @property
+    def kept(self) -> list[int]:
+        return [start.restart for start in self.starts if not start.dropped]
+
+    def arms(self, role: Role) -> list[str]:
+        return [self.plan.arms[i].name for i in self.plan.indices(role)]
 
 
-def _ticks(reach: float) -> list[float]:
-    step = next((s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if math.expm1(reach) / s <= 4), 2.0)
-    count = int(min(math.expm1(reach), 50) / step)
-    lowest = -int(-math.expm1(-reach) / step)
-    return [k * step for k in range(lowest, count + 1)]
-
-
-def _dots(level: dict[str, Any]) -> str:
-    items = level["statistics"]
-    if not items:
-        return ""
-    width, left, right, row, top = 720, 170, 20, 26, 8
-    reach = max(1.08 * abs(math.log(r)) for i in items for r in i["restart_ratios"])
-    x = _Scale(reach, left, width - right)
-    shapes = []
-    for n, item in enumerate(items):
-        y = top + row * n + row / 2
-        shapes.append(f'<text x="0" y="{y + 4:.1f}">{_words(item["metric"])} {item["statistic"]}</text>')
-        shapes += [f'<circle cx="{x(r):.1f}" cy="{y:.1f}" r="4.5" fill="var(--dot)" fill-opacity=".55"/>' for r in item["restart_ratios"]]
-    bottom = top + row * len(items)
-    labels = "".join(
-        f'<text class="soft" x="{x(1 + t):.1f}" y="{bottom + 18}" text-anchor="middle">{t:+.{0 if abs(t) >= 0.01 or t == 0 else 1}%}</text>' for t in _ticks(reach)
+def write(folder: Path, verdict: Verdict, path: Path | None = None) -> Path:
+    """Renders the report of a run into `path` (default: report.html in its folder)."""
+    plan, starts = read_sealed_plan(folder), read_starts(folder)
+    run = _Run(folder, verdict, plan, starts, portraits(Requests(folder), plan, starts))
+    path = path or folder / "report.html"
+    bodies = (
+        _differences(run), _restarts(run), _deciles(run), _distributions(run), _along(run), _phases(run), _numbers(run), _gates(run),
+        _starts(run), [same_work(read_json(folder / "identity.json"))], [environment(read_json(folder / "environment.json"))],
+        [paragraph(LIMITS, soft=False)], _again(run),
     )
-    zero = f'<line x1="{x(1):.1f}" x2="{x(1):.1f}" y1="{top}" y2="{bottom}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
-    return f'<svg viewBox="0 0 {width} {bottom + 26}" role="img" aria-label="ratios of every restart">{zero}{"".join(shapes)}{labels}</svg>'
+    sections = [section(name, title, *body) for (name, title), body in zip(SECTIONS, bodies, strict=True)]
+    contents = Html('<nav aria-label="Contents" class="small">' + "".join(f'<a href="#{name}">{text(title)}</a>' for name, title in SECTIONS) + "</nav>")
+    title = f"{plan.name}: {TITLES[verdict.verdict][0].lower()}"
+    path.write_text(page(title, [_head(run), _levels(run), contents, *sections]), encoding="utf-8")
+    return path
 
 
-def _statistics_table(level: dict[str, Any], claim: str) -> str:
+def _head(run: _Run) -> Html:
+    """The verdict, its sentence and what the word means."""
+    title, tone, meaning = TITLES[run.verdict.verdict]
+    question = "as fast as" if run.verdict.claim == "equivalence" else "no slower than"
+    entries = [
+        ("claim", run.verdict.claim), ("run", f"{run.verdict.run.run}, number {run.verdict.run.number_for_this_plan} of this plan"),
+        ("plan", Html(f"{text(run.plan.name)}, {code(run.plan.digest)}")),
+    ]
+    if run.plan.pilot is not None:
+        entries.append(("its pilot", code(run.plan.pilot)))
+    return Html(
+        f'<header><div class="verdict {tone}"><span class="soft small">Is {text(run.arms("candidate")[0])} {question} {text(run.arms("reference")[0])}?</span>'
+        f'<h1><svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="12" cy="12" r="10.5" class="mark"/><path d="{MARKS[run.verdict.verdict]}" class="mark"/></svg>{title}</h1>'
+        f'<p>{text(run.verdict.sentence)}</p><p class="soft small">{meaning}</p></div>{facts(entries)}</header>'
+    )
+
+
+def _levels(run: _Run) -> Html:
     rows = [
-        (
-            _words(i["metric"]), i["statistic"], f"{i['reference_us'] / 1000:.3f} ms", f"{i['ratio'] - 1:+.2%}",
-            f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{100 * i['margin']:g} %",
-            reading(i, claim),
-        )
-        for i in level["statistics"]
+        (level.name, word(TITLES[found.verdict][0], TITLES[found.verdict][1]), f"{found.restarts_kept} of {found.restarts_planned}", f"{portrait.requests:,}",
+         _how(level))
+        for level, found, portrait in run.levels()
     ]
-    control = [
-        (f"control: {_words(i['metric'])}", i["statistic"], "", f"{i['ratio'] - 1:+.2%}",
-         f"{i['interval'][0] - 1:+.2%} … {i['interval'][1] - 1:+.2%}", f"±{100 * i['margin']:g} %",
-         "not equivalent" if i["not_equivalent"] else "undecided")
-        for i in level["control"]
-    ]
-    return _table(("time", "statistic", "reference", "difference", "90 % interval", "margin", "reading"), rows + control, numbers={2, 3, 4, 5})
+    return table("Levels; the run takes the worst verdict of them", ("level", "verdict", "restarts", "requests", "how"), rows, numbers=(2, 3))
 
 
-def _phases(folder: Path, plan: Plan) -> str:
-    """Mean milliseconds a phase, by role, over the requests of the claim."""
-    table = read_requests(folder)
-    dropped = [start.restart for start in read_starts(folder) if start.dropped]
-    column = {n: table[n].to_numpy(zero_copy_only=False) for n in ("slice", "restart", "arm", "sent_ns", "done_ns", "tokenize_us", "queue_us", "inference_us")}
-    counted = ~np.isin(column["restart"], dropped)
-    rows = []
-    blocks: dict[Role, int] = {"reference": 0, "candidate": 0, "control": 1}
-    for role, block in blocks.items():
-        names = [plan.arms[i].name for i in plan.indices(role)]
-        chosen = counted & (column["slice"] == block) & np.isin(column["arm"], names)
-        if not chosen.any():
+def _how(level: Level) -> str:
+    return {
+        "unloaded": "one request in flight, a pause after each answer; each text is sent once to every copy",
+        "mixed": f"Poisson arrivals at {level.percent} % of the reference's capacity; each text is sent once to every copy, and the server's inference time is judged",
+        "switchback": f"Poisson arrivals at {level.percent} % of the reference's capacity; slices of {level.slice_requests:,} requests to one copy at a time, all with the same gaps and texts",
+        "capacity": f"{level.in_flight} requests in flight, slices of {level.slice_s:g} s to one copy at a time; how long a text takes is judged",
+    }[level.kind]
+
+
+def _differences(run: _Run) -> list[Html]:
+    parts = [
+        paragraph("Candidate over reference. Line: 90 % interval. Mark: estimate. Shaded: the margin, claimed before the run. Not slower means that the line ends "
+                  "before the right edge of the shade, equivalent that it lies inside."),
+        legend((
+            ('<line x1="0" x2="30" y1="8" y2="8" class="whisker reference"/><circle cx="15" cy="8" r="5" class="circle reference"/>', "inside"),
+            ('<line x1="0" x2="30" y1="8" y2="8" class="whisker reference"/><circle cx="15" cy="8" r="5" class="ring reference"/>', "undecided"),
+            ('<line x1="0" x2="30" y1="8" y2="8" class="whisker bad"/><polygon points="9,2 21,8 9,14" class="bad"/>', "outside, slower"),
+            ('<line x1="0" x2="30" y1="8" y2="8" class="whisker bad"/><polygon points="21,2 9,8 21,14" class="bad"/>', "outside, faster"),
+            ('<line x1="15" x2="15" y1="0" y2="16" class="expected"/>', "what a control was made to be"),
+        )),
+    ]
+    for level, found, _ in run.levels():
+        parts.append(heading(f"{level.name}: {TITLES[found.verdict][0].lower()}"))
+        if not found.statistics:
+            parts.append(paragraph(f"{found.restarts_kept} restarts are too few for an interval."))
             continue
-        phases = [float(column[p][chosen].mean()) / 1000 for p in ("tokenize_us", "queue_us", "inference_us")]
-        total = float((column["done_ns"] - column["sent_ns"])[chosen].mean()) / 1e6
-        rows.append((role, *(f"{p:.3f}" for p in phases), f"{total - sum(phases):.3f}", f"{total:.3f}"))
-    return '<p class="soft">Mean milliseconds; the rest is HTTP on both sides and the way between.</p><div class="scroll">' + _table(
-        ("", "tokenize", "queue", "inference", "rest", "end to end"), rows, numbers={1, 2, 3, 4, 5}
-    ) + "</div>"
+        rows = [charts.Interval(f"{words(s.metric)} {s.statistic}", s.ratio, s.interval, s.margin, *_mark(s, run.verdict.claim)) for s in found.statistics]
+        parts.append(figure(f"{' and '.join(run.arms('candidate'))} over {' and '.join(run.arms('reference'))}", charts.forest(rows, f"Differences at {level.name}")))
+        parts.append(pairs([*_control_figures(found), *_same_model_figures(found)]))
+    return parts
 
 
-def _identity(folder: Path) -> str:
-    compared = _read_json(folder / "identity.json")
-    lines = []
-    for name, result in compared.items():
-        if result["same"]:
-            lines.append(f"<p><b>{escape(name)}</b>: the same encoder graph (<code>{result['encoder_digest'][0][:16]}</code>), head and tokenizer as the reference.</p>")
-        else:
-            details = "".join(f"<li>{escape(d['what'])}: {escape(d['detail'])}</li>" for d in result["differences"])
-            lines.append(f"<p><b>{escape(name)}</b> does other work than the reference:</p><ul>{details}</ul>")
-    return "".join(lines)
+def _mark(item: Statistic, claim: str) -> tuple[str, str]:
+    if item.outside and not (claim == "non-inferiority" and item.outside == "faster"):
+        return ("right" if item.outside == "slower" else "left"), "bad"
+    return ("circle" if item.equivalent or (claim == "non-inferiority" and item.not_slower) else "ring"), "reference"
 
 
-def _starts(folder: Path) -> str:
-    rows = [
-        (str(s.restart), s.load_order.replace(" ", " → "), f"{s.seconds:.1f} s", f"{s.generator_cpu_share:.0%}", s.dropped or "counts")
-        for s in read_starts(folder)
+def _control_figures(found: LevelVerdict) -> Iterable[Html]:
+    for arm in dict.fromkeys(control.arm for control in found.controls):
+        mine = [control for control in found.controls if control.arm == arm]
+        kind = "delayed" if any(control.expected for control in mine) else "control"
+        rows = [
+            charts.Interval(f"{words(c.metric)} {c.statistic}", c.ratio, c.interval, c.margin, "diamond" if c.told_apart else "ring", kind, c.expected)
+            for c in mine
+        ]
+        yield figure(Html(f"Control {text(arm)}: {_told_apart(mine)}"), charts.forest(rows, f"Control {arm}", small=True, whole=True))
+
+
+def _told_apart(controls: list[Control]) -> Html:
+    told = any(control.told_apart for control in controls)
+    made = next((f", made {percent(control.expected)}" for control in controls if control.expected), "")
+    return Html(f"{word('told apart', 'good') if told else word('not told apart', 'bad')}{made}")
+
+
+def _same_model_figures(found: LevelVerdict) -> Iterable[Html]:
+    for first, second in dict.fromkeys(contrast.arms for contrast in found.same_model):
+        mine = [contrast for contrast in found.same_model if contrast.arms == (first, second)]
+        rows = [
+            charts.Interval(f"{words(c.metric)} {c.statistic}", c.ratio, c.interval, c.margin, *(("diamond", "bad") if c.biased else ("circle" if c.equivalent else "ring", "reference")))
+            for c in mine
+        ]
+        said = word("biased", "bad") if any(c.biased for c in mine) else word("not biased", "good")
+        yield figure(Html(f"A/A, one model loaded twice: {text(second)} over {text(first)}: {said}"), charts.forest(rows, f"A/A {second} over {first}", small=True))
+
+
+def _restarts(run: _Run) -> list[Html]:
+    parts = [paragraph("Candidate over reference, one dot a start of the server, the first on top. Upright line: the estimate. The interval above is Student's t over these dots, "
+                       "with the scatter that load order causes taken out. Shaded: the margin.")]
+    for level, found, _ in run.levels():
+        rows = [charts.Strip(f"{words(s.metric)} {s.statistic}", s.restart_ratios, s.ratio, s.margin) for s in found.statistics if s.restart_ratios]
+        if rows:
+            # A restart counts at every level or at none.
+            parts.append(figure(Html(f"<b>{text(level.name)}</b>"), charts.dots(rows, run.kept, f"Ratio of every restart at {level.name}")))
+    return parts if len(parts) > 1 else [paragraph("Too few restarts.")]
+
+
+def _deciles(run: _Run) -> list[Html]:
+    parts = [paragraph("Shift function: candidate over reference at each decile, with the same 90 % interval as above, for each decile alone. It shows whether fast and slow "
+                       "requests differ alike. Descriptive: no decile but those claimed above is judged. Shaded, for scale: the tightest margin claimed for that time.")]
+    for level, _, portrait in run.levels():
+        figures = []
+        for metric in shown_metrics(level):
+            estimates = shift(run.plan, portrait, metric)
+            if estimates:
+                points = [
+                    (f"p{decile}", e.ratio, (math.exp(e.interval(CONFIDENCE)[0]), math.exp(e.interval(CONFIDENCE)[1])))
+                    for decile, e in zip(DECILES, estimates, strict=True)
+                ]
+                figures.append(figure(_caption(level, metric), charts.shift(points, _tightest(level, metric), f"Shift function of {words(metric)} at {level.name}")))
+        if figures:
+            parts.append(pairs(figures))
+    return parts if len(parts) > 1 else [paragraph("Too few restarts, or no level at which single requests are judged.")]
+
+
+def _caption(level: Level, metric: str) -> Html:
+    return Html(f"<b>{text(level.name)}</b>, {words(metric)}")
+
+
+def _tightest(level: Level, metric: str) -> float:
+    return min(margin for m, _, margin in level.claimed if m == metric)
+
+
+def _distributions(run: _Run) -> list[Html]:
+    parts = [
+        paragraph("The share of requests answered within a time, all restarts that count together. Where one line hides the other, they agree. The scale is stretched at both "
+                  "ends, so that tails can be seen, and times are on a log scale. Restarts differ more than models do, so this shows shapes; it decides nothing."),
+        legend((
+            ('<line x1="0" x2="30" y1="8" y2="8" class="broad reference"/><circle cx="15" cy="8" r="5" class="ring reference"/>', f"reference: {', '.join(run.arms('reference'))}"),
+            ('<line x1="0" x2="30" y1="8" y2="8" class="dashed candidate"/><polygon points="15,4 19,8 15,12 11,8" class="candidate"/>', f"candidate: {', '.join(run.arms('candidate'))}"),
+        )),
     ]
-    return _table(("start", "load order", "took", "generator CPU", ""), rows, numbers={2, 3})
+    for level, _, portrait in run.levels():
+        figures = []
+        for metric in shown_metrics(level):
+            seen = portrait.seen.get(("reference", metric)), portrait.seen.get(("candidate", metric))
+            if seen[0] is None or seen[1] is None or min(len(seen[0]), len(seen[1])) < 2:
+                continue
+            fewest = min(len(seen[0]), len(seen[1]))
+            shares = next(shares for enough, shares in SHARES if fewest >= enough)
+            points = _stretched(shares[0], shares[-1])
+            curves = [list(zip(points, of_role.quantiles(points), strict=True)) for of_role in seen if of_role is not None]
+            figures.append(figure(_caption(level, metric), charts.distributions(*curves, shares, f"Distribution of {words(metric)} at {level.name}")))
+        if figures:
+            parts.append(pairs(figures))
+    return parts if len(parts) > 2 else [paragraph("No level at which single requests are judged.")]
 
 
-def _environment(environment: dict[str, Any]) -> str:
-    server = environment.get("server", {})
+def _stretched(low: float, high: float) -> list[float]:
+    """Shares from one to the other, closer together at the ends."""
+    ends = [math.log(share / (1 - share)) for share in (low, high)]
+    between = 1 / (1 + np.exp(-np.linspace(*ends, CURVE_POINTS)))
+    return [low, *between[1:-1].tolist(), high]
+
+
+def _along(run: _Run) -> list[Html]:
+    metric = "inference time" if run.plan.server_timing else "time end to end"
+    again = run.arms("reference")
+    parts = [paragraph(f"Mean ratio of {metric} in {PARTS} parts of a restart, mean of all restarts, with the 90 % interval of each part. Above, one model against itself: a drift "
+                       "there would be the instrument's own. Below, candidate over reference. Slices of one copy are not paired, so those levels are not shown. Shaded, for scale: the tightest margin.")]
+    for level, _, portrait in run.levels():
+        if len(portrait.candidate) < 2:
+            continue
+        both = [_parts(kept) for kept in (portrait.same_model, portrait.candidate)]
+        reach = max(abs(math.log(end)) for points in both for _, interval in points for end in (interval or (1.0,)))
+        reach = max(min(reach, 8 * math.log1p(level.tightest_margin)), *(1.1 * abs(math.log(ratio)) for points in both for ratio, _ in points))
+        parts += [
+            figure(Html(f"<b>{text(level.name)}</b>, {text(name)}"), charts.over_time(points, level.tightest_margin, shape, kind, reach, f"{name} along a restart at {level.name}"))
+            for name, points, shape, kind in (
+                (f"{again[1]} over {again[0]}", both[0], "circle", "reference"), ("candidate over reference", both[1], "diamond", "candidate"),
+            )
+        ]
+    return parts if len(parts) > 1 else [paragraph("Too few restarts, or no level at which copies are interleaved.")]
+
+
+def _parts(restarts: list[Matrix]) -> list[tuple[float, tuple[float, float] | None]]:
+    """Ratio and interval of each part of a restart."""
+    points: list[tuple[float, tuple[float, float] | None]] = []
+    for values in zip(*restarts, strict=False):
+        low, high = plain_contrast(np.array(values)).interval(CONFIDENCE)
+        points.append((math.exp(float(np.mean(values))), (math.exp(low), math.exp(high))))
+    return points
+
+
+def _phases(run: _Run) -> list[Html]:
+    if not run.plan.server_timing:
+        return [paragraph("These servers do not tell where a request's time went.")]
+    parts = [paragraph("Mean over the requests of each role. The rest is HTTP on both sides, the way between, and, under load, waiting to be read.")]
+    for level, _, portrait in run.levels():
+        rows = {f"{role}: {', '.join(run.arms(role))}": mine.mean_ms() for role, mine in portrait.phases.items()}
+        if rows:
+            parts.append(figure(Html(f"<b>{text(level.name)}</b>"), charts.phases(rows, f"Where the time goes at {level.name}")))
+            parts.append(table(f"Mean milliseconds at {level.name}", ("", *next(iter(rows.values())), "end to end"), [
+                (role, *(f"{ms:.3f}" for ms in phases.values()), f"{sum(phases.values()):.3f}") for role, phases in rows.items()
+            ], numbers=range(1, 6)))
+    return parts if len(parts) > 1 else [paragraph("No requests count.")]
+
+
+def _numbers(run: _Run) -> list[Html]:
+    parts = [paragraph("The reference's time is the geometric mean over restarts. Sign flip: a second opinion without a normal law, how likely so small a difference would be with "
+                       "the truth on the margin; small says equivalent.")]
+    for level, found, _ in run.levels():
+        rows = [
+            (f"{words(s.metric)} {s.statistic}", f"{s.reference_us / 1000:.3f} ms", percent(s.ratio), span(*s.interval), _margin(s), f"{s.sign_flip_p:.3f}",
+             word(reading(s, run.verdict.claim), _tone(s, run.verdict.claim)))
+            for s in found.statistics
+        ]
+        if rows:
+            head = ("statistic", "reference", "difference", "90 % interval", "margin", "sign flip p", "reading")
+            parts.append(table(f"{level.name}: what is claimed", head, rows, numbers=(1, 2, 3, 4, 5)))
+        if level.kind == "capacity" and found.statistics:
+            parts.append(paragraph(f"That is {1e6 / found.statistics[0].reference_us:,.1f} texts a second of one reference."))
+        others = [
+            (f"{c.arm}: {words(c.metric)} {c.statistic}", percent(c.ratio), span(*c.interval), span(*c.wide_interval), percent(c.expected) if c.expected else "",
+             word("told apart", "good") if c.told_apart else word("not told apart", "open"))
+            for c in found.controls
+        ]
+        if others:
+            parts.append(table(f"{level.name}: controls", ("control", "difference", "90 % interval", "99.5 % interval", "made", "reading"), others, numbers=(1, 2, 3, 4)))
+        same = [
+            (f"{c.arms[1]} over {c.arms[0]}: {words(c.metric)} {c.statistic}", percent(c.ratio), span(*c.interval),
+             word("biased", "bad") if c.biased else "equivalent" if c.equivalent else "undecided")
+            for c in found.same_model
+        ]
+        if same:
+            parts.append(table(f"{level.name}: one model loaded twice; required is only that it is not biased", ("A/A", "difference", "90 % interval", "reading"), same, numbers=(1, 2)))
+    return parts if len(parts) > 1 else [paragraph("Too few restarts for any number.")]
+
+
+def _margin(item: Statistic) -> str:
+    gain = f" (gain {item.gain:.2f})" if item.gain != 1 else ""
+    return f"±{100 * item.margin:.3g}%{gain}"
+
+
+def _tone(item: Statistic, claim: str) -> str:
+    mark, kind = _mark(item, claim)
+    return "bad" if kind == "bad" else "good" if mark == "circle" else "open"
+
+
+def _gates(run: _Run) -> list[Html]:
+    parts = [paragraph("What must hold for the measurement to count; none looks at the difference of candidate and reference.")]
+    for level, found, _ in run.levels():
+        rows = [(word("holds", "good") if gate.passed else word("FAILED", "bad"), gate.name, minus_signs(gate.found)) for gate in found.gates]
+        parts.append(table(f"Gates at {level.name}", ("", "gate", "found"), rows))
+    return parts
+
+
+def minus_signs(found: str) -> str:
+    """Numbers in a sentence with real minus signs; hyphens in words stay."""
+    return " ".join(minus(part) if part.lstrip("(").startswith("-") else part for part in found.split(" "))
+
+
+def _starts(run: _Run) -> list[Html]:
+    dropped = [start for start in run.starts if start.dropped]
+    lead = "None was dropped." if not dropped else f"{len(dropped)} of {len(run.starts)} do not count. Their rows are kept in the evidence, and each was repeated in its load order."
     rows = [
-        (key.replace("_", " "), environment[key] if isinstance(environment[key], str) else json.dumps(environment[key]))
-        for key in ("processor", "processors", "system", "python", "server_cpus", "generator_cpus", "packages", "commit") if key in environment
+        (start.restart, word("dropped", "bad") if start.dropped else "counts", f"{start.seconds:.1f} s", f"{start.generator_cpu_share:.1%}", f"{start.throttled_us:,} µs",
+         start.load_order.replace(" ", " → "), start.dropped)
+        for start in run.starts
     ]
-    for name, model in server.get("models", {}).items():
-        rows.append((f"model {name}", f"{model['variant']} on {model['runtime']} in {model['precision']}, artifact {model['digest'][:16]}"))
-    return _table(("", ""), rows)
+    last = len(rows[0]) if dropped and rows else 6
+    head = ("start", "", "took", "generator CPU", "throttled", "loaded in this order", "why it was dropped")
+    return [paragraph(lead), table("Starts of the server", head[:last], [row[:last] for row in rows], numbers=(2, 3, 4))]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    right = set(numbers)
-
-    def mark(i: int) -> str:
-        return ' class="n"' if i in right else ""
-
-    top = "".join(f"<th{mark(i)}>{escape(cell)}</th>" for i, cell in enumerate(head))
-    body = "".join("<tr>" + "".join(f"<td{mark(i)}>{escape(cell, quote=False)}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+def _again(run: _Run) -> list[Html]:
+    return [
+        paragraph(Html(f"Everything here follows from the folder it lies in: {code(f'python -m proof judge {run.folder.name}')} computes it again from every single request, refuses "
+                       f"a changed byte, and ends with the same verdict. The numbers of {code('restarts.csv')} are enough to check the intervals with a spreadsheet."), soft=False),
+        paragraph(Html(f"Run {run.verdict.run.number_for_this_plan} of plan {code(run.plan.digest)}. Every run that was begun is listed in {code('evidence/index.json')}.")),
+    ]

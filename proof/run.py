@@ -2,6 +2,8 @@
 Runs a plan: restart after restart, seal, judge, report.
 
     plan → [start servers → Locust → rows → gates] × restarts → seal → judge → report
+
+However a run ends, what was measured is sealed and judged, and `resume` goes on from there.
 """
 
 from __future__ import annotations
@@ -20,12 +22,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from command import BadInput
+from command import BadInput, Unavailable
 from proof import identity, report
-from proof.evidence import REQUESTS, Start, append_start, read_columns, read_starts, seal, write_csv, write_manifest
+from proof.audit import audit, due_requests, read_json, read_sealed_plan
+from proof.evidence import (
+    MANIFEST,
+    REQUESTS,
+    Start,
+    append_start,
+    check_manifest,
+    read_columns,
+    read_starts,
+    seal,
+    write_csv,
+    write_manifest,
+)
 from proof.gates import GENERATOR_FAILED, INTERRUPTED, MOST_DROPPED, NOT_STARTED, restart_breach
-from proof.judge import RESTART_COLUMNS, judge, read_samples, read_sealed_plan, restart_table
+from proof.judge import judge
 from proof.plan import Plan, read_plan
+from proof.readings import COLUMNS
+from proof.schedule import load_order, schedule
 from proof.servers import (
     GeneratorFailed,
     ServerNotStarted,
@@ -35,41 +51,87 @@ from proof.servers import (
     throttled_us,
     throttling_readable,
 )
+from proof.verdict import Verdict
+
+# What follows from the rows, and is made again when a run goes on.
+DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
+# What must be the same when a run goes on: else its restarts were measured in two places.
+SAME_PLACE = ("processor", "processors", "system", "python", "packages", "server_cpus", "generator_cpus")
 
 
-def run(path: Path, evidence: Path) -> tuple[Path, dict[str, Any]]:
+def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     """Carries out the plan and returns the sealed folder and the verdict.
 
-    However it ends, what was measured is sealed and judged before an error goes on.
+    BadInput if the plan or an artifact is wrong, Unavailable if a server or the load generator
+    cannot be had, both before or after some restarts: what was measured is kept.
     """
     plan = read_plan(path)
-    if any(arm.url for arm in plan.arms):
-        raise BadInput(f"{path}: `proof run` restarts servers, so every arm names an artifact; arms with a url are for locust itself.")
     plan.read_texts()
+    for level in plan.levels:
+        if level.percent:
+            level.rate_per_s(plan)
+    if not plan.starts_servers and plan.restart_command is None:
+        raise BadInput(f"{path}: its arms are servers of your own and [server] has no restart command; without restarts there is nothing to infer from.")
+    if plan.pilot is not None and not plan.pilot_path.is_file():
+        raise Unavailable(f"{path} was computed from a pilot, and {plan.pilot_path} is not there.")
     compared = _compare_arms(plan)
     folder = evidence / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{plan.name}"
     folder.mkdir(parents=True)
     _remember(evidence, folder, plan)
     shutil.copy(path, folder / "plan.toml")
     shutil.copy(plan.texts, folder / "texts.txt")
+    if plan.pilot is not None:
+        shutil.copy(plan.pilot_path, folder / "pilot.json")
     _write_json(folder / "identity.json", compared)
+    return folder, _carry_out(folder)
+
+
+def resume(folder: Path) -> tuple[Path, Verdict]:
+    """Goes on with a run that was interrupted, sealed or not; Refused if a byte of what was sealed has changed."""
+    if not (folder / "run.json").is_file():
+        raise Unavailable(f"{folder} is no run; give the folder under evidence/ that `proof run` named.")
+    if (folder / MANIFEST).exists():
+        check_manifest(folder)
+    plan = read_sealed_plan(folder)
+    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
+    if sum(not start.dropped for start in starts) >= plan.restarts:
+        raise BadInput(f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with.")
+    for name in DERIVED:
+        (folder / name).unlink(missing_ok=True)
+    # A restart that was killed together with the run left rows and no line.
+    told = {start.restart for start in starts}
+    slot = sum(not start.dropped for start in starts)
+    for part in sorted((folder / "rows").glob("*.csv")):
+        if int(part.stem) not in told:
+            order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
+            append_start(folder, Start(int(part.stem), slot, order, "", 0.0, 0.0, 0, INTERRUPTED))
+    return folder, _carry_out(folder)
+
+
+def _carry_out(folder: Path) -> Verdict:
+    """The restarts that are missing, then the verdict; also when it is interrupted, as far as it came."""
     try:
         _restarts(read_sealed_plan(folder), folder)
     except BaseException:
-        if (folder / "starts.csv").exists() and any((folder / "rows").glob("*.csv")):
-            finish(folder)
-            print(f"what was measured is sealed in {folder}", flush=True)
+        if (folder / "starts.csv").exists() and (any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()):
+            try:
+                finish(folder)
+                print(f"what was measured is sealed in {folder}; `python -m proof run --resume {folder}` goes on", flush=True)
+            except OSError as error:
+                print(f"what was measured is kept in {folder}, but could not be sealed ({error.strerror}); "
+                      f"`python -m proof run --resume {folder}` goes on", flush=True)
         raise
-    return folder, finish(folder)
+    return finish(folder)
 
 
 def _restarts(plan: Plan, folder: Path) -> None:
     """Restart after restart, each dropped one repeated at once, until the plan is full or too many were dropped."""
-    planned, name = plan.level.restarts, f"{folder.name}-{plan.digest[:16]}"
-    most = planned + int(planned * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
-    kept, loaded = 0, None
-    with tqdm(total=planned, desc=plan.name, unit="restart") as bar:
-        for attempt in range(most):
+    name = f"{folder.name}-{plan.digest[:16]}"
+    most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
+    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
+    kept, loaded = sum(not start.dropped for start in starts), None
+    with tqdm(total=plan.restarts, initial=kept, desc=plan.name, unit="restart") as bar:
+        for attempt in range(len(starts), max(most, len(starts) + 1)):
             start, info = _restart(plan, attempt, kept, name, folder)
             if info is not None:
                 loaded = _same_models(loaded, info)
@@ -78,63 +140,65 @@ def _restarts(plan: Plan, folder: Path) -> None:
                 continue
             kept += 1
             bar.update()
-            if kept == planned:
+            if kept == plan.restarts:
                 return
 
 
 def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tuple[Start, dict[str, Any] | None]:
     """One start of the server with all its requests; a line in starts.csv tells of it, however it ended."""
-    order = plan.load_order(slot)
+    order = load_order(plan, slot)
     rows, facts, log = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json", folder / "run.log"
-    requests = sum(1 for _ in plan.schedule(slot, len(plan.read_texts())))
+    texts = len(plan.read_texts())
+    due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
     began, throttled = time.monotonic(), throttled_us()
     info, ended = None, INTERRUPTED
     try:
         with server(plan, order, log) as info:
-            if not (folder / "environment.json").exists():
-                _write_json(folder / "environment.json", _environment(plan, info))
-            generate(plan, requests, attempt, slot, name, rows, facts, log)
+            _note_environment(plan, info, folder)
+            generate(plan, due, attempt, slot, name, rows, facts, log)
         ended = ""
     except ServerNotStarted:
         ended = NOT_STARTED
         if attempt == 0:
             raise
-    except GeneratorFailed:
+    except GeneratorFailed as error:
         ended = GENERATOR_FAILED
+        if error.lasting:
+            raise
     finally:
         throttled = throttled_us() - throttled
         share = round(float(json.loads(facts.read_text())["generator_cpu_share"]), 4) if facts.exists() else 0.0
         facts.unlink(missing_ok=True)
         columns = read_columns(rows)
-        if not ended or len(columns["status"]) == requests:
-            ended = restart_breach(plan, columns, requests, share, throttled)
+        breach = restart_breach(plan, columns, due, share, throttled)
+        # Why it ended early is the reason, unless the rows themselves show another.
+        if not ended or (ended != INTERRUPTED and (columns["status"] // 100 != 2).any()):
+            ended = breach
         start = Start(
             restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
-            instance=info["instance_id"] if info else "", seconds=round(time.monotonic() - began, 3),
+            instance=str(columns["instance"][0]) if len(columns["instance"]) else "", seconds=round(time.monotonic() - began, 3),
             generator_cpu_share=share, throttled_us=throttled, dropped=ended,
         )
         append_start(folder, start)
     return start, info
 
 
-def _same_models(before: dict[str, Any] | None, info: dict[str, Any]) -> dict[str, Any]:
+def _same_models(before: dict[str, Any] | None, info: dict[str, Any]) -> dict[str, Any] | None:
     """What every start must load alike; BadInput if an artifact was exported again in the meantime."""
-    loaded = {name: (model["digest"], model["variant"], model["runtime"]) for name, model in info["models"].items()}
+    loaded = {name: (model["digest"], model["variant"], model["runtime"]) for name, model in info.get("models", {}).items()}
     if before is not None and loaded != before:
-        changed = next(name for name in loaded if loaded[name] != before[name])
+        changed = next(name for name in loaded if loaded[name] != before.get(name))
         raise BadInput(f"The artifact of arm {changed} changed during the run; leave artifacts alone while they are measured.")
     return loaded
 
 
-def finish(folder: Path) -> dict[str, Any]:
+def finish(folder: Path) -> Verdict:
     """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report, manifest."""
-    if not (folder / REQUESTS).exists():
-        seal(folder)
-    plan = read_sealed_plan(folder)
-    samples = read_samples(folder, plan, read_starts(folder))
-    write_csv(folder / "restarts.csv", RESTART_COLUMNS, restart_table(plan, samples))
+    seal(folder)
+    plan, starts = read_sealed_plan(folder), read_starts(folder)
+    write_csv(folder / "restarts.csv", COLUMNS, audit(folder, plan, starts))
     verdict = judge(folder, sealed=False)
-    _write_json(folder / "verdict.json", verdict)
+    (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n")
     report.write(folder, verdict)
     write_manifest(folder)
     return verdict
@@ -142,10 +206,30 @@ def finish(folder: Path) -> dict[str, Any]:
 
 def _compare_arms(plan: Plan) -> dict[str, Any]:
     """Identity of the reference with the candidate and with each control; also refuses broken artifacts before anything runs."""
+    if not plan.starts_servers:
+        return {}
     # The two loads of each role name one artifact; the plan's reader sees to that.
     reference = Path(plan.arms[plan.indices("reference")[0]].artifact or "")
     others = [plan.indices("candidate")[0], *plan.indices("control")]
     return {plan.arms[i].name: identity.compare(reference, Path(plan.arms[i].artifact or "")) for i in others}
+
+
+def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
+    """Writes environment.json at the first start; BadInput if a run goes on in another place."""
+    path, here = folder / "environment.json", _environment(plan, info)
+    if not path.exists():
+        _write_json(path, here)
+        return
+    before = read_json(path)
+    # Through JSON, as what was written was.
+    here = json.loads(json.dumps(here))
+    for key in SAME_PLACE:
+        if before.get(key) != here[key]:
+            raise BadInput(f"{folder} was begun elsewhere ({key}: {before.get(key)}, here {here[key]}); begin a new run.")
+    models = before.get("server", {}).get("models", {})
+    for name, model in here["server"].get("models", {}).items():
+        if models.get(name, {}).get("digest") != model["digest"]:
+            raise BadInput(f"The artifact of arm {name} is not the one this run began with; leave artifacts alone while they are measured.")
 
 
 def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Starts and stops the servers of a run, pinned to their processors.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,12 +13,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from command import Unavailable
+from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
 from proof.plan import Plan
 
 READY_WITHIN_S = 120
@@ -30,18 +32,28 @@ class ServerNotStarted(Unavailable):
 
 
 class GeneratorFailed(Unavailable):
-    """Locust broke off."""
+    """Locust broke off; `lasting` if it would again."""
+
+    def __init__(self, message: str, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 @contextmanager
 def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
     """A server that has loaded the plan's arms in `order`; yields its /info. ServerNotStarted if it does not get ready."""
+    if not plan.starts_servers:
+        _restart_theirs(plan, order, log)
+        yield {}
+        return
     arms = [plan.arms[i] for i in order]
     command = [sys.executable, "-m", "service", *(f"{arm.name}={arm.artifact}" for arm in arms), "--port", str(plan.port)]
+    delayed_by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
+    switch = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
     _check_port(plan.port)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | plan.settings, preexec_fn=_pinned(pins(plan)[0])
+            command, stdout=output, stderr=output, env={**os.environ, **switch, **plan.settings}, preexec_fn=_pinned(pins(plan)[0])
         )
     try:
         url = f"http://127.0.0.1:{plan.port}"
@@ -57,26 +69,63 @@ def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
             process.wait()
 
 
-def generate(plan: Plan, requests: int, restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path) -> None:
+def generate(
+    plan: Plan, requests: Mapping[str, int | None], restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path,
+    capacity_s: float | None = None,
+) -> None:
     """Runs Locust over one restart's schedule; GeneratorFailed if it breaks or takes unreasonably long."""
     environment = os.environ | {
         "PLAN": str(plan.path), "TEXTS": str(plan.texts), "RESTART": str(restart), "SLOT": str(slot), "RUN": run,
         "ROWS": str(rows), "FACTS": str(facts),
-    }
+    } | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
     loadtests = Path(__file__).parent.parent / "loadtests"
     command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_pinned(pins(plan)[1]))
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_first_in_line(pins(plan)[1]))
         try:
-            code = process.wait(60 + requests * SLOWEST_REQUEST_S)
+            code = process.wait(longest_s(plan, requests))
         except subprocess.TimeoutExpired:
             raise GeneratorFailed(f"Locust did not end in time; {log} says how far it came.") from None
         finally:
             process.kill()
             process.wait()
+    if code in (USAGE, BAD_INPUT, UNAVAILABLE):
+        raise GeneratorFailed(f"The load generator cannot go on: {_last_line(log)}", lasting=True)
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
         raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")
+
+
+def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:
+    """How long a restart's requests may take before something must be wrong."""
+    seconds = 60.0
+    for level in plan.levels:
+        count = requests[level.name] or 0
+        if level.kind == "capacity":
+            seconds += 3 * level.sets * len(plan.arms) * (level.slice_s + 60)
+        else:
+            seconds += count * SLOWEST_REQUEST_S + (count / level.rate_per_s(plan) if level.percent else 0.0)
+    return seconds
+
+
+def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
+    """Runs the plan's restart command and waits until every arm's address takes connections."""
+    names = " ".join(plan.arms[i].name for i in order)
+    with log.open("ab") as output:
+        done = subprocess.run(plan.restart_command or "true", shell=True, stdout=output, stderr=output, env=os.environ | {"LOAD_ORDER": names}, check=False)
+    if done.returncode:
+        raise ServerNotStarted(f"The restart command ended with {done.returncode}: {_last_line(log)}")
+    for url in {arm.url for arm in plan.arms if arm.url}:
+        parts = urlsplit(url)
+        give_up = time.monotonic() + READY_WITHIN_S
+        while True:
+            try:
+                socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 2).close()
+                break
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise ServerNotStarted(f"{url} takes no connections ({error}); is it the address of an arm that runs?") from None
+                time.sleep(0.1)
 
 
 def pins(plan: Plan) -> tuple[set[int], set[int]]:
@@ -134,3 +183,14 @@ def _last_line(log: Path) -> str:
 
 def _pinned(cpus: set[int]) -> Callable[[], None] | None:
     return (lambda: os.sched_setaffinity(0, cpus)) if cpus else None
+
+
+def _first_in_line(cpus: set[int]) -> Callable[[], None]:
+    """Pins the generator and, where that is permitted, lets it go before whatever else runs there: its clock is the run's."""
+    def prepare() -> None:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+    return prepare

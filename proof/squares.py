@@ -4,7 +4,10 @@ Orders in which every arm stands at every place, and follows every other, equall
 
 from __future__ import annotations
 
-import random
+import numpy as np
+import numpy.typing as npt
+
+Orders = npt.NDArray[np.int64]
 
 
 def williams(size: int) -> list[list[int]]:
@@ -30,9 +33,16 @@ def _zigzag(size: int) -> list[int]:
     return order
 
 
-def balanced_orders(size: int, rng: random.Random) -> list[list[int]]:
-    """A Williams design with rows and labels shuffled."""
-    rows, labels = williams(size), list(range(size))
-    rng.shuffle(rows)
-    rng.shuffle(labels)
-    return [[labels[value] for value in row] for row in rows]
+def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders:
+    """At least `count` orders of 0…size-1, (rows, size): Williams designs one after the other, rows and labels shuffled in each."""
+    square = np.array(williams(size))
+    sets = max(1, -(-count // len(square)))
+    rows = shuffles(len(square), sets, rng)
+    labels = shuffles(size, sets, rng)
+    return labels[np.arange(sets)[:, None, None], square[rows]].reshape(-1, size)
+
+
+def shuffles(size: int, count: int, rng: np.random.RandomState) -> Orders:
+    """(count, size) permutations of 0…size-1; drawn as the order of uniform numbers, so that they stay what they are."""
+    order: Orders = np.argsort(rng.random_sample((count, size)), axis=1, kind="stable")
+    return order
