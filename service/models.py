@@ -139,5 +139,6 @@ def _describe(loaded: Loaded) -> dict[str, Any]:
         "kept_decoder_layers": manifest.kept_decoder_layers,
         "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
         "variant": loaded.choice.variant, "runtime": runtime.name, "device": runtime.device, "precision": runtime.precision,
-        "why": loaded.choice.why, "gate": variant.gate.model_dump(), "parity": None if variant.parity is None else variant.parity.model_dump(),
+        "flush_to_zero": runtime.flush_to_zero, "why": loaded.choice.why, "gate": variant.gate.model_dump(),
+        "parity": None if variant.parity is None else variant.parity.model_dump(),
     }

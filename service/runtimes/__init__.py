@@ -27,6 +27,8 @@ class Runtime(Protocol):
     device: str
     precision: str
     """What the engine says it computes in, read back after compiling."""
+    flush_to_zero: bool
+    """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred times slower."""
     in_flight: int
     """How many batches may be started before the first is waited for."""
 

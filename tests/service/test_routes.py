@@ -347,6 +347,7 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
         listed = (await client.get("/v1/models")).json()
     model = info["models"]["reviews"]
     assert (model["variant"], model["runtime"], model["precision"]) == ("cpu-fp32", "openvino", "f32")
+    assert model["flush_to_zero"] is True
     assert model["digest"] == artifact.digest
     assert info["instance_id"] == models.instance_id
     assert [entry["id"] for entry in listed["data"]] == ["reviews"]

@@ -1,0 +1,80 @@
+"""Flush-to-zero, shown by what is computed: a subnormal number comes back as zero, or as itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.runtimes.onnxruntime import OnnxRuntime
+from service.runtimes.openvino import OpenVinoRuntime
+
+TINY = 1e-39
+RUNTIMES = [OpenVinoRuntime, OnnxRuntime]
+
+
+def write_model(path: Path, weight: float) -> None:
+    """x · W, every weight the same, so that every term of every sum is that small."""
+    nodes = [helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT), helper.make_node("MatMul", ["wide", "w"], ["logits"])]
+    graph = helper.make_graph(
+        nodes, "product", [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.full((4, 3), weight, np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def product(runtime: OpenVinoRuntime | OnnxRuntime) -> float:
+    return float(runtime.start({"x": np.ones((2, 4), np.int64)})()[0, 0])
+
+
+def load_elsewhere(engine: type[OpenVinoRuntime | OnnxRuntime], model: Path, threads: int) -> OpenVinoRuntime | OnnxRuntime:
+    """Loaded by a thread that is gone when the model runs, as the service does."""
+    loaded: list[OpenVinoRuntime | OnnxRuntime] = []
+    thread = threading.Thread(target=lambda: loaded.append(engine(model, "f32", threads)))
+    thread.start()
+    thread.join()
+    return loaded[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_openvino_takes_subnormal_weights_for_zero_whoever_loads_and_runs_it(threads: int, tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    write_model(tmp_path / "small.onnx", 1e-30)
+    tiny, small = (load_elsewhere(OpenVinoRuntime, tmp_path / name, threads) for name in ("tiny.onnx", "small.onnx"))
+    assert tiny.flush_to_zero
+    assert product(tiny) == 0
+    assert product(small) == pytest.approx(4e-30)
+
+
+def test_onnx_runtime_says_truly_whether_it_takes_subnormal_weights_for_zero(tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    runtime = load_elsewhere(OnnxRuntime, tmp_path / "tiny.onnx", 1)
+    assert (product(runtime) == 0) == runtime.flush_to_zero
+
+
+def test_in_a_process_of_its_own_onnx_runtime_takes_subnormal_weights_for_zero_in_every_model(tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    code = (
+        "import sys; from pathlib import Path; from tests.service.test_runtimes import OnnxRuntime, load_elsewhere, product\n"
+        "for threads in (1, 2):\n"
+        "    runtime = load_elsewhere(OnnxRuntime, Path(sys.argv[1]), threads)\n"
+        "    print(runtime.flush_to_zero, product(runtime))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "tiny.onnx")], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["True 0.0"] * 2, done.stderr
+
+
+@pytest.mark.parametrize("engine", RUNTIMES)
+def test_loading_and_running_a_model_leaves_the_callers_own_arithmetic_alone(
+    engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    product(engine(tmp_path / "tiny.onnx", "f32", 1))
+    assert np.float32(TINY) * np.float32(1) != 0
