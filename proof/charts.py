@@ -14,6 +14,7 @@ from statistics import NormalDist
 from proof.drawing import (
     Html,
     Scale,
+    beside,
     box,
     curve,
     label,
@@ -132,20 +133,20 @@ def shift(points: Sequence[tuple[str, float, Bounds]], margin: float, title: str
     bound = math.log1p(margin)
     ends = [math.log(x) for _, _, interval in points for x in interval]
     low, high = min(-1.3 * bound, *ends), max(1.3 * bound, *ends)
-    y = Scale(low, high, height - 34, 22)
-    x = Scale(0, len(points) - 1, 17, 96)
+    y = Scale(low, high, height - 30, 4)
+    x = Scale(0, len(points) - 1, 5, 95)
     shapes = [
         box(0, 100, y(bound), y(-bound) - y(bound), "band"), line(0, y(bound), 100, y(bound), "edge"), line(0, y(-bound), 100, y(-bound), "edge"),
-        *ratio_levels(y, 0, 100), curve([(x(i), y(math.log(ratio))) for i, (_, ratio, _) in enumerate(points)], height, "thin candidate"),
+        *ratio_levels(y), curve([(x(i), y(math.log(ratio))) for i, (_, ratio, _) in enumerate(points)], height, "thin candidate"),
     ]
     for i, (name, ratio, (first, last)) in enumerate(points):
         shapes += [
             line(x(i), y(math.log(first)), x(i), y(math.log(last)), "whisker candidate"),
             marker("circle", x(i), y(math.log(ratio)), "candidate", 4, f"{name}: {percent(ratio)} ({span(first, last)})"),
-            label(x(i), height - 12, name, "middle", soft=True),
+            label(x(i), height - 10, name, "middle", soft=True),
         ]
     said = "; ".join(f"{name}: {percent(ratio)} ({span(*interval)})" for name, ratio, interval in points)
-    return picture(height, title, said, shapes)
+    return picture(height, title, said, shapes, sided=True)
 
 
 def distributions(
@@ -157,41 +158,41 @@ def distributions(
     low, high = min(times), max(times)
     pad = (high / low) ** 0.03 if high > low else 1.02
     low, high = low / pad, high * pad
-    x = Scale(math.log(low), math.log(high), 13, 97)
-    y = Scale(stretch(reference[0][0]), stretch(reference[-1][0]), height - 34, 20)
+    x = Scale(math.log(low), math.log(high), 0, 100)
+    y = Scale(stretch(reference[0][0]), stretch(reference[-1][0]), height - 30, 8)
     shapes = []
     for share in shares:
         at = y(stretch(share))
-        shapes += [line(0, at, 100, at, "grid"), label(0, at - 4, f"{100 * share:g}%", soft=True)]
+        shapes += [line(0, at, 100, at, "grid"), beside(at, f"{100 * share:g}%")]
     for value, name in time_ticks(low, high):
-        shapes += [line(x(value), 20, x(value), height - 34, "grid"), label(x(value), height - 12, name, "middle", soft=True)]
+        shapes += [line(x(value), 8, x(value), height - 26, "grid"), label(x(value), height - 10, name, "middle", soft=True)]
     for points, kind in ((reference, "broad reference"), (candidate, "dashed candidate")):
         shapes.append(curve([(x(math.log(us)), y(stretch(share))) for share, us in points], height, kind))
     said = []
     for share in shares:
-        pair = [min(points, key=lambda point: abs(point[0] - share))[1] for points in (reference, candidate)]  # noqa: B023
+        pair = [min(points, key=lambda point: abs(point[0] - share))[1] for points in (reference, candidate)]
         for us, shape, kind, size in ((pair[0], "ring", "reference", 6.0), (pair[1], "diamond", "candidate", 3.0)):
             shapes.append(marker(shape, x(math.log(us)), y(stretch(share)), kind, size, f"{100 * share:g} % within {us / 1000:.3f} ms"))
         said.append(f"{100 * share:g} %: reference {pair[0] / 1000:.3f} ms, candidate {pair[1] / 1000:.3f} ms")
-    return picture(height, title, "; ".join(said), shapes)
+    return picture(height, title, "; ".join(said), shapes, sided=True)
 
 
 def over_time(points: Sequence[tuple[float, Bounds | None]], margin: float, shape: str, kind: str, reach: float, title: str, height: float = 150) -> Html:
     """Ratio and interval along a restart, from its first tuples to its last."""
     reach = max(reach, 1.2 * math.log1p(margin))
-    y = Scale(-reach, reach, height - 28, 18)
-    x = Scale(0, max(1, len(points) - 1), 17, 97)
+    y = Scale(-reach, reach, height - 26, 4)
+    x = Scale(0, max(1, len(points) - 1), 3, 97)
     bound = math.log1p(margin)
     shapes = [
         box(0, 100, y(bound), y(-bound) - y(bound), "band"), line(0, y(bound), 100, y(bound), "edge"), line(0, y(-bound), 100, y(-bound), "edge"),
-        *ratio_levels(y, 0, 100, most=5),
+        *ratio_levels(y),
     ]
     for i, (ratio, interval) in enumerate(points):
         if interval is not None:
             shapes.append(line(x(i), y(math.log(interval[0])), x(i), y(math.log(interval[1])), f"fine {kind}"))
         shapes.append(marker(shape, x(i), y(math.log(ratio)), kind, 3.5 if shape == "circle" else 3, f"part {i + 1} of {len(points)}: {percent(ratio)}"))
-    shapes += [label(17, height - 8, "first tuples", "start", soft=True), label(98, height - 8, "last", "end", soft=True)]
-    return picture(height, title, ", ".join(percent(ratio) for ratio, _ in points), shapes)
+    shapes += [label(0, height - 6, "first tuples", "start", soft=True), label(100, height - 6, "last", "end", soft=True)]
+    return picture(height, title, ", ".join(percent(ratio) for ratio, _ in points), shapes, sided=True)
 
 
 def phases(rows: Mapping[str, Mapping[str, float]], title: str) -> Html:
@@ -209,7 +210,7 @@ def phases(rows: Mapping[str, Mapping[str, float]], title: str) -> Html:
                 f'<rect x="{scale(begin):.2f}%" y="{top + 20}" width="{scale(end) - scale(begin):.2f}%" height="22" class="phase {text(phase)}">'
                 f"<title>{text(role)}: {text(phase)} {ms:.3f} ms</title></rect>"
             )
-            if scale(end) - scale(begin) > 20:
+            if scale(end) - scale(begin) > 2.4 * len(phase) + 1:
                 shapes.append(f'<text x="{scale((begin + end) / 2):.2f}%" y="{top + 35}" text-anchor="middle" class="on">{text(phase)}</text>')
             begin = end
         said.append(f"{role}: " + ", ".join(f"{phase} {ms:.3f} ms" for phase, ms in parts.items()))

@@ -6,7 +6,7 @@ Proves that a model swap adds no latency, or that it does.
     python -m proof run examples/plans/demo.toml                  the same time?           0 equivalent, 1 not, 2 inconclusive, 3 invalid
     python -m proof run --resume evidence/<run>                   go on with an interrupted run
     python -m proof judge evidence/<run>                          judge a run again        the same codes
-    python -m proof report evidence/<run>                         write its report again
+    python -m proof report evidence/<run>                         write its report again; with --markdown, print a short one
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from command import BadUsage, Parser
-from proof import identity, judge, report, verdict
+from proof import identity, judge, markdown, report, verdict
 from proof.evidence import Refused
 
 
@@ -38,14 +38,16 @@ def main(arguments: Sequence[str]) -> int:
     judging.add_argument("evidence", type=Path)
     reporting = commands.add_parser("report", help="write a run's report again, outside its sealed folder")
     reporting.add_argument("evidence", type=Path)
-    reporting.add_argument("--out", type=Path, help="the file to write (default: <run>.html here)")
+    form = reporting.add_mutually_exclusive_group()
+    form.add_argument("--out", type=Path, help="the file to write (default: <run>.html here)")
+    form.add_argument("--markdown", action="store_true", help="print a short report for a pull request instead")
     given = parser.parse_args(arguments)
     handlers: dict[str, Callable[[], int]] = {
         "identity": lambda: _identity(given.a, given.b, given.json),
         "capacity": lambda: _capacity(given.plan, given.seconds),
         "run": lambda: _run(given.plan, given.resume, given.evidence),
         "judge": lambda: _judge(given.evidence),
-        "report": lambda: _report(given.evidence, given.out or Path(f"{given.evidence.resolve().name}.html")),
+        "report": lambda: _report(given.evidence, given.out or Path(f"{given.evidence.resolve().name}.html"), given.markdown),
     }
     return handlers[given.command]()
 
@@ -85,6 +87,7 @@ def _judge(folder: Path) -> int:
     return verdict.EXIT_CODES[found.verdict]
 
 
-def _report(folder: Path, out: Path) -> int:
-    print(report.write(folder, judge.judge(folder), out))
+def _report(folder: Path, out: Path, as_markdown: bool) -> int:
+    found = judge.judge(folder)
+    print(markdown.markdown(found) if as_markdown else report.write(folder, found, out))
     return 0

@@ -32,8 +32,9 @@ def minus(value: str) -> str:
 
 
 def percent(ratio: float, digits: int = 2) -> str:
-    """A ratio as the difference from 1."""
-    return minus(f"{ratio - 1:+.{digits}%}")
+    """A ratio as the difference from 1; what rounds to nothing has no sign."""
+    said = f"{ratio - 1:+.{digits}%}"
+    return minus(said) if any(digit in said for digit in "123456789") else said[1:]
 
 
 def span(low: float, high: float, digits: int = 2) -> str:
@@ -71,21 +72,22 @@ def ratio_ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str
 def time_ticks(low_us: float, high_us: float, most: int = 5) -> list[tuple[float, str]]:
     """(log µs, label) of round times for a log axis."""
     for digits in ((1, 2, 5), (1, 3), (1,)):
-        found = [d * 10.0**p for p in range(0, 10) for d in digits if low_us <= d * 10.0**p <= high_us]
+        found = [d * 10.0**p for p in range(10) for d in digits if low_us <= d * 10.0**p <= high_us]
         if 3 <= len(found) <= most:
             break
     else:
         found = next(
             [k * step for k in range(math.ceil(low_us / step), math.floor(high_us / step) + 1)]
-            for step in (d * 10.0**p for p in range(0, 10) for d in (1, 2, 5)) if high_us / step - low_us / step < most - 1
+            for step in (d * 10.0**p for p in range(-3, 10) for d in (1, 2, 5)) if high_us / step - low_us / step < most - 1
         )
     return [(math.log(us), f"{us / 1000:g} ms") for us in found if us > 0]
 
 
-def picture(height: float, title: str, description: str, shapes: Sequence[str]) -> Html:
-    """One chart, with its words for those who cannot see it."""
+def picture(height: float, title: str, description: str, shapes: Sequence[str], sided: bool = False) -> Html:
+    """One chart, with its words for those who cannot see it; `sided` leaves room for names left of it."""
+    kind = ' class="sided"' if sided else ' width="100%"'
     return Html(
-        f'<svg width="100%" height="{height:.0f}" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
+        f'<svg{kind} height="{height:.0f}" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
         f"<desc>{text(description)}</desc>{''.join(shapes)}</svg>"
     )
 
@@ -127,20 +129,25 @@ def curve(points: Sequence[tuple[float, float]], height: float, kind: str) -> st
     )
 
 
+def beside(y: float, value: str) -> str:
+    """A name left of a chart that is `sided`."""
+    return f'<text x="-8" y="{y + 4:.1f}" text-anchor="end" class="soft">{text(value)}</text>'
+
+
 def ratio_axis(scale: Scale, top: float, bottom: float, most: int = 5) -> list[str]:
-    """Vertical lines at round ratios, named below; the one of no difference is dashed."""
+    """Round ratios below, with a dashed upright line where there is no difference."""
     shapes = []
     for value, name in ratio_ticks(scale.low, scale.high, most):
         x = scale(value)
-        shapes.append(line(x, top, x, bottom, "grid" if value else "zero"))
+        shapes.append(line(x, bottom - 4 if value else top, x, bottom + 2, "tick" if value else "zero"))
         shapes.append(label(x, bottom + 16, name, "middle", soft=True))
     return shapes
 
 
-def ratio_levels(scale: Scale, left: float, right: float, most: int = 5) -> list[str]:
-    """Horizontal lines at round ratios, named above their left end."""
+def ratio_levels(scale: Scale, most: int = 5) -> list[str]:
+    """Round ratios beside, with a dashed line where there is no difference."""
     shapes = []
     for value, name in ratio_ticks(scale.low, scale.high, most):
         y = scale(value)
-        shapes += [line(left, y, right, y, "grid" if value else "zero"), label(left, y - 4, name, soft=True)]
+        shapes += [line(0, y, 100, y, "grid" if value else "zero"), beside(y, name)]
     return shapes

@@ -30,20 +30,21 @@ a { color: inherit; text-underline-offset: .15em; } nav { margin: 1.2rem 0 0; } 
 .verdict .mark { fill: none; stroke: var(--open); stroke-width: 2.2; stroke-linecap: round; stroke-linejoin: round; } .verdict p { font-size: 1.1rem; }
 .verdict .small { font-size: .95rem; } .good { border-color: var(--good); } .good .mark { stroke: var(--good); } .bad { border-color: var(--bad); } .bad .mark { stroke: var(--bad); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem 1rem; margin: .8rem 0; font-size: .92rem; } dt { color: var(--soft); } dd { margin: 0; }
-.scroll { overflow-x: auto; margin: .6rem 0; } .scroll:focus-visible { outline: 2px solid var(--reference); }
+.scroll { position: relative; overflow-x: auto; margin: .6rem 0; } .scroll:focus-visible { outline: 2px solid var(--reference); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .2rem; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; font-weight: normal; }
 thead th { font-weight: 600; color: var(--soft); vertical-align: bottom; } th[scope=row] { position: sticky; left: 0; background: var(--paper); }
-td.n, th.n { text-align: right; white-space: nowrap; } .word { font-weight: 600; white-space: nowrap; } .word.good { color: var(--good); } .word.bad { color: var(--bad); } .word.open { color: var(--open); }
+td.n, th.n { text-align: right; white-space: nowrap; } .word { font-weight: 600; white-space: nowrap; } .word.good { color: var(--good); } .word.bad { color: var(--bad); } .word.open { color: var(--open); } .word.wrong { color: var(--bad); white-space: normal; font-weight: normal; }
 figure { margin: .8rem 0 1.4rem; min-width: 0; } figcaption { margin-bottom: .3rem; font-size: .92rem; } figcaption b { font-weight: 600; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0; font-size: .875rem; color: var(--soft); } .legend span { white-space: nowrap; }
 .legend svg { display: inline-block; width: 1.9rem; height: 1rem; vertical-align: -.18rem; margin-right: .35rem; overflow: visible; }
+svg.sided { margin-left: 3.3rem; width: calc(100% - 3.9rem); }
 svg { display: block; overflow: visible; font: 13px system-ui, sans-serif; } h1 svg { display: inline; }
 svg text { fill: var(--ink); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; font-variant-numeric: tabular-nums; } svg text.soft { fill: var(--soft); font-size: 12px; }
 svg text.on { fill: #000; stroke: none; font-size: 12px; }
-.grid { stroke: var(--line); } .zero { stroke: var(--soft); stroke-dasharray: 3 3; } .band { fill: var(--band); } .edge { stroke: var(--edge); stroke-width: 1.5; }
+.grid { stroke: var(--line); } .tick { stroke: var(--soft); } .zero { stroke: var(--soft); stroke-dasharray: 3 3; } .band { fill: var(--band); } .edge { stroke: var(--edge); stroke-width: 1.5; }
 .whisker { stroke-width: 2.5; } .fine { stroke-width: 1; stroke-opacity: .75; } .mean { stroke: var(--ink); stroke-width: 2; } .expected { stroke: var(--ink); stroke-width: 2.5; stroke-dasharray: 2 2; }
 polyline { fill: none; } .thin { stroke-width: 1.2; } .broad { stroke-width: 6; stroke-opacity: .5; } .dashed { stroke-width: 2; stroke-dasharray: 5 3; }
 .reference { stroke: var(--reference); } .candidate { stroke: var(--candidate); } .delayed { stroke: var(--delayed); } .control { stroke: var(--control); } .bad { stroke: var(--bad); }
@@ -51,7 +52,11 @@ circle, polygon { stroke-width: 1.5; } .circle.reference, polygon.reference { fi
 .circle.delayed, polygon.delayed { fill: var(--delayed); } .circle.control, polygon.control { fill: var(--control); } .circle.bad, polygon.bad { fill: var(--bad); }
 .ring { fill: var(--paper); stroke-width: 2; } .restart { fill: var(--candidate); stroke: var(--paper); stroke-width: 1; }
 .phase { stroke: var(--paper); } .tokenize { fill: #56b4e9; } .queue { fill: #e69f00; } .inference { fill: #4db898; } .rest { fill: #c4c8ce; } .elapsed { fill: #c4c8ce; }
-@media (max-width: 30rem) { h1 { font-size: 1.6rem; } th, td { padding-right: .6rem; } }
+.levels { list-style: none; margin: 1rem 0; padding: 0; } .levels li { padding: .5rem 0; border-top: 1px solid var(--line); } .levels p { margin: 0; font-size: .875rem; }
+@media (max-width: 36rem) { h1 { font-size: 1.6rem; } th, td { padding-right: .6rem; } .wide :is(th, td) { white-space: nowrap; }
+  .cards :is(table, caption, tbody) { display: block; } .cards thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; white-space: nowrap; }
+  .cards tr { display: block; border-bottom: 1px solid var(--line); padding: .35rem 0; } .cards :is(th[scope=row], td) { display: flex; justify-content: space-between; border: 0; padding: .05rem 0; }
+  .cards th[scope=row] { font-weight: 600; position: static; } .cards td::before { content: attr(data-name); color: var(--soft); padding-right: 1rem; } .cards td:empty { display: none; } }
 @page { margin: 14mm 12mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } h2 { margin-top: 1.6rem; } h2, h3, figcaption { break-after: avoid; }
   figure, tr, .verdict, dl { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 8.5pt; } thead { display: table-header-group; } }
@@ -60,7 +65,7 @@ circle, polygon { stroke-width: 1.5; } .circle.reference, polygon.reference { fi
 
 def page(title: str, parts: Iterable[Html]) -> str:
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
 
@@ -71,7 +76,7 @@ def section(name: str, title: str, *parts: Html) -> Html:
 
 
 def paragraph(value: object, soft: bool = True) -> Html:
-    return Html(f"<p{' class=soft' if soft else ''}>{text(value)}</p>")
+    return Html(f'<p class="{"soft" if soft else "plain"}">{text(value)}</p>')
 
 
 def heading(value: object) -> Html:
@@ -102,19 +107,25 @@ def code(value: object) -> Html:
     return Html(f"<code>{text(value)}</code>")
 
 
-def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Html:
-    """A table that scrolls by itself where the page is narrow; the first column names the row."""
+def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], numbers: Iterable[int] = (), kind: str = "cards") -> Html:
+    """A table whose first column names the row. On a phone `cards` turns rows into lists; `wide` scrolls by itself; `plain` wraps."""
     right = set(numbers)
+    names = [text(value) for value in head]
+
+    def number(i: int) -> str:
+        return ' class="n"' if i in right else ""
 
     def cell(i: int, value: object) -> str:
-        kind = ' class="n"' if i in right else ""
-        return f'<th scope="row"{kind}>{text(value)}</th>' if i == 0 else f"<td{kind}>{text(value)}</td>"
+        if i == 0:
+            return f'<th scope="row" role="rowheader"{number(i)}>{text(value)}</th>'
+        return f'<td role="cell" data-name="{names[i]}"{number(i)}>{text(value)}</td>'
 
-    top = "".join(f'<th scope="col"{" class=n" if i in right else ""}>{text(value)}</th>' for i, value in enumerate(head))
-    body = "".join("<tr>" + "".join(cell(i, value) for i, value in enumerate(row)) + "</tr>" for row in rows)
+    top = "".join(f'<th scope="col" role="columnheader"{number(i)}>{name}</th>' for i, name in enumerate(names))
+    body = "".join('<tr role="row">' + "".join(cell(i, value) for i, value in enumerate(row)) + "</tr>" for row in rows)
+    # The roles are said again because a table that is shown as cards would lose them.
     return Html(
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}"><table><caption>{text(caption)}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{text(caption)}"><table role="table"><caption>{text(caption)}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{top}</tr></thead><tbody role="rowgroup">{body}</tbody></table></div>'
     )
 
 

@@ -16,14 +16,14 @@ import numpy as np
 
 from proof import charts
 from proof.audit import read_json, read_sealed_plan
-from proof.distributions import DECILES, PARTS, Portrait, portraits, shift, shown_metrics
+from proof.distributions import DECILES, PARTS, PHASES, Portrait, portraits, shift, shown_metrics
 from proof.drawing import Html, minus, percent, span, text
 from proof.evidence import Requests, Start, read_starts
 from proof.page import code, facts, figure, heading, legend, page, pairs, paragraph, section, table, word
 from proof.plan import Level, Plan, Role
 from proof.settings import environment, same_work
 from proof.statistics import Matrix, plain_contrast
-from proof.verdict import Control, LevelVerdict, Statistic, Verdict, Word, reading, words
+from proof.verdict import Contrast, Control, LevelVerdict, Statistic, Verdict, Word, reading, words
 
 CONFIDENCE = 0.90
 TITLES: Mapping[Word, tuple[str, str, str]] = {
@@ -83,7 +83,7 @@ def write(folder: Path, verdict: Verdict, path: Path | None = None) -> Path:
     path = path or folder / "report.html"
     bodies = (
         _differences(run), _restarts(run), _deciles(run), _distributions(run), _along(run), _phases(run), _numbers(run), _gates(run),
-        _starts(run), [same_work(read_json(folder / "identity.json"))], [environment(read_json(folder / "environment.json"))],
+        _starts(run), [same_work(read_json(folder / "identity.json"), run.arms("control"))], [environment(read_json(folder / "environment.json"))],
         [paragraph(LIMITS, soft=False)], _again(run),
     )
     sections = [section(name, title, *body) for (name, title), body in zip(SECTIONS, bodies, strict=True)]
@@ -111,20 +111,25 @@ def _head(run: _Run) -> Html:
 
 
 def _levels(run: _Run) -> Html:
-    rows = [
-        (level.name, word(TITLES[found.verdict][0], TITLES[found.verdict][1]), f"{found.restarts_kept} of {found.restarts_planned}", f"{portrait.requests:,}",
-         _how(level))
-        for level, found, portrait in run.levels()
-    ]
-    return table("Levels; the run takes the worst verdict of them", ("level", "verdict", "restarts", "requests", "how"), rows, numbers=(2, 3))
+    """A line a level; the run takes the worst verdict of them."""
+    lines = []
+    for level, found, portrait in run.levels():
+        title, tone, _ = TITLES[found.verdict]
+        dropped = f", {found.restarts_dropped} dropped" if found.restarts_dropped else ""
+        failed = Html(f". Gates that failed: {word('; '.join(found.breached), 'wrong')}" if found.breached else "")
+        lines.append(
+            f"<li><b>{text(level.name)}</b>: {word(title.lower(), tone)}, {found.restarts_kept} of {found.restarts_planned} restarts{dropped}, "
+            f'{portrait.requests:,} requests<p class="soft">{text(_how(level))}{failed}</p></li>'
+        )
+    return Html(f'<ul class="levels" aria-label="Levels">{"".join(lines)}</ul>')
 
 
 def _how(level: Level) -> str:
     return {
-        "unloaded": "one request in flight, a pause after each answer; each text is sent once to every copy",
-        "mixed": f"Poisson arrivals at {level.percent} % of the reference's capacity; each text is sent once to every copy, and the server's inference time is judged",
+        "unloaded": "one request in flight, a pause after each answer; each text goes once to every copy",
+        "mixed": f"Poisson arrivals at {level.percent} % of the reference's capacity; each text goes once to every copy, and the server's inference time is judged",
         "switchback": f"Poisson arrivals at {level.percent} % of the reference's capacity; slices of {level.slice_requests:,} requests to one copy at a time, all with the same gaps and texts",
-        "capacity": f"{level.in_flight} requests in flight, slices of {level.slice_s:g} s to one copy at a time; how long a text takes is judged",
+        "capacity": f"{level.in_flight} in flight, slices of {level.slice_s:g} s to one copy at a time; how long a text takes is judged",
     }[level.kind]
 
 
@@ -137,6 +142,7 @@ def _differences(run: _Run) -> list[Html]:
             ('<line x1="0" x2="30" y1="8" y2="8" class="whisker reference"/><circle cx="15" cy="8" r="5" class="ring reference"/>', "undecided"),
             ('<line x1="0" x2="30" y1="8" y2="8" class="whisker bad"/><polygon points="9,2 21,8 9,14" class="bad"/>', "outside, slower"),
             ('<line x1="0" x2="30" y1="8" y2="8" class="whisker bad"/><polygon points="21,2 9,8 21,14" class="bad"/>', "outside, faster"),
+            ('<line x1="0" x2="30" y1="8" y2="8" class="whisker delayed"/><polygon points="15,2 21,8 15,14 9,8" class="delayed"/>', "a control, told apart"),
             ('<line x1="15" x2="15" y1="0" y2="16" class="expected"/>', "what a control was made to be"),
         )),
     ]
@@ -147,7 +153,7 @@ def _differences(run: _Run) -> list[Html]:
             continue
         rows = [charts.Interval(f"{words(s.metric)} {s.statistic}", s.ratio, s.interval, s.margin, *_mark(s, run.verdict.claim)) for s in found.statistics]
         parts.append(figure(f"{' and '.join(run.arms('candidate'))} over {' and '.join(run.arms('reference'))}", charts.forest(rows, f"Differences at {level.name}")))
-        parts.append(pairs([*_control_figures(found), *_same_model_figures(found)]))
+        parts.append(pairs([*_control_figures(run, found), *_same_model_figures(found)]))
     return parts
 
 
@@ -157,10 +163,16 @@ def _mark(item: Statistic, claim: str) -> tuple[str, str]:
     return ("circle" if item.equivalent or (claim == "non-inferiority" and item.not_slower) else "ring"), "reference"
 
 
-def _control_figures(found: LevelVerdict) -> Iterable[Html]:
+def _same_model_mark(item: Contrast) -> tuple[str, str]:
+    if item.biased:
+        return ("right" if item.ratio > 1 else "left"), "bad"
+    return ("circle" if item.equivalent else "ring"), "reference"
+
+
+def _control_figures(run: _Run, found: LevelVerdict) -> Iterable[Html]:
     for arm in dict.fromkeys(control.arm for control in found.controls):
         mine = [control for control in found.controls if control.arm == arm]
-        kind = "delayed" if any(control.expected for control in mine) else "control"
+        kind = "delayed" if arm in run.arms("delayed") else "control"
         rows = [
             charts.Interval(f"{words(c.metric)} {c.statistic}", c.ratio, c.interval, c.margin, "diamond" if c.told_apart else "ring", kind, c.expected)
             for c in mine
@@ -178,7 +190,7 @@ def _same_model_figures(found: LevelVerdict) -> Iterable[Html]:
     for first, second in dict.fromkeys(contrast.arms for contrast in found.same_model):
         mine = [contrast for contrast in found.same_model if contrast.arms == (first, second)]
         rows = [
-            charts.Interval(f"{words(c.metric)} {c.statistic}", c.ratio, c.interval, c.margin, *(("diamond", "bad") if c.biased else ("circle" if c.equivalent else "ring", "reference")))
+            charts.Interval(f"{words(c.metric)} {c.statistic}", c.ratio, c.interval, c.margin, *_same_model_mark(c))
             for c in mine
         ]
         said = word("biased", "bad") if any(c.biased for c in mine) else word("not biased", "good")
@@ -199,8 +211,8 @@ def _restarts(run: _Run) -> list[Html]:
 def _deciles(run: _Run) -> list[Html]:
     parts = [paragraph("Shift function: candidate over reference at each decile, with the same 90 % interval as above, for each decile alone. It shows whether fast and slow "
                        "requests differ alike. Descriptive: no decile but those claimed above is judged. Shaded, for scale: the tightest margin claimed for that time.")]
+    figures = []
     for level, _, portrait in run.levels():
-        figures = []
         for metric in shown_metrics(level):
             estimates = shift(run.plan, portrait, metric)
             if estimates:
@@ -209,9 +221,7 @@ def _deciles(run: _Run) -> list[Html]:
                     for decile, e in zip(DECILES, estimates, strict=True)
                 ]
                 figures.append(figure(_caption(level, metric), charts.shift(points, _tightest(level, metric), f"Shift function of {words(metric)} at {level.name}")))
-        if figures:
-            parts.append(pairs(figures))
-    return parts if len(parts) > 1 else [paragraph("Too few restarts, or no level at which single requests are judged.")]
+    return [*parts, pairs(figures)] if figures else [paragraph("Too few restarts, or no level at which single requests are judged.")]
 
 
 def _caption(level: Level, metric: str) -> Html:
@@ -231,26 +241,23 @@ def _distributions(run: _Run) -> list[Html]:
             ('<line x1="0" x2="30" y1="8" y2="8" class="dashed candidate"/><polygon points="15,4 19,8 15,12 11,8" class="candidate"/>', f"candidate: {', '.join(run.arms('candidate'))}"),
         )),
     ]
+    figures = []
     for level, _, portrait in run.levels():
-        figures = []
         for metric in shown_metrics(level):
-            seen = portrait.seen.get(("reference", metric)), portrait.seen.get(("candidate", metric))
-            if seen[0] is None or seen[1] is None or min(len(seen[0]), len(seen[1])) < 2:
+            reference, candidate = (portrait.seen.get((role, metric)) for role in ("reference", "candidate"))
+            if not reference or not candidate:
                 continue
-            fewest = min(len(seen[0]), len(seen[1]))
-            shares = next(shares for enough, shares in SHARES if fewest >= enough)
+            shares = next(shares for enough, shares in SHARES if min(len(reference), len(candidate)) >= enough)
             points = _stretched(shares[0], shares[-1])
-            curves = [list(zip(points, of_role.quantiles(points), strict=True)) for of_role in seen if of_role is not None]
-            figures.append(figure(_caption(level, metric), charts.distributions(*curves, shares, f"Distribution of {words(metric)} at {level.name}")))
-        if figures:
-            parts.append(pairs(figures))
-    return parts if len(parts) > 2 else [paragraph("No level at which single requests are judged.")]
+            first, second = (list(zip(points, of_role.quantiles(points), strict=True)) for of_role in (reference, candidate))
+            figures.append(figure(_caption(level, metric), charts.distributions(first, second, shares, f"Distribution of {words(metric)} at {level.name}")))
+    return [*parts, pairs(figures)] if figures else [paragraph("No level at which single requests are judged.")]
 
 
 def _stretched(low: float, high: float) -> list[float]:
     """Shares from one to the other, closer together at the ends."""
-    ends = [math.log(share / (1 - share)) for share in (low, high)]
-    between = 1 / (1 + np.exp(-np.linspace(*ends, CURVE_POINTS)))
+    begin, end = (math.log(share / (1 - share)) for share in (low, high))
+    between = 1 / (1 + np.exp(-np.linspace(begin, end, CURVE_POINTS)))
     return [low, *between[1:-1].tolist(), high]
 
 
@@ -286,7 +293,10 @@ def _parts(restarts: list[Matrix]) -> list[tuple[float, tuple[float, float] | No
 def _phases(run: _Run) -> list[Html]:
     if not run.plan.server_timing:
         return [paragraph("These servers do not tell where a request's time went.")]
-    parts = [paragraph("Mean over the requests of each role. The rest is HTTP on both sides, the way between, and, under load, waiting to be read.")]
+    parts = [
+        paragraph("Mean over the requests of each role. The rest is HTTP on both sides, the way between, and, under load, waiting to be read."),
+        legend((f'<rect x="6" y="2" width="18" height="12" class="phase {phase}"/>', phase) for phase in PHASES),
+    ]
     for level, _, portrait in run.levels():
         rows = {f"{role}: {', '.join(run.arms(role))}": mine.mean_ms() for role, mine in portrait.phases.items()}
         if rows:
@@ -294,7 +304,7 @@ def _phases(run: _Run) -> list[Html]:
             parts.append(table(f"Mean milliseconds at {level.name}", ("", *next(iter(rows.values())), "end to end"), [
                 (role, *(f"{ms:.3f}" for ms in phases.values()), f"{sum(phases.values()):.3f}") for role, phases in rows.items()
             ], numbers=range(1, 6)))
-    return parts if len(parts) > 1 else [paragraph("No requests count.")]
+    return parts if len(parts) > 2 else [paragraph("No requests count.")]
 
 
 def _numbers(run: _Run) -> list[Html]:
@@ -341,12 +351,12 @@ def _tone(item: Statistic, claim: str) -> str:
 def _gates(run: _Run) -> list[Html]:
     parts = [paragraph("What must hold for the measurement to count; none looks at the difference of candidate and reference.")]
     for level, found, _ in run.levels():
-        rows = [(word("holds", "good") if gate.passed else word("FAILED", "bad"), gate.name, minus_signs(gate.found)) for gate in found.gates]
-        parts.append(table(f"Gates at {level.name}", ("", "gate", "found"), rows))
+        rows = [(word("holds", "good") if gate.passed else word("FAILED", "bad"), gate.name, _minus_signs(gate.found)) for gate in found.gates]
+        parts.append(table(f"Gates at {level.name}", ("", "gate", "found"), rows, kind="plain"))
     return parts
 
 
-def minus_signs(found: str) -> str:
+def _minus_signs(found: str) -> str:
     """Numbers in a sentence with real minus signs; hyphens in words stay."""
     return " ".join(minus(part) if part.lstrip("(").startswith("-") else part for part in found.split(" "))
 
@@ -361,7 +371,7 @@ def _starts(run: _Run) -> list[Html]:
     ]
     last = len(rows[0]) if dropped and rows else 6
     head = ("start", "", "took", "generator CPU", "throttled", "loaded in this order", "why it was dropped")
-    return [paragraph(lead), table("Starts of the server", head[:last], [row[:last] for row in rows], numbers=(2, 3, 4))]
+    return [paragraph(lead), table("Starts of the server", head[:last], [row[:last] for row in rows], numbers=(2, 3, 4), kind="wide")]
 
 
 def _again(run: _Run) -> list[Html]:

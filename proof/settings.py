@@ -7,7 +7,7 @@ Both may hold more than is known here, or nothing; whatever is there is shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from proof.drawing import Html, text
@@ -17,19 +17,19 @@ from proof.page import code, facts, heading, paragraph, table, word
 MODEL = ("digest", "variant", "runtime", "device", "precision", "parameters", "encoder_digest")
 
 
-def same_work(compared: Mapping[str, Any]) -> Html:
-    """Each candidate and control against the reference."""
+def same_work(compared: Mapping[str, Any], controls: Collection[str]) -> Html:
+    """Each candidate and control against the reference; controls should differ."""
     if not compared:
         return paragraph("The artifacts were not compared: the run did not start the servers itself.")
     parts = []
     for name, result in compared.items():
-        said = word("same work", "good") if result.get("same") else word("other work", "open")
+        said = word("same work", "good") if result.get("same") else word("other work, as a control should", "good") if name in controls else word("other work", "bad")
         parts.append(Html(f"{heading(Html(f'{text(name)}: {said}'))}"))
         if result.get("same"):
             parts.append(paragraph("The same encoder graph, head, tokenizer, sizes and precision as the reference: the same kernels in the same order on the same shapes.", soft=False))
         else:
             lead = "The same encoder as the reference, but:" if result.get("same_encoder") else "Not the reference's graph:"
-            items = "".join(f"<li>{text(item['what'])}: {text(item['detail'])}</li>" for item in result.get("differences", []))
+            items = "".join(f"<li>{text(item['what'].replace('_', ' '))}: {text(item['detail'])}</li>" for item in result.get("differences", []))
             parts.append(Html(f'<p>{lead}</p><ul class="small">{items}</ul>'))
         parts.append(_graphs(name, result))
     return Html("\n".join(parts))
@@ -37,14 +37,14 @@ def same_work(compared: Mapping[str, Any]) -> Html:
 
 def _graphs(name: str, result: Mapping[str, Any]) -> Html:
     rows = [
-        (f"{variant} {part}", "same" if found["same"] else "differs", *(code(digest[:16]) for digest in found["digests"]), *(f"{nodes:,}" for nodes in found["nodes"]))
+        (f"{variant} {part}", "same" if found["same"] else "differs", *(code(digest[:16]) for digest in found["digests"]), " and ".join(f"{nodes:,}" for nodes in found["nodes"]))
         for variant, parts in result.get("variants", {}).items() for part, found in parts.items() if isinstance(found, dict)
     ]
     rows += [
-        (what.replace("_", " "), "same" if len(set(result[what])) == 1 else "differs", *(f"{value:,}" for value in result[what]), "", "")
+        (what.replace("_", " "), "same" if len(set(result[what])) == 1 else "differs", *(f"{value:,}" for value in result[what]), "")
         for what in ("parameters", "flops_per_token") if what in result
     ]
-    return table(f"Graphs of the reference and of {name}", ("", "", "reference", name, "its nodes", "and"), rows, numbers=(4, 5)) if rows else Html("")
+    return table(f"Graphs of the reference and of {name}", ("", "", "reference", name, "nodes"), rows, kind="wide") if rows else Html("")
 
 
 def environment(found: Mapping[str, Any]) -> Html:
@@ -58,7 +58,7 @@ def environment(found: Mapping[str, Any]) -> Html:
         columns = [name for name in MODEL if any(name in model for model in models.values())]
         rows = [(arm, *(_cell(name, model.get(name, "")) for name in columns)) for arm, model in sorted(models.items())]
         head = [name.replace("_", " ") for name in columns]
-        parts.append(table("Loaded models, by arm", ("arm", *head), rows))
+        parts.append(table("Loaded models, by arm", ("arm", *head), rows, kind="wide"))
     return Html("\n".join(parts))
 
 

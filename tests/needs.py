@@ -12,4 +12,6 @@ import pytest
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's research data")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
+chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
