@@ -40,7 +40,7 @@ figure { margin: .8rem 0 1.4rem; min-width: 0; } figcaption { margin-bottom: .3r
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0; font-size: .875rem; color: var(--soft); } .legend span { white-space: nowrap; }
 .legend svg { display: inline-block; width: 1.9rem; height: 1rem; vertical-align: -.18rem; margin-right: .35rem; overflow: visible; }
-svg.sided { margin-left: 3.3rem; width: calc(100% - 3.9rem); }
+svg.sided { margin-left: 3.3rem; width: calc(100% - 4.6rem); }
 svg { display: block; overflow: visible; font: 13px system-ui, sans-serif; } h1 svg { display: inline; }
 svg text { fill: var(--ink); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; font-variant-numeric: tabular-nums; } svg text.soft { fill: var(--soft); font-size: 12px; }
 svg text.on { fill: #000; stroke: none; font-size: 12px; }
@@ -58,8 +58,8 @@ circle, polygon { stroke-width: 1.5; } .circle.reference, polygon.reference { fi
   .cards tr { display: block; border-bottom: 1px solid var(--line); padding: .35rem 0; } .cards :is(th[scope=row], td) { display: flex; justify-content: space-between; border: 0; padding: .05rem 0; }
   .cards th[scope=row] { font-weight: 600; position: static; } .cards td::before { content: attr(data-name); color: var(--soft); padding-right: 1rem; } .cards td:empty { display: none; } }
 @page { margin: 14mm 12mm; }
-@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } h2 { margin-top: 1.6rem; } h2, h3, figcaption { break-after: avoid; }
-  figure, tr, .verdict, dl { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 8.5pt; } thead { display: table-header-group; } }
+@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } h2 { margin-top: 1.6rem; } h2, h3, figcaption, section > .soft, .legend { break-after: avoid; } .pair { grid-template-columns: 1fr 1fr; }
+  figure, table, tr, .verdict, dl { break-inside: avoid; } .scroll { overflow: visible; } th[scope=row] { position: static; } table { font-size: 8.5pt; } thead { display: table-header-group; } }
 """
 
 

@@ -7,7 +7,7 @@ Both may hold more than is known here, or nothing; whatever is there is shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from proof.drawing import Html, text
@@ -36,15 +36,23 @@ def same_work(compared: Mapping[str, Any], controls: Collection[str]) -> Html:
 
 
 def _graphs(name: str, result: Mapping[str, Any]) -> Html:
-    rows = [
-        (f"{variant} {part}", "same" if found["same"] else "differs", *(code(digest[:16]) for digest in found["digests"]), " and ".join(f"{nodes:,}" for nodes in found["nodes"]))
-        for variant, parts in result.get("variants", {}).items() for part, found in parts.items() if isinstance(found, dict)
-    ]
+    rows: list[tuple[object, ...]] = []
+    for variant, parts in result.get("variants", {}).items():
+        for part, found in parts.items():
+            if isinstance(found, Mapping):
+                digests = [code(digest[:16]) for digest in found["digests"]]
+                rows.append((f"{variant} {part}", _same(found["digests"]), *digests, " and ".join(f"{nodes:,}" for nodes in found["nodes"])))
+            else:
+                rows.append((f"{variant} {part.replace('_', ' ')}", _same(found), *(_told(value) for value in found), ""))
     rows += [
-        (what.replace("_", " "), "same" if len(set(result[what])) == 1 else "differs", *(f"{value:,}" for value in result[what]), "")
+        (what.replace("_", " "), _same(result[what]), *(_told(value) for value in result[what]), "")
         for what in ("parameters", "flops_per_token") if what in result
     ]
     return table(f"Graphs of the reference and of {name}", ("", "", "reference", name, "nodes"), rows, kind="wide") if rows else Html("")
+
+
+def _same(pair: Sequence[object]) -> str:
+    return "same" if pair[0] == pair[1] else "differs"
 
 
 def environment(found: Mapping[str, Any]) -> Html:
@@ -63,9 +71,7 @@ def environment(found: Mapping[str, Any]) -> Html:
 
 
 def _cell(name: str, value: Any) -> object:
-    if name.endswith("digest"):
-        return code(str(value)[:16])
-    return f"{value:,}" if isinstance(value, int) else value
+    return code(str(value)[:16]) if name.endswith("digest") else _told(value)
 
 
 def _told(value: Any) -> str:
@@ -73,4 +79,6 @@ def _told(value: Any) -> str:
         return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(_told, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -19,6 +19,7 @@ from proof.drawing import Scale, percent, ratio_ticks, time_ticks
 from proof.evidence import Requests, read_starts
 from proof.judge import judge
 from proof.markdown import markdown
+from proof.settings import environment, same_work
 from proof.verdict import Verdict, read_verdict
 from tests import needs
 from tests.proof.worlds import write_evidence
@@ -236,3 +237,17 @@ def test_a_pull_request_hears_of_gates_that_failed(evidence: Path) -> None:
 def test_a_report_is_written_again_beside_the_sealed_folder(evidence: Path, tmp_path: Path, page: str) -> None:
     assert main(["report", str(evidence), "--out", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == page
+
+
+def test_what_artifacts_compute_and_where_it_ran_is_told_whatever_it_holds() -> None:
+    twin = {"same": True, "variants": {"cpu": {"encoder": {"same": True, "digests": ["a" * 64] * 2, "nodes": [256, 256]}, "subnormal_weights": [0, 1200]}}, "parameters": [5, 5]}
+    other = {"same": False, "same_encoder": True, "differences": [{"what": "cpu head", "detail": "4 and 5 nodes"}]}
+    said = words_of(same_work({"drbert": twin, "electra": other, "kept": other | {"same_encoder": False}}, controls=["kept"]))
+    assert "cpu encoder same aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa 256 and 256" in said
+    assert "cpu subnormal weights differs 0 1,200" in said
+    assert "electra: other work The same encoder as the reference, but: cpu head: 4 and 5 nodes" in said
+    assert "kept: other work, as a control should" in said
+    here = words_of(environment({"gpu": {"name": "H100", "clocks_mhz": [1980, 2619]}, "commit": None, "server": {"threads": 1, "models": {"bert": {"digest": "b" * 64}}}}))
+    assert "gpu name H100, clocks_mhz 1,980, 2,619" in here
+    assert "server threads 1" in here
+    assert f"bert {'b' * 16} " in here
