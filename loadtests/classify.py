@@ -64,6 +64,8 @@ class Dispatcher(User):
             self._restart()
         except CommandError as error:
             print(error, file=sys.stderr)
+            if "COMPLAINT_FD" in os.environ:
+                os.write(int(os.environ["COMPLAINT_FD"]), str(error).encode())
             self.environment.process_exit_code = error.exit_code
         except Exception:
             traceback.print_exc()

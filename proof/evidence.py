@@ -11,8 +11,10 @@ Appending needs the standard library alone; the load generator does nothing else
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -100,16 +102,23 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("x", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(ROW_FIELDS)
+        # Unbuffered: what was not written when the disk was full must not come up again at the end.
+        self._file = path.open("xb", buffering=0)
+        self._write(ROW_FIELDS)
 
     def append(self, row: Row) -> None:
-        self._writer.writerow([getattr(row, name) for name in ROW_FIELDS])
-        self._file.flush()
+        """Writes the row; OSError, with half a line at most, where the disk is full."""
+        self._write([getattr(row, name) for name in ROW_FIELDS])
 
     def close(self) -> None:
         self._file.close()
+
+    def _write(self, cells: Sequence[Any]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        content = line.getvalue().encode()
+        if self._file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_columns(path: Path) -> dict[str, Any]:

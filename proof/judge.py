@@ -12,8 +12,9 @@ Judges a sealed run from its folder alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,21 +48,19 @@ FEWEST_FOR_INTERVAL = 4
 WORST_LAST: tuple[Word, ...] = ("equivalent", "not-slower", "inconclusive", "not-equivalent", "invalid")
 
 
-def judge(folder: Path, sealed: bool = True) -> Verdict:
-    """The verdict on the evidence in `folder`; Refused if it cannot be trusted.
-
-    With `sealed`, every byte is first checked against MANIFEST.sha256 and restarts.csv
-    against the rows.
-    """
+def judge(folder: Path) -> Verdict:
+    """The verdict on the sealed evidence in `folder`, recomputed from its rows; Refused if it cannot be trusted."""
     if not folder.is_dir():
         raise Refused(f"{folder} does not exist.")
-    if sealed:
-        check_manifest(folder)
-    plan = read_sealed_plan(folder)
-    starts = read_starts(folder)
+    check_manifest(folder)
+    plan, starts = read_sealed_plan(folder), read_starts(folder)
     lines = audit(folder, plan, starts)
-    if sealed:
-        check_restarts(folder, lines)
+    check_restarts(folder, lines)
+    return judge_lines(folder, plan, starts, lines)
+
+
+def judge_lines(folder: Path, plan: Plan, starts: Sequence[Start], lines: Sequence[Mapping[str, Any]]) -> Verdict:
+    """The verdict that follows from the lines of restarts.csv."""
     run = RunName.model_validate(read_json(folder / "run.json"))
     return judge_readings(plan, starts, {level.name: readings(plan, level, lines) for level in plan.levels}, run)
 

@@ -59,7 +59,7 @@ circle, polygon { stroke-width: 1.5; } .circle.reference, polygon.reference { fi
   .cards th[scope=row] { font-weight: 600; position: static; } .cards td::before { content: attr(data-name); color: var(--soft); padding-right: 1rem; } .cards td:empty { display: none; } }
 @page { margin: 14mm 12mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } h2 { margin-top: 1.6rem; } h2, h3, figcaption, section > .soft, .legend { break-after: avoid; } .pair { grid-template-columns: 1fr 1fr; }
-  figure, table, tr, .verdict, dl { break-inside: avoid; } .scroll { overflow: visible; } th[scope=row] { position: static; } table { font-size: 8.5pt; } thead { display: table-header-group; } }
+  figure, table, tr, p, li, .verdict, dl { break-inside: avoid; } .scroll { overflow: visible; } th[scope=row] { position: static; } table { font-size: 8.5pt; } thead { display: table-header-group; } }
 """
 
 

@@ -316,6 +316,8 @@ def _check(plan: Plan) -> None:
             raise BadInput(f"{plan.path}: cpus holds {cpu!r}, which is no processor's number.")
     _check_arms(plan)
     _check_delay(plan)
+    if plan.indices("control") and not any(level.kind == "unloaded" for level in plan.levels):
+        raise BadInput(f"{plan.path}: arm {plan.arms[plan.indices('control')[0]].name!r} is a control of the level unloaded, which this plan has not.")
     for level in plan.levels:
         if not plan.server_timing and "inference" in level.margins:
             raise BadInput(f"{plan.path}: [level.{level.name}] claims inference time, which only the dialect drbert tells.")

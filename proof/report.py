@@ -41,7 +41,7 @@ MARKS: Mapping[Word, str] = {
 SECTIONS = (
     ("differences", "Differences"), ("restarts", "Every restart"), ("deciles", "Deciles"), ("distributions", "Distributions"),
     ("along", "Along a restart"), ("phases", "Where the time goes"), ("numbers", "Numbers"), ("gates", "Gates"), ("starts", "Starts"),
-    ("work", "Same work?"), ("environment", "Where it ran"), ("limits", "Limits"), ("again", "Judge it again"),
+    ("work", "Same work?"), ("environment", "Where it ran"), ("limits", "What this does not prove"), ("again", "Judge it again"),
 )
 # How far the eye can follow both tails, by how many requests were seen.
 SHARES = ((20_000, (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)), (1_000, (0.01, 0.1, 0.5, 0.9, 0.99)), (0, (0.1, 0.5, 0.9)))

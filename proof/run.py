@@ -38,7 +38,7 @@ from proof.evidence import (
     write_manifest,
 )
 from proof.gates import GENERATOR_FAILED, INTERRUPTED, MOST_DROPPED, NOT_STARTED, restart_breach
-from proof.judge import judge
+from proof.judge import judge_lines
 from proof.plan import Plan, read_plan
 from proof.readings import COLUMNS
 from proof.schedule import load_order, schedule
@@ -196,8 +196,9 @@ def finish(folder: Path) -> Verdict:
     """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report, manifest."""
     seal(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    write_csv(folder / "restarts.csv", COLUMNS, audit(folder, plan, starts))
-    verdict = judge(folder, sealed=False)
+    lines = audit(folder, plan, starts)
+    write_csv(folder / "restarts.csv", COLUMNS, lines)
+    verdict = judge_lines(folder, plan, starts, lines)
     (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n")
     report.write(folder, verdict)
     write_manifest(folder)

@@ -80,8 +80,14 @@ def generate(
     } | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
     loadtests = Path(__file__).parent.parent / "loadtests"
     command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_first_in_line(pins(plan)[1]))
+    # A pipe, for a disk that is full keeps no complaint.
+    reading, writing = os.pipe()
+    with log.open("ab") as output, os.fdopen(reading) as complaint:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment | {"COMPLAINT_FD": str(writing)}, pass_fds=(writing,),
+            preexec_fn=_first_in_line(pins(plan)[1]),
+        )
+        os.close(writing)
         try:
             code = process.wait(longest_s(plan, requests))
         except subprocess.TimeoutExpired:
@@ -89,8 +95,9 @@ def generate(
         finally:
             process.kill()
             process.wait()
+        said = complaint.read().strip()
     if code in (USAGE, BAD_INPUT, UNAVAILABLE):
-        raise GeneratorFailed(f"The load generator cannot go on: {_last_line(log)}", lasting=True)
+        raise GeneratorFailed(f"The load generator cannot go on: {said or _last_line(log)}", lasting=True)
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
         raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")

@@ -18,7 +18,8 @@ def breach_of(folder: Path, requests: int | None = None, share: float = 0.2, thr
 
     write_evidence(folder, restarts=4, change=change, sealed=False)
     rows = read_columns(folder / "rows/000.csv")
-    return restart_breach(read_plan(folder / "plan.toml"), rows, requests or len(rows["status"]), share, throttled_us)
+    due = {"unloaded": requests or len(rows["status"])}
+    return restart_breach(read_plan(folder / "plan.toml"), rows, due, share, throttled_us)
 
 
 def test_a_quiet_restart_has_no_breach(tmp_path: Path) -> None:

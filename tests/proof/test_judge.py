@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from proof import run as runs
 from proof.commands import main
 from proof.evidence import Refused, write_csv, write_manifest
 from proof.judge import judge
@@ -25,14 +26,15 @@ def test_equal_arms_are_equivalent_and_the_kept_decoder_is_not(tmp_path: Path, c
     assert main(["judge", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "verdict: equivalent. drbert is as fast as bert" in printed
-    assert re.search(r"control: drbert-with-decoder inference p50: \+(39|40)\.\d\d% .*, not equivalent", printed)
+    assert re.search(r"control drbert-with-decoder inference p50: \+(39|40)\.\d\d% .*, told apart", printed)
+    assert re.search(r"control bert-delayed inference p50: \+[56]\.\d\d% .*, made \+6.00%, told apart", printed)
 
 
 def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", factors={"drbert": 1.1, "drbert-again": 1.1}, noise=0.02)
     verdict = judge(folder)
-    assert verdict["verdict"] == "not-equivalent"
-    assert verdict["levels"]["unloaded"]["direction"] == "slower"
+    assert verdict.verdict == "not-equivalent"
+    assert verdict.levels["unloaded"].direction == "slower"
     assert main(["judge", str(folder)]) == 1
 
 
@@ -40,51 +42,152 @@ def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Pa
     factors = {"drbert": 0.9, "drbert-again": 0.9}
     equivalence = judge(write_evidence(tmp_path / "a", factors=factors, noise=0.02))
     inferiority = judge(write_evidence(tmp_path / "b", factors=factors, noise=0.02, claim="non-inferiority"))
-    assert equivalence["verdict"] == "not-equivalent"
-    assert equivalence["levels"]["unloaded"]["direction"] == "faster"
-    assert inferiority["verdict"] == "not-slower"
-    assert inferiority["levels"]["unloaded"]["readings"] == {"not_slower": True, "equivalent": False}
+    assert equivalence.verdict == "not-equivalent"
+    assert equivalence.levels["unloaded"].direction == "faster"
+    assert inferiority.verdict == "not-slower"
+    level = inferiority.levels["unloaded"]
+    assert (level.not_slower, level.equivalent) == (True, False)
 
 
 def test_noise_that_hides_the_difference_is_inconclusive(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", noise=0.2, seed=1)
-    assert judge(folder)["verdict"] == "inconclusive"
+    assert judge(folder).verdict == "inconclusive"
     assert main(["judge", str(folder)]) == 2
 
 
 def test_fewer_restarts_than_planned_are_never_equivalent(tmp_path: Path) -> None:
     short = judge(write_evidence(tmp_path / "short", restarts=8, planned=12, noise=0.01))
     few = judge(write_evidence(tmp_path / "few", restarts=4, noise=0.01))
-    assert short["levels"]["unloaded"]["readings"]["equivalent"]
-    assert (short["verdict"], few["verdict"]) == ("inconclusive", "inconclusive")
+    assert short.levels["unloaded"].equivalent
+    assert (short.verdict, few.verdict) == ("inconclusive", "inconclusive")
 
 
 def test_a_run_that_cannot_tell_the_control_apart_is_invalid(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", factors={"drbert-with-decoder": 1.0}, noise=0.02)
-    assert judge(folder)["verdict"] == "invalid"
+    assert judge(folder).verdict == "invalid"
     assert main(["judge", str(folder)]) == 3
 
 
 def test_a_biased_copy_makes_the_run_invalid(tmp_path: Path) -> None:
     verdict = judge(write_evidence(tmp_path / "run", factors={"bert-again": 1.05}, noise=0.01))
-    assert verdict["verdict"] == "invalid"
-    assert any("A/A: bert and bert-again" in name for name in verdict["levels"]["unloaded"]["breached"])
+    assert verdict.verdict == "invalid"
+    assert any("A/A: bert and bert-again" in name for name in verdict.levels["unloaded"].breached)
 
 
 def test_too_many_dropped_restarts_make_the_run_invalid(tmp_path: Path) -> None:
     verdict = judge(write_evidence(tmp_path / "run", dropped=(1, 4, 7), noise=0.01))
-    assert verdict["verdict"] == "invalid"
-    assert verdict["levels"]["unloaded"]["breached"] == ["few restarts dropped"]
-    assert verdict["levels"]["unloaded"]["restarts_kept"] == 8
+    assert verdict.verdict == "invalid"
+    assert verdict.levels["unloaded"].breached == ["few restarts dropped"]
+    assert verdict.levels["unloaded"].restarts_kept == 8
 
 
 def test_a_dropped_restart_keeps_its_rows_and_does_not_count(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", dropped=(3,), noise=0.01)
     verdict = judge(folder)
-    assert verdict["verdict"] == "equivalent"
-    assert verdict["levels"]["unloaded"]["restarts_kept"] == 8
+    assert verdict.verdict == "equivalent"
+    assert verdict.levels["unloaded"].restarts_kept == 8
     assert 3 in pq.read_table(folder / "requests.parquet")["restart"].to_pylist()
     assert "3" not in {row["restart"] for row in csv.DictReader((folder / "restarts.csv").read_text().splitlines())}
+
+
+ALL_LEVELS = ("unloaded", "mixed-50", "switchback-50", "capacity")
+
+
+def test_every_level_has_a_verdict_and_the_run_takes_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_evidence(tmp_path / "run", noise=0.02, levels=ALL_LEVELS)
+    assert main(["judge", str(folder)]) == 0
+    verdict = judge(folder)
+    assert {name: level.verdict for name, level in verdict.levels.items()} == dict.fromkeys(ALL_LEVELS, "equivalent")
+    assert [(s.metric, s.statistic) for s in verdict.levels["mixed-50"].statistics] == [("inference", "p50"), ("inference", "mean")]
+    # What the queue multiplies, the margin is widened by.
+    widened = verdict.levels["switchback-50"].statistics[0]
+    assert (widened.gain, widened.margin) == (1.5, pytest.approx(1.02**1.5 - 1))
+    slower = judge(write_evidence(tmp_path / "slower", noise=0.02, levels=("mixed-50", "capacity"), factors={"drbert": 1.1, "drbert-again": 1.1}))
+    assert slower.verdict == "not-equivalent"
+    assert "slower than bert by more than a claimed margin at mixed-50 and capacity" in slower.sentence
+
+
+@pytest.mark.parametrize("level", ALL_LEVELS)
+def test_a_delay_that_is_not_seen_makes_the_level_invalid(tmp_path: Path, level: str) -> None:
+    verdict = judge(write_evidence(tmp_path / "run", noise=0.02, levels=(level,), factors={"bert-delayed": 1.0}))
+    assert verdict.verdict == "invalid"
+    assert "bert-delayed is told apart" in verdict.levels[level].breached
+
+
+def test_a_delay_that_is_read_as_another_makes_the_run_invalid(tmp_path: Path) -> None:
+    verdict = judge(write_evidence(tmp_path / "run", noise=0.02, factors={"bert-delayed": 1.2}))
+    assert verdict.levels["unloaded"].breached == ["bert-delayed is as slow as it was made"]
+
+
+def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(tmp_path: Path) -> None:
+    def common(row: dict[str, Any]) -> None:
+        row["inference_us"] *= 1 + row["tuple"] / 100
+
+    def of_one_copy(row: dict[str, Any]) -> None:
+        if row["arm"] == "bert-again":
+            row["inference_us"] *= 1 + 0.1 * (row["tuple"] / 64 - 0.5)
+
+    drifting = judge(write_evidence(tmp_path / "common", noise=0.02, change=common, control=False)).levels["unloaded"]
+    assert "no drift of the ratio within restarts" not in drifting.breached
+    alone = judge(write_evidence(tmp_path / "alone", noise=0.02, change=of_one_copy, control=False)).levels["unloaded"]
+    assert "no drift of the ratio within restarts" in alone.breached
+
+
+def test_a_same_model_pair_is_reported_in_full(tmp_path: Path) -> None:
+    level = judge(write_evidence(tmp_path / "run", noise=0.02)).levels["unloaded"]
+    assert {contrast.arms for contrast in level.same_model} == {("bert", "bert-again"), ("drbert", "drbert-again")}
+    assert len(level.same_model) == 2 * len(level.statistics)
+    assert not any(contrast.biased for contrast in level.same_model)
+
+
+def test_rows_that_were_due_at_another_time_than_the_plans_are_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("mixed-50",))
+    table = pq.read_table(folder / "requests.parquet")
+    change_table(folder, "scheduled_ns", table["scheduled_ns"][40].as_py() - 2000)
+    with pytest.raises(Refused, match="was due at another time than the plan's"):
+        judge(folder)
+
+
+def test_a_slice_that_began_before_the_last_was_answered_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("switchback-50",))
+    table = pq.read_table(folder / "requests.parquet")
+    change_table(folder, "done_ns", table["done_ns"][299].as_py() + 10**9, row=299)
+    with pytest.raises(Refused, match="a slice of switchback-50 began before"):
+        judge(folder)
+
+
+def test_two_restarts_of_one_start_of_a_server_are_no_two(tmp_path: Path) -> None:
+    def one_server(row: dict[str, Any]) -> None:
+        row["instance"] = "i0"
+
+    folder = write_evidence(tmp_path / "run", change=one_server, sealed=False)
+    starts = (folder / "starts.csv").read_text()
+    (folder / "starts.csv").write_text(re.sub(r",i\d,", ",i0,", starts))
+    with pytest.raises(Refused, match="answered by the same start of a server as restart 0"):
+        runs.finish(folder)
+
+
+def test_a_plan_computed_from_a_pilot_is_nothing_without_it(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / "plan.toml").write_text(f'pilot = "{"0" * 64}"\n' + (folder / "plan.toml").read_text())
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"has no pilot\.json"):
+        judge(folder)
+    (folder / "pilot.json").write_text("{}")
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"pilot\.json is not the pilot that the plan was computed from"):
+        judge(folder)
+
+
+def test_a_verdict_of_another_schema_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    for change, words in (({"schema_version": 99}, "schema_version 99 is unknown"), ({"colour": 1}, "colour: Extra inputs")):
+        verdict = json.loads((folder / "verdict.json").read_text())
+        (folder / "verdict.json").write_text(json.dumps(verdict | change))
+        write_manifest(folder)
+        with pytest.raises(Refused, match=words):
+            main(["judge", str(folder)])
+        (folder / "verdict.json").write_text(json.dumps(verdict))
 
 
 def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
@@ -103,7 +206,8 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("inference_us", float("nan"), "column inference_us holds NaN"),
         ("queue_us", -1.0, "column queue_us holds a negative time"),
         ("done_ns", 0, "times run backward"),
-        ("request_id", "0-0-0", "a request_id occurs twice"),
+        ("request_id", "unloaded.0.-1.0.0", "the request_id unloaded.0.-1.0.0 occurs twice"),
+        ("request_id", "elsewhere", "has request_id elsewhere, the plan unloaded"),
         ("arm", "stranger", "an arm stranger that the plan has not"),
         ("run", "r-0000000000000000", "made under another plan"),
         ("status", 500, r"is counted, its rows say: dropped \(1 requests without a good answer"),
@@ -259,13 +363,13 @@ def test_judging_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    item = next(i for i in judge(folder)["levels"]["unloaded"]["statistics"] if (i["metric"], i["statistic"]) == ("inference", "p50"))
-    rows = [r for r in csv.DictReader((folder / "restarts.csv").read_text().splitlines()) if (r["metric"], r["statistic"]) == ("inference", "p50")]
+    item = next(i for i in judge(folder).levels["unloaded"].statistics if (i.metric, i.statistic) == ("inference", "p50"))
+    rows = [r for r in csv.DictReader((folder / "restarts.csv").read_text().splitlines()) if (r["block"], r["metric"], r["statistic"]) == ("plain", "inference", "p50")]
     logs = {(int(r["restart"]), r["arm"]): float(r["log"]) for r in rows}
     delta = np.mean([
         (logs[r, "drbert"] + logs[r, "drbert-again"] - logs[r, "bert"] - logs[r, "bert-again"]) / 2 for r in range(8)
     ])
-    assert item["ratio"] == pytest.approx(math.exp(delta), abs=1e-12)
+    assert item.ratio == pytest.approx(math.exp(delta), abs=1e-12)
     # The interval, too: deviations from restart, arm and load position, as a spreadsheet would do it.
     arms = ["bert", "bert-again", "drbert", "drbert-again"]
     place = {(int(r["restart"]), r["arm"]): int(r["load_position"]) for r in rows}
@@ -274,7 +378,7 @@ def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
     by_place = {p: np.mean([e[cell] for cell in e if place[cell] == p]) for p in range(4)}
     u = [sum(c * (e[r, a] - by_arm[a] - by_place[place[r, a]]) for a, c in zip(arms, (-0.5, -0.5, 0.5, 0.5), strict=True)) for r in range(8)]
     reach = stats.t.ppf(0.95, 6) * math.sqrt(sum(x * x for x in u) / 6 / 8)
-    assert item["interval"] == pytest.approx([math.exp(delta - reach), math.exp(delta + reach)], abs=1e-12)
+    assert item.interval == pytest.approx((math.exp(delta - reach), math.exp(delta + reach)), abs=1e-12)
 
 
 def test_the_interval_is_students_when_load_position_has_no_effect() -> None:

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from command import BadInput, Unavailable
 from proof.plan import Plan, read_plan
+from proof.schedule import BLOCK, CLOSING, CONTROL, PLAIN, load_order, load_positions, schedule
 from proof.squares import balanced_orders, williams
 from tests.proof.worlds import write_plan
 
@@ -31,65 +32,124 @@ def test_for_an_odd_number_of_arms_every_pair_occurs_twice(size: int) -> None:
 
 
 def test_shuffling_keeps_the_balance() -> None:
-    orders = balanced_orders(4, random.Random(3))
+    orders = balanced_orders(4, 4, np.random.RandomState(3))
     assert all(sorted(row[place] for row in orders) == [0, 1, 2, 3] for place in range(4))
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return write_plan(tmp_path)
+    return write_plan(tmp_path, levels=("unloaded", "mixed-50", "switchback-50", "capacity"))
 
 
 def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_control_last(plan: Plan) -> None:
     for first in (0, 4):
-        orders = [plan.load_order(slot) for slot in range(first, first + 4)]
+        orders = [load_order(plan, slot) for slot in range(first, first + 4)]
         assert all(sorted(order[place] for order in orders) == [0, 1, 2, 3] for place in range(4))
-        assert all(order[4] == 4 for order in orders)
+        assert all(order[4:] == [5] for order in orders)
+    # The delayed arm is the second reference, slowed down.
+    assert all(load_positions(plan, slot)[4] == load_positions(plan, slot)[1] for slot in range(8))
 
 
 def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
-    sends = [send for send in plan.schedule(0, 2) if send.slice == 0]
-    tuples: dict[int, list[int]] = {}
-    for send in sends:
-        tuples.setdefault(send.tuple, []).append(send.arm)
-    assert len(tuples) == 60
-    assert all(sorted(arms) == [0, 1, 2, 3] for arms in tuples.values())
-    assert len({(send.tuple, send.text) for send in sends}) == 60
-    places = Counter((send.arm, send.place) for send in sends)
-    assert set(places.values()) == {15}
+    for name in ("unloaded", "mixed-50"):
+        due = schedule(plan, plan.level(name), 0, 2)
+        tuples: dict[int, list[int]] = {}
+        for i in np.flatnonzero((due.slice == PLAIN) | (due.slice == CONTROL)):
+            tuples.setdefault(int(due.tuple[i]), []).append(int(due.arm[i]))
+        assert len(tuples) == 64
+        assert {tuple(sorted(arms)) for arms in tuples.values()} == {(0, 1, 2, 3), (0, 2, 3, 4)}
+        assert all(len(set(due.text[due.tuple == number])) == 1 for number in tuples)
+        measured = due.slice >= PLAIN
+        places = Counter(zip(due.arm[measured & (due.slice < CLOSING)] % 4, due.place[measured & (due.slice < CLOSING)], strict=True))
+        assert len({count for (arm, _), count in places.items() if arm in (2, 3)}) == 1
 
 
-def test_the_control_runs_in_a_closing_block_of_a_quarter(plan: Plan) -> None:
-    closing = [send for send in plan.schedule(0, 2) if send.slice == 1]
-    assert Counter(send.arm for send in closing) == dict.fromkeys(range(5), 15)
-    assert all(send.arm != 4 for send in plan.schedule(0, 2) if send.slice == 0)
+def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_reference(plan: Plan) -> None:
+    due = schedule(plan, plan.level("unloaded"), 0, 2)
+    control = due.slice == CONTROL
+    assert len(set(due.tuple[control])) == 16
+    assert set(due.arm[control]) == {0, 2, 3, 4}
+    assert set(due.arm[due.slice == PLAIN]) == {0, 1, 2, 3}
+    # In blocks of eight, one of every four: under load they seldom meet plain tuples in the queue.
+    numbers = np.unique(due.tuple[control]) - 2
+    assert np.array_equal(np.unique(numbers // BLOCK), np.unique(numbers[::8] // BLOCK))
+    assert np.array_equal(np.unique(numbers // (4 * BLOCK)), [0, 1])
+
+
+def test_the_kept_decoder_runs_in_a_closing_block_of_a_quarter_and_nowhere_else(plan: Plan) -> None:
+    due = schedule(plan, plan.level("unloaded"), 0, 2)
+    closing = due.slice == CLOSING
+    assert Counter(due.arm[closing].tolist()) == dict.fromkeys((0, 1, 2, 3, 5), 16)
+    assert 5 not in due.arm[~closing]
+    assert 5 not in schedule(plan, plan.level("mixed-50"), 0, 2).arm
+
+
+def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan: Plan) -> None:
+    due = schedule(plan, plan.level("mixed-50"), 0, 2)
+    gaps = np.diff(due.offset_ns, prepend=0) / 1e9
+    # 500 a second, and as scattered as exponential gaps are; the draw is the plan's, so this cannot flicker.
+    assert gaps.mean() == pytest.approx(1 / 500, rel=0.15)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.2)
+
+
+def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: Plan) -> None:
+    due = schedule(plan, plan.level("switchback-50"), 0, 2)
+    slices = [np.flatnonzero(due.slice == number) for number in range(5)]
+    assert sorted(int(due.arm[rows[0]]) for rows in slices) == [0, 1, 2, 3, 4]
+    for rows in slices:
+        assert len(rows) == 300
+        assert np.array_equal(due.offset_ns[rows], due.offset_ns[slices[0]])
+        assert np.array_equal(due.text[rows], due.text[slices[0]])
+    first = Counter(int(schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10))
+    assert first == dict.fromkeys(range(5), 2)
 
 
 def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_path: Path) -> None:
-    assert list(plan.schedule(3, 2)) == list(plan.schedule(3, 2))
     path = tmp_path / "other.toml"
     path.write_text(plan.path.read_text().replace("seed = 7", "seed = 8"))
-    assert list(read_plan(path).schedule(3, 2)) != list(plan.schedule(3, 2))
+    for level in plan.levels:
+        one, again, other = (schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path)))
+        assert all(np.array_equal(getattr(one, name), getattr(again, name)) for name in ("arm", "text", "offset_ns", "pause"))
+        assert not np.array_equal(one.arm, other.arm) or level.kind == "capacity"
+
+
+def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan: Plan) -> None:
+    # A judge of years from now must draw the same: NumPy's legacy stream is frozen, and this says if it ever thaws.
+    due = schedule(plan, plan.level("mixed-50"), 2, 50)
+    assert due.arm[:12].tolist() == [1, 3, 0, 2, 0, 1, 2, 3, 2, 1, 3, 0]
+    assert due.text[::40].tolist() == [0, 23, 0, 41, 6, 49, 42]
+    assert due.offset_ns[:3].tolist() == pytest.approx([1797277, 1908657, 6199174], abs=2)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("restarts = 8", "restarts = 6", "no multiple of 4"),
-        ("tuples = 60", "tuples = 2", "fewer than 4"),
+        ("tuples = 64", "tuples = 2", "fewer than 4"),
+        ("tuples = 64", "tuples = 31", "fewer than 32"),
+        ('  { name = "bert-delayed", role = "delayed" },\n', "", "0 arms are delayed"),
+        ('role = "delayed"', 'role = "delayed", url = "http://x"', "no copy of its own"),
+        ('role = "delayed"', 'role = "delayed", by = "client"', "loads no queue"),
+        ("slice_requests = 300", "slice_requests = 299", "below 300, the fewest at that load"),
+        ("p50 = 1.5 }", "p50 = 1.8 }", "above 1.7, the most that may widen"),
+        ("[level.mixed-50]", "[level.mixed-60]", r"no \[level.mixed-60\]"),
+        ("margins = { inference", "margins = { end_to_end", "has no key 'end_to_end'"),
+        ("capacity_per_s = 1000.0", "capacity_per_s = -1", "is no number of 0 or above"),
+        ('name = "bert",', 'name = "bert base",', "may hold letters, digits"),
+        ('artifact = "c"', 'artifact = "c", dialect = "vllm"', "speaks vllm"),
         ("seed = 7", "", "'seed' is missing"),
         ("seed = 7", 'seed = "x"', "is not of type int"),
         ('role = "control"', 'role = "boss"', "role 'boss' is unknown"),
         ('name = "drbert-again"', 'name = "drbert"', "two arms are called 'drbert'"),
         ('name = "drbert-again", role = "candidate"', 'name = "x", role = "reference"', "3 arms are reference"),
-        ('artifact = "c"', 'model = "c"', "needs either an artifact"),
+        ('artifact = "c"', 'model = "c"', "needs an artifact to start"),
         ('name = "bert-again", role = "reference", artifact = "a"', 'name = "x", role = "reference", artifact = "slow"', "name different artifacts"),
         ("seed = 7", 'seed = 7\nserver = { cpus = ["x"] }', "cpus holds 'x'"),
         ("p99 = 0.10", "p98 = 0.10", "has no key 'p98'"),
         ("p99 = 0.10", "p99 = 10.0", "is not between 0 and 1"),
         ('claim = "equivalence"', 'claim = "speed"', "claim 'speed' is unknown"),
         ("seed = 7", "seed = 7\ncolour = 1", "has no key 'colour'"),
-        ("[level", "[[level", "is not TOML"),
+        ("[level.unloaded]", "[[level.unloaded", "is not TOML"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_the_name_of_the_key(plan: Plan, old: str, new: str, words: str) -> None:
