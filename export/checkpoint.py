@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,9 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
         described["num_hidden_layers"] = depth + checkpoint.decoder_layers
     try:
         config = AutoConfig.for_model(**described)
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+        # Every family has the plain form of attention, and only in that form do equal encoders have equal graphs.
+        with plain_functions():
+            model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     except Exception as error:  # A config may be wrong in as many ways as there are models.
         raise BadInput(f"{checkpoint.directory / 'config.json'} describes no classifier that can be built: {_one_line(error)}") from None
     if keep_decoder:
@@ -127,6 +131,17 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
     _fit(model, tensors, checkpoint.directory)
     built: nn.Module = model.float().eval()
     return built
+
+
+@contextmanager
+def plain_functions() -> Iterator[None]:
+    """Modules imported within keep as plain functions what they would compile: compiled ones, as DeBERTa's, leave branches in a graph."""
+    compiling = torch.jit.script
+    torch.jit.script = lambda function, *_, **__: function                          # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.jit.script = compiling
 
 
 def _fit(model: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:

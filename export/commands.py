@@ -52,6 +52,10 @@ TASKS: dict[str, Task] = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
+# Families that number positions from the padding id on, as RoBERTa does.
+POSITIONS_AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert", "longformer", "mpnet",
+)
 
 
 def export(
@@ -70,7 +74,7 @@ def export(
     try:
         print("exporting the graph", flush=True)
         shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
-        export_onnx(model, checkpoint.directory / "tokenizer.json", folder / "model.onnx")
+        export_onnx(model, folder / "model.onnx")
         for name in variants:
             RECIPES[name].build(folder)
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
@@ -206,8 +210,7 @@ def _task(config: Any) -> Task:
 def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
     """The smaller of what the tokenizer and the positions allow."""
     positions = config.max_position_embeddings
-    # RoBERTa's family numbers positions from the padding id on.
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+    if config.model_type in POSITIONS_AFTER_PADDING:
         positions -= config.pad_token_id + 1
     path = checkpoint.directory / "tokenizer_config.json"
     try:

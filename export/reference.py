@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from command import BadInput
+
 TextOrPair = str | tuple[str, str]
 
 TEXTS: tuple[TextOrPair, ...] = (
@@ -59,8 +61,15 @@ class Reference:
                     return_token_type_ids=True,
                 )
             accepted = {name: encoded[name] for name in self.inputs if name in encoded and self._takes(name)}
-            rows.append(self.model(**accepted).logits[0].numpy())
+            try:
+                rows.append(self.model(**accepted).logits[0].numpy())
+            except (IndexError, RuntimeError) as error:
+                tokens = encoded["input_ids"].shape[1]
+                raise BadInput(f"The checkpoint's own model cannot read a text of {tokens} tokens: {str(error).splitlines()[0]}") from None
         return np.stack(rows)
 
     def _takes(self, name: str) -> bool:
+        # A tokenizer may number sentences for a model that has one type of them.
+        if name == "token_type_ids" and getattr(self.model.config, "type_vocab_size", 2) < 2:
+            return False
         return name in self.model.forward.__code__.co_varnames

@@ -211,19 +211,19 @@ def _roots(graph: Graph, known: set[str]) -> list[Node]:
 
 
 def layers_only_in(b: Graph, a: Graph) -> list[str]:
-    """Names of the repeated modules, as /bert/encoder/layer.4, that b has and a has not."""
-    def layers(graph: Graph) -> dict[str, None]:
-        found: dict[str, None] = {}
+    """Names of the repeated modules, as /bert/encoder/layer.4, that b has and a has not, whatever their models are called."""
+    def layers(graph: Graph) -> dict[str, str]:
+        found: dict[str, str] = {}
         for node in graph.nodes:
             parts = node.name.split("/")
             for i, part in enumerate(parts):
                 if part.rpartition(".")[2].isdigit() and "." in part and i < len(parts) - 1:
-                    found["/".join(parts[: i + 1])] = None
+                    found["/".join(parts[2 : i + 1])] = "/".join(parts[: i + 1])
                     break
         return found
 
     there = layers(a)
-    return [name for name in layers(b) if name not in there]
+    return [name for place, name in layers(b).items() if place not in there]
 
 
 def _scope(node: Node) -> str | None:

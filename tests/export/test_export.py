@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
+from benchmarks.families import FAMILIES, REFERENCE
+from benchmarks.families import write_checkpoint as write_family
 from command import BadInput, BadUsage, CommandError, Unavailable
 from export.checkpoint import build_model, read_checkpoint
 from export.commands import export, main
 from graphs.canonical import split
 from graphs.files import read_graph
-from proof.identity import compare
+from proof.identity import compare, lead
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
@@ -114,6 +116,21 @@ def test_an_encoder_alone_has_the_same_graph_as_a_hugging_face_model(tmp_path: P
     assert [node.name for node in head.nodes][-1] == "/classifier/Gemm"
     linear = 2 * (4 * 32 * 32 + 2 * 32 * 64)
     assert encoder.flops_per_token() == 2 * linear
+
+
+def test_electras_encoder_is_berts_and_its_head_is_its_own(tmp_path: Path) -> None:
+    electra = next(family for family in FAMILIES if family.name == "ELECTRA")
+    export(str(write_family(REFERENCE, tmp_path / "bert", seed=0)), tmp_path / "a")
+    export(str(write_family(electra, tmp_path / "electra", seed=1)), tmp_path / "b")
+    assert lead(compare(tmp_path / "a", tmp_path / "b")) == "encoder equal, head differs"
+
+
+def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(tmp_path: Path) -> None:
+    roberta = next(family for family in FAMILIES if family.name == "RoBERTa")
+    manifest = export(str(write_family(roberta, tmp_path / "c", seed=1)), tmp_path / "a", variants=["cpu-fp32"])
+    assert manifest.inputs == ["input_ids", "attention_mask"]
+    assert manifest.takes_pairs
+    assert manifest.variants["cpu-fp32"].gate.passed
 
 
 def broken(folder: Path, what: str) -> None:

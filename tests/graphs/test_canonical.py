@@ -268,6 +268,17 @@ def test_a_further_layer_is_named(tmp_path: Path) -> None:
     assert right.name == "/bert/encoder/layer.2/query/MatMul"
 
 
+def test_a_layer_that_only_belongs_to_a_model_of_another_name_is_no_further_layer(tmp_path: Path) -> None:
+    other = small_bert()
+    for node in other.graph.node:
+        node.name = node.name.replace("/bert/", "/electra/")
+    onnx.save(small_bert(layers=1), tmp_path / "a.onnx")
+    onnx.save(other, tmp_path / "b.onnx")
+    a, b = (split(read_graph(tmp_path / f"{n}.onnx"))[0] for n in "ab")
+    assert layers_only_in(b, a) == ["/electra/encoder/layer.1"]
+    assert layers_only_in(a, b) == []
+
+
 def test_a_graph_without_names_cannot_be_split(tmp_path: Path) -> None:
     model = small_bert()
     for node in model.graph.node:

@@ -14,7 +14,7 @@ from tests.graphs.test_canonical import small_bert
 
 @pytest.mark.parametrize(("dtype", "tiny", "normal"), [(np.float32, 1e-39, 1e-37), (np.float64, 1e-309, 1e-307)])
 def test_only_what_lies_between_zero_and_the_smallest_normal_counts(dtype: type, tiny: float, normal: float) -> None:
-    values = np.array([[0.0, -0.0, tiny], [-tiny, normal, -normal], [1.0, np.inf, np.nan]], dtype)
+    values: np.ndarray = np.array([[0.0, -0.0, tiny], [-tiny, normal, -normal], [1.0, np.inf, np.nan]], dtype)
     assert subnormals(values) == 2
     assert subnormals(values.T) == 2
     assert subnormals(values[:1]) == 1
