@@ -1,0 +1,33 @@
+"""
+The benchmarks, by name: each is a module of this room with a main of its own.
+
+    python -m benchmarks families                          which families do BERT's work, and which do not
+    python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an artifact, in its weights and on real texts
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from command import BadUsage, Parser
+
+BENCHMARKS = {
+    "families": "compare every family of encoders with BERT, each with the outcome expected of it",
+    "subnormals": "count the subnormal numbers in artifacts' weights and in what they compute of real texts",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        prog="python -m benchmarks", usage="python -m benchmarks NAME ...", add_help=False,
+        description="; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items()),
+    )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0
+    name, *rest = arguments
+    if name not in BENCHMARKS:
+        raise BadUsage(f"Unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
+    code: int = importlib.import_module(f"benchmarks.{name}").main(rest)
+    return code
