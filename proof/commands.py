@@ -3,6 +3,7 @@ Proves that a model swap adds no latency, or that it does.
 
     python -m proof identity artifacts/bert artifacts/drbert      the same work?           0 same, 1 different
     python -m proof capacity PLAN                                 how many texts a second can the reference answer?
+    python -m proof plan evidence/<A/A run> --template PLAN --out PLAN   how many restarts does the claim need here?
     python -m proof run examples/plans/demo.toml                  the same time?           0 equivalent, 1 not, 2 inconclusive, 3 invalid
     python -m proof run --resume evidence/<run>                   go on with an interrupted run
     python -m proof judge evidence/<run>                          judge a run again        the same codes
@@ -11,6 +12,7 @@ Proves that a model swap adds no latency, or that it does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     measuring = commands.add_parser("capacity", help="measure the reference's capacity, which a plan's rates are parts of")
     measuring.add_argument("plan", type=Path)
     measuring.add_argument("--seconds", type=float, default=5.0, help="how long each slice of one arm takes (default: 5)")
+    planning = commands.add_parser("plan", help="size a plan from an A/A pilot, so that it can show what it claims")
+    planning.add_argument("pilot", type=Path, help="evidence of a run whose arms are all the reference")
+    planning.add_argument("--template", type=Path, required=True, help="the plan whose claim is to be sized")
+    planning.add_argument("--out", type=Path, required=True, help="the plan to write; its pilot goes beside it")
+    planning.add_argument("--power", type=float, default=0.8, help="how often equal models are to come out equivalent (default: 0.8)")
+    planning.add_argument("--minutes", type=float, default=120.0, help="the longest the run may take (default: 120)")
+    planning.add_argument("--floor-us", type=float, default=0.0, help="no margin is tighter than so many microseconds (default: 0)")
     running = commands.add_parser("run", help="carry out a plan, judge it and report")
     running.add_argument("plan", type=Path, nargs="?")
     running.add_argument("--resume", type=Path, metavar="EVIDENCE", help="go on with an interrupted run instead")
@@ -45,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     handlers: dict[str, Callable[[], int]] = {
         "identity": lambda: _identity(given.a, given.b, given.json),
         "capacity": lambda: _capacity(given.plan, given.seconds),
+        "plan": lambda: _plan(given.pilot, given.template, given.out, given.power, given.minutes, given.floor_us),
         "run": lambda: _run(given.plan, given.resume, given.evidence),
         "judge": lambda: _judge(given.evidence),
         "report": lambda: _report(given.evidence, given.out or Path(f"{given.evidence.resolve().name}.html"), given.markdown),
@@ -62,6 +72,25 @@ def _capacity(path: Path, seconds: float) -> int:
     from proof.capacity import capacity_per_s
 
     print(f"capacity_per_s = {capacity_per_s(path, seconds):.4g}")
+    return 0
+
+
+def _plan(pilot: Path, template: Path, out: Path, power: float, minutes: float, floor_us: float) -> int:
+    from proof import power as powers
+    from proof.pilot import read_pilot
+    from proof.plan import read_plan, to_toml
+
+    if not 0 < power < 1:
+        raise BadUsage(f"--power {power} is no probability; give 0.8 or 0.95.")
+    if out.exists():
+        raise BadUsage(f"{out} exists; a plan is not written over, for runs may have been made under it.")
+    found = read_pilot(pilot)
+    plan, offer = powers.plan_from(found, read_plan(template), power, minutes, floor_us)
+    said = powers.describe(found, offer)
+    plan = dataclasses.replace(plan, path=out)
+    out.write_text(to_toml(plan, f"Sized by `python -m proof plan` from a pilot of {found.restarts} restarts.\n" + said.splitlines()[-1]))
+    plan.pilot_path.write_text(found.to_json())
+    print(said)
     return 0
 
 

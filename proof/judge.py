@@ -264,5 +264,6 @@ def _sentence(plan: Plan, worst: Word, levels: dict[str, LevelVerdict]) -> str:
         end = " Where both do the same work, that shows a broken instrument." if direction == "faster" else ""
         return f"{second} is {direction} than {first} by more than a claimed margin{where}.{end}"
     if worst == "invalid":
-        return f"This run shows nothing{where}: {'; '.join(dict.fromkeys(gate for name in at for gate in levels[name].breached))}."
+        breached = dict.fromkeys(gate for name in at for gate in levels[name].breached)
+        return f"This run shows nothing{where}, for it breached: {'; '.join(breached)}."
     return f"{kept} restarts do not decide{where} whether {second} is as fast as {first}; more restarts or longer ones would."

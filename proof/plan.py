@@ -8,6 +8,7 @@ function of the plan's seed (proof/schedule.py), so two runs of one plan send th
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import tomllib
@@ -200,6 +201,37 @@ def read_plan(path: Path) -> Plan:
     )
     _check(plan)
     return plan
+
+
+def to_toml(plan: Plan, comment: str) -> str:
+    """The plan as a file that read_plan reads."""
+    def table(values: Mapping[str, Any]) -> str:
+        return "{ " + ", ".join(f"{key} = {table(value) if isinstance(value, Mapping) else value!r}" for key, value in values.items()) + " }"
+
+    lines = [*(f"# {line}" for line in comment.splitlines()), ""]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in (
+        ("name", plan.name), ("claim", plan.claim), ("seed", plan.seed), ("texts", str(plan.texts)), ("restarts", plan.restarts),
+    )]
+    if plan.capacity_per_s:
+        lines.append(f"capacity_per_s = {plan.capacity_per_s!r}")
+    if plan.pilot:
+        lines.append(f'pilot = "{plan.pilot}"')
+    for arm in plan.arms:
+        lines += ["", "[[arm]]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(arm).items() if value is not None and value != Arm.__dataclass_fields__[key].default]
+    for level in plan.levels:
+        keys = {
+            "unloaded": ("tuples", "warm_up_tuples"), "mixed": ("tuples", "warm_up_tuples"), "switchback": ("slice_requests", "sets"),
+            "capacity": ("slice_s", "sets", "in_flight"),
+        }[level.kind]
+        lines += ["", f"[level.{level.name}]", *(f"{key} = {getattr(level, key)}" for key in keys), f"margins = {table(level.margins)}"]
+        if level.gains:
+            lines.append(f"gains = {table(level.gains)}")
+    settings = {key.removeprefix("DRBERT_").lower(): value for key, value in plan.settings.items()}
+    lines += ["", "[server]", f"port = {plan.port}", f"cpus = {list(plan.server_cpus)}", f"settings = {table(settings)}"]
+    if plan.restart_command:
+        lines.append(f"restart = {json.dumps(plan.restart_command)}")
+    return "\n".join([*lines, "", "[generator]", f"cpus = {list(plan.generator_cpus)}"]) + "\n"
 
 
 class _Reader:

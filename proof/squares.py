@@ -39,7 +39,8 @@ def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders
     sets = max(1, -(-count // len(square)))
     rows = shuffles(len(square), sets, rng)
     labels = shuffles(size, sets, rng)
-    return labels[np.arange(sets)[:, None, None], square[rows]].reshape(-1, size)
+    orders: Orders = labels[np.arange(sets)[:, None, None], square[rows]].reshape(-1, size)
+    return orders
 
 
 def shuffles(size: int, count: int, rng: np.random.RandomState) -> Orders:

@@ -60,13 +60,19 @@ def adjusted_contrast(y: Matrix, positions: npt.NDArray[np.int64], contrast: Mat
         δ = mean_r Σ_a c·y      s² = Σ_r (Σ_a c·û)² / (K − 2)      error = s / √K,  K − 2 degrees of freedom
     """
     restarts = len(y)
+    residual = position_residuals(y, positions) @ contrast
+    s = math.sqrt(float((residual**2).sum()) / (restarts - 2))
+    return Estimate(float((y @ contrast).mean()), s / math.sqrt(restarts), restarts - 2)
+
+
+def position_residuals(y: Matrix, positions: npt.NDArray[np.int64]) -> Matrix:
+    """û, (K, arms): what is left of y when restart, arm and load position are taken out."""
     e = y - y.mean(axis=1, keepdims=True)
     pi = np.zeros_like(e)
     for p in np.unique(positions):
         pi[positions == p] = e[positions == p].mean()
-    residual = (e - e.mean(axis=0, keepdims=True) - pi) @ contrast
-    s = math.sqrt(float((residual**2).sum()) / (restarts - 2))
-    return Estimate(float((y @ contrast).mean()), s / math.sqrt(restarts), restarts - 2)
+    residuals: Matrix = e - e.mean(axis=0, keepdims=True) - pi
+    return residuals
 
 
 def plain_contrast(differences: npt.NDArray[np.float64]) -> Estimate:

@@ -101,7 +101,8 @@ def test_every_level_has_a_verdict_and_the_run_takes_the_worst(tmp_path: Path, c
     assert [(s.metric, s.statistic) for s in verdict.levels["mixed-50"].statistics] == [("inference", "p50"), ("inference", "mean")]
     # What the queue multiplies, the margin is widened by.
     widened = verdict.levels["switchback-50"].statistics[0]
-    assert (widened.gain, widened.margin) == (1.5, pytest.approx(1.02**1.5 - 1))
+    assert widened.gain == 1.5
+    assert widened.margin == pytest.approx(1.02**1.5 - 1)
     slower = judge(write_evidence(tmp_path / "slower", noise=0.02, levels=("mixed-50", "capacity"), factors={"drbert": 1.1, "drbert-again": 1.1}))
     assert slower.verdict == "not-equivalent"
     assert "slower than bert by more than a claimed margin at mixed-50 and capacity" in slower.sentence
