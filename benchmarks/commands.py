@@ -2,6 +2,8 @@
 The benchmarks, by name: each is a module of this room with a main of its own.
 
     python -m benchmarks families                          which families do BERT's work, and which do not
+    python -m benchmarks judge                             is the judge right as often as it says?
+    python -m benchmarks delays artifacts/bert ...         are delays of known size, added by a proxy, read as what they are?
     python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an artifact, in its weights and on real texts
 """
 
@@ -13,6 +15,8 @@ from collections.abc import Sequence
 from command import BadUsage, Parser
 
 BENCHMARKS = {
+    "judge": "is the judge right as often as it says? simulated runs, real noise, and how long twelve million rows take",
+    "delays": "delays from outside, by a proxy: are they read as what they are?",
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",
     "subnormals": "count the subnormal numbers in artifacts' weights and in what they compute of real texts",
 }
