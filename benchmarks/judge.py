@@ -142,7 +142,7 @@ def real(folder: Path, most: int = 400) -> Iterator[Rate]:
     plan, starts = read_sealed_plan(folder), read_starts(folder)
     lines = audit(folder, plan, starts)
     check_restarts(folder, lines)
-    arms = plan.claimed_arms
+    arms = np.array(plan.claimed_arms)
     for level in plan.levels:
         found = readings(plan, level, lines)
         squares = np.arange(len(found.restarts) // 4 * 4).reshape(-1, 4)

@@ -227,7 +227,7 @@ class Requests:
         try:
             repeating = [name for name, kind in _KINDS.items() if kind == "str" and name != "request_id"]
             self._file = pq.ParquetFile(self.path, read_dictionary=repeating)
-            self._checkrow_schema()
+            self._check_schema(pa)
             groups = [self._file.read_row_group(i, columns=["restart"])["restart"] for i in range(self._file.num_row_groups)]
         except (pa.ArrowInvalid, OSError) as error:
             raise Refused(f"{self.path} cannot be read: {error}.") from None

@@ -206,7 +206,8 @@ def read_plan(path: Path) -> Plan:
 def to_toml(plan: Plan, comment: str) -> str:
     """The plan as a file that read_plan reads."""
     def table(values: Mapping[str, Any]) -> str:
-        return "{ " + ", ".join(f"{key} = {table(value) if isinstance(value, Mapping) else value!r}" for key, value in values.items()) + " }"
+        said = {key: table(value) if isinstance(value, Mapping) else json.dumps(value) for key, value in values.items()}
+        return "{ " + ", ".join(f"{key} = {value}" for key, value in said.items()) + " }"
 
     lines = [*(f"# {line}" for line in comment.splitlines()), ""]
     lines += [f"{key} = {json.dumps(value)}" for key, value in (
