@@ -18,6 +18,7 @@ BENCHMARKS = {
     "judge": "is the judge right as often as it says? simulated runs, real noise, and how long twelve million rows take",
     "delays": "delays from outside, by a proxy: are they read as what they are?",
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",
+    "random_twins": "export two classifiers of BERT-base's size with random weights, twins for a proof at that size",
     "subnormals": "count the subnormal numbers in artifacts' weights and in what they compute of real texts",
 }
 

@@ -41,11 +41,11 @@ inference = {{ p50 = 0.02, mean = 0.02, p95 = 0.03, p99 = 0.05 }}
 """
 
 
-def table(restarts: int = RESTARTS, tuples: int = TUPLES) -> str:
+def table() -> str:
     """Seconds, memory and verdict of `proof judge` in a process of its own, pinned to one processor."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = write(folder, restarts, tuples)
+        rows = write(folder, RESTARTS, TUPLES)
         began = time.monotonic()
         done = subprocess.run(["taskset", "-c", "0", sys.executable, "-m", "proof", "judge", str(folder)], capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
@@ -53,7 +53,7 @@ def table(restarts: int = RESTARTS, tuples: int = TUPLES) -> str:
     said = (done.stdout or done.stderr).strip().splitlines()[-1]
     return "\n".join([
         "| rows | restarts | seconds on one core | most memory | what it said |", "|--:|--:|--:|--:|---|",
-        f"| {rows:,} | {restarts} | {seconds:.1f} | {memory:,.0f} MiB | {said.split('. ')[0]} |",
+        f"| {rows:,} | {RESTARTS} | {seconds:.1f} | {memory:,.0f} MiB | {said.split('. ')[0]} |",
     ])
 
 

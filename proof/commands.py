@@ -6,6 +6,7 @@ Proves that a model swap adds no latency, or that it does.
     python -m proof plan evidence/<A/A run> --template PLAN --out PLAN   how many restarts does the claim need here?
     python -m proof run examples/plans/demo.toml                  the same time?           0 equivalent, 1 not, 2 inconclusive, 3 invalid
     python -m proof run --resume evidence/<run>                   go on with an interrupted run
+    python -m proof verify-claim A B evidence/<run>               identity and judge: the gate for a pipeline
     python -m proof judge evidence/<run>                          judge a run again        the same codes
     python -m proof report evidence/<run>                         write its report again; with --markdown, print a short one
 """
@@ -18,8 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from command import BadUsage, Parser
-from proof import identity, judge, markdown, report, verdict
-from proof.evidence import Refused
+from proof import claim, identity, judge, markdown, report, verdict
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     running.add_argument("plan", type=Path, nargs="?")
     running.add_argument("--resume", type=Path, metavar="EVIDENCE", help="go on with an interrupted run instead")
     running.add_argument("--evidence", type=Path, default=Path("evidence"), help="where runs go (default: evidence)")
+    verifying = commands.add_parser("verify-claim", help="identity and judge in one: the gate for a pipeline")
+    verifying.add_argument("a", type=Path, metavar="REFERENCE")
+    verifying.add_argument("b", type=Path, metavar="CANDIDATE")
+    verifying.add_argument("evidence", type=Path)
     judging = commands.add_parser("judge", help="judge a sealed run again")
     judging.add_argument("evidence", type=Path)
     reporting = commands.add_parser("report", help="write a run's report again, outside its sealed folder")
@@ -56,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         "capacity": lambda: _capacity(given.plan, given.seconds),
         "plan": lambda: _plan(given.pilot, given.template, given.out, given.power, given.minutes, given.floor_us),
         "run": lambda: _run(given.plan, given.resume, given.evidence),
+        "verify-claim": lambda: _verify(given.a, given.b, given.evidence),
         "judge": lambda: _judge(given.evidence),
         "report": lambda: _report(given.evidence, given.out or Path(f"{given.evidence.resolve().name}.html"), given.markdown),
     }
@@ -105,13 +110,15 @@ def _run(plan: Path | None, interrupted: Path | None, evidence: Path) -> int:
     return verdict.EXIT_CODES[found.verdict]
 
 
+def _verify(reference: Path, candidate: Path, evidence: Path) -> int:
+    found = claim.verify(reference, candidate, evidence)
+    print(claim.describe(found, evidence))
+    return found.exit_code
+
+
 def _judge(folder: Path) -> int:
     found = judge.judge(folder)
-    committed = verdict.read_verdict(folder / "verdict.json")
-    if committed.verdict != found.verdict:
-        raise Refused(f"{folder / 'verdict.json'} says {committed.verdict}, the evidence says {found.verdict}.")
-    if (where := verdict.first_difference(committed.model_dump(), found.model_dump())) is not None:
-        raise Refused(f"{folder / 'verdict.json'} does not follow from the evidence: {where}.")
+    verdict.check_committed(folder / "verdict.json", found)
     print(verdict.describe(found))
     return verdict.EXIT_CODES[found.verdict]
 

@@ -124,7 +124,10 @@ def read_pilot(folder: Path) -> Pilot:
 
 def _check_same(folder: Path, plan: Plan) -> None:
     models = read_json(folder / "environment.json").get("server", {}).get("models", {})
-    digests = {models.get(plan.arms[i].name, {}).get("digest", plan.arms[i].url) for i in plan.claimed_arms}
+    arms = [plan.arms[i] for i in plan.claimed_arms]
+    digests = {models.get(arm.name, {}).get("digest") if arm.artifact else f"{arm.url} {arm.model}" for arm in arms}
+    if None in digests:
+        raise BadInput(f"{folder}: environment.json does not say what every arm had loaded, so this cannot be told to be an A/A run.")
     if len(digests) != 1:
         raise BadInput(f"{folder} is no A/A run: its arms load {len(digests)} different artifacts; a pilot loads the reference four times.")
 

@@ -147,7 +147,9 @@ def _restarts(plan: Plan, folder: Path) -> None:
 def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tuple[Start, dict[str, Any] | None]:
     """One start of the server with all its requests; a line in starts.csv tells of it, however it ended."""
     order = load_order(plan, slot)
-    rows, facts, log = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json", folder / "run.log"
+    rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json"
+    # Beside the evidence, not in it: what servers say names places of the machine, and nothing follows from it.
+    log = folder.with_name(f"{folder.name}.log")
     texts = len(plan.read_texts())
     due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
     began, throttled = time.monotonic(), throttled_us()

@@ -149,6 +149,15 @@ def read_verdict(path: Path) -> Verdict:
         raise Refused(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
+def check_committed(path: Path, found: Verdict) -> None:
+    """Refused if the verdict that was committed is not the one found."""
+    committed = read_verdict(path)
+    if committed.verdict != found.verdict:
+        raise Refused(f"{path} says {committed.verdict}, the evidence says {found.verdict}.")
+    if (where := first_difference(committed.model_dump(), found.model_dump())) is not None:
+        raise Refused(f"{path} does not follow from the evidence: {where}.")
+
+
 def first_difference(before: Any, after: Any, where: str = "verdict") -> str | None:
     """The first place where two verdicts differ; floats may by 1e-9, for they are recomputed."""
     if isinstance(before, dict) and isinstance(after, dict):

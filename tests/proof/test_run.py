@@ -83,7 +83,7 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     assert main(["judge", str(folder)]) == code
     assert {path.name for path in folder.iterdir()} == {
         "plan.toml", "texts.txt", "identity.json", "environment.json", "starts.csv", "restarts.csv", "requests.parquet",
-        "verdict.json", "report.html", "run.json", "run.log", "MANIFEST.sha256",
+        "verdict.json", "report.html", "run.json", "MANIFEST.sha256",
     }
     rows = read_rows(folder)
     starts = len({row["restart"] for row in rows})

@@ -1,0 +1,50 @@
+"""The judge's calibration in small; the committed tables are the same code with more runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import large
+from benchmarks.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
+from benchmarks.noise import WORLDS
+from tests.proof.test_pilot import write_pilot
+
+
+def test_with_the_truth_on_the_margin_the_judge_seldom_says_equivalent() -> None:
+    # Seeded, so it cannot flicker: 5 % is what the test allows, and 600 runs tell it to within 2 %.
+    rates = list(wrongly_equivalent(600, worlds=(WORLDS[0], WORLDS[-1]), sizes=(8,)))
+    assert len(rates) == 10
+    for rate in rates:
+        assert rate.interval[0] < 0.05, rate
+        assert rate.rate < 0.07, rate
+
+
+def test_equal_models_come_out_equivalent_in_runs_that_were_sized_for_it() -> None:
+    [rate] = rightly_equivalent(3, worlds=WORLDS[:1], runs=20)
+    assert rate.runs == 60
+    assert rate.rate > 0.8
+
+
+def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:
+    assert Rate("", 8, "", 0, 100).interval == pytest.approx((0.0, 0.0362), abs=1e-4)
+    assert Rate("", 8, "", 5, 100).interval == pytest.approx((0.0164, 0.1128), abs=1e-4)
+
+
+def test_runs_are_drawn_from_a_real_one_in_whole_squares(tmp_path: Path) -> None:
+    rates = list(real(write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20))
+    wrong = [rate for rate in rates if rate.what == "wrong"]
+    assert {rate.restarts for rate in rates} == {8, 12, 20}
+    assert {rate.runs for rate in wrong} == {6, 60}    # ten pairs of squares of five, ten triples, all five; six ways to divide four copies
+    assert sum(rate.times for rate in wrong) / sum(rate.runs for rate in wrong) < 0.1
+    right = [rate for rate in rates if rate.what == "right" and rate.of == "unloaded inference p50"]
+    assert all(rate.rate > 0.9 for rate in right)
+
+
+def test_the_large_run_is_judged_and_the_page_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "RESTARTS", 8)
+    monkeypatch.setattr(large, "TUPLES", 64)
+    assert main(["--large", "--out", str(tmp_path / "large.md")]) == 0
+    assert "| 3,328 | 8 |" in capsys.readouterr().out
+    assert "Made by `python -m benchmarks judge --large --out" in (tmp_path / "large.md").read_text()

@@ -1,0 +1,48 @@
+"""Evidence that is published bears its verdict, whoever judges it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from proof.commands import main
+from proof.evidence import Refused
+from proof.verdict import EXIT_CODES, read_verdict
+
+PUBLISHED = sorted(path for path in Path("evidence/published").glob("*") if path.is_dir())
+
+
+def test_some_evidence_is_published() -> None:
+    assert PUBLISHED
+    assert sum(file.stat().st_size for file in Path("evidence/published").rglob("*") if file.is_file()) < 20e6
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_evidence_is_judged_as_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = read_verdict(folder / "verdict.json")
+    assert main(["judge", str(folder)]) == EXIT_CODES[committed.verdict]
+    assert f"verdict: {committed.verdict}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_one_flipped_byte_of_it_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    content = bytearray((copy / "requests.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "requests.parquet").write_bytes(content)
+    with pytest.raises(Refused, match=r"requests\.parquet has changed"):
+        main(["judge", str(copy)])
+
+
+def test_the_readme_shows_each_verdict_and_the_digest_of_its_manifest() -> None:
+    readme = Path("README.md").read_text()
+    for folder in PUBLISHED:
+        verdict = read_verdict(folder / "verdict.json")
+        digest = hashlib.sha256((folder / "MANIFEST.sha256").read_bytes()).hexdigest()
+        [line] = [line for line in readme.splitlines() if re.search(rf"\[{folder.name}\]\(", line)]
+        assert f"**{verdict.verdict}**" in line
+        assert digest[:16] in line
