@@ -198,5 +198,5 @@ def real_table(folder: Path, rates: Sequence[Rate]) -> str:
     for restarts in sorted({r.restarts for r in wrong}):
         mine = [r for r in wrong if r.restarts == restarts]
         lines.append(f"K = {restarts}: wrong in {sum(r.times for r in mine) / sum(r.runs for r in mine):.2%} of all, in {max(r.rate for r in mine):.1%} of the worst statistic.")
-    lines.append("Runs that share restarts are not independent, so no interval is given.")
+    lines.append("Runs that share restarts are not independent, so no interval is given, and what the restarts' own A/A difference is, all of them share.")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from export.commands import export
 from service.artifact import Artifact, read_artifact
@@ -89,3 +90,15 @@ def test_the_twins_differ_in_nothing_but_the_decoder() -> None:
     assert described[0]["pretraining"]["sources"] == described[1]["pretraining"]["sources"]
     fine = [{k: v for k, v in d["finetuning"].items() if k in ("epochs", "batch_size", "learning_rate", "seed")} for d in described]
     assert fine[0] == fine[1]
+
+
+def test_the_pipeline_example_names_what_there_is() -> None:
+    text = Path("examples/ci/verify-claim.yml").read_text()
+    workflow = yaml.safe_load(text)
+    steps = workflow["jobs"]["verify-claim"]["steps"]
+    assert any("verify-claim artifacts/bert artifacts/drbert" in step.get("run", "") for step in steps)
+    for path in re.findall(r"(?:examples/checkpoints|evidence/published)/[\w-]+", text):
+        assert Path(path).is_dir(), path
+    for command in ("verify-claim", "report"):
+        done = subprocess.run([sys.executable, "-m", "proof", command, "--help"], capture_output=True, check=False)
+        assert done.returncode == 0
