@@ -149,6 +149,8 @@ def real(folder: Path, most: int = 400) -> Iterator[Rate]:
         for restarts in (8, 12, 20):
             draws = list(itertools.combinations(range(len(squares)), restarts // 4))
             rng = np.random.default_rng(restarts)
+            if not draws:    # too few restarts for runs of that size
+                continue
             rng.shuffle(draws)
             for what, shift in (("wrong", 1.0), ("right", 0.0)):
                 times = dict.fromkeys(level.claimed, 0)

@@ -5,7 +5,7 @@ Latencies that were never measured: known laws with the noises that real ones ha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,8 +119,3 @@ def _latencies(
     plain, control = latencies[:, :, :rows], latencies[:, :, rows:]
     control[:, 1] *= 1 + delay
     return plain, control, positions
-
-
-def chosen(worlds: Sequence[str]) -> tuple[World, ...]:
-    """The worlds of those names; all of them for none."""
-    return tuple(world for world in WORLDS if not worlds or world.name in worlds)

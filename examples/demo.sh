@@ -43,7 +43,7 @@ if [ "$code" -ne 1 ]; then
 fi
 
 echo
-echo "== Do they take the same time? (eight starts of a server, about two minutes)"
+echo "== Do they take the same time? (eight starts of a server, about three minutes)"
 code=0
 "$BIN/python" -m proof run examples/plans/demo.toml || code=$?
 # 2 is an honest "cannot tell" on a noisy machine; 1 and 3 are not what the demo is there to show.

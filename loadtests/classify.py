@@ -154,6 +154,8 @@ class Restart:
         for first in range(0, len(due), size):
             self.warm_up_slice(int(due.arm[first]))
             self.send_when_due(level, due, range(first, first + size))
+            if self.failed:
+                return
 
     def closed_loop(self, level: Level, due: Schedule) -> None:
         """Slices of one arm with a fixed number in flight; a slice ends when its time is over and all are answered."""
@@ -199,6 +201,8 @@ class Restart:
             asked = Asked(self.arms[arm], number % len(self.texts), "warm-up")
             asked.send()
             asked.receive()
+            if not asked.status:    # Nobody answers: the first measured request will say so.
+                return
 
     def prepare(self, level: Level, due: Schedule, i: int, number: int | None = None, text: int | None = None) -> Asked:
         """The i-th request of a schedule; in a closed loop, a slice's `number`th with a text of its own."""
@@ -228,7 +232,8 @@ class Restart:
             batch_size=batch_size, batch_tokens=batch_tokens, bytes=len(asked.content), **asked.where,
         )
         try:
-            self.rows.append(row)
+            if self.unrecorded is None:
+                self.rows.append(row)
         except OSError as error:
             self.unrecorded = error
         good = 200 <= row.status <= 299

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from command import CommandError
-from proof.evidence import Refused, Requests, Start
+from proof.evidence import UNKNOWN, Refused, Requests, Start
 from proof.gates import ENDED_EARLY, restart_breach
 from proof.plan import Level, Plan, read_plan
 from proof.readings import read_restart
@@ -36,19 +37,48 @@ def read_sealed_plan(folder: Path) -> Plan:
         plan = dataclasses.replace(read_plan(folder / "plan.toml"), texts=folder / "texts.txt")
     except CommandError as error:
         raise Refused(f"{folder}: {error}") from None
+    _check_pilot(folder, plan)
+    if plan.texts_sha256 is not None and plan.texts.is_file() and hashlib.sha256(plan.texts.read_bytes()).hexdigest() != plan.texts_sha256:
+        raise Refused(f"{plan.texts} does not hold the texts that the plan was made for.")
+    return plan
+
+
+def _check_pilot(folder: Path, plan: Plan) -> None:
+    """Refused if the pilot is missing or another, or a gain widens a margin beyond what it found."""
+    found: dict[str, Any] = {}
     if plan.pilot is not None:
         pilot = folder / "pilot.json"
         if not pilot.is_file():
             raise Refused(f"{folder} has no pilot.json, from which its plan was computed.")
         if hashlib.sha256(pilot.read_bytes()).hexdigest() != plan.pilot:
             raise Refused(f"{pilot} is not the pilot that the plan was computed from.")
-    return plan
+        found = read_json(pilot)
+    for level in plan.levels:
+        for metric, of_metric in level.gains.items():
+            for name, gain in of_metric.items():
+                measured = _dig(found, "levels", level.name, "statistics", f"{metric}.{name}", "gain")
+                if gain > 1 and not (isinstance(measured, float) and gain <= measured + 1e-9):
+                    raise Refused(f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than its pilot found ({measured}).")
+
+
+def _dig(values: Any, *keys: str) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def loaded_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each arm had loaded, as /info said at the first start; Refused if environment.json is no such thing."""
+    models = _dig(read_json(folder / "environment.json"), "server", "models") or {}
+    if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
+        raise Refused(f"{folder / 'environment.json'} does not say in server.models what was loaded.")
+    return models
 
 
 def read_json(path: Path) -> Any:
     """A JSON file of the evidence; Refused if it cannot be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read: {error}.") from None
 
@@ -85,15 +115,17 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
         if start.dropped:
             continue
         kept += 1
-        if instances.setdefault(start.instance, start.restart) != start.restart:
-            raise Refused(f"{where} was answered by the same start of a server as restart {instances[start.instance]}.")
+        for instance in start.instance.split():
+            if instances.setdefault(instance, start.restart) != start.restart:
+                raise Refused(f"{where} was answered by the same start of a server as restart {instances[instance]}.")
+        _check_order(where, plan, rows)
         positions = load_positions(plan, start.slot)
         for level in plan.levels:
             here = {name: values[rows["level"] == level.name] for name, values in rows.items()}
             _check_schedule(where, plan, level, start, here, schedules[level.name], chars, positions)
             lines += read_restart(plan, level, start.restart, positions, rows)
     for arm in plan.arms:
-        if arm.name not in seen:
+        if kept and arm.name not in seen:
             raise Refused(f"{folder}: arm {arm.name} has no rows.")
     if kept > plan.restarts:
         raise Refused(f"{folder}: {kept} restarts count, the plan has {plan.restarts}.")
@@ -103,6 +135,17 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
 def due_requests(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, int | None]:
     """How many requests each level has in a restart; None where time decides."""
     return {level.name: None if level.kind == "capacity" else len(schedules[level.name]) for level in plan.levels}
+
+
+def _check_order(where: str, plan: Plan, rows: Mapping[str, Any]) -> None:
+    """Refuses levels that ran side by side or in another order than the plan's."""
+    before = 0
+    for level in plan.levels:
+        here = rows["level"] == level.name
+        if here.any():
+            if rows["scheduled_ns"][here].min() < before:
+                raise Refused(f"{where}: level {level.name} began before the one before it was answered.")
+            before = int(rows["done_ns"][here].max())
 
 
 def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str, None]) -> None:
@@ -122,8 +165,8 @@ def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str,
             raise Refused(f"{where}: column {name} holds NaN or infinity.")
         if (rows[name] < 0).any():
             raise Refused(f"{where}: column {name} holds a negative time.")
-    if (rows["done_ns"] < rows["sent_ns"]).any() or (rows["sent_ns"] < rows["scheduled_ns"]).any():
-        raise Refused(f"{where}: a row's times run backward (scheduled ≤ sent ≤ done is due).")
+    if (rows["done_ns"] <= rows["sent_ns"]).any() or (rows["sent_ns"] < rows["scheduled_ns"]).any():
+        raise Refused(f"{where}: a row's times run backward (scheduled ≤ sent < done is due).")
     ids = rows["request_id"].tolist()
     if len(set(ids)) != len(ids):
         raise Refused(f"{where}: the request_id {Counter(ids).most_common(1)[0][0]} occurs twice.")
@@ -134,8 +177,8 @@ def _check_fate(where: str, plan: Plan, start: Start, rows: Mapping[str, Any], s
     due = due_requests(plan, schedules)
     breach = restart_breach(plan, rows, due, start.generator_cpu_share, start.throttled_us)
     whole = all((rows["level"] == name).sum() == count for name, count in due.items() if count is not None)
-    early = start.dropped in ENDED_EARLY and (not whole or None in due.values())
-    if breach != start.dropped and not early:
+    early = start.dropped in ENDED_EARLY and (not whole or start.generator_cpu_share == UNKNOWN)
+    if _words(breach) != _words(start.dropped) and not early:
         raise Refused(f"{where} is {_fate(start.dropped)}, its rows say: {_fate(breach)}.")
 
 
@@ -152,13 +195,16 @@ def _check_schedule(
     else:
         wanted = {"slice": due.slice, "tuple": due.tuple, "place": due.place, "arm": names[due.arm], "text_id": due.text,
                   "load_position": places[due.arm]}
-    wanted |= {"chars": chars[wanted["text_id"]], "instance": np.full(len(wanted["slice"]), start.instance)}
+    wanted |= {"chars": chars[wanted["text_id"]]}
     ids = [f"{level.name}.{start.restart}.{s}.{t}.{p}" for s, t, p in zip(*(wanted[c].tolist() for c in ("slice", "tuple", "place")), strict=True)]
     wanted["request_id"] = np.array(ids)
     for name, values in wanted.items():
         if not (rows[name] == values).all():
             row = int(np.flatnonzero(rows[name] != values)[0])
             raise Refused(f"{where}: request {rows['request_id'][row]} has {name} {rows[name][row]}, the plan {values[row]}.")
+    stranger = np.flatnonzero(~np.isin(rows["instance"], start.instance.split()))
+    if len(stranger):
+        raise Refused(f"{where}: request {rows['request_id'][stranger[0]]} was answered by {rows['instance'][stranger[0]]}, which starts.csv does not know.")
     if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
         raise Refused(f"{where}: a request was sent before the one before it was answered.")
     if level.kind in ("mixed", "switchback"):
@@ -169,10 +215,13 @@ def _check_schedule(
         wrong = np.flatnonzero(np.abs(offset - due.offset_ns) > SAME_NS)
         if len(wrong):
             raise Refused(f"{where}: request {rows['request_id'][wrong[0]]} was due at another time than the plan's.")
-        if level.kind == "switchback":
-            answered = np.maximum.reduceat(rows["done_ns"], begins)
-            if (rows["sent_ns"][begins[1:]] < answered[:-1]).any():
-                raise Refused(f"{where}: a slice of {level.name} began before the one before it was answered.")
+
+
+    if level.kind in ("switchback", "capacity"):
+        begins = np.flatnonzero(np.diff(rows["slice"], prepend=-1))
+        answered, sent = np.maximum.reduceat(rows["done_ns"], begins), np.minimum.reduceat(rows["sent_ns"], begins)
+        if (sent[1:] < answered[:-1]).any():
+            raise Refused(f"{where}: a slice of {level.name} began before the one before it was answered.")
 
 
 def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Mapping[str, Any], due: Schedule, texts: int) -> dict[str, Any]:
@@ -192,6 +241,11 @@ def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Map
     }
 
 
+def _words(reason: str) -> str:
+    """A reason without its numbers, whose last digits are the business of whoever adds them up."""
+    return re.sub(r"\d[\d.,%]*", "#", reason)
+
+
 def _fate(dropped: str) -> str:
     return f"dropped ({dropped})" if dropped else "counted"
 
@@ -202,8 +256,10 @@ def check_restarts(folder: Path, due: list[dict[str, Any]]) -> None:
     try:
         with path.open(newline="") as file:
             found = list(csv.DictReader(file))
-    except OSError:
+    except FileNotFoundError:
         raise Refused(f"{folder} has no restarts.csv.") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read: {error}.") from None
     if len(found) != len(due):
         raise Refused(f"{path} has {len(found)} lines, the rows give {len(due)}.")
     for has, wants in zip(found, due, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proof import identity
-from proof.audit import read_json, read_sealed_plan
+from proof.audit import loaded_models, read_sealed_plan
 from proof.evidence import Refused
 from proof.judge import judge
 from proof.plan import Plan
@@ -44,7 +44,7 @@ def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
     verdict = judge(evidence)
     check_committed(evidence / "verdict.json", verdict)
     plan = read_sealed_plan(evidence)
-    models = read_json(evidence / "environment.json").get("server", {}).get("models", {})
+    models = loaded_models(evidence)
     retrained = []
     for role, folder in (("reference", reference), ("candidate", candidate)):
         measured = _measured(evidence, plan, models, role)
@@ -60,6 +60,9 @@ def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> 
     if name not in models:
         raise Refused(f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be held against an artifact.")
     found: dict[str, Any] = models[name]
+    missing = [key for key in ("digest", "variant", "encoder_digest", "head_digest", "precision") if not isinstance(found.get(key), str)]
+    if missing:
+        raise Refused(f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had loaded.")
     return found
 
 

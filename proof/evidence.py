@@ -14,6 +14,7 @@ import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,6 +75,9 @@ class Row:
     bytes: int
 
 
+UNKNOWN = -1.0
+
+
 @dataclass(frozen=True)
 class Start:
     """One start of the server and what was seen around it."""
@@ -84,8 +88,10 @@ class Start:
     load_order: str
     """Arm names, first loaded first, joined by spaces."""
     instance: str
+    """Who answered: X-Instance-Id, several joined by spaces where arms are servers of their own."""
     seconds: float
     generator_cpu_share: float
+    """Of a core, at the level where it was highest; UNKNOWN if the generator did not come to its end."""
     throttled_us: int
     """By how much the cgroup was throttled meanwhile; 0 where none is readable."""
     dropped: str
@@ -122,8 +128,16 @@ class RowFile:
 
 
 def read_columns(path: Path) -> dict[str, Any]:
-    """The whole rows of one CSV file, a numpy array a column."""
-    return _columns(_read_rows(path))
+    """The whole rows of one CSV file in the order they were due, a numpy array a column."""
+    return _in_due_order(_columns(_read_rows(path)))
+
+
+def _in_due_order(columns: dict[str, Any]) -> dict[str, Any]:
+    """Whoever asks twice, of the CSV or of the parquet file, must find the same row first."""
+    import numpy as np
+
+    due = np.argsort(columns["scheduled_ns"], kind="stable")
+    return {name: values[due] for name, values in columns.items()}
 
 
 def _read_rows(path: Path) -> pa.Table:
@@ -158,30 +172,46 @@ def _columns(table: pa.Table) -> dict[str, Any]:
 
 def append_start(folder: Path, start: Start) -> None:
     path = folder / "starts.csv"
-    new = not path.exists()
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, [f.name for f in fields(Start)], lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    else:
+        # A line that a full disk or a kill cut short is told again from the rows.
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    writer.writerow(asdict(start))
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Start)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(start))
+        file.write(lines.getvalue())
 
 
 def read_starts(folder: Path) -> list[Start]:
+    """The lines of starts.csv; Refused if it is missing or a number in it is none."""
     casts = {"int": int, "float": float, "str": str}
     kinds = {f.name: str(f.type) for f in fields(Start)}
+    path = folder / "starts.csv"
     try:
-        with (folder / "starts.csv").open(newline="", encoding="utf-8") as file:
-            return [Start(**{name: casts[kinds[name]](value) for name, value in row.items()}) for row in csv.DictReader(file)]
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1].decode()
+        starts = [Start(**{name: casts[kinds[name]](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(whole))]
     except FileNotFoundError:
         raise Refused(f"{folder} has no starts.csv.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{folder / 'starts.csv'} cannot be read: {error}.") from None
+        raise Refused(f"{path} cannot be read: {error}.") from None
+    for start in starts:
+        for name in ("restart", "slot", "seconds", "generator_cpu_share", "throttled_us"):
+            value = getattr(start, name)
+            if not (0 <= value < math.inf or (name == "generator_cpu_share" and value == UNKNOWN)):
+                raise Refused(f"{path}: {name} = {value} of restart {start.restart} cannot be.")
+    return starts
 
 
 def seal(folder: Path) -> None:
     """Turns the appended CSV files into one parquet file, one row group a restart, and only then removes them.
 
-    Rows that were sealed before stay in front: an interrupted run goes on.
+    Rows that were sealed before stay in front: an interrupted run goes on. So does one that was
+    interrupted in here, between the new file and the removal of the old ones.
     """
     import pyarrow.parquet as pq
 
@@ -189,6 +219,8 @@ def seal(folder: Path) -> None:
     sealed, draft = folder / REQUESTS, folder / f".{REQUESTS}"
     if not parts and not sealed.exists():
         raise Refused(f"{folder} holds no rows; nothing was measured.")
+    there = set(Requests(folder).restarts) if sealed.exists() else set()
+    parts = [part for part in parts if int(part.stem) not in there]
     if parts:
         with pq.ParquetWriter(draft, row_schema(), **compact()) as writer:
             if sealed.exists():
@@ -247,7 +279,6 @@ class Requests:
 
     def of(self, restart: int) -> dict[str, Any]:
         """The rows of one restart in the order they were due, a numpy array a column; Refused if a cell is empty."""
-        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -260,9 +291,7 @@ class Requests:
         for name in ROW_FIELDS:
             if table[name].null_count:
                 raise Refused(f"{self.path}: column {name!r} has empty cells.")
-        columns = _columns(table)
-        due = np.argsort(columns["scheduled_ns"], kind="stable")
-        return {name: values[due] for name, values in columns.items()}
+        return _in_due_order(_columns(table))
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for restart in self.restarts:
@@ -290,7 +319,10 @@ def row_schema() -> pa.Schema:
 def write_manifest(folder: Path) -> None:
     """MANIFEST.sha256 over every file of the run, in the form `sha256sum -c` reads."""
     lines = [f"{_sha256(path)}  {path.name}" for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST]
-    (folder / MANIFEST).write_text("\n".join(lines) + "\n")
+    draft = folder.with_name(f".{folder.name}-{MANIFEST}")
+    draft.write_text("\n".join(lines) + "\n")
+    # Last and at once: a folder with a manifest is whole.
+    draft.rename(folder / MANIFEST)
 
 
 def check_manifest(folder: Path) -> None:
@@ -299,7 +331,7 @@ def check_manifest(folder: Path) -> None:
     if not path.is_file():
         raise Refused(f"{folder} has no {MANIFEST}; it is no sealed run.")
     listed = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
     for name, digest in listed.items():

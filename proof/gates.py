@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from proof.evidence import UNKNOWN
 from proof.plan import Level, Plan
 from proof.schedule import PLAIN
 
 MOST_GENERATOR_CPU = 0.5
 MOST_SEND_LAG = 0.05
 MOST_DROPPED = 0.2
+# Each phase is told to the nanosecond, rounded.
+CLOCK_GRAIN_US = 0.01
 
 # Why a restart may have ended early; its rows then lack some of the schedule.
 INTERRUPTED = "interrupted"
@@ -42,15 +45,23 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
         sent = int((rows["level"] == level).sum())
         if sent != count and (count is not None or not sent):
             return f"{sent} of {count or 'some'} requests were sent at level {level}"
-    if plan.server_timing and (rows["inference_us"] <= 0).any():
-        return "answers without Server-Timing, so no inference time is known"
-    if len(np.unique(rows["instance"])) != 1:
-        return "the server changed within the restart"
+    if plan.server_timing:
+        if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
+            return "answers without Server-Timing, so no inference time is known"
+        parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
+        more = parts > rows["total_us"] + CLOCK_GRAIN_US
+        if more.any():
+            return f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than its whole"
+    for arm in np.unique(rows["arm"]):
+        if len(np.unique(rows["instance"][rows["arm"] == arm])) != 1:
+            return f"the server of {arm} changed within the restart"
     backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
     if backward.any():
         return f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its server says it spent"
     if throttled_us > 0:
         return f"the container was throttled for {throttled_us} µs"
+    if generator_cpu_share == UNKNOWN:
+        return "what the generator used of its core is not known"
     if generator_cpu_share > MOST_GENERATOR_CPU:
         return f"the generator used {generator_cpu_share:.0%} of a core, more than {MOST_GENERATOR_CPU:.0%}"
     breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from proof.audit import audit, check_restarts, read_json, read_sealed_plan
+from proof.audit import audit, check_restarts, read_sealed_plan
 from proof.evidence import Refused, Start, check_manifest, read_starts
 from proof.gates import MOST_DROPPED
 from proof.plan import FEWEST_RESTARTS, Level, Plan, Role
@@ -36,6 +36,7 @@ from proof.verdict import (
     Verdict,
     Word,
     percent,
+    read_run,
 )
 
 # The two-sided confidence that two one-sided 5 % tests amount to.
@@ -61,7 +62,7 @@ def judge(folder: Path) -> Verdict:
 
 def judge_lines(folder: Path, plan: Plan, starts: Sequence[Start], lines: Sequence[Mapping[str, Any]]) -> Verdict:
     """The verdict that follows from the lines of restarts.csv."""
-    run = RunName.model_validate(read_json(folder / "run.json"))
+    run = read_run(folder / "run.json", plan.digest)
     return judge_readings(plan, starts, {level.name: readings(plan, level, lines) for level in plan.levels}, run)
 
 

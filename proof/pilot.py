@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from command import BadInput
-from proof.audit import audit, check_restarts, read_json, read_sealed_plan
+from proof.audit import audit, check_restarts, loaded_models, read_sealed_plan
 from proof.evidence import MANIFEST, Requests, check_manifest, read_starts
 from proof.plan import MOST_GAIN, Level, Plan
 from proof.readings import Readings, claimable, latencies_us, readings
@@ -123,7 +123,7 @@ def read_pilot(folder: Path) -> Pilot:
 
 
 def _check_same(folder: Path, plan: Plan) -> None:
-    models = read_json(folder / "environment.json").get("server", {}).get("models", {})
+    models = loaded_models(folder)
     arms = [plan.arms[i] for i in plan.claimed_arms]
     digests = {models.get(arm.name, {}).get("digest") if arm.artifact else f"{arm.url} {arm.model}" for arm in arms}
     if None in digests:

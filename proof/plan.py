@@ -121,6 +121,8 @@ class Plan:
     levels: tuple[Level, ...]
     capacity_per_s: float = 0.0
     """Texts a second that the reference alone answers: `python -m proof capacity` measures it."""
+    texts_sha256: str | None = None
+    """Of the file of texts, where the plan binds it."""
     pilot: str | None = None
     """sha256 of the pilot.json beside the plan, from which sizes and gains were computed."""
     port: int = 8008
@@ -165,6 +167,10 @@ class Plan:
             texts = [line for line in self.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
         except OSError:
             raise Unavailable(f"{self.path}: its texts, {self.texts}, cannot be read; give a file with a text a line.") from None
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{self.path}: its texts, {self.texts}, are not UTF-8 ({error}).") from None
+        if self.texts_sha256 is not None and hashlib.sha256(self.texts.read_bytes()).hexdigest() != self.texts_sha256:
+            raise BadInput(f"{self.path}: {self.texts} has changed since the plan was made; its sha256 is not texts_sha256.")
         if not texts:
             raise BadInput(f"{self.path}: its texts, {self.texts}, hold no text.")
         return texts
@@ -181,7 +187,7 @@ def read_plan(path: Path) -> Plan:
         raise BadInput(f"{path} is not TOML: {error}.") from None
     reader = _Reader(path)
     reader.known(
-        values, {"name", "claim", "seed", "texts", "restarts", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
+        values, {"name", "claim", "seed", "texts", "texts_sha256", "restarts", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
     )
     server, generator = reader.table(values, "server"), reader.table(values, "generator")
     reader.known(server, {"port", "cpus", "settings", "restart"}, "[server]")
@@ -194,6 +200,7 @@ def read_plan(path: Path) -> Plan:
         restarts=reader.get(values, "restarts", int),
         levels=tuple(reader.level(name, table) for name, table in reader.get(values, "level", dict).items()),
         capacity_per_s=reader.number(values, "capacity_per_s", 0.0), pilot=reader.optional(values, "pilot"),
+        texts_sha256=reader.optional(values, "texts_sha256"),
         port=reader.get(server, "port", int, 8008),
         server_cpus=tuple(reader.get(server, "cpus", list, [])), generator_cpus=tuple(reader.get(generator, "cpus", list, [])),
         restart_command=reader.optional(server, "restart"),
@@ -213,6 +220,8 @@ def to_toml(plan: Plan, comment: str) -> str:
     lines += [f"{key} = {json.dumps(value)}" for key, value in (
         ("name", plan.name), ("claim", plan.claim), ("seed", plan.seed), ("texts", str(plan.texts)), ("restarts", plan.restarts),
     )]
+    if plan.texts_sha256:
+        lines.append(f'texts_sha256 = "{plan.texts_sha256}"')
     if plan.capacity_per_s:
         lines.append(f"capacity_per_s = {plan.capacity_per_s!r}")
     if plan.pilot:
@@ -262,7 +271,9 @@ class _Reader:
         found: dict[str, Any] = self.get(table, key, dict, {})
         return found
 
-    def known(self, table: Mapping[str, Any], keys: set[str], where: str) -> None:
+    def known(self, table: Any, keys: set[str], where: str) -> None:
+        if not isinstance(table, Mapping):
+            raise BadInput(f"{self.path}: {where} is {table!r} and no table.")
         unknown = sorted(table.keys() - keys)
         if unknown:
             raise BadInput(f"{self.path}: {where} has no key {unknown[0]!r}; known are {', '.join(sorted(keys))}.")
@@ -342,6 +353,8 @@ def _check(plan: Plan) -> None:
             raise BadInput(f"{plan.path}: two arms are called {name!r}.")
     if not plan.levels:
         raise BadInput(f"{plan.path}: there is no level; give it a [level.unloaded].")
+    if not 0 < plan.port < 65536:
+        raise BadInput(f"{plan.path}: port = {plan.port} is no port; give 1 to 65535.")
     if plan.restarts % 4 or plan.restarts < 4:
         raise BadInput(f"{plan.path}: restarts = {plan.restarts} is no multiple of 4, so load order cannot be balanced.")
     for cpu in (*plan.server_cpus, *plan.generator_cpus):
@@ -361,12 +374,16 @@ def _check_arms(plan: Plan) -> None:
     for role in twice:
         if len(plan.indices(role)) != 2:
             raise BadInput(f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice.")
-        if len({plan.arms[i].artifact for i in plan.indices(role)}) > 1:
-            raise BadInput(f"{plan.path}: the two arms that are {role} name different artifacts; they are two loads of one.")
+        if len({(plan.arms[i].artifact, plan.arms[i].model, plan.arms[i].dialect) for i in plan.indices(role)}) > 1:
+            raise BadInput(f"{plan.path}: the two arms that are {role} name different artifacts, models or dialects; they are two loads of one.")
     copies = [arm for arm in plan.arms if arm.role != "delayed"]
     for arm in copies:
         if arm.artifact is None and arm.url is None:
             raise BadInput(f"{plan.path}: arm {arm.name!r} needs an artifact to start or a url to call.")
+        if arm.artifact and arm.model:
+            raise BadInput(f"{plan.path}: arm {arm.name!r} names a model beside its artifact; what a run starts is asked for by the arm's own name.")
+        if "{model}" in DIALECTS[arm.dialect].path and not arm.model:
+            raise BadInput(f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}, whose path needs a model.")
         if arm.url is None and arm.dialect != "drbert":
             raise BadInput(f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; the server that a run starts speaks drbert.")
     if len({arm.artifact is None for arm in copies}) > 1:
@@ -386,13 +403,19 @@ def _check_delay(plan: Plan) -> None:
     if arm.by == "server" and not plan.server_timing:
         raise BadInput(f'{plan.path}: servers of another dialect cannot delay; say by = "client" for the arm {arm.name!r}.')
     for level in plan.levels:
+        if level.tightest_margin >= plan.delay:
+            raise BadInput(
+                f"{plan.path}: the delay is {plan.delay:.1%}, three times the tightest margin of all levels, and would not be seen at [level.{level.name}], "
+                f"whose tightest is {level.tightest_margin:.1%}; claim them in plans of their own."
+            )
         if level.tuples and level.tuples < 32:
             raise BadInput(f"{plan.path}: tuples = {level.tuples} of [level.{level.name}] is fewer than 32, and a control block of 8 is a quarter of them.")
 
 
 def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
     """The plan's arms at the level `capacity` and nothing else: what a plan needs to know before it can name a rate."""
-    level = Level("capacity", "capacity", sets=2, slice_s=slice_s, in_flight=32, margins={"time_per_text": {"mean": 0.02}})
+    in_flight = 2 * int(plan.settings.get("DRBERT_MAX_BATCH_SIZE", "16"))
+    level = Level("capacity", "capacity", sets=2, slice_s=slice_s, in_flight=in_flight, margins={"time_per_text": {"mean": 0.02}})
     return replace(plan, levels=(level,))
 
 

@@ -61,7 +61,8 @@ def plan_from(pilot: Pilot, template: Plan, power: float, minutes: float, floor_
     levels = tuple(_sized(level, pilot.levels[level.name].level, best.sizes[level.name]) for level in plan.levels)
     digest = hashlib.sha256(pilot.to_json().encode()).hexdigest()
     capacity = template.capacity_per_s or pilot.plan.capacity_per_s
-    return replace(plan, restarts=best.restarts, levels=levels, pilot=digest, capacity_per_s=capacity), best
+    texts = hashlib.sha256(template.texts.read_bytes()).hexdigest() if template.texts.is_file() else None
+    return replace(plan, restarts=best.restarts, levels=levels, pilot=digest, capacity_per_s=capacity, texts_sha256=texts), best
 
 
 def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan:

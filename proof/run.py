@@ -22,12 +22,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from command import BadInput, Unavailable
+from command import BadInput, CommandError, Unavailable
 from proof import identity, report
-from proof.audit import audit, due_requests, read_json, read_sealed_plan
+from proof.audit import audit, due_requests, loaded_models, read_json, read_sealed_plan
 from proof.evidence import (
     MANIFEST,
     REQUESTS,
+    UNKNOWN,
     Start,
     append_start,
     check_manifest,
@@ -90,22 +91,30 @@ def resume(folder: Path) -> tuple[Path, Verdict]:
     """Goes on with a run that was interrupted, sealed or not; Refused if a byte of what was sealed has changed."""
     if not (folder / "run.json").is_file():
         raise Unavailable(f"{folder} is no run; give the folder under evidence/ that `proof run` named.")
-    if (folder / MANIFEST).exists():
+    sealed = (folder / MANIFEST).exists()
+    if sealed:
         check_manifest(folder)
     plan = read_sealed_plan(folder)
-    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
-    if sum(not start.dropped for start in starts) >= plan.restarts:
+    if sealed and _kept(folder) >= plan.restarts:
         raise BadInput(f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with.")
     for name in DERIVED:
         (folder / name).unlink(missing_ok=True)
-    # A restart that was killed together with the run left rows and no line.
-    told = {start.restart for start in starts}
-    slot = sum(not start.dropped for start in starts)
+    _tell_of_the_killed(plan, folder)
+    return folder, _carry_out(folder)
+
+
+def _kept(folder: Path) -> int:
+    return sum(not start.dropped for start in read_starts(folder)) if (folder / "starts.csv").exists() else 0
+
+
+def _tell_of_the_killed(plan: Plan, folder: Path) -> None:
+    """A restart that was killed together with the run left rows and no line in starts.csv."""
+    told = {start.restart for start in read_starts(folder)} if (folder / "starts.csv").exists() else set()
     for part in sorted((folder / "rows").glob("*.csv")):
         if int(part.stem) not in told:
+            slot = _kept(folder)
             order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
-            append_start(folder, Start(int(part.stem), slot, order, "", 0.0, 0.0, 0, INTERRUPTED))
-    return folder, _carry_out(folder)
+            append_start(folder, Start(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED))
 
 
 def _carry_out(folder: Path) -> Verdict:
@@ -114,12 +123,12 @@ def _carry_out(folder: Path) -> Verdict:
         _restarts(read_sealed_plan(folder), folder)
     except BaseException:
         if (folder / "starts.csv").exists() and (any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()):
+            goes_on = f"`python -m proof run --resume {folder}` goes on"
             try:
                 finish(folder)
-                print(f"what was measured is sealed in {folder}; `python -m proof run --resume {folder}` goes on", flush=True)
-            except OSError as error:
-                print(f"what was measured is kept in {folder}, but could not be sealed ({error.strerror}); "
-                      f"`python -m proof run --resume {folder}` goes on", flush=True)
+                print(f"what was measured is sealed in {folder}; {goes_on}", flush=True)
+            except (OSError, CommandError) as error:
+                print(f"what was measured is kept in {folder}, but could not be sealed ({error}); {goes_on}", flush=True)
         raise
     return finish(folder)
 
@@ -128,23 +137,21 @@ def _restarts(plan: Plan, folder: Path) -> None:
     """Restart after restart, each dropped one repeated at once, until the plan is full or too many were dropped."""
     name = f"{folder.name}-{plan.digest[:16]}"
     most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
-    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
-    kept, loaded = sum(not start.dropped for start in starts), None
+    begun = len(read_starts(folder)) if (folder / "starts.csv").exists() else 0
+    kept = _kept(folder)
     with tqdm(total=plan.restarts, initial=kept, desc=plan.name, unit="restart") as bar:
-        for attempt in range(len(starts), max(most, len(starts) + 1)):
-            start, info = _restart(plan, attempt, kept, name, folder)
-            if info is not None:
-                loaded = _same_models(loaded, info)
+        for attempt in range(begun, max(most, begun + 1)):
+            if kept == plan.restarts:
+                return
+            start = _restart(plan, attempt, kept, name, folder)
             if start.dropped:
                 tqdm.write(f"restart {start.restart} is dropped and repeated: {start.dropped}")
                 continue
             kept += 1
             bar.update()
-            if kept == plan.restarts:
-                return
 
 
-def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tuple[Start, dict[str, Any] | None]:
+def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> Start:
     """One start of the server with all its requests; a line in starts.csv tells of it, however it ended."""
     order = load_order(plan, slot)
     rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json"
@@ -153,12 +160,11 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tu
     texts = len(plan.read_texts())
     due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
     began, throttled = time.monotonic(), throttled_us()
-    info, ended = None, INTERRUPTED
+    ended = INTERRUPTED
     try:
         with server(plan, order, log) as info:
             _note_environment(plan, info, folder)
             generate(plan, due, attempt, slot, name, rows, facts, log)
-        ended = ""
     except ServerNotStarted:
         ended = NOT_STARTED
         if attempt == 0:
@@ -169,35 +175,36 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> tu
             raise
     finally:
         throttled = throttled_us() - throttled
-        share = round(float(json.loads(facts.read_text())["generator_cpu_share"]), 4) if facts.exists() else 0.0
-        facts.unlink(missing_ok=True)
+        share = _generator_share(facts)
         columns = read_columns(rows)
-        breach = restart_breach(plan, columns, due, share, throttled)
-        # Why it ended early is the reason, unless the rows themselves show another.
-        if not ended or (ended != INTERRUPTED and (columns["status"] // 100 != 2).any()):
-            ended = breach
+        # The generator came to its end, so the rows say all, however the restart ended after that.
+        if share != UNKNOWN:
+            ended = restart_breach(plan, columns, due, share, throttled)
         start = Start(
             restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
-            instance=str(columns["instance"][0]) if len(columns["instance"]) else "", seconds=round(time.monotonic() - began, 3),
+            instance=" ".join(sorted(set(columns["instance"].tolist()) - {""})), seconds=round(time.monotonic() - began, 3),
             generator_cpu_share=share, throttled_us=throttled, dropped=ended,
         )
         append_start(folder, start)
-    return start, info
+    return start
 
 
-def _same_models(before: dict[str, Any] | None, info: dict[str, Any]) -> dict[str, Any] | None:
-    """What every start must load alike; BadInput if an artifact was exported again in the meantime."""
-    loaded = {name: (model["digest"], model["variant"], model["runtime"]) for name, model in info.get("models", {}).items()}
-    if before is not None and loaded != before:
-        changed = next(name for name in loaded if loaded[name] != before.get(name))
-        raise BadInput(f"The artifact of arm {changed} changed during the run; leave artifacts alone while they are measured.")
-    return loaded
+def _generator_share(facts: Path) -> float:
+    """What the generator told at its end, or UNKNOWN."""
+    try:
+        return float(json.loads(facts.read_text())["generator_cpu_share"])
+    except (OSError, ValueError, KeyError):
+        return UNKNOWN
+    finally:
+        facts.unlink(missing_ok=True)
 
 
 def finish(folder: Path) -> Verdict:
     """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report, manifest."""
+    plan = read_sealed_plan(folder)
+    _tell_of_the_killed(plan, folder)
+    starts = read_starts(folder)
     seal(folder)
-    plan, starts = read_sealed_plan(folder), read_starts(folder)
     lines = audit(folder, plan, starts)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
     verdict = judge_lines(folder, plan, starts, lines)
@@ -223,15 +230,14 @@ def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
     if not path.exists():
         _write_json(path, here)
         return
-    before = read_json(path)
+    before, models = read_json(path), loaded_models(folder)
     # Through JSON, as what was written was.
     here = json.loads(json.dumps(here))
     for key in SAME_PLACE:
         if before.get(key) != here[key]:
             raise BadInput(f"{folder} was begun elsewhere ({key}: {before.get(key)}, here {here[key]}); begin a new run.")
-    models = before.get("server", {}).get("models", {})
     for name, model in here["server"].get("models", {}).items():
-        if models.get(name, {}).get("digest") != model["digest"]:
+        if any(models.get(name, {}).get(key) != model[key] for key in ("digest", "variant", "runtime")):
             raise BadInput(f"The artifact of arm {name} is not the one this run began with; leave artifacts alone while they are measured.")
 
 
@@ -273,7 +279,7 @@ def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
     path = evidence / "index.json"
     with (evidence / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = json.loads(path.read_text()) if path.exists() else []
+        runs = read_json(path) if path.exists() else []
         number = 1 + sum(entry["plan_digest"] == plan.digest for entry in runs)
         entry = {"run": folder.name, "plan": plan.name, "plan_digest": plan.digest, "number_for_this_plan": number}
         _write_json(path, [*runs, entry])
@@ -281,4 +287,7 @@ def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    """At once: a full disk leaves the file as it was."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.rename(path)

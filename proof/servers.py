@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
-from proof.plan import Plan
+from proof.dialects import DIALECTS, headers_from
+from proof.plan import Arm, Plan
 
 READY_WITHIN_S = 120
 STOPPED_WITHIN_S = 30
@@ -96,7 +96,7 @@ def generate(
             process.kill()
             process.wait()
         said = complaint.read().strip()
-    if code in (USAGE, BAD_INPUT, UNAVAILABLE):
+    if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not rows.exists():
         raise GeneratorFailed(f"The load generator cannot go on: {said or _last_line(log)}", lasting=True)
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
@@ -116,23 +116,33 @@ def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:
 
 
 def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
-    """Runs the plan's restart command and waits until every arm's address takes connections."""
+    """Runs the plan's restart command and waits until every arm answers a text."""
     names = " ".join(plan.arms[i].name for i in order)
     with log.open("ab") as output:
         done = subprocess.run(plan.restart_command or "true", shell=True, stdout=output, stderr=output, env=os.environ | {"LOAD_ORDER": names}, check=False)
     if done.returncode:
         raise ServerNotStarted(f"The restart command ended with {done.returncode}: {_last_line(log)}")
-    for url in {arm.url for arm in plan.arms if arm.url}:
-        parts = urlsplit(url)
-        give_up = time.monotonic() + READY_WITHIN_S
-        while True:
-            try:
-                socket.create_connection((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), 2).close()
-                break
-            except OSError as error:
-                if time.monotonic() > give_up:
-                    raise ServerNotStarted(f"{url} takes no connections ({error}); is it the address of an arm that runs?") from None
-                time.sleep(0.1)
+    text = plan.read_texts()[0]
+    for arm in plan.arms:
+        if arm.url:
+            _wait_until_it_answers(arm, text)
+
+
+def _wait_until_it_answers(arm: Arm, text: str) -> None:
+    """A port that takes connections is not yet a model that answers: proxies accept before what is behind them."""
+    dialect = DIALECTS[arm.dialect]
+    url = f"{(arm.url or '').rstrip('/')}{dialect.path.format(model=arm.model)}"
+    body = json.dumps(dialect.body(arm.model, text)).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"} | headers_from(arm.headers_env))
+    give_up = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10):
+                return
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise ServerNotStarted(f"Arm {arm.name} does not answer at {url} ({error}); is that where it listens?") from None
+            time.sleep(0.1)
 
 
 def pins(plan: Plan) -> tuple[set[int], set[int]]:

@@ -133,6 +133,17 @@ class Verdict(_Part):
     levels: dict[str, LevelVerdict]
 
 
+def read_run(path: Path, plan_digest: str) -> RunName:
+    """run.json; Refused if it cannot be read or tells of another plan."""
+    try:
+        run = RunName.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
+    if run.plan_digest != plan_digest:
+        raise Refused(f"{path} tells of another plan ({run.plan_digest[:16]}) than plan.toml ({plan_digest[:16]}).")
+    return run
+
+
 def read_verdict(path: Path) -> Verdict:
     """A committed verdict; Refused if its schema is another or it cannot be read."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
 from pathlib import Path
 
@@ -19,11 +18,9 @@ def test_a_proxy_adds_its_share_of_the_servers_own_time(artifact: Artifact) -> N
     with serving(artifact) as (url, _), proxy(int(url.rpartition(":")[2]), 1.0, set()) as (port, passed):
         for _ in range(5):
             request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", b'{"input": "good"}')
-            began = time.monotonic_ns()
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert response.status == 200
                 assert b"POSITIVE" in response.read()
-            assert time.monotonic_ns() - began >= 0
     assert passed.requests == 5
     assert passed.added_ns >= passed.took_ns
 

@@ -46,6 +46,9 @@ def test_secret_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KEYS", "no colon")
     with pytest.raises(BadInput, match="holds a line without a colon"):
         headers_from("KEYS")
+    monkeypatch.setenv("KEYS", "X-Busy-Wait: 0.05")
+    with pytest.raises(BadInput, match="sets X-Busy-Wait, which is the proof's own"):
+        headers_from("KEYS")
     monkeypatch.delenv("KEYS")
     with pytest.raises(BadInput, match="the variable KEYS, which is not set"):
         headers_from("KEYS")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proof.evidence import read_columns
+from proof.evidence import UNKNOWN, read_columns
 from proof.gates import restart_breach
 from proof.plan import read_plan
 from tests.proof.worlds import write_evidence
@@ -26,17 +26,31 @@ def test_a_quiet_restart_has_no_breach(tmp_path: Path) -> None:
     assert breach_of(tmp_path / "run") == ""
 
 
+def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_back_first(tmp_path: Path) -> None:
+    write_evidence(tmp_path / "run", restarts=4, change=lambda row: row.update(status=503 if row["tuple"] in (9, 12) else 200), sealed=False)
+    path = tmp_path / "run/rows/000.csv"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    due = {"unloaded": len(lines)}
+    plan = read_plan(tmp_path / "run/plan.toml")
+    before = restart_breach(plan, read_columns(path), due, 0.2, 0)
+    path.write_text(head + "".join(reversed(lines)))
+    assert "(unloaded.0.0.9.0)" in before
+    assert restart_breach(plan, read_columns(path), due, 0.2, 0) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"status": lambda row: 503 if row["tuple"] == 9 else 200}, "without a good answer"),
         ({"inference_us": 0.0}, "no inference time is known"),
         ({"total_us": 1e6}, "took less than its server says"),
-        ({"instance": lambda row: f"i{row['slice']}"}, "the server changed within the restart"),
+        ({"instance": lambda row: f"i{row['slice']}"}, "changed within the restart"),
         ({"scheduled_ns": lambda row: row["sent_ns"] - 300_000}, "requests went out 300 µs late"),
         ({"scheduled_ns": lambda row: row["sent_ns"] - (60_000 if row["arm"] == "bert" else 0)}, "apart in lag"),
         ({"throttled_us": 5}, "throttled for 5 µs"),
         ({"share": 0.61}, "used 61% of a core"),
+        ({"share": UNKNOWN}, "used of its core is not known"),
+        ({"queue_us": 1e5}, "are more than its whole"),
         ({"requests": 9999}, "of 9999 requests were sent"),
     ],
 )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,100 @@ def test_a_plan_computed_from_a_pilot_is_nothing_without_it(tmp_path: Path) -> N
         judge(folder)
 
 
+def test_a_gain_beyond_what_the_pilot_found_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("switchback-50",))
+    small = json.dumps({"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.2}}}}})
+    digest = hashlib.sha256(small.encode()).hexdigest()
+    (folder / "pilot.json").write_text(small)
+    (folder / "plan.toml").write_text(re.sub(r'pilot = "\w+"', f'pilot = "{digest}"', (folder / "plan.toml").read_text()))
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"the gain 1\.5 of switchback-50 end_to_end p50 is more than its pilot found \(1\.2\)"):
+        judge(folder)
+
+
+def test_texts_the_plan_binds_are_the_texts_of_the_evidence(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    plan = (folder / "plan.toml").read_text()
+    (folder / "plan.toml").write_text(f'texts_sha256 = "{"0" * 64}"\n' + plan)
+    write_manifest(folder)
+    with pytest.raises(Refused, match="does not hold the texts that the plan was made for"):
+        judge(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"run": "r", "plan": "p", "plan_digest": "0", "number_for_this_plan": 1}'])
+def test_a_run_json_that_tells_of_no_run_or_another_plan_is_refused(tmp_path: Path, content: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    (folder / "run.json").write_text(content)
+    write_manifest(folder)
+    with pytest.raises(Refused, match=r"run\.json (cannot be read|tells of another plan)"):
+        judge(folder)
+
+
+def test_a_byte_flipped_in_the_manifest_itself_is_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    content = bytearray((folder / "MANIFEST.sha256").read_bytes())
+    for place in (3, 70):
+        flipped = bytearray(content)
+        flipped[place] ^= 0x80
+        (folder / "MANIFEST.sha256").write_bytes(flipped)
+        with pytest.raises(Refused):
+            judge(folder)
+
+
+def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_count(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", sealed=False)
+    lines = (folder / "starts.csv").read_text().splitlines(keepends=True)
+    (folder / "starts.csv").write_text("".join(lines[:-1]) + lines[-1][:9])    # the line itself was cut short
+    verdict = runs.finish(folder)
+    level = verdict.levels["unloaded"]
+    assert (level.restarts_kept, level.restarts_dropped) == (7, 1)
+    assert judge(folder) == verdict
+
+
+def test_a_run_that_was_killed_while_it_was_sealed_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", sealed=False)
+    shutil.copytree(folder / "rows", tmp_path / "rows")
+    whole = runs.finish(folder)
+    rows = pq.read_table(folder / "requests.parquet").num_rows
+    # The new file was there and the old ones not yet removed; nor was there a verdict.
+    shutil.copytree(tmp_path / "rows", folder / "rows")
+    for name in ("MANIFEST.sha256", "verdict.json", "restarts.csv", "report.html"):
+        (folder / name).unlink()
+    _, again = runs.resume(folder)
+    assert again == whole
+    assert pq.read_table(folder / "requests.parquet").num_rows == rows
+
+
+def test_a_run_interrupted_before_its_first_control_is_sealed_all_the_same(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", restarts=4, sealed=False)
+    (folder / "starts.csv").unlink()
+    for part in sorted((folder / "rows").glob("*.csv"))[1:]:
+        part.unlink()
+    path = folder / "rows/000.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    assert runs.finish(folder).verdict == "invalid"
+    assert judge(folder).levels["unloaded"].restarts_kept == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [({"generator_cpu_share": "nan"}, "generator_cpu_share = nan"), ({"throttled_us": "-5"}, "throttled_us = -5")]
+)
+def test_a_start_with_a_number_that_cannot_be_is_refused(tmp_path: Path, values: dict[str, str], words: str) -> None:
+    folder = write_evidence(tmp_path / "run")
+    change_starts(folder, **values)
+    with pytest.raises(Refused, match=words):
+        judge(folder)
+
+
+def test_levels_that_ran_side_by_side_are_refused(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("unloaded", "mixed-50"), control=False)
+    table = pq.read_table(folder / "requests.parquet")
+    last = max(i for i, name in enumerate(table["level"].to_pylist()[:400]) if name == "unloaded")
+    change_table(folder, "done_ns", table["done_ns"][last].as_py() + 10**12, row=last)
+    with pytest.raises(Refused, match="level mixed-50 began before the one before it was answered"):
+        judge(folder)
+
+
 def test_a_verdict_of_another_schema_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     for change, words in (({"schema_version": 99}, "schema_version 99 is unknown"), ({"colour": 1}, "colour: Extra inputs")):
@@ -216,7 +312,7 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("slice", 5, "has slice 5, the plan 0"),
         ("text_id", 7, "has text_id 7, the plan"),
         ("load_position", 9, "has load_position 9, the plan"),
-        ("instance", "i99", r"dropped \(the server changed"),
+        ("instance", "i99", "answered by i99, which starts.csv does not know|the server of "),
         ("level", "switchback-80", "rows of another level"),
     ],
 )
@@ -333,7 +429,7 @@ def test_a_file_nobody_listed_is_refused(tmp_path: Path) -> None:
 
 def test_restarts_that_do_not_follow_from_the_rows_are_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    change_table(folder, "inference_us", 123456.0)
+    change_table(folder, "inference_us", 1.0)
     with pytest.raises(Refused, match="does not follow from the rows"):
         judge(folder)
 

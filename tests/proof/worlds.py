@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ claim = "{claim}"
 seed = 7
 texts = "{texts}"
 restarts = {restarts}
+{pilot}
 capacity_per_s = 1000.0
 arm = [
   {{ name = "bert", role = "reference", artifact = "a" }},
@@ -68,6 +70,8 @@ in_flight = 1
 margins = { time_per_text = { mean = 0.02 } }
 """,
 }
+# A gain widens a margin only as far as a pilot found it.
+PILOT = json.dumps({"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.6}}}}})
 # Loaded first is slower, as it is in life.
 POSITION = (1.01, 1.0, 0.995, 0.995, 1.0)
 
@@ -77,7 +81,12 @@ def write_plan(
 ) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.txt").write_text("a good film\na bad film\n")
-    text = PLAN.format(texts=folder / "texts.txt", restarts=restarts, claim=claim, control=CONTROL if control and "unloaded" in levels else "")
+    pilot = ""
+    if "switchback-50" in levels:
+        (folder / "pilot.json").write_text(PILOT)
+        (folder / "plan.pilot.json").write_text(PILOT)
+        pilot = f'pilot = "{hashlib.sha256(PILOT.encode()).hexdigest()}"'
+    text = PLAN.format(pilot=pilot, texts=folder / "texts.txt", restarts=restarts, claim=claim, control=CONTROL if control and "unloaded" in levels else "")
     (folder / "plan.toml").write_text(text + "".join(LEVELS[name] for name in levels))
     return read_plan(folder / "plan.toml")
 
@@ -145,6 +154,7 @@ def _write_evidence(
         loaded = " ".join(plan.arms[i].name for i in load_order(plan, kept))
         append_start(folder, Start(restart, kept, loaded, f"i{restart}", 3.0, 0.2, 0, breach))
         kept += not breach
+    (folder / "plan.pilot.json").unlink(missing_ok=True)
     entry = {"run": folder.name, "plan": plan.name, "plan_digest": plan.digest, "number_for_this_plan": 1}
     (folder / "run.json").write_text(json.dumps(entry))
     for name in ("identity.json", "environment.json"):
