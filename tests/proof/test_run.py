@@ -125,6 +125,8 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(plan: Path, tmp_pat
 
 
 def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it count.
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
     command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
     hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing) as process:
@@ -150,6 +152,8 @@ def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path,
 
 
 def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it count.
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
     command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         give_up = time.monotonic() + 120
