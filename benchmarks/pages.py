@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from proof.run import processor
+
 Rate = tuple[str, float, tuple[float, float]]
 """(name, rate, interval)"""
 
@@ -28,14 +30,6 @@ def write(path: Path, benchmark: str, arguments: Sequence[str], text: str, plot:
         f"{text}\n{picture}\nMade by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}; "
         f"{os.cpu_count()} processors ({processor()}), Python {platform.python_version()}, {versions}.\n"
     )
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def rate_plot(rates: Sequence[Rate], limit: float) -> str:

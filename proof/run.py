@@ -244,7 +244,7 @@ def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
 def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
     packages = ("openvino", "onnxruntime", "tokenizers", "fastapi", "uvicorn", "locust", "numpy", "scipy")
     return {
-        "processor": _processor(), "processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
+        "processor": processor(), "processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
         "server_cpus": sorted(pins(plan)[0]), "generator_cpus": sorted(pins(plan)[1]), "throttling_readable": throttling_readable(),
         "packages": {name: version for name in packages if (version := _version(name))},
         "commit": _commit(), "server": {key: value for key, value in info.items() if key not in ("instance_id", "started")},
@@ -258,7 +258,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
