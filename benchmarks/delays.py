@@ -77,7 +77,7 @@ def _through(arm: Arm, ports: dict[str, int]) -> Arm:
 
 def _true_ratio(plan: Plan, folder: Path, passed: Passed) -> float:
     names = [plan.arms[i].name for i in plan.indices("candidate")]
-    took = np.concatenate([(rows["done_ns"] - rows["sent_ns"])[np.isin(rows["arm"], names)] for _, rows in Requests(folder)])
+    took = np.concatenate([(rows["done_ns"] - rows["sent_ns"])[rows["arm"].isin(names)] for _, rows in Requests(folder)])
     added = passed.added_ns / passed.requests
     return 1 + added / (float(took.mean()) - added)
 

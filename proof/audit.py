@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from command import CommandError
-from proof.evidence import UNKNOWN, Refused, Requests, Start
+from proof.evidence import UNKNOWN, Refused, Requests, Start, at_level
 from proof.gates import ENDED_EARLY, restart_breach
 from proof.plan import Level, Plan, read_plan
 from proof.readings import read_restart
 from proof.schedule import Schedule, load_order, load_positions, schedule, slice_texts
+from proof.words import Words
 
 # The schedule's arrivals are sums of logarithms, whose last bits are the processor's business.
 SAME_NS = 1000
@@ -105,7 +109,7 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
             raise Refused(f"{where} is line {place} of starts.csv; restarts are numbered as they were begun.")
         rows = requests.of(start.restart)
         _check_rows(where, plan, rows, runs)
-        seen |= set(np.unique(rows["arm"]).tolist())
+        seen |= set(rows["arm"].unique())
         if start.slot != kept:
             raise Refused(f"{where} took slot {start.slot} of the load orders, {kept} was next.")
         if start.load_order.split() != [plan.arms[i].name for i in load_order(plan, start.slot)]:
@@ -121,7 +125,7 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
         _check_order(where, plan, rows)
         positions = load_positions(plan, start.slot)
         for level in plan.levels:
-            here = {name: values[rows["level"] == level.name] for name, values in rows.items()}
+            here = at_level(rows, level.name)
             _check_schedule(where, plan, level, start, here, schedules[level.name], chars, positions)
             lines += read_restart(plan, level, start.restart, positions, rows)
     for arm in plan.arms:
@@ -150,15 +154,15 @@ def _check_order(where: str, plan: Plan, rows: Mapping[str, Any]) -> None:
 
 def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str, None]) -> None:
     """Refuses rows that cannot have come from this plan, or from any clock."""
-    for run in np.unique(rows["run"]):
-        if not str(run).endswith(plan.digest[:16]):
+    for run in rows["run"].unique():
+        if not run.endswith(plan.digest[:16]):
             raise Refused(f"{where}: rows of run {run} were made under another plan than plan.toml ({plan.digest[:16]}).")
-        runs[str(run)] = None
+        runs[run] = None
     if len(runs) > 1:
         raise Refused(f"{where}: its rows come from {len(runs)} runs, {' and '.join(list(runs)[:2])} among them.")
-    for name in sorted(set(np.unique(rows["level"]).tolist()) - {level.name for level in plan.levels}):
+    for name in sorted(set(rows["level"].unique()) - {level.name for level in plan.levels}):
         raise Refused(f"{where}: rows of another level than the plan's, {name}.")
-    for name in sorted(set(np.unique(rows["arm"]).tolist()) - {arm.name for arm in plan.arms}):
+    for name in sorted(set(rows["arm"].unique()) - {arm.name for arm in plan.arms}):
         raise Refused(f"{where}: rows name an arm {name} that the plan has not.")
     for name in ("tokenize_us", "queue_us", "inference_us", "total_us"):
         if not np.isfinite(rows[name]).all():
@@ -186,23 +190,22 @@ def _check_schedule(
     where: str, plan: Plan, level: Level, start: Start, rows: Mapping[str, Any], due: Schedule, chars: Any, positions: Mapping[int, int]
 ) -> None:
     """Refuses rows of a counted restart that differ from its schedule in anything but what was measured."""
-    names, places = np.array([arm.name for arm in plan.arms]), np.array([positions[a] for a in range(len(plan.arms))])
+    names, places = [arm.name for arm in plan.arms], np.array([positions[a] for a in range(len(plan.arms))])
     if level.kind == "capacity":
         # In a closed loop one request may overtake another between its turn and its start.
         order = np.lexsort((rows["tuple"], rows["slice"]))
         rows = {name: values[order] for name, values in rows.items()}
         wanted = _capacity_rows(where, plan, level, start, rows, due, len(chars))
     else:
-        wanted = {"slice": due.slice, "tuple": due.tuple, "place": due.place, "arm": names[due.arm], "text_id": due.text,
+        wanted = {"slice": due.slice, "tuple": due.tuple, "place": due.place, "arm": Words(names, due.arm), "text_id": due.text,
                   "load_position": places[due.arm]}
     wanted |= {"chars": chars[wanted["text_id"]]}
-    ids = [f"{level.name}.{start.restart}.{s}.{t}.{p}" for s, t, p in zip(*(wanted[c].tolist() for c in ("slice", "tuple", "place")), strict=True)]
-    wanted["request_id"] = np.array(ids)
+    wanted["request_id"] = _request_ids(level, start.restart, wanted)
     for name, values in wanted.items():
         if not (rows[name] == values).all():
             row = int(np.flatnonzero(rows[name] != values)[0])
             raise Refused(f"{where}: request {rows['request_id'][row]} has {name} {rows[name][row]}, the plan {values[row]}.")
-    stranger = np.flatnonzero(~np.isin(rows["instance"], start.instance.split()))
+    stranger = np.flatnonzero(~rows["instance"].isin(start.instance.split()))
     if len(stranger):
         raise Refused(f"{where}: request {rows['request_id'][stranger[0]]} was answered by {rows['instance'][stranger[0]]}, which starts.csv does not know.")
     if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
@@ -235,10 +238,18 @@ def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Map
     tuples = [np.arange(count) for count in counts]
     return {
         "slice": np.repeat(due.slice, counts), "tuple": np.concatenate(tuples), "place": np.repeat(due.place, counts),
-        "arm": np.repeat(np.array([plan.arms[a].name for a in due.arm]), counts),
+        "arm": Words([arm.name for arm in plan.arms], np.repeat(due.arm, counts)),
         "text_id": np.concatenate([slice_texts(plan, level, start.slot, i // arms, texts, 4096)[t % 4096] for i, t in enumerate(tuples)]),
         "load_position": np.repeat([positions[int(a)] for a in due.arm], counts),
     }
+
+
+def _request_ids(level: Level, restart: int, wanted: Mapping[str, Any]) -> npt.NDArray[np.object_]:
+    """<level>.<restart>.<slice>.<tuple>.<place>, as the load generator names its requests."""
+    numbers = (pa.array(wanted[name]).cast(pa.string()) for name in ("slice", "tuple", "place"))
+    joined = pc.binary_join_element_wise(level.name, str(restart), *numbers, ".")
+    ids: npt.NDArray[np.object_] = joined.to_numpy(zero_copy_only=False)
+    return ids
 
 
 def _words(reason: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proof.evidence import Requests, Start
+from proof.evidence import Requests, Start, at_level
 from proof.plan import Level, Plan, Role
 from proof.readings import latencies_us
 from proof.schedule import CLOSING, CONTROL, PLAIN, load_positions
@@ -90,7 +90,7 @@ def portraits(requests: Requests, plan: Plan, starts: Iterable[Start]) -> dict[s
             continue
         rows = requests.of(start.restart)
         for level in plan.levels:
-            here = {name: values[rows["level"] == level.name] for name, values in rows.items() if name != "request_id"}
+            here = at_level(rows, level.name)
             if len(here["arm"]):
                 _add(found[level.name], plan, level, load_positions(plan, start.slot), here)
     return found
@@ -130,7 +130,7 @@ def _add(portrait: Portrait, plan: Plan, level: Level, positions: Mapping[int, i
     total = latencies_us(level, "end_to_end", rows)
     blocks: dict[Role, int] = {"reference": PLAIN, "candidate": PLAIN, "delayed": CONTROL, "control": CLOSING}
     for role, block in blocks.items():
-        chosen = np.isin(rows["arm"], [plan.arms[a].name for a in plan.indices(role)])
+        chosen = rows["arm"].isin(plan.arms[a].name for a in plan.indices(role))
         chosen &= rows["slice"] == block if level.tuples else plain
         if chosen.any():
             known = [float(rows[f"{phase}_us"][chosen].sum()) for phase in PHASES[:-1]]

@@ -128,7 +128,7 @@ class RowFile:
 
 
 def read_columns(path: Path) -> dict[str, Any]:
-    """The whole rows of one CSV file in the order they were due, a numpy array a column."""
+    """The whole rows of one CSV file in the order they were due, a column an array (Words, where few words occur often)."""
     return _in_due_order(_columns(_read_rows(path)))
 
 
@@ -136,8 +136,22 @@ def _in_due_order(columns: dict[str, Any]) -> dict[str, Any]:
     """Whoever asks twice, of the CSV or of the parquet file, must find the same row first."""
     import numpy as np
 
-    due = np.argsort(columns["scheduled_ns"], kind="stable")
+    scheduled = columns["scheduled_ns"]
+    if (scheduled[1:] >= scheduled[:-1]).all():
+        return columns
+    due = np.argsort(scheduled, kind="stable")
     return {name: values[due] for name, values in columns.items()}
+
+
+def at_level(columns: dict[str, Any], level: str) -> dict[str, Any]:
+    """The rows of one level; without a copy where, as in every whole run, they lie together."""
+    import numpy as np
+
+    here = columns["level"] == level
+    places = np.flatnonzero(here)
+    together = len(places) > 0 and places[-1] - places[0] + 1 == len(places)
+    chosen = slice(places[0], places[-1] + 1) if together else here
+    return {name: values[chosen] for name, values in columns.items()}
 
 
 def _read_rows(path: Path) -> pa.Table:
@@ -154,19 +168,19 @@ def _read_rows(path: Path) -> pa.Table:
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    """A numpy array a column; text that repeats is decoded once."""
-    import numpy as np
+    """An array a column; Words where few words occur often."""
     import pyarrow as pa
+
+    from proof.words import Words
 
     columns = {}
     for name in ROW_FIELDS:
         column = table[name].combine_chunks()
-        if _KINDS[name] != "str":
+        if _KINDS[name] != "str" or name == "request_id":
             columns[name] = column.to_numpy(zero_copy_only=False)
             continue
         coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        words = np.array(coded.dictionary.to_pylist() or [""], np.str_)
-        columns[name] = words[coded.indices.to_numpy(zero_copy_only=False)]
+        columns[name] = Words(coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False))
     return columns
 
 
@@ -278,14 +292,16 @@ class Requests:
         return int(self._file.metadata.num_rows)
 
     def of(self, restart: int) -> dict[str, Any]:
-        """The rows of one restart in the order they were due, a numpy array a column; Refused if a cell is empty."""
+        """The rows of one restart in the order they were due, a column an array or Words; Refused if a cell is empty."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         groups = self._groups.get(restart, [])
         try:
             table = self._file.read_row_groups(groups) if groups else row_schema().empty_table()
-            table = table.filter(pc.field("restart") == restart).unify_dictionaries()
+            if pc.unique(table["restart"]).to_pylist() not in ([], [restart]):
+                table = table.filter(pc.field("restart") == restart)
+            table = table.unify_dictionaries()
         except (pa.ArrowInvalid, OSError) as error:
             raise Refused(f"{self.path} cannot be read: {error}.") from None
         for name in ROW_FIELDS:

@@ -29,7 +29,7 @@ GENERATOR_FAILED = "the load generator failed"
 ENDED_EARLY = (INTERRUPTED, NOT_STARTED, GENERATOR_FAILED)
 
 Columns = Mapping[str, Any]
-"""The rows of one restart, a numpy array a column."""
+"""The rows of one restart, a column an array or Words."""
 
 
 def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None], generator_cpu_share: float, throttled_us: int) -> str:
@@ -52,8 +52,8 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
         more = parts > rows["total_us"] + CLOCK_GRAIN_US
         if more.any():
             return f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than its whole"
-    for arm in np.unique(rows["arm"]):
-        if len(np.unique(rows["instance"][rows["arm"] == arm])) != 1:
+    for arm in rows["arm"].unique():
+        if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
             return f"the server of {arm} changed within the restart"
     backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
     if backward.any():

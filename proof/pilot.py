@@ -18,7 +18,7 @@ import numpy as np
 
 from command import BadInput
 from proof.audit import audit, check_restarts, loaded_models, read_sealed_plan
-from proof.evidence import MANIFEST, Requests, check_manifest, read_starts
+from proof.evidence import MANIFEST, Requests, at_level, check_manifest, read_starts
 from proof.plan import MOST_GAIN, Level, Plan
 from proof.readings import Readings, claimable, latencies_us, readings
 from proof.schedule import PLAIN
@@ -107,7 +107,7 @@ def read_pilot(folder: Path) -> Pilot:
         rows = requests.of(start.restart)
         rng = np.random.default_rng(start.restart)
         for level in plan.levels:
-            here = {name: values[rows["level"] == level.name] for name, values in rows.items()}
+            here = at_level(rows, level.name)
             seconds[level.name].append((int(here["done_ns"].max()) - int(here["scheduled_ns"].min())) / 1e9)
             if level.kind != "capacity":
                 within[level.name].append(_resampled(plan, level, here, rng))

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proof.plan import CLAIMABLE, STATISTICS, Level, Plan
+from proof.evidence import at_level
+from proof.plan import CLAIMABLE, Level, Plan
 from proof.schedule import CLOSING, CONTROL, PLAIN
-from proof.statistics import Matrix, slope, statistic
+from proof.statistics import Matrix, slope, statistics
 
 COLUMNS = (
     "level", "block", "restart", "arm", "load_position", "metric", "statistic", "requests", "microseconds", "log",
@@ -43,9 +44,9 @@ class Readings:
     """(K,) of the inference time where servers tell it, else end to end; empty where arms are not interleaved"""
 
 
-def read_restart(plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_restart(plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: dict[str, Any]) -> list[dict[str, Any]]:
     """Lines of restarts.csv for one level of one restart that counts."""
-    here = {name: values[rows["level"] == level.name] for name, values in rows.items()}
+    here = at_level(rows, level.name)
     if level.kind == "capacity":
         return list(_capacity(plan, level, restart, positions, here))
     microseconds = {metric: latencies_us(level, metric, here) for metric in _metrics(plan, level)}
@@ -56,9 +57,9 @@ def read_restart(plan: Plan, level: Level, restart: int, positions: Mapping[int,
             mine = chosen & (here["arm"] == arm.name)
             if not mine.any():
                 continue
+            count = int(mine.sum())
             for metric, values in microseconds.items():
-                for name in STATISTICS:
-                    lines.append(_line(level, block, restart, arm.name, positions[a], metric, name, int(mine.sum()), statistic(name, values[mine])))
+                lines += [_line(level, block, restart, arm.name, positions[a], metric, name, count, us) for name, us in statistics(values[mine]).items()]
     if level.tuples:
         lines.append(_drift(plan, level, restart, positions, here, microseconds))
     return lines

@@ -182,7 +182,7 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
             ended = restart_breach(plan, columns, due, share, throttled)
         start = Start(
             restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
-            instance=" ".join(sorted(set(columns["instance"].tolist()) - {""})), seconds=round(time.monotonic() - began, 3),
+            instance=" ".join(sorted(set(columns["instance"].unique()) - {""})), seconds=round(time.monotonic() - began, 3),
             generator_cpu_share=share, throttled_us=throttled, dropped=ended,
         )
         append_start(folder, start)

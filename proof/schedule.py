@@ -102,7 +102,7 @@ def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     count = len(tuples)
     open_loop = level.kind == "mixed"
     return Schedule(
-        slice=slices, tuple=tuples, place=np.concatenate([np.arange(width) for width in widths]),
+        slice=slices, tuple=tuples, place=np.arange(count) - np.repeat(np.cumsum(widths) - widths, widths),
         arm=np.concatenate([orders.ravel() for _, orders in blocks]), text=chosen[tuples],
         pause=np.zeros(count) if open_loop else 0.5 + rng.random_sample(count),
         offset_ns=_arrivals(level.rate_per_s(plan), count, rng) if open_loop else np.zeros(count, np.int64),

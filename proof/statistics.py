@@ -19,11 +19,10 @@ from scipy.stats import t as student_t
 Matrix = npt.NDArray[np.float64]
 
 
-def statistic(name: str, latencies: npt.NDArray[np.float64]) -> float:
-    """p50, p95, p99 (numpy's linear interpolation) or the mean of latencies, in their unit."""
-    if name == "mean":
-        return float(latencies.mean())
-    return float(np.percentile(latencies, float(name.removeprefix("p"))))
+def statistics(latencies: npt.NDArray[np.float64]) -> dict[str, float]:
+    """p50, p95, p99 (numpy's linear interpolation) and the mean of latencies, in their unit."""
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99)).tolist()
+    return {"p50": p50, "mean": float(latencies.mean()), "p95": p95, "p99": p99}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from proof import run as runs
 from proof.commands import main
 from proof.evidence import Refused, write_csv, write_manifest
 from proof.judge import judge
-from proof.statistics import adjusted_contrast, plain_contrast, slope, statistic
+from proof.statistics import adjusted_contrast, plain_contrast, slope, statistics
 from tests.proof.worlds import write_evidence
 
 
@@ -513,7 +513,7 @@ def test_the_plain_interval_is_scipys() -> None:
 
 def test_statistics_are_numpys() -> None:
     values = np.arange(1.0, 102.0)
-    assert [statistic(name, values) for name in ("p50", "mean", "p95", "p99")] == [51.0, 51.0, 96.0, 100.0]
+    assert statistics(values) == {"p50": 51.0, "mean": 51.0, "p95": 96.0, "p99": 100.0}
     assert slope(np.arange(11.0)) == pytest.approx(10.0)
 
 

@@ -136,7 +136,8 @@ def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path,
             assert time.monotonic() < give_up
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
     before = read_rows(folder)
     code = main(["run", "--resume", str(folder)])

@@ -1,0 +1,56 @@
+"""
+A column of text in which few words occur often, as codes: comparing and choosing cost what they cost with integers.
+
+Runs, levels, arms and instances are such columns; as NumPy text they would take most of the judge's time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Words:
+    """Behaves as a one-dimensional array of text, as far as rows of evidence need it."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, words: Sequence[str], codes: npt.NDArray[np.integer[Any]]) -> None:
+        """`words` are all different; `codes` (n,) are indices into them."""
+        self._words = tuple(words)
+        self._codes = codes
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, chosen: Any) -> Any:
+        """A word for one index, fewer rows for a mask, a slice or indices."""
+        codes = self._codes[chosen]
+        return Words(self._words, codes) if isinstance(codes, np.ndarray) else self._words[codes]
+
+    def __eq__(self, other: object) -> Mask:  # type: ignore[override]
+        """(n,): where the word is that one, or the same as in a column of the same length."""
+        if isinstance(other, Words):
+            theirs = np.array([self._code(word) for word in other._words])
+            return np.asarray(self._codes == theirs[other._codes])
+        return np.asarray(self._codes == self._code(other))
+
+    def __ne__(self, other: object) -> Mask:  # type: ignore[override]
+        return ~(self == other)
+
+    def isin(self, words: Iterable[str]) -> Mask:
+        """(n,): where the word is one of them."""
+        return np.isin(self._codes, [self._code(word) for word in words])
+
+    def unique(self) -> list[str]:
+        """The words that occur, sorted."""
+        return sorted(self._words[code] for code in np.flatnonzero(np.bincount(self._codes)))
+
+    def _code(self, word: object) -> int:
+        """Its code; -1, which no row has, if it never occurs."""
+        return self._words.index(word) if word in self._words else -1
