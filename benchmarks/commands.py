@@ -4,6 +4,7 @@ The benchmarks, by name: each is a module of this room with a main of its own.
     python -m benchmarks families                          which families do BERT's work, and which do not
     python -m benchmarks judge                             is the judge right as often as it says?
     python -m benchmarks delays PLAN                       are delays of known size, added by a proxy, read as what they are?
+    python -m benchmarks random_twins artifacts/random-base   two classifiers of BERT-base's size, exported: twins for a proof
     python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an artifact, in its weights and on real texts
 """
 
