@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from command import CommandError
 from proof.evidence import UNKNOWN, Refused, Requests, Start, at_level
@@ -246,9 +244,13 @@ def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Map
 
 def _request_ids(level: Level, restart: int, wanted: Mapping[str, Any]) -> npt.NDArray[np.object_]:
     """<level>.<restart>.<slice>.<tuple>.<place>, as the load generator names its requests."""
-    numbers = (pa.array(wanted[name]).cast(pa.string()) for name in ("slice", "tuple", "place"))
-    joined = pc.binary_join_element_wise(level.name, str(restart), *numbers, ".")
-    ids: npt.NDArray[np.object_] = joined.to_numpy(zero_copy_only=False)
+    def each(form: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        least = int(numbers.min())
+        return np.array([form.format(n) for n in range(least, int(numbers.max()) + 1)], object)[numbers - least]
+
+    ids: npt.NDArray[np.object_] = (
+        each(f"{level.name}.{restart}.{{}}.", wanted["slice"]) + each("{}.", wanted["tuple"]) + each("{}", wanted["place"])
+    )
     return ids
 
 
