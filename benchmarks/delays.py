@@ -21,7 +21,8 @@ from benchmarks import pages
 from benchmarks.proxy import Passed, proxy
 from command import BadInput, Parser
 from proof.evidence import Requests
-from proof.plan import Arm, Plan, read_plan, to_toml
+from proof.plan import Arm, Plan
+from proof.plan_file import read_plan, to_toml
 from proof.run import run
 from proof.servers import pins
 from proof.verdict import Verdict, percent

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from proof import run as runs
 from proof.evidence import ROW_FIELDS, Start, append_start, compact, row_schema
-from proof.plan import Plan, read_plan
+from proof.plan import Plan
+from proof.plan_file import read_plan
 from proof.schedule import load_order, load_positions, schedule
 
 RESTARTS, TUPLES = 100, 22_857    # 4 × tuples, and 5 × a quarter of them in the closing block: 120,000 rows a restart

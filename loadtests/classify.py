@@ -38,7 +38,8 @@ from locust import User, events, task
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
 from proof.dialects import DIALECTS, headers_from, tokens_of
 from proof.evidence import Row, RowFile
-from proof.plan import Level, Plan, measuring_capacity, plan_for_two, read_plan
+from proof.plan import Level, Plan, measuring_capacity, plan_for_two
+from proof.plan_file import read_plan
 from proof.schedule import SLICE_WARM_UP, WARM_UP, Schedule, load_positions, schedule, slice_texts
 
 # Locust patches time.sleep; with one request in flight nothing else is due, and the real one is finer than gevent's 1 ms.

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from command import CommandError
 from proof.evidence import UNKNOWN, Refused, Requests, Start, at_level
 from proof.gates import ENDED_EARLY, restart_breach
-from proof.plan import Level, Plan, read_plan
+from proof.plan import Level, Plan
+from proof.plan_file import read_plan
 from proof.readings import read_restart
 from proof.schedule import Schedule, load_order, load_positions, schedule, slice_texts
 from proof.words import Words

@@ -11,7 +11,8 @@ import numpy as np
 
 from command import Unavailable
 from proof.evidence import read_columns
-from proof.plan import measuring_capacity, read_plan
+from proof.plan import measuring_capacity
+from proof.plan_file import read_plan
 from proof.readings import read_restart
 from proof.schedule import load_order, load_positions
 from proof.servers import generate, server

@@ -83,7 +83,7 @@ def _capacity(path: Path, seconds: float) -> int:
 def _plan(pilot: Path, template: Path, out: Path, power: float, minutes: float, floor_us: float) -> int:
     from proof import power as powers
     from proof.pilot import read_pilot
-    from proof.plan import read_plan, to_toml
+    from proof.plan_file import read_plan, to_toml
 
     if not 0 < power < 1:
         raise BadUsage(f"--power {power} is no probability; give 0.8 or 0.95.")

@@ -171,13 +171,10 @@ def _delayed(plan: Plan, level: Level, found: Readings) -> list[Control]:
     block = "control" if level.tuples else "plain"
     for delayed in plan.indices("delayed"):
         arms = [delayed if a == again else a for a in plan.claimed_arms]
-        seen_in = {
-            "unloaded": [("inference" if plan.server_timing and plan.arms[delayed].by == "server" else "end_to_end", n) for n in ("p50", "mean")],
-            "mixed": [("inference", "p50"), ("inference", "mean")],
-        }.get(level.kind, [(m, s) for m, s, _ in level.claimed])
-        for metric, name in seen_in:
+        seen_in = plan.control_statistics(level)
+        for metric, name, margin in seen_in:
             estimate, differences = _contrast(found, (block, metric, name), arms, {reference: -1.0, delayed: 1.0})
-            bound = math.log1p(level.tightest_margin if level.tuples else {(m, s): x for m, s, x in level.claimed}[metric, name])
+            bound = math.log1p(margin)
             # Under load the queue multiplies the delay, so there it must be seen; alone it must be read as what it is.
             expected = 1 + plan.delay if level.tuples else None
             controls.append(_control(plan, delayed, metric, name, estimate, differences, bound, len(seen_in), expected))

@@ -8,6 +8,7 @@ However a run ends, what was measured is sealed and judged, and `resume` goes on
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -15,8 +16,11 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,8 @@ from proof.evidence import (
 )
 from proof.gates import GENERATOR_FAILED, INTERRUPTED, MOST_DROPPED, NOT_STARTED, restart_breach
 from proof.judge import judge_lines
-from proof.plan import Plan, read_plan
+from proof.plan import Plan
+from proof.plan_file import read_plan
 from proof.readings import COLUMNS
 from proof.schedule import load_order, schedule
 from proof.servers import (
@@ -120,7 +125,8 @@ def _tell_of_the_killed(plan: Plan, folder: Path) -> None:
 def _carry_out(folder: Path) -> Verdict:
     """The restarts that are missing, then the verdict; also when it is interrupted, as far as it came."""
     try:
-        _restarts(read_sealed_plan(folder), folder)
+        with _termination_interrupts():
+            _restarts(read_sealed_plan(folder), folder)
     except BaseException:
         if (folder / "starts.csv").exists() and (any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()):
             goes_on = f"`python -m proof run --resume {folder}` goes on"
@@ -131,6 +137,22 @@ def _carry_out(folder: Path) -> Verdict:
                 print(f"what was measured is kept in {folder}, but could not be sealed ({error}); {goes_on}", flush=True)
         raise
     return finish(folder)
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM, which schedulers and CI send, ends a run as Ctrl-C does: servers are stopped, what was measured is sealed."""
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():    # Python hears signals in its main thread only.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _restarts(plan: Plan, folder: Path) -> None:

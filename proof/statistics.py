@@ -94,9 +94,14 @@ def sign_flip_p(differences: npt.NDArray[np.float64], bound: float, seed: int = 
     """
     deviations = np.abs(differences.mean()) - bound + (differences - differences.mean()) * np.sign(differences.mean() or 1.0)
     count = len(deviations)
-    if count <= 12:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
-    else:
-        signs = np.where(np.random.RandomState(seed).random_sample((4096, count)) < 0.5, -1.0, 1.0)
-    means = signs @ deviations / count
+    means = _signs(count, seed) @ deviations / count
     return float((means <= deviations.mean() + 1e-15).mean())
+
+
+@functools.lru_cache(maxsize=32)
+def _signs(count: int, seed: int) -> Matrix:
+    """(patterns, count) of −1 and 1."""
+    if count <= 12:
+        return np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
+    signs: Matrix = np.where(np.random.RandomState(seed).random_sample((4096, count)) < 0.5, -1.0, 1.0)
+    return signs

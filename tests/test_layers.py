@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"command"},
     "export": {"command", "graphs", "service.artifact", "service.classifier", "service.errors", "service.runtimes", "service.cpus"},
     "proof": {"command", "graphs", "service.artifact"},
-    "loadtests": {"command", "proof.plan", "proof.schedule", "proof.dialects", "proof.evidence"},
+    "loadtests": {"command", "proof.plan", "proof.plan_file", "proof.schedule", "proof.dialects", "proof.evidence"},
     "benchmarks": {"command", "graphs", "service", "export", "proof", "training"},
 }
 OURS = {name.removesuffix(".py") for name in ALLOWED} | {"tests"}

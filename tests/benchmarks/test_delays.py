@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.delays import Outcome, holds, measure, table
 from benchmarks.proxy import proxy
-from proof.plan import read_plan
+from proof.plan_file import read_plan
 from proof.verdict import Verdict
 from service.artifact import Artifact
 from tests.proof.test_run import plan as plan

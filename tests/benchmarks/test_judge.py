@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import large
 from benchmarks.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
-from benchmarks.noise import WORLDS
+from benchmarks.noise import WORLDS, pilot_of, plan_of, run_of
+from proof.evidence import Start
+from proof.judge import judge_level
+from proof.power import plan_from
 from tests.proof.test_pilot import write_pilot
 
 
@@ -25,6 +30,19 @@ def test_equal_models_come_out_equivalent_in_runs_that_were_sized_for_it() -> No
     [rate] = rightly_equivalent(3, worlds=WORLDS[:1], runs=20)
     assert rate.runs == 60
     assert rate.rate > 0.8
+
+
+def test_a_plan_is_large_enough_for_its_delayed_arm_to_be_told_apart() -> None:
+    rng = np.random.default_rng(3)
+    seen = []
+    for _ in range(6):
+        plan, offer = plan_from(pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf)
+        assert offer.alone["unloaded the delayed arm told apart"] >= 0.8
+        starts = [Start(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
+        for _ in range(20):
+            found = run_of(WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng)
+            seen.append("bert-delayed is told apart" not in judge_level(plan, plan.levels[0], found, starts).breached)
+    assert np.mean(seen) > 0.8
 
 
 def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:

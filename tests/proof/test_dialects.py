@@ -13,7 +13,7 @@ import pytest
 from command import BadInput
 from proof.commands import main
 from proof.dialects import DIALECTS, headers_from, tokens_of
-from proof.plan import read_plan
+from proof.plan_file import read_plan
 from tests.proof.test_run import read_rows
 from tests.service.test_server import free_port
 

@@ -7,7 +7,7 @@ import pytest
 
 from proof.evidence import UNKNOWN, read_columns
 from proof.gates import restart_breach
-from proof.plan import read_plan
+from proof.plan_file import read_plan
 from tests.proof.worlds import write_evidence
 
 

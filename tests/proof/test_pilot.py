@@ -12,7 +12,8 @@ from command import BadInput, BadUsage
 from proof.commands import main
 from proof.evidence import write_manifest
 from proof.pilot import Pilot, read_pilot
-from proof.plan import Level, Plan, read_plan, to_toml
+from proof.plan import Level, Plan
+from proof.plan_file import read_plan, to_toml
 from proof.power import plan_from
 from tests.proof.worlds import write_evidence, write_plan
 
@@ -57,7 +58,7 @@ def test_tighter_margins_cost_more_and_what_cannot_be_afforded_is_refused(pilot:
     assert wide.restarts * wide.levels[0].tuples < tight.restarts * tight.levels[0].tuples
     assert min(cheap.power, dear.power) >= 0.8
     assert dear.power_at_quarter < dear.power
-    with pytest.raises(BadInput, match=r"needs \d+ minutes; 0 can be spent. The hardest statistic is unloaded inference"):
+    with pytest.raises(BadInput, match=r"needs \d+ minutes; 0 can be spent. What is hardest to show is unloaded"):
         plan_from(pilot, claiming(tmp_path, {"inference": {"p50": 0.01}}), 0.8, 0.01)
     with pytest.raises(BadInput, match=r"which give a power of .* only"):
         plan_from(pilot, claiming(tmp_path, {"inference": {"p50": 0.0005}}), 0.8, 1e9)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from command import BadInput, Unavailable
-from proof.plan import Plan, read_plan
+from proof.plan import Plan
+from proof.plan_file import read_plan
 from proof.schedule import BLOCK, CLOSING, CONTROL, PLAIN, load_order, load_positions, schedule
 from proof.squares import balanced_orders, williams
 from tests.proof.worlds import write_plan

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from command import BadInput
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
-from proof.plan import read_plan
+from proof.plan_file import read_plan
 from proof.verdict import EXIT_CODES
 from service.artifact import Artifact
 from tests.service.test_server import free_port, serving
@@ -101,7 +102,8 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     assert "https://" not in report
 
 
-def test_an_interrupted_run_is_sealed_with_what_was_measured(plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_sealed_with_what_was_measured(sent: signal.Signals, plan: Path, tmp_path: Path) -> None:
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 4000", 1))
     command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
     # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear it.
@@ -114,13 +116,15 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(plan: Path, tmp_pat
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < give_up
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         printed = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "what was measured is sealed in" in printed
     assert "--resume" in printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
     assert len(read_rows(folder)) > 50
+    with socket.socket() as probe:    # The server is gone too.
+        assert probe.connect_ex(("127.0.0.1", read_plan(plan).port)) != 0
     assert main(["judge", str(folder)]) == EXIT_CODES["invalid"]
 
 

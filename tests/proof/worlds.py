@@ -17,7 +17,8 @@ from proof import run as runs
 from proof.audit import due_requests
 from proof.evidence import Row, RowFile, Start, append_start, read_columns
 from proof.gates import restart_breach
-from proof.plan import Level, Plan, read_plan
+from proof.plan import Level, Plan
+from proof.plan_file import read_plan
 from proof.schedule import load_order, load_positions, schedule, slice_texts
 
 PLAN = """
