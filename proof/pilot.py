@@ -28,6 +28,8 @@ FEWEST_PILOT_RESTARTS = 12
 # Consecutive tuples are resampled together, for neighbours in time share their noise.
 BLOCK_TUPLES = 8
 RESAMPLES = 60
+# Sets of slices in a restart from which their scatter can be told; with fewer it counts as the restart's.
+FEWEST_SETS = 4
 
 
 @dataclass(frozen=True)
@@ -180,16 +182,25 @@ def _resampled(plan: Plan, level: Level, rows: Mapping[str, Any], rng: np.random
         metric: np.stack([latencies_us(level, metric, rows)[plain & (rows["arm"] == plan.arms[a].name)] for a in arms])
         for metric in dict.fromkeys(metric for metric, _ in keys)
     }
-    return resampled_covariance(table, keys, np.array([_claim(plan)[a] for a in arms]), rng)
+    sets = level.kind == "switchback" and level.sets >= FEWEST_SETS
+    return resampled_covariance(table, keys, np.array([_claim(plan)[a] for a in arms]), rng, level.slice_requests if sets else 0)
 
 
-def resampled_covariance(table: Mapping[str, Matrix], keys: Sequence[tuple[str, str]], contrast: Matrix, rng: np.random.Generator) -> Matrix:
-    """(q, q) covariance of Σ contrast · log statistic, by resampling blocks of neighbouring tuples from latencies (arms, n) by metric."""
+def resampled_covariance(
+    table: Mapping[str, Matrix], keys: Sequence[tuple[str, str]], contrast: Matrix, rng: np.random.Generator, slice_requests: int = 0
+) -> Matrix:
+    """(q, q) covariance of Σ contrast · log statistic, by resampling blocks of neighbours from latencies (arms, n) by metric.
+
+    Blocks are neighbouring tuples, or, with `slice_requests`, whole sets of slices: a slice has a
+    speed of its own, which its rows know nothing of. Few sets scatter less than what they came from,
+    by (sets − 1)/sets, which is given back.
+    """
     count = next(iter(table.values())).shape[1]
-    size = min(BLOCK_TUPLES, count)
+    size = slice_requests or min(BLOCK_TUPLES, count)
+    places = np.arange(0, count - size + 1, slice_requests or 1)
     draws = np.zeros((RESAMPLES, len(keys)))
     for draw in range(RESAMPLES):
-        first = rng.integers(0, count - size + 1, max(1, count // size))
+        first = rng.choice(places, max(1, count // size))
         chosen = (first[:, None] + np.arange(size)).ravel()
         for metric, latencies in table.items():
             quantiles = np.log(np.percentile(latencies[:, chosen], (50, 95, 99), axis=1))
@@ -198,7 +209,7 @@ def resampled_covariance(table: Mapping[str, Matrix], keys: Sequence[tuple[str, 
                 if m == metric:
                     draws[draw, i] = contrast @ found[name]
     covariance: Matrix = np.atleast_2d(np.cov(draws, rowvar=False))
-    return covariance
+    return covariance * len(places) / (len(places) - 1) if slice_requests else covariance
 
 
 def _autocorrelation(plan: Plan, level: Level, rows: Mapping[str, Any]) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from command import BadInput, BadUsage
@@ -15,7 +18,7 @@ from proof.pilot import Pilot, read_pilot
 from proof.plan import Level, Plan
 from proof.plan_file import read_plan, to_toml
 from proof.power import plan_from
-from tests.proof.worlds import write_evidence, write_plan
+from tests.proof.worlds import LEVELS, write_evidence, write_plan
 
 COPIES = ("bert", "bert-again", "drbert", "drbert-again")
 
@@ -44,6 +47,22 @@ def test_a_pilot_tells_position_effect_noise_and_gain(pilot: Pilot) -> None:
     # No queue in these worlds, so nothing is multiplied, and a gain is never below 1.
     assert pilot.levels["switchback-50"].noise["end_to_end", "p50"].gain == pytest.approx(1.0, abs=0.1)
     assert pilot.levels["unloaded"].noise["inference", "p50"].gain is None
+
+
+def test_slices_that_differ_in_speed_are_a_matter_of_how_many_sets_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    speeds: dict[tuple[int, int], float] = {}
+
+    def at_its_slices_speed(row: dict[str, Any]) -> None:
+        speed = speeds.setdefault((row["restart"], row["slice"]), 2 * math.exp(0.1 * rng.standard_normal()))
+        row["done_ns"] = row["sent_ns"] + int((row["done_ns"] - row["sent_ns"]) * speed)
+
+    monkeypatch.setitem(LEVELS, "switchback-50", LEVELS["switchback-50"].replace("slice_requests = 300", "slice_requests = 300\nsets = 6"))
+    folder = write_pilot(tmp_path / "run", levels=("switchback-50",), change=at_its_slices_speed)
+    noise = read_pilot(folder).levels["switchback-50"].noise["end_to_end", "p50"]
+    # Ten percent a slice, four slices a contrast and set: all of it is within, and more sets take it away.
+    assert noise.w / math.sqrt(6 * 300) == pytest.approx(0.1 / math.sqrt(6), rel=0.3)
+    assert noise.instance_sd < 0.02
 
 
 def claiming(folder: Path, margins: dict[str, dict[str, float]]) -> Plan:
