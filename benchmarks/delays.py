@@ -61,8 +61,12 @@ def measure(plan: Plan, share: float, evidence: Path) -> Outcome:
     """One run of the plan with every request through a proxy, the candidates' through one that adds `share`."""
     # The proxies live in this process: beside the generator, not beside the server.
     cpus = pins(plan)[1]
-    with proxy(plan.port, 0.0, cpus) as (plain_port, _), proxy(plan.port, share, cpus) as (slow_port, passed), tempfile.TemporaryDirectory() as temporary:
-        ports = {"reference": plain_port, "candidate": slow_port}
+    # Ports of their own, always the same: a plan's digest knows them, and a second run of it is to be counted as one.
+    ports = {"reference": plan.port + 1, "candidate": plan.port + 2}
+    with (
+        proxy(plan.port, 0.0, cpus, ports["reference"]), proxy(plan.port, share, cpus, ports["candidate"]) as (_, passed),
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         arms = tuple(_through(arm, ports) for arm in plan.arms)
         path = Path(temporary) / "plan.toml"
         # Sized by the pilot, but not the plan that was sized: each share is a plan of its own.

@@ -34,10 +34,10 @@ class Passed:
 
 
 @contextmanager
-def proxy(upstream_port: int, share: float, cpus: set[int]) -> Iterator[tuple[int, Passed]]:
-    """A proxy on 127.0.0.1 before `upstream_port`, its threads on `cpus` if there are any; yields its own port and what has passed."""
+def proxy(upstream_port: int, share: float, cpus: set[int], port: int = 0) -> Iterator[tuple[int, Passed]]:
+    """A proxy on 127.0.0.1 before `upstream_port`, its threads on `cpus` if there are any; yields its own port (a free one for 0) and what has passed."""
     passed, closing = Passed(), threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", port)) as listening:
         listening.settimeout(0.2)
 
         def accept() -> None:
