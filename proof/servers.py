@@ -24,6 +24,7 @@ from proof.plan import Arm, Plan
 
 READY_WITHIN_S = 120
 STOPPED_WITHIN_S = 30
+PORT_FREE_WITHIN_S = 5
 SLOWEST_REQUEST_S = 0.5
 
 
@@ -185,12 +186,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise Unavailable(f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another in the plan's [server].") from None
+    # A server that was killed a moment ago, with its run, takes a moment to let go of it.
+    give_up = time.monotonic() + PORT_FREE_WITHIN_S
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise Unavailable(f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another in the plan's [server].") from None
+        time.sleep(0.1)
 
 
 def _last_line(log: Path) -> str:
