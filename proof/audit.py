@@ -217,8 +217,6 @@ def _check_schedule(
         wrong = np.flatnonzero(np.abs(offset - due.offset_ns) > SAME_NS)
         if len(wrong):
             raise Refused(f"{where}: request {rows['request_id'][wrong[0]]} was due at another time than the plan's.")
-
-
     if level.kind in ("switchback", "capacity"):
         begins = np.flatnonzero(np.diff(rows["slice"], prepend=-1))
         answered, sent = np.maximum.reduceat(rows["done_ns"], begins), np.minimum.reduceat(rows["sent_ns"], begins)

@@ -37,7 +37,8 @@ def test_a_plan_is_large_enough_for_its_delayed_arm_to_be_told_apart() -> None:
     seen = []
     for _ in range(6):
         plan, offer = plan_from(pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf)
-        assert offer.alone["unloaded the delayed arm told apart"] >= offer.power >= 0.8
+        # One claim alone, so whatever the joint power lacks of it is the control's.
+        assert 0.8 <= offer.power < min(offer.alone.values())
         starts = [Start(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
         for _ in range(20):
             found = run_of(WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng)
