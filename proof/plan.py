@@ -122,6 +122,8 @@ class Plan:
     """Of the file of texts, where the plan binds it."""
     pilot: str | None = None
     """sha256 of the pilot.json beside the plan, from which sizes and gains were computed."""
+    wait_for_calm_s: float = 0.0
+    """How long each restart waits at most for the machine's neighbours to be quiet (proof/calm.py)."""
     port: int = 8008
     server_cpus: tuple[int, ...] = ()
     generator_cpus: tuple[int, ...] = ()

@@ -29,7 +29,7 @@ def read_plan(path: Path) -> Plan:
         raise BadInput(f"{path} is not TOML: {error}.") from None
     reader = _Reader(path)
     reader.known(
-        values, {"name", "claim", "seed", "texts", "texts_sha256", "restarts", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
+        values, {"name", "claim", "seed", "texts", "texts_sha256", "restarts", "wait_for_calm_s", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
     )
     server, generator = reader.table(values, "server"), reader.table(values, "generator")
     reader.known(server, {"port", "cpus", "settings", "restart"}, "[server]")
@@ -42,7 +42,7 @@ def read_plan(path: Path) -> Plan:
         restarts=reader.get(values, "restarts", int),
         levels=tuple(reader.level(name, table) for name, table in reader.get(values, "level", dict).items()),
         capacity_per_s=reader.number(values, "capacity_per_s", 0.0), pilot=reader.optional(values, "pilot"),
-        texts_sha256=reader.optional(values, "texts_sha256"),
+        texts_sha256=reader.optional(values, "texts_sha256"), wait_for_calm_s=reader.number(values, "wait_for_calm_s", 0.0),
         port=reader.get(server, "port", int, 8008),
         server_cpus=tuple(reader.get(server, "cpus", list, [])), generator_cpus=tuple(reader.get(generator, "cpus", list, [])),
         restart_command=reader.optional(server, "restart"),
@@ -64,6 +64,8 @@ def to_toml(plan: Plan, comment: str) -> str:
     )]
     if plan.texts_sha256:
         lines.append(f'texts_sha256 = "{plan.texts_sha256}"')
+    if plan.wait_for_calm_s:
+        lines.append(f"wait_for_calm_s = {plan.wait_for_calm_s!r}")
     if plan.capacity_per_s:
         lines.append(f"capacity_per_s = {plan.capacity_per_s!r}")
     if plan.pilot:

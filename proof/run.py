@@ -29,6 +29,7 @@ from tqdm import tqdm
 from command import BadInput, CommandError, Unavailable
 from proof import identity, report
 from proof.audit import audit, due_requests, loaded_models, read_json, read_sealed_plan
+from proof.calm import PROBE_S, stolen_share, wait_for_calm
 from proof.evidence import (
     MANIFEST,
     REQUESTS,
@@ -160,11 +161,14 @@ def _restarts(plan: Plan, folder: Path) -> None:
     name = f"{folder.name}-{plan.digest[:16]}"
     most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
     begun = len(read_starts(folder)) if (folder / "starts.csv").exists() else 0
-    kept = _kept(folder)
+    kept, cpus = _kept(folder), set().union(*pins(plan))
     with tqdm(total=plan.restarts, initial=kept, desc=plan.name, unit="restart") as bar:
         for attempt in range(begun, max(most, begun + 1)):
             if kept == plan.restarts:
                 return
+            waited = wait_for_calm(plan.wait_for_calm_s, lambda: stolen_share(cpus))
+            if waited > 2 * PROBE_S:
+                tqdm.write(f"restart {attempt} waited {waited:.0f} s for the neighbours of this machine to be quiet")
             start = _restart(plan, attempt, kept, name, folder)
             if start.dropped:
                 tqdm.write(f"restart {start.restart} is dropped and repeated: {start.dropped}")
