@@ -26,6 +26,8 @@ from command import BadInput, BadUsage, Unavailable
 DECODER_PREFIX = "pretraining_decoder."
 # Output layers of pretraining, which some trainers leave in a classifier's file.
 PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminator_predictions.")
+# Families whose layers are BERT's, by the names of their parameters.
+BERT_LAYERED = ("bert", "electra", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
     if keep_decoder:
         if not checkpoint.decoder_layers:
             raise BadUsage(f"{checkpoint.directory} (design {checkpoint.design or 'none'}) adds no layers that could be kept.")
+        if described["model_type"] not in BERT_LAYERED:
+            raise BadUsage(f"{checkpoint.directory}: its decoder's layers are BERT's and its encoder's are not ({described['model_type']}), so it adds no layers that could be kept.")
         depth = described["num_hidden_layers"]
         described["num_hidden_layers"] = depth + checkpoint.decoder_layers
     try:
@@ -125,7 +129,7 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
         for name, tensor in checkpoint.decoder.items():
             placed = re.fullmatch(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)", name)
             if placed is None:
-                raise BadUsage(f"{checkpoint.directory}: {name} belongs to no layer, so this design adds no layers that could be kept.")
+                continue    # What belongs to no layer, as the autoencoder's mask, has no place in an encoder.
             layer, rest = placed.groups()
             tensors[f"{model.base_model_prefix}.encoder.layer.{depth + int(layer)}.{rest}"] = tensor.float()
     _fit(model, tensors, checkpoint.directory)

@@ -33,7 +33,7 @@ def test_a_wrong_command_line_ends_with_64_and_not_with_a_verdict() -> None:
     assert ended.value.code == 64
 
 
-COMMANDS = ["service", "export", "proof", "training.pretrain", "training.finetune", "training.evaluate", "benchmarks"]
+COMMANDS = ["service", "export", "proof", "training.pretrain", "training.finetune", "training.evaluate", "training.experiment", "training.curves", "benchmarks"]
 
 
 @pytest.mark.parametrize("module", COMMANDS)

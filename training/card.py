@@ -22,44 +22,40 @@ library_name: transformers
 
 | | |
 |---|---|
-| encoder | BERT, {layers} layers, {hidden} wide, {heads} heads, feed-forward {wide}, {vocabulary:,} WordPieces (uncased), {positions} positions |
+| encoder | {family}, {layers} layers, {hidden} wide, {heads} heads, feed-forward {wide}, {vocabulary:,} WordPieces (uncased), {positions} positions |
 | decoder in this file | {decoder} |
-| pretraining text | {text} (English Wikipedia before June 2015; public-domain books) |
-| pretraining | {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s on {threads} thread(s) of {device}, {precision} |
-| masked-LM loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on {held_out_sequences} sequences of {held_out_text}; read as in training, so through the random mix where there is a decoder |
+| pretraining text | {text} |
+| pretraining | {objective}; {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s on {threads} thread(s) of {device}, {precision} |
+| pretraining loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on {held_out_sequences} sequences of {held_out_text}; read as in training, so through the random mix where a decoder is mixed in |
 | fine-tuning | {source}; {examples:,} examples, {epochs} epochs, {ft_steps:,} steps, {ft_seconds:,.0f} s; loss {ft_loss:.3f} over the last 100 steps |
-| accuracy, {dev_examples} dev sentences | **{served}** through the running service; {in_torch:.2%} in torch |
+| {judged}, {dev_examples:,} dev examples | **{served}** through the running service; {in_torch} in torch |
 
 ## Made by
 
 ```bash
-python -m training.pretrain training/configs/{config}.toml --data DATA --out build/training/{config} --threads {threads}
-python -m training.finetune --encoder build/training/{config}/checkpoint --task {task} --data DATA --out examples/checkpoints/{name} \\
-    --epochs {epochs} --batch-size {batch_size} --learning-rate {learning_rate} --seed {ft_seed} --threads {ft_threads}
-python -m training.evaluate examples/checkpoints/{name} --task {task} --data DATA --url http://127.0.0.1:8000 --model {family}
+python -m training.pretrain CONFIG --data DATA --out build/training/{pretrained} --threads {threads}
+python -m training.finetune --encoder build/training/{pretrained}/checkpoint --task {task} --data DATA --out {name} \\
+    {recipe}
+python -m training.evaluate {name} --task {task} --data DATA --url http://127.0.0.1:8000 --model {name}
 ```
 
-`training.json` holds every setting, the sha256 of every text shard and the versions used.
+`training.json` holds the pretraining's CONFIG and every other setting, the sha256 of every text shard and the versions used.
 
 ## What it is not
 
-It is one of two twins made to show that a pretraining decoder costs nothing at inference, not to be good at
-sentiment: it saw {millions:.0f} M tokens where BERT-base saw 131,000 M (a million steps of 256 × 512). At a
-held-out loss of {held_out:.2f} nats it has learned word frequencies and little of their context; what it knows of sentiment comes
-mostly from fine-tuning. It was trained once, with one seed, so the difference
-between the twins' accuracies says nothing about the recipe. {reconstruction}It knows English film reviews only, inherits
-whatever bias its text holds, and truncates after {positions} tokens.
+It was made to show that a pretraining decoder costs nothing at inference, not to be the best at its task: it saw
+{millions:.0f} M tokens where BERT-base saw 131,000 M (a million steps of 256 × 512). {reconstruction}It was fine-tuned
+with one seed. It knows English only, inherits whatever bias its text holds, and truncates after {positions} tokens.
 """
 
-WHAT = {
-    "none": "Vanilla BERT-mini, fine-tuned on SST-2: the reference twin.",
-    "drbert": "DrBERT-mini, fine-tuned on SST-2: the same encoder, pretrained under an enhanced decoder. "
-    "The decoder is still in the file; `python -m export` drops it.",
+FAMILIES = {"bert": "BERT", "electra": "ELECTRA", "convbert": "ConvBERT"}
+OBJECTIVES = {"mlm": "masked language modelling", "rtd": "replaced-token detection"}
+RECONSTRUCTED = {
+    **dict.fromkeys(("plain", "gua", "mix", "drbert"), "DrBERT (arXiv 2401.15861) from the paper's abstracts and reviews"),
+    "mae": "MAE-LM (arXiv 2302.02060) from its abstract, a review and its published options",
 }
-RECONSTRUCTION = (
-    "Its decoder is this project's reconstruction of DrBERT (arXiv 2401.15861) from the paper's abstracts and reviews; "
-    "its n, p and q are not the paper's. "
-)
+RECONSTRUCTION = "Its decoder is this project's reconstruction of {}; its sizes are not the paper's. "
+RECIPE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "dropout", "seed")
 
 
 def write_card(directory: Path, name: str) -> None:
@@ -67,32 +63,43 @@ def write_card(directory: Path, name: str) -> None:
     config = json.loads((directory / "config.json").read_text())
     trained = json.loads((directory / "training.json").read_text())
     pre, fine = trained["pretraining"], trained["finetuning"]
-    design = pre["config"]["decoder"]
-    evaluation = directory / "evaluation.json"
+    told, evaluation = pre["config"], directory / "evaluation.json"
+    judged = next(iter(fine["dev_in_torch"]))
     served = "not yet measured"
     if evaluation.is_file():
         measured = json.loads(evaluation.read_text())
-        served = f"{measured['accuracy']:.2%} ({measured['right']} of {measured['examples']}, {measured['date']})"
+        served = f"{measured[judged]:.4f} ({measured['date']})"
     (directory / "README.md").write_text(CARD.format(
-        name=name, what=WHAT[design["design"]], layers=config["num_hidden_layers"], hidden=config["hidden_size"],
-        heads=config["num_attention_heads"], wide=config["intermediate_size"], vocabulary=config["vocab_size"],
-        positions=config["max_position_embeddings"], decoder=_describe(design),
-        text=", ".join(pre["config"]["data"]["text"]), held_out_text=", ".join(pre["config"]["data"]["held_out"]), steps=pre["steps"], tokens=pre["tokens"], seconds=pre["seconds"],
+        name=name, what=_what(told, fine["task"]), family=FAMILIES[told["encoder"]["family"]], layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"], heads=config["num_attention_heads"], wide=config["intermediate_size"],
+        vocabulary=config["vocab_size"], positions=config["max_position_embeddings"], decoder=_decoder(told["decoder"]),
+        text=", ".join(told["data"]["text"]) or told["data"]["dataset"], held_out_text=", ".join(told["data"]["held_out"]),
+        objective=OBJECTIVES[told["objective"]["name"]], steps=pre["steps"], tokens=pre["tokens"], seconds=pre["seconds"],
         threads=pre["threads"], device=pre["device"], precision=pre["precision"], loss=pre["training_loss_last_100"],
         held_out=pre["held_out_loss"], held_out_sequences=pre["held_out_sequences"],
         source=fine["source"], examples=fine["examples"], epochs=fine["epochs"], ft_steps=fine["steps"],
-        ft_seconds=fine["seconds"], ft_loss=fine["training_loss_last_100"], dev_examples=fine["dev_examples"],
-        in_torch=fine["dev_accuracy_in_torch"], served=served, task=fine["task"], batch_size=fine["batch_size"],
-        learning_rate=fine["learning_rate"], ft_seed=fine["seed"], ft_threads=fine["threads"], config=name.removesuffix(f"-{fine['task']}"),
-        family=name.partition("-")[0], millions=pre["tokens"] / 1e6,
-        reconstruction="" if design["design"] == "none" else RECONSTRUCTION,
+        ft_seconds=fine["seconds"], ft_loss=fine["training_loss_last_100"], judged=judged, dev_examples=fine["dev_examples"],
+        in_torch=f"{fine['dev_in_torch'][judged]:.4f}", served=served, task=fine["task"],
+        pretrained=name.removesuffix(f"-{fine['task']}"), recipe=" ".join(f"--{key.replace('_', '-')} {fine[key]}" for key in RECIPE),
+        millions=pre["tokens"] / 1e6, reconstruction=RECONSTRUCTION.format(RECONSTRUCTED[told["decoder"]["design"]]) if told["decoder"]["design"] in RECONSTRUCTED else "",
     ))
 
 
-def _describe(design: dict[str, Any]) -> str:
-    if design["design"] == "none":
-        return "none"
+def _what(told: dict[str, Any], task: str) -> str:
+    family, design = FAMILIES[told["encoder"]["family"]], told["decoder"]["design"]
+    if design == "none":
+        return f"A small {family}, pretrained without a decoder and fine-tuned on {task}."
     return (
-        f"`{design['design']}`: n = {design['layers']} blocks, p = {design['unmasked_first']}, "
-        f"q = {design['decoder_share']}; pretraining only"
+        f"A small {family}, pretrained under the decoder `{design}` and fine-tuned on {task}. "
+        "What the decoder added is still in the file; `python -m export` drops it."
     )
+
+
+def _decoder(design: dict[str, Any]) -> str:
+    match design["design"]:
+        case "none":
+            return "none"
+        case "emd":
+            return f"none: `emd` runs the encoder's own last layer {design['layers']} times"
+        case name:
+            return f"`{name}`: n = {design['layers']} blocks, p = {design['unmasked_first']}, q = {design['decoder_share']}; pretraining only"

@@ -24,19 +24,19 @@ from command import BadInput, Unavailable
 from training.config import Config
 
 DECODER_PREFIX = "pretraining_decoder."
-TIED = "bert.embeddings.word_embeddings.weight"
 
 
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `directory` when the block ends well."""
     directory.parent.mkdir(parents=True, exist_ok=True)
+    put_back(directory)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield building
         # mkdtemp makes a private folder; a checkpoint is as readable as any other file.
         building.chmod(0o755)
-        old = directory.with_name(f".{directory.name}-old")
+        old = _old(directory)
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():
             directory.rename(old)
@@ -46,15 +46,48 @@ def written_whole(directory: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def put_back(directory: Path) -> None:
+    """Undoes the half of a replacement after which a process was killed."""
+    if not directory.exists() and _old(directory).exists():
+        _old(directory).rename(directory)
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}-old")
+
+
+ARCHITECTURES = {
+    ("bert", "mlm"): "BertForMaskedLM", ("electra", "mlm"): "ElectraForMaskedLM", ("convbert", "mlm"): "ConvBertForMaskedLM",
+    # transformers knows no pretraining form of ConvBERT; the detector's head lies beside the encoder.
+    ("electra", "rtd"): "ElectraForPreTraining", ("convbert", "rtd"): "ConvBertModel",
+}
+# What BERT's output layer is called in the other families.
+RENAMED = {"cls.predictions.transform.": "generator_predictions.", "cls.predictions.bias": "generator_lm_head.bias"}
+GENERATOR = ("generator.", "generator_predictions.")
+
+
 def save_pretrained(model: nn.Module, config: Config, tokenizer: Path, directory: Path) -> None:
-    """Writes config.json, model.safetensors (fp32) and the tokenizer of a pretrained model into `directory`."""
-    described = model.bert.config.to_dict()                                   # type: ignore[union-attr, operator]
-    described["architectures"] = ["BertForMaskedLM"]
+    """Writes config.json, model.safetensors (fp32) and the tokenizer of a pretrained model into `directory`; a generator stays behind."""
+    family, objective = config.encoder.family, config.objective.name
+    described = model.encoder.config.to_dict()                                # type: ignore[union-attr, operator]
+    described["architectures"] = [ARCHITECTURES[family, objective]]
     if config.decoder.design != "none":
         described["pretraining_decoder"] = config.as_dict()["decoder"]
+    weights = contiguous(model.state_dict())
+    if objective == "rtd":
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(GENERATOR)}
+    elif family != "bert":
+        weights = {_renamed(name): tensor for name, tensor in weights.items()}
     write_json(directory / "config.json", described)
-    save_file(contiguous(model.state_dict()), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     copy_tokenizer(tokenizer, directory, described["max_position_embeddings"])
+
+
+def _renamed(name: str) -> str:
+    for ours, theirs in RENAMED.items():
+        if name.startswith(ours):
+            return name.replace(ours, theirs, 1)
+    return name
 
 
 def copy_tokenizer(source: Path, directory: Path, max_tokens: int) -> None:

@@ -3,8 +3,8 @@ Fine-tunes a pretrained encoder into a classifier; the pretraining decoder is ca
 
     python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 --data DIR --out DIR
 
-The last epoch is kept, whatever the development set says of it, so the accuracy reported
-there was not selected on it.
+The loop is transformers' Trainer. The last epoch is kept, whatever the development set says of
+it, so what is reported there was not selected on it.
 """
 
 from __future__ import annotations
@@ -12,20 +12,32 @@ from __future__ import annotations
 import json
 import math
 import platform
-import random
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Sized
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import BertConfig, BertForSequenceClassification
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from command import BadInput, Parser, Unavailable, finish
+from training import convbert
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -35,99 +47,145 @@ from training.checkpoint import (
     write_json,
     written_whole,
 )
-from training.pretrain import device_name, parameter_groups
-from training.tasks import Example, Task, read_examples, task_named
+from training.metrics import Answers, majority, measure
+from training.pretrain import device_name
+from training.tasks import TASKS, Example, Task, read_examples, task_named
 
-Encoded = list[tuple[list[int], int]]
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained: BERT's, with a learning rate for small models."""
+
+    epochs: int
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    warmup_share: float = 0.1
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    seed: int = 0
 
 
-def finetune(
-    encoder: Path, task: Task, data: Path, out: Path, *,
-    epochs: int = 3, batch_size: int = 32, learning_rate: float = 3e-4, dropout: float = 0.1, seed: int = 0,
-    limit: int | None = None,
-) -> None:
-    """Trains a classifier on top of `encoder` and writes it to `out` as fp16 safetensors with a model card."""
+def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, limit: int | None = None) -> dict[str, float]:
+    """Trains a classifier on top of `encoder`, writes it to `out` as fp16 safetensors with a model card, and returns its measures.
+
+    `out`/predictions.json holds what it answered on the development set. Nothing is written before the end.
+    """
     described, tensors = read_checkpoint(encoder)
     if not (encoder / "training.json").is_file():
         raise Unavailable(f"{encoder} has no training.json, which the model card is written from; name a checkpoint of training.pretrain.")
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; remove it or give another --out.")
-    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
-    tokenizer.enable_truncation(min(task.max_tokens, described["max_position_embeddings"]))
-    train = encode(tokenizer, read_examples(task, data, "train")[:limit])
-    dev = encode(tokenizer, read_examples(task, data, "dev")[:limit])
+    names = task.class_names(data)
+    train, dev = (read_examples(task, data, split)[:limit] for split in ("train", "dev"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(encoder)
+    tokenizer.model_max_length = min(task.max_tokens, described["max_position_embeddings"])
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(seed)
-    model = build_classifier(described, tensors, task, dropout).to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(model, 0.01), lr=learning_rate, fused=True)
-    steps = epochs * math.ceil(len(train) / batch_size)
-    warmup = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
+    torch.manual_seed(recipe.seed)
+    model = build_classifier(described, tensors, task, names, recipe.dropout)
+    steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = InOrder(
+            model, training_arguments(recipe, steps, scratch), train_dataset=encode(tokenizer, train, task),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Progress(out.name))
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        if not np.isfinite(losses).all():
+            raise BadInput(f"The loss became {losses[int(np.flatnonzero(~np.isfinite(losses))[0])]}; lower learning_rate ({recipe.learning_rate}).")
+        # What is written is what is measured: the weights go through fp16 first.
+        model.half().float()
+        answers = answer(trainer.predict(encode(tokenizer, dev, task)).predictions, task)
+    if not np.isfinite(answers).all():
+        raise BadInput(f"The classifier answers {answers[~np.isfinite(answers)][0]} in fp16; lower learning_rate ({recipe.learning_rate}).")
+    labels = np.array([example.label for example in dev], float)
+    measures = measure(task.metrics, answers, labels)
 
-    model.train()
-    losses: list[float] = []
-    started = time.monotonic()
-    with tqdm(total=steps, desc=out.name, unit="step", mininterval=2) as bar:
-        for epoch in range(epochs):
-            for ids, mask, labels in batches(train, batch_size, random.Random(f"{seed}-{epoch}")):
-                loss = model(input_ids=ids.to(device), attention_mask=mask.to(device), labels=labels.to(device)).loss
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-                optimiser.zero_grad()
-                losses.append(loss.item())
-                bar.update()
-                bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.3f}", refresh=False)
-    seconds = time.monotonic() - started
-
-    # What is written is what is measured: the weights go through fp16 first.
-    model.half().float().eval()
-    accuracy = measure_accuracy(model, dev, device)
     with written_whole(out) as directory:
         save_classifier(model, described, tensors, encoder, directory)
+        write_json(directory / "predictions.json", {"task": task.name, "split": "dev", "answers": answers.tolist(), "labels": labels.tolist(), "majority": majority(np.array([example.label for example in train]))})
         write_json(directory / "training.json", {
             "pretraining": json.loads((encoder / "training.json").read_text()),
             "finetuning": {
-                "task": task.name, "source": task.source, "examples": len(train), "epochs": epochs, "steps": steps,
-                "batch_size": batch_size, "learning_rate": learning_rate, "dropout": dropout, "seed": seed,
-                "seconds": round(seconds, 1), "training_loss_last_100": sum(losses[-100:]) / len(losses[-100:]),
-                "dev_examples": len(dev), "dev_accuracy_in_torch": accuracy,
-                "device": device_name(device), "threads": torch.get_num_threads(),
+                "task": task.name, "source": task.source, "examples": len(train), "steps": steps, **asdict(recipe),
+                "seconds": round(seconds, 1), "training_loss_last_100": float(np.mean(losses[-100:])),
+                "dev_examples": len(dev), "dev_in_torch": measures, "device": device_name(next(model.parameters()).device),
+                "threads": torch.get_num_threads(),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
             },
         })
         write_card(directory, name=out.name)
-    print(f"{out}: {steps:,} steps in {seconds:,.0f} s, dev accuracy {accuracy:.4f} ({len(dev)} sentences)")
+    said = ", ".join(f"{name} {value:.4f}" for name, value in measures.items())
+    print(f"{out}: {steps:,} steps in {seconds:,.0f} s, dev {said} ({len(dev)} examples)")
+    return measures
+
+
+class InOrder(Trainer):    # type: ignore[misc]
+    """Answers in the order it was asked; transformers' groups by length there too, and forgets what stood where."""
+
+    def _get_eval_sampler(self, eval_dataset: Sized) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)
+
+
+class Progress(ProgressCallback):    # type: ignore[misc]
+    """transformers' progress bar, with the run's name and its loss on it instead of a line a step below it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def on_train_begin(self, *arguments: Any, **others: Any) -> None:
+        super().on_train_begin(*arguments, **others)
+        self.training_bar.set_description(self._name)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+def training_arguments(recipe: Recipe, steps: int, scratch: str) -> TrainingArguments:
+    """BERT's: AdamW, linear warm-up and decay, clipping at 1; batches of neighbours in length."""
+    # Renamed in transformers 5.
+    old = "group_by_length" in {field.name for field in fields(TrainingArguments)}
+    grouped: dict[str, Any] = {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
+    return TrainingArguments(
+        output_dir=scratch, num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=64,
+        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, warmup_steps=max(1, round(recipe.warmup_share * steps)),
+        max_grad_norm=1.0, optim="adamw_torch_fused", seed=recipe.seed, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to=[],
+        dataloader_pin_memory=False, **grouped,
+    )
 
 
 def build_classifier(
-    described: dict[str, object], tensors: dict[str, Tensor], task: Task, dropout: float
-) -> BertForSequenceClassification:
-    known = {k: v for k, v in described.items() if k not in ("pretraining_decoder", "architectures")}
-    config = BertConfig.from_dict({
-        **known,
-        "id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)},
-        "problem_type": "single_label_classification",
+    described: dict[str, Any], tensors: dict[str, Tensor], task: Task, labels: Sequence[str], dropout: float
+) -> PreTrainedModel:
+    """The family's classifier with the checkpoint's encoder and a fresh head."""
+    known = {k: v for k, v in described.items() if k not in ("pretraining_decoder", "architectures", "torch_dtype", "dtype")}
+    config = AutoConfig.for_model(**{
+        **known, "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression" if task.kind == "regression" else "single_label_classification",
         "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "classifier_dropout": dropout,
     })
-    model = BertForSequenceClassification(config)
-    encoder = {name.removeprefix("bert."): t for name, t in tensors.items() if name.startswith("bert.")}
-    unplaced = model.bert.load_state_dict(encoder, strict=False)
+    model = AutoModelForSequenceClassification.from_config(config)
+    prefix = f"{model.base_model_prefix}."
+    encoder = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    unplaced = model.base_model.load_state_dict(encoder, strict=False)
     wrong = [n for n in unplaced.missing_keys if not n.startswith("pooler.")] + unplaced.unexpected_keys
     if wrong:
         raise BadInput(f"The encoder's tensors do not fit its config.json: {wrong[0]}.")
+    if config.model_type == "convbert":
+        convbert.mend(model.base_model)
     return model
 
 
 def save_classifier(
-    model: nn.Module, described: dict[str, object], tensors: dict[str, Tensor], encoder: Path, directory: Path
+    model: PreTrainedModel, described: dict[str, Any], tensors: dict[str, Tensor], encoder: Path, directory: Path
 ) -> None:
-    config = model.config.to_dict()                                        # type: ignore[union-attr, operator]
-    config |= {"architectures": ["BertForSequenceClassification"], "torch_dtype": "float16"}
+    config = model.config.to_dict()
+    config |= {"architectures": [type(model).__name__], "torch_dtype": "float16"}
     weights = {name: tensor.half() for name, tensor in contiguous(model.state_dict()).items()}
     if "pretraining_decoder" in described:
         config["pretraining_decoder"] = described["pretraining_decoder"]
@@ -137,60 +195,38 @@ def save_classifier(
     copy_tokenizer(encoder, directory, config["max_position_embeddings"])
 
 
-def encode(tokenizer: Tokenizer, examples: Sequence[Example]) -> Encoded:
-    encodings = tokenizer.encode_batch([example.text for example in examples])
-    return [(encoding.ids, example.label) for encoding, example in zip(encodings, examples, strict=True)]
+def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], task: Task) -> list[dict[str, Any]]:
+    """What the Trainer reads: token ids, segments and mask of each text or pair, and its label."""
+    pairs = [example.text_pair for example in examples]
+    encoded = tokenizer([example.text for example in examples], None if None in pairs else pairs, truncation=True)
+    return [
+        {**{name: encoded[name][i] for name in encoded}, "labels": example.label if task.kind == "regression" else int(example.label)}
+        for i, example in enumerate(examples)
+    ]
 
 
-def batches(
-    examples: Encoded, batch_size: int, shuffle: random.Random | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Right-padded batches of neighbours in length: ids (B, L), mask (B, L), labels (B)."""
-    order = list(range(len(examples)))
-    if shuffle:
-        shuffle.shuffle(order)
-    # Sorted within windows of many batches: little padding, and still a random order.
-    window = batch_size * 64 if shuffle else len(order)
-    grouped = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: len(examples[i][0]))
-        grouped += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
-    if shuffle:
-        shuffle.shuffle(grouped)
-    for members in grouped:
-        width = max(len(examples[i][0]) for i in members)
-        ids = torch.tensor([examples[i][0] + [0] * (width - len(examples[i][0])) for i in members])
-        mask = torch.tensor([[1] * len(examples[i][0]) + [0] * (width - len(examples[i][0])) for i in members])
-        yield ids, mask, torch.tensor([examples[i][1] for i in members])
-
-
-@torch.no_grad()
-def measure_accuracy(model: nn.Module, examples: Encoded, device: torch.device) -> float:
-    right = 0
-    for ids, mask, labels in batches(examples, 64):
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        right += int((logits.argmax(1).cpu() == labels).sum())
-    return right / len(examples)
+def answer(logits: Any, task: Task) -> Answers:
+    """Classes' numbers or scores (N) from logits (N, C)."""
+    scores = np.asarray(logits, float)
+    return scores[:, 0] if task.kind == "regression" else scores.argmax(axis=1).astype(float)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m training.finetune", description="Fine-tune an encoder into a classifier.")
     parser.add_argument("--encoder", type=Path, required=True, help="a checkpoint of training.pretrain")
-    parser.add_argument("--task", default="sst2", help="the labelled task (default: sst2)")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds <task>/train.tsv and dev.tsv")
+    parser.add_argument("--task", default="sst2", help=f"the labelled task: {', '.join(TASKS)} (default: sst2)")
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the task's folder")
     parser.add_argument("--out", type=Path, required=True, help="where the classifier goes")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="(default: the task's)")
+    for field in fields(Recipe)[1:]:
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help=f"(default: {field.default})")
     parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    finetune(
-        given.encoder, task_named(given.task), given.data, given.out,
-        epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, seed=given.seed,
-    )
+    task = task_named(given.task)
+    told = {field.name: getattr(given, field.name) for field in fields(Recipe)}
+    finetune(given.encoder, task, given.data, given.out, Recipe(**{**told, "epochs": given.epochs or task.epochs}))
     return 0
 
 

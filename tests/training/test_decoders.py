@@ -2,14 +2,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
-from training.decoders import DrBertDecoder, TransformerBlock, at, first_block_sees
+from training.decoders import (
+    EnhancedMaskDecoder,
+    MaskedAutoencoder,
+    StackedDecoder,
+    TransformerBlock,
+    at,
+    encode,
+    first_block_sees,
+)
 
 
 def dice(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def bert(layers: int = 2) -> BertModel:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32}
+    return BertModel(BertConfig(**shape, num_hidden_layers=layers, initializer_range=0.3), add_pooling_layer=False).eval()
+
+
+IDS, POSITIONS = torch.randint(5, 50, (2, 12), generator=dice()), torch.tensor([[1, 4, 5], [0, 5, 11]])
 
 
 def test_gradual_unmasking_hides_masked_positions_from_all_but_themselves() -> None:
@@ -50,11 +67,11 @@ def test_queries_at_some_positions_answer_as_all_of_them_would() -> None:
 
 def test_the_mix_takes_whole_positions_from_the_encoder_or_the_decoder() -> None:
     torch.manual_seed(0)
-    decoder = DrBertDecoder(16, 2, 32, layers=2, unmasked_first=1.0, decoder_share=0.5).eval()
+    decoder = StackedDecoder(16, 2, 32, layers=2, decoder_share=0.5).eval()
     hidden, positions = torch.randn(1, 200, 16), torch.arange(200)[None]
-    mixed = decoder(hidden, positions, dice())[0]
+    mixed = decoder.decode(hidden, positions, dice())[0]
     decoder.decoder_share = 1.0
-    decoded = decoder(hidden, positions, dice())[0]
+    decoded = decoder.decode(hidden, positions, dice())[0]
     from_decoder = torch.isclose(mixed, decoded).all(dim=1)
     from_encoder = torch.isclose(mixed, hidden[0]).all(dim=1)
     assert (from_decoder ^ from_encoder).all()
@@ -62,6 +79,56 @@ def test_the_mix_takes_whole_positions_from_the_encoder_or_the_decoder() -> None
 
 
 def test_without_a_share_the_decoder_is_not_heard() -> None:
-    decoder = DrBertDecoder(16, 2, 32, layers=2, unmasked_first=0.5, decoder_share=0.0)
-    hidden, positions = torch.randn(2, 6, 16), torch.tensor([[1, 4], [0, 5]])
-    assert torch.equal(decoder(hidden, positions, dice()), at(hidden, positions))
+    encoder, decoder = bert(), StackedDecoder(16, 2, 32, layers=2, unmasked_first=0.5, decoder_share=0.0)
+    assert torch.equal(decoder(encoder, IDS, POSITIONS, dice()), at(encode(encoder, IDS), POSITIONS))
+
+
+@torch.no_grad()
+def test_blocks_on_top_are_a_deeper_encoder() -> None:
+    deeper, encoder, decoder = bert(layers=4), bert(layers=4), StackedDecoder(16, 2, 32, layers=2)
+    decoder.layer.load_state_dict(encoder.encoder.layer[2:].state_dict())
+    del encoder.encoder.layer[2:]
+    assert torch.allclose(decoder(encoder, IDS, POSITIONS, dice()), at(encode(deeper, IDS), POSITIONS), atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_pass_without_places_of_the_enhanced_mask_decoder_is_the_encoder_itself() -> None:
+    encoder = bert()
+    plain = at(encode(encoder, IDS), POSITIONS)
+    told = EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice())
+    assert not torch.allclose(told, plain, atol=1e-3)
+    places = encoder.embeddings.position_embeddings.weight.clone()
+    hidden = encoder.embeddings(input_ids=IDS)    # made with the places, which are then forgotten
+    encoder.embeddings.forward = lambda input_ids: hidden
+    encoder.embeddings.position_embeddings.weight.zero_()
+    assert torch.allclose(EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice()), plain, atol=1e-5)
+    assert places.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_the_second_pass_of_the_enhanced_mask_decoder_asks_the_same_layer_about_the_same_states() -> None:
+    encoder = bert()
+    once, twice = (EnhancedMaskDecoder(n)(encoder, IDS, POSITIONS, dice()) for n in (1, 2))
+    assert not torch.allclose(once, twice, atol=1e-3)
+    assert list(EnhancedMaskDecoder(2).parameters()) == []
+
+
+@torch.no_grad()
+def test_the_autoencoders_encoder_never_sees_what_stands_at_a_masked_position() -> None:
+    encoder, decoder = bert(), MaskedAutoencoder(16, 2, 32, layers=2)
+    other = IDS.scatter(1, POSITIONS, (at(IDS[..., None], POSITIONS)[..., 0] + 1) % 50)
+    assert not torch.equal(IDS, other)
+    assert torch.equal(decoder(encoder, IDS, POSITIONS, dice()), decoder(encoder, other, POSITIONS, dice()))
+
+
+@torch.no_grad()
+def test_the_autoencoders_tokens_keep_their_places() -> None:
+    encoder = bert()
+    kept = torch.tensor([[0, 2, 3, 7]])
+    hidden = encode(encoder, IDS[:1].gather(1, kept), kept)
+    seen = []
+    encoder.embeddings.register_forward_hook(lambda _, args, kwargs, out: seen.append(out), with_kwargs=True)
+    encode(encoder, IDS[:1].gather(1, kept), kept)
+    encode(encoder, IDS[:1])
+    assert torch.allclose(seen[0], at(seen[1], kept), atol=1e-6)
+    assert hidden.shape == (1, 4, 16)

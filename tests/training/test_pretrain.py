@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,29 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from command import BadInput, Unavailable
-from tests.training.worlds import write_config, write_text
+from tests.training.worlds import CONFIGS, TEXT, TINY, tiny, vocabulary, write_text
 from training.config import read_config
 from training.corpus import prepare
-from training.masking import mask_tokens
-from training.model import PretrainingModel
-from training.pretrain import Log, build_optimiser, generator_of, masked_loss, pretrain
-
-
-@pytest.mark.parametrize("design", ["none", "drbert"])
-def test_the_loss_falls_on_repeated_steps(tmp_path: Path, design: str) -> None:
-    config = write_config(tmp_path / "c.toml", design, dropout=0.0)
-    corpus = prepare(config.data, write_text(tmp_path / "text"), tmp_path)
-    model = PretrainingModel(config, corpus.vocabulary_size)
-    optimiser = build_optimiser(model, config.optimisation)
-    masked = mask_tokens(corpus.batch(0, 8, 0), 0.15, corpus.vocabulary_size, np.random.default_rng(0))
-    losses = []
-    for _ in range(60):
-        loss = masked_loss(model, masked, generator_of(0, 0), torch.device("cpu"))
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+from training.dice import dice
+from training.masking import FATES, mask_tokens
+from training.model import build_model
+from training.pretrain import Log, Parts, build_optimiser, forward, masked_batch, pretrain
 
 
 def break_off_at(last: int) -> Callable[..., None]:
@@ -49,31 +37,136 @@ def break_off_at(last: int) -> Callable[..., None]:
     return add
 
 
-@pytest.mark.parametrize("design", ["none", "drbert"])
+def logged(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (load_file(folder / "checkpoint/model.safetensors") for folder in (first, second))
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_there_is_a_tiny_config_of_every_design_and_encoder() -> None:
+    told = [read_config(CONFIGS / f"{name}.toml") for name in TINY]
+    assert {config.decoder.design for config in told} == {"none", "plain", "gua", "mix", "drbert", "emd", "mae"}
+    assert {(config.encoder.family, config.objective.name) for config in told} == {
+        ("bert", "mlm"), ("electra", "mlm"), ("electra", "rtd"), ("convbert", "mlm"), ("convbert", "rtd"),
+    }
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(
-    tmp_path: Path, design: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(tmp_path / "c.toml", design)
-    text = write_text(tmp_path / "text")
-    pretrain(config, text, tmp_path / "whole")
+    config = read_config(CONFIGS / f"{name}.toml")
+    pretrain(config, TEXT, tmp_path / "whole")
     # Broken off at step 7, three steps after the last save, with dropout and the decoder's dice in play.
     with monkeypatch.context() as patched:
         patched.setattr(Log, "add", break_off_at(7))
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config, text, tmp_path / "parts")
+            pretrain(config, TEXT, tmp_path / "parts")
     assert not (tmp_path / "parts/checkpoint").exists()
-    pretrain(config, text, tmp_path / "parts", resume=True)
-    whole, parts = (load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    losses = [[row["loss"] for row in csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines())] for name in ("whole", "parts")]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 12
+    pretrain(config, TEXT, tmp_path / "parts", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = ([row["loss"] for row in logged(tmp_path / name)] for name in ("whole", "parts"))
+    assert whole == parts
+    assert len(whole) == 12
+    summary = json.loads((tmp_path / "whole/checkpoint/training.json").read_text())
+    assert summary["tokens"] == 12 * 8 * 32
+    assert summary["flops"] > 0
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_loss_falls_on_repeated_steps(tmp_path: Path, name: str) -> None:
+    config = tiny(name.removeprefix("tiny-"), tmp_path / "c.toml", "[encoder]\ndropout = 0.0")
+    corpus = prepare(config.data, TEXT, tmp_path)
+    model = build_model(config, corpus.vocabulary)
+    optimiser = build_optimiser(model, config.optimisation)
+    masked = mask_tokens(corpus.batch(0, 8, 0), 0.15, corpus.vocabulary, np.random.default_rng(0), fates=FATES[config.objective.name])
+    losses = []
+    for _ in range(60):
+        found = forward(model, masked, dice(0, "test"), torch.device("cpu"))
+        found["loss"].backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append({name: loss.item() for name, loss in found.items()})
+    for part in model.parts or ("loss",):
+        assert losses[-1][part] < 0.7 * losses[0][part], part
+
+
+SIGNALLED = "[optimisation]\nsteps = 150\ncheckpoint_every = 15"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    tiny("drbert", folder / "c.toml", SIGNALLED)
+    subprocess.run(command(folder / "c.toml", folder / "whole"), check=True, capture_output=True)
+    return folder / "whole"
+
+
+def command(config: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "training.pretrain", str(config), "--data", str(TEXT), "--threads", "1", "--out", str(out)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(tmp_path: Path, uninterrupted: Path, number: signal.Signals) -> None:
+    tiny("drbert", tmp_path / "c.toml", SIGNALLED)
+    parts = tmp_path / "parts"
+    process = subprocess.Popen(command(tmp_path / "c.toml", parts), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (parts / "progress").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "--resume goes on from there" in said
+    stopped_at = json.loads((parts / "progress/progress.json").read_text())["step"]
+    assert 15 <= stopped_at < 150
+    assert len(logged(parts)) == stopped_at
+    subprocess.run([*command(tmp_path / "c.toml", parts), "--resume"], check=True, capture_output=True)
+    assert same_weights(uninterrupted, parts)
+
+
+def test_two_processes_train_what_one_would(tmp_path: Path) -> None:
+    tiny("drbert", tmp_path / "two.toml", "[encoder]\ndropout = 0.0")
+    one = tiny("drbert", tmp_path / "one.toml", "[encoder]\ndropout = 0.0\n[optimisation]\naccumulate = 2")
+    pretrain(one, TEXT, tmp_path / "one")
+    launched = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training.pretrain"]
+    done = subprocess.run(
+        [*launched, str(tmp_path / "two.toml"), "--data", str(TEXT), "--out", str(tmp_path / "two")],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two/checkpoint/training.json").read_text())["processes"] == 2
+    weights = [load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("one", "two")]
+    # The gradient of a key's bias is zero but for rounding, and Adam makes steps of rounding.
+    assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[0] if not name.endswith("key.bias"))
+    losses = [[float(row["loss"]) for row in logged(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_accumulated_parts_are_the_batch_in_pieces() -> None:
+    whole = [rows for _, rows, _ in Parts(16, 1, 0, 1)]
+    pieces = [part for process in range(2) for part in Parts(16, 2, process, 2)]
+    assert whole == [slice(0, 16)]
+    assert [(number, rows, last) for number, rows, last in pieces] == [
+        (0, slice(0, 4), False), (1, slice(4, 8), True), (2, slice(8, 12), False), (3, slice(12, 16), True),
+    ]
+    with pytest.raises(BadInput, match="batch_size 16 is no multiple of 3 processes × accumulate 2"):
+        Parts(16, 3, 0, 2)
 
 
 def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path) -> None:
-    vanilla, enhanced = (write_config(tmp_path / f"{d}.toml", d) for d in ("none", "drbert"))
-    first, second = PretrainingModel(vanilla, 80).state_dict(), PretrainingModel(enhanced, 80).state_dict()
+    vanilla, enhanced = (tiny(name, tmp_path / f"{name}.toml") for name in ("none", "drbert"))
+    corpus = prepare(vanilla.data, TEXT, tmp_path)
+    for step in range(3):
+        one, other = (masked_batch(corpus, config, step) for config in (vanilla, enhanced))
+        assert (one.inputs == other.inputs).all()
+        assert (one.positions == other.positions).all()
+    first, second = (build_model(config, vocabulary(80)).state_dict() for config in (vanilla, enhanced))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {name.split(".")[0] for name in second.keys() - first.keys()} == {"pretraining_decoder"}
 
@@ -81,8 +174,7 @@ def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path)
 def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encoder(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
-    config = write_config(tmp_path / "c.toml", steps=2)
-    pretrain(config, write_text(tmp_path / "text"), tmp_path / "out")
+    pretrain(tiny("drbert", tmp_path / "c.toml", "[optimisation]\nsteps = 2"), TEXT, tmp_path / "out")
     folder = tmp_path / "out/checkpoint"
     described = json.loads((folder / "config.json").read_text())
     assert described["pretraining_decoder"]["design"] == "drbert"
@@ -93,61 +185,58 @@ def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encod
     assert model.config.num_hidden_layers == 2
 
 
+@pytest.mark.parametrize(("name", "architecture"), [
+    ("electra", "ElectraForPreTraining"), ("electra-mlm", "ElectraForMaskedLM"), ("convbert-drbert", "ConvBertForMaskedLM"), ("convbert", "ConvBertModel"),
+])
+def test_every_familys_checkpoint_loads_whole_into_the_class_it_names(tmp_path: Path, name: str, architecture: str) -> None:
+    import transformers
+
+    pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 1"), TEXT, tmp_path / "out")
+    folder = tmp_path / "out/checkpoint"
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
+    _, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert all(key.startswith(("pretraining_decoder.", "discriminator_predictions.")) for key in report["unexpected_keys"])
+
+
 def test_a_full_folder_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/log.csv").write_text("precious")
     with pytest.raises(BadInput, match="not empty; give --resume"):
-        pretrain(write_config(tmp_path / "c.toml"), write_text(tmp_path / "text"), tmp_path / "out")
+        pretrain(tiny("none", tmp_path / "c.toml"), TEXT, tmp_path / "out")
 
 
 def test_resuming_with_another_config_or_other_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, config = write_text(tmp_path / "text"), write_config(tmp_path / "c.toml")
+    config = tiny("none", tmp_path / "c.toml")
     with monkeypatch.context() as patched:
         patched.setattr(Log, "add", break_off_at(5))
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config, text, tmp_path / "out")
+            pretrain(config, TEXT, tmp_path / "out")
+    before = (tmp_path / "out/log.csv").read_bytes()
     with pytest.raises(BadInput, match="begun with another config"):
-        pretrain(write_config(tmp_path / "d.toml", steps=20), text, tmp_path / "out", resume=True)
+        pretrain(tiny("none", tmp_path / "d.toml", "[optimisation]\nsteps = 20"), TEXT, tmp_path / "out", resume=True)
     with pytest.raises(BadInput, match="begun with another corpus"):
-        pretrain(config, write_text(tmp_path / "other", documents=50), tmp_path / "out", resume=True)
+        pretrain(config, write_text(tmp_path / "other"), tmp_path / "out", resume=True)
+    assert (tmp_path / "out/log.csv").read_bytes() == before
 
 
-def test_text_that_is_trained_on_cannot_be_held_out(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.toml")
-    text = write_text(tmp_path / "text")
-    swapped = dataclasses.replace(config.data, text=["held.txt.gz"], held_out=["shard.txt.gz"])
-    first, second = prepare(config.data, text, tmp_path), prepare(swapped, text, tmp_path)
-    assert first.directory != second.directory
-    with pytest.raises(BadInput, match="is among the text and the held-out text"):
-        prepare(dataclasses.replace(config.data, text=["*.txt.gz"]), text, tmp_path)
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("none", tmp_path / "c.toml")
+    steps = 0
+
+    def fails(model: torch.nn.Module, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += model.training
+        losses = forward(model, *arguments)
+        return losses if steps != 7 or not model.training else {"loss": losses["loss"] * float("nan")}
+
+    monkeypatch.setattr("training.pretrain.forward", fails)
+    with pytest.raises(BadInput, match="The loss is nan at step 6; lower peak_learning_rate"):
+        pretrain(config, TEXT, tmp_path / "out")
+    assert json.loads((tmp_path / "out/progress/progress.json").read_text())["step"] == 4
 
 
 def test_a_missing_data_folder_says_what_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not exist; --data names the folder"):
-        pretrain(write_config(tmp_path / "c.toml"), tmp_path / "nowhere", tmp_path / "out")
+        pretrain(tiny("none", tmp_path / "c.toml"), tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ('[decoder]\ndesign = "emd"', "design 'emd' is unknown"),
-        ("[decoder]\nlayers = 3", "does not go with layers = 3"),
-        ("[encoder]\nheads = 3", "no multiple of heads 3"),
-        ("[data]\ncolour = 1", "no key 'colour'"),
-        ("[colour]\nx = 1", r"unknown section \[colour\]"),
-        ('[encoder]\nlayers = "two"', "is not of type int"),
-        ("[", "is not TOML"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused_by_name(tmp_path: Path, change: str, words: str) -> None:
-    base = Path("training/configs/bert-mini.toml").resolve()
-    (tmp_path / "c.toml").write_text(f'extends = "{base}"\n{change}\n')
-    with pytest.raises(BadInput, match=words):
-        read_config(tmp_path / "c.toml")
-
-
-def test_the_twins_configs_differ_in_the_decoder_alone() -> None:
-    vanilla, enhanced = (read_config(Path(f"training/configs/{name}-mini.toml")).as_dict() for name in ("bert", "drbert"))
-    assert vanilla.pop("decoder") != enhanced.pop("decoder")
-    assert vanilla == enhanced

@@ -1,4 +1,4 @@
-"""A small corpus, a small task and a config that trains on them in a second."""
+"""A small corpus, small tasks, and the tiny configs that come along, which train on them in seconds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import gzip
 import random
 from pathlib import Path
 
-from training.config import Config, read_config
+from tokenizers import Tokenizer, models
 
+from training.config import Config, read_config
+from training.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+CONFIGS = Path("training/configs").resolve()
+TEXT = Path("tests/data/text").resolve()
+TINY = sorted(path.stem for path in CONFIGS.glob("tiny-*.toml"))
 WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "slept", "all", "day", "in", "sun")
 
 
+def tiny(name: str, path: Path, changes: str = "") -> Config:
+    """The config training/configs/tiny-<name>.toml with some TOML on top, written to `path` and read."""
+    path.write_text(f'extends = "{CONFIGS / f"tiny-{name}.toml"}"\n{changes}\n')
+    return read_config(path)
+
+
 def write_text(folder: Path, documents: int = 40) -> Path:
+    """Shards under the names that the tiny configs ask for."""
     rng = random.Random(1)
     folder.mkdir(parents=True)
-    for name in ("shard", "held"):
+    for name in ("book-0", "book-1"):
         text = "\n\n".join(" ".join(rng.choices(WORDS, k=80)) for _ in range(documents))
         with gzip.open(folder / f"{name}.txt.gz", "wt") as file:
             file.write(text)
@@ -22,40 +35,20 @@ def write_text(folder: Path, documents: int = 40) -> Path:
 
 
 def write_task(folder: Path) -> Path:
-    (folder / "sst2").mkdir(parents=True)
+    """SST-2's and STS-B's form, easy enough to be learned in a second."""
     rows = [("the cat slept in the warm sun", 1), ("the dog ran under the tree", 0)] * 32
-    for split in ("train", "dev"):
-        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in rows)]
-        (folder / "sst2" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    pairs = [("the cat slept", "the cat slept", 5.0), ("the cat slept", "a dog ran", 0.5)] * 32
+    for name, header, lines in (
+        ("sst2", "sentence\tlabel", [f"{text}\t{label}" for text, label in rows]),
+        ("stsb", "index\tsentence1\tsentence2\tscore", [f"{i}\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(pairs)]),
+    ):
+        (folder / name).mkdir(parents=True)
+        for split in ("train", "dev"):
+            (folder / name / f"{split}.tsv").write_text("\n".join([header, *lines]) + "\n")
     return folder
 
 
-def write_config(path: Path, design: str = "drbert", steps: int = 12, dropout: float = 0.1) -> Config:
-    layers = 0 if design == "none" else 2
-    path.write_text(f"""
-[data]
-text = ["shard.txt.gz"]
-held_out = ["held.txt.gz"]
-vocabulary_size = 80
-sequence_length = 32
-[encoder]
-layers = 2
-hidden_size = 32
-heads = 2
-intermediate_size = 64
-dropout = {dropout}
-[decoder]
-design = "{design}"
-layers = {layers}
-unmasked_first = 0.5
-decoder_share = 0.5
-[optimisation]
-steps = {steps}
-batch_size = 4
-peak_learning_rate = 3e-3
-warmup_steps = 2
-checkpoint_every = 4
-precision = "fp32"
-seed = 5
-""")
-    return read_config(path)
+def vocabulary(size: int = 1000, continued: int = 0) -> Vocabulary:
+    """Special tokens first, then words, the last `continued` of them going on with the word before."""
+    words = [f"##w{i}" if i >= size - continued else f"w{i}" for i in range(len(SPECIAL_TOKENS), size)]
+    return Vocabulary(Tokenizer(models.WordPiece({word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])}, unk_token="[UNK]")))

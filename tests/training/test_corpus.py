@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from command import BadInput, Unavailable
+from tests.training.worlds import TEXT, tiny, write_text
+from training.config import Data
+from training.corpus import prepare
+from training.vocabulary import SPECIAL_TOKENS
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    return tiny("none", tmp_path / "c.toml").data
+
+
+def test_sequences_are_whole_slices_of_the_text_between_cls_and_sep(tmp_path: Path, data: Data) -> None:
+    corpus = prepare(data, TEXT, tmp_path)
+    batch = corpus.batch(0, 8, 0)
+    assert batch.shape == (8, 32)
+    assert (batch[:, 0] == corpus.vocabulary.cls).all()
+    assert (batch[:, -1] == corpus.vocabulary.sep).all()
+    assert not (batch == corpus.vocabulary.pad).any()
+    first = np.asarray(corpus.ids[:30], np.int64)
+    assert any((row[1:-1] == first).all() for step in range(len(corpus) // 8) for row in corpus.batch(step, 8, 0))
+
+
+def test_text_is_tokenised_once(tmp_path: Path, data: Data) -> None:
+    made = (prepare(data, TEXT, tmp_path).directory / "ids.bin").stat().st_mtime_ns
+    assert (prepare(data, TEXT, tmp_path).directory / "ids.bin").stat().st_mtime_ns == made
+
+
+def test_text_that_is_trained_on_cannot_be_held_out(tmp_path: Path, data: Data) -> None:
+    swapped = dataclasses.replace(data, text=["book-1.txt.gz"], held_out=["book-0.txt.gz"])
+    assert prepare(data, TEXT, tmp_path).directory != prepare(swapped, TEXT, tmp_path).directory
+    with pytest.raises(BadInput, match="is among the text and the held-out text"):
+        prepare(dataclasses.replace(data, text=["*.txt.gz"]), TEXT, tmp_path)
+
+
+def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(tmp_path: Path, data: Data) -> None:
+    text = write_text(tmp_path / "text")
+    with pytest.raises(Unavailable, match=r"holds no missing-\*\.txt"):
+        prepare(dataclasses.replace(data, text=["missing-*.txt"]), text, tmp_path)
+    with gzip.open(text / "book-0.txt.gz", "wt") as file:
+        file.write("\n\n")
+    with pytest.raises(BadInput, match=r"book-0\.txt\.gz holds no text"):
+        prepare(data, text, tmp_path)
+    (text / "book-0.txt.gz").write_bytes(b"no gzip")
+    with pytest.raises(BadInput, match=r"book-0\.txt\.gz is no UTF-8 text"):
+        prepare(data, text, tmp_path)
+    assert not list(tmp_path.glob("corpus-*"))
+    assert not list(tmp_path.glob(".corpus-*"))
+
+
+def write_tokenizer(path: Path, tokens: tuple[str, ...]) -> Path:
+    words = dict.fromkeys(["the", "of", "##s", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")])
+    vocabulary = {word: i for i, word in enumerate([*words, *tokens])}
+    Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")).save(str(path))
+    return path
+
+
+def test_a_tokenizer_made_elsewhere_keeps_its_ids(tmp_path: Path, data: Data) -> None:
+    text = write_text(tmp_path / "text")
+    write_tokenizer(text / "tokenizer.json", SPECIAL_TOKENS)
+    told = dataclasses.replace(data, tokenizer="tokenizer.json", vocabulary_size=59)
+    corpus = prepare(told, text, tmp_path)
+    assert corpus.vocabulary.pad == 54
+    assert (corpus.batch(0, 2, 0)[:, 0] == 56).all()
+    assert corpus.vocabulary.continues.sum() == 26
+    assert set(corpus.vocabulary.ordinary) == set(range(54))
+    with pytest.raises(BadInput, match="has 59 words and the config says vocabulary_size = 512"):
+        prepare(dataclasses.replace(told, vocabulary_size=512), text, tmp_path)
+    write_tokenizer(text / "tokenizer.json", SPECIAL_TOKENS[:-1])
+    with pytest.raises(BadInput, match=r"has no \[MASK\]"):
+        prepare(told, text, tmp_path)
+    (text / "tokenizer.json").write_text(json.dumps({"model": {}}))
+    with pytest.raises(BadInput, match=r"is no tokenizer\.json"):
+        prepare(told, text, tmp_path)
+
+
+def test_text_may_come_from_a_dataset(tmp_path: Path, data: Data) -> None:
+    (tmp_path / "set").mkdir()
+    rows = [json.dumps({"body": f"document {i} tells of a cat and of a dog that ran in the sun all day"}) for i in range(60)]
+    (tmp_path / "set/train.jsonl").write_text("\n".join(rows))
+    told = dataclasses.replace(data, text=[], dataset=str(tmp_path / "set"), text_column="body")
+    corpus = prepare(told, TEXT, tmp_path)
+    assert (np.asarray(corpus.ids) == corpus.vocabulary.sep).sum() == 60
+    with pytest.raises(BadInput, match="has no column 'text'; it has body"):
+        prepare(dataclasses.replace(told, text_column="text"), TEXT, tmp_path)
+    with pytest.raises(Unavailable, match="cannot be had"):
+        prepare(dataclasses.replace(told, dataset=str(tmp_path / "nowhere")), TEXT, tmp_path)

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command import Unavailable
+from tests.training.worlds import TEXT, tiny
+from training.curves import main
+from training.pretrain import pretrain
+
+
+def test_runs_are_drawn_together_and_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("none", "drbert"):
+        pretrain(tiny(name, tmp_path / f"{name}.toml"), TEXT, tmp_path / name)
+    for out in ("first.svg", "second.svg"):
+        assert main([str(tmp_path / "none"), str(tmp_path / "drbert"), "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / "first.svg").read_text() == (tmp_path / "second.svg").read_text()
+
+
+def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"log\.csv does not exist"):
+        main([str(tmp_path), "--out", str(tmp_path / "x.svg")])

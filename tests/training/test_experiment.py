@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command import BadInput
+from tests.training.worlds import TEXT, write_task
+from training import experiment, results
+from training.experiment import Experiment, carry_out, main, read_experiment, records
+from training.tasks import task_named
+
+TOLD = """
+tasks = ["sst2", "stsb"]
+finetuning_seeds = [0, 1]
+reference = "none"
+[epochs]
+sst2 = 1
+stsb = 1
+[pretraining]
+none = { config = "tiny-none.toml", seeds = [1, 2] }
+drbert = { config = "tiny-drbert.toml", seeds = [1] }
+electra = { config = "tiny-electra.toml", seeds = [1] }
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_task(tmp_path_factory.mktemp("data"))
+    for shard in TEXT.glob("*.gz"):
+        shutil.copy(shard, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(experiment file, folder in which all of it is done)"""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "small.toml").write_text(TOLD)
+    assert main([str(folder / "small.toml"), "--data", str(data), "--out", str(folder / "out")]) == 0
+    return folder / "small.toml", folder / "out"
+
+
+def read(path: Path, text: str = TOLD) -> Experiment:
+    path.write_text(text)
+    return read_experiment(path)
+
+
+def test_what_is_done_is_not_done_again(done: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(experiment, "pretrain", never)
+    monkeypatch.setattr(experiment, "finetune", never)
+    carry_out(read_experiment(done[0]), data, done[1])
+    pretrained, finetuned = records(read_experiment(done[0]), done[1])
+    assert (len(pretrained), len(finetuned)) == (4, 16)
+
+
+def test_a_unit_in_another_process_hands_is_left_to_it(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = read_experiment(done[0])
+    with experiment._taken(out, told.pretrainings[0].name) as free, experiment._taken(out, told.pretrainings[0].name) as again:
+        assert (free, again) == (True, False)
+        assert not experiment._finetune(told.finetunings[0], data, out)
+    with experiment._taken(out, told.pretrainings[0].name) as free:
+        assert free
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [
+    ("stsb = 1", "stsb = 2", "none-1-stsb-0 was trained by another recipe"),
+    ('drbert = { config = "tiny-drbert.toml"', 'drbert = { config = "tiny-plain.toml"', "drbert-1 was trained with another config"),
+])
+def test_results_of_another_recipe_are_not_mixed_in(done: tuple[Path, Path], data: Path, tmp_path: Path, before: str, after: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        carry_out(read(tmp_path / "e.toml", TOLD.replace(before, after)), data, done[1])
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [
+    ("reference", "referenze", "no key 'referenze'"), ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
+    ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"), ("tasks", "[", "is not TOML"),
+])
+def test_a_wrong_experiment_is_refused_by_name(tmp_path: Path, before: str, after: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        read(tmp_path / "e.toml", TOLD.replace(before, after, 1))
+
+
+def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    assert main([str(done[0]), "--data", str(data), "--out", str(done[1]), "--report", str(tmp_path / "RESULTS.md")]) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    for encoder in ("none, seed 1", "none, seed 2", "drbert, seed 1", "electra, seed 1"):
+        assert f"| {encoder} |" in text
+    assert "not yet" not in text
+    assert "| drbert, seed 1 | none, seed 1 |" in text
+    assert "`drbert` against `none`" in text
+    rows = list(csv.DictReader((tmp_path / "results/small/finetuning.csv").read_text().splitlines()))
+    assert len(rows) == 8 * (1 + 2)                      # sst2 has one measure, stsb two
+    drawn = (tmp_path / "results/small/losses.svg").read_text()
+    assert "replaced-token detection" in drawn
+    assert "<svg" in drawn
+
+
+def runs(design: str, seed: int, *values: float, task: str = "sst2") -> list[results.Record]:
+    return [{"design": design, "pretraining_seed": seed, "task": task, "seed": i, "measures": {"accuracy": value}} for i, value in enumerate(values)]
+
+
+def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
+    tasks = [task_named("sst2")]
+    noisy = runs("none", 1, 0.70) + runs("none", 2, 0.74) + runs("drbert", 1, 0.76)
+    assert results.conclusion(tasks, "none", noisy)[-1].endswith("no difference can be told.")
+    # t of one degree of freedom is 12.7: only what is far beyond the spread is told.
+    calm = runs("none", 1, 0.700) + runs("none", 2, 0.701) + runs("drbert", 1, 0.76)
+    assert results.conclusion(tasks, "none", calm)[-1].endswith("better.")
+    assert results.conclusion(tasks, "none", runs("none", 1, 0.7) + runs("drbert", 1, 0.9)) == ["Too little is done to say what a design is worth."]
+
+
+def test_differences_are_paired_by_fine_tuning_seed() -> None:
+    both = runs("none", 1, 0.70, 0.80, 0.75) + runs("drbert", 1, 0.71, 0.81)
+    assert results.differences(task_named("sst2"), ("drbert", 1), ("none", 1), both) == pytest.approx(np.array([0.01, 0.01]))

@@ -1,0 +1,67 @@
+"""
+Draws the losses of pretraining runs over the tokens they saw.
+
+    python -m training.curves build/training/bert-mini build/training/drbert-mini --out losses.svg
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from command import Parser, Unavailable, finish
+
+# Told apart by colour-blind eyes (Okabe and Ito), and by their dashes.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+DASHES = ("-", "--", "-.", ":")
+SMOOTHED_OVER = 0.02
+"""The share of a run over which the training loss is averaged."""
+
+
+def draw(panels: Mapping[str, Mapping[str, Path]], out: Path) -> None:
+    """An SVG with a panel for each kind of loss and a line for each run: training loss thin, held-out loss as points."""
+    mpl.rcParams["svg.hashsalt"] = "losses"    # the same numbers, the same file
+    figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
+    for axes, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for i, (name, folder) in enumerate(runs.items()):
+            tokens, loss, held_out = read_log(folder / "log.csv")
+            window = max(1, round(SMOOTHED_OVER * len(loss)))
+            smooth = np.convolve(loss, np.ones(window) / window, "valid")
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            axes.plot(tokens[window - 1 :] / 1e6, smooth, dash, color=colour, linewidth=1, label=name)
+            there = ~np.isnan(held_out)
+            axes.plot(tokens[there] / 1e6, held_out[there], "o", color=colour, markersize=3)
+        axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, format="svg", metadata={"Date": None})
+
+
+def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, loss and held-out loss (NaN where it was not measured) of every step."""
+    if not path.is_file():
+        raise Unavailable(f"{path} does not exist; name folders of training.pretrain.")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return (
+        np.array([float(row["tokens"]) for row in rows]), np.array([float(row["loss"]) for row in rows]),
+        np.array([float(row["held_out_loss"] or "nan") for row in rows]),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m training.curves", description="Draw the losses of pretraining runs.")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of training.pretrain")
+    parser.add_argument("--out", type=Path, required=True, help="the SVG file to write")
+    given = parser.parse_args(arguments)
+    draw({"pretraining loss": {run.name: run for run in given.runs}}, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,204 @@
+"""
+Turns what an experiment left behind into tables: every seed, intervals, and what they allow to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from training import curves
+from training.metrics import Answers, above, paired
+from training.tasks import Task
+
+Record = dict[str, Any]
+Encoder = tuple[str, int]
+"""Design and pretraining seed."""
+
+NOTES = """\
+Losses of different designs are of different kinds, so a lower one is not a better encoder: `mix` and `drbert` are read through their
+random mix, `mae` never sees the masked positions' random words, `emd` is told positions once more, and `rtd` is another objective
+(generator's cross-entropy plus 50 × detector's). Equal tokens are not equal work: the column PFLOPs holds the matrix products of all steps."""
+
+
+def of_pretraining(design: str, seed: int, folder: Path) -> Record:
+    """What one pretraining cost and where its loss ended."""
+    told = read_json(folder / "checkpoint/training.json")
+    return {
+        "design": design, "seed": seed, "objective": told["config"]["objective"]["name"], "tokens": told["tokens"], "steps": told["steps"],
+        "flops": told["flops"], "minutes": round(told["seconds"] / 60, 1), "held_out_loss": round(told["held_out_loss"], 4),
+        "unigram_entropy": round(told["unigram_entropy"], 4), "precision": told["precision"], "device": told["device"],
+        "threads": told["threads"], "folder": folder,
+    }
+
+
+def of_finetuning(design: str, pretraining_seed: int, folder: Path) -> Record:
+    """How one classifier did on its development set."""
+    told, answered = read_json(folder / "training.json")["finetuning"], read_json(folder / "predictions.json")
+    return {
+        "design": design, "pretraining_seed": pretraining_seed, "task": told["task"], "seed": told["seed"], "epochs": told["epochs"],
+        "minutes": round(told["seconds"] / 60, 1), "measures": told["dev_in_torch"],
+        **{key: np.array(answered[key], float) for key in ("answers", "labels", "majority")},
+    }
+
+
+def write(report: Path, experiment: Path, reference: str, tasks: Sequence[Task], pretrained: Sequence[Record], finetuned: Sequence[Record]) -> None:
+    """The report, and in a folder of the experiment's name beside it pretraining.csv, finetuning.csv and losses.svg."""
+    beside = report.parent / "results" / experiment.stem
+    beside.mkdir(parents=True, exist_ok=True)
+    write_csv(beside / "pretraining.csv", [{k: v for k, v in record.items() if k != "folder"} for record in pretrained])
+    write_csv(beside / "finetuning.csv", [
+        {**{k: v for k, v in record.items() if not isinstance(v, dict | np.ndarray)}, "measure": name, "value": round(value, 5)}
+        for record in finetuned for name, value in record["measures"].items()
+    ])
+    draw(pretrained, beside / "losses.svg")
+    folder = f"results/{experiment.stem}"
+    report.write_text("\n".join([
+        "# What the decoders are worth", "",
+        f"Made by `python -m training.experiment training/experiments/{experiment.name} --data DATA --out OUT`, and `--report {report.name}` with the same.",
+        f"Every run is in [pretraining.csv]({folder}/pretraining.csv) and [finetuning.csv]({folder}/finetuning.csv).", "",
+        "## Pretraining", "", *table_of_pretraining(pretrained, reference), "", NOTES, "", f"![losses]({folder}/losses.svg)", "",
+        "## Fine-tuning", "", *table_of_tasks(tasks, pretrained, finetuned), "",
+        "## Against the reference", "", *table_of_differences(tasks, reference, finetuned), "",
+        *conclusion(tasks, reference, finetuned), "",
+    ]))
+
+
+def table_of_pretraining(pretrained: Sequence[Record], reference: str) -> list[str]:
+    lines = ["| design | seed | tokens | steps | PFLOPs | minutes | held-out loss, nats | unigrams alone | on |", "|---|--:|--:|--:|--:|--:|--:|--:|---|"]
+    return lines + [
+        f"| {r['design']} | {r['seed']} | {r['tokens']:,} | {r['steps']:,} | {r['flops'] / 1e15:.2f} | {r['minutes']:.0f} | "
+        f"{r['held_out_loss']:.3f}{' (rtd)' if r['objective'] == 'rtd' else ''} | {r['unigram_entropy']:.3f} | {r['threads']} thread(s), {r['device']}, {r['precision']} |"
+        for r in sorted(pretrained, key=lambda r: (r["design"] != reference, r["design"], r["seed"]))
+    ]
+
+
+def table_of_tasks(tasks: Sequence[Task], pretrained: Sequence[Record], finetuned: Sequence[Record]) -> list[str]:
+    """Mean ± standard deviation over the fine-tuning seeds of each encoder, and how far above the majority that is."""
+    lines = [
+        "Mean ± standard deviation over the fine-tuning seeds (their number where it is not the same everywhere). Bold where it is above the majority",
+        "baseline and the 95 % bootstrap interval of that difference over the development examples, in brackets, excludes 0.", "",
+        "| encoder | " + " | ".join(f"{task.name} ({task.metrics[0]})" for task in tasks) + " |", "|---|" + "--:|" * len(tasks),
+    ]
+    most = max((len(_of(finetuned, (e["design"], e["seed"]), task)) for e in pretrained for task in tasks), default=0)
+    level: list[str] = []
+    for encoder in pretrained:
+        cells = []
+        for task in tasks:
+            runs = _of(finetuned, (encoder["design"], encoder["seed"]), task)
+            cell, is_above = _cell(task, runs, most)
+            cells.append(cell)
+            if runs and not is_above:
+                level.append(f"{task.name} after {encoder['design']}, seed {encoder['seed']}")
+        lines.append(f"| {encoder['design']}, seed {encoder['seed']} | {' | '.join(cells)} |")
+    if level:
+        lines += ["", f"Not above the majority beyond doubt: {'; '.join(level)}. What these encoders learned in pretraining does not show there, or the development set is too small to tell."]
+    return lines
+
+
+def _cell(task: Task, runs: Sequence[Record], most: int) -> tuple[str, bool]:
+    if not runs:
+        return "not yet", False
+    name = task.metrics[0]
+    values = [run["measures"][name] for run in runs]
+    low, high = above(name, np.array([run["answers"] for run in runs]), runs[0]["majority"], runs[0]["labels"])
+    mean = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    number = f" (n = {len(runs)})" if len(runs) < most else ""
+    return f"{f'**{mean}**' if low > 0 else mean}{number} [{low:+.3f}, {high:+.3f}]", low > 0
+
+
+def table_of_differences(tasks: Sequence[Task], reference: str, finetuned: Sequence[Record]) -> list[str]:
+    """Each encoder against the reference of its own pretraining seed, fine-tuning seed by fine-tuning seed."""
+    encoders = list(dict.fromkeys((r["design"], r["pretraining_seed"]) for r in finetuned))
+    references = [encoder for encoder in encoders if encoder[0] == reference]
+    lines = [
+        "Difference to the reference of the same pretraining seed (same first weights, text and masks), paired by fine-tuning seed, with Student's 95 % interval.",
+        "The interval knows the seeds of fine-tuning only, and of so many intervals one in twenty excludes 0 by chance: what a design is worth is said below.", "",
+        "| encoder | against | " + " | ".join(task.name for task in tasks) + " | mean over tasks |", "|---|---|" + "--:|" * (len(tasks) + 1),
+    ]
+    for encoder in encoders:
+        others = [r for r in references if r != encoder]
+        against = next((r for r in others if r[1] == encoder[1]), others[0] if others else None)
+        if against is None or encoder == (references[0] if references else None):
+            continue
+        each = [differences(task, encoder, against, finetuned) for task in tasks]
+        whole = np.mean(each, axis=0) if len({len(d) for d in each}) == 1 else np.array([])
+        lines.append(f"| {encoder[0]}, seed {encoder[1]} | {against[0]}, seed {against[1]} | {' | '.join(_difference(d) for d in [*each, whole])} |")
+    return lines
+
+
+def differences(task: Task, encoder: Encoder, reference: Encoder, finetuned: Sequence[Record]) -> Answers:
+    """(R) differences of the task's first measure, one for every fine-tuning seed that both have."""
+    ours, theirs = ({r["seed"]: r["measures"][task.metrics[0]] for r in _of(finetuned, who, task)} for who in (encoder, reference))
+    return np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+
+def _of(finetuned: Sequence[Record], encoder: Encoder, task: Task) -> list[Record]:
+    return [r for r in finetuned if (r["design"], r["pretraining_seed"], r["task"]) == (*encoder, task.name)]
+
+
+def _difference(values: Answers) -> str:
+    if not len(values):
+        return "not yet"
+    mean, low, high = paired(values)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" if math.isfinite(low) else f"{mean:+.3f}"
+
+
+def conclusion(tasks: Sequence[Task], reference: str, finetuned: Sequence[Record]) -> list[str]:
+    """What the designs are worth, by the spread between pretraining seeds of one design.
+
+    Student's t with the pooled variance of the designs that were pretrained more than once, Bonferroni
+    over the designs that are judged.
+    """
+    means: dict[str, list[float]] = {}
+    for encoder in dict.fromkeys((r["design"], r["pretraining_seed"]) for r in finetuned):
+        each = [[run["measures"][task.metrics[0]] for run in _of(finetuned, encoder, task)] for task in tasks]
+        if all(each):
+            means.setdefault(encoder[0], []).append(float(np.mean([np.mean(values) for values in each])))
+    again = {design: values for design, values in means.items() if len(values) > 1}
+    freedom = sum(len(values) - 1 for values in again.values())
+    judged = sorted(design for design in means if design != reference)
+    if reference not in means or not freedom or not judged:
+        return ["Too little is done to say what a design is worth."]
+    spread = math.sqrt(sum(np.var(values, ddof=1) * (len(values) - 1) for values in again.values()) / freedom)
+    quantile = float(stats.t.ppf(1 - 0.05 / (2 * len(judged)), freedom))
+    lines = [
+        f"Between pretraining seeds of one design the mean over the tasks moves by a standard deviation of {spread:.4f} ({freedom} degree(s) of freedom, from "
+        f"{', '.join(sorted(again))}; taken to be the same for all). At 95 % for the {len(judged)} designs together (t = {quantile:.1f}):", "",
+    ]
+    base = means[reference]
+    for design in judged:
+        difference = float(np.mean(means[design]) - np.mean(base))
+        margin = quantile * spread * math.sqrt(1 / len(means[design]) + 1 / len(base))
+        said = "no difference can be told" if abs(difference) <= margin else "better" if difference > 0 else "worse"
+        lines.append(f"- `{design}` against `{reference}`: {difference:+.4f} ({difference - margin:+.4f} to {difference + margin:+.4f}): {said}.")
+    return lines
+
+
+def draw(pretrained: Sequence[Record], out: Path) -> None:
+    panels: dict[str, dict[str, Path]] = {}
+    for record in pretrained:
+        title = {"mlm": "masked language modelling", "rtd": "replaced-token detection"}[record["objective"]]
+        panels.setdefault(title, {})[f"{record['design']}, seed {record['seed']}"] = record["folder"]
+    if panels:
+        curves.draw(panels, out)
+
+
+def write_csv(path: Path, rows: Sequence[Record]) -> None:
+    with path.open("w", newline="") as file:
+        if rows:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
