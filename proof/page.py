@@ -29,7 +29,7 @@ a { color: inherit; text-underline-offset: .15em; } nav { margin: 1.2rem 0 0; } 
 .verdict { border-left: .45rem solid var(--open); padding: .1rem 0 .3rem 1rem; } .verdict svg { width: 2.1rem; height: 2.1rem; vertical-align: -.4rem; margin-right: .5rem; }
 .verdict .mark { fill: none; stroke: var(--open); stroke-width: 2.2; stroke-linecap: round; stroke-linejoin: round; } .verdict p { font-size: 1.1rem; }
 .verdict .small { font-size: .95rem; } .good { border-color: var(--good); } .good .mark { stroke: var(--good); } .bad { border-color: var(--bad); } .bad .mark { stroke: var(--bad); }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem 1rem; margin: .8rem 0; font-size: .92rem; } dt { color: var(--soft); } dd { margin: 0; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem 1rem; margin: .8rem 0; font-size: .92rem; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { position: relative; overflow-x: auto; margin: .6rem 0; } .scroll:focus-visible { outline: 2px solid var(--reference); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .2rem; }

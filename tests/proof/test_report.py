@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -129,9 +130,20 @@ def test_chromium_shows_the_verdict_and_the_pictures(evidence: Path, page: str, 
     assert seen.count("<polyline ") > 0
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run on a real machine, whose processor, system and packages have names that do not break."""
+    folder = tmp_path_factory.mktemp("real") / "run"
+    shutil.copytree("evidence/published/twins-base-2", folder)
+    report.write(folder, read_verdict(folder / "verdict.json"))
+    return (folder / "report.html").read_text()
+
+
 @needs.chromium
 @pytest.mark.parametrize("width", [360, 1280])
-def test_a_page_is_as_wide_as_its_window(page: str, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("which", ["page", "real"])
+def test_a_page_is_as_wide_as_its_window(which: str, request: pytest.FixtureRequest, tmp_path: Path, width: int) -> None:
+    page = request.getfixturevalue(which)
     frame = (
         f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}" '
         "onload=\"const d=this.contentDocument; document.title=d.documentElement.scrollWidth+' '+d.querySelectorAll('svg text').length+' '"
@@ -142,7 +154,7 @@ def test_a_page_is_as_wide_as_its_window(page: str, tmp_path: Path, width: int) 
     found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", opened(tmp_path / "frame.html"))
     assert found is not None
     assert int(found[1]) <= width
-    assert int(found[2]) > 100
+    assert int(found[2]) > 50
     assert int(found[3]) == 0, "text is cut at the edge"
 
 
