@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import yaml
 from export.commands import export
 from service.artifact import Artifact, read_artifact
 from tests.service.test_server import serving
+from training.card import write_card
 
 README = Path("README.md").read_text()
 CHECKPOINTS = Path("examples/checkpoints")
@@ -78,8 +80,19 @@ def test_a_twins_card_says_what_was_measured_through_the_service(twin: str) -> N
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["examples"] == 872
     card = (folder / "README.md").read_text()
-    assert f"**{measured['accuracy']:.2%} ({measured['right']} of 872" in card
+    assert f"**{measured['accuracy']:.4f} ({measured['date']})**" in card
+    assert f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * 872)} of 872)" in README
     assert "What it is not" in card
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_twins_card_is_what_its_files_say(twin: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"{twin}-mini-sst2"
+    folder.mkdir()
+    for name in ("config.json", "training.json", "evaluation.json"):
+        shutil.copy(CHECKPOINTS / folder.name / name, folder)
+    write_card(folder, folder.name)
+    assert (folder / "README.md").read_text() == (CHECKPOINTS / folder.name / "README.md").read_text()
 
 
 def test_the_twins_differ_in_nothing_but_the_decoder() -> None:

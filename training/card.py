@@ -44,17 +44,19 @@ python -m training.evaluate {name} --task {task} --data DATA --url http://127.0.
 ## What it is not
 
 It was made to show that a pretraining decoder costs nothing at inference, not to be the best at its task: it saw
-{millions:.0f} M tokens where BERT-base saw 131,000 M (a million steps of 256 × 512). {reconstruction}It was fine-tuned
-with one seed. It knows English only, inherits whatever bias its text holds, and truncates after {positions} tokens.
-"""
+{millions:.0f} M tokens where BERT-base saw 131,000 M (a million steps of 256 × 512). {learned}It was pretrained once and
+fine-tuned once, so a difference between its result and another card's says nothing about their recipes. It knows the English of
+its task only, inherits whatever bias its text holds, and truncates after {positions} tokens.
+{reconstruction}"""
 
 FAMILIES = {"bert": "BERT", "electra": "ELECTRA", "convbert": "ConvBERT"}
+TEXTS = {"pretrain_wiki": "English Wikipedia before June 2015", "pretrain_books": "public-domain books"}
 OBJECTIVES = {"mlm": "masked language modelling", "rtd": "replaced-token detection"}
 RECONSTRUCTED = {
     **dict.fromkeys(("plain", "gua", "mix", "drbert"), "DrBERT (arXiv 2401.15861) from the paper's abstracts and reviews"),
     "mae": "MAE-LM (arXiv 2302.02060) from its abstract, a review and its published options",
 }
-RECONSTRUCTION = "Its decoder is this project's reconstruction of {}; its sizes are not the paper's. "
+RECONSTRUCTION = "\nIts decoder is this project's reconstruction of {};\nits sizes are not the paper's.\n"
 RECIPE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "dropout", "seed")
 
 
@@ -73,7 +75,7 @@ def write_card(directory: Path, name: str) -> None:
         name=name, what=_what(told, fine["task"]), family=FAMILIES[told["encoder"]["family"]], layers=config["num_hidden_layers"],
         hidden=config["hidden_size"], heads=config["num_attention_heads"], wide=config["intermediate_size"],
         vocabulary=config["vocab_size"], positions=config["max_position_embeddings"], decoder=_decoder(told["decoder"]),
-        text=", ".join(told["data"]["text"]) or told["data"]["dataset"], held_out_text=", ".join(told["data"]["held_out"]),
+        text=_text(told["data"]), learned=_learned(pre, told["objective"]["name"]), held_out_text=", ".join(told["data"]["held_out"]),
         objective=OBJECTIVES[told["objective"]["name"]], steps=pre["steps"], tokens=pre["tokens"], seconds=pre["seconds"],
         threads=pre["threads"], device=pre["device"], precision=pre["precision"], loss=pre["training_loss_last_100"],
         held_out=pre["held_out_loss"], held_out_sequences=pre["held_out_sequences"],
@@ -93,6 +95,18 @@ def _what(told: dict[str, Any], task: str) -> str:
         f"A small {family}, pretrained under the decoder `{design}` and fine-tuned on {task}. "
         "What the decoder added is still in the file; `python -m export` drops it."
     )
+
+
+def _text(data: dict[str, Any]) -> str:
+    known = [TEXTS[folder] for folder in dict.fromkeys(path.partition("/")[0] for path in data["text"]) if folder in TEXTS]
+    return (", ".join(data["text"]) or data["dataset"]) + (f" ({'; '.join(known)})" if known else "")
+
+
+def _learned(pre: dict[str, Any], objective: str) -> str:
+    """How much of the words' neighbours a masked language model learned, by the loss of one who knows frequencies alone."""
+    if objective != "mlm":
+        return ""
+    return f"Knowing how frequent words\nare, and nothing of their neighbours, is a loss of {pre['unigram_entropy']:.2f} nats; it came to {pre['held_out_loss']:.2f}. "
 
 
 def _decoder(design: dict[str, Any]) -> str:
