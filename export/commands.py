@@ -2,6 +2,7 @@
 Exports a fine-tuned checkpoint to an artifact that the service can trust.
 
     python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert --calibration reviews.txt --gate more-reviews.jsonl
     python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
 Drops the pretraining decoder and says what it dropped, compiles the variants, runs each on
@@ -20,32 +21,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from command import BadInput, BadUsage, Parser
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
+from export.gate import FEWEST_TEXTS, judge
 from export.onnx_file import export_onnx
 from export.reference import TEXTS, Reference, TextOrPair
-from export.variants import RECIPES
+from export.texts import SHIPPED, Labelled, read_texts, without
+from export.variants import RECIPES, UNASKED
 from export.verify import measure_padding_safety, measure_parity
 from graphs.canonical import split
 from graphs.files import read_graph
 from service import cpus
 from service.artifact import (
     MANIFEST,
+    SCHEMA_VERSION,
     Artifact,
     ArtifactError,
     Dropped,
     Gate,
     Manifest,
+    Parity,
     Task,
     Variant,
     read_manifest,
     sealed,
     sha256,
 )
+from service.classifier import Classifier
 from service.errors import ModelOutputInvalid
-from service.runtimes import RuntimeUnavailable
+from service.runtimes import Inputs, RuntimeUnavailable
+from service.runtimes.auto import Choice, load
 
 TASKS: dict[str, Task] = {
     "single_label_classification": "single_label",
@@ -59,14 +67,22 @@ POSITIONS_AFTER_PADDING = (
 
 
 def export(
-    source: str, target: Path, *, variants: Sequence[str] = tuple(RECIPES), task: Task | None = None,
+    source: str, target: Path, *, variants: Sequence[str] = UNASKED, task: Task | None = None,
     keep_decoder: bool = False, revision: str | None = None,
+    calibration: Path = SHIPPED, gate: Path | None = None, agreement: float = 0.99,
 ) -> Manifest:
-    """Writes the artifact of `source` to `target` and returns its manifest."""
+    """Writes the artifact of `source` to `target` and returns its manifest.
+
+    A calibrated variant is made with the texts of `calibration`, and passes its gate if it gives the fp32 answer to the
+    texts of `gate` that are not among those, with a lower confidence bound of `agreement`; without `gate` it is ungated.
+    """
     _check_target(target)
     checkpoint = read_checkpoint(source, revision)
     model = build_model(checkpoint, keep_decoder)
     left = checkpoint.left_out()
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    calibrating = read_texts(calibration, labels)
+    gating = [] if gate is None else without(read_texts(gate, labels), [item.text for item in calibrating])
     _say_what_is_dropped(checkpoint, left, keep_decoder)
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +91,15 @@ def export(
         print("exporting the graph", flush=True)
         shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
         export_onnx(model, folder / "model.onnx")
+        reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, model.config))
+        inputs: list[Inputs] = []
+        if any(RECIPES[name].calibrated for name in variants):
+            print(f"calibrating with {len(calibrating)} texts of {'those that come along' if calibration == SHIPPED else calibration}", flush=True)
+            inputs = _calibration_inputs(folder, model.config, reference, calibrating)
         for name in variants:
-            RECIPES[name].build(folder)
+            RECIPES[name].build(folder, inputs)
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
-        manifest = _verify(folder, manifest, model)
+        manifest = _verify(folder, manifest, reference, gating, agreement)
         # Written last: a folder without a manifest is not an artifact.
         manifest = sealed(manifest)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -138,7 +159,7 @@ def _describe(
             runtime=recipe.runtime, precision=recipe.precision, files=list(recipe.files),
             encoder_digest=own[0].digest, head_digest=own[1].digest,
             weight_bytes=own[0].weight_bytes + own[1].weight_bytes,
-            parity=None, gate=Gate(passed=False, reason="not yet verified"),
+            parity=None, gate=Gate(status="ungated", reason="not yet verified"),
         )
     dropped = None
     if left.parameters and not keep_decoder:
@@ -147,9 +168,9 @@ def _describe(
         )
     inputs = _graph_inputs(folder / "model.onnx")
     return Manifest(
-        schema_version=1, name=checkpoint.directory.resolve().name, family=config.model_type,
+        schema_version=SCHEMA_VERSION, name=checkpoint.directory.resolve().name, family=config.model_type,
         task=task or _task(config), labels=[config.id2label[i] for i in range(config.num_labels)],
-        takes_pairs="token_type_ids" not in inputs or config.type_vocab_size > 1,
+        takes_pairs=_takes_pairs(inputs, config),
         max_tokens=_max_tokens(checkpoint, config), inputs=inputs,
         encoder_digest=encoder.digest, head_digest=head.digest, tokenizer_digest=sha256(folder / "tokenizer.json"),
         parameters=sum(p.numel() for p in model.parameters()), flops_per_token=encoder.flops_per_token(),
@@ -161,13 +182,26 @@ def _describe(
             "checkpoint_sha256": sha256(checkpoint.directory / "model.safetensors"),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-        } | {package: importlib.metadata.version(package) for package in ("torch", "transformers", "optimum", "onnx", "openvino")},
+        } | {package: importlib.metadata.version(package) for package in ("torch", "transformers", "optimum", "onnx", "openvino", "nncf")},
     )
 
 
-def _verify(folder: Path, manifest: Manifest, model: nn.Module) -> Manifest:
+def _takes_pairs(inputs: Sequence[str], config: Any) -> bool:
+    return "token_type_ids" not in inputs or config.type_vocab_size > 1
+
+
+def _calibration_inputs(folder: Path, config: Any, reference: Reference, texts: Sequence[Labelled]) -> list[Inputs]:
+    """What the graph in `folder` is given of each text that it can read."""
+    names = _graph_inputs(folder / "model.onnx")
+    usable = [item.text for item in texts if isinstance(item.text, str) or _takes_pairs(names, config)]
+    if not usable:
+        raise BadInput("The calibration texts are pairs, and this model reads single texts; give others with --calibration.")
+    encoded = [reference.encode(text) for text in usable]
+    return [{name: one.get(name, np.zeros_like(one["input_ids"])) for name in names} for one in encoded]
+
+
+def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequence[Labelled], wanted: float) -> Manifest:
     """Runs every variant against torch; cpu-fp32 must agree, a reduced one is marked by what it does."""
-    reference = Reference(model, folder / "tokenizer.json", manifest.max_tokens)
     texts: list[TextOrPair] = [text for text in TEXTS if isinstance(text, str) or manifest.takes_pairs]
     threads = cpus.usable()
     try:
@@ -179,26 +213,40 @@ def _verify(folder: Path, manifest: Manifest, model: nn.Module) -> Manifest:
         print("answers depend on padding: the service will batch equal lengths only")
     verified = {}
     for name, variant in manifest.variants.items():
-        tolerance = RECIPES[name].tolerance
         try:
-            parity = measure_parity(Artifact(folder, manifest), name, reference, texts, tolerance, threads)
+            parity = measure_parity(Artifact(folder, manifest), name, reference, texts, RECIPES[name].tolerance, threads)
+            gate = _gate_by_parity(name, parity) if parity.tolerance is not None else (
+                _gate_by_labels(Artifact(folder, manifest), name, gating, wanted, threads)
+            )
         except (RuntimeUnavailable, ModelOutputInvalid) as error:
             if variant.precision == "f32":
                 raise BadInput(f"{name} cannot be run: {error}") from None
-            gate = Gate(passed=False, reason=f"not verified: {error}")
-            verified[name] = variant.model_copy(update={"gate": gate})
-            print(f"{name}: {gate.reason}")
-            continue
-        passed = parity.max_probability_difference <= tolerance
-        found = (
-            f"{parity.texts} texts, labels agree {parity.label_agreement:.1%}, largest difference of a probability "
-            f"{parity.max_probability_difference:.1e} (at most {tolerance:.0e})"
-        )
-        if not passed and variant.precision == "f32":
-            raise BadInput(f"{name} does not reproduce the checkpoint: {found}. This graph cannot be trusted.")
-        verified[name] = variant.model_copy(update={"parity": parity, "gate": Gate(passed=passed, reason=found)})
-        print(f"{name}: {'passed' if passed else 'FAILED its gate'}: {found}")
+            parity, gate = None, Gate(status="ungated", reason=f"not verified: {error}")
+        verified[name] = variant.model_copy(update={"parity": parity, "gate": gate})
+        print(f"{name}: {'FAILED its gate' if gate.status == 'failed' else gate.status}: {gate.reason}", flush=True)
     return manifest.model_copy(update={"variants": verified})
+
+
+def _gate_by_parity(name: str, parity: Parity) -> Gate:
+    found = (
+        f"{parity.texts} texts, labels agree {parity.label_agreement:.1%}, largest difference of a probability "
+        f"{parity.max_probability_difference:.1e} (at most {parity.tolerance:.0e})"
+    )
+    if parity.tolerance is None or parity.max_probability_difference <= parity.tolerance:
+        return Gate(status="passed", reason=found)
+    if RECIPES[name].precision == "f32":
+        raise BadInput(f"{name} does not reproduce the checkpoint: {found}. This graph cannot be trusted.")
+    return Gate(status="failed", reason=found)
+
+
+def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wanted: float, threads: int) -> Gate:
+    usable = [item for item in texts if isinstance(item.text, str) or artifact.manifest.takes_pairs]
+    if not usable:
+        return Gate(status="ungated", reason=f"no texts to gate it with; give --gate FILE with at least {FEWEST_TEXTS:,}")
+    exact, reduced = (
+        Classifier(artifact, load(artifact, Choice(variant, "openvino", "verification"), threads)) for variant in ("cpu-fp32", name)
+    )
+    return judge(exact, reduced, artifact, usable, wanted)
 
 
 def _task(config: Any) -> Task:
@@ -230,18 +278,24 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m export", description="Export a fine-tuned checkpoint to a verified artifact.")
     parser.add_argument("checkpoint", help="a Hugging Face folder with safetensors, or a hub id")
     parser.add_argument("artifact", type=Path, help="the folder to write")
-    parser.add_argument("--variants", default=",".join(RECIPES), help=f"comma-separated (default: {','.join(RECIPES)})")
+    parser.add_argument("--variants", help=f"comma-separated, of {','.join(RECIPES)} (default: {','.join(UNASKED)}; with --gate, all)")
+    parser.add_argument("--calibration", type=Path, default=SHIPPED, help="texts of your domain to calibrate cpu-int8 with, one a line (default: some that come along)")
+    parser.add_argument("--gate", type=Path, help=f"at least {FEWEST_TEXTS:,} other texts, one a line, or .jsonl with text and label: cpu-int8 must give them fp32's answers")
+    parser.add_argument("--agreement", type=float, default=0.99, help="the lower confidence bound of the share that must agree (default: %(default)s)")
     parser.add_argument("--task", choices=sorted(set(TASKS.values())), help="overrides the checkpoint's problem_type")
     parser.add_argument("--revision", help="the revision of a hub id")
     parser.add_argument("--keep-decoder", action="store_true", help="keep the decoder as encoder layers: the proof's control")
     given = parser.parse_args(arguments)
-    variants = given.variants.split(",")
+    variants = given.variants.split(",") if given.variants else list(UNASKED if given.gate is None else RECIPES)
+    if not 0 < given.agreement < 1:
+        raise BadUsage(f"--agreement {given.agreement} is no share; it lies between 0 and 1.")
     for name in variants:
         if name not in RECIPES:
             raise BadUsage(f"Unknown variant {name!r}; known are {', '.join(RECIPES)}.")
     manifest = export(
         given.checkpoint, given.artifact, variants=variants, task=given.task,
         keep_decoder=given.keep_decoder, revision=given.revision,
+        calibration=given.calibration, gate=given.gate, agreement=given.agreement,
     )
     print(
         f"{given.artifact}: {manifest.family}, {manifest.parameters:,} parameters, {manifest.max_tokens} tokens, "

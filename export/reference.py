@@ -53,20 +53,24 @@ class Reference:
         """Logits of each text run alone, (texts, labels)."""
         rows = []
         for text in texts:
-            first, second = text if isinstance(text, tuple) else (text, None)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                encoded = self.tokenizer(
-                    first, second, truncation="longest_first", max_length=self.max_tokens, return_tensors="pt",
-                    return_token_type_ids=True,
-                )
-            accepted = {name: encoded[name] for name in self.inputs if name in encoded and self._takes(name)}
+            accepted = {name: torch.from_numpy(value) for name, value in self.encode(text).items()}
             try:
                 rows.append(self.model(**accepted).logits[0].numpy())
             except (IndexError, RuntimeError) as error:
-                tokens = encoded["input_ids"].shape[1]
+                tokens = accepted["input_ids"].shape[1]
                 raise BadInput(f"The checkpoint's own model cannot read a text of {tokens} tokens: {str(error).splitlines()[0]}") from None
         return np.stack(rows)
+
+    def encode(self, text: TextOrPair) -> dict[str, npt.NDArray[np.int64]]:
+        """What the model is given of a text, (1, L) each."""
+        first, second = text if isinstance(text, tuple) else (text, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            encoded = self.tokenizer(
+                first, second, truncation="longest_first", max_length=self.max_tokens, return_tensors="np",
+                return_token_type_ids=True,
+            )
+        return {name: encoded[name].astype(np.int64) for name in self.inputs if name in encoded and self._takes(name)}
 
     def _takes(self, name: str) -> bool:
         # A tokenizer may number sentences for a model that has one type of them.

@@ -22,7 +22,7 @@ PADDING_TOLERANCE = 1e-3
 
 
 def measure_parity(
-    artifact: Artifact, variant: str, reference: Reference, texts: Sequence[TextOrPair], tolerance: float, threads: int
+    artifact: Artifact, variant: str, reference: Reference, texts: Sequence[TextOrPair], tolerance: float | None, threads: int
 ) -> Parity:
     """How far the variant's probabilities are from the reference's, over every text alone and in mixed batches."""
     classifier = _classifier(artifact, variant, threads)

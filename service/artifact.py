@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from command import UNAVAILABLE, BadInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 Task = Literal["single_label", "multi_label", "regression"]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "i8"]
 
 
 class ArtifactError(BadInput):
@@ -43,16 +43,32 @@ class Parity(_Part):
 
     texts: int
     max_probability_difference: float
-    tolerance: float
+    tolerance: float | None
+    """The largest difference that is taken for rounding; None for a variant that its gate judges."""
     label_agreement: float
     """Share of the texts given the reference's label, 0 to 1."""
 
 
-class Gate(_Part):
-    """Whether `auto` may choose the variant."""
+class Agreement(_Part):
+    """How often a variant gave the fp32 variant's label, on texts it was not calibrated with."""
 
-    passed: bool
+    texts: int
+    agreeing: int
+    lower_bound: float
+    """Of the share that agrees, at 95 % confidence (Clopper-Pearson, one-sided)."""
+    wanted: float
+    """What the lower bound has to reach."""
+    accuracy: float | None
+    """Share of labelled texts answered rightly; None where none are labelled."""
+    accuracy_of_fp32: float | None
+
+
+class Gate(_Part):
+    """Whether `auto` may choose the variant: only one that passed."""
+
+    status: Literal["passed", "failed", "ungated"]
     reason: str
+    agreement: Agreement | None = None
 
 
 class Variant(_Part):
@@ -80,7 +96,7 @@ class Dropped(_Part):
 
 
 class Manifest(_Part):
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str
     family: str
     task: Task

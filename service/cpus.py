@@ -1,11 +1,33 @@
 """
-How many processors this process may really use: a container's quota and affinity, not the host's count.
+What this process may really use of the processors: how many, by a container's quota and affinity and not by the
+host's count, and which precisions they have instructions for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+
+# One of these instruction sets makes a precision native; without, it is emulated at a fraction of fp32's speed (bf16) or
+# saturates and gains little (int8). The names are the kernel's, for x86-64 and arm64.
+NATIVE = {
+    "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
+    "i8": ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"),
+}
+
+
+def native_precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The precisions the processor has instructions for; f32 alone where it cannot be asked."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                found = set(value.split())
+                break
+    return {"f32"} | {precision for precision, instructions in NATIVE.items() if found & set(instructions)}
 
 
 def usable(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

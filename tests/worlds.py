@@ -66,10 +66,10 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
     parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
     variant = Variant(
         runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,
-        weight_bytes=96, parity=parity, gate=Gate(passed=True, reason="made by hand"),
+        weight_bytes=96, parity=parity, gate=Gate(status="passed", reason="made by hand"),
     )
     values: dict[str, Any] = {
-        "schema_version": 1, "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
+        "schema_version": 2, "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
         "takes_pairs": True, "max_tokens": MAX_TOKENS, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "encoder_digest": "e" * 64, "head_digest": "d" * 64, "tokenizer_digest": sha256(folder / "tokenizer.json"),
         "parameters": 24, "flops_per_token": 0, "padding_safe": True, "dropped": None, "kept_decoder_layers": 0,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
+from service import cpus
 from service.artifact import Artifact
 from service.runtimes import Runtime, RuntimeUnavailable
 
 # Fastest first, among those for the CPU.
-PREFERENCE = ("cpu-bf16", "cpu-fp32")
+PREFERENCE = ("cpu-int8", "cpu-bf16", "cpu-fp32")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Choice:
     why: str
 
 
-def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto") -> Choice:
+def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto", cpuinfo: Path = Path("/proc/cpuinfo")) -> Choice:
     """The variant and runtime to use and the reason; RuntimeUnavailable if there is none."""
     variants = artifact.manifest.variants
     if variant != "auto":
@@ -32,15 +34,17 @@ def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto") -> 
                 f"{artifact.directory} holds no variant {variant!r}; it holds {', '.join(variants)}."
             )
         return Choice(variant, _runtime_for(artifact, variant, runtime), "asked for by name")
-    reasons = []
+    reasons, native = [], cpus.native_precisions(cpuinfo)
+    if runtime == "auto" and not _installed("openvino"):
+        runtime = "onnxruntime"
     for candidate in PREFERENCE:
         if candidate not in variants:
             continue
-        gate = variants[candidate].gate
-        if not gate.passed:
+        gate, precision = variants[candidate].gate, variants[candidate].precision
+        if gate.status != "passed":
             reasons.append(f"{candidate}: {gate.reason}")
-        elif not _native(variants[candidate].precision):
-            reasons.append(f"{candidate}: this CPU has no native {variants[candidate].precision}")
+        elif precision not in native:
+            reasons.append(f"{candidate}: this CPU has no instructions for {precision} ({', '.join(cpus.NATIVE[precision])})")
         elif runtime == "onnxruntime" and not _portable(artifact, candidate):
             reasons.append(f"{candidate}: not for ONNX Runtime")
         else:
@@ -76,16 +80,6 @@ def _runtime_for(artifact: Artifact, variant: str, runtime: str) -> str:
 def _portable(artifact: Artifact, variant: str) -> bool:
     held = artifact.manifest.variants[variant]
     return held.precision == "f32" and held.files[0].endswith(".onnx")
-
-
-def _native(precision: str) -> bool:
-    if precision == "f32":
-        return True
-    if not _installed("openvino"):
-        return False
-    from service.runtimes.openvino import native_precisions
-
-    return precision in native_precisions()
 
 
 def _installed(package: str) -> bool:
