@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from command import BadInput, BadUsage, Parser
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
@@ -80,7 +79,8 @@ def export(
     checkpoint = read_checkpoint(source, revision)
     model = build_model(checkpoint, keep_decoder)
     left = checkpoint.left_out()
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    config: Any = model.config
+    labels = [config.id2label[i] for i in range(config.num_labels)]
     calibrating = read_texts(calibration, labels)
     gating = [] if gate is None else without(read_texts(gate, labels), [item.text for item in calibrating])
     _say_what_is_dropped(checkpoint, left, keep_decoder)
@@ -91,11 +91,11 @@ def export(
         print("exporting the graph", flush=True)
         shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
         export_onnx(model, folder / "model.onnx")
-        reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, model.config))
+        reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, config))
         inputs: list[Inputs] = []
         if any(RECIPES[name].calibrated for name in variants):
             print(f"calibrating with {len(calibrating)} texts of {'those that come along' if calibration == SHIPPED else calibration}", flush=True)
-            inputs = _calibration_inputs(folder, model.config, reference, calibrating)
+            inputs = _calibration_inputs(folder, config, reference, calibrating)
         for name in variants:
             RECIPES[name].build(folder, inputs)
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)

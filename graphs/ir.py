@@ -34,6 +34,7 @@ def read_ir(path: Path) -> Graph:
             return Output(value.node, ports.index(port))
         return value
 
+    learned = _quantisation_ranges(layers, sources)
     for layer_id in _ordered(layers, sources):
         layer = layers[layer_id]
         if layer.find("body") is not None:
@@ -45,7 +46,7 @@ def read_ir(path: Path) -> Graph:
         read_from = [read(*sources[layer_id, p.attrib["id"]]) for p in layer.iterfind("input/port")]
         if kind == "Const":
             offset, length = int(attributes["offset"]), int(attributes["size"])
-            values[layer_id] = _leaf(attributes, weights[offset : offset + length])
+            values[layer_id] = _leaf(attributes, weights[offset : offset + length], layer_id in learned)
         elif kind == "Parameter":
             values[layer_id] = Input(len(inputs))
             inputs.append(f"{attributes['element_type']} [{attributes['shape']}]")
@@ -61,11 +62,24 @@ def read_ir(path: Path) -> Graph:
     return Graph(tuple(inputs), tuple(nodes), tuple(outputs))
 
 
-def _leaf(attributes: dict[str, str], raw: bytes) -> Leaf:
+def _quantisation_ranges(layers: dict[str, ElementTree.Element], sources: dict[tuple[str, str], tuple[str, str]]) -> set[str]:
+    """Constants that say between which numbers a value is rounded: scalars, but learned from texts as weights are."""
+    found = set()
+    for layer_id, layer in layers.items():
+        if layer.attrib["type"] == "FakeQuantize":
+            for port in layer.findall("input/port")[1:]:
+                source = sources[layer_id, port.attrib["id"]][0]
+                if layers[source].attrib["type"] == "Convert":
+                    source = sources[source, layers[source].findall("input/port")[0].attrib["id"]][0]
+                found.add(source)
+    return found
+
+
+def _leaf(attributes: dict[str, str], raw: bytes, learned: bool) -> Leaf:
     """Integers and scalars steer the computation and keep their value; other constants are weights."""
     shape = tuple(int(extent) for extent in attributes["shape"].replace(" ", "").split(",") if extent)
     integer = attributes["element_type"].startswith(("i", "u", "boolean"))
-    steers = not shape or (integer and len(shape) <= 1)
+    steers = not learned and (not shape or (integer and len(shape) <= 1))
     value = (raw.hex() if len(raw) <= 64 else hashlib.sha256(raw).hexdigest()) if steers else None
     return Leaf(attributes["element_type"], shape, value)
 

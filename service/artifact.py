@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from command import UNAVAILABLE, BadInput
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 
 Task = Literal["single_label", "multi_label", "regression"]

@@ -9,7 +9,6 @@ import contextlib
 import os
 from pathlib import Path
 
-
 # One of these instruction sets makes a precision native; without, it is emulated at a fraction of fp32's speed (bf16) or
 # saturates and gains little (int8). The names are the kernel's, for x86-64 and arm64.
 NATIVE = {
