@@ -25,6 +25,7 @@ import numpy as np
 
 from command import BadInput, BadUsage, Parser
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
+from export.convbert import mended
 from export.gate import FEWEST_TEXTS, judge
 from export.onnx_file import export_onnx
 from export.reference import TEXTS, Reference, TextOrPair
@@ -90,7 +91,7 @@ def export(
     try:
         print("exporting the graph", flush=True)
         shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
-        export_onnx(model, folder / "model.onnx")
+        export_onnx(mended(model), folder / "model.onnx")
         reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, config))
         inputs: list[Inputs] = []
         if any(RECIPES[name].calibrated for name in variants):
