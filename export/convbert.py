@@ -36,13 +36,13 @@ class BandAttention(ConvBertSelfAttention):    # type: ignore[misc]
 
         spans = self.key_conv_attn_layer((hidden_states * kept).transpose(1, 2)).transpose(1, 2)        # (B, L, n·d)
         kernels = self.conv_kernel_layer(spans * queries)
-        kernels = kernels.unflatten(2, (self.num_attention_heads, self.conv_kernel_size)).softmax(-1)   # (B, L, n, k)
+        kernels = _parted(kernels, 2, self.num_attention_heads, self.conv_kernel_size).softmax(-1)      # (B, L, n, k)
         convolved = band(kernels.transpose(1, 2), hidden_states.shape[1]) @ self._split(self.conv_out_layer(hidden_states) * kept)
         mixed = torch.cat([(scores.softmax(-1) @ v).transpose(1, 2), convolved.transpose(1, 2)], dim=2)
         return mixed.flatten(2), None                                                  # (B, L, 2·n·d)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)     # (B, n, L, d)
+        return _parted(x, 2, self.num_attention_heads, self.attention_head_size).transpose(1, 2)        # (B, n, L, d)
 
 
 def band(kernels: Tensor, length: int) -> Tensor:
@@ -53,7 +53,12 @@ def band(kernels: Tensor, length: int) -> Tensor:
     """
     span = kernels.shape[3]
     shifted = F.pad(kernels, (0, length)).flatten(2)[:, :, : length * (length + span - 1)]
-    return shifted.unflatten(2, (length, length + span - 1))[..., span // 2 : span // 2 + length]
+    return _parted(shifted, 2, length, length + span - 1)[..., span // 2 : span // 2 + length]
+
+
+def _parted(x: Tensor, axis: int, *extents: int) -> Tensor:
+    result: Tensor = x.unflatten(axis, extents)    # type: ignore[no-untyped-call]
+    return result
 
 
 def mended(model: nn.Module) -> nn.Module:

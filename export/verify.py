@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from export.reference import Reference, TextOrPair
 from service.artifact import Artifact, Parity
-from service.classifier import Classifier, Encoded, sigmoid, softmax
+from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime
@@ -65,7 +65,10 @@ def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:
 
 
 def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
-    task = artifact.manifest.task
+    """What callers see by default: (texts, labels)."""
+    wide, task = logits.astype(np.float64), artifact.manifest.task
     if task == "single_label":
-        return softmax(logits)
-    return sigmoid(logits) if task == "multi_label" else logits.astype(np.float64)
+        exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
+        return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+    small = np.exp(-np.abs(wide))
+    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)) if task == "multi_label" else wide

@@ -9,7 +9,6 @@ Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from command import BadUsage, Parser, finish
-from service import logs
+from service import logs, server
 from service.artifact import read_artifact
 from service.models import Models
-from service.server import bind, serve
 from service.settings import read_settings
 
 
@@ -37,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = read_settings(given.host)
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
-    sock = bind(given.host, given.port)
-    asyncio.run(serve(Models(artifacts, settings, given.variant), sock))
+    server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port))
     return 0
 
 

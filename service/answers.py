@@ -4,12 +4,11 @@ Logits into labels: what a caller reads of a model's row.
 
 from __future__ import annotations
 
+from math import exp
 from typing import Any
 
-import numpy as np
-
 from service.artifact import Manifest
-from service.classifier import Encoded, sigmoid, softmax
+from service.classifier import Encoded
 from service.runtimes import Logits
 from service.schemas import Activation
 
@@ -21,19 +20,21 @@ def classification(
     activation: Activation = "auto", top_k: int | None = None, threshold: float | None = None,
 ) -> dict[str, Any]:
     """The answer for one text from its logits, (labels,)."""
-    probs = activated(logits, activation if activation != "auto" else own_activation(manifest))
-    order = np.argsort(-probs, kind="stable")
-    best = int(order[0])
-    shown = [int(i) for i in order if threshold is None or probs[i] >= threshold][:top_k]
-    answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": float(probs[best])}
+    # Plain numbers: an array of two is ten times dearer than two of them.
+    values: list[float] = logits.tolist()
+    probs = activated(values, activation if activation != "auto" else own_activation(manifest))
+    order = sorted(range(len(probs)), key=lambda i: -probs[i])
+    best = order[0]
+    shown = [i for i in order if threshold is None or probs[i] >= threshold][:top_k]
+    answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": probs[best]}
     if manifest.task == "multi_label":
         # Decided on the model's own probabilities, whatever form of them the caller wants to see.
-        own, cut = activated(logits, "sigmoid"), MULTI_LABEL_THRESHOLD if threshold is None else threshold
+        own, cut = activated(values, "sigmoid"), MULTI_LABEL_THRESHOLD if threshold is None else threshold
         answer["labels"] = [manifest.labels[i] for i in order if own[i] >= cut]
     return answer | {
-        "probs": probs.tolist(),
+        "probs": probs,
         "num_classes": len(manifest.labels),
-        "scores": [{"label": manifest.labels[i], "score": float(probs[i])} for i in shown],
+        "scores": [{"label": manifest.labels[i], "score": probs[i]} for i in shown],
         "tokens": encoded.tokens,
         "truncated": encoded.truncated,
     }
@@ -43,9 +44,23 @@ def own_activation(manifest: Manifest) -> Activation:
     return {"single_label": "softmax", "multi_label": "sigmoid", "regression": "none"}[manifest.task]  # type: ignore[return-value]
 
 
-def activated(logits: Logits, activation: Activation) -> np.ndarray[Any, np.dtype[np.float64]]:
+def activated(values: list[float], activation: Activation) -> list[float]:
     if activation == "softmax":
-        return softmax(logits)
+        return softmax(values)
     if activation == "sigmoid":
-        return sigmoid(logits)
-    return logits.astype(np.float64)
+        return [sigmoid(value) for value in values]
+    return values
+
+
+def softmax(values: list[float]) -> list[float]:
+    """Stable for any finite logits."""
+    highest = max(values)
+    exponents = [exp(value - highest) for value in values]
+    whole = sum(exponents)
+    return [exponent / whole for exponent in exponents]
+
+
+def sigmoid(value: float) -> float:
+    """Stable for any finite logit."""
+    small = exp(-abs(value))
+    return 1 / (1 + small) if value >= 0 else small / (1 + small)

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ServiceError, ShuttingDown
@@ -135,12 +136,15 @@ class Batcher:
     _queue: deque[_Waiting] = field(default_factory=deque, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _running: deque[_Running] = field(default_factory=deque, init=False)
+    _called: bool = field(default=False, init=False)
+    _runs: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _items_per_s: float = field(default=0.0, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._runs = True
         self._thread.start()
 
     @property
@@ -175,18 +179,27 @@ class Batcher:
                     retry_after_s=self._seconds_to_clear(),
                 )
             self._queue.extend(entries)
-            self._changed.notify()
+            if not self._called:
+                # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
+                self._called = True
+                loop.call_soon(self._call_the_thread)
+        # Leaving, by the deadline or because the caller is cancelled, settles the answer: what still waits of it is dropped.
+        late = None if math.isinf(timeout_s) else loop.call_later(timeout_s, _expire, call)
         try:
-            # Leaving, by the deadline or because the caller left, cancels the answer: what still waits of it is dropped.
-            async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
-                return await call.answer
-        except TimeoutError:
-            raise DeadlineExceeded("The answer was not there within the request's time limit.") from None
+            return await call.answer
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _call_the_thread(self) -> None:
+        with self._changed:
+            self._called = False
+            self._changed.notify()
 
     @property
     def alive(self) -> bool:
         """Whether the submitting thread runs; it outlives whatever a model does."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._runs
 
     async def close(self, timeout_s: float) -> bool:
         """Refuses new items, finishes the accepted ones, and says whether it could in time.
@@ -210,6 +223,12 @@ class Batcher:
         return False
 
     # The submitting thread, in the order a batch goes through it.
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._runs = False
 
     def _work(self) -> None:
         running = self._running
@@ -298,8 +317,9 @@ class Batcher:
             Row(value, run.started_ns - entry.since_ns, inference_ns, len(run.batch), run.length)
             for value, entry in zip(values, run.batch, strict=True)
         ]
-        _deliver(run.batch, rows)
+        # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
         self._count(run, [row.queue_ns for row in rows], inference_ns)
+        _deliver(run.batch, rows)
 
     def _failed(self, batch: list[_Waiting], error: Exception) -> None:
         """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
@@ -350,26 +370,40 @@ def _keep_busy(started_ns: int, share: float) -> None:
 
 
 def _deliver(batch: list[_Waiting], rows: list[Row]) -> None:
-    """Puts rows in their calls' places and wakes the callers that have all of theirs."""
+    """Puts rows in their calls' places and wakes the callers that have all of theirs, with one call into each loop."""
+    whole: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
     for entry, row in zip(batch, rows, strict=True):
         call = entry.call
         call.rows[entry.place] = row
         call.missing -= 1
         if call.missing == 0:
-            _wake(call, lambda call=call: call.answer.set_result(call.rows))  # type: ignore[misc]
+            whole.setdefault(call.loop, []).append(call)
+    for loop, calls in whole.items():
+        _in_loop(loop, partial(_answer, calls))
+
+
+def _answer(calls: list[_Call]) -> None:
+    for call in calls:
+        # The caller may have left, or another of its items may have failed, in the meantime.
+        if not call.answer.done():
+            call.answer.set_result(call.rows)    # type: ignore[arg-type]
+
+
+def _expire(call: _Call) -> None:
+    _refuse(call, DeadlineExceeded("The answer was not there within the request's time limit."))
+
+
+def _refuse(call: _Call, error: Exception) -> None:
+    if not call.answer.done():
+        call.answer.set_exception(error)
 
 
 def _fail(call: _Call, error: Exception) -> None:
-    _wake(call, lambda: call.answer.set_exception(error))
+    _in_loop(call.loop, partial(_refuse, call, error))
 
 
-def _wake(call: _Call, settle: Callable[[], None]) -> None:
-    def in_loop() -> None:
-        # The caller may have left, or another of its items may have failed, in the meantime.
-        if not call.answer.done():
-            settle()
-
+def _in_loop(loop: asyncio.AbstractEventLoop, settle: Callable[[], object]) -> None:
     try:
-        call.loop.call_soon_threadsafe(in_loop)
+        loop.call_soon_threadsafe(settle)
     except RuntimeError:
         log.debug("a caller's event loop has closed")

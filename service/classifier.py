@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
@@ -108,21 +107,6 @@ class Classifier:
             types[row, : item.tokens] = item.type_ids
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return {name: arrays[name] for name in self.manifest.inputs}
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Over the last axis, stable for any finite logits."""
-    wide = logits.astype(np.float64)
-    exponents = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    result: npt.NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return result
-
-
-def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Stable for any finite logits."""
-    wide = logits.astype(np.float64)
-    small = np.exp(-np.abs(wide))
-    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def _tokenizer(text: str, truncate: str, max_tokens: int) -> Tokenizer:

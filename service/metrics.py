@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 
 from service.batcher import Batch
+from service.histogram import Histogram
 
 # Geometric, ×1.2 from 100 µs to 10 s: fine enough for a ratio of medians within ±1 %.
 SECONDS = tuple(1e-4 * 1.2**i for i in range(64))
@@ -17,27 +18,31 @@ TOKENS = tuple(2**i for i in range(3, 14))
 
 
 class Metrics:
-    def __init__(self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0, answering: Callable[[], int] = lambda: 0,
+    ) -> None:
         def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"drbert_{name}_duration_seconds", text, ["model"], buckets=SECONDS, registry=registry)
+            return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, registry)
 
         self.registry = registry
         self.requests = Counter("drbert_requests_total", "Requests answered, by status.", ["model", "code"], registry=registry)
+        self._requests: dict[tuple[str, int], Counter] = {}
         self.request = seconds("request", "From a request's first byte read to its answer.")
         self.tokenize = seconds("tokenize", "Turning a request's texts into tokens.")
         self.queue = seconds("queue", "A text's wait for the model.")
         self.inference = seconds("inference", "One model run.")
-        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", ["model"], buckets=SIZES, registry=registry)
-        self.batch_tokens = Histogram("drbert_batch_tokens", "Tokens in a model run, padding counted.", ["model"], buckets=TOKENS, registry=registry)
+        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", SIZES, registry)
+        self.batch_tokens = Histogram("drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, registry)
         self.padding_tokens = Counter("drbert_padding_tokens_total", "Tokens computed only to fill a batch.", ["model"], registry=registry)
         self.tokens = Counter("drbert_tokens_total", "Tokens of texts computed.", ["model"], registry=registry)
         self.truncated = Counter("drbert_truncated_total", "Texts that were cut to the model's length.", ["model"], registry=registry)
         self.rejected = Counter("drbert_rejected_total", "Requests refused before the model.", ["reason"], registry=registry)
         self.inflight = Gauge("drbert_inflight_requests", "Requests being answered.", registry=registry)
+        self.inflight.set_function(answering)
         self.queue_depth = Gauge("drbert_queue_depth", "Texts that wait.", registry=registry)
         self.queue_depth.set_function(waiting)
         self.ready = Gauge("drbert_ready", "1 while the service takes requests.", registry=registry)
-        self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at its last check.", registry=registry)
+        self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at the worst, over the last half minute or two.", registry=registry)
         self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
 
     def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:
@@ -49,9 +54,16 @@ class Metrics:
         for counter in (self.padding_tokens, self.tokens, self.truncated):
             counter.labels(model)
 
+    def count_request(self, model: str, status: int) -> None:
+        counter = self._requests.get((model, status))
+        if counter is None:
+            counter = self._requests[model, status] = self.requests.labels(model, str(status))
+        counter.inc()
+
     def add_batch(self, batch: Batch) -> None:
+        queue = self.queue.labels(batch.model)
         for queue_ns in batch.queue_ns:
-            self.queue.labels(batch.model).observe(queue_ns / 1e9)
+            queue.observe(queue_ns / 1e9)
         self.inference.labels(batch.model).observe(batch.inference_ns / 1e9)
         self.batch_size.labels(batch.model).observe(len(batch.queue_ns))
         self.batch_tokens.labels(batch.model).observe(batch.tokens + batch.padding_tokens)

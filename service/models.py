@@ -46,7 +46,7 @@ class Models:
         self.version = importlib.metadata.version("drbert-serve")
         self.threads = settings.threads or cpus.usable()
         self.loaded: dict[str, Loaded] = {}
-        self.metrics = Metrics(CollectorRegistry(), waiting=lambda: self.batcher.waiting)
+        self.metrics = Metrics(CollectorRegistry(), waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
         self.answering = 0
         """Requests that are being answered."""
         self._artifacts = artifacts

@@ -7,7 +7,7 @@ Every refusal names the field, as `input[3]`, and the limit; none repeats the te
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
@@ -183,7 +183,3 @@ def _refusal(error: ValidationError) -> InvalidInput:
     if first["type"] == "missing":
         return InvalidInput(f"{field} is missing.", param=field)
     return InvalidInput(f"{field}: {first['msg']}.", param=field)
-
-
-def answer_json(answer: dict[str, Any]) -> bytes:
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+
+from service.answers import classification, sigmoid, softmax
+from service.artifact import Artifact
+from service.classifier import Encoded
+
+TEXT = Encoded([2, 4, 3], [0, 0, 0], truncated=False)
+
+
+def test_softmax_and_sigmoid_bear_any_finite_logits() -> None:
+    assert softmax([-3e38, 0.0, 3e38]) == [0.0, 0.0, 1.0]
+    assert [sigmoid(value) for value in (-3e38, 0.0, 3e38)] == [0.0, 0.5, 1.0]
+    assert softmax([-1e4, -2e4]) == [1.0, 0.0]
+
+
+def test_labels_of_one_score_keep_the_models_order(artifact: Artifact) -> None:
+    answer = classification(0, np.array([1.0, 1.0], np.float32), TEXT, artifact.manifest)
+    assert answer["label"] == "NEGATIVE"
+    assert [score["label"] for score in answer["scores"]] == ["NEGATIVE", "POSITIVE"]
+    assert answer["probs"] == [0.5, 0.5]
