@@ -59,12 +59,15 @@ class OpenVinoRuntime:
         self.precision = precision
         self.flush_to_zero = bool(compiled.get_property("CPU_DENORMALS_OPTIMIZATION"))
         self._request = compiled.create_infer_request()
+        self._read: Inputs = {}
         self._places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         # Tensor by tensor and without copies: handing over the arrays by name costs as much as a small model.
         for name, array in inputs.items():
             self._request.set_input_tensor(self._places[name], ov.Tensor(array, shared_memory=True))
+        # The request does not keep what it reads.
+        self._read = inputs
         self._request.start_async()
         return self._wait
 

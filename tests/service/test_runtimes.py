@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,16 @@ def test_loading_and_running_a_model_leaves_the_callers_own_arithmetic_alone(
     write_model(tmp_path / "tiny.onnx", TINY)
     product(engine(tmp_path / "tiny.onnx", "f32", 1))
     assert np.float32(TINY) * np.float32(1) != 0
+
+
+@pytest.mark.parametrize("engine", RUNTIMES)
+def test_what_a_batch_reads_is_kept_until_it_has_been_read(engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path) -> None:
+    write_model(tmp_path / "ones.onnx", 1.0)
+    runtime = engine(tmp_path / "ones.onnx", "f32", 1)
+    given = np.ones((2, 4), np.int64)
+    held = weakref.ref(given)
+    finish = runtime.start({"x": given})
+    del given
+    # An engine that shares the caller's memory would read what came after it.
+    assert held() is not None or engine is OnnxRuntime
+    assert finish().tolist() == [[4.0] * 3] * 2

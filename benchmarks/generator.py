@@ -1,0 +1,164 @@
+"""
+Sends requests to one server and times them: the load generator of the benchmarks, in a process of its own.
+
+    closed loop   so many connections, each with one request under way
+    open loop     requests at random times (Poisson), each timed from when it was due
+
+    echo '{"port": 8000, "path": "/classify", "bodies": ["{\\"input\\": \\"good\\"}"], "connections": 8, "seconds": 5}' | python -m benchmarks.generator
+
+HTTP/1.1 over kept connections, and nothing else of it: what the generator needs of a processor is said with the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+TIMING = re.compile(rb"(\w+);dur=([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Load:
+    port: int
+    path: str
+    bodies: Sequence[str]
+    connections: int
+    seconds: float
+    warm_up_s: float = 1.0
+    """Sent and not counted, before; every connection stays busy until the counted time is over."""
+    rate: float = 0.0
+    """Requests a second in an open loop; 0 is a closed loop."""
+    seed: int = 0
+
+
+@dataclass
+class Measured:
+    """What came back of a load."""
+
+    requests: int
+    failed: int
+    rate: float
+    """Answers a second within the counted time."""
+    latencies_ms: list[float] = field(repr=False)
+    service_ms: list[float] = field(repr=False)
+    """What the server itself says it took to tokenise and compute, where it says so."""
+    generator_share: float
+    """Of one processor, what the generator took."""
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.latencies_ms, q))
+
+
+def run(load: Load, cpus: set[int] | None = None) -> Measured:
+    """Generates the load from a process of its own, on `cpus`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.generator"], input=json.dumps(asdict(load)), capture_output=True, text=True, check=True,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+    )
+    return Measured(**json.loads(done.stdout))
+
+
+async def generate(load: Load) -> Measured:
+    bodies = itertools.cycle(load.bodies)
+    began = time.perf_counter()
+    count_from, until = began + load.warm_up_s, began + load.warm_up_s + load.seconds
+    answers: list[tuple[float, float, float | None]] = []
+    failed = [0]
+    cpu = time.process_time()
+    if load.rate:
+        await _open(load, bodies, began, until, answers, failed)
+    else:
+        await asyncio.gather(*(_closed(load, bodies, until, answers, failed) for _ in range(load.connections)))
+    share = (time.process_time() - cpu) / (time.perf_counter() - began)
+    counted = [answer for answer in answers if count_from <= answer[0] <= until]
+    return Measured(
+        requests=len(counted), failed=failed[0], rate=len(counted) / load.seconds, latencies_ms=[1000 * took for _, took, _ in counted],
+        service_ms=[own for _, _, own in counted if own is not None], generator_share=share,
+    )
+
+
+async def _closed(load: Load, bodies: Iterator[str], until: float, answers: list[tuple[float, float, float | None]], failed: list[int]) -> None:
+    connection = await Connection.open(load)
+    while (sent := time.perf_counter()) < until:
+        status, own = await connection.send(next(bodies))
+        now = time.perf_counter()
+        if status == 200:
+            answers.append((now, now - sent, own))
+        else:
+            failed[0] += 1
+    connection.close()
+
+
+async def _open(
+    load: Load, bodies: Iterator[str], began: float, until: float, answers: list[tuple[float, float, float | None]], failed: list[int]
+) -> None:
+    draw = random.Random(load.seed)
+    idle = [await Connection.open(load) for _ in range(load.connections)]
+    tasks, due = [], began
+
+    async def one(due: float, body: str) -> None:
+        connection = idle.pop() if idle else await Connection.open(load)
+        status, own = await connection.send(body)
+        now = time.perf_counter()
+        idle.append(connection)
+        if status == 200:
+            answers.append((now, now - due, own))
+        else:
+            failed[0] += 1
+
+    while (due := due + draw.expovariate(load.rate)) < until:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(due, next(bodies))))
+    await asyncio.gather(*tasks)
+    for connection in idle:
+        connection.close()
+
+
+class Connection:
+    def __init__(self, load: Load, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._head = f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, load: Load) -> Connection:
+        return cls(load, *await asyncio.open_connection("127.0.0.1", load.port))
+
+    async def send(self, body: str) -> tuple[int, float | None]:
+        """The answer's status, and the milliseconds in its Server-Timing for tokens and inference."""
+        data = body.encode()
+        self._writer.write(b"%s%d\r\n\r\n%s" % (self._head, len(data), data))
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        lowered = head.lower()
+        length = re.search(rb"content-length: *(\d+)", lowered)
+        if length is None:
+            raise ValueError(f"An answer without a length: {head[:200]!r}")
+        await self._reader.readexactly(int(length[1]))
+        timing = {name: float(value) for name, value in TIMING.findall(lowered)}
+        own = timing["tokenize"] + timing["inference"] if "inference" in timing else None
+        return int(head[9:12]), own
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def main() -> None:
+    told: dict[str, Any] = json.load(sys.stdin)
+    import uvloop
+
+    print(json.dumps(asdict(uvloop.run(generate(Load(**told))))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""
+What HTTP, queue and answer add to the engine: one connection, saturated, half loaded, and with a model that does nothing.
+
+    python -m benchmarks overhead [--short] [--texts FILE] [--out FILE]
+
+`wrk` (Debian: apt-get install wrk) counts the requests of the last, for no Python generator would keep up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks import generator
+from benchmarks.findings import Findings, Table, Target, at_least, at_most, markdown, spread, write
+from benchmarks.generator import Load
+from benchmarks.processes import Process, free_port, halves, our_service, started
+from benchmarks.subjects import MINI, TEXTS, Subject, read_lines, subject
+from command import Parser, Unavailable
+from service.artifact import MANIFEST, Gate, Manifest, Parity, Variant, sealed, sha256
+
+CONNECTIONS = 32
+WRK = """
+wrk.method = "POST"
+wrk.body = '{body}'
+wrk.headers["Content-Type"] = "application/json"
+"""
+ECHO = """
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+async def echo(request: Request) -> Response:
+    return Response(await request.body(), media_type="application/json")
+
+app = Starlette(routes=[Route("/classify", echo, methods=["POST"]), Route("/readyz", lambda request: Response("ok"))])
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m benchmarks overhead", description="Measure what the service adds to its engine.")
+    parser.add_argument("--short", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--sizes", nargs="+", choices=("base", "mini", "tiny"), default=("mini", "base"))
+    parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
+    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
+    given = parser.parse_args(arguments)
+    found = measure(given.sizes, read_lines(given.texts), rounds=2 if given.short else 5, seconds=4 if given.short else 15)
+    print(markdown(found))
+    if given.out is not None:
+        write(given.out, "python -m benchmarks overhead", [found])
+    return 0
+
+
+def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: float) -> Findings:
+    tables, targets, values = [], [], {}
+    rows = []
+    for size in sizes:
+        each = subject(size)
+        variant = each.variants[-1]
+        found = engine_and_service(each, variant, texts, rounds, seconds)
+        values[f"{size} {variant}"] = found
+        added = float(np.median(found["added_ms"]))
+        delivered = np.array(found["service_per_s"]) / np.array(found["engine_per_s"])
+        tail = np.array(found["half_p99_ms"]) / np.array(found["alone_p50_ms"])
+        rows.append([
+            size, variant, f"{np.median(found['alone_p50_ms']):.2f}", spread(found["added_ms"]), f"{np.median(found['engine_per_s']):.0f}",
+            f"{np.median(found['service_per_s']):.0f}", spread(delivered), spread(tail), f"{np.median(found['generator_share']):.0%}",
+        ])
+        targets += [
+            at_most(f"{size}: p50 at one connection beyond tokenising and inference", added, 0.5, " ms"),
+            at_least(f"{size}: the engine's own rate that reaches {CONNECTIONS} connections", float(np.median(delivered)), 0.8),
+            at_most(f"{size}: p99 at half load by the time of one request alone", float(np.median(tail)), 3.0),
+        ]
+    tables.append(Table("The service over its engine", (
+        "size", "variant", "one connection: p50, ms", "of it beyond tokens and inference, ms", "engine alone, texts/s", f"{CONNECTIONS} connections, texts/s",
+        "service by engine", "half load: p99 by one request alone", "generator, of a processor",
+    ), rows, "Engine alone: the texts sorted by length, in batches of 16, in a process of its own. Half load: Poisson arrivals at half the rate of "
+             f"{CONNECTIONS} connections, each request timed from when it was due."))
+    null = null_by_echo(texts[0], rounds, min(seconds, 5.0))
+    if null is None:
+        targets.append(Target("a model that does nothing, by a bare echo", "≥ 0.50", "wrk is not installed (apt-get install wrk)", None))
+    else:
+        values["null"] = null
+        ratio = np.array(null["null"]) / np.array(null["echo"])
+        tables.append(Table("A model that does nothing", ("", "requests/s", "by the echo"), [
+            ["Starlette echo under uvicorn", f"{np.median(null['echo']):,.0f}", "1"], ["POST /classify, null model", f"{np.median(null['null']):,.0f}", spread(ratio)],
+        ], f"wrk, {CONNECTIONS} connections, one processor for the server. The null model still tokenises, batches and answers."))
+        targets.append(at_least("a model that does nothing, by a bare echo", float(np.median(ratio)), 0.5))
+    return Findings("overhead", "What do HTTP, the queue and the answer add to the engine?", tables, targets, values)
+
+
+def engine_and_service(each: Subject, variant: str, texts: Sequence[str], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """In turns: the engine alone in its own process, and the service with one connection, many, and at half load."""
+    ours, theirs = halves()
+    bodies = [json.dumps({"input": text}) for text in texts]
+    found: dict[str, list[float]] = {key: [] for key in ("engine_per_s", "service_per_s", "alone_p50_ms", "added_ms", "half_p99_ms", "generator_share")}
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, started(
+        each.name, our_service(str(each.artifact.directory), "--variant", variant, port=port), port, Path(folder) / "log", cpus=ours
+    ) as server:
+        generator.run(Load(port, "/classify", bodies, CONNECTIONS, seconds), theirs)    # every shape is met once before anything counts
+        for number in range(rounds):
+            server.pause()
+            found["engine_per_s"].append(offline(each, variant, texts, seconds, ours))
+            server.go_on()
+            alone = generator.run(Load(port, "/classify", bodies, 1, seconds), theirs)
+            many = generator.run(Load(port, "/classify", bodies, CONNECTIONS, seconds), theirs)
+            half = generator.run(Load(port, "/classify", bodies, CONNECTIONS, 2 * seconds, rate=many.rate / 2, seed=number), theirs)
+            if alone.failed or many.failed or half.failed:
+                raise Unavailable(f"The service refused {alone.failed + many.failed + half.failed} requests; its log says why.")
+            found["alone_p50_ms"].append(alone.percentile(50))
+            found["added_ms"].append(float(np.median(np.array(alone.latencies_ms) - np.array(alone.service_ms))))
+            found["service_per_s"].append(many.rate)
+            found["half_p99_ms"].append(half.percentile(99))
+            found["generator_share"].append(many.generator_share)
+    return found
+
+
+def offline(each: Subject, variant: str, texts: Sequence[str], seconds: float, cpus: set[int]) -> float:
+    """Texts a second of the engine alone: sorted by length, batches of 16, tokens ready."""
+    command = [sys.executable, "-m", "benchmarks.offline", str(each.artifact.directory), variant, str(seconds)]
+    done = subprocess.run(["taskset", "-c", ",".join(map(str, cpus)), *command], input="\n".join(texts), capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def null_by_echo(text: str, rounds: int, seconds: float) -> dict[str, list[float]] | None:
+    """Requests a second of a null model and of an echo, in turns; None without wrk."""
+    if shutil.which("wrk") is None:
+        return None
+    ours, theirs = halves()
+    server_cpu = {min(ours)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "echo.py").write_text(ECHO)
+        (folder / "post.lua").write_text(WRK.format(body=json.dumps({"input": text}).replace("'", "\\'")))
+        write_null_artifact(folder / "null")
+        ports = free_port(), free_port()
+        echo = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), "echo:app", "--port", str(ports[0]), "--no-access-log", "--log-level", "warning"]
+        with (
+            started("echo", echo, ports[0], folder / "echo.log", cpus=server_cpu) as first,
+            started("null", our_service(str(folder / "null"), port=ports[1]), ports[1], folder / "null.log", cpus=server_cpu) as second,
+        ):
+            found: dict[str, list[float]] = {"echo": [], "null": []}
+            second.pause()
+            for _ in range(rounds):
+                found["echo"].append(wrk(first, folder / "post.lua", seconds, theirs))
+                first.pause()
+                second.go_on()
+                found["null"].append(wrk(second, folder / "post.lua", seconds, theirs))
+                second.pause()
+                first.go_on()
+    return found
+
+
+def wrk(server: Process, script: Path, seconds: float, cpus: set[int]) -> float:
+    """Requests a second, as wrk counts them."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "-s", str(script), f"{server.url}/classify"]
+    said = subprocess.run(["taskset", "-c", ",".join(map(str, cpus)), *command], capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in said:
+        raise Unavailable(f"{server.name} refused wrk's requests: {said}")
+    found = re.search(r"Requests/sec: +([\d.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+def write_null_artifact(folder: Path) -> None:
+    """An artifact whose model multiplies one number by another for each label."""
+    folder.mkdir()
+    shutil.copy(MINI / "tokenizer.json", folder / "tokenizer.json")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    nodes = [
+        helper.make_node("Slice", ["input_ids", "zero", "one", "axis"], ["first"], "/bert/Slice"),
+        helper.make_node("Cast", ["first"], ["number"], "/bert/Cast", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["number", "weights"], ["logits"], "/classifier/MatMul"),
+    ]
+    constants = {"zero": np.array([0]), "one": np.array([1]), "axis": np.array([1]), "weights": np.array([[0.0, 1.0]], np.float32)}
+    graph = helper.make_graph(
+        nodes, "null", [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in names],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    variant = Variant(
+        runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="0" * 64, head_digest="0" * 64, weight_bytes=8,
+        parity=Parity(texts=0, max_probability_difference=0.0, tolerance=None, label_agreement=1.0), gate=Gate(status="passed", reason="does nothing"),
+    )
+    manifest = sealed(Manifest(
+        schema_version=2, name="null", family="null", task="single_label", labels=["NEGATIVE", "POSITIVE"], takes_pairs=True, max_tokens=128,
+        inputs=list(names), encoder_digest="0" * 64, head_digest="0" * 64, tokenizer_digest=sha256(folder / "tokenizer.json"), parameters=2,
+        flops_per_token=0, padding_safe=True, dropped=None, kept_decoder_layers=0, variants={"cpu-fp32": variant},
+        files={name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")}, seal="", provenance={},
+    ))
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+
+

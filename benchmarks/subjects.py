@@ -1,0 +1,72 @@
+"""
+What is measured: the example twin, and a classifier of BERT-base's size with random weights, both exported in every variant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.random_twins import write_checkpoint
+from command import Unavailable
+from export.commands import export
+from export.variants import RECIPES
+from service import cpus
+from service.artifact import MANIFEST, Artifact, read_artifact
+
+FOLDER = Path("build/bench")
+MINI = Path("examples/checkpoints/bert-mini-sst2")
+TEXTS = Path("examples/texts/sentences.txt")
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    checkpoint: Path
+    artifact: Artifact
+
+    @property
+    def variants(self) -> list[str]:
+        """Those that this processor has instructions for, fastest last."""
+        native = cpus.native_precisions()
+        return [name for name, variant in self.artifact.manifest.variants.items() if variant.precision in native]
+
+
+def subject(name: str, folder: Path = FOLDER) -> Subject:
+    """`mini`, `base` or `tiny`, made below `folder` the first time it is asked for."""
+    checkpoint = MINI if name == "mini" else folder / "checkpoints" / name
+    if name != "mini" and not (checkpoint / "model.safetensors").is_file():
+        write_checkpoint(checkpoint, name, seed=0)
+    target = folder / "artifacts" / name
+    if not (target / MANIFEST).is_file():
+        export(str(checkpoint), target, variants=tuple(RECIPES))
+    return Subject(name, checkpoint, read_artifact(target))
+
+
+def read_lines(path: Path, most: int = 128) -> list[str]:
+    """At most so many of the file's lines, spread over it."""
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read: {error.strerror}.") from None
+    if not lines:
+        raise Unavailable(f"{path} holds no text.")
+    return lines[:: math.ceil(len(lines) / most)]
+
+
+def attention_flops(layers: int, hidden: int, length: int) -> int:
+    """Of one text, what the products of attention take: two of (L, L, D) a layer, two FLOPs each."""
+    return 4 * layers * hidden * length * length
+
+
+def flops(artifact: Artifact, checkpoint_config: dict[str, int], batch: int, length: int) -> int:
+    """What a batch of texts of that length takes: the layers' matrices, and attention's own products."""
+    own = attention_flops(checkpoint_config["num_hidden_layers"], checkpoint_config["hidden_size"], length)
+    return batch * (artifact.manifest.flops_per_token * length + own)
+
+
+def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
+    """Batch × length."""
+    return ((1, 16), (1, 128), (8, 32), (8, 128)) if short else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
