@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import logging
 import math
 import threading
@@ -269,16 +270,13 @@ class Batcher:
             self._queue = deque(kept)
 
     def _take(self) -> list[_Waiting]:
-        """The oldest item and, in order of arrival, those whose length fits it."""
+        """The oldest item and those nearest to it in length: nobody starves, and under backlog next to nothing is padding."""
         first = self._queue[0]
         mixes = self.models[first.model].padding_safe
+        others = (e for e in self._queue if e is not first and e.model == first.model and e.busy_wait == first.busy_wait)
         chosen = [first]
         shortest = longest = first.length
-        for entry in self._queue:
-            if len(chosen) == self.max_batch_size:
-                break
-            if entry is first or entry.model != first.model or entry.busy_wait != first.busy_wait:
-                continue
+        for entry in heapq.nsmallest(self.max_batch_size - 1, others, key=lambda e: abs(e.length - first.length)):
             low, high = min(shortest, entry.length), max(longest, entry.length)
             fits = low == high or (mixes and _share_a_batch(low, high))
             if fits and high * (len(chosen) + 1) <= self.max_batch_tokens:

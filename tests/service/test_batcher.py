@@ -210,7 +210,8 @@ async def test_padding_counts_against_the_token_budget() -> None:
         await until(lambda: batcher.waiting == 3)
         model.gate.set()
         await asyncio.gather(*tasks)
-    assert model.batches[1:] == [["16", "20"], ["18"]]
+    # The nearest first, and no third: 3 × 18 tokens would be computed for it.
+    assert model.batches[1:] == [["16", "18"], ["20"]]
 
 
 async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
