@@ -1,6 +1,14 @@
 """
 The benchmarks, by name: each is a module of this room with a main of its own.
 
+    python -m benchmarks all --short                       the six that follow, in ten minutes
+    python -m benchmarks roofline                          the engine by what the processor can multiply
+    python -m benchmarks startup                           from a process' start to its first answer, and its memory
+    python -m benchmarks batching                          the batcher's choices beside others
+    python -m benchmarks convbert                          ConvBERT's engine time by BERT's
+    python -m benchmarks overhead                          what HTTP, queue and answer add to the engine
+    python -m benchmarks peers                             ours beside other servers of the same classifier
+
     python -m benchmarks families                          which families do BERT's work, and which do not
     python -m benchmarks judge                             is the judge right as often as it says?
     python -m benchmarks delays PLAN                       are delays of known size, added by a proxy, read as what they are?
@@ -17,6 +25,13 @@ from collections.abc import Sequence
 from command import BadUsage, Parser
 
 BENCHMARKS = {
+    "all": "every benchmark of the CPU service, one after the other",
+    "roofline": "how much of what the processor can multiply does the engine reach?",
+    "startup": "from a process' start to its first answer, and what memory that takes",
+    "batching": "padding, shapes, streams and waiting: the batcher's choices beside others",
+    "convbert": "ConvBERT's engine time by BERT's, as we export it and as transformers does",
+    "overhead": "what HTTP, the queue and the answer add to the engine",
+    "peers": "ours beside Infinity, transformers, optimum, OpenVINO and LitServe, on the same processors",
     "judge": "is the judge right as often as it says? simulated runs, real noise, and how long twelve million rows take",
     "delays": "delays from outside, by a proxy: are they read as what they are?",
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",

@@ -146,7 +146,7 @@ class Connection:
             raise ValueError(f"An answer without a length: {head[:200]!r}")
         await self._reader.readexactly(int(length[1]))
         timing = {name: float(value) for name, value in TIMING.findall(lowered)}
-        own = timing["tokenize"] + timing["inference"] if "inference" in timing else None
+        own = timing[b"tokenize"] + timing[b"inference"] if b"inference" in timing else None
         return int(head[9:12]), own
 
     def close(self) -> None:

@@ -1,0 +1,48 @@
+"""
+Every benchmark of the CPU service, one after the other, into one page.
+
+    python -m benchmarks all --short                                   ten minutes
+    python -m benchmarks all --texts TEXTS --out benchmarks/RESULTS.md
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import batching, convbert, overhead, peers, roofline, startup
+from benchmarks.findings import Findings, markdown, write
+from benchmarks.subjects import TEXTS, read_lines, shapes_of
+from command import Parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m benchmarks all", description="Run every benchmark of the CPU service.")
+    parser.add_argument("--short", action="store_true", help="ten minutes: fewer rounds, shapes and peers' connections")
+    parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
+    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
+    given = parser.parse_args(arguments)
+    found = []
+    for run in plan(read_lines(given.texts), read_lines(given.texts, 2000), given.short):
+        found.append(run())
+        print(markdown(found[-1]), flush=True)
+    missed = [target.what for each in found for target in each.targets if target.holds is False]
+    print(f"{sum(len(each.targets) for each in found)} targets, {len(missed)} missed{': ' + '; '.join(missed) if missed else ''}.")
+    if given.out is not None:
+        # Where somebody's texts lie is nobody else's concern.
+        words = ["TEXTS" if word == str(given.texts) else word for word in arguments]
+        write(given.out, shlex.join(["python", "-m", "benchmarks", "all", *words]), found)
+    return 0
+
+
+def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> list[Callable[[], Findings]]:
+    rounds = 3 if short else 15
+    return [
+        lambda: roofline.measure("base", rounds, shapes_of(short)),
+        lambda: startup.measure(("mini", "base"), 1 if short else 5),
+        lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
+        lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
+        lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 5, 3 if short else 15),
+        lambda: peers.measure(("mini",) if short else ("mini", "base"), texts, 1 if short else 5, 2 if short else 15),
+    ]

@@ -1,0 +1,167 @@
+"""The benchmarks of the CPU service, each run whole on a tiny model; what they measure is not looked at, what they count is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import batching, convbert, findings, overhead, peers, roofline, startup, subjects
+from benchmarks.commands import main
+from benchmarks.findings import Findings, Table, Target
+from benchmarks.generator import Load, run
+from benchmarks.peers.compare import Running, _ratios, _targets, run_all
+from benchmarks.peers.peer import Peer, interpreter, ours
+from benchmarks.peers.peer import peers as all_peers
+from benchmarks.processes import free_port, our_service, started
+from command import BadUsage, Unavailable
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the tiny subject is made, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = tmp_path_factory.mktemp("bench")
+        patch.setattr(subjects, "FOLDER", made)
+        yield made
+
+
+def test_the_roofline_counts_the_models_operations() -> None:
+    found = roofline.measure("tiny", rounds=1, shapes=((1, 8), (2, 16)))
+    config = json.loads((subjects.subject("tiny").checkpoint / "config.json").read_text())
+    each = subjects.subject("tiny")
+    # Two layers of 32: 4 × 32² + 2 × 32 × 64 multiplications a token, and attention's two products of L × L × 32 a layer.
+    assert subjects.flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32)
+    assert {row[0] for row in found.tables[0].rows} == set(each.variants)
+    assert all(min(value["ops"]) > 0 for value in found.values.values())
+
+
+def test_a_start_is_measured_until_ready_with_its_memory() -> None:
+    found = startup.measure(("tiny",), rounds=1)
+    for ones in found.values.values():
+        [one] = ones
+        assert 0 < one["ready_s"] < 120
+        assert 10 * 2**20 < one["loaded"] < 2**30
+        assert one["first_ms"] > 0
+
+
+def test_batching_holds_every_choice_against_another() -> None:
+    found = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
+    assert [table.title for table in found.tables] == ["Padding under backlog", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
+    assert all(target.holds is not None for target in found.targets)
+
+
+def test_convberts_operations_are_the_papers() -> None:
+    # papers.md counts 21.23 GFLOP for ConvBERT-base and 22.35 for BERT-base at 128 tokens, 88.56 and 96.64 at 512.
+    assert convbert.flops_ratio("base", 128) == pytest.approx(21.23 / 22.35, abs=0.005)
+    assert convbert.flops_ratio("base", 512) == pytest.approx(88.56 / 96.64, abs=0.005)
+    found = convbert.measure(("tiny",), ((1, 8), (2, 16)), rounds=1)
+    assert len(found.tables[0].rows) == 2
+
+
+def test_the_overhead_is_what_the_servers_own_times_leave() -> None:
+    each = subjects.subject("tiny")
+    found = overhead.engine_and_service(each, each.variants[-1], TEXTS, rounds=1, seconds=0.5)
+    assert 0 < found["added_ms"][0] < found["alone_p50_ms"][0]
+    assert found["engine_per_s"][0] > 0
+    assert found["service_per_s"][0] > 0
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
+def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
+    found = overhead.null_by_echo(TEXTS[0], rounds=1, seconds=1)
+    assert found is not None
+    assert min(found["echo"]) > 0
+    assert min(found["null"]) > 0
+
+
+def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_path: Path) -> None:
+    port = free_port()
+    overhead.write_null_artifact(tmp_path / "null")
+    with started("null", our_service(str(tmp_path / "null"), port=port), port, tmp_path / "log") as server:
+        bodies = [json.dumps({"input": text}) for text in TEXTS]
+        closed = run(Load(port, "/classify", bodies, 3, 0.4, warm_up_s=0.1))
+        assert closed.requests == len(closed.latencies_ms) == len(closed.service_ms) > 0
+        assert closed.failed == 0
+        opened = run(Load(port, "/classify", bodies, 2, 0.5, warm_up_s=0.1, rate=100))
+        assert 10 < opened.requests < 120
+        refused = run(Load(port, "/classify", ['{"input": ""}'], 1, 0.2, warm_up_s=0.0))
+        assert refused.requests == 0
+        assert refused.failed > 0
+        assert server.cpu_seconds() > 0
+        assert server.anonymous_bytes() > 2**20
+
+
+def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="nobody did not get ready: out of luck"), started(
+        "nobody", [sys.executable, "-c", "raise SystemExit('out of luck')"], free_port(), tmp_path / "log"
+    ):
+        pass
+
+
+def plain_openvino() -> Peer:
+    """The peer that needs nothing but what is installed here."""
+    found = next(peer for peer in all_peers({"f32"}) if peer.name == "FastAPI + OpenVINO fp32, no batching")
+    return dataclasses.replace(found, requirements=())
+
+
+def test_peers_are_measured_in_turns_and_answer_what_we_answer() -> None:
+    lost = dataclasses.replace(plain_openvino(), name="lost", command=lambda python, subject, port: [sys.executable, "-c", "raise SystemExit('no such engine')"])
+    running, absent = run_all(subjects.subject("tiny"), [ours("cpu-fp32", "fp32"), plain_openvino(), lost], TEXTS, rounds=1, seconds=0.3)
+    assert [one.peer.name for one in running] == ["DrBERT Serve fp32", "FastAPI + OpenVINO fp32, no batching"]
+    assert absent == {"lost": "lost did not get ready: no such engine"}
+    for one in running:
+        assert one.agreement == 1
+        assert one.furthest < 1e-4
+        assert all(rates[0] > 0 for rates in one.rates.values())
+
+
+def measured(peer: Peer, rate: float) -> Running:
+    return Running(peer, None, rates={c: [rate, rate] for c in (1, 8, 32)})    # type: ignore[arg-type]
+
+
+def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
+    named = {peer.name: peer for peer in all_peers({"f32", "i8"})}
+    rates = {
+        "DrBERT Serve fp32": 40.0, "DrBERT Serve int8": 100.0, "Infinity (torch engine)": 10.0, "FastAPI + optimum ORTModel fp32": 20.0,
+        "FastAPI + optimum ORTModel int8": 60.0, "FastAPI + OpenVINO fp32, no batching": 20.0, "FastAPI + OpenVINO int8, no batching": 80.0,
+    }
+    running = [measured(named[name], rate) for name, rate in rates.items()]
+    rows = {row[0]: row for row in _ratios("base", running).rows}
+    assert rows["Infinity (torch engine)"][2].startswith("10.00")
+    assert rows["Infinity (torch engine)"][3].startswith("4.00")
+    held = {target.what: (target.found, target.holds) for target in _targets(running)}
+    assert held["our best by Infinity's torch engine"] == ("10.00", True)
+    assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == ("1.67", False)
+    assert held["ours in int8 by OpenVINO without a batcher"] == ("1.25", False)
+
+
+def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
+    peer = dataclasses.replace(plain_openvino(), requirements=("no-such-package-anywhere==1",))
+    with pytest.raises(Unavailable, match="cannot be installed"):
+        interpreter(peer, tmp_path)
+
+
+def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:
+    found = Findings("x", "Why?", [Table("t", ("a", "b"), [["1", "2"]], "Note.")], [Target("w", "≥ 1", "2", True), Target("v", "≥ 1", "0", False), Target("u", "≥ 1", "", None)], {"n": [1.5]})
+    findings.write(tmp_path / "R.md", "make it", [found])
+    page = (tmp_path / "R.md").read_text()
+    for words in ("Made by `make it`", "## x", "| a | b |", "| w | ≥ 1 | 2 | holds |", "| v | ≥ 1 | 0 | **missed** |", "not measurable here"):
+        assert words in page
+    assert json.loads((tmp_path / "R.json").read_text())["findings"][0]["values"] == {"n": [1.5]}
+    assert findings.spread(np.array([1, 2, 3])) == "2.00 (1.50–2.50)"
+
+
+def test_a_name_that_no_peer_holds_is_refused() -> None:
+    with pytest.raises(BadUsage, match="No peer's name holds nobody"):
+        main(["peers", "--short", "--only", "nobody"])
+    assert peers.measure is not None
