@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """A text that waited longer is answered with 504 and never reaches the model."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
     """How long accepted requests may take to finish after SIGTERM."""
-    warm_up_s: float = Field(default=5.0, ge=0)
+    warm_up_s: float = Field(default=1.0, ge=0)
     """The longest time a model is warmed up before the service is ready."""
     busy_wait: Literal["off", "loopback", "anywhere"] = "off"
     """Whether a request's X-Busy-Wait header may slow its batch down: the control of a latency proof. `loopback` refuses
