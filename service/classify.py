@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 import orjson
@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 # Work that takes the event loop longer than this many characters or labels goes to a thread: a hop costs less there.
 CHARS_ON_THE_LOOP = 4_000
 LABELS_ON_THE_LOOP = 1_000
+# When it is first looked whether the client is still there.
+WATCH_AFTER_S = 0.02
 
 # Statuses of 500 and above that refuse a request rather than confess to a fault.
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
@@ -93,7 +95,7 @@ class Classify:
         finished = time.monotonic_ns()
         metrics.tokenize.labels(name).observe((tokenized - started) / 1e9)
         metrics.request.labels(name).observe((finished - started) / 1e9)
-        truncated = sum(item.truncated for item in encoded)
+        truncated = sum([item.truncated for item in encoded])
         if truncated:
             metrics.truncated.labels(name).inc(truncated)
         timing = server_timing(tokenized - started, finished - started, rows)
@@ -147,20 +149,28 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) -> Result:
-    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first."""
-    this = asyncio.current_task()
+    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first.
+
+    Nobody looks in the first WATCH_AFTER_S: most answers are there by then, and looking takes a task.
+    """
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
     assert this is not None, "a request is answered in a task"
+    watching: asyncio.Task[Message] | None = None
     waiting, left = True, False
 
-    def leave(_: asyncio.Future[Message]) -> None:
+    def watch() -> None:
+        nonlocal watching
+        # After the body, the only message there can be is that the client has gone.
+        watching = loop.create_task(receive())    # type: ignore[arg-type]
+        watching.add_done_callback(leave)
+
+    def leave(_: asyncio.Task[Message]) -> None:
         nonlocal left
         if waiting:
             left = True
             this.cancel()
 
-    # After the body, the only message there can be is that the client has gone.
-    leaving: asyncio.Task[Message] = asyncio.get_running_loop().create_task(receive())    # type: ignore[arg-type]
-    leaving.add_done_callback(leave)
+    later = loop.call_later(WATCH_AFTER_S, watch)
     try:
         return await work
     except asyncio.CancelledError:
@@ -170,24 +180,26 @@ async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) ->
         raise ClientLeft from None
     finally:
         waiting = False
-        leaving.cancel()
+        later.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 async def encode(classifier: Classifier, texts: Sequence[Text], truncate: Truncate) -> list[Encoded]:
     """Tokens of every text; one that cannot be used fails the list and is named."""
-    def encode_all() -> list[Encoded]:
-        encoded = []
-        for text in texts:
-            if text.pair is not None and not classifier.manifest.takes_pairs:
-                where = f"{text.where}.text_pair"
-                raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
-            try:
-                encoded.append(classifier.encode(text.text, text.pair, truncate))
-            except InvalidInput as error:
-                raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
-        return encoded
+    if sum([len(text.text) + len(text.pair or "") for text in texts]) <= CHARS_ON_THE_LOOP:
+        return [encode_one(classifier, text, truncate) for text in texts]
+    return await asyncio.to_thread(lambda: [encode_one(classifier, text, truncate) for text in texts])
 
-    return await _where_it_pays(encode_all, sum(len(text.text) + len(text.pair or "") for text in texts) <= CHARS_ON_THE_LOOP)
+
+def encode_one(classifier: Classifier, text: Text, truncate: Truncate) -> Encoded:
+    if text.pair is not None and not classifier.manifest.takes_pairs:
+        where = f"{text.where}.text_pair"
+        raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
+    try:
+        return classifier.encode(text.text, text.pair, truncate)
+    except InvalidInput as error:
+        raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 
 
 async def answer_of(
@@ -195,28 +207,26 @@ async def answer_of(
 ) -> bytes:
     activation = "none" if asked.use_activation is False else asked.activation
     manifest = classifier.manifest
+    tokens = sum([item.tokens for item in encoded])
+    head = orjson.dumps({
+        "id": asked.request_id or f"classify-{request_id}", "object": "list", "created": int(time.time()), "model": name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    })
 
-    def answer_all() -> bytes:
-        tokens = sum(item.tokens for item in encoded)
+    def each() -> list[bytes]:
         # One text's answer at a time, so that whoever else wants the interpreter gets it in between.
-        data = [
+        return [
             orjson.dumps(answers.classification(i, row.value, item, manifest, activation, asked.top_k, asked.threshold))
             for i, (item, row) in enumerate(zip(encoded, rows, strict=True))
         ]
-        head = orjson.dumps({"id": asked.request_id or f"classify-{request_id}", "object": "list", "created": int(time.time()), "model": name})
-        usage = orjson.dumps({"usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}})
-        return b"".join((head[:-1], b',"data":[', b",".join(data), b"],", usage[1:]))
 
-    return await _where_it_pays(answer_all, len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP)
-
-
-async def _where_it_pays(work: Callable[[], Result], short: bool) -> Result:
-    return work() if short else await asyncio.to_thread(work)
+    short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
+    return b'%s,"data":[%s]}' % (head[:-1], b",".join(each() if short else await asyncio.to_thread(each)))
 
 
 def server_timing(tokenize_ns: int, total_ns: int, rows: Sequence[Row]) -> str:
     """Milliseconds with every nanosecond digit; of a list, its slowest item."""
-    slowest = max(rows, key=lambda row: row.queue_ns + row.inference_ns)
+    slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
     return (
         f"tokenize;dur={tokenize_ns / 1e6:.6f}, queue;dur={slowest.queue_ns / 1e6:.6f}, "
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size} t={slowest.length}", '
