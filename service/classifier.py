@@ -50,9 +50,18 @@ class Classifier:
     def padding_safe(self) -> bool:
         return self.manifest.padding_safe
 
-    def encode(self, text: str, pair: str | None = None, truncate: Truncate = "right") -> Encoded:
-        """Tokens of a text or a pair; InvalidInput if they are too many and must not be cut."""
-        encoding: Encoding = self._tokenizers[truncate].encode(text, pair)
+    def encode(self, text: str, pair: str | None = None, truncate: Truncate = "right", beside: bool = False) -> Encoded:
+        """Tokens of a text or a pair; InvalidInput if they are too many and must not be cut.
+
+        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for.
+        """
+        tokenizer = self._tokenizers[truncate]
+        encoding: Encoding
+        if beside:
+            # The only form in which tokenizers lets go of the interpreter.
+            [encoding] = tokenizer.encode_batch_fast([text if pair is None else (text, pair)])
+        else:
+            encoding = tokenizer.encode(text, pair)
         truncated = bool(encoding.overflowing)
         if truncate == "none" and len(encoding.ids) > self.manifest.max_tokens:
             raise InvalidInput(

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 Headers = list[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
-# Work that takes the event loop longer than this many characters or labels goes to a thread: a hop costs less there.
-CHARS_ON_THE_LOOP = 4_000
+# What would take the event loop longer than so many characters or labels do, a millisecond or two, goes to a thread.
+CHARS_ON_THE_LOOP = 1_000
 LABELS_ON_THE_LOOP = 1_000
 # When it is first looked whether the client is still there.
 WATCH_AFTER_S = 0.02
@@ -189,15 +189,15 @@ async def encode(classifier: Classifier, texts: Sequence[Text], truncate: Trunca
     """Tokens of every text; one that cannot be used fails the list and is named."""
     if sum([len(text.text) + len(text.pair or "") for text in texts]) <= CHARS_ON_THE_LOOP:
         return [encode_one(classifier, text, truncate) for text in texts]
-    return await asyncio.to_thread(lambda: [encode_one(classifier, text, truncate) for text in texts])
+    return await asyncio.to_thread(lambda: [encode_one(classifier, text, truncate, beside=True) for text in texts])
 
 
-def encode_one(classifier: Classifier, text: Text, truncate: Truncate) -> Encoded:
+def encode_one(classifier: Classifier, text: Text, truncate: Truncate, beside: bool = False) -> Encoded:
     if text.pair is not None and not classifier.manifest.takes_pairs:
         where = f"{text.where}.text_pair"
         raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
     try:
-        return classifier.encode(text.text, text.pair, truncate)
+        return classifier.encode(text.text, text.pair, truncate, beside)
     except InvalidInput as error:
         raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from service.artifact import Artifact, Gate
-from service.classifier import Classifier
+from service.classifier import Classifier, Truncate
 from service.errors import InvalidInput, ModelOutputInvalid
 from service.runtimes import Runtime, RuntimeUnavailable
 from service.runtimes.auto import Choice, choose, load
@@ -126,3 +125,11 @@ def test_what_is_asked_for_by_name_and_not_held_is_an_error(artifact: Artifact) 
     with pytest.raises(RuntimeUnavailable, match="holds no variant 'cpu-int8'; it holds cpu-fp32"):
         choose(artifact, "cpu-int8")
     assert choose(artifact, "cpu-fp32", "onnxruntime").runtime == "onnxruntime"
+
+
+@pytest.mark.parametrize("truncate", ["right", "left", "none"])
+@pytest.mark.parametrize("pair", [None, "bad film"])
+def test_tokens_are_the_same_beside_the_event_loop(artifact: Artifact, runtime: Runtime, pair: str | None, truncate: Truncate) -> None:
+    classifier = Classifier(artifact, runtime)
+    for text in ("good film a b c", "a " * 7) if truncate == "none" else ("good film a b c", "a b " * 40):
+        assert classifier.encode(text, pair, truncate, beside=True) == classifier.encode(text, pair, truncate)
