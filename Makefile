@@ -5,6 +5,7 @@
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
 #   make check     ruff and mypy
+#   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := .venv/bin
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check clean
+.PHONY: install demo serve test check bench clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -41,7 +42,17 @@ artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensor
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
-test: install
+# What some tests need of Debian. Where it cannot be had they are skipped, and say what for.
+.venv/.debian: | install
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v wrk && command -v chromium; } >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium >/dev/null || echo "wrk and chromium cannot be installed; the tests that need them are skipped"; \
+	fi
+	@touch $@
+
+bench: install .venv/.debian
+	$(BIN)/python -m benchmarks all --short
+
+test: install .venv/.debian
 	$(BIN)/python -m pytest
 
 check: install

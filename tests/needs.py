@@ -15,3 +15,4 @@ shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, t
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
+wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from benchmarks.processes import free_port, our_service, started
 from command import BadUsage, Unavailable
+from tests import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
 TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
@@ -76,7 +76,7 @@ def test_the_overhead_is_what_the_servers_own_times_leave() -> None:
     assert found["service_per_s"][0] > 0
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs Debian's wrk")
+@needs.wrk
 def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
     found = overhead.null_by_echo(TEXTS[0], rounds=1, seconds=1)
     assert found is not None
