@@ -1,8 +1,8 @@
 """
-POST /classify, from a request's bytes to its answer's.
+A classification, from a request's bytes to its answer's, in whatever dialect it is asked for.
 
     schemas (shape) → here (deadline) → classifier.encode (tokens) → batcher.submit (a place or a refusal)
-    → classifier.start (the batcher's thread) → answers (labels)
+    → classifier.start (the batcher's thread) → dialect (labels, JSON)
 
 An ASGI application of its own in front of FastAPI, whose way to a handler costs as much as all of this.
 """
@@ -11,34 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from service import answers
 from service.batcher import Row
 from service.classifier import Classifier, Encoded, Truncate
+from service.dialects import Answered, Called, Dialect, Headers
 from service.errors import DeadlineExceeded, InvalidInput, NotReady, ServiceError, ShuttingDown, TooLarge
 from service.models import Models
-from service.schemas import ClassifyRequest, Limits, Text, read_request
+from service.schemas import Limits, Text
 
 log = logging.getLogger(__name__)
 
-Headers = list[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
 # What would take the event loop longer than so many characters or labels do, a millisecond or two, goes to a thread.
 CHARS_ON_THE_LOOP = 1_000
 LABELS_ON_THE_LOOP = 1_000
+# What our own request calls the texts, and each of them.
+INPUT = re.compile(r"input(?=$|[\[.])")
 # When it is first looked whether the client is still there.
 WATCH_AFTER_S = 0.02
 
 # Statuses of 500 and above that refuse a request rather than confess to a fault.
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
-JSON = (b"content-type", b"application/json")
 
 
 class ClientLeft(Exception):
@@ -46,10 +46,12 @@ class ClientLeft(Exception):
 
 
 class Classify:
-    """The ASGI application; `scope["state"]["request_id"]` says which request it answers."""
+    """The ASGI application for one dialect; `scope["state"]` says which request it answers, and for which model if the path does."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, dialect: Dialect, field: str = "input") -> None:
         self._models = models
+        self._dialect = dialect
+        self._field = field
         self._limits = Limits(texts=models.settings.max_texts, text_chars=models.settings.max_text_chars)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,13 +64,13 @@ class Classify:
         except ServiceError as error:
             if error.status < 500 or isinstance(error, UNAVAILABLE):
                 metrics.rejected.labels(error.code).inc()
-            status, headers, body = refusal(error)
+            status, headers, body = self._dialect.refuse(self._renamed(error))
         except ClientLeft:
             metrics.rejected.labels("client_left").inc()
             status, headers, body = 499, [], b""
         except Exception:  # The one place where a bug becomes an answer.
             log.exception("bug", extra={"request_id": scope["state"]["request_id"], "model": named[0]})
-            status, headers, body = refusal(
+            status, headers, body = self._dialect.refuse(
                 ServiceError("This is a bug in the service; its log has the traceback under the request's id.")
             )
         finally:
@@ -81,9 +83,10 @@ class Classify:
     async def _answer(self, scope: Scope, receive: Receive, named: list[str]) -> tuple[Headers, bytes]:
         began = time.monotonic()
         models, settings, metrics = self._models, self._models.settings, self._models.metrics
-        given = dict(scope["headers"])
+        given, state = dict(scope["headers"]), scope["state"]
         busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
-        asked = read_request(await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes), self._limits)
+        called = Called(await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes), given, state.get("model"))
+        asked = self._dialect.read(called, self._limits)
         started = time.monotonic_ns()
         name, classifier = models.get(asked.model)
         named[0] = name
@@ -91,7 +94,11 @@ class Classify:
         tokenized = time.monotonic_ns()
         left_s = max(0.0, settings.request_timeout_s - (time.monotonic() - began))
         rows = await unless_the_client_leaves(receive, models.batcher.submit(name, encoded, left_s, busy_wait))
-        answer = await answer_of(asked, name, classifier, encoded, rows, scope["state"]["request_id"])
+        answered = Answered(
+            called, asked, name, classifier.manifest, encoded, rows, state["request_id"], tokenized - started, time.monotonic_ns() - started
+        )
+        short = len(encoded) * len(classifier.manifest.labels) <= LABELS_ON_THE_LOOP
+        headers, body = self._dialect.write(answered) if short else await asyncio.to_thread(self._dialect.write, answered)
         finished = time.monotonic_ns()
         metrics.tokenize.labels(name).observe((tokenized - started) / 1e9)
         metrics.request.labels(name).observe((finished - started) / 1e9)
@@ -99,7 +106,14 @@ class Classify:
         if truncated:
             metrics.truncated.labels(name).inc(truncated)
         timing = server_timing(tokenized - started, finished - started, rows)
-        return [JSON, (b"server-timing", timing.encode())], answer
+        return [*headers, (b"server-timing", timing.encode())], body
+
+    def _renamed(self, error: ServiceError) -> ServiceError:
+        """The error with what it calls `input` called as this dialect does."""
+        if self._field != "input" and error.param is not None and INPUT.match(error.param):
+            error.message = error.message.replace("input", self._field, 1)
+            error.param = self._field + error.param.removeprefix("input")
+        return error
 
 
 def read_busy_wait(given: bytes | None, allowed: bool) -> float:
@@ -202,28 +216,6 @@ def encode_one(classifier: Classifier, text: Text, truncate: Truncate, beside: b
         raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 
 
-async def answer_of(
-    asked: ClassifyRequest, name: str, classifier: Classifier, encoded: Sequence[Encoded], rows: Sequence[Row], request_id: str
-) -> bytes:
-    activation = "none" if asked.use_activation is False else asked.activation
-    manifest = classifier.manifest
-    tokens = sum([item.tokens for item in encoded])
-    head = orjson.dumps({
-        "id": asked.request_id or f"classify-{request_id}", "object": "list", "created": int(time.time()), "model": name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
-    })
-
-    def each() -> list[bytes]:
-        # One text's answer at a time, so that whoever else wants the interpreter gets it in between.
-        return [
-            orjson.dumps(answers.classification(i, row.value, item, manifest, activation, asked.top_k, asked.threshold))
-            for i, (item, row) in enumerate(zip(encoded, rows, strict=True))
-        ]
-
-    short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
-    return b'%s,"data":[%s]}' % (head[:-1], b",".join(each() if short else await asyncio.to_thread(each)))
-
-
 def server_timing(tokenize_ns: int, total_ns: int, rows: Sequence[Row]) -> str:
     """Milliseconds with every nanosecond digit; of a list, its slowest item."""
     slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
@@ -232,9 +224,3 @@ def server_timing(tokenize_ns: int, total_ns: int, rows: Sequence[Row]) -> str:
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size} t={slowest.length}", '
         f"total;dur={total_ns / 1e6:.6f}"
     )
-
-
-def refusal(error: ServiceError) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error."""
-    headers = [JSON] if error.retry_after_s is None else [JSON, (b"retry-after", str(error.retry_after_s).encode())]
-    return int(error.status), headers, orjson.dumps(error.body())

@@ -1,10 +1,11 @@
 """
-HTTP: which path is answered by what. POST /classify is in classify.py; here is everything around it.
+HTTP: which path is answered by what. Classifications are in classify.py, one for each dialect; here is everything around them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from random import getrandbits
 from typing import Any
@@ -17,7 +18,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.classify import Classify, refusal
+from service.classify import Classify
+from service.dialects import huggingface, kserve, open_inference, plain_refusal, tei
+from service.dialects.huggingface import HuggingFace
+from service.dialects.infinity import Infinity
+from service.dialects.kserve import KServe
+from service.dialects.native import Native
+from service.dialects.open_inference import OpenInference, metadata
+from service.dialects.tei import Tei
 from service.errors import ServiceError
 from service.models import Models
 from service.schemas import ClassifyAnswer, ClassifyRequest
@@ -39,7 +47,15 @@ def build_app(models: Models) -> ASGIApp:
     )
     async def classify(request: Request) -> Response:
         """Classifies a text, a pair, or a list of those."""
-        raise AssertionError("Classify answers before FastAPI is asked; this stands here for the description.")
+        raise AssertionError(ANSWERED_BEFORE)
+
+    async def answered_before(request: Request) -> Response:
+        raise AssertionError(ANSWERED_BEFORE)
+
+    for path, (about_it, schema) in DIALECTS.items():
+        app.post(path, summary=about_it, operation_id=re.sub(r"\W+", "_", path), responses={s: {"description": t} for s, t in REFUSALS.items()}, openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        })(answered_before)
 
     @app.get("/livez", response_class=PlainTextResponse)
     async def livez() -> str:
@@ -64,10 +80,49 @@ def build_app(models: Models) -> ASGIApp:
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        """The loaded models in OpenAI's form."""
+        """The loaded models, in OpenAI's form and in KServe's."""
         return {"object": "list", "data": [
             {"id": name, "object": "model", "created": models.started, "owned_by": "drbert-serve"} for name in models.loaded
-        ]}
+        ], "models": list(models.loaded)}
+
+    @app.get("/v1/models/{model}")
+    async def kserve_ready(model: str) -> Response:
+        """KServe V1: whether a model is ready."""
+        return about(model, lambda name: {"name": name, "ready": True})
+
+    @app.get("/v2")
+    async def open_inference_server() -> dict[str, Any]:
+        """Open Inference Protocol: what this server is."""
+        return {"name": "drbert-serve", "version": models.version, "extensions": ["classification", "binary_tensor_data"]}
+
+    @app.get("/v2/health/live", response_class=PlainTextResponse)
+    async def open_inference_live() -> str:
+        """Open Inference Protocol: 200 while the process answers."""
+        return "ok\n"
+
+    app.get("/v2/health/ready", response_class=PlainTextResponse)(readyz)
+
+    @app.get("/v2/models/{model}")
+    async def open_inference_model(model: str) -> Response:
+        """Open Inference Protocol: a model's inputs and outputs."""
+        def told(name: str) -> dict[str, Any]:
+            manifest = models.loaded[name].artifact.manifest
+            return metadata(name, manifest.labels, manifest.takes_pairs)
+
+        return about(model, told)
+
+    @app.get("/v2/models/{model}/ready")
+    async def open_inference_ready(model: str) -> Response:
+        """Open Inference Protocol: whether a model is ready."""
+        return about(model, lambda name: {"name": name, "ready": True})
+
+    def about(model: str, told: Callable[[str], dict[str, Any]]) -> Response:
+        try:
+            name, _ = models.get(model)
+        except ServiceError as error:
+            status, headers, body = plain_refusal(error)
+            return Response(body, status, {key.decode(): value.decode() for key, value in headers})
+        return JSONResponse(told(name))
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
@@ -91,10 +146,20 @@ def build_app(models: Models) -> ASGIApp:
                           "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
         return JSONResponse(body, error.status_code, headers=error.headers)
 
-    return Identified(Classify(models), app, models.instance_id)
+    return Identified(Classifications(models), app, models.instance_id)
 
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+ANSWERED_BEFORE = "Classifications answers before FastAPI is asked; this stands here for the description."
+
+DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "/predict": ("Classify, as Text Embeddings Inference does", tei.SCHEMA),
+    "/": ("Classify, as Hugging Face's Inference API does", huggingface.SCHEMA),
+    "/models/{model}": ("The same, with a named model", huggingface.SCHEMA),
+    "/v1/models/{model}:predict": ("Classify, as KServe's V1 protocol does", kserve.SCHEMA),
+    "/v2/models/{model}/infer": ("Classify, as the Open Inference Protocol does", open_inference.SCHEMA),
+}
 
 REFUSALS: dict[int | str, str] = {
     400: "not JSON, or not UTF-8",
@@ -107,11 +172,40 @@ REFUSALS: dict[int | str, str] = {
 }
 
 
+class Classifications:
+    """The paths on which a text can be classified, each in its dialect."""
+
+    def __init__(self, models: Models) -> None:
+        own = Infinity() if models.settings.classify_dialect == "infinity" else Native()
+        hugging_face = Classify(models, HuggingFace(), "inputs")
+        self._fixed: dict[str, ASGIApp] = {
+            "/classify": Classify(models, own), "/predict": Classify(models, Tei(), "inputs"), "/": hugging_face,
+        }
+        self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
+            (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
+            (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, KServe(), "instances")),
+            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, OpenInference(), "text")),
+        ]
+
+    def at(self, scope: Scope) -> ASGIApp | None:
+        """What answers a POST there; the model that the path names is noted in the scope's state."""
+        if scope["method"] != "POST":
+            return None
+        path: str = scope["path"]
+        if path in self._fixed:
+            return self._fixed[path]
+        for pattern, app in self._named:
+            if found := pattern.fullmatch(path):
+                scope["state"]["model"] = found["model"]
+                return app
+        return None
+
+
 class Identified:
     """Middleware: every answer says which request it answers and which start of the server answered."""
 
-    def __init__(self, classify: ASGIApp, others: ASGIApp, instance: str) -> None:
-        self._classify = classify
+    def __init__(self, classifications: Classifications, others: ASGIApp, instance: str) -> None:
+        self._classifications = classifications
         self._others = others
         self._instance = (b"x-instance-id", instance.encode())
 
@@ -128,10 +222,9 @@ class Identified:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), self._instance]
             await send(message)
 
-        app = self._classify if scope["path"] == "/classify" and scope["method"] == "POST" else self._others
-        await app(scope, receive, send_identified)
+        await (self._classifications.at(scope) or self._others)(scope, receive, send_identified)
 
 
 def error_answer(error: ServiceError) -> Response:
-    status, headers, body = refusal(error)
+    status, headers, body = Native().refuse(error)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})

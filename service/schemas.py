@@ -6,8 +6,9 @@ Every refusal names the field, as `input[3]`, and the limit; none repeats the te
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
@@ -136,22 +137,38 @@ class ClassifyAnswer(BaseModel):
 
 def read_request(body: bytes, limits: Limits) -> ClassifyRequest:
     """The request in a body, whatever its content type said; a ServiceError names what is wrong."""
-    try:
-        values = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"The body is not UTF-8 JSON: {_where(error)}.") from None
-    if not isinstance(values, dict):
-        raise InvalidInput(f"The body is {_kind(values) if not isinstance(values, str) else 'a string'}; it must be an object with the field input.")
+    values = read_object(body)
     if "messages" in values:
         raise InvalidInput("messages is not supported; give the text as input.", param="messages")
     if "inputs" in values:
         if "input" in values:
             raise InvalidInput("input and inputs are the same field; give one of them.", param="inputs")
         values["input"] = values.pop("inputs")
+    return read_values(known_fields(values, ClassifyRequest.model_fields), limits)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; InvalidJson or InvalidInput if it is none."""
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJson(f"The body is not UTF-8 JSON: {_where(error)}.") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"The body is {_kind(values) if not isinstance(values, str) else 'a string'}; it must be an object.")
+    return values
+
+
+def known_fields(values: dict[str, Any], known: Collection[str], where: str = "") -> dict[str, Any]:
+    """`values`, unless one of them is none of the known fields."""
     # Before pydantic, which would make an error object for each of a million unknown fields.
-    unknown = next((name for name in values if name not in ClassifyRequest.model_fields), None)
+    unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
-        raise InvalidInput(f"{unknown[:64]} is no field of this request; known are {', '.join(ClassifyRequest.model_fields)}.", param=unknown[:64])
+        raise InvalidInput(f"{where}{unknown[:64]} is no field of this request; known are {', '.join(known)}.", param=f"{where}{unknown[:64]}")
+    return values
+
+
+def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
+    """The request that these fields make."""
     _check_limits(values.get("input"), limits)
     try:
         return ClassifyRequest.model_validate(values)

@@ -57,6 +57,19 @@ def test_the_readmes_request_gives_the_readmes_answer(answer: dict[str, Any]) ->
     assert without_what_changes(answer) == without_what_changes(json.loads(shown[1]))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Artifact) -> None:
+    shown = re.findall(r"^\$ (curl .*)\n(.*)$", Path("docs/dialects.md").read_text(), re.M)
+    assert len(shown) == 6
+    for dialect in ("native", "infinity"):
+        with serving(drbert, "drbert", DRBERT_CLASSIFY_DIALECT=dialect) as (url, _):
+            for command, answer in shown:
+                if ("/classify" in command) == (dialect == "infinity"):
+                    arguments = shlex.split(command.replace("localhost:8000", url.removeprefix("http://")))
+                    found = json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
+                    assert without_what_changes(found) == without_what_changes(json.loads(answer)), command
+
+
 def test_every_make_target_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", Path("Makefile").read_text(), re.M))
     named = set(re.findall(r"(?:^|`|\$ )make ([a-z]+)", README, re.M))

@@ -1,0 +1,87 @@
+"""
+The shapes in which callers ask and are answered: one file each, over the one core in classify.py.
+
+A dialect reads a body into our own request, writes what became of it, and says what went wrong in its own words. It knows
+nothing of queues, engines or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from service import answers
+from service.artifact import Manifest
+from service.batcher import Row
+from service.classifier import Encoded
+from service.errors import ServiceError
+from service.schemas import ClassifyRequest, Limits
+
+Headers = list[tuple[bytes, bytes]]
+JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What a caller sent."""
+
+    body: bytes
+    headers: dict[bytes, bytes]
+    model: str | None
+    """The model that the path names, where it does."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What the dialect has read and needs again for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request and what the model made of it."""
+
+    called: Called
+    asked: ClassifyRequest
+    model: str
+    manifest: Manifest
+    encoded: Sequence[Encoded]
+    rows: Sequence[Row]
+    request_id: str
+    tokenize_ns: int
+    since_ns: int
+    """From the request's start until now."""
+
+    @property
+    def tokens(self) -> int:
+        return sum([item.tokens for item in self.encoded])
+
+    def classification(self, place: int) -> dict[str, Any]:
+        """The answer for one text."""
+        asked = self.asked
+        activation = "none" if asked.use_activation is False else asked.activation
+        return answers.classification(
+            place, self.rows[place].value, self.encoded[place], self.manifest, activation, asked.top_k, asked.threshold
+        )
+
+
+class Dialect(Protocol):
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        """Our own request; a ServiceError names what is wrong in the caller's."""
+        ...
+
+    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+        """Headers and body of the answer. Large ones are written beside the event loop, so nothing is kept in the dialect."""
+        ...
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of an error."""
+        ...
+
+
+def retry_after(error: ServiceError) -> Headers:
+    return [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]
+
+
+def plain_refusal(error: ServiceError) -> tuple[int, Headers, bytes]:
+    """`{"error": "…"}`, as KServe, Triton and Hugging Face say it."""
+    return int(error.status), [JSON, *retry_after(error)], orjson.dumps({"error": error.message})

@@ -1,0 +1,44 @@
+"""
+Hugging Face's Inference API for text classification: POST / and POST /models/NAME.
+
+    {"inputs": "good", "parameters": {"top_k": 2, "function_to_apply": "softmax"}}      [[{"label": "POSITIVE", "score": 0.9}, …]]
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.errors import InvalidInput, ServiceError
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+SCHEMA = {
+    "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
+        "inputs": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}]},
+        "parameters": {"type": "object", "additionalProperties": False, "properties": {
+            "top_k": {"type": ["integer", "null"], "minimum": 1}, "function_to_apply": {"enum": ["softmax", "sigmoid", "none", None]}, "truncation": {},
+        }},
+        "options": {},
+    },
+}
+
+
+class HuggingFace:
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        values = known_fields(read_object(called.body), ("inputs", "parameters", "options"))
+        if "inputs" not in values:
+            raise InvalidInput("inputs is missing.", param="inputs")
+        parameters = values.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise InvalidInput("parameters must be an object.", param="parameters")
+        known_fields(parameters, ("top_k", "function_to_apply", "truncation"), "parameters.")
+        return read_values({
+            "input": values["inputs"], "model": called.model, "top_k": parameters.get("top_k"),
+            "activation": parameters.get("function_to_apply") or "auto",
+        }, limits)
+
+    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+        return [JSON], orjson.dumps([answered.classification(i)["scores"] for i in range(len(answered.rows))])
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        return plain_refusal(error)

@@ -1,0 +1,42 @@
+"""
+Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts it in our own's place.
+
+    {"input": ["good", "bad"], "model": "reviews", "raw_scores": false}
+    {"object": "classify", "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …, "usage": …, "id": …, "created": …}
+
+`raw_scores` gives logits, and the usage counts tokens; both are asked for there and are something else.
+"""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+
+from service.dialects import JSON, Answered, Called, Headers
+from service.dialects.native import Native
+from service.errors import InvalidInput
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+UNSPECIFIED = "default/not-specified"
+
+
+class Infinity(Native):
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        values = known_fields(read_object(called.body), ("input", "model", "raw_scores", "user"))
+        if not isinstance(values.get("input"), list):
+            raise InvalidInput("input must be a list of texts; Infinity's clients send no single one.", param="input")
+        raw = values.pop("raw_scores", False)
+        if not isinstance(raw, bool):
+            raise InvalidInput("raw_scores must be true or false.", param="raw_scores")
+        if values.get("model") == UNSPECIFIED:
+            del values["model"]
+        return read_values(values | {"activation": "none" if raw else "auto"}, limits)
+
+    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+        tokens = answered.tokens
+        data = [answered.classification(i)["scores"] for i in range(len(answered.rows))]
+        return [JSON], orjson.dumps({
+            "object": "classify", "data": data, "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "id": f"infinity-{answered.request_id}", "created": int(time.time()),
+        })

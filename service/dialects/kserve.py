@@ -1,0 +1,40 @@
+"""
+KServe's V1 protocol: POST /v1/models/NAME:predict.
+
+    {"instances": ["good", "bad"]}      {"predictions": [{"NEGATIVE": 0.1, "POSITIVE": 0.9}, …]}
+
+Every label's score by its name; KServe's own server answers with a class number unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.errors import InvalidInput, ServiceError
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+SCHEMA = {
+    "type": "object", "required": ["instances"], "additionalProperties": False, "properties": {
+        "instances": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object", "maxProperties": 0},
+    },
+}
+
+
+class KServe:
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        values = known_fields(read_object(called.body), ("instances", "parameters"))
+        if not isinstance(values.get("instances"), list):
+            raise InvalidInput("instances must be a list of texts.", param="instances")
+        if values.get("parameters"):
+            raise InvalidInput("parameters are not supported here; POST /classify takes them.", param="parameters")
+        return read_values({"input": values["instances"], "model": called.model}, limits)
+
+    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+        labels = answered.manifest.labels
+        return [JSON], orjson.dumps({"predictions": [
+            dict(zip(labels, answered.classification(i)["probs"], strict=True)) for i in range(len(answered.rows))
+        ]})
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        return plain_refusal(error)

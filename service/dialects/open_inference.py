@@ -1,0 +1,179 @@
+"""
+The Open Inference Protocol (KServe's V2), as Triton's clients speak it: POST /v2/models/NAME/infer.
+
+    {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
+    {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name": "probabilities", …}]}
+
+A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as bytes behind the JSON; an
+output asked for with `classification: k` becomes k strings `score:index:label`, best first.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.errors import InvalidInput, InvalidJson, ServiceError
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+INPUTS = ("text", "text_pair")
+OUTPUTS = ("label", "score", "probabilities")
+SCHEMA = {
+    "type": "object", "required": ["inputs"], "properties": {
+        "id": {"type": "string"}, "parameters": {"type": "object"},
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
+            "type": "object", "required": ["name", "shape", "datatype"], "properties": {
+                "name": {"enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"enum": ["BYTES"]},
+                "data": {"type": "array", "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object"},
+            },
+        }},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}}}},
+    },
+}
+JSON_LENGTH = b"inference-header-content-length"
+
+
+class OpenInference:
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        values, binary = _parts(called)
+        known_fields(values, ("id", "inputs", "outputs", "parameters"))
+        tensors = values.get("inputs")
+        if not isinstance(tensors, list) or not tensors or not all(isinstance(tensor, dict) for tensor in tensors):
+            raise InvalidInput("inputs must be a list of tensors.", param="inputs")
+        # One tensor may have any name, as clients of other servers give it.
+        named = {(INPUTS[0] if len(tensors) == 1 else tensor.get("name")): tensor for tensor in tensors}
+        if not named.keys() <= set(INPUTS) or INPUTS[0] not in named or len(named) < len(tensors):
+            raise InvalidInput(f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs")
+        texts = {}
+        for tensor in tensors:
+            texts[next(name for name, own in named.items() if own is tensor)], binary = _strings(tensor, binary)
+        called.kept["outputs"] = _wanted(values)
+        firsts, seconds = texts[INPUTS[0]], texts.get(INPUTS[1])
+        if seconds is not None and len(seconds) != len(firsts):
+            raise InvalidInput(f"{INPUTS[1]} holds {len(seconds)} texts and {INPUTS[0]} {len(firsts)}.", param=INPUTS[1])
+        pairs = firsts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
+        return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None}, limits)
+
+    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+        found = [answered.classification(i) for i in range(len(answered.rows))]
+        outputs, tails = [], []
+        for name, parameters in answered.called.kept["outputs"]:
+            output, tail = _tensor(name, parameters, found, answered.manifest.labels)
+            outputs.append(output)
+            tails.append(tail)
+        head = orjson.dumps({"model_name": answered.model, "model_version": "1", "id": answered.asked.request_id or answered.request_id, "outputs": outputs})
+        if not any(tails):
+            return [JSON], head
+        return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], head + b"".join(tails)
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        # The protocol knows 400 for whatever is wrong with a request.
+        status, headers, body = plain_refusal(error)
+        return (400 if status == 422 else status), headers, body
+
+
+def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, Any]:
+    """What GET /v2/models/NAME says."""
+    inputs = INPUTS if takes_pairs else INPUTS[:1]
+    shapes = {"label": ("BYTES", [-1]), "score": ("FP32", [-1]), "probabilities": ("FP32", [-1, len(labels)])}
+    return {
+        "name": model, "versions": ["1"], "platform": "drbert-serve",
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in inputs],
+        "outputs": [{"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]} for name in OUTPUTS],
+        "parameters": {"labels": list(labels)},
+    }
+
+
+def _parts(called: Called) -> tuple[dict[str, Any], bytes]:
+    """The JSON and the bytes behind it."""
+    declared = called.headers.get(JSON_LENGTH)
+    if declared is None:
+        return read_object(called.body), b""
+    if not declared.isdigit() or int(declared) > len(called.body):
+        raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
+    return read_object(called.body[: int(declared)]), called.body[int(declared) :]
+
+
+def _strings(tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
+    """A BYTES tensor's texts, and what is left of the bytes."""
+    name, shape = str(tensor.get("name", "input"))[:64], tensor.get("shape")
+    if tensor.get("datatype") != "BYTES":
+        raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
+    if not isinstance(shape, list) or not all(isinstance(extent, int) and extent > 0 for extent in shape) or not shape or any(extent != 1 for extent in shape[1:]):
+        raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
+    size = (tensor.get("parameters") or {}).get("binary_data_size")
+    if size is None:
+        texts = _flat(tensor.get("data"))
+    else:
+        if not isinstance(size, int) or not 0 <= size <= len(binary):
+            raise InvalidInput(f"{name}: binary_data_size is not within the body.", param=name)
+        texts, binary = _unpacked(binary[:size], name), binary[size:]
+    if len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput(f"{name} must hold {shape[0]} texts, as its shape says.", param=name)
+    return texts, binary
+
+
+def _flat(data: Any) -> list[Any]:
+    items = data if isinstance(data, list) else []
+    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in items]
+
+
+def _unpacked(data: bytes, name: str) -> list[str]:
+    """Strings, each behind its length in four bytes, least significant first."""
+    texts, place = [], 0
+    while place < len(data):
+        if place + 4 > len(data):
+            raise InvalidInput(f"{name}: its bytes end within a length.", param=name)
+        [length] = struct.unpack_from("<I", data, place)
+        piece = data[place + 4 : place + 4 + length]
+        if len(piece) < length:
+            raise InvalidInput(f"{name}: its bytes end within a text.", param=name)
+        try:
+            texts.append(piece.decode())
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{name}: a text is not UTF-8.", param=name) from None
+        place += 4 + length
+    return texts
+
+
+def _wanted(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The outputs to write, each with its parameters; all of them where none is asked for."""
+    outputs = values.get("outputs") or [{"name": name} for name in OUTPUTS]
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
+        raise InvalidInput("outputs must be a list of objects.", param="outputs")
+    binary = (values.get("parameters") or {}).get("binary_data_output", False)
+    found = []
+    for output in outputs:
+        if output.get("name") not in OUTPUTS:
+            raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
+        parameters = output.get("parameters") or {}
+        most = parameters.get("classification", 0)
+        if not isinstance(parameters, dict) or not isinstance(most, int) or most < 0:
+            raise InvalidInput("outputs: classification must be a number of labels.", param="outputs")
+        found.append((output["name"], {"binary_data": binary} | parameters))
+    return found
+
+
+def _tensor(name: str, parameters: dict[str, Any], found: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[dict[str, Any], bytes]:
+    """One output as JSON, and the bytes that go behind it."""
+    shape = [len(found)]
+    if most := parameters.get("classification", 0):
+        places = {label: i for i, label in enumerate(labels)}
+        data: list[Any] = [f"{s['score']}:{places[s['label']]}:{s['label']}" for one in found for s in one["scores"][:most]]
+        datatype, shape = "BYTES", [len(found), min(most, len(labels))]
+    elif name == "label":
+        datatype, data = "BYTES", [one["label"] for one in found]
+    elif name == "score":
+        datatype, data = "FP32", [one["score"] for one in found]
+    else:
+        datatype, shape, data = "FP32", [len(found), len(labels)], [p for one in found for p in one["probs"]]
+    output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
+    if not parameters["binary_data"]:
+        return output | {"data": data}, b""
+    packed = b"".join(struct.pack("<I", len(text)) + text for text in (str(one).encode() for one in data)) if datatype == "BYTES" else np.array(data, "<f4").tobytes()
+    return output | {"parameters": {"binary_data_size": len(packed)}}, packed

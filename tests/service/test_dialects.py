@@ -1,0 +1,218 @@
+"""Every dialect over the one core: what a client of another server sends is answered as that server would, by real clients where there are any."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from huggingface_hub import InferenceClient
+
+from service.artifact import Artifact
+from tests.service.test_routes import client_of
+from tests.service.test_server import serving
+from tests.worlds import write_artifact
+
+LIKELY = 1 / (1 + math.exp(-1))    # of one good word against none
+BOTH = [{"label": "POSITIVE", "score": pytest.approx(LIKELY)}, {"label": "NEGATIVE", "score": pytest.approx(1 - LIKELY)}]
+
+
+async def post(client: httpx.AsyncClient, path: str, body: Any, **headers: str) -> httpx.Response:
+    return await client.post(path, content=body if isinstance(body, bytes) else json.dumps(body).encode(), headers=headers)
+
+
+# Infinity
+
+
+async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> None:
+    async with client_of(artifact, classify_dialect="infinity") as (client, _):
+        answer = (await post(client, "/classify", {"input": ["good", "good bad"], "model": "default/not-specified"})).json()
+        raw = (await post(client, "/classify", {"input": ["good"], "raw_scores": True})).json()
+        single = await post(client, "/classify", {"input": "good"})
+    assert answer["object"] == "classify"
+    assert answer["model"] == "reviews"
+    assert answer["data"][0] == BOTH
+    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}    # of tokens, where Infinity counts characters
+    assert answer["id"].startswith("infinity-")
+    assert [score["score"] for score in raw["data"][0]] == [1.0, 0.0]    # logits, where Infinity's flag does nothing
+    assert single.status_code == 422
+    assert single.json()["error"]["param"] == "input"
+
+
+# Text Embeddings Inference
+
+
+@pytest.mark.parametrize(("inputs", "answer"), [
+    ("good", BOTH), (["good"], BOTH), (["film", "good"], BOTH), ([["good"]], [BOTH]), ([["good"], ["film", "good"]], [BOTH, BOTH]),
+])
+async def test_teis_flat_lists_are_one_text_or_pair_and_nested_ones_a_batch(artifact: Artifact, inputs: Any, answer: Any) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/predict", {"inputs": inputs})
+    assert response.json() == answer
+    assert response.headers["x-compute-tokens"].isdigit()
+    assert response.headers["x-inference-time"].isdigit()
+    assert response.headers["x-compute-type"] == "cpu"
+
+
+async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: Artifact) -> None:
+    long = "good " * 20 + "bad " * 20
+    async with client_of(artifact) as (client, _):
+        left = (await post(client, "/predict", {"inputs": long, "truncation_direction": "Left"})).json()
+        refused = await post(client, "/predict", {"inputs": [["good"], [long]], "truncate": False})
+        wrong = await post(client, "/predict", {"inputs": [["a", "b", "c"]]})
+        raw = (await post(client, "/predict", {"inputs": "good good", "raw_scores": True})).json()
+    assert left[0]["label"] == "NEGATIVE"
+    assert refused.status_code == 422
+    assert refused.json()["error_type"] == "Validation"
+    assert refused.json()["error"].startswith("inputs[1]: It has 42 tokens")
+    assert wrong.json() == {"error": "inputs[0] must be a text, or a list of one text or of a pair's two.", "error_type": "Validation"}
+    assert [score["score"] for score in raw] == [2.0, 0.0]
+
+
+async def test_tei_takes_the_sigmoid_for_a_model_of_several_labels(tmp_path: Path) -> None:
+    several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
+    async with client_of(several) as (client, _):
+        answer = (await post(client, "/predict", {"inputs": "good bad"})).json()
+    assert [score["score"] for score in answer] == pytest.approx([LIKELY, LIKELY])
+
+
+async def test_tei_calls_a_broken_model_a_backend_error(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/predict", {"inputs": "poison"})
+    assert response.status_code == 424
+    assert response.json()["error_type"] == "Backend"
+
+
+# Hugging Face
+
+
+def test_hugging_faces_client_gets_its_labels(artifact: Artifact) -> None:
+    with serving(artifact) as (url, _):
+        for address in (url, f"{url}/models/reviews"):
+            found = InferenceClient(model=address, token="none").text_classification("good", top_k=1)
+            assert [one.label for one in found] == ["POSITIVE"]
+            assert found[0].score == pytest.approx(LIKELY)
+        raw = InferenceClient(model=url, token="none").text_classification("good good", function_to_apply="none")
+        assert [one.score for one in raw] == [2.0, 0.0]
+
+
+async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        missing = await post(client, "/", {"parameters": {}})
+        unknown = await post(client, "/", {"inputs": "good", "parameters": {"temperature": 1}})
+        nobody = await post(client, "/models/nobody", {"inputs": "good"})
+        empty = await post(client, "/", {"inputs": ["good", ""]})
+    assert missing.json() == {"error": "inputs is missing."}
+    assert unknown.json()["error"].startswith("parameters.temperature is no field")
+    assert nobody.status_code == 404
+    assert empty.json()["error"].startswith("inputs[1] is empty")
+
+
+# KServe V1
+
+
+async def test_kserves_predictions_are_named(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = (await post(client, "/v1/models/reviews:predict", {"instances": ["good", "film"]})).json()
+        ready = (await client.get("/v1/models/reviews")).json()
+        listed = (await client.get("/v1/models")).json()
+        nobody = await post(client, "/v1/models/nobody:predict", {"instances": ["good"]})
+        single = await post(client, "/v1/models/reviews:predict", {"instances": "good"})
+    assert answer == {"predictions": [
+        {"NEGATIVE": pytest.approx(1 - LIKELY), "POSITIVE": pytest.approx(LIKELY)}, {"NEGATIVE": 0.5, "POSITIVE": 0.5},
+    ]}
+    assert ready == {"name": "reviews", "ready": True}
+    assert listed["models"] == ["reviews"]
+    assert nobody.status_code == 404
+    assert "error" in nobody.json()
+    assert single.json() == {"error": "instances must be a list of texts."}
+
+
+# Open Inference Protocol
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: bool) -> None:
+    with serving(artifact) as (url, _):
+        client = triton.InferenceServerClient(url.removeprefix("http://"))
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("reviews")
+        assert client.get_server_metadata()["name"] == "drbert-serve"
+        assert client.get_model_metadata("reviews")["outputs"][2] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}
+        texts = triton.InferInput("text", [2], "BYTES")
+        texts.set_data_from_numpy(np.array([b"good", "b\u00e9b\u00e9".encode()], dtype=object), binary_data=binary)
+        wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities")]
+        found = client.infer("reviews", [texts], outputs=wanted, request_id="42")
+        assert [label.decode() if isinstance(label, bytes) else label for label in found.as_numpy("label")] == ["POSITIVE", "NEGATIVE"]
+        assert found.as_numpy("probabilities") == pytest.approx(np.array([[1 - LIKELY, LIKELY], [0.5, 0.5]]), abs=1e-6)
+        assert found.get_response()["id"] == "42"
+        best = client.infer("reviews", [texts], outputs=[triton.InferRequestedOutput("score", binary_data=binary, class_count=1)])
+        first = best.as_numpy("score")[0]
+        first = first[0] if isinstance(first, np.ndarray) else first
+        assert (first.decode() if isinstance(first, bytes) else first).endswith(":1:POSITIVE")
+        with pytest.raises(triton.InferenceServerException, match="No model has that name"):
+            client.infer("nobody", [texts])
+
+
+async def test_two_tensors_make_pairs(artifact: Artifact) -> None:
+    tensors = [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [word]} for name, word in (("text", "film"), ("text_pair", "good"))]
+    async with client_of(artifact) as (client, _):
+        answer = (await post(client, "/v2/models/reviews/versions/1/infer", {"inputs": tensors})).json()
+    assert [output["name"] for output in answer["outputs"]] == ["label", "score", "probabilities"]
+    assert answer["outputs"][0]["data"] == ["POSITIVE"]
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"], **changes}]}
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no inputs": ({}, "inputs must be a list of tensors"),
+    "another type": (tensor(datatype="FP32"), "text must be of datatype BYTES"),
+    "a matrix": (tensor(shape=[1, 2]), r"text must have the shape \[N\] or \[N, 1\]"),
+    "fewer texts": (tensor(shape=[2]), "text must hold 2 texts"),
+    "no text": (tensor(data=[3]), "text must hold 1 texts"),
+    "an unknown output": (tensor() | {"outputs": [{"name": "colour"}]}, "outputs: known are label, score, probabilities"),
+    "a foreign size": (tensor(parameters={"binary_data_size": 9}), "binary_data_size is not within the body"),
+    "an empty text": (tensor(data=[""]), r"text\[0\] is empty"),
+    "no JSON": (b"{", "The body is not UTF-8 JSON"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_a_tensor_that_cannot_be_used_is_refused_with_400(artifact: Artifact, what: str) -> None:
+    body, message = WRONG[what]
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/v2/models/reviews/infer", body)
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+    assert re.search(message, response.json()["error"])
+
+
+@pytest.mark.parametrize("tail", [b"\x09", struct.pack("<I", 9) + b"good", struct.pack("<I", 2) + b"\xff\xfe"])
+async def test_bytes_that_are_no_texts_are_refused(artifact: Artifact, tail: bytes) -> None:
+    head = json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}]}).encode()
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/v2/models/reviews/infer", head + tail, **{"Inference-Header-Content-Length": str(len(head))})
+        beyond = await post(client, "/v2/models/reviews/infer", head, **{"Inference-Header-Content-Length": "99999"})
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("text")
+    assert beyond.status_code == 400
+
+
+async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        native = (await post(client, "/classify", {"input": "good good bad"})).json()["data"][0]["probs"][1]
+        tei = (await post(client, "/predict", {"inputs": "good good bad"})).json()[0]["score"]
+        face = (await post(client, "/", {"inputs": "good good bad"})).json()[0][0]["score"]
+        kserve = (await post(client, "/v1/models/reviews:predict", {"instances": ["good good bad"]})).json()["predictions"][0]["POSITIVE"]
+        [probabilities] = [o for o in (await post(client, "/v2/models/reviews/infer", tensor(data=["good good bad"]))).json()["outputs"] if o["name"] == "probabilities"]
+    assert native == tei == face == kserve == probabilities["data"][1]
