@@ -25,6 +25,8 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# Triton's client, for the tests of its dialect: it forbids newer greenlet and ml_dtypes than it works with.
+	$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0
 	@touch $@
 
 demo: install $(ARTIFACTS:=/manifest.json)
