@@ -28,7 +28,7 @@ class OpenVinoRuntime:
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         core = ov.Core()
         # What an int8 graph does not quantise runs in the fastest precision the processor has: bf16 where it is
-        # native, and emulated it would make the whole six times slower than fp32 does.
+        # native; emulated it would undo what int8 gains.
         native = cpus.native_precisions()
         rest = ("bf16" if "bf16" in native else "f32") if precision == "i8" else precision
         hint = _HINTS[rest]
