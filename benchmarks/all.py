@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import batching, convbert, overhead, peers, roofline, startup
+from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
 from benchmarks.findings import Findings, markdown, write
 from benchmarks.subjects import TEXTS, read_lines, shapes_of
 from command import Parser
@@ -41,6 +41,7 @@ def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> list[Callabl
     return [
         lambda: roofline.measure("base", rounds, shapes_of(short)),
         lambda: startup.measure(("mini", "base"), 1 if short else 5),
+        lambda: memory.measure(("mini",), short),
         lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
         lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
         lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 5, 3 if short else 15),

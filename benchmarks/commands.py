@@ -1,9 +1,10 @@
 """
 The benchmarks, by name: each is a module of this room with a main of its own.
 
-    python -m benchmarks all --short                       the six that follow, in ten minutes
+    python -m benchmarks all --short                       the seven that follow, in ten minutes
     python -m benchmarks roofline                          the engine by what the processor can multiply
     python -m benchmarks startup                           from a process' start to its first answer, and its memory
+    python -m benchmarks memory                            what it grows by once every shape was met
     python -m benchmarks batching                          the batcher's choices beside others
     python -m benchmarks convbert                          ConvBERT's engine time by BERT's
     python -m benchmarks overhead                          what HTTP, queue and answer add to the engine
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "all": "every benchmark of the CPU service, one after the other",
     "roofline": "how much of what the processor can multiply does the engine reach?",
     "startup": "from a process' start to its first answer, and what memory that takes",
+    "memory": "does memory stay where it is, once every shape was met?",
     "batching": "padding, shapes, streams and waiting: the batcher's choices beside others",
     "convbert": "ConvBERT's engine time by BERT's, as we export it and as transformers does",
     "overhead": "what HTTP, the queue and the answer add to the engine",

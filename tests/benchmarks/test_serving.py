@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import batching, convbert, findings, overhead, peers, roofline, startup, subjects
+from benchmarks import batching, convbert, findings, memory, overhead, peers, roofline, startup, subjects
 from benchmarks.commands import main
 from benchmarks.findings import Findings, Table, Target
 from benchmarks.generator import Load, run
@@ -20,6 +20,7 @@ from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from benchmarks.processes import free_port, our_service, started
 from command import BadUsage, Unavailable
+from service.shapes import Shapes
 from tests import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
@@ -52,6 +53,15 @@ def test_a_start_is_measured_until_ready_with_its_memory() -> None:
         assert 0 < one["ready_s"] < 120
         assert 10 * 2**20 < one["loaded"] < 2**30
         assert one["first_ms"] > 0
+
+
+def test_memory_is_looked_at_after_every_shape_was_met() -> None:
+    found = memory.measure(("tiny",), short=True, requests=20)
+    [row], [values] = found.tables[0].rows, found.values.values()
+    longest = subjects.subject("tiny").artifact.manifest.max_tokens
+    assert values["shapes"] == sum(length > 2 for _, length in Shapes(longest).likely_first())
+    assert values["seen"][-1][0] >= 20
+    assert row[-1] == "{:+.2f} % ({:+.2f}…{:+.2f})".format(*memory.Growth(**values).percent)
 
 
 def test_batching_holds_every_choice_against_another() -> None:
