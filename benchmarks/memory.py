@@ -94,7 +94,8 @@ def grow(each: Subject, variant: str, requests: int) -> Growth:
     ) as server:
         ready = server.anonymous_bytes()
         shapes = meet_every_shape(server, longest)
-        met, seen, answered = server.anonymous_bytes(), [], 0
+        met, answered = server.anonymous_bytes(), 0
+        seen: list[tuple[int, int]] = []
         while answered < requests or len(seen) < 3:
             part = generator.run(Load(port, "/classify", bodies, CONNECTIONS, 1.0, warm_up_s=0.0), theirs)
             if part.failed:
