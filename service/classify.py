@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# What would take the event loop longer than so many characters or labels do, a millisecond or two, goes to a thread.
+# What would take the event loop longer than so many bytes, characters or labels do, a millisecond or two, goes to a thread.
+BYTES_ON_THE_LOOP = 262_144
 CHARS_ON_THE_LOOP = 1_000
 LABELS_ON_THE_LOOP = 1_000
 # What our own request calls the texts, and each of them.
@@ -60,33 +61,35 @@ class Classify:
         named = [""]
         models.answering += 1
         try:
-            status, headers, body = 200, *await self._answer(scope, receive, named)
+            status, headers, pieces = 200, *await self._answer(scope, receive, named)
         except ServiceError as error:
             if error.status < 500 or isinstance(error, UNAVAILABLE):
                 metrics.rejected.labels(error.code).inc()
-            status, headers, body = self._dialect.refuse(self._renamed(error))
+            status, headers, pieces = self._refusal(self._renamed(error))
         except ClientLeft:
             metrics.rejected.labels("client_left").inc()
-            status, headers, body = 499, [], b""
+            status, headers, pieces = 499, [], [b""]
         except Exception:  # The one place where a bug becomes an answer.
             log.exception("bug", extra={"request_id": scope["state"]["request_id"], "model": named[0]})
-            status, headers, body = self._dialect.refuse(
+            status, headers, pieces = self._refusal(
                 ServiceError("This is a bug in the service; its log has the traceback under the request's id.")
             )
         finally:
             models.answering -= 1
         metrics.count_request(named[0], status)
-        headers.append((b"content-length", str(len(body)).encode()))
+        headers.append((b"content-length", str(sum(map(len, pieces))).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        for number, piece in enumerate(pieces, 1):
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
 
-    async def _answer(self, scope: Scope, receive: Receive, named: list[str]) -> tuple[Headers, bytes]:
+    async def _answer(self, scope: Scope, receive: Receive, named: list[str]) -> tuple[Headers, list[bytes]]:
         began = time.monotonic()
         models, settings, metrics = self._models, self._models.settings, self._models.metrics
         given, state = dict(scope["headers"]), scope["state"]
         busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
         called = Called(await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes), given, state.get("model"))
-        asked = self._dialect.read(called, self._limits)
+        read = self._dialect.read
+        asked = read(called, self._limits) if len(called.body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
         started = time.monotonic_ns()
         name, classifier = models.get(asked.model)
         named[0] = name
@@ -98,7 +101,7 @@ class Classify:
             called, asked, name, classifier.manifest, encoded, rows, state["request_id"], tokenized - started, time.monotonic_ns() - started
         )
         short = len(encoded) * len(classifier.manifest.labels) <= LABELS_ON_THE_LOOP
-        headers, body = self._dialect.write(answered) if short else await asyncio.to_thread(self._dialect.write, answered)
+        headers, pieces = self._dialect.write(answered) if short else await asyncio.to_thread(self._dialect.write, answered)
         finished = time.monotonic_ns()
         metrics.tokenize.labels(name).observe((tokenized - started) / 1e9)
         metrics.request.labels(name).observe((finished - started) / 1e9)
@@ -106,7 +109,11 @@ class Classify:
         if truncated:
             metrics.truncated.labels(name).inc(truncated)
         timing = server_timing(tokenized - started, finished - started, rows)
-        return [*headers, (b"server-timing", timing.encode())], body
+        return [*headers, (b"server-timing", timing.encode())], pieces
+
+    def _refusal(self, error: ServiceError) -> tuple[int, Headers, list[bytes]]:
+        status, headers, body = self._dialect.refuse(error)
+        return status, headers, [body]
 
     def _renamed(self, error: ServiceError) -> ServiceError:
         """The error with what it calls `input` called as this dialect does."""

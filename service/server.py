@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import uvicorn
@@ -77,7 +78,7 @@ async def serve(models: Models, sock: socket.socket, config: uvicorn.Config) -> 
 
     host, port = sock.getsockname()[:2]
     listening = asyncio.create_task(server.serve([sock]))
-    watching = asyncio.create_task(_watch_event_loop(models))
+    watching: asyncio.Task[None] | None = None
     try:
         loading = asyncio.create_task(asyncio.to_thread(models.load))
         stopping = asyncio.create_task(stop.wait())
@@ -85,6 +86,8 @@ async def serve(models: Models, sock: socket.socket, config: uvicorn.Config) -> 
         if loading.done():
             loading.result()
             settle_garbage_collection()
+            # Not before: nobody waits for the event loop while models are loaded.
+            watching = asyncio.create_task(_watch_event_loop(models))
             log.info("ready", extra={"url": f"http://{host}:{port}", "instance": models.instance_id, "models": list(models.loaded)})
         await asyncio.wait([stopping, listening], return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", extra={"waiting": models.batcher.waiting})
@@ -93,7 +96,8 @@ async def serve(models: Models, sock: socket.socket, config: uvicorn.Config) -> 
         # Answers that were just settled leave before the connections are closed.
         await models.idle(timeout_s=1)
     finally:
-        watching.cancel()
+        if watching is not None:
+            watching.cancel()
         server.should_exit = True
         await listening
 
@@ -111,12 +115,11 @@ def settle_garbage_collection() -> None:
 
 async def _watch_event_loop(models: Models) -> None:
     """Keeps the metric of the event loop's lag: the worst over this half minute and the one before."""
-    loop = asyncio.get_running_loop()
-    before, worst, until = 0.0, 0.0, loop.time() + LAG_OVER_S
+    before, worst, until = 0.0, 0.0, time.monotonic() + LAG_OVER_S
     while True:
-        due = loop.time() + LAG_EVERY_S
+        due = time.monotonic() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
-        now = loop.time()
+        now = time.monotonic()
         worst = max(worst, now - due)
         models.metrics.event_loop_lag.set(max(before, worst))
         if now > until:

@@ -7,7 +7,7 @@ nothing of queues, engines or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from service.schemas import ClassifyRequest, Limits
 
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
+# Of a large answer, so that others get the interpreter and the event loop between one and the next.
+PIECE_BYTES = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,29 @@ class Dialect(Protocol):
         """Our own request; a ServiceError names what is wrong in the caller's."""
         ...
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
-        """Headers and body of the answer. Large ones are written beside the event loop, so nothing is kept in the dialect."""
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
+        """Headers of the answer, and its body in pieces. Large ones are written beside the event loop, so nothing is kept in the dialect."""
         ...
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Status, headers and body of an error."""
         ...
+
+
+def in_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:
+    """The JSON of `items` between two others', commas in between; one item at a time, in pieces of about PIECE_BYTES."""
+    pieces: list[bytes] = []
+    held, size, comma = [before], 0, b""
+    for item in items:
+        told = orjson.dumps(item)
+        held += (comma, told)
+        comma, size = b",", size + len(told)
+        if size > PIECE_BYTES:
+            pieces.append(b"".join(held))
+            held, size = [], 0
+    held.append(after)
+    pieces.append(b"".join(held))
+    return pieces
 
 
 def retry_after(error: ServiceError) -> Headers:

@@ -6,9 +6,7 @@ Hugging Face's Inference API for text classification: POST / and POST /models/NA
 
 from __future__ import annotations
 
-import orjson
-
-from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.dialects import JSON, Answered, Called, Headers, in_pieces, plain_refusal
 from service.errors import InvalidInput, ServiceError
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
@@ -37,8 +35,8 @@ class HuggingFace:
             "activation": parameters.get("function_to_apply") or "auto",
         }, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
-        return [JSON], orjson.dumps([answered.classification(i)["scores"] for i in range(len(answered.rows))])
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
+        return [JSON], in_pieces(b"[", (answered.classification(i)["scores"] for i in range(len(answered.rows))), b"]")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return plain_refusal(error)

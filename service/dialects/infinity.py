@@ -13,7 +13,7 @@ import time
 
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers
+from service.dialects import JSON, Answered, Called, Headers, in_pieces
 from service.dialects.native import Native
 from service.errors import InvalidInput
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
@@ -33,10 +33,11 @@ class Infinity(Native):
             del values["model"]
         return read_values(values | {"activation": "none" if raw else "auto"}, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         tokens = answered.tokens
-        data = [answered.classification(i)["scores"] for i in range(len(answered.rows))]
-        return [JSON], orjson.dumps({
-            "object": "classify", "data": data, "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        head = orjson.dumps({
+            "object": "classify", "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "id": f"infinity-{answered.request_id}", "created": int(time.time()),
         })
+        data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
+        return [JSON], in_pieces(head[:-1] + b',"data":[', data, b"]}")

@@ -8,9 +8,7 @@ Every label's score by its name; KServe's own server answers with a class number
 
 from __future__ import annotations
 
-import orjson
-
-from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.dialects import JSON, Answered, Called, Headers, in_pieces, plain_refusal
 from service.errors import InvalidInput, ServiceError
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
@@ -30,11 +28,10 @@ class KServe:
             raise InvalidInput("parameters are not supported here; POST /classify takes them.", param="parameters")
         return read_values({"input": values["instances"], "model": called.model}, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         labels = answered.manifest.labels
-        return [JSON], orjson.dumps({"predictions": [
-            dict(zip(labels, answered.classification(i)["probs"], strict=True)) for i in range(len(answered.rows))
-        ]})
+        predictions = (dict(zip(labels, answered.classification(i)["probs"], strict=True)) for i in range(len(answered.rows)))
+        return [JSON], in_pieces(b'{"predictions":[', predictions, b"]}")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return plain_refusal(error)

@@ -8,7 +8,7 @@ import time
 
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers, retry_after
+from service.dialects import JSON, Answered, Called, Headers, in_pieces, retry_after
 from service.errors import ServiceError
 from service.schemas import ClassifyRequest, Limits, read_request
 
@@ -17,15 +17,13 @@ class Native:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
         return read_request(called.body, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         tokens = answered.tokens
         head = orjson.dumps({
             "id": answered.asked.request_id or f"classify-{answered.request_id}", "object": "list", "created": int(time.time()),
             "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
         })
-        # One text's answer at a time, so that whoever else wants the interpreter gets it in between.
-        data = [orjson.dumps(answered.classification(i)) for i in range(len(answered.rows))]
-        return [JSON], b'%s,"data":[%s]}' % (head[:-1], b",".join(data))
+        return [JSON], in_pieces(head[:-1] + b',"data":[', map(answered.classification, range(len(answered.rows))), b"]}")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())

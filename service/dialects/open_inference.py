@@ -59,7 +59,7 @@ class OpenInference:
         pairs = firsts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
         return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None}, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         found = [answered.classification(i) for i in range(len(answered.rows))]
         outputs, tails = [], []
         for name, parameters in answered.called.kept["outputs"]:
@@ -68,8 +68,8 @@ class OpenInference:
             tails.append(tail)
         head = orjson.dumps({"model_name": answered.model, "model_version": "1", "id": answered.asked.request_id or answered.request_id, "outputs": outputs})
         if not any(tails):
-            return [JSON], head
-        return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], head + b"".join(tails)
+            return [JSON], [head]
+        return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], [head, *tails]
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         # The protocol knows 400 for whatever is wrong with a request.

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers, retry_after
+from service.dialects import JSON, Answered, Called, Headers, in_pieces, retry_after
 from service.errors import (
     InvalidInput,
     InvalidJson,
@@ -46,7 +46,7 @@ class Tei:
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
         direction = values.get("truncation_direction", "Right")
-        if direction not in DIRECTIONS:
+        if not isinstance(direction, str) or direction not in DIRECTIONS:
             raise InvalidInput("truncation_direction must be Right or Left.", param="truncation_direction")
         for name in ("truncate", "raw_scores"):
             if not isinstance(values.get(name), bool | None):
@@ -58,9 +58,10 @@ class Tei:
             "model": called.model,
         }, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, bytes]:
-        data: Any = [answered.classification(i)["scores"] for i in range(len(answered.rows))]
-        return [JSON, *_times(answered)], orjson.dumps(data if answered.called.kept["batch"] else data[0])
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
+        data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
+        before, after = (b"[", b"]") if answered.called.kept["batch"] else (b"", b"")
+        return [JSON, *_times(answered)], in_pieces(before, data, after)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return (424 if _kind(error) == "Backend" else int(error.status)), [JSON, *retry_after(error)], orjson.dumps({"error": error.message, "error_type": _kind(error)})

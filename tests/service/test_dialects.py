@@ -46,6 +46,29 @@ async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> 
     assert single.json()["error"]["param"] == "input"
 
 
+# Large answers
+
+
+@pytest.mark.parametrize(("path", "field", "settings"), [
+    ("/classify", "input", {}), ("/classify", "input", {"classify_dialect": "infinity"}), ("/predict", "inputs", {}), ("/", "inputs", {}),
+    ("/v1/models/reviews:predict", "instances", {}),
+])
+async def test_a_large_answer_is_the_same_as_many_small_ones(tmp_path: Path, path: str, field: str, settings: dict[str, Any]) -> None:
+    many = write_artifact(tmp_path / "many", name="reviews", labels=[f"a label of some length, number {i}" for i in range(150)])
+    texts = ["good", "bad", "film"] * 10
+    sent: list[Any] = [[text] for text in texts] if path == "/predict" else texts
+    async with client_of(many, **settings) as (client, _):
+        whole = await post(client, path, {field: sent})
+        single = [await post(client, path, {field: [one]}) for one in sent]
+    assert len(whole.content) == int(whole.headers["content-length"]) > 131_072    # in more than one piece
+    key = {"/classify": "data", "/v1/models/reviews:predict": "predictions"}.get(path)
+    items, alone = whole.json(), [response.json() for response in single]
+    if key is not None:
+        items, alone = items[key], [answer[key] for answer in alone]
+    for number, (item, [other]) in enumerate(zip(items, alone, strict=True)):
+        assert item == (other | {"index": number} if isinstance(other, dict) and "index" in other else other)
+
+
 # Text Embeddings Inference
 
 
@@ -68,7 +91,10 @@ async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: 
         refused = await post(client, "/predict", {"inputs": [["good"], [long]], "truncate": False})
         wrong = await post(client, "/predict", {"inputs": [["a", "b", "c"]]})
         raw = (await post(client, "/predict", {"inputs": "good good", "raw_scores": True})).json()
+        directions: list[Any] = ["Up", [], {}, 1]
+        nonsense = [await post(client, "/predict", {"inputs": "good", "truncation_direction": direction}) for direction in directions]
     assert left[0]["label"] == "NEGATIVE"
+    assert [response.status_code for response in nonsense] == [422] * 4
     assert refused.status_code == 422
     assert refused.json()["error_type"] == "Validation"
     assert refused.json()["error"].startswith("inputs[1]: It has 42 tokens")
