@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> list[Callable[[], Findings]]:
-    rounds = 3 if short else 15
+    rounds = 3 if short else 7
     return [
         lambda: roofline.measure("base", rounds, shapes_of(short)),
         lambda: startup.measure(("mini", "base"), 1 if short else 5),
         lambda: memory.measure(("mini",), short),
         lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
         lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
-        lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 5, 3 if short else 15),
-        lambda: peers.measure(("mini",) if short else ("mini", "base"), texts, 1 if short else 5, 2 if short else 15),
+        lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 3, 3 if short else 10),
+        lambda: peers.measure(("mini",) if short else ("mini", "base"), texts, 1 if short else 5, 2 if short else 10),
     ]

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
     given = parser.parse_args(arguments)
-    found = measure(given.sizes, read_lines(given.texts), rounds=1 if given.short else 5, seconds=3 if given.short else 15, only=given.only)
+    found = measure(given.sizes, read_lines(given.texts), rounds=1 if given.short else 5, seconds=3 if given.short else 10, only=given.only)
     print(markdown(found))
     if given.out is not None:
         write(given.out, "python -m benchmarks peers", [found])
@@ -92,7 +92,9 @@ def run_all(each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds:
                 bodies = [json.dumps(one.peer.body(text)) for text in texts]
                 for connections in CONNECTIONS:
                     with _awake(one):
-                        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, seconds, warm_up_s=SETTLE_S), theirs)
+                        # Half as long with fewer connections: the ratios are those of the most.
+                        counted = seconds if connections == max(CONNECTIONS) else seconds / 2
+                        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, counted, warm_up_s=SETTLE_S), theirs)
                     if seen.failed or not seen.requests:
                         raise CommandError(f"{one.peer.name} answered {seen.requests} requests and refused {seen.failed}; {one.server.log} says why.")
                     one.rates[connections].append(seen.rate)
