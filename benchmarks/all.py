@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
 from benchmarks.findings import Findings, markdown, write
 from benchmarks.subjects import TEXTS, read_lines, shapes_of
-from command import Parser
+from command import CommandError, Parser, Unavailable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,27 +23,33 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
     given = parser.parse_args(arguments)
-    found = []
-    for run in plan(read_lines(given.texts), read_lines(given.texts, 2000), given.short):
-        found.append(run())
+    # Where somebody's texts lie is nobody else's concern.
+    command = shlex.join(["python", "-m", "benchmarks", "all", *("TEXTS" if word == str(given.texts) else word for word in arguments)])
+    found, failed = [], []
+    for name, run in plan(read_lines(given.texts), read_lines(given.texts, 2000), given.short).items():
+        try:
+            found.append(run())
+        except CommandError as error:
+            failed.append(name)
+            found.append(Findings(name, f"Not measured: {error}", []))
         print(markdown(found[-1]), flush=True)
+        if given.out is not None:
+            write(given.out, command, found)
     missed = [target.what for each in found for target in each.targets if target.holds is False]
     print(f"{sum(len(each.targets) for each in found)} targets, {len(missed)} missed{': ' + '; '.join(missed) if missed else ''}.")
-    if given.out is not None:
-        # Where somebody's texts lie is nobody else's concern.
-        words = ["TEXTS" if word == str(given.texts) else word for word in arguments]
-        write(given.out, shlex.join(["python", "-m", "benchmarks", "all", *words]), found)
+    if failed:
+        raise Unavailable(f"Not measured: {', '.join(failed)}; the page says why.")
     return 0
 
 
-def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> list[Callable[[], Findings]]:
+def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> dict[str, Callable[[], Findings]]:
     rounds = 3 if short else 7
-    return [
-        lambda: roofline.measure("base", rounds, shapes_of(short)),
-        lambda: startup.measure(("mini", "base"), 1 if short else 5),
-        lambda: memory.measure(("mini",), short),
-        lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
-        lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
-        lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 3, 3 if short else 10),
-        lambda: peers.measure(("mini",) if short else ("mini", "base"), texts, 1 if short else 5, 2 if short else 10),
-    ]
+    return {
+        "roofline": lambda: roofline.measure("base", rounds, shapes_of(short)),
+        "startup": lambda: startup.measure(("mini", "base"), 1 if short else 5),
+        "memory": lambda: memory.measure(("mini",), short),
+        "batching": lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
+        "convbert": lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
+        "overhead": lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 3, 3 if short else 10),
+        "peers": lambda: peers.measure(("mini",) if short else ("mini", "base"), texts, 1 if short else 5, 2 if short else 10),
+    }

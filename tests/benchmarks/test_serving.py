@@ -55,6 +55,18 @@ def test_a_start_is_measured_until_ready_with_its_memory() -> None:
         assert one["first_ms"] > 0
 
 
+def test_what_cannot_be_measured_costs_nothing_of_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse() -> Findings:
+        raise Unavailable("wrk is not installed.")
+
+    monkeypatch.setattr("benchmarks.all.plan", lambda *_: {"first": refuse, "second": lambda: Findings("second", "How many?", [])})
+    with pytest.raises(Unavailable, match="Not measured: first"):
+        main(["all", "--out", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text()
+    assert "Not measured: wrk is not installed." in page
+    assert "How many?" in page
+
+
 def test_memory_is_looked_at_after_every_shape_was_met() -> None:
     found = memory.measure(("tiny",), short=True, requests=20)
     [row], [values] = found.tables[0].rows, found.values.values()
