@@ -5,6 +5,7 @@
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
 #   make check     ruff and mypy
+#   make chaos     break the service in every way there is, in ten minutes
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
@@ -14,7 +15,7 @@ BIN := .venv/bin
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check bench clean
+.PHONY: install demo serve test check bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -53,6 +54,9 @@ artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/mod
 
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
+
+chaos: install
+	$(BIN)/python -m tests.chaos
 
 test: install .venv/.debian
 	$(BIN)/python -m pytest

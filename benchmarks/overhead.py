@@ -8,6 +8,7 @@ What HTTP, queue and answer add to the engine: one connection, saturated, half l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -35,6 +36,9 @@ wrk.method = "POST"
 wrk.body = '{body}'
 wrk.headers["Content-Type"] = "application/json"
 """
+# Whatever can be asked of a request is.
+GUARDED = {"DRBERT_MAX_REQUEST_TOKENS": "100000", "DRBERT_SATURATED_AFTER_S": "10", "DRBERT_CORS_ORIGINS": "https://a.example"}
+GUARDED_HEADERS = {"Authorization": "Bearer key-7", "X-Request-Timeout-Ms": "5000", "Origin": "https://a.example"}
 ECHO = """
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -72,10 +76,10 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
         values[f"{size} {variant}"] = found
         added = float(np.median(found["added_ms"]))
         delivered = np.array(found["service_per_s"]) / np.array(found["engine_per_s"])
-        tail = np.array(found["half_p99_ms"]) / np.array(found["alone_p50_ms"])
+        tail, in_turn = (np.array(found[key]) / np.array(found["alone_p50_ms"]) for key in ("half_p99_ms", "in_turn_p99_ms"))
         rows.append([
             size, variant, f"{np.median(found['alone_p50_ms']):.2f}", spread(found["added_ms"]), f"{np.median(found['engine_per_s']):.0f}",
-            f"{np.median(found['service_per_s']):.0f}", spread(delivered), spread(tail), f"{np.median(found['generator_share']):.0%}",
+            f"{np.median(found['service_per_s']):.0f}", spread(delivered), spread(tail, 1), spread(in_turn, 1), f"{np.median(found['generator_share']):.0%}",
         ])
         targets += [
             at_most(f"{size}: p50 at one connection beyond tokenising and inference", added, 0.5, " ms"),
@@ -84,19 +88,22 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
         ]
     tables.append(Table("The service over its engine", (
         "size", "variant", "one connection: p50, ms", "of it beyond tokens and inference, ms", "engine alone, texts/s", f"{CONNECTIONS} connections, texts/s",
-        "service by engine", "half load: p99 by one request alone", "generator, of a processor",
+        "service by engine", "half load: p99 by one request alone", "the same, served one by one", "generator, of a processor",
     ), rows, "Engine alone: the texts sorted by length, in batches of 16, in a process of its own. Half load: Poisson arrivals at half the rate of "
-             f"{CONNECTIONS} connections, each request timed from when it was due."))
+             f"{CONNECTIONS} connections, each request timed from when it was due. Served one by one: what a queue without batches would "
+             "make of the same arrivals and the times of single requests (simulated)."))
     null = null_by_echo(texts[0], rounds, min(seconds, 5.0))
     if null is None:
         targets.append(Target("a model that does nothing, by a bare echo", "≥ 0.50", "wrk is not installed (apt-get install wrk)", None))
     else:
         values["null"] = null
-        ratio = np.array(null["null"]) / np.array(null["echo"])
+        ratio, guarded = np.array(null["null"]) / np.array(null["echo"]), np.array(null["guarded"]) / np.array(null["null"])
         tables.append(Table("A model that does nothing", ("", "requests/s", "by the echo"), [
             ["Starlette echo under uvicorn", f"{np.median(null['echo']):,.0f}", "1"], ["POST /classify, null model", f"{np.median(null['null']):,.0f}", spread(ratio)],
+            ["the same with keys, CORS, a deadline and every limit", f"{np.median(null['guarded']):,.0f}", spread(np.array(null["guarded"]) / np.array(null["echo"]))],
         ], f"wrk, {CONNECTIONS} connections, one processor for the server. The null model still tokenises, batches and answers."))
         targets.append(at_least("a model that does nothing, by a bare echo", float(np.median(ratio)), 0.5))
+        targets.append(at_least("the same with keys, CORS, a deadline and every limit, by without", float(np.median(guarded)), 0.95))
     return Findings("overhead", "What do HTTP, the queue and the answer add to the engine?", tables, targets, values)
 
 
@@ -104,7 +111,7 @@ def engine_and_service(each: Subject, variant: str, texts: Sequence[str], rounds
     """In turns: the engine alone in its own process, and the service with one connection, many, and at half load."""
     ours, theirs = halves()
     bodies = [json.dumps({"input": text}) for text in texts]
-    found: dict[str, list[float]] = {key: [] for key in ("engine_per_s", "service_per_s", "alone_p50_ms", "added_ms", "half_p99_ms", "generator_share")}
+    found: dict[str, list[float]] = {key: [] for key in ("engine_per_s", "service_per_s", "alone_p50_ms", "added_ms", "half_p99_ms", "in_turn_p99_ms", "generator_share")}
     port = free_port()
     with tempfile.TemporaryDirectory() as folder, started(
         each.name, our_service(str(each.artifact.directory), "--variant", variant, port=port), port, Path(folder) / "log", cpus=ours
@@ -123,8 +130,19 @@ def engine_and_service(each: Subject, variant: str, texts: Sequence[str], rounds
             found["added_ms"].append(float(np.median(np.array(alone.latencies_ms) - np.array(alone.service_ms))))
             found["service_per_s"].append(many.rate)
             found["half_p99_ms"].append(half.percentile(99))
+            found["in_turn_p99_ms"].append(in_turn_p99_ms(alone.latencies_ms, many.rate / 2, number))
             found["generator_share"].append(many.generator_share)
     return found
+
+
+def in_turn_p99_ms(alone_ms: Sequence[float], rate: float, seed: int, requests: int = 200_000) -> float:
+    """p99 of Poisson arrivals at `rate` a second that are served in turn, each for as long as some single request took (M/G/1, Lindley's recursion)."""
+    draw = np.random.default_rng(seed)
+    service = draw.choice(np.asarray(alone_ms), requests)
+    gaps = draw.exponential(1000 / rate, requests)
+    steps = np.concatenate([[0.0], np.cumsum(service[:-1] - gaps[1:])])
+    waits = steps - np.minimum.accumulate(np.minimum(steps, 0.0))
+    return float(np.percentile(waits + service, 99))
 
 
 def offline(each: Subject, variant: str, texts: Sequence[str], seconds: float, cpus: set[int]) -> float:
@@ -135,31 +153,35 @@ def offline(each: Subject, variant: str, texts: Sequence[str], seconds: float, c
 
 
 def null_by_echo(text: str, rounds: int, seconds: float) -> dict[str, list[float]] | None:
-    """Requests a second of a null model and of an echo, in turns; None without wrk."""
+    """Requests a second of an echo, of a null model, and of a null model with keys and every limit on, in turns; None without wrk."""
     if shutil.which("wrk") is None:
         return None
     ours, theirs = halves()
     server_cpu = {min(ours)}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         (folder / "echo.py").write_text(ECHO)
-        (folder / "post.lua").write_text(WRK.format(body=json.dumps({"input": text}).replace("'", "\\'")))
+        (folder / "keys").write_text("".join(f"key-{number}\n" for number in range(8)))
         write_null_artifact(folder / "null")
-        ports = free_port(), free_port()
+        body = json.dumps({"input": text}).replace("'", "\\'")
+        (folder / "post.lua").write_text(WRK.format(body=body))
+        (folder / "guarded.lua").write_text(WRK.format(body=body) + "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in GUARDED_HEADERS.items()))
+        ports = [free_port() for _ in range(3)]
         echo = [sys.executable, "-m", "uvicorn", "--app-dir", str(folder), "echo:app", "--port", str(ports[0]), "--no-access-log", "--log-level", "warning"]
-        with (
-            started("echo", echo, ports[0], folder / "echo.log", cpus=server_cpu) as first,
-            started("null", our_service(str(folder / "null"), port=ports[1]), ports[1], folder / "null.log", cpus=server_cpu) as second,
-        ):
-            found: dict[str, list[float]] = {"echo": [], "null": []}
-            second.pause()
-            for _ in range(rounds):
-                found["echo"].append(wrk(first, folder / "post.lua", seconds, theirs))
-                first.pause()
-                second.go_on()
-                found["null"].append(wrk(second, folder / "post.lua", seconds, theirs))
-                second.pause()
-                first.go_on()
+        arms = {
+            "echo": (echo, {}, "post.lua"), "null": (our_service(str(folder / "null"), port=ports[1]), {}, "post.lua"),
+            "guarded": (our_service(str(folder / "null"), port=ports[2]), {"DRBERT_API_KEYS_FILE": str(folder / "keys"), **GUARDED}, "guarded.lua"),
+        }
+        running = {}
+        for (name, (command, environment, _)), port in zip(arms.items(), ports, strict=True):
+            running[name] = stack.enter_context(started(name, command, port, folder / f"{name}.log", cpus=server_cpu, environment=environment))
+            running[name].pause()
+        found: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(rounds):
+            for name in list(arms)[:: -1 if number % 2 else 1]:
+                running[name].go_on()
+                found[name].append(wrk(running[name], folder / arms[name][2], seconds, theirs))
+                running[name].pause()
     return found
 
 

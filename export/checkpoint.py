@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from command import BadInput, BadUsage, Unavailable
 
 DECODER_PREFIX = "pretraining_decoder."
 # Output layers of pretraining, which some trainers leave in a classifier's file.
 PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminator_predictions.")
+# What older trainers leave instead of tokenizer.json: WordPiece, byte-level BPE, SentencePiece.
+SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 # Families whose layers are BERT's, by the names of their parameters.
 BERT_LAYERED = ("bert", "electra", "roberta", "xlm-roberta")
 
@@ -63,6 +66,25 @@ class Checkpoint:
         found = {m[1] for name in self.decoder if (m := re.match(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.", name))}
         return len(found)
 
+    def write_tokenizer(self, target: Path) -> None:
+        """Its tokenizer.json, or what transformers makes of a vocabulary that older trainers left instead."""
+        own = self.directory / "tokenizer.json"
+        if own.is_file():
+            try:
+                Tokenizer.from_file(str(own))
+            except Exception as error:  # tokenizers raises nothing narrower.
+                raise BadInput(f"{own} cannot be read: {_one_line(error)}") from None
+            shutil.copy(own, target)
+            return
+        try:
+            made = AutoTokenizer.from_pretrained(self.directory, use_fast=True, local_files_only=True)
+            made.backend_tokenizer.save(str(target))
+        except ImportError as error:
+            raise Unavailable(f"{self.directory}: its tokenizer has to be converted, and that takes another package: {_one_line(error)}") from None
+        except Exception as error:  # A conversion fails in as many ways as there are tokenizers.
+            raise BadInput(f"{self.directory} has no tokenizer.json, and none can be made of its vocabulary: {_one_line(error)}") from None
+        print(f"{self.directory} has no tokenizer.json: made one of its vocabulary ({type(made).__name__}).", flush=True)
+
     def left_out(self) -> Left:
         parameters = sum(t.numel() for t in self.decoder.values())
         size = sum(t.numel() * t.element_size() for t in self.tensors.values())
@@ -85,7 +107,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         why = f" {pickles[0]} is a pickle and is never read; save the model with safe_serialization=True." if pickles else ""
         why = why or " A sharded checkpoint is saved as one file with max_shard_size='100GB'; others with safe_serialization=True."
         raise Unavailable(f"{directory} has no model.safetensors.{why}")
-    if not (directory / "tokenizer.json").is_file():
+    if not (directory / "tokenizer.json").is_file() and not any((directory / name).is_file() for name in SLOW_TOKENIZERS):
         raise Unavailable(f"{directory} has no tokenizer.json; save a fast tokenizer with save_pretrained beside the model.")
     try:
         config = json.loads((directory / "config.json").read_bytes())
@@ -97,10 +119,6 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         tensors = load_file(directory / "model.safetensors")
     except SafetensorError as error:
         raise BadInput(f"{directory / 'model.safetensors'} cannot be read: {error}.") from None
-    try:
-        Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises nothing narrower.
-        raise BadInput(f"{directory / 'tokenizer.json'} cannot be read: {_one_line(error)}") from None
     return Checkpoint(directory, config, tensors)
 
 
@@ -173,7 +191,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", *SLOW_TOKENIZERS, "merges.txt"]))
     except Exception as error:
         raise Unavailable(f"{hub_id} is no folder, and the hub did not give it: {_one_line(error)}") from None
 

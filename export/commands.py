@@ -90,7 +90,7 @@ def export(
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         print("exporting the graph", flush=True)
-        shutil.copy(checkpoint.directory / "tokenizer.json", folder / "tokenizer.json")
+        checkpoint.write_tokenizer(folder / "tokenizer.json")
         export_onnx(mended(model), folder / "model.onnx")
         reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, config))
         inputs: list[Inputs] = []

@@ -21,6 +21,7 @@ from service import logs, server
 from service.artifact import read_artifact
 from service.models import Models
 from service.settings import read_settings
+from service.shadow import Pairing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,14 +30,36 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--variant", default="auto", help="a variant of the artifacts, or auto: the fastest this host can run")
+    parser.add_argument("--shadow", metavar="NAME", help="a model that answers a share of another one's texts too, for the counters only")
+    parser.add_argument("--of", metavar="NAME", help="the model it shadows (default: the first)")
+    parser.add_argument("--fraction", type=float, default=0.1, help="the share of that model's requests, 0 to 1 (default: 0.1)")
     given = parser.parse_args(arguments)
     if not 0 <= given.port <= 65535:
         raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
     settings = read_settings(given.host)
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
-    server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port))
+    pairing = paired(given.shadow, given.of, given.fraction, list(artifacts))
+    admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port)
+    server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
     return 0
+
+
+def paired(shadow: str | None, of: str | None, fraction: float, names: Sequence[str]) -> Pairing | None:
+    """What --shadow, --of and --fraction ask for; BadUsage if they make no sense together."""
+    if shadow is None:
+        if of is not None:
+            raise BadUsage("--of names the model that --shadow stands behind; give that too.")
+        return None
+    of = names[0] if of is None else of
+    for name in (shadow, of):
+        if name not in names:
+            raise BadUsage(f"No model is called {name!r}; there are {', '.join(names)}.")
+    if shadow == of:
+        raise BadUsage(f"{shadow!r} cannot shadow itself; --shadow and --of name two models.")
+    if not 0 < fraction <= 1:
+        raise BadUsage(f"--fraction {fraction:g} is no share; give one above 0, at most 1.")
+    return Pairing(shadow, of, fraction)
 
 
 def named(arguments: Sequence[str]) -> dict[str, Path]:

@@ -4,13 +4,16 @@ Logits into labels: what a caller reads of a model's row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import exp
 from typing import Any
+
+import numpy as np
 
 from service.artifact import Manifest
 from service.classifier import Encoded
 from service.runtimes import Logits
-from service.schemas import Activation
+from service.schemas import Activation, Pool
 
 MULTI_LABEL_THRESHOLD = 0.5
 
@@ -38,6 +41,15 @@ def classification(
         "tokens": encoded.tokens,
         "truncated": encoded.truncated,
     }
+
+
+def pooled(windows: Sequence[Logits], pool: Pool) -> Logits:
+    """The logits of a long text, (labels,), from those of its windows: before any activation, so that probabilities still add up."""
+    if pool == "first":
+        return windows[0]
+    stacked = np.stack(windows)                                                  # (windows, labels)
+    made: Logits = stacked.mean(axis=0) if pool == "mean" else stacked.max(axis=0)
+    return made
 
 
 def own_activation(manifest: Manifest) -> Activation:

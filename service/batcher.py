@@ -23,7 +23,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ServiceError, ShuttingDown
+from service.errors import (
+    DeadlineExceeded,
+    ModelFailed,
+    ModelOutputInvalid,
+    Overloaded,
+    ServiceError,
+    ShuttingDown,
+    TooLarge,
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +89,7 @@ class Batch:
     inference_ns: int
     tokens: int
     padding_tokens: int
+    background: bool = False
 
 
 @dataclass(slots=True)
@@ -107,6 +116,7 @@ class _Waiting:
     length: int
     since_ns: int
     busy_wait: float
+    background: bool = False
 
 
 @dataclass(slots=True)
@@ -124,23 +134,30 @@ class Batcher:
     Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
     (a single item may exceed it), `max_waiting` items in the queue. `batch_size` rounds a
     batch down to one the engine likes. `in_flight` batches may run at once.
+
+    What is submitted in the background waits beside the queue, at most `max_background` items, and a batch
+    of it begins only when nothing else waits.
     """
 
     models: Mapping[str, Model[Any]]
     max_batch_size: int = 16
     max_batch_tokens: int = 4096
     max_waiting: int = 2048
+    max_background: int = 256
     in_flight: int = 1
     batch_size: Callable[[int], int] = lambda waiting: waiting
     on_batch: Callable[[Batch], None] = lambda batch: None
 
     _queue: deque[_Waiting] = field(default_factory=deque, init=False)
+    _background: deque[_Waiting] = field(default_factory=deque, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _running: deque[_Running] = field(default_factory=deque, init=False)
     _called: bool = field(default=False, init=False)
     _runs: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _items_per_s: float = field(default=0.0, init=False)
+    _full_since: float | None = field(default=None, init=False)
+    _starting_ns: int | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -152,34 +169,49 @@ class Batcher:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def submit(self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0) -> list[Row]:
+    @property
+    def full_s(self) -> float:
+        """For how long there has been no room: since an item was refused, until half of the queue is free again."""
+        since = self._full_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    async def submit(
+        self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0, background: bool = False,
+    ) -> list[Row]:
         """Returns the items' rows in order, or raises what became of them.
 
         Items are admitted together or not at all. Raises Overloaded when the queue has no
-        room for all, ShuttingDown while draining, DeadlineExceeded if an item could not be
+        room for all, TooLarge when it never could have, ShuttingDown while draining, DeadlineExceeded if an item could not be
         answered within `timeout_s`, and what the model raised for a batch of that item alone.
 
         `busy_wait` makes their batches longer by that share of their own duration, for a proof
-        that must show it would see a slower model. Only items with one `busy_wait` share a batch.
+        that must show it would see a slower model. Only items with one `busy_wait` share a batch. `background` is for work that
+        nobody waits for: it takes no room of the queue, and is refused when there is too much of its kind.
         """
         if not items:
             return []
+        if len(items) > self.max_waiting:
+            raise TooLarge(f"The request makes {len(items)} items, and the queue holds {self.max_waiting}; send several requests.")
         loop = asyncio.get_running_loop()
         call = _Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
         now = time.monotonic_ns()
         padded = self.models[model].padded_length
-        entries = [_Waiting(call, place, item, model, padded(item.tokens), now, busy_wait) for place, item in enumerate(items)]
+        entries = [_Waiting(call, place, item, model, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
         with self._changed:
             if self._closing:
                 raise ShuttingDown("This replica is draining; another one answers.")
-            if len(self._queue) + len(entries) > self.max_waiting:
+            if background and len(self._background) + len(entries) > self.max_background:
+                raise Overloaded(f"{len(self._background)} items wait in the background already.")
+            if not background and len(self._queue) + len(entries) > self.max_waiting:
                 self._drop_the_gone_and_the_late()
-            if len(self._queue) + len(entries) > self.max_waiting:
+            if not background and len(self._queue) + len(entries) > self.max_waiting:
+                if self._full_since is None:
+                    self._full_since = time.monotonic()
                 raise Overloaded(
                     f"{len(self._queue)} texts wait and {len(entries)} more would pass the limit of {self.max_waiting}; retry later.",
                     retry_after_s=self._seconds_to_clear(),
                 )
-            self._queue.extend(entries)
+            (self._background if background else self._queue).extend(entries)
             if not self._called:
                 # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
                 self._called = True
@@ -202,6 +234,12 @@ class Batcher:
         """Whether the submitting thread runs; it outlives whatever a model does."""
         return self._runs
 
+    @property
+    def stuck_s(self) -> float:
+        """For how long the oldest batch that the model was given has been with it; 0 if there is none."""
+        begun = [begun for begun in (self._starting_ns, *(run.started_ns for run in list(self._running))) if begun is not None]
+        return (time.monotonic_ns() - min(begun)) / 1e9 if begun else 0.0
+
     async def close(self, timeout_s: float) -> bool:
         """Refuses new items, finishes the accepted ones, and says whether it could in time.
 
@@ -217,8 +255,9 @@ class Batcher:
         if not thread.is_alive():
             return True
         with self._changed:
-            abandoned = [*self._queue, *(entry for run in self._running for entry in run.batch)]
+            abandoned = [*self._queue, *self._background, *(entry for run in self._running for entry in run.batch)]
             self._queue.clear()
+            self._background.clear()
         for entry in abandoned:
             _fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
         return False
@@ -249,31 +288,41 @@ class Batcher:
             while True:
                 self._drop_the_gone_and_the_late()
                 if self._queue:
-                    return self._take()
+                    return self._take(self._queue)
                 if self._closing:
+                    self._drop_the_background()
                     return None
+                if self._background:
+                    return self._take(self._background)
                 if not wait:
                     return []
                 self._changed.wait()
 
     def _drop_the_gone_and_the_late(self) -> None:
         now = time.monotonic()
-        kept = []
-        for entry in self._queue:
-            if entry.call.gone:
-                continue
-            if now > entry.call.deadline:
-                _fail(entry.call, DeadlineExceeded("The text waited longer than the request's time limit."))
-                continue
-            kept.append(entry)
-        if len(kept) < len(self._queue):
-            self._queue = deque(kept)
+        for queue in (self._queue, self._background):
+            kept = []
+            for entry in queue:
+                if entry.call.gone:
+                    continue
+                if now > entry.call.deadline:
+                    _fail(entry.call, DeadlineExceeded("The text waited longer than the request's time limit."))
+                    continue
+                kept.append(entry)
+            if len(kept) < len(queue):
+                queue.clear()
+                queue.extend(kept)
 
-    def _take(self) -> list[_Waiting]:
+    def _drop_the_background(self) -> None:
+        for entry in self._background:
+            _fail(entry.call, ShuttingDown("This replica is draining; nothing is done in the background."))
+        self._background.clear()
+
+    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
         """The oldest item and those nearest to it in length: nobody starves, and under backlog next to nothing is padding."""
-        first = self._queue[0]
+        first = queue[0]
         mixes = self.models[first.model].padding_safe
-        others = (e for e in self._queue if e is not first and e.model == first.model and e.busy_wait == first.busy_wait)
+        others = (e for e in queue if e is not first and e.model == first.model and e.busy_wait == first.busy_wait)
         chosen = [first]
         shortest = longest = first.length
         for entry in heapq.nsmallest(self.max_batch_size - 1, others, key=lambda e: abs(e.length - first.length)):
@@ -283,22 +332,28 @@ class Batcher:
                 chosen.append(entry)
                 shortest, longest = low, high
         del chosen[self.batch_size(len(chosen)) :]
-        if len(chosen) == len(self._queue):
-            self._queue.clear()
+        if len(chosen) == len(queue):
+            queue.clear()
         else:
             taken = set(map(id, chosen))
-            self._queue = deque(entry for entry in self._queue if id(entry) not in taken)
+            kept = [entry for entry in queue if id(entry) not in taken]
+            queue.clear()
+            queue.extend(kept)
+        if self._full_since is not None and len(self._queue) <= self.max_waiting // 2:
+            self._full_since = None
         return chosen
 
     def _start(self, batch: list[_Waiting], running: deque[_Running]) -> None:
-        started = time.monotonic_ns()
+        self._starting_ns = started = time.monotonic_ns()
         length = max(entry.length for entry in batch)
         try:
             finish = self.models[batch[0].model].start([entry.item for entry in batch])
         except Exception as error:  # The worker outlives whatever a model does.
+            self._starting_ns = None
             self._failed(batch, error)
         else:
             running.append(_Running(batch, length, started, finish))
+            self._starting_ns = None
 
     def _finish(self, run: _Running) -> None:
         try:
@@ -342,7 +397,7 @@ class Batcher:
         tokens = sum(entry.item.tokens for entry in run.batch)
         try:
             self.on_batch(
-                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens)
+                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens, run.batch[0].background)
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")

@@ -7,6 +7,7 @@ HTTP or of queues; export verifies artifacts with this very class.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from service.errors import InvalidInput, ModelOutputInvalid
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
 
+# What families call padding. Any id would do where the mask is heeded, but positions may be counted from what is not padding.
+PADDING = ("[PAD]", "<pad>")
+# Tokens that neighbouring windows of a long text share, unless a caller says otherwise.
+STRIDE = 64
+
 Truncate = Literal["right", "left", "none"]
 
 
@@ -30,6 +36,8 @@ class Encoded:
     ids: list[int]
     type_ids: list[int]
     truncated: bool
+    windows: int = 1
+    """How many windows of a long text it stands for."""
 
     @property
     def tokens(self) -> int:
@@ -44,7 +52,12 @@ class Classifier:
         text = artifact.path("tokenizer.json").read_text()
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
-        self._pad = self._tokenizers["none"].token_to_id("[PAD]") or 0
+        self._pad = next((found for name in PADDING if (found := self._tokenizers["none"].token_to_id(name)) is not None), 0)
+        # How far windows overlap is state of a tokenizer too, and any caller's choice: one for all, one caller at a time.
+        self._windowing = threading.Lock()
+        self._room = self.manifest.max_tokens - self._tokenizers["none"].num_special_tokens_to_add(is_pair=False)
+        self._window_tokenizer = Tokenizer.from_str(text)
+        self._window_tokenizer.no_padding()
 
     @property
     def padding_safe(self) -> bool:
@@ -68,6 +81,20 @@ class Classifier:
                 f"It has {len(encoding.ids)} tokens, the model reads {self.manifest.max_tokens}, and truncate is none."
             )
         return Encoded(encoding.ids, encoding.type_ids, truncated)
+
+    def windows(self, text: str, stride: int | None = None) -> list[Encoded]:
+        """A text of any length as windows of the model's length, each sharing `stride` tokens with the one before.
+
+        By default STRIDE, or half a window if that is less. InvalidInput if a window is left nothing of its own. Lets other
+        threads go on meanwhile.
+        """
+        stride = min(STRIDE, self._room // 2) if stride is None else stride
+        if stride >= self._room:
+            raise InvalidInput(f"A window holds {self._room} tokens of the text, so a stride of {stride} leads nowhere; give at most {self._room - 1}.")
+        with self._windowing:
+            self._window_tokenizer.enable_truncation(self.manifest.max_tokens, stride=stride)
+            [first] = self._window_tokenizer.encode_batch_fast([text])
+        return [Encoded(encoding.ids, encoding.type_ids, False) for encoding in (first, *first.overflowing)]
 
     def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
         """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).

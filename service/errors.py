@@ -3,7 +3,9 @@ What can go wrong with a request, and the one status each case has.
 
 * ServiceError
   - InvalidJson         400   the body is not JSON, or not UTF-8
+  - Unauthorized        401   no key, or none that is known
   - UnknownModel        404   no loaded model has that name
+  - BodyTooSlow         408   the body was not all there in time
   - TooLarge            413   the body, the list or a text is over its limit
   - InvalidInput        422   the request is JSON, its content is not usable
   - Overloaded          429   the queue is full; Retry-After says when it will not be
@@ -19,6 +21,8 @@ Messages name the field and the limit and never repeat the text.
 from __future__ import annotations
 
 from http import HTTPStatus
+
+WANTS_A_KEY = "This service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
 
 
 class ServiceError(Exception):
@@ -44,10 +48,22 @@ class InvalidJson(ServiceError):
     status, type, code = HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_json"
 
 
+class Unauthorized(ServiceError):
+    """No key, or none that is known."""
+
+    status, type, code = HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"
+
+
 class UnknownModel(ServiceError):
     """No loaded model has that name."""
 
     status, type, code = HTTPStatus.NOT_FOUND, "invalid_request_error", "model_not_found"
+
+
+class BodyTooSlow(ServiceError):
+    """The body was not all there in time."""
+
+    status, type, code = HTTPStatus.REQUEST_TIMEOUT, "timeout_error", "body_too_slow"
 
 
 class TooLarge(ServiceError):

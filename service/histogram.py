@@ -48,6 +48,9 @@ class Histogram(Collector):
         series = self._series.get(model)
         return series if series is not None else self._series.setdefault(model, Series(self._bounds))
 
+    def remove(self, model: str) -> None:
+        self._series.pop(model, None)
+
     def describe(self) -> Iterator[HistogramMetricFamily]:
         yield HistogramMetricFamily(self._name, self._documentation, labels=["model"])
 

@@ -43,6 +43,8 @@ class Metrics:
         self.queue_depth.set_function(waiting)
         self.ready = Gauge("drbert_ready", "1 while the service takes requests.", registry=registry)
         self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at the worst, over the last half minute or two.", registry=registry)
+        self.shadowed = Counter("drbert_shadow_texts_total", "Texts that a second model answered too, by what became of it.", ["model", "of", "outcome"], registry=registry)
+        self.shadow_seconds = Counter("drbert_shadow_inference_seconds_total", "Time of the engine spent on them.", ["model"], registry=registry)
         self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
 
     def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:
@@ -54,18 +56,30 @@ class Metrics:
         for counter in (self.padding_tokens, self.tokens, self.truncated):
             counter.labels(model)
 
+    def remove_model(self, model: str) -> None:
+        """Forgets the series of a model that is gone: the label holds the names of loaded ones only."""
+        for series in (self.request, self.tokenize, self.queue, self.inference, self.batch_size, self.batch_tokens):
+            series.remove(model)
+        for counter in (self.padding_tokens, self.tokens, self.truncated, self.model_info):
+            counter.remove(model)
+        for own in [own for own in self._requests if own[0] == model]:
+            del self._requests[own]
+            self.requests.remove(model, str(own[1]))
+
     def count_request(self, model: str, status: int) -> None:
         counter = self._requests.get((model, status))
         if counter is None:
             counter = self._requests[model, status] = self.requests.labels(model, str(status))
         counter.inc()
 
-    def add_batch(self, batch: Batch) -> None:
-        queue = self.queue.labels(batch.model)
-        for queue_ns in batch.queue_ns:
-            queue.observe(queue_ns / 1e9)
-        self.inference.labels(batch.model).observe(batch.inference_ns / 1e9)
-        self.batch_size.labels(batch.model).observe(len(batch.queue_ns))
-        self.batch_tokens.labels(batch.model).observe(batch.tokens + batch.padding_tokens)
-        self.padding_tokens.labels(batch.model).inc(batch.padding_tokens)
-        self.tokens.labels(batch.model).inc(batch.tokens)
+    def add_batch(self, model: str, batch: Batch) -> None:
+        """Counts a batch for the model of that name; what the batcher calls it is its own."""
+        if not batch.background:
+            queue = self.queue.labels(model)
+            for queue_ns in batch.queue_ns:
+                queue.observe(queue_ns / 1e9)
+        self.inference.labels(model).observe(batch.inference_ns / 1e9)
+        self.batch_size.labels(model).observe(len(batch.queue_ns))
+        self.batch_tokens.labels(model).observe(batch.tokens + batch.padding_tokens)
+        self.padding_tokens.labels(model).inc(batch.padding_tokens)
+        self.tokens.labels(model).inc(batch.tokens)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import itertools
 import logging
 import threading
 import time
@@ -17,9 +18,9 @@ from prometheus_client import CollectorRegistry
 
 from service import cpus
 from service.artifact import Artifact
-from service.batcher import Batcher
+from service.batcher import Batch, Batcher
 from service.classifier import Classifier
-from service.errors import NotReady, ShuttingDown, UnknownModel
+from service.errors import InvalidInput, NotReady, ShuttingDown, UnknownModel
 from service.metrics import Metrics
 from service.runtimes.auto import Choice, choose, load
 from service.settings import Settings
@@ -28,12 +29,26 @@ from service.shapes import Shapes
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Loaded:
+    """One model as it was loaded once: loading it again makes another one, under the same name."""
+
+    name: str
     artifact: Artifact
     choice: Choice
     classifier: Classifier
     load_position: int
+    key: str
+    """What the batcher calls it."""
+    users: int = 0
+    """Requests that were given it and are not answered yet."""
+
+    def __enter__(self) -> Loaded:
+        self.users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
 
 
 class Models:
@@ -49,46 +64,93 @@ class Models:
         self.metrics = Metrics(CollectorRegistry(), waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
         self.answering = 0
         """Requests that are being answered."""
+        self.stalled = False
+        """Whether the engine has had a batch for longer than it is allowed."""
         self._artifacts = artifacts
         self._variant = variant
         self._state = "loading"
         self._stopping = threading.Event()
+        self._loads = itertools.count()
+        self._changing = threading.Lock()
         self._classifiers: dict[str, Classifier] = {}
+        self._names: dict[str, str] = {}
         self.batcher = Batcher(
             self._classifiers,
             max_batch_size=settings.max_batch_size,
             max_batch_tokens=settings.max_batch_tokens,
             max_waiting=settings.max_waiting,
             batch_size=Shapes(2, settings.max_batch_size).batch_size,
-            on_batch=self.metrics.add_batch,
+            on_batch=self._count,
         )
 
     def load(self) -> None:
         """Loads and warms up every model in order, then takes requests; gives up between two steps once draining."""
-        for position, (name, artifact) in enumerate(self._artifacts.items()):
+        for name, artifact in self._artifacts.items():
             if self._stopping.is_set():
                 return
-            choice = choose(artifact, self._variant, self.settings.runtime)
-            began = time.monotonic()
-            classifier = Classifier(artifact, load(artifact, choice, self.threads), self.settings.max_batch_size)
-            loaded = time.monotonic()
-            shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
-            self._classifiers[name] = classifier
-            self.loaded[name] = Loaded(artifact, choice, classifier, position)
-            self.metrics.add_model(name, artifact.digest, artifact.manifest.variants[choice.variant].encoder_digest, choice.runtime, choice.variant)
-            log.info("model ready", extra={
-                "model": name, "artifact": str(artifact.directory), "variant": choice.variant, "runtime": choice.runtime,
-                "why": choice.why, "threads": self.threads, "load_s": round(loaded - began, 3),
-                "warm_up_s": round(time.monotonic() - loaded, 3), "shapes": shapes,
-            })
-            if artifact.manifest.kept_decoder_layers:
-                log.warning("this model keeps its pretraining decoder as a control: its answers mean nothing", extra={"model": name})
-        self.batcher.in_flight = min(c.runtime.in_flight for c in self._classifiers.values())
+            self.add(name, artifact)
         if self._stopping.is_set():
             return
         self.batcher.start()
         self._state = "ready"
         self.metrics.ready.set(1)
+
+    def add(self, name: str, artifact: Artifact) -> tuple[Loaded, Loaded | None]:
+        """Loads and warms up a model, and only then answers with it: in the place of the one of that name, if there is one.
+
+        That one is returned too, for `forget`.
+        """
+        with self._changing:
+            made = self._make(name, artifact)
+            self._classifiers[made.key] = made.classifier
+            self._names[made.key] = name
+            self.batcher.in_flight = min(one.runtime.in_flight for one in list(self._classifiers.values()))
+            manifest = artifact.manifest
+            self.metrics.add_model(name, artifact.digest, manifest.variants[made.choice.variant].encoder_digest, made.choice.runtime, made.choice.variant)
+            # One assignment: a request is given the old one or the new one.
+            replaced = self.loaded.get(name)
+            self.loaded = {**self.loaded, name: made}
+            if manifest.kept_decoder_layers:
+                log.warning("this model keeps its pretraining decoder as a control: its answers mean nothing", extra={"model": name})
+            return made, replaced
+
+    def remove(self, name: str) -> Loaded:
+        """Answers no more requests with the model and returns it, for `forget`; UnknownModel if there is none, InvalidInput if it is the last."""
+        with self._changing:
+            old = self._one(name)
+            if len(self.loaded) == 1:
+                raise InvalidInput(f"{name} is the only model; load another one first.", param="model")
+            self.loaded = {other: loaded for other, loaded in self.loaded.items() if other != name}
+            log.info("model unloaded", extra={"model": name})
+            return old
+
+    async def forget(self, old: Loaded) -> None:
+        """Lets go of a model that was replaced or removed, as soon as every request that was given it is answered."""
+        while old.users:
+            await asyncio.sleep(0.01)
+        del self._classifiers[old.key], self._names[old.key]
+        if old.name not in self.loaded:
+            self.metrics.remove_model(old.name)
+        log.info("model let go", extra={"model": old.name, "digest": old.artifact.digest})
+
+    def _count(self, batch: Batch) -> None:
+        name = self._names.get(batch.model)
+        if name is not None and name in self.loaded:
+            self.metrics.add_batch(name, batch)
+
+    def _make(self, name: str, artifact: Artifact) -> Loaded:
+        choice = choose(artifact, self._variant, self.settings.runtime)
+        began = time.monotonic()
+        classifier = Classifier(artifact, load(artifact, choice, self.threads), self.settings.max_batch_size)
+        loaded = time.monotonic()
+        shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
+        position = next(self._loads)
+        log.info("model ready", extra={
+            "model": name, "artifact": str(artifact.directory), "variant": choice.variant, "runtime": choice.runtime,
+            "why": choice.why, "threads": self.threads, "load_s": round(loaded - began, 3),
+            "warm_up_s": round(time.monotonic() - loaded, 3), "shapes": shapes,
+        })
+        return Loaded(name, artifact, choice, classifier, position, key=f"{name}#{position}")
 
     async def drain(self) -> bool:
         """Refuses new requests, finishes the accepted ones, and says whether it could in time."""
@@ -104,27 +166,38 @@ class Models:
             await asyncio.sleep(0.005)
 
     def check_ready(self) -> None:
+        """Raises unless requests are taken."""
         if self._state == "loading":
             raise NotReady(f"Loading: {len(self.loaded)} of {len(self._artifacts)} models are ready.", retry_after_s=1)
         if self._state == "draining":
             raise ShuttingDown("This replica is draining; another one answers.")
         if not self.batcher.alive:
             raise NotReady("The thread that runs the models has ended; restart this replica.")
+        if self.stalled:
+            raise NotReady("A batch has not come back from the engine; this replica will end.")
 
-    def get(self, name: str | None) -> tuple[str, Classifier]:
-        """The model of that name, or the first; UnknownModel lists the names there are."""
+    def check_not_saturated(self) -> None:
+        """Raises NotReady if the queue has been too full for longer than is allowed, where anything is."""
+        limit_s = self.settings.saturated_after_s
+        if limit_s is not None and (full_s := self.batcher.full_s) > limit_s:
+            raise NotReady(f"The queue has been full for {full_s:.0f} s.", retry_after_s=1)
+
+    def using(self, name: str | None) -> Loaded:
+        """The model of that name, or the first, for a block in which it stays; UnknownModel lists the names there are."""
         self.check_ready()
-        if name is None:
-            name = next(iter(self._classifiers))
-        if name not in self._classifiers:
-            raise UnknownModel(f"No model has that name; loaded are {', '.join(self._classifiers)}.", param="model")
-        return name, self._classifiers[name]
+        return self._one(next(iter(self.loaded)) if name is None else name)
+
+    def _one(self, name: str) -> Loaded:
+        found = self.loaded.get(name)
+        if found is None:
+            raise UnknownModel(f"No model has that name; loaded are {', '.join(self.loaded)}.", param="model")
+        return found
 
     def info(self) -> dict[str, Any]:
         return {
             "service": "drbert-serve", "version": self.version, "instance_id": self.instance_id, "started": self.started,
-            "state": self._state, "threads": self.threads, "settings": self.settings.model_dump(),
-            "models": {name: _describe(loaded) for name, loaded in dict(self.loaded).items()},
+            "state": self._state, "threads": self.threads, "settings": self.settings.model_dump(mode="json"),
+            "models": {name: _describe(loaded) for name, loaded in self.loaded.items()},
         }
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from random import getrandbits
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.classify import Classify
+from service.classify import Around, Classify
 from service.dialects import huggingface, kserve, open_inference, plain_refusal, tei
 from service.dialects.huggingface import HuggingFace
 from service.dialects.infinity import Infinity
@@ -26,15 +28,17 @@ from service.dialects.kserve import KServe
 from service.dialects.native import Native
 from service.dialects.open_inference import OpenInference, metadata
 from service.dialects.tei import Tei
-from service.errors import ServiceError
+from service.errors import WANTS_A_KEY, ServiceError, Unauthorized
+from service.keys import Keys
 from service.models import Models
 from service.schemas import ClassifyAnswer, ClassifyRequest
 
 
-def build_app(models: Models) -> ASGIApp:
-    """The ASGI application over `models`, which may still be loading."""
+def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: B008  it is frozen
+    """The ASGI application over `models`, which may still be loading; where there are keys, for whoever brings one."""
     app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None)
     metrics = models.metrics
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.mount("/docs/files", StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources")), name="docs")
 
     @app.post(
@@ -66,6 +70,7 @@ def build_app(models: Models) -> ASGIApp:
         """200 while the service takes requests, else 503 and why."""
         try:
             models.check_ready()
+            models.check_not_saturated()
         except ServiceError as error:
             return error_answer(error)
         return PlainTextResponse("ok\n")
@@ -118,16 +123,17 @@ def build_app(models: Models) -> ASGIApp:
 
     def about(model: str, told: Callable[[str], dict[str, Any]]) -> Response:
         try:
-            name, _ = models.get(model)
+            name = models.using(model).name
         except ServiceError as error:
             status, headers, body = plain_refusal(error)
             return Response(body, status, {key.decode(): value.decode() for key, value in headers})
         return JSONResponse(told(name))
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics_page() -> Response:
-        """Prometheus' text format."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    if models.settings.metrics == "service":
+        @app.get("/metrics", response_class=PlainTextResponse)
+        async def metrics_page() -> Response:
+            """Prometheus' text format."""
+            return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -137,8 +143,10 @@ def build_app(models: Models) -> ASGIApp:
         )
 
     @app.get("/", include_in_schema=False)
-    async def root() -> dict[str, str]:
-        return {"service": "drbert-serve", "classify": "POST /classify", "docs": "/docs", "info": "/info"}
+    async def root(request: Request) -> Response:
+        if "text/html" not in request.headers.get("accept", ""):
+            return JSONResponse({"service": "drbert-serve", "classify": "POST /classify", "docs": "/docs", "info": "/info"})
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -146,8 +154,24 @@ def build_app(models: Models) -> ASGIApp:
                           "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
         return JSONResponse(body, error.status_code, headers=error.headers)
 
-    return Identified(Classifications(models), app, models.instance_id)
+    whole: ASGIApp = Identified(Classifications(models, around), app, models.instance_id, around.keys)
+    origins = [origin.strip() for origin in models.settings.cors_origins.split(",") if origin.strip()]
+    if origins:
+        whole = CORSMiddleware(
+            whole, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Instance-Id", "Server-Timing", "Retry-After"],
+        )
+    return whole
 
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache",
+}
+
+# Health, what a scraper reads, and pages that hold nothing of anybody's.
+OPEN = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$")
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -163,7 +187,9 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 REFUSALS: dict[int | str, str] = {
     400: "not JSON, or not UTF-8",
+    401: "no key, or none that is known; only where the service has keys",
     404: "unknown model",
+    408: "the body was not all there in time",
     413: "the body, the list or a text is over its limit",
     422: "a field has a wrong type or value; the message names it",
     429: "the queue is full; Retry-After says when to come back",
@@ -175,16 +201,16 @@ REFUSALS: dict[int | str, str] = {
 class Classifications:
     """The paths on which a text can be classified, each in its dialect."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, around: Around) -> None:
         own = Infinity() if models.settings.classify_dialect == "infinity" else Native()
-        hugging_face = Classify(models, HuggingFace(), "inputs")
+        hugging_face = Classify(models, around, HuggingFace(), "inputs")
         self._fixed: dict[str, ASGIApp] = {
-            "/classify": Classify(models, own), "/predict": Classify(models, Tei(), "inputs"), "/": hugging_face,
+            "/classify": Classify(models, around, own), "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
         }
         self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
             (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
-            (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, KServe(), "instances")),
-            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, OpenInference(), "text")),
+            (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, around, KServe(), "instances")),
+            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, around, OpenInference(), "text")),
         ]
 
     def at(self, scope: Scope) -> ASGIApp | None:
@@ -202,9 +228,13 @@ class Classifications:
 
 
 class Identified:
-    """Middleware: every answer says which request it answers and which start of the server answered."""
+    """Middleware: every answer says which request it answers and which start of the server answered.
 
-    def __init__(self, classifications: Classifications, others: ASGIApp, instance: str) -> None:
+    Where there are keys, whoever brings none sees what OPEN matches; classifications look for themselves, to refuse in their dialect.
+    """
+
+    def __init__(self, classifications: Classifications, others: ASGIApp, instance: str, keys: Keys | None) -> None:
+        self._keys = keys
         self._classifications = classifications
         self._others = others
         self._instance = (b"x-instance-id", instance.encode())
@@ -222,9 +252,15 @@ class Identified:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), self._instance]
             await send(message)
 
-        await (self._classifications.at(scope) or self._others)(scope, receive, send_identified)
+        app = self._classifications.at(scope)
+        if app is None:
+            allowed = self._keys is None or OPEN.match(scope["path"]) or self._keys.admit(dict(scope["headers"]))
+            app = self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY))
+        await app(scope, receive, send_identified)
 
 
 def error_answer(error: ServiceError) -> Response:
     status, headers, body = Native().refuse(error)
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})

@@ -30,6 +30,10 @@ class Limits:
 
     texts: int
     text_chars: int
+    windows: int = 1
+    """Of one text."""
+    tokens: int | None = None
+    """Of all texts together, as far as the model reads them."""
 
 
 def _text(value: object, where: str) -> Text:
@@ -80,6 +84,18 @@ _INPUT_SCHEMA = {"anyOf": [*_ONE["anyOf"], {"type": "array", "minItems": 1, "ite
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
 
+Pool = Literal["mean", "max", "first"]
+
+
+class Window(BaseModel):
+    """How a text that is longer than the model reads is cut into windows, and how their logits become one answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    stride: int | None = Field(default=None, ge=0, description="Tokens that neighbouring windows share, as in Hugging Face's tokenizers; by default 64, or half a window.")
+    pool: Pool = Field(default="mean", description="Of the windows' logits, before the activation; `first` computes the first window only.")
+
+
 class ClassifyRequest(BaseModel):
     """Texts to classify. `inputs` is accepted for `input`; a flat list of strings is a batch, not a pair."""
 
@@ -93,6 +109,7 @@ class ClassifyRequest(BaseModel):
     threshold: float | None = Field(default=None, ge=0, le=1, description="`scores` holds labels at or above it.")
     activation: Activation = Field(default="auto", description="What turns logits into probs; `auto` follows the model's task.")
     truncate: Literal["right", "left", "none"] = Field(default="right", description="Where a long text is cut; `none` refuses it with 422.")
+    window: Window | None = Field(default=None, description="Classifies a long text by windows instead of cutting it; single texts only.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
     request_id: str | None = Field(default=None, max_length=128, description="Used as the answer's id.")
     use_activation: bool | None = Field(default=None, description="vLLM's name: false means activation none.")
@@ -116,8 +133,9 @@ class Classification(BaseModel):
     probs: list[float] = Field(description="All labels, in the model's order.")
     num_classes: int
     scores: list[LabelScore] = Field(description="Best first, cut by top_k and threshold.")
-    tokens: int
+    tokens: int = Field(description="That the model read; of all windows together.")
     truncated: bool
+    windows: int | None = Field(default=None, description="How many windows the text took; only where they were asked for.")
 
 
 class Usage(BaseModel):

@@ -1,5 +1,7 @@
 """
 The life of a server: bind → answer health checks → load → ready → drain → gone, with exit code 0.
+
+Two ports at most: one classifies, the other one, if it is asked for, changes what classifies.
 """
 
 from __future__ import annotations
@@ -8,17 +10,29 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
+import resource
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from command import Unavailable
+from command import BUG, Unavailable
+from service.admin import build_admin
+from service.classify import Around, limits_of
+from service.connection import Impatient
+from service.keys import Keys
 from service.models import Models
 from service.routes import build_app
+from service.settings import Settings
+from service.shadow import Pairing, Shadow
+from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -55,30 +69,68 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run(models: Models, sock: socket.socket) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted; on uvloop where that is installed."""
+def run(models: Models, sock: socket.socket, admin: socket.socket | None = None, pairing: Pairing | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what was accepted; on uvloop where that is installed.
+
+    On `admin`, where there is one, models are loaded and unloaded; `pairing` lets one model shadow another.
+    """
+    settings = models.settings
     # The batcher's thread waits no longer than this for the interpreter when the event loop is busy, and the loop for it.
     sys.setswitchinterval(SWITCH_S)
-    config = uvicorn.Config(
-        build_app(models), log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-        timeout_graceful_shutdown=1,
-        # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
-        timeout_keep_alive=75,
+    allow_many_connections()
+    check_tls(settings)
+    around = Around(
+        keys=None if settings.api_keys_file is None else Keys(settings.api_keys_file),
+        shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
+        tracing=Tracing(models.version) if settings.tracing else None,
     )
+    config = configured(build_app(models, around), ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key)
+    servers = [(_Server(config), sock)]
+    if admin is not None:
+        admin_keys = None if settings.admin_keys_file is None else Keys(settings.admin_keys_file)
+        servers.append((_Server(configured(build_admin(models, admin_keys))), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(serve(models, sock, config))
+        runner.run(serve(models, servers))
+    if around.shadow is not None:
+        log.info("shadowed", extra=around.shadow.told())
+    if around.tracing is not None:
+        around.tracing.close()
 
 
-async def serve(models: Models, sock: socket.socket, config: uvicorn.Config) -> None:
-    server = _Server(config)
+def configured(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
+        # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
+        timeout_keep_alive=75, http=Impatient, **more,
+    )
+
+
+def allow_many_connections() -> None:
+    """As many open files as the system allows: the usual 1,024 are soon taken by clients that keep their connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def check_tls(settings: Settings) -> None:
+    """Unavailable if the certificate and its key cannot be used."""
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+        except OSError as error:    # ssl.SSLError is one
+            raise Unavailable(f"{settings.tls_certificate} and {settings.tls_key} cannot be used for TLS ({error.strerror or error}).") from None
+
+
+async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
+    """Runs the servers, the first of which classifies, until a signal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    host, port = sock.getsockname()[:2]
-    listening = asyncio.create_task(server.serve([sock]))
-    watching: asyncio.Task[None] | None = None
+    urls = [f"http{'s' if server.config.is_ssl else ''}://{host}:{port}" for server, sock in servers for host, port in [sock.getsockname()[:2]]]
+    listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
+    watching: list[asyncio.Task[None]] = []
     try:
         loading = asyncio.create_task(asyncio.to_thread(models.load))
         stopping = asyncio.create_task(stop.wait())
@@ -87,19 +139,21 @@ async def serve(models: Models, sock: socket.socket, config: uvicorn.Config) -> 
             loading.result()
             settle_garbage_collection()
             # Not before: nobody waits for the event loop while models are loaded.
-            watching = asyncio.create_task(_watch_event_loop(models))
-            log.info("ready", extra={"url": f"http://{host}:{port}", "instance": models.instance_id, "models": list(models.loaded)})
-        await asyncio.wait([stopping, listening], return_when=asyncio.FIRST_COMPLETED)
+            watching = [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
+            told = {"url": urls[0], "instance": models.instance_id, "models": list(models.loaded)}
+            log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
+        await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", extra={"waiting": models.batcher.waiting})
         finished = await models.drain()
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
         # Answers that were just settled leave before the connections are closed.
         await models.idle(timeout_s=1)
     finally:
-        if watching is not None:
-            watching.cancel()
-        server.should_exit = True
-        await listening
+        for task in watching:
+            task.cancel()
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*listening)
 
 
 def settle_garbage_collection() -> None:
@@ -124,3 +178,21 @@ async def _watch_event_loop(models: Models) -> None:
         models.metrics.event_loop_lag.set(max(before, worst))
         if now > until:
             before, worst, until = worst, 0.0, now + LAG_OVER_S
+
+
+async def _watch_engine(models: Models) -> None:
+    """Ends a process whose engine does not come back: nothing else in it could, and a supervisor starts another one."""
+    limit_s = models.settings.stall_after_s
+    while True:
+        await asyncio.sleep(min(1.0, limit_s / 10))
+        stuck_s = models.batcher.stuck_s
+        if (stuck_s > limit_s) != models.stalled:
+            models.stalled = stuck_s > limit_s
+            models.metrics.ready.set(not models.stalled)
+            log.error("the engine is stuck" if models.stalled else "the engine came back", extra={"seconds": round(stuck_s, 1), "limit_s": limit_s})
+        if stuck_s > 2 * limit_s:
+            log.critical("the engine did not come back; ending", extra={"seconds": round(stuck_s, 1), "waiting": models.batcher.waiting})
+            await models.batcher.close(timeout_s=0.1)    # whoever waits is told
+            await models.idle(timeout_s=1)
+            # Not by sys.exit: the thread in the engine would be waited for.
+            os._exit(BUG)

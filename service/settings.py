@@ -5,6 +5,7 @@ Everything the service can be told beside its models, host and port.
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -33,9 +34,17 @@ class Settings(BaseSettings):
     """Texts a request may hold; more are refused with 413."""
     max_text_chars: int = Field(default=131_072, ge=1)
     """Characters a text (or a pair's half) may hold; more are refused with 413."""
+    max_windows: int = Field(default=64, ge=1)
+    """Windows a long text may take where a request asks for them; more are refused with 413."""
+    max_request_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that all texts of a request may take together, as the model reads them; more are refused with 413. By default only the other limits hold."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
     request_timeout_s: float = Field(default=30.0, gt=0)
-    """A text that waited longer is answered with 504 and never reaches the model."""
+    """A text that waited longer is answered with 504 and never reaches the model. A request may ask for less by X-Request-Timeout-Ms."""
+    saturated_after_s: float | None = Field(default=None, gt=0)
+    """Not ready once the queue has been full for so long. Off by default: on all replicas at once it would empty the Service."""
+    stall_after_s: float = Field(default=60.0, gt=0)
+    """A batch that takes longer makes the service not ready; one that takes twice as long ends it with 70, for a supervisor to start it again."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
     """How long accepted requests may take to finish after SIGTERM."""
     warm_up_s: float = Field(default=1.0, ge=0)
@@ -43,6 +52,22 @@ class Settings(BaseSettings):
     busy_wait: Literal["off", "loopback", "anywhere"] = "off"
     """Whether a request's X-Busy-Wait header may slow its batch down: the control of a latency proof. `loopback` refuses
     to start on an address that others can reach; `anywhere` is for a proof in a cluster, and lets callers waste your processor."""
+    api_keys_file: Path | None = None
+    """A file of keys, one a line; who sends none of them is answered with 401. Read again when it changes."""
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    """A second port on which models are loaded, reloaded and unloaded; by default there is none."""
+    admin_host: str = "127.0.0.1"
+    """Where the second port listens. On an address that others can reach it takes DRBERT_ADMIN_KEYS_FILE too."""
+    admin_keys_file: Path | None = None
+    metrics: Literal["service", "admin"] = "service"
+    """On which port /metrics is answered."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    """Files in PEM form; both or neither. Requests then come by https."""
+    cors_origins: str = ""
+    """Origins whose pages may call the service from a browser, commas in between; none by default."""
+    tracing: bool = False
+    """Whether each classification is a span for OpenTelemetry; where it is sent is told by OTEL_* variables."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
@@ -60,6 +85,14 @@ def read_settings(host: str = "127.0.0.1") -> Settings:
                 f"DRBERT_BUSY_WAIT=loopback and --host {host} do not go together: others could slow this server down. "
                 "Serve on 127.0.0.1, turn it off, or say DRBERT_BUSY_WAIT=anywhere."
             )
+        if settings.admin_keys_file is None and settings.admin_port is not None and not _is_loopback(settings.admin_host):
+            raise BadUsage(
+                f"DRBERT_ADMIN_HOST={settings.admin_host} lets others load models; give DRBERT_ADMIN_KEYS_FILE, or serve them on 127.0.0.1."
+            )
+        if settings.metrics == "admin" and settings.admin_port is None:
+            raise BadUsage("DRBERT_METRICS=admin needs DRBERT_ADMIN_PORT.")
+        if (settings.tls_certificate is None) != (settings.tls_key is None):
+            raise BadUsage("DRBERT_TLS_CERTIFICATE and DRBERT_TLS_KEY go together; one of them is not set.")
         return settings
     except ValidationError as error:
         first = error.errors()[0]

@@ -35,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from command import BadInput, Parser, finish
+from command import BadInput, Parser, Unavailable, finish
 from training.checkpoint import (
     load_progress,
     put_back,
@@ -54,9 +54,10 @@ from training.model import Losses, PretrainingModel, build_model
 HELD_OUT_SEQUENCES = 512
 
 
-def pretrain(config: Config, data: Path, out: Path, resume: bool = False) -> None:
+def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensorboard: bool = False) -> None:
     """Trains as `config` says and leaves a Hugging Face checkpoint, decoder and all, in `out`/checkpoint.
 
+    What `out`/log.csv holds is written for TensorBoard too, to `out`/tensorboard, if that is asked for.
     BadInput or Unavailable if the text, the folder or the loss is not usable; KeyboardInterrupt
     after SIGINT or SIGTERM, when `resume` goes on from the last step that was made.
     """
@@ -84,7 +85,8 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False) -> Non
     started = time.monotonic() - seconds
     model.train()
     with (
-        Log(out / "log.csv" if writes else None, model.parts, keep_before=step) as log, signals_wait() as stop,
+        Log(out / "log.csv" if writes else None, model.parts, step, out / "tensorboard" if tensorboard and writes else None) as log,
+        signals_wait() as stop,
         tqdm(total=run.steps, initial=step, desc=out.name, unit="step", mininterval=2, disable=not writes) as bar,
     ):
         while step < run.steps:
@@ -325,9 +327,13 @@ def processor_name() -> str:
 
 
 class Log:
-    """log.csv: a row a step; rows of steps that a resumed run repeats are dropped first. Without a path it only remembers."""
+    """log.csv: a row a step; rows of steps that a resumed run repeats are dropped first. Without a path it only remembers.
 
-    def __init__(self, path: Path | None, parts: Sequence[str], keep_before: int) -> None:
+    With a `board`, a folder, TensorBoard is told the same.
+    """
+
+    def __init__(self, path: Path | None, parts: Sequence[str], keep_before: int, board: Path | None = None) -> None:
+        self._board = None if board is None else open_board(board, keep_before)
         header, kept = ["step", "tokens", "seconds", "learning_rate", "loss", "held_out_loss", *parts], []
         if path is not None and keep_before and path.exists():
             with path.open(newline="") as file:
@@ -345,12 +351,17 @@ class Log:
             step, tokens, f"{seconds:.2f}", f"{rate:.3e}", f"{losses['loss']:.5f}", "" if held_out is None else f"{held_out:.5f}",
             *(f"{losses[part]:.5f}" for part in self._parts),
         ])
+        if self._board is not None:
+            for name, value in {"learning_rate": rate, **losses, **({} if held_out is None else {"held_out_loss": held_out})}.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def flush(self) -> None:
         self._file.flush()
@@ -360,17 +371,27 @@ class Log:
         return sum(recent) / len(recent)
 
 
+def open_board(folder: Path, keep_before: int) -> Any:
+    """TensorBoard's writer, which hides what it wrote of later steps; Unavailable without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise Unavailable("--tensorboard needs TensorBoard: pip install 'drbert-serve[tensorboard]'.") from None
+    return SummaryWriter(str(folder), purge_step=keep_before + 1)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m training.pretrain", description="Pretrain an encoder, with or without a decoder.")
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
     parser.add_argument("--data", type=Path, required=True, help="the folder that the config's text is below")
     parser.add_argument("--out", type=Path, required=True, help="where the run's log, progress and checkpoint go")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    parser.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too, to tensorboard in --out")
     parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    pretrain(read_config(given.config), given.data, given.out, given.resume)
+    pretrain(read_config(given.config), given.data, given.out, given.resume, given.tensorboard)
     return 0
 
 

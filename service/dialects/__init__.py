@@ -34,6 +34,7 @@ class Called:
     headers: dict[bytes, bytes]
     model: str | None
     """The model that the path names, where it does."""
+    request_id: str
     kept: dict[str, Any] = field(default_factory=dict)
     """What the dialect has read and needs again for the answer."""
 
@@ -48,7 +49,6 @@ class Answered:
     manifest: Manifest
     encoded: Sequence[Encoded]
     rows: Sequence[Row]
-    request_id: str
     tokenize_ns: int
     since_ns: int
     """From the request's start until now."""
@@ -61,9 +61,9 @@ class Answered:
         """The answer for one text."""
         asked = self.asked
         activation = "none" if asked.use_activation is False else asked.activation
-        return answers.classification(
-            place, self.rows[place].value, self.encoded[place], self.manifest, activation, asked.top_k, asked.threshold
-        )
+        encoded = self.encoded[place]
+        answer = answers.classification(place, self.rows[place].value, encoded, self.manifest, activation, asked.top_k, asked.threshold)
+        return answer if asked.window is None else answer | {"windows": encoded.windows}
 
 
 class Dialect(Protocol):

@@ -37,7 +37,7 @@ class Infinity(Native):
         tokens = answered.tokens
         head = orjson.dumps({
             "object": "classify", "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "id": f"infinity-{answered.request_id}", "created": int(time.time()),
+            "id": f"infinity-{answered.called.request_id}", "created": int(time.time()),
         })
         data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
         return [JSON], in_pieces(head[:-1] + b',"data":[', data, b"]}")

@@ -20,7 +20,7 @@ class Native:
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         tokens = answered.tokens
         head = orjson.dumps({
-            "id": answered.asked.request_id or f"classify-{answered.request_id}", "object": "list", "created": int(time.time()),
+            "id": answered.asked.request_id or f"classify-{answered.called.request_id}", "object": "list", "created": int(time.time()),
             "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
         })
         return [JSON], in_pieces(head[:-1] + b',"data":[', map(answered.classification, range(len(answered.rows))), b"]}")

@@ -66,7 +66,7 @@ class OpenInference:
             output, tail = _tensor(name, parameters, found, answered.manifest.labels)
             outputs.append(output)
             tails.append(tail)
-        head = orjson.dumps({"model_name": answered.model, "model_version": "1", "id": answered.asked.request_id or answered.request_id, "outputs": outputs})
+        head = orjson.dumps({"model_name": answered.model, "model_version": "1", "id": answered.asked.request_id or answered.called.request_id, "outputs": outputs})
         if not any(tails):
             return [JSON], [head]
         return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], [head, *tails]

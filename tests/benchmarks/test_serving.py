@@ -98,12 +98,21 @@ def test_the_overhead_is_what_the_servers_own_times_leave() -> None:
     assert found["service_per_s"][0] > 0
 
 
+def test_requests_that_are_served_in_turn_wait_as_queueing_theory_says() -> None:
+    # M/M/1 at half load: the time in the system is exponential with mean 1 / (mu - lambda), here 20 ms.
+    single = np.random.default_rng(0).exponential(10.0, 20_000)
+    assert overhead.in_turn_p99_ms(single.tolist(), 50.0, seed=1) == pytest.approx(20 * np.log(100), rel=0.1)
+    # Hardly any load: nobody waits.
+    assert overhead.in_turn_p99_ms([10.0], 0.1, seed=1) == pytest.approx(10.0, rel=0.05)
+
+
 @needs.wrk
 def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
     found = overhead.null_by_echo(TEXTS[0], rounds=1, seconds=1)
     assert found is not None
     assert min(found["echo"]) > 0
     assert min(found["null"]) > 0
+    assert min(found["guarded"]) > 0
 
 
 def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.batcher import Batcher
-from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ShuttingDown
+from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ShuttingDown, TooLarge
 
 
 @dataclass(frozen=True)
@@ -344,3 +344,69 @@ async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
     async with running(Slow()) as batcher:
         [row] = await batcher.submit("echo", [Word("a")], busy_wait=1.0)
     assert row.inference_ns >= 0.1e9
+
+
+async def test_what_is_done_in_the_background_begins_only_when_nothing_else_waits() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=2) as batcher:
+        first = asyncio.create_task(ask(batcher, "first"))
+        await until(lambda: model.batches == [["first"]])
+        hidden = asyncio.create_task(batcher.submit("echo", [Word("hidden"), Word("hidden too"), Word("hidden three")], background=True))
+        live = [asyncio.create_task(ask(batcher, name)) for name in ("a", "b", "c")]
+        await until(lambda: batcher.waiting == 3)    # what is hidden takes no room among them
+        model.gate.set()
+        await asyncio.gather(first, hidden, *live)
+    assert model.batches == [["first"], ["a", "b"], ["c"], ["hidden", "hidden too"], ["hidden three"]]
+
+
+async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model}, max_background=2)
+    batcher.start()
+    first = asyncio.create_task(ask(batcher, "first"))
+    await until(lambda: model.batches == [["first"]])
+    hidden = asyncio.create_task(batcher.submit("echo", [Word("hidden")], background=True))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="in the background"):
+        await batcher.submit("echo", [Word("a"), Word("b")], background=True)
+    closing = asyncio.create_task(batcher.close(10))
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await closing
+    assert await first == ["first"]
+    with pytest.raises(ShuttingDown):
+        await hidden
+    assert model.batches == [["first"]]
+
+
+async def test_a_batch_that_does_not_come_back_is_noticed() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        assert batcher.stuck_s == 0.0
+        asking = asyncio.create_task(ask(batcher, "endless"))
+        await until(lambda: batcher.stuck_s > 0.01)
+        model.gate.set()
+        await asking
+        await until(lambda: batcher.stuck_s == 0.0)
+
+
+async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=1, max_waiting=2) as batcher:
+        asking = [asyncio.create_task(ask(batcher, "first"))]
+        await until(lambda: model.batches == [["first"]])
+        asking += [asyncio.create_task(ask(batcher, name)) for name in ("a", "b")]
+        await until(lambda: batcher.waiting == 2)
+        assert batcher.full_s == 0.0    # full, and nobody was refused
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c")
+        await until(lambda: batcher.full_s > 0.01)
+        model.gate.set()
+        await asyncio.gather(*asking)
+        assert batcher.full_s == 0.0
+
+
+async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
+    async with running(Echo(), max_waiting=2) as batcher:
+        with pytest.raises(TooLarge, match="makes 3 items, and the queue holds 2"):
+            await ask(batcher, "a", "b", "c")

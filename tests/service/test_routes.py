@@ -390,3 +390,34 @@ async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(artifac
             wrong = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": nonsense})
             assert wrong.status_code == 422
     assert allowed.status_code == 200
+
+
+async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wished(artifact: Artifact) -> None:
+    async with client_of(artifact, max_waiting=1, max_texts=1, saturated_after_s=0.01) as (client, models):
+        async with stuck(models):
+            asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+            await until(lambda: models.batcher.waiting == 1)
+            assert (await client.get("/readyz")).status_code == 200
+            assert (await classify(client, {"input": "film"})).status_code == 429
+            await until(lambda: models.batcher.full_s > 0.01)
+            full = await client.get("/readyz")
+        assert [(await task).status_code for task in asked] == [200, 200]
+        assert (await client.get("/readyz")).status_code == 200
+    assert full.status_code == 503
+    assert "The queue has been full for" in full.json()["error"]["message"]
+
+
+async def test_pages_of_other_origins_may_call_only_where_they_are_named(artifact: Artifact) -> None:
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    async with client_of(artifact) as (client, _):
+        silent = await client.post("/classify", json={"input": "good"}, headers={"Origin": "https://a.example"})
+    async with client_of(artifact, cors_origins="https://a.example, https://b.example") as (client, _):
+        before = await client.options("/classify", headers=asked)
+        named = await client.post("/classify", json={"input": "good"}, headers={"Origin": "https://a.example"})
+        other = await client.options("/classify", headers=asked | {"Origin": "https://c.example"})
+    assert "access-control-allow-origin" not in silent.headers
+    assert before.headers["access-control-allow-origin"] == named.headers["access-control-allow-origin"] == "https://a.example"
+    assert "Server-Timing" in named.headers["access-control-expose-headers"]
+    assert other.status_code == 400

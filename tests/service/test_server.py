@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from service.artifact import Artifact
 from service.server import bind
@@ -37,10 +39,11 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(*arguments: str, scheme: str = "http", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A service as a process, ready; its address and the process."""
     port = free_port()
-    process = start(f"{name}={artifact.directory}", "--port", str(port), **environment)
-    url = f"http://127.0.0.1:{port}"
+    process = start(*arguments, "--port", str(port), **environment)
+    url = f"{scheme}://127.0.0.1:{port}"
     try:
         give_up = time.monotonic() + 60
         while not ready(url):
@@ -53,9 +56,16 @@ def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> It
         process.__exit__(None, None, None)
 
 
+@contextmanager
+def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with running(f"{name}={artifact.directory}", **environment) as served:
+        yield served
+
+
 def ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+        # Whose certificate it is is looked at by the test of it, not here.
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5, context=ssl._create_unverified_context() if url.startswith("https") else None):
             return True
     except OSError:
         return False
@@ -79,7 +89,41 @@ def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Art
     assert events == ["model ready", "ready", "draining", "drained"]
 
 
-def test_no_text_is_ever_logged(artifact: Artifact) -> None:
+def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
+    with running(f"reviews={artifact.directory}", scheme="https", **files) as (url, process):
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "authority.pem"))
+        request = urllib.request.Request(f"{url}/classify", b'{"input": "good"}')
+        with urllib.request.urlopen(request, timeout=30, context=trusting) as response:
+            assert json.load(response)["data"][0]["label"] == "POSITIVE"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    (tmp_path / "key.pem").write_text("no key")
+    process = start(str(artifact.directory), "--port", "0", **files)
+    assert "cannot be used for TLS" in process.communicate(timeout=60)[0]
+    assert process.returncode == 69
+
+
+def test_no_text_and_no_key_is_ever_logged(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("zanzibar-key\n")
+    with serving(artifact, DRBERT_LOG_LEVEL="DEBUG", DRBERT_API_KEYS_FILE=str(tmp_path / "keys")) as (url, process):
+        with pytest.raises(urllib.error.HTTPError) as stranger:
+            classify(url, "good zanzibar")
+        stranger.value.close()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/classify", b'{"input": "good zanzibar"}', {"X-API-Key": "zanzibar-key"}), timeout=30).close()
+        with pytest.raises(urllib.error.HTTPError) as failed:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/classify", b'{"input": "poison zanzibar"}', {"X-API-Key": "zanzibar-key"}), timeout=30)
+        failed.value.close()
+        process.send_signal(signal.SIGTERM)
+        assert "zanzibar" not in process.communicate(timeout=30)[0].replace(str(tmp_path), "")
+
+
+def test_no_text_of_a_failure_is_logged(artifact: Artifact) -> None:
     with serving(artifact, DRBERT_LOG_LEVEL="DEBUG") as (url, process):
         classify(url, "good zanzibar")
         with pytest.raises(urllib.error.HTTPError):

@@ -240,3 +240,20 @@ def test_a_missing_data_folder_says_what_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not exist; --data names the folder"):
         pretrain(tiny("none", tmp_path / "c.toml"), tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny("none", tmp_path / "c.toml")
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "add", break_off_at(7))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, TEXT, tmp_path / "out", tensorboard=True)
+    pretrain(config, TEXT, tmp_path / "out", resume=True, tensorboard=True)
+    told = EventAccumulator(str(tmp_path / "out/tensorboard"))
+    told.Reload()
+    rows = logged(tmp_path / "out")
+    assert [event.step for event in told.Scalars("loss")] == [int(row["step"]) for row in rows]
+    assert [event.value for event in told.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows], abs=1e-5)
+    assert [event.value for event in told.Scalars("held_out_loss")] == pytest.approx([float(row["held_out_loss"]) for row in rows if row["held_out_loss"]], abs=1e-5)

@@ -1,0 +1,87 @@
+"""
+A request's texts as items for the batcher, and the batcher's rows as one for each text: apart from windows they are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from service import answers
+from service.batcher import Row
+from service.classifier import Classifier, Encoded, Truncate
+from service.errors import InvalidInput, TooLarge
+from service.schemas import ClassifyRequest, Limits, Pool, Text
+
+# What would take the event loop longer than so many characters do, a millisecond or two, goes to a thread.
+CHARS_ON_THE_LOOP = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items for the batcher, in the order of the texts."""
+
+    items: list[Encoded]
+    windows: list[int] | None = None
+    """How many of them are each text's; None where every text is one item."""
+
+
+async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits) -> Items:
+    """Items of every text; one text that cannot be used fails the list and is named."""
+    if sum([len(text.text) + len(text.pair or "") for text in asked.input]) <= CHARS_ON_THE_LOOP:
+        found = _encode(classifier, asked, limits, beside=False)
+    else:
+        found = await asyncio.to_thread(_encode, classifier, asked, limits, beside=True)
+    if limits.tokens is not None and (tokens := sum([item.tokens for item in found.items])) > limits.tokens:
+        raise TooLarge(f"input has {tokens} tokens, the limit of a request is {limits.tokens}; send several requests.", param="input")
+    return found
+
+
+def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded], list[Row]]:
+    """Tokens and row of each text: those of its windows together, with the times of the slowest."""
+    if found.windows is None:
+        return found.items, rows
+    texts, own = [], []
+    end = 0
+    for count in found.windows:
+        start, end = end, end + count
+        items, theirs = found.items[start:end], rows[start:end]
+        slowest = max(theirs, key=lambda row: row.queue_ns + row.inference_ns)
+        texts.append(Encoded([number for item in items for number in item.ids], [], any(item.truncated for item in items), count))
+        own.append(replace(slowest, value=answers.pooled([row.value for row in theirs], pool)))
+    return texts, own
+
+
+def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, beside: bool) -> Items:
+    if asked.window is None:
+        return Items([_one(classifier, text, asked.truncate, beside) for text in asked.input])
+    texts = [_windows(classifier, text, asked.window.stride, limits) for text in asked.input]
+    if asked.window.pool == "first":
+        # What is never looked at is not computed.
+        texts = [[replace(windows[0], truncated=len(windows) > 1)] for windows in texts]
+    items = [item for windows in texts for item in windows]
+    return Items(items, [len(windows) for windows in texts])
+
+
+def _one(classifier: Classifier, text: Text, truncate: Truncate, beside: bool) -> Encoded:
+    if text.pair is not None and not classifier.manifest.takes_pairs:
+        where = f"{text.where}.text_pair"
+        raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
+    try:
+        return classifier.encode(text.text, text.pair, truncate, beside)
+    except InvalidInput as error:
+        raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
+
+
+def _windows(classifier: Classifier, text: Text, stride: int | None, limits: Limits) -> list[Encoded]:
+    if text.pair is not None:
+        where = f"{text.where}.text_pair"
+        raise InvalidInput(f"{where}: windows are of single texts; classify a pair without them.", param=where)
+    try:
+        found = classifier.windows(text.text, stride)
+    except InvalidInput as error:
+        raise InvalidInput(f"window.stride: {error.message}", param="window.stride") from None
+    if len(found) > limits.windows:
+        raise TooLarge(f"{text.where} takes {len(found)} windows, the limit is {limits.windows}; send it in parts.", param=text.where)
+    return found

@@ -1,0 +1,81 @@
+"""
+Breaks the service in every way there is, counts what became of each request, and prints a table.
+
+    python -m tests.chaos                                            ten minutes; make chaos
+    python -m tests.chaos --long --out benchmarks/RELIABILITY.md     an hour
+
+Ends with 0 if everything held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.findings import Findings, Table, Target, markdown, write
+from command import BadUsage, CommandError, Parser, finish
+from service.server import allow_many_connections
+from tests.chaos import scenarios
+from tests.chaos.scenarios import Row
+
+LOST = "accepted requests lost"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="python -m tests.chaos", description="Break the service in every way there is.")
+    parser.add_argument("--long", action="store_true", help="an hour: the figures of benchmarks/RELIABILITY.md")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only scenarios whose names hold one of these")
+    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
+    given = parser.parse_args(arguments)
+    chosen = {name: run for name, run in plan(given.long).items() if given.only is None or any(word in name for word in given.only)}
+    if not chosen:
+        raise BadUsage(f"No scenario is called {' or '.join(given.only)}; there are {', '.join(plan(False))}.")
+    allow_many_connections()
+    rows: list[Row] = []
+    for name, run in chosen.items():
+        print(f"{name} …", file=sys.stderr, flush=True)
+        made = run()
+        rows.append(asyncio.run(made) if asyncio.iscoroutine(made) else made)
+        print(f"  {'holds' if rows[-1].holds else 'BROKEN'}: {rows[-1].figures}", file=sys.stderr, flush=True)
+    found = findings(rows)
+    print(markdown(found))
+    if given.out is not None:
+        write(given.out, " ".join(["python -m tests.chaos", *arguments]), [found])
+    broken = [row.scenario for row in rows if not row.holds]
+    if broken:
+        raise CommandError(f"Broken: {', '.join(broken)}.")
+    return 0
+
+
+def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
+    return {
+        "schemas": lambda: scenarios.schemas(1000 if long else 60),
+        "half requests": lambda: scenarios.half_requests(1000 if long else 300),
+        "overload": lambda: scenarios.overload(120 if long else 15),
+        "cancellations": lambda: scenarios.cancellations(60 if long else 8),
+        "termination": lambda: scenarios.termination(20 if long else 3),
+        "kill": scenarios.kill_and_restart,
+        "reload": lambda: scenarios.reload(50 if long else 5),
+        **{f"engine {how}": partial(scenarios.engine, how) for how in ("raises", "nan", "few", "stalls")},
+        "soak": lambda: scenarios.soak(1800 if long else 60),
+    }
+
+
+def findings(rows: Sequence[Row]) -> Findings:
+    table = Table(
+        "", ("what went wrong", "how", "requests", "lost", "hung", "what was seen"),
+        [[row.scenario, row.done, f"{row.seen.requests:,}", str(row.lost), str(row.seen.hung), row.figures] for row in rows],
+    )
+    lost, hung = sum(row.lost for row in rows), sum(row.seen.hung for row in rows)
+    targets = [Target(LOST, "0", str(lost), lost == 0), Target("requests without an end", "0", str(hung), hung == 0)]
+    targets += [Target(row.scenario, "holds", "held" if row.holds else "did not", row.holds) for row in rows]
+    values = {row.scenario: {"statuses": dict(row.seen.statuses), "unanswered": row.seen.unanswered, "hung": row.seen.hung, "lost": row.lost} for row in rows}
+    return Findings("reliability", "What becomes of requests when things go wrong?", [table], targets, values)
+
+
+if __name__ == "__main__":
+    finish(main)

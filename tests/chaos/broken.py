@@ -1,0 +1,54 @@
+"""
+The service with an engine that fails on purpose, whenever a batch holds a text of a certain number of tokens.
+
+    python -m tests.chaos.broken raises|nan|few|stalls ARTIFACT --port 8000
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from service import models
+from service.__main__ import main
+from service.runtimes import Inputs, Logits, Runtime, auto
+
+FATAL_TOKENS = 7
+"""Five words and the two special tokens. The warm-up runs even lengths only."""
+
+
+class Broken:
+    """A runtime around another one."""
+
+    def __init__(self, runtime: Runtime, how: str) -> None:
+        self._runtime, self._how = runtime, how
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        finish = self._runtime.start(inputs)
+        fatal = inputs["attention_mask"].sum(axis=1) == FATAL_TOKENS
+        return (lambda: self._fail(finish(), fatal)) if fatal.any() else finish
+
+    def _fail(self, logits: Logits, fatal: np.ndarray) -> Logits:
+        if self._how == "raises":
+            raise RuntimeError("the engine failed on purpose")
+        if self._how == "few":
+            return logits[:-1]
+        if self._how == "stalls":
+            threading.Event().wait()
+        spoiled = logits.copy()
+        spoiled[fatal] = np.nan
+        return spoiled
+
+
+if __name__ == "__main__":
+    how, *rest = sys.argv[1:]
+    real = auto.load
+    setattr(models, "load", lambda *arguments: Broken(real(*arguments), how))    # noqa: B010  what it imported by name
+    sys.exit(main(rest))

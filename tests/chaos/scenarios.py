@@ -1,0 +1,331 @@
+"""
+The scenarios: each starts a service of its own, does its worst, and says what became of every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from scipy import stats
+
+from benchmarks.memory import meet_every_shape
+from benchmarks.processes import Process, free_port, our_service, started
+from benchmarks.subjects import subject
+from client.classify import Service, answered
+from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request, texts
+from tests.worlds import write_artifact
+
+MIB = 2**20
+SENTENCES = texts(*Path("examples/texts/sentences.txt").read_text().splitlines()[:64])
+LONG = texts(*(f"{number} " + "a charming and often affecting journey " * 20 for number in range(16)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A scenario's line in the table."""
+
+    scenario: str
+    done: str
+    seen: Seen
+    lost: int
+    """Accepted requests without an answer."""
+    figures: str
+    holds: bool
+
+
+@contextlib.contextmanager
+def served(*more: str, module: Sequence[str] | None = None, admin: int | None = None, **variables: str) -> Iterator[Process]:
+    """The example twin behind a service of its own."""
+    port = free_port()
+    artifact = str(subject("mini").artifact.directory)
+    command = [sys.executable, "-m", *module, f"bert={artifact}", "--port", str(port)] if module else our_service(f"bert={artifact}", *more, port=port)
+    environment = {f"DRBERT_{name}": value for name, value in variables.items()} | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
+    with tempfile.TemporaryDirectory() as folder, started("chaos", command, port, Path(folder) / "log", environment=environment) as server:
+        yield server
+
+
+def gauge(server: Process, name: str) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        found = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", response.read().decode(), re.M)
+    assert found is not None, f"no metric {name}"
+    return float(found[1])
+
+
+def settled(server: Process) -> bool:
+    """Whether, a moment later, nothing is being answered and nothing waits."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        if gauge(server, "drbert_inflight_requests") == 0 and gauge(server, "drbert_queue_depth") == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def told(seen: Seen) -> str:
+    return ", ".join(f"{status}: {count:,}" for status, count in sorted(seen.statuses.items()))
+
+
+def schemas(cases: int) -> Row:
+    """Every operation of the OpenAPI description, with what it allows and what it does not."""
+    seen, words, ok = Seen(), [], True
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
+    for dialect in ("native", "infinity"):
+        with tempfile.TemporaryDirectory() as folder:
+            bag = write_artifact(Path(folder) / "bag")
+            port = free_port()
+            with started("chaos", our_service(f"bert={bag.directory}", port=port), port, Path(folder) / "log", environment={"DRBERT_CLASSIFY_DIALECT": dialect}) as server:
+                only = ["--include-path", "/classify"] if dialect == "infinity" else []
+                done = subprocess.run(
+                    [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json", "--checks", checks, "--mode", "all",
+                     "--phases", "examples,coverage,fuzzing", "--max-examples", str(cases), "--continue-on-failure", "--no-color", "--seed", "1",
+                     "--request-timeout", "30", "--suppress-health-check", "all", "--generation-database", "none", *only],
+                    capture_output=True, text=True, check=False, cwd=folder,
+                )
+                found = re.search(r"([\d,]+) generated", done.stdout)
+                seen.statuses[200] += int(found[1].replace(",", "")) if found else 0
+                ok = ok and done.returncode == 0 and settled(server)
+                if done.returncode:
+                    words.append(done.stdout[-6000:])
+    if words:
+        print("\n".join(words), flush=True)
+    return Row("schemathesis on every dialect", "valid and invalid requests of each operation", seen, 0, f"{seen.statuses[200]:,} cases, no 500, no undocumented status", ok)
+
+
+async def half_requests(clients: int) -> Row:
+    """Clients that send half a head or half a body and wait, beside one that asks as always."""
+    seen, answers = Seen(), Seen()
+    with served(REQUEST_TIMEOUT_S="5") as server:
+        idle = await _answered_alone(server, answers)
+        halves = [b"POST /classify HTTP/1.1\r\nHost: cha", request(b'{"input": "good"}')[:-5]]
+        streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(clients)]
+        for number, (_, writer) in enumerate(streams):
+            writer.write(halves[number % 2])
+        beside = await _answered_alone(server, answers)
+
+        async def end(reader: asyncio.StreamReader) -> None:
+            async with asyncio.timeout(60):
+                answer = await reader.read()
+            seen.note(int(answer[9:12]) if answer else None, 0.0)
+
+        await asyncio.gather(*(end(reader) for reader, _ in streams))
+        for _, writer in streams:
+            writer.close()
+        ok = settled(server) and answers.statuses[200] == answers.requests and seen.statuses[408] == clients // 2 and seen.requests == clients
+    return Row(
+        "half a request", f"{clients:,} clients stop in a head or a body", answers, answers.requests - answers.statuses[200],
+        f"all {clients:,} closed, half with 408; p50 of others {1000 * beside:.1f} ms, {1000 * idle:.1f} before", ok,
+    )
+
+
+async def _answered_alone(server: Process, seen: Seen) -> float:
+    own = Seen()
+    await closed(server.port, SENTENCES, 1, for_seconds(3), own)
+    seen.statuses += own.statuses
+    seen.unanswered += own.unanswered
+    seen.hung += own.hung
+    return own.percentile(50)
+
+
+async def overload(seconds: float) -> Row:
+    """Ten times what the service can do: it answers what it has room for in bounded time and refuses the rest at once."""
+    room = 64
+    with served("--variant", "cpu-fp32", MAX_WAITING=str(room), MAX_TEXTS="1") as server:
+        first = Seen()
+        await closed(server.port, LONG, 16, for_seconds(5), first)
+        rate = first.statuses[200] / 5
+        await opened(server.port, LONG, 10 * rate, 5, Seen())
+        before, seen = server.anonymous_bytes(), Seen()
+        await opened(server.port, LONG, 10 * rate, seconds, seen)
+        after = server.anonymous_bytes()
+        bound = (room + 16) / rate
+        p99 = seen.percentile(99)
+        grown = after / before - 1
+        ok = settled(server) and set(seen.statuses) == {200, 429} and not seen.unanswered and not seen.hung and p99 <= 2 * bound and grown < 0.05
+    return Row(
+        "ten times too much", f"{10 * rate:,.0f} requests/s for {seconds:.0f} s, of which it can answer {rate:,.0f}", seen, seen.unanswered,
+        f"{told(seen)}; p99 of the answered {p99:.2f} s, bound {bound:.2f} s; refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}", ok,
+    )
+
+
+async def cancellations(seconds: float) -> Row:
+    """Every other client leaves at a random moment."""
+    seen, left, draw = Seen(), 0, random.Random(0)
+    with served() as server:
+        until = for_seconds(seconds)
+
+        async def leave() -> None:
+            nonlocal left
+            while not until():
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                    writer.write(draw.choice(SENTENCES))
+                    await asyncio.sleep(draw.uniform(0, 0.05))
+                    writer.close()
+                    left += 1
+
+        await asyncio.gather(closed(server.port, SENTENCES, 8, until, seen), *(leave() for _ in range(8)))
+        ok = settled(server) and seen.statuses[200] == seen.requests
+    return Row("clients that leave", f"8 callers stay, {left:,} requests are abandoned in {seconds:.0f} s", seen, seen.requests - seen.statuses[200], f"{told(seen)}; nothing waits afterwards", ok)
+
+
+async def termination(rounds: int) -> Row:
+    """SIGTERM under load: what was sent before is answered, the process ends with 0."""
+    seen, codes, lost = Seen(), [], 0
+    for _ in range(rounds):
+        with served() as server:
+            stopped = asyncio.Event()
+            before = Seen()
+
+            async def one(number: int, server: Process = server, stopped: asyncio.Event = stopped, before: Seen = before) -> None:
+                nonlocal lost
+                caller = Caller(server.port)
+                while True:
+                    early = not stopped.is_set()
+                    status = await caller.ask(SENTENCES[number % len(SENTENCES)])
+                    # Sent before the signal, so it was accepted; a connection that closes on a later one is the refusal of it.
+                    lost += early and status not in (200, 503)
+                    if status != 200:
+                        break
+                    before.note(status, 0.0)
+                    number += 16
+
+            calling = [asyncio.create_task(one(i)) for i in range(16)]
+            await asyncio.sleep(1.0)
+            stopped.set()
+            os.kill(server.process.pid, signal.SIGTERM)
+            await asyncio.gather(*calling)
+            codes.append(await asyncio.to_thread(server.process.wait, 30))
+            seen.statuses += before.statuses
+    return Row("SIGTERM under load", f"{rounds} times with 16 callers", seen, lost, f"{told(seen)}; exit codes {sorted(set(codes))}", lost == 0 and set(codes) == {0})
+
+
+def kill_and_restart() -> Row:
+    """SIGKILL in the middle of a file; a supervisor starts the service again and drbert-classify goes on."""
+    seen = Seen()
+    lines = [f"{'good' if i % 3 else 'bad'} film number {i}" for i in range(2000)]
+    artifact, port = str(subject("mini").artifact.directory), free_port()
+    with tempfile.TemporaryDirectory() as folder, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        log = Path(folder) / "log"
+        service = Service(http, {}, patience_s=120)
+        with started("chaos", our_service(f"bert={artifact}", port=port), port, log) as first:
+            rows = answered(service, lines, at_once=16, connections=4)
+            got = [next(rows)[0] for _ in range(200)]
+            first.process.kill()
+            first.process.wait()
+        with started("chaos", our_service(f"bert={artifact}", port=port), port, log):
+            got += [line for line, answer in rows if answer is not None]
+    seen.statuses[200] = len(got)
+    return Row("SIGKILL and restart", "in the middle of 2,000 lines of drbert-classify", seen, len(lines) - len(got), "every line answered, in order", got == lines)
+
+
+async def reload(rounds: int) -> Row:
+    """The model is loaded again and again under load."""
+    seen, admin = Seen(), free_port()
+    with served(admin=admin, WARM_UP_S="0.2") as server:
+        done = False
+        load = asyncio.create_task(closed(server.port, SENTENCES, 8, lambda: done, seen))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}", timeout=120) as private:
+            changes = [await private.post("/models/bert", json={}) for _ in range(rounds)]
+        done = True
+        await load
+        ok = settled(server) and seen.statuses[200] == seen.requests and all(change.status_code == 200 for change in changes)
+    took = max(change.json()["seconds"] for change in changes)
+    return Row("reload under load", f"{rounds} times with 8 callers", seen, seen.requests - seen.statuses[200], f"{told(seen)}; the longest reload {took:.1f} s", ok)
+
+
+async def engine(how: str) -> Row:
+    """An engine that fails on texts of five words, and what the others see of it."""
+    fatal, fine = texts("one two three four five"), texts("one two", "a charming and often affecting journey of many words")
+    if how == "stalls":
+        return await _stall(fatal, fine)
+    seen, spoiled = Seen(), Seen()
+    with served(module=("tests.chaos.broken", how)) as server:
+        until = for_seconds(4)
+        await asyncio.gather(closed(server.port, fine, 6, until, seen), closed(server.port, fatal, 2, until, spoiled))
+        ok = settled(server) and seen.statuses[200] == seen.requests and spoiled.statuses[500] == spoiled.requests > 0
+    words = {"raises": "raises", "nan": "answers NaN", "few": "answers too few rows"}[how]
+    return Row(f"an engine that {words}", "on every text of five words, 2 callers with those, 6 with others", seen, seen.requests - seen.statuses[200], f"the others {told(seen)}; its own {told(spoiled)}", ok)
+
+
+async def _stall(fatal: list[bytes], fine: list[bytes]) -> Row:
+    seen = Seen()
+    with served(module=("tests.chaos.broken", "stalls"), STALL_AFTER_S="1") as server:
+        await closed(server.port, fine, 2, for_seconds(1), seen)
+        began = time.monotonic()
+        waiting = Seen()
+        asking = asyncio.gather(*(closed(server.port, messages, 1, _once(), waiting) for messages in (fatal, fine, fine)))
+        not_ready = None
+        while server.process.poll() is None and time.monotonic() < began + 30:
+            with contextlib.suppress(OSError):
+                status = await Caller(server.port).ask(b"GET /readyz HTTP/1.1\r\nHost: chaos\r\n\r\n")
+                if status == 503 and not_ready is None:
+                    not_ready = time.monotonic() - began
+            await asyncio.sleep(0.05)
+        ended = time.monotonic() - began
+        await asking
+        code = server.process.poll()
+    lost = waiting.requests - waiting.statuses[503] - waiting.statuses[200]
+    return Row(
+        "an engine that stalls", "with a limit of 1 s", seen, lost,
+        f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
+        code == 70 and not_ready is not None and lost == 0,
+    )
+
+
+def _once() -> Callable[[], bool]:
+    asked = iter((False,))
+    return lambda: next(asked, True)
+
+
+async def soak(seconds: float) -> Row:
+    """Hours in small: 70 % of what it can do, after every shape was met, and what grows."""
+    seen = Seen()
+    with served() as server:
+        await asyncio.to_thread(meet_every_shape, server, 128)
+        first = Seen()
+        mixed = [*SENTENCES, *LONG[:4], *(request(json.dumps({"input": ["good", "a bad film", "an affecting journey"]}).encode()) for _ in range(8))]
+        await closed(server.port, mixed, 16, for_seconds(5), first)
+        rate = 0.7 * first.statuses[200] / 5
+        parts: list[tuple[float, int, float]] = []
+        part = max(2.0, seconds / 60)
+        began = time.monotonic()
+        while time.monotonic() < began + seconds:
+            own = Seen()
+            await opened(server.port, mixed, rate, part, own, seed=len(parts))
+            seen.statuses += own.statuses
+            seen.unanswered += own.unanswered
+            seen.hung += own.hung
+            parts.append((time.monotonic() - began, server.anonymous_bytes(), own.percentile(99)))
+        ok = settled(server) and seen.statuses[200] == seen.requests
+    when = [at for at, _, _ in parts]
+    memory, tail = [_slope([one[i] for one in parts], when, seconds) for i in (1, 2)]
+    return Row(
+        "soak", f"{rate:,.0f} requests/s (70 %) for {seconds / 60:.0f} min, every shape met before", seen, seen.requests - seen.statuses[200],
+        f"memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory)} over the run; p99 {_shown(tail)}", ok and memory[0] < 1 and memory[1] <= 0,
+    )
+
+
+def _slope(values: Sequence[float], when: Sequence[float], over_s: float) -> tuple[float, float, float]:
+    """What the values grow by over the whole run, in percent of the first half's median: by all pairs' slopes (Theil and Sen), with a 95 % interval."""
+    slope, _, low, high = stats.theilslopes(values, when)
+    level = sorted(values)[len(values) // 2]
+    return tuple(float(100 * over_s * one / level) for one in (slope, low, high))    # type: ignore[return-value]
+
+
+def _shown(slope: tuple[float, float, float]) -> str:
+    return f"{slope[0]:+.2f} % ({slope[1]:+.2f}…{slope[2]:+.2f})"

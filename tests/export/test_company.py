@@ -1,0 +1,48 @@
+"""A text's answer is its own: alone, beside others of its length, beside longer ones; in every variant."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.commands import export
+from export.variants import RECIPES
+from service.answers import softmax
+from service.artifact import Artifact, read_artifact
+from service.classifier import Classifier
+from service.runtimes.auto import choose, load
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+
+# How far a probability may move by what else is in the batch; docs/performance.md tells them.
+TOLERANCES = {"cpu-fp32": 1e-5, "cpu-bf16": 2e-2, "cpu-int8": 5e-3}
+SENTENCES = Path("examples/texts/sentences.txt").read_text().splitlines()[:40]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("artifacts") / "bert"
+    export("examples/checkpoints/bert-mini-sst2", folder, variants=tuple(RECIPES))
+    return read_artifact(folder)
+
+
+@pytest.mark.parametrize("variant", TOLERANCES)
+def test_an_answer_does_not_depend_on_its_company(twin: Artifact, variant: str) -> None:
+    classifier = Classifier(twin, load(twin, choose(twin, variant), 2))
+    texts = [classifier.encode(text) for text in SENTENCES]
+    alone = np.array([softmax(classifier.predict([text])[0].tolist()) for text in texts])
+    places, worst = list(range(len(texts))), 0.0
+    for seed in range(3):
+        random.Random(seed).shuffle(places)
+        for start in range(0, len(places), 8):
+            some = places[start : start + 8]
+            together = [softmax(row.tolist()) for row in classifier.predict([texts[place] for place in some])]
+            worst = max(worst, float(np.abs(np.array(together) - alone[some]).max()))
+    assert worst <= TOLERANCES[variant], f"{variant}: {worst:.1e}"
+
+
+def test_every_variant_has_a_tolerance() -> None:
+    assert TOLERANCES.keys() == RECIPES.keys()

@@ -1,0 +1,106 @@
+"""Long texts by windows, and what a request may hold of tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.artifact import Artifact
+from service.classifier import Classifier
+from service.runtimes.auto import choose, load
+from tests.service.test_routes import classify, client_of
+from tests.worlds import MAX_TOKENS, write_artifact
+
+ROOM = MAX_TOKENS - 2    # [CLS] and [SEP] are in every window
+
+
+@pytest.fixture
+def classifier(artifact: Artifact) -> Classifier:
+    return Classifier(artifact, load(artifact, choose(artifact), 1))
+
+
+@pytest.mark.parametrize("words", [1, ROOM, ROOM + 1, 40])
+@pytest.mark.parametrize("stride", [0, 3, ROOM - 1])
+def test_windows_hold_every_token_and_share_the_stride(classifier: Classifier, words: int, stride: int) -> None:
+    text = " ".join(["good", "bad", "film", "a", "b", "c"][i % 6] for i in range(words))
+    windows = [window.ids for window in classifier.windows(text, stride)]
+    whole = classifier.encode("good bad film a b c").ids[1:-1]
+    wanted = [whole[i % 6] for i in range(words)]
+    assert all(len(ids) <= MAX_TOKENS and ids[0] == windows[0][0] and ids[-1] == windows[0][-1] for ids in windows)
+    found = windows[0][1:-1]
+    for before, after in itertools.pairwise(windows):
+        assert stride == 0 or after[1 : 1 + stride] == before[-1 - stride : -1]
+        found += after[1 + stride : -1]
+    assert found == wanted
+
+
+async def test_a_long_text_is_classified_by_windows_where_asked(artifact: Artifact) -> None:
+    # Ten good words, then ten bad ones and more of them: cut, it is good; as a whole it is not.
+    text = "good " * 10 + "bad " * 30
+    async with client_of(artifact) as (client, _):
+        cut = (await classify(client, {"input": text}))
+        whole = [(await classify(client, {"input": text, "window": window})).json()["data"][0] for window in (
+            {"stride": 0}, {"stride": 0, "pool": "max"}, {"stride": 0, "pool": "first"}, {},
+        )]
+        logits = (await classify(client, {"input": text, "window": {"stride": 0}, "activation": "none"})).json()["data"][0]
+    mean, most, first, default = whole
+    # Windows of 14 words: 10 good and 4 bad, 14 bad, 12 bad.
+    assert logits["probs"] == pytest.approx([(4 + 14 + 12) / 3, 10 / 3])
+    assert mean["probs"][0] == pytest.approx(1 / (1 + math.exp(10 / 3 - 10)))
+    assert most["probs"][0] == pytest.approx(1 / (1 + math.exp(10 - 14)))
+    assert first["probs"] == pytest.approx(cut.json()["data"][0]["probs"])
+    assert (cut.json()["data"][0]["label"], mean["label"]) == ("POSITIVE", "NEGATIVE")
+    assert [(one["windows"], one["tokens"], one["truncated"]) for one in whole] == [
+        (3, 40 + 6, False), (3, 40 + 6, False), (1, 16, True), (default["windows"], default["tokens"], False),
+    ]
+    assert default["windows"] > 3    # they share half a window
+    assert "windows" not in cut.json()["data"][0]
+
+
+async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact: Artifact) -> None:
+    texts = ["good", "bad " * 40, "good " * 20, "bad"]
+    async with client_of(artifact) as (client, _):
+        together = (await classify(client, {"input": texts, "window": {"stride": 2}})).json()["data"]
+        alone = [(await classify(client, {"input": text, "window": {"stride": 2}})).json()["data"][0] for text in texts]
+    assert [one["label"] for one in together] == ["POSITIVE", "NEGATIVE", "POSITIVE", "NEGATIVE"]
+    assert [one | {"index": 0} for one in together] == alone
+
+
+@pytest.mark.parametrize(("body", "status", "param", "message"), [
+    ({"input": "good", "window": {"stride": ROOM}}, 422, "window.stride", f"window.stride: A window holds {ROOM} tokens of the text, so a stride of {ROOM} leads nowhere; give at most {ROOM - 1}."),
+    ({"input": ["good", "bad " * 60], "window": {"stride": 0}}, 413, "input[1]", "input[1] takes 5 windows, the limit is 4; send it in parts."),
+    ({"input": {"text": "good", "text_pair": "bad"}, "window": {}}, 422, "input.text_pair", "input.text_pair: windows are of single texts; classify a pair without them."),
+    ({"input": "good", "window": {"stride": -1}}, 422, "window.stride", None),
+    ({"input": "good", "window": {"pool": "median"}}, 422, "window.pool", None),
+    ({"input": "good", "window": {"size": 4}}, 422, "window.size", None),
+    ({"input": ["good"] * 5 + ["bad " * 40] * 4, "window": {}}, 413, None, "The request makes 25 items, and the queue holds 20; send several requests."),
+])
+async def test_windows_that_cannot_be_are_refused_by_name(artifact: Artifact, body: Any, status: int, param: str | None, message: str | None) -> None:
+    async with client_of(artifact, max_windows=6 if message is None or "items" in message else 4, max_waiting=20, max_texts=20) as (client, _):
+        response = await classify(client, body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert message is None or error["message"] == message
+
+
+async def test_a_requests_tokens_can_be_limited(artifact: Artifact) -> None:
+    async with client_of(artifact, max_request_tokens=10) as (client, _):
+        fits = await classify(client, {"input": ["good film", "bad film"]})    # four tokens each
+        refused = await classify(client, {"input": ["good film", "bad film", "film"]})
+    assert fits.status_code == 200
+    assert refused.status_code == 413
+    assert refused.json()["error"]["message"] == "input has 11 tokens, the limit of a request is 10; send several requests."
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+async def test_windows_serve_every_task(tmp_path: Path, task: str) -> None:
+    labels = ["NEGATIVE", "POSITIVE"] if task == "multi_label" else ["stars"]
+    artifact = write_artifact(tmp_path / "reviews", labels=labels, task=task)
+    async with client_of(artifact) as (client, _):
+        [answer] = (await classify(client, {"input": "bad " * 28, "window": {"stride": 0, "pool": "max"}})).json()["data"]
+    assert answer["windows"] == 2
+    assert answer["score"] == pytest.approx(1 / (1 + math.exp(-14)) if task == "multi_label" else 14.0)

@@ -1,0 +1,121 @@
+"""A second model answers a share of the first one's texts, and no caller waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from command import BadUsage
+from service.__main__ import paired
+from service.artifact import Artifact
+from service.classify import Around, limits_of
+from service.models import Models
+from service.routes import build_app
+from service.settings import Settings
+from service.shadow import Pairing, Shadow
+from tests.service.test_routes import classify, stuck, until
+from tests.worlds import write_artifact
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Artifact:
+    """Answers as the first does, but by labels in the other order: it never agrees."""
+    return write_artifact(tmp_path / "second", labels=["POSITIVE", "NEGATIVE"])
+
+
+@asynccontextmanager
+async def shadowed(first: Artifact, second: Artifact, fraction: float = 1.0) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
+    settings = Settings(warm_up_s=0)
+    models = Models({"first": first, "second": second, "third": first}, settings)
+    models.load()
+    app = build_app(models, Around(shadow=Shadow(models, Pairing("second", "first", fraction), limits_of(settings))))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client, models
+    await models.drain()
+
+
+def shadow_count(models: Models, outcome: str) -> float:
+    return models.metrics.registry.get_sample_value("drbert_shadow_texts_total", {"model": "second", "of": "first", "outcome": outcome}) or 0.0
+
+
+async def test_texts_are_answered_by_both_and_their_agreement_is_counted(artifact: Artifact, second: Artifact) -> None:
+    async with shadowed(artifact, second) as (client, models):
+        answer = (await classify(client, {"input": ["good", "bad bad"]})).json()
+        await classify(client, {"input": "good", "model": "third"})    # has no shadow
+        await until(lambda: shadow_count(models, "differed") == 2)
+        cost = models.metrics.registry.get_sample_value("drbert_shadow_inference_seconds_total", {"model": "second"})
+    assert answer["model"] == "first"
+    assert [one["label"] for one in answer["data"]] == ["POSITIVE", "NEGATIVE"]
+    assert shadow_count(models, "agreed") == 0
+    assert cost is not None
+    assert cost > 0
+
+
+async def test_two_models_that_say_the_same_agree(artifact: Artifact, tmp_path: Path) -> None:
+    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, models):
+        await classify(client, {"input": ["good", "bad " * 40], "window": {}})
+        await until(lambda: shadow_count(models, "agreed") == 2)
+
+
+async def test_a_share_of_the_requests_is_shadowed(artifact: Artifact, second: Artifact) -> None:
+    async with shadowed(artifact, second, 0.3) as (client, models):
+        for _ in range(60):
+            await classify(client, {"input": "good"})
+        await until(lambda: not models.batcher._background)
+        await asyncio.sleep(0)
+    assert 5 <= shadow_count(models, "differed") <= 35
+
+
+async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artifact) -> None:
+    async with shadowed(artifact, second) as (client, models):
+        order: list[str] = []
+        for loaded in models.loaded.values():
+            def start(batch: object, name: str = loaded.name, begin: object = loaded.classifier.start) -> object:
+                order.append(name)
+                return begin(batch)    # type: ignore[operator]
+            loaded.classifier.start = start    # type: ignore[method-assign, assignment]
+        async with stuck(models):
+            first = asyncio.create_task(classify(client, {"input": "good"}))
+            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            # As a shadow of an earlier answer would: it waits, and then live texts come.
+            hidden = models.loaded["second"]
+            item = hidden.classifier.encode("good")
+            shadow = asyncio.create_task(models.batcher.submit(hidden.key, [item], background=True))
+            await until(lambda: len(models.batcher._background) == 1)
+            more = [asyncio.create_task(classify(client, {"input": "bad " * n})) for n in (1, 9)]
+            await until(lambda: models.batcher.waiting == 2)
+        assert {response.status_code for response in await asyncio.gather(first, *more)} == {200}
+        await shadow
+        await until(lambda: shadow_count(models, "differed") == 3)
+    # Two texts of different lengths are two batches.
+    assert order[:4] == ["first", "first", "first", "second"]
+
+
+async def test_too_many_shadows_are_dropped_and_draining_ends_them(artifact: Artifact, second: Artifact) -> None:
+    async with shadowed(artifact, second) as (client, models):
+        models.batcher.max_background = 3
+        await classify(client, {"input": ["good"] * 4})
+        await until(lambda: shadow_count(models, "dropped") == 4)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("other", None, 0.1), "No model is called 'other'; there are bert, drbert"),
+    (("drbert", "other", 0.1), "No model is called 'other'"),
+    (("bert", None, 0.1), "'bert' cannot shadow itself"),
+    (("drbert", "bert", 0.0), "--fraction 0 is no share"),
+    (("drbert", "bert", 1.5), "--fraction 1.5 is no share"),
+    ((None, "bert", 0.1), "--of names the model that --shadow stands behind"),
+])
+def test_a_pairing_that_makes_no_sense_is_refused(arguments: tuple[str | None, str | None, float], message: str) -> None:
+    with pytest.raises(BadUsage, match=message):
+        paired(*arguments, ["bert", "drbert"])
+
+
+def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
+    assert paired("drbert", None, 0.1, ["bert", "drbert"]) == Pairing("drbert", "bert", 0.1)
+    assert paired(None, None, 0.1, ["bert"]) is None
