@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -204,6 +205,22 @@ def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_p
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "RobertaTokenizer"}))
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    made = Tokenizer.from_file(str(tmp_path / "artifact/tokenizer.json"))
+    for text in CORPUS[:40]:
+        assert made.encode(text).ids == own(text)["input_ids"]
+
+
+def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_it(tmp_path: Path) -> None:
+    [albert] = [family for family in FAMILIES if family.name == "ALBERT"]
+    folder, model = write_checkpoint(albert, tmp_path / "checkpoint")
+    (folder / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_prefix=str(folder / "spiece"), vocab_size=model.config.vocab_size, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="<pad>", unk_piece="<unk>", bos_piece="[CLS]", eos_piece="[SEP]", user_defined_symbols=["[MASK]"],
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "AlbertTokenizer"}))
+    export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
+    own = transformers.AlbertTokenizer(str(folder / "spiece.model"))
     made = Tokenizer.from_file(str(tmp_path / "artifact/tokenizer.json"))
     for text in CORPUS[:40]:
         assert made.encode(text).ids == own(text)["input_ids"]
