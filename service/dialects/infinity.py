@@ -19,6 +19,12 @@ from service.errors import InvalidInput
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 UNSPECIFIED = "default/not-specified"
+SCHEMA = {
+    "type": "object", "required": ["input"], "additionalProperties": False, "properties": {
+        "input": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "model": {"type": "string"},
+        "raw_scores": {"type": "boolean"}, "user": {"type": ["string", "null"]},
+    },
+}
 
 
 class Infinity(Native):

@@ -106,7 +106,7 @@ REFUSED = [
 ]
 
 
-def write_checkpoint(family: Family, folder: Path) -> tuple[Path, torch.nn.Module]:
+def write_checkpoint(family: Family, folder: Path) -> tuple[Path, transformers.PreTrainedModel]:
     """A classifier of that family with random weights, as its trainer would leave it."""
     folder.mkdir(parents=True)
     special = family.special

@@ -1,0 +1,110 @@
+"""
+The paths on which texts are classified, each in its dialect, and what the API's description says of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.types import ASGIApp, Scope
+
+from service.classify import Around, Classify
+from service.dialects import huggingface, infinity, kserve, open_inference, tei
+from service.dialects.huggingface import HuggingFace
+from service.dialects.infinity import Infinity
+from service.dialects.kserve import KServe
+from service.dialects.native import Native
+from service.dialects.open_inference import OpenInference
+from service.dialects.tei import Tei
+from service.models import Models
+from service.schemas import ClassifyAnswer, ClassifyRequest
+
+REFUSALS: dict[int | str, str] = {
+    400: "not JSON, or not UTF-8",
+    401: "no key, or none that is known; only where the service has keys",
+    404: "unknown model",
+    408: "the body was not all there in time",
+    413: "the body, the list or a text is over its limit",
+    422: "a field has a wrong type or value; the message names it",
+    429: "the queue is full; Retry-After says when to come back",
+    503: "loading or draining",
+    504: "the deadline passed",
+}
+
+
+class Classifications:
+    """The paths on which a text can be classified, each in its dialect."""
+
+    def __init__(self, models: Models, around: Around) -> None:
+        own = Infinity() if models.settings.classify_dialect == "infinity" else Native()
+        hugging_face = Classify(models, around, HuggingFace(), "inputs")
+        self._fixed: dict[str, ASGIApp] = {
+            "/classify": Classify(models, around, own), "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
+        }
+        self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
+            (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
+            (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, around, KServe(), "instances")),
+            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, around, OpenInference(), "text")),
+        ]
+
+    def at(self, scope: Scope) -> ASGIApp | None:
+        """What answers a POST there; the model that the path names is noted in the scope's state."""
+        if scope["method"] != "POST":
+            return None
+        path: str = scope["path"]
+        if path in self._fixed:
+            return self._fixed[path]
+        for pattern, app in self._named:
+            if found := pattern.fullmatch(path):
+                scope["state"]["model"] = found["model"]
+                return app
+        return None
+
+
+# What each path is for, and the schema of what it is asked.
+DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "/predict": ("Classify, as Text Embeddings Inference does", tei.SCHEMA),
+    "/": ("Classify, as Hugging Face's Inference API does", huggingface.SCHEMA),
+    "/models/{model}": ("The same, with a named model", huggingface.SCHEMA),
+    "/v1/models/{model}:predict": ("Classify, as KServe's V1 protocol does", kserve.SCHEMA),
+    "/v2/models/{model}/infer": ("Classify, as the Open Inference Protocol does", open_inference.SCHEMA),
+}
+
+
+def describe(app: FastAPI, classify_dialect: str) -> None:
+    """Puts the paths into the description of `app`, which is never asked on them: Classifications answers before."""
+    native = classify_dialect == "native"
+    own = "Classify a text, a pair, or a list of those", inlined(ClassifyRequest.model_json_schema())
+    theirs = "Classify, as Infinity does", infinity.SCHEMA
+    for path, (summary, schema) in {"/classify": own if native else theirs, **DIALECTS}.items():
+        app.post(
+            path, summary=summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=ClassifyAnswer if path == "/classify" and native else None,
+            responses={status: {"description": why} for status, why in REFUSALS.items()}, openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+                "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)],
+            },
+        )(answered_before)
+
+
+async def answered_before(request: Request) -> Response:
+    raise AssertionError("Classifications answers before FastAPI is asked; this stands here for the description.")
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without definitions of its own, which an OpenAPI description has no place for."""
+    definitions = schema.pop("$defs", {})
+
+    def put(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return put(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: put(one) for name, one in part.items()}
+
+    found: dict[str, Any] = put(schema)
+    return found
