@@ -57,9 +57,13 @@ async function ask() {
   table.hidden = true;
   say("…");
   try {
-    const found = await Promise.all(models.map(async model => [model, await classify(model, input)]));
-    if (turn !== asked) return;       // a later text is under way
-    answers.replaceChildren(...found.map(([model, {told, timing, took}]) => card(model, told.data[0], timing, took)));
+    const cards = [];
+    for (const model of models) {     // in turn: asked together, the second would be shown waiting for the first
+      const {told, timing, took} = await classify(model, input);
+      if (turn !== asked) return;     // a later text is under way
+      cards.push(card(model, told.data[0], timing, took));
+    }
+    answers.replaceChildren(...cards);
     say("");
   } catch (error) {
     if (turn === asked) say(error.message, true);
@@ -114,7 +118,8 @@ async function askAll(lines) {
   try {
     for (let start = 0; start < texts.length; start += AT_ONCE) {
       const some = texts.slice(start, start + AT_ONCE);
-      const found = await Promise.all(models.map(model => classify(model, some)));
+      const found = [];
+      for (const model of models) found.push(await classify(model, some));
       if (turn !== asked) return;
       body.append(...some.map((line, i) => {
         const theirs = found.map(({told}) => told.data[i]);
