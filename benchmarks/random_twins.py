@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 def write_checkpoint(folder: Path, size: str, seed: int) -> Path:
     """A Hugging Face folder with a classifier of that size and weights drawn from `seed`."""
     folder.mkdir(parents=True)
-    shutil.copy(TOKENIZER, folder / "tokenizer.json")
+    # Its length limit too: without, other servers warm up with more tokens than the model reads.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER.with_name(name), folder / name)
     vocabulary = json.loads(TOKENIZER.read_text())["model"]["vocab"]
     torch.manual_seed(seed)
     model = BertForSequenceClassification(BertConfig(

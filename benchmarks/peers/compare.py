@@ -75,7 +75,7 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
         if size == "base":
             targets += _targets(running)
         values[size] = {one.peer.name: {"rates": one.rates, "p50_ms": one.medians, "p99_ms": one.tails} for one in running}
-    return Findings("peers", "How many texts a second are answered, on the same processors?", tables, targets, values)
+    return Findings(f"peers {' '.join(sizes)}", "How many texts a second are answered, on the same processors?", tables, targets, values)
 
 
 def run_all(each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds: int, seconds: float) -> tuple[list[Running], dict[str, str]]:

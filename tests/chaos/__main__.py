@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.findings import Findings, Table, Target, markdown, write
+from benchmarks.findings import Findings, Table, Target, markdown, read, write
 from command import BadUsage, CommandError, Parser, finish
 from service.server import allow_many_connections
 from tests.chaos import scenarios
@@ -29,23 +30,26 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m tests.chaos", description="Break the service in every way there is.")
     parser.add_argument("--long", action="store_true", help="an hour: the figures of benchmarks/RELIABILITY.md")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only scenarios whose names hold one of these")
-    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
+    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON, after each scenario")
+    parser.add_argument("--resume", action="store_true", help="keep what --out holds already and do the rest")
     given = parser.parse_args(arguments)
     chosen = {name: run for name, run in plan(given.long).items() if given.only is None or any(word in name for word in given.only)}
     if not chosen:
         raise BadUsage(f"No scenario is called {' or '.join(given.only)}; there are {', '.join(plan(False))}.")
     allow_many_connections()
-    rows: list[Row] = []
+    command = " ".join(["python -m tests.chaos", *(word for word in arguments if word != "--resume")])
+    rows = kept(given.out) if given.resume and given.out is not None else {}
     for name, run in chosen.items():
+        if name in rows:
+            continue
         print(f"{name} …", file=sys.stderr, flush=True)
         made = run()
-        rows.append(asyncio.run(made) if asyncio.iscoroutine(made) else made)
-        print(f"  {'holds' if rows[-1].holds else 'BROKEN'}: {rows[-1].figures}", file=sys.stderr, flush=True)
-    found = findings(rows)
-    print(markdown(found))
-    if given.out is not None:
-        write(given.out, " ".join(["python -m tests.chaos", *arguments]), [found])
-    broken = [row.scenario for row in rows if not row.holds]
+        rows[name] = asyncio.run(made) if asyncio.iscoroutine(made) else made
+        print(f"  {'holds' if rows[name].holds else 'BROKEN'}: {rows[name].figures}", file=sys.stderr, flush=True)
+        if given.out is not None:
+            write(given.out, command, [findings(rows)])
+    print(markdown(findings(rows)))
+    broken = [row.scenario for row in rows.values() if not row.holds]
     if broken:
         raise CommandError(f"Broken: {', '.join(broken)}.")
     return 0
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
     return {
-        "schemas": lambda: scenarios.schemas(1000 if long else 60),
+        "schemas": lambda: scenarios.schemas(500 if long else 60),
         "half requests": lambda: scenarios.half_requests(1000 if long else 300),
         "overload": lambda: scenarios.overload(120 if long else 15),
         "cancellations": lambda: scenarios.cancellations(60 if long else 8),
@@ -65,16 +69,21 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
     }
 
 
-def findings(rows: Sequence[Row]) -> Findings:
+def findings(rows: Mapping[str, Row]) -> Findings:
+    ordered = [rows[name] for name in plan(False) if name in rows]
     table = Table(
-        "", ("what went wrong", "how", "requests", "lost", "hung", "what was seen"),
-        [[row.scenario, row.done, f"{row.seen.requests:,}", str(row.lost), str(row.seen.hung), row.figures] for row in rows],
+        "", ("what went wrong", "how", "requests", "lost", "hung", "what was seen", "when"),
+        [[row.scenario, row.done, f"{row.requests:,}", str(row.lost), str(row.hung), row.figures, row.when] for row in ordered],
     )
-    lost, hung = sum(row.lost for row in rows), sum(row.seen.hung for row in rows)
+    lost, hung = sum(row.lost for row in ordered), sum(row.hung for row in ordered)
     targets = [Target(LOST, "0", str(lost), lost == 0), Target("requests without an end", "0", str(hung), hung == 0)]
-    targets += [Target(row.scenario, "holds", "held" if row.holds else "did not", row.holds) for row in rows]
-    values = {row.scenario: {"statuses": dict(row.seen.statuses), "unanswered": row.seen.unanswered, "hung": row.seen.hung, "lost": row.lost} for row in rows}
-    return Findings("reliability", "What becomes of requests when things go wrong?", [table], targets, values)
+    targets += [Target(row.scenario, "holds", "held" if row.holds else "did not", row.holds) for row in ordered]
+    return Findings("reliability", "What becomes of requests when things go wrong?", [table], targets, {name: asdict(row) for name, row in rows.items()})
+
+
+def kept(out: Path) -> dict[str, Row]:
+    """The scenarios that a page holds already."""
+    return {name: Row(**values) for found in read(out) for name, values in found.values.items()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -41,11 +42,18 @@ class Row:
 
     scenario: str
     done: str
-    seen: Seen
+    requests: int
     lost: int
     """Accepted requests without an answer."""
+    hung: int
+    """Requests that had no end within a minute."""
     figures: str
     holds: bool
+    when: str = field(default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
+
+
+def row(scenario: str, done: str, seen: Seen, lost: int, figures: str, holds: bool) -> Row:
+    return Row(scenario, done, seen.requests, lost, seen.hung, figures, holds and not seen.hung)
 
 
 @contextlib.contextmanager
@@ -103,7 +111,7 @@ def schemas(cases: int) -> Row:
                     words.append(done.stdout[-6000:])
     if words:
         print("\n".join(words), flush=True)
-    return Row("schemathesis on every dialect", "valid and invalid requests of each operation", seen, 0, f"{seen.statuses[200]:,} cases, no 500, no undocumented status", ok)
+    return row("schemathesis on every dialect", "valid and invalid requests of each operation", seen, 0, f"{seen.statuses[200]:,} cases, no 500, no undocumented status", ok)
 
 
 async def half_requests(clients: int) -> Row:
@@ -126,7 +134,7 @@ async def half_requests(clients: int) -> Row:
         for _, writer in streams:
             writer.close()
         ok = settled(server) and answers.statuses[200] == answers.requests and seen.statuses[408] == clients // 2 and seen.requests == clients
-    return Row(
+    return row(
         "half a request", f"{clients:,} clients stop in a head or a body", answers, answers.requests - answers.statuses[200],
         f"all {clients:,} closed, half with 408; p50 of others {1000 * beside:.1f} ms, {1000 * idle:.1f} before", ok,
     )
@@ -156,7 +164,7 @@ async def overload(seconds: float) -> Row:
         p99 = seen.percentile(99)
         grown = after / before - 1
         ok = settled(server) and set(seen.statuses) == {200, 429} and not seen.unanswered and not seen.hung and p99 <= 2 * bound and grown < 0.05
-    return Row(
+    return row(
         "ten times too much", f"{10 * rate:,.0f} requests/s for {seconds:.0f} s, of which it can answer {rate:,.0f}", seen, seen.unanswered,
         f"{told(seen)}; p99 of the answered {p99:.2f} s, bound {bound:.2f} s; refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}", ok,
     )
@@ -180,7 +188,7 @@ async def cancellations(seconds: float) -> Row:
 
         await asyncio.gather(closed(server.port, SENTENCES, 8, until, seen), *(leave() for _ in range(8)))
         ok = settled(server) and seen.statuses[200] == seen.requests
-    return Row("clients that leave", f"8 callers stay, {left:,} requests are abandoned in {seconds:.0f} s", seen, seen.requests - seen.statuses[200], f"{told(seen)}; nothing waits afterwards", ok)
+    return row("clients that leave", f"8 callers stay, {left:,} requests are abandoned in {seconds:.0f} s", seen, seen.requests - seen.statuses[200], f"{told(seen)}; nothing waits afterwards", ok)
 
 
 async def termination(rounds: int) -> Row:
@@ -211,7 +219,7 @@ async def termination(rounds: int) -> Row:
             await asyncio.gather(*calling)
             codes.append(await asyncio.to_thread(server.process.wait, 30))
             seen.statuses += before.statuses
-    return Row("SIGTERM under load", f"{rounds} times with 16 callers", seen, lost, f"{told(seen)}; exit codes {sorted(set(codes))}", lost == 0 and set(codes) == {0})
+    return row("SIGTERM under load", f"{rounds} times with 16 callers", seen, lost, f"{told(seen)}; exit codes {sorted(set(codes))}", lost == 0 and set(codes) == {0})
 
 
 def kill_and_restart() -> Row:
@@ -230,7 +238,7 @@ def kill_and_restart() -> Row:
         with started("chaos", our_service(f"bert={artifact}", port=port), port, log):
             got += [line for line, answer in rows if answer is not None]
     seen.statuses[200] = len(got)
-    return Row("SIGKILL and restart", "in the middle of 2,000 lines of drbert-classify", seen, len(lines) - len(got), "every line answered, in order", got == lines)
+    return row("SIGKILL and restart", "in the middle of 2,000 lines of drbert-classify", seen, len(lines) - len(got), "every line answered, in order", got == lines)
 
 
 async def reload(rounds: int) -> Row:
@@ -245,7 +253,7 @@ async def reload(rounds: int) -> Row:
         await load
         ok = settled(server) and seen.statuses[200] == seen.requests and all(change.status_code == 200 for change in changes)
     took = max(change.json()["seconds"] for change in changes)
-    return Row("reload under load", f"{rounds} times with 8 callers", seen, seen.requests - seen.statuses[200], f"{told(seen)}; the longest reload {took:.1f} s", ok)
+    return row("reload under load", f"{rounds} times with 8 callers", seen, seen.requests - seen.statuses[200], f"{told(seen)}; the longest reload {took:.1f} s", ok)
 
 
 async def engine(how: str) -> Row:
@@ -259,7 +267,7 @@ async def engine(how: str) -> Row:
         await asyncio.gather(closed(server.port, fine, 6, until, seen), closed(server.port, fatal, 2, until, spoiled))
         ok = settled(server) and seen.statuses[200] == seen.requests and spoiled.statuses[500] == spoiled.requests > 0
     words = {"raises": "raises", "nan": "answers NaN", "few": "answers too few rows"}[how]
-    return Row(f"an engine that {words}", "on every text of five words, 2 callers with those, 6 with others", seen, seen.requests - seen.statuses[200], f"the others {told(seen)}; its own {told(spoiled)}", ok)
+    return row(f"an engine that {words}", "on every text of five words, 2 callers with those, 6 with others", seen, seen.requests - seen.statuses[200], f"the others {told(seen)}; its own {told(spoiled)}", ok)
 
 
 async def _stall(fatal: list[bytes], fine: list[bytes]) -> Row:
@@ -280,7 +288,7 @@ async def _stall(fatal: list[bytes], fine: list[bytes]) -> Row:
         await asking
         code = server.process.poll()
     lost = waiting.requests - waiting.statuses[503] - waiting.statuses[200]
-    return Row(
+    return row(
         "an engine that stalls", "with a limit of 1 s", seen, lost,
         f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
         code == 70 and not_ready is not None and lost == 0,
@@ -314,7 +322,7 @@ async def soak(seconds: float) -> Row:
         ok = settled(server) and seen.statuses[200] == seen.requests
     when = [at for at, _, _ in parts]
     memory, tail = [_slope([one[i] for one in parts], when, seconds) for i in (1, 2)]
-    return Row(
+    return row(
         "soak", f"{rate:,.0f} requests/s (70 %) for {seconds / 60:.0f} min, every shape met before", seen, seen.requests - seen.statuses[200],
         f"memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory)} over the run; p99 {_shown(tail)}", ok and memory[0] < 1 and memory[1] <= 0,
     )
