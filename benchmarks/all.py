@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
-from benchmarks.findings import Findings, markdown, write
+from benchmarks.findings import Findings, markdown, read, write
 from benchmarks.subjects import TEXTS, read_lines, shapes_of
 from command import CommandError, Parser, Unavailable
 
@@ -22,14 +22,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m benchmarks all", description="Run every benchmark of the CPU service.")
     parser.add_argument("--short", action="store_true", help="ten minutes: fewer rounds, shapes and peers' connections")
     parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
-    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
+    parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON, after each benchmark")
+    parser.add_argument("--resume", action="store_true", help="keep what --out holds already and measure the rest")
     given = parser.parse_args(arguments)
     # Where somebody's texts lie is nobody else's concern.
-    command = shlex.join(["python", "-m", "benchmarks", "all", *("TEXTS" if word == str(given.texts) else word for word in arguments)])
+    command = shlex.join(["python", "-m", "benchmarks", "all", *("TEXTS" if word == str(given.texts) else word for word in arguments if word != "--resume")])
+    done = {one.name: one for one in read(given.out) if one.tables} if given.resume and given.out is not None else {}
     found, failed = [], []
     for name, run in plan(read_lines(given.texts), read_lines(given.texts, 2000), given.short).items():
         try:
-            found.append(run())
+            found.append(done.get(name) or run())
         except CommandError as error:
             failed.append(name)
             found.append(Findings(name, f"Not measured: {error}", []))

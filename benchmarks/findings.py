@@ -50,10 +50,12 @@ class Findings:
     targets: Sequence[Target] = ()
     values: dict[str, Any] = field(default_factory=dict)
     """Every number that the tables are made of, for JSON."""
+    measured: str = field(default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
+    """When it was done."""
 
 
 def markdown(findings: Findings) -> str:
-    lines = [f"## {findings.name}", "", findings.question, ""]
+    lines = [f"## {findings.name}", "", f"{findings.question} ({findings.measured})", ""]
     for table in findings.tables:
         if table.title:
             lines += [f"**{table.title}**", ""]
@@ -95,6 +97,18 @@ def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:
     path.write_text("\n".join(head) + "\n" + "\n".join(map(markdown, all_findings)))
     told = {"command": command, "environment": where, "findings": [asdict(findings) for findings in all_findings]}
     path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def read(path: Path) -> list[Findings]:
+    """What `write` wrote; nothing if there is no such page."""
+    try:
+        told = json.loads(path.with_suffix(".json").read_text())
+    except FileNotFoundError:
+        return []
+    return [
+        Findings(**one | {"tables": [Table(**table) for table in one["tables"]], "targets": [Target(**target) for target in one["targets"]]})
+        for one in told["findings"]
+    ]
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:

@@ -157,7 +157,10 @@ def main() -> None:
     told: dict[str, Any] = json.load(sys.stdin)
     import uvloop
 
-    print(json.dumps(asdict(uvloop.run(generate(Load(**told))))))
+    measured = uvloop.run(generate(Load(**told)))
+    # Through a buffer, whatever PYTHONUNBUFFERED says: an unbuffered stdout loses what a pipe did not take at once.
+    with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(json.dumps(asdict(measured)).encode())
 
 
 if __name__ == "__main__":
