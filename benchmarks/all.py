@@ -8,8 +8,8 @@ Every benchmark of the CPU service, one after the other, into one page.
 from __future__ import annotations
 
 import shlex
-from functools import partial
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
