@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
     return {
-        "schemas": lambda: scenarios.schemas(500 if long else 60),
+        "schemas": lambda: scenarios.schemas(1000 if long else 60),
         "half requests": lambda: scenarios.half_requests(1000 if long else 300),
         "overload": lambda: scenarios.overload(120 if long else 15),
         "cancellations": lambda: scenarios.cancellations(60 if long else 8),
