@@ -1,0 +1,54 @@
+"""`make chaos` itself is not run here; that its table is whole and that a long run can be taken up are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command import BadUsage, CommandError
+from tests.chaos import __main__ as chaos
+from tests.chaos.caller import Seen
+from tests.chaos.scenarios import Row, row
+
+
+def seen(**statuses: int) -> Seen:
+    found = Seen()
+    found.statuses.update({int(name.removeprefix("_")): count for name, count in statuses.items()})
+    return found
+
+
+def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+
+    def scenario(name: str, holds: bool, lost: int = 0) -> Row:
+        ran.append(name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return row(name, "somehow", seen(_200=10), lost, "nothing to see", holds)
+
+    plan = {"kill": lambda: scenario("kill", True), "reload": lambda: scenario("reload", False, 3)}
+    monkeypatch.setattr(chaos, "plan", lambda long: plan)
+    out = tmp_path / "page.md"
+    with pytest.raises(KeyboardInterrupt):
+        chaos.main(["--out", str(out)])
+    with pytest.raises(CommandError, match="Broken: reload"):
+        chaos.main(["--out", str(out), "--resume"])
+    assert ran == ["kill", "reload", "reload"]
+    page = out.read_text()
+    assert "| accepted requests lost | 0 | 3 | **missed** |" in page
+    assert "| kill | somehow | 10 | 0 | 0 | nothing to see |" in page
+    assert page.count("python -m tests.chaos") == 1
+    assert "somehow" in capsys.readouterr().out
+
+
+def test_a_request_without_an_end_breaks_a_scenario_whatever_else_held() -> None:
+    hung = seen(_200=5)
+    hung.note(0, 60.0)
+    assert not row("x", "y", hung, 0, "", holds=True).holds
+    assert hung.requests == 6
+
+
+def test_an_unknown_scenario_lists_the_known_ones() -> None:
+    with pytest.raises(BadUsage, match="there are schemas, half requests, overload"):
+        chaos.main(["--only", "nothing"])
