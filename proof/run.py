@@ -186,11 +186,14 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
     texts = len(plan.read_texts())
     due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
     began, throttled = time.monotonic(), throttled_us()
-    ended = INTERRUPTED
+    ended, interrupted = INTERRUPTED, False
     try:
         with server(plan, order, log) as info:
             _note_environment(plan, info, folder)
             generate(plan, due, attempt, slot, name, rows, facts, log)
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     except ServerNotStarted:
         ended = NOT_STARTED
         if attempt == 0:
@@ -203,9 +206,11 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         throttled = throttled_us() - throttled
         share = _generator_share(facts)
         columns = read_columns(rows)
-        # The generator came to its end, so the rows say all, however the restart ended after that.
+        # The generator came to its end, so the rows say all, however the restart ended after that; but what they lack or
+        # what a server that was being stopped refused is the interruption's doing.
         if share != UNKNOWN:
-            ended = restart_breach(plan, columns, due, share, throttled)
+            cut = any((columns["level"] == level).sum() != count for level, count in due.items() if count is not None)
+            ended = why_dropped(restart_breach(plan, columns, due, share, throttled), interrupted and cut)
         start = Start(
             restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
             instance=" ".join(sorted(set(columns["instance"].unique()) - {""})), seconds=round(time.monotonic() - began, 3),
@@ -213,6 +218,11 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         )
         append_start(folder, start)
     return start
+
+
+def why_dropped(breach: str, cut_short: bool) -> str:
+    """What a restart's line says of a breach in its rows: that it was interrupted, if that cut them short; nothing where there is none."""
+    return INTERRUPTED if breach and cut_short else breach
 
 
 def _generator_share(facts: Path) -> float:

@@ -23,6 +23,7 @@ from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
 from proof.plan_file import read_plan
+from proof.run import why_dropped
 from proof.verdict import EXIT_CODES
 from service.artifact import Artifact
 from tests.service.test_server import free_port, serving
@@ -126,6 +127,13 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(sent: signal.Signal
     with socket.socket() as probe:    # The server is gone too.
         assert probe.connect_ex(("127.0.0.1", read_plan(plan).port)) != 0
     assert main(["judge", str(folder)]) == EXIT_CODES["invalid"]
+
+
+def test_what_a_stopping_server_refuses_is_put_down_to_the_interruption() -> None:
+    refused = "1 requests without a good answer, the first (unloaded.1.-1.0.1) with status 503"
+    assert why_dropped(refused, cut_short=True) == "interrupted"
+    assert why_dropped(refused, cut_short=False) == refused    # every request was sent: the judge finds the same in the rows
+    assert why_dropped("", cut_short=False) == ""
 
 
 def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
