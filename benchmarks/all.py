@@ -54,5 +54,5 @@ def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> dict[str, Ca
         "batching": lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
         "convbert": lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
         "overhead": lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 3, 3 if short else 10),
-        **{f"peers {size}": partial(peers.measure, (size,), texts, 1 if short else 5, 2 if short else 10) for size in (("mini",) if short else ("mini", "base"))},
+        **{f"peers {size}": partial(peers.measure, (size,), texts, 1 if short else 3, 2 if short else 6) for size in (("mini",) if short else ("mini", "base"))},
     }

@@ -54,6 +54,13 @@ class Process:
     def go_on(self) -> None:
         os.killpg(self.process.pid, signal.SIGCONT)
 
+    def pin(self, cpus: set[int]) -> None:
+        """Keeps every thread it has on these processors: some engines, as ONNX Runtime, spread theirs over all there are, whatever they inherited."""
+        for pid in self.pids():
+            for thread in Path(f"/proc/{pid}/task").glob("*"):
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(int(thread.name), cpus)
+
     def cpu_seconds(self) -> float:
         """Processor time it has taken so far, in all its processes."""
         return sum(_cpu_seconds(pid) for pid in self.pids())
@@ -85,6 +92,8 @@ def started(
     server = Process(name, port, process, log)
     try:
         wait_until_ready(server, path)
+        if cpus:
+            server.pin(cpus)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):

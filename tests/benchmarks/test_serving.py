@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,20 @@ def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_pat
         assert refused.failed > 0
         assert server.cpu_seconds() > 0
         assert server.anonymous_bytes() > 2**20
+
+
+def test_a_server_stays_on_its_processors_whatever_its_threads_ask_for(tmp_path: Path) -> None:
+    # As ONNX Runtime does it: a thread that puts itself on every processor there is.
+    wanders = (
+        "import http.server, os, threading\n"
+        "def wander():\n os.sched_setaffinity(0, range(os.cpu_count())); threading.Event().wait()\n"
+        "threading.Thread(target=wander, daemon=True).start()\n"
+        f"http.server.ThreadingHTTPServer(('127.0.0.1', {(port := free_port())}), http.server.SimpleHTTPRequestHandler).serve_forever()"
+    )
+    own = {min(os.sched_getaffinity(0))}
+    with started("wanderer", [sys.executable, "-c", wanders], port, tmp_path / "log", path="/", cpus=own) as server:
+        [pid] = server.pids()
+        assert all(os.sched_getaffinity(int(thread.name)) == own for thread in Path(f"/proc/{pid}/task").glob("*"))
 
 
 def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
