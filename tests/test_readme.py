@@ -128,3 +128,15 @@ def test_the_pipeline_example_names_what_there_is() -> None:
     for command in ("verify-claim", "report"):
         done = subprocess.run([sys.executable, "-m", "proof", command, "--help"], capture_output=True, check=False)
         assert done.returncode == 0
+
+
+def test_the_peers_table_is_what_the_benchmark_measured() -> None:
+    measured = {found["name"]: found["tables"] for found in json.loads(Path("benchmarks/RESULTS.json").read_text())["findings"]}
+    rows = re.findall(r"^\| ([^|]+) \| (fp32|int8|bf16) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", README, re.M)
+    assert len(rows) == len(measured["peers mini"][0]["rows"])
+    for server, _, *cells in rows:
+        for place, size in enumerate(("mini", "base")):
+            rates, ratios = measured[f"peers {size}"]
+            [rate] = [row[4] for row in rates["rows"] if row[0] == server]
+            ratio = next((row[2:] for row in ratios["rows"] if row[0] == server), ["", ""])
+            assert [cells[place], cells[2 + place], cells[4 + place]] == [rate, *ratio], (server, size)
