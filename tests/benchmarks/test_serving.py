@@ -103,6 +103,7 @@ def test_requests_that_are_served_in_turn_wait_as_queueing_theory_says() -> None
     # M/M/1 at half load: the time in the system is exponential with mean 1 / (mu - lambda), here 20 ms.
     single = np.random.default_rng(0).exponential(10.0, 20_000)
     assert overhead.in_turn_p99_ms(single.tolist(), 50.0, seed=1) == pytest.approx(20 * np.log(100), rel=0.1)
+    assert overhead.in_turn_p99_ms([10.0], 101.0, seed=1) == float("inf")
     # Hardly any load: nobody waits.
     assert overhead.in_turn_p99_ms([10.0], 0.1, seed=1) == pytest.approx(10.0, rel=0.05)
 
