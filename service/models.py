@@ -176,6 +176,11 @@ class Models:
         if self.stalled:
             raise NotReady("A batch has not come back from the engine; this replica will end.")
 
+    def note_stall(self, stalled: bool) -> None:
+        """Notes whether the engine has had a batch for too long: then no requests are taken."""
+        self.stalled = stalled
+        self.metrics.ready.set(self._state == "ready" and not stalled)
+
     def check_not_saturated(self) -> None:
         """Raises NotReady if the queue has been too full for longer than is allowed, where anything is."""
         limit_s = self.settings.saturated_after_s

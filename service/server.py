@@ -187,8 +187,7 @@ async def _watch_engine(models: Models) -> None:
         await asyncio.sleep(min(1.0, limit_s / 10))
         stuck_s = models.batcher.stuck_s
         if (stuck_s > limit_s) != models.stalled:
-            models.stalled = stuck_s > limit_s
-            models.metrics.ready.set(not models.stalled)
+            models.note_stall(stuck_s > limit_s)
             log.error("the engine is stuck" if models.stalled else "the engine came back", extra={"seconds": round(stuck_s, 1), "limit_s": limit_s})
         if stuck_s > 2 * limit_s:
             log.critical("the engine did not come back; ending", extra={"seconds": round(stuck_s, 1), "waiting": models.batcher.waiting})

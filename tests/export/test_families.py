@@ -182,6 +182,12 @@ def test_the_docs_table_has_these_rows() -> None:
 # Checkpoints of older trainers, whose tokenizers are not in tokenizer.json
 
 
+def assert_same_tokens(artifact: Path, own: Any) -> None:
+    """The artifact's tokenizer reads texts as `own`, a slow one of transformers, does."""
+    made = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    assert [made.encode(text).ids for text in CORPUS[:40]] == [own(text)["input_ids"] for text in CORPUS[:40]]
+
+
 def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(tmp_path: Path) -> None:
     family = FAMILIES[0]
     folder, _ = write_checkpoint(family, tmp_path / "checkpoint")
@@ -191,9 +197,7 @@ def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "BertTokenizer", "do_lower_case": True}))
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.BertTokenizer(str(folder / "vocab.txt"))
-    made = Tokenizer.from_file(str(tmp_path / "artifact/tokenizer.json"))
-    for text in CORPUS[:40]:
-        assert made.encode(text).ids == own(text)["input_ids"]
+    assert_same_tokens(tmp_path / "artifact", own)
 
 
 def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_path: Path) -> None:
@@ -205,9 +209,7 @@ def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_p
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "RobertaTokenizer"}))
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    made = Tokenizer.from_file(str(tmp_path / "artifact/tokenizer.json"))
-    for text in CORPUS[:40]:
-        assert made.encode(text).ids == own(text)["input_ids"]
+    assert_same_tokens(tmp_path / "artifact", own)
 
 
 def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_it(tmp_path: Path) -> None:
@@ -221,9 +223,7 @@ def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "AlbertTokenizer"}))
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.AlbertTokenizer(str(folder / "spiece.model"))
-    made = Tokenizer.from_file(str(tmp_path / "artifact/tokenizer.json"))
-    for text in CORPUS[:40]:
-        assert made.encode(text).ids == own(text)["input_ids"]
+    assert_same_tokens(tmp_path / "artifact", own)
 
 
 def test_a_checkpoint_without_any_tokenizer_says_what_to_save(tmp_path: Path) -> None:

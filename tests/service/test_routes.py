@@ -421,3 +421,18 @@ async def test_pages_of_other_origins_may_call_only_where_they_are_named(artifac
     assert before.headers["access-control-allow-origin"] == named.headers["access-control-allow-origin"] == "https://a.example"
     assert "Server-Timing" in named.headers["access-control-expose-headers"]
     assert other.status_code == 400
+
+
+async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_comes_back(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        ready = models.metrics.registry.get_sample_value
+        models.note_stall(True)
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await classify(client, {"input": "good"})).status_code == 503
+        assert ready("drbert_ready") == 0
+        models.note_stall(False)
+        assert (await client.get("/readyz")).status_code == 200
+        assert ready("drbert_ready") == 1
+        await models.drain()
+        models.note_stall(False)    # whatever the engine does, who drains is not ready
+        assert ready("drbert_ready") == 0
