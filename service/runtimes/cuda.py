@@ -100,6 +100,11 @@ class CudaRuntime:
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         return self._thread.submit(self._run, inputs).result
 
+    def replay(self, rows: int, length: int) -> None:
+        """Runs a shape once more on what its buffers hold, and copies nothing: for whoever measures the engine alone."""
+        bucket = self._buckets[rows, length]
+        self._thread.submit(self._session.run_with_iobinding, bucket.binding, bucket.options).result()
+
     def _run(self, inputs: Inputs) -> Logits:
         items, length = inputs["input_ids"].shape
         bucket = self._bucket(items, length)

@@ -152,10 +152,10 @@ def test_an_engine_is_looked_for_only_where_everything_it_depends_on_is_the_same
 
 # What this host lacks
 
-def test_without_a_driver_that_is_what_is_said() -> None:
-    if gpus.visible():
-        pytest.skip("this host has a GPU")
-    assert onnxruntime.lacks("cuda") == f"{gpus.why_none()}; choose a variant for the CPU"
+def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible", tuple)
+    monkeypatch.setattr(gpus, "DRIVER", "libcuda-that-is-not-here.so.1")
+    assert onnxruntime.lacks("cuda") == "libcuda-that-is-not-here.so.1 is not here, so there is no NVIDIA driver; choose a variant for the CPU"
 
 
 def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
