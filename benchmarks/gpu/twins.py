@@ -79,5 +79,5 @@ def measure(rig: Rig) -> Findings:
     told = json.loads(Path(verdicts[0]).read_text())
     word = WORDS[done.returncode]
     return Findings("twins", "Does DrBERT's encoder cost what BERT's does?", [
-        Table("", ("verdict", "within", "what the judge said"), [[word, "±1 % of inference p50", done.stdout.strip().splitlines()[-1]]]),
+        Table("", ("verdict", "within", "what the judge said"), [[word, "±1 % of inference p50", told["sentence"]]]),
     ], [] if rig.rehearsal else [Target("twins within ±1 % on inference time", "equivalent", word, word == "equivalent")], {"verdict": told})
