@@ -222,10 +222,10 @@ class Patient(Batcher):
     def _next_batch(self, wait: bool) -> Any:
         if self.patience_s and wait:
             with self._changed:
-                while not self._queue and not self._closing:
+                while not self.queue and not self._closing:
                     self._changed.wait()
                 give_up = time.monotonic() + self.patience_s
-                while len(self._queue) < self.max_batch_size and not self._closing and (left := give_up - time.monotonic()) > 0:
+                while len(self.queue) < self.max_batch_size and not self._closing and (left := give_up - time.monotonic()) > 0:
                     self._changed.wait(left)
         return super()._next_batch(wait)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import heapq
 import logging
 import math
 import threading
@@ -20,32 +19,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from service.errors import (
-    DeadlineExceeded,
-    ModelFailed,
-    ModelOutputInvalid,
-    Overloaded,
-    ServiceError,
-    ShuttingDown,
-    TooLarge,
-)
+from service.calls import Call, Entry, Item, Row, deliver, expire, fail
+from service.errors import ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
+from service.queue import Limits, Queue
 
 log = logging.getLogger(__name__)
 
-# Texts share a batch if the shorter is at least this share of the longer, or nearly as long in tokens.
-SHARED_LENGTH = 0.75
-NEAR_TOKENS = 4
-
 # What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this takes some 10 µs.
 _CHORE = bytes(4096)
-
-
-class Item(Protocol):
-    @property
-    def tokens(self) -> int: ...
 
 
 AnyItem = TypeVar("AnyItem", contravariant=True)
@@ -69,18 +52,6 @@ class Model(Protocol[AnyItem]):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One item's result, and where its time went."""
-
-    value: Any
-    queue_ns: int
-    inference_ns: int
-    batch_size: int
-    length: int
-    """Tokens each item of its batch was padded to."""
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """What became of a batch, for whoever counts."""
 
@@ -93,35 +64,8 @@ class Batch:
 
 
 @dataclass(slots=True)
-class _Call:
-    """A caller and the rows it waits for."""
-
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[list[Row]]
-    deadline: float
-    rows: list[Row | None]
-    missing: int
-
-    @property
-    def gone(self) -> bool:
-        return self.answer.done()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    call: _Call
-    place: int
-    item: Item
-    model: str
-    length: int
-    since_ns: int
-    busy_wait: float
-    background: bool = False
-
-
-@dataclass(slots=True)
 class _Running:
-    batch: list[_Waiting]
+    batch: list[Entry]
     length: int
     started_ns: int
     finish: Callable[[], Collection[Any]]
@@ -149,17 +93,18 @@ class Batcher:
     rows: Callable[[int], int] = lambda items: items
     on_batch: Callable[[Batch], None] = lambda batch: None
 
-    _queue: deque[_Waiting] = field(default_factory=deque, init=False)
-    _background: deque[_Waiting] = field(default_factory=deque, init=False)
+    queue: Queue = field(init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _running: deque[_Running] = field(default_factory=deque, init=False)
     _called: bool = field(default=False, init=False)
     _runs: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _items_per_s: float = field(default=0.0, init=False)
-    _full_since: float | None = field(default=None, init=False)
     _starting_ns: int | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.queue = Queue(self.max_waiting, self.max_background)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -168,13 +113,8 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
-
-    @property
-    def full_s(self) -> float:
-        """For how long there has been no room: since an item was refused, until half of the queue is free again."""
-        since = self._full_since
-        return 0.0 if since is None else time.monotonic() - since
+        """How many items wait, those of the background left out."""
+        return len(self.queue)
 
     async def submit(
         self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0, background: bool = False,
@@ -194,31 +134,20 @@ class Batcher:
         if len(items) > self.max_waiting:
             raise TooLarge(f"The request makes {len(items)} items, and the queue holds {self.max_waiting}; send several requests.")
         loop = asyncio.get_running_loop()
-        call = _Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
+        call = Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
         now = time.monotonic_ns()
         padded = self.models[model].padded_length
-        entries = [_Waiting(call, place, item, model, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
+        entries = [Entry(call, place, item, model, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
         with self._changed:
             if self._closing:
                 raise ShuttingDown("This replica is draining; another one answers.")
-            if background and len(self._background) + len(entries) > self.max_background:
-                raise Overloaded(f"{len(self._background)} items wait in the background already.")
-            if not background and len(self._queue) + len(entries) > self.max_waiting:
-                self._drop_the_gone_and_the_late()
-            if not background and len(self._queue) + len(entries) > self.max_waiting:
-                if self._full_since is None:
-                    self._full_since = time.monotonic()
-                raise Overloaded(
-                    f"{len(self._queue)} texts wait and {len(entries)} more would pass the limit of {self.max_waiting}; retry later.",
-                    retry_after_s=self._seconds_to_clear(),
-                )
-            (self._background if background else self._queue).extend(entries)
+            self.queue.admit(entries, self._seconds_to_clear)
             if not self._called:
                 # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
                 self._called = True
                 loop.call_soon(self._call_the_thread)
         # Leaving, by the deadline or because the caller is cancelled, settles the answer: what still waits of it is dropped.
-        late = None if math.isinf(timeout_s) else loop.call_later(timeout_s, _expire, call)
+        late = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, call)
         try:
             return await call.answer
         finally:
@@ -256,11 +185,9 @@ class Batcher:
         if not thread.is_alive():
             return True
         with self._changed:
-            abandoned = [*self._queue, *self._background, *(entry for run in self._running for entry in run.batch)]
-            self._queue.clear()
-            self._background.clear()
+            abandoned = [*self.queue.take_all(), *(entry for run in self._running for entry in run.batch)]
         for entry in abandoned:
-            _fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
+            fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
         return False
 
     # The submitting thread, in the order a batch goes through it.
@@ -283,68 +210,23 @@ class Batcher:
                 self._finish(running[0])
                 running.popleft()
 
-    def _next_batch(self, wait: bool) -> list[_Waiting] | None:
+    def _next_batch(self, wait: bool) -> list[Entry] | None:
         """What to run next: [] if nothing waits just now, None if nothing ever will."""
         with self._changed:
             while True:
-                self._drop_the_gone_and_the_late()
-                if self._queue:
-                    return self._take(self._queue)
+                self.queue.drop_the_gone_and_the_late()
                 if self._closing:
-                    self._drop_the_background()
+                    self.queue.drop_the_background()
+                limits = Limits(self.max_batch_size, self.max_batch_tokens, self.batch_size)
+                if batch := self.queue.take(limits, lambda model: self.models[model].padding_safe):
+                    return batch
+                if self._closing:
                     return None
-                if self._background:
-                    return self._take(self._background)
                 if not wait:
                     return []
                 self._changed.wait()
 
-    def _drop_the_gone_and_the_late(self) -> None:
-        now = time.monotonic()
-        for queue in (self._queue, self._background):
-            kept = []
-            for entry in queue:
-                if entry.call.gone:
-                    continue
-                if now > entry.call.deadline:
-                    _fail(entry.call, DeadlineExceeded("The text waited longer than the request's time limit."))
-                    continue
-                kept.append(entry)
-            if len(kept) < len(queue):
-                queue.clear()
-                queue.extend(kept)
-
-    def _drop_the_background(self) -> None:
-        for entry in self._background:
-            _fail(entry.call, ShuttingDown("This replica is draining; nothing is done in the background."))
-        self._background.clear()
-
-    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
-        """The oldest item and those nearest to it in length: nobody starves, and under backlog next to nothing is padding."""
-        first = queue[0]
-        mixes = self.models[first.model].padding_safe
-        others = (e for e in queue if e is not first and e.model == first.model and e.busy_wait == first.busy_wait)
-        chosen = [first]
-        shortest = longest = first.length
-        for entry in heapq.nsmallest(self.max_batch_size - 1, others, key=lambda e: abs(e.length - first.length)):
-            low, high = min(shortest, entry.length), max(longest, entry.length)
-            fits = low == high or (mixes and _share_a_batch(low, high))
-            if fits and high * (len(chosen) + 1) <= self.max_batch_tokens:
-                chosen.append(entry)
-                shortest, longest = low, high
-        del chosen[self.batch_size(len(chosen)) :]
-        if len(chosen) == len(queue):
-            queue.clear()
-        else:
-            taken = set(map(id, chosen))
-            kept = [entry for entry in queue if id(entry) not in taken]
-            queue.clear()
-            queue.extend(kept)
-        if self._full_since is not None and len(self._queue) <= self.max_waiting // 2:
-            self._full_since = None
-        return chosen
-
-    def _start(self, batch: list[_Waiting], running: deque[_Running]) -> None:
+    def _start(self, batch: list[Entry], running: deque[_Running]) -> None:
         self._starting_ns = started = time.monotonic_ns()
         length = max(entry.length for entry in batch)
         try:
@@ -373,17 +255,17 @@ class Batcher:
         ]
         # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
         self._count(run, [row.queue_ns for row in rows], inference_ns)
-        _deliver(run.batch, rows)
+        deliver(run.batch, rows)
 
-    def _failed(self, batch: list[_Waiting], error: Exception) -> None:
+    def _failed(self, batch: list[Entry], error: Exception) -> None:
         """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
         if len(batch) == 1:
             if isinstance(error, ServiceError):
                 log.error("model answered no answer", extra={"model": batch[0].model, "why": error.message})
-                _fail(batch[0].call, error)
+                fail(batch[0].call, error)
             else:
                 log.error("model raised", extra={"model": batch[0].model}, exc_info=error)
-                _fail(batch[0].call, ModelFailed("The model failed on this text; the failure is in the log."))
+                fail(batch[0].call, ModelFailed("The model failed on this text; the failure is in the log."))
             return
         for entry in batch:
             if not entry.call.gone:
@@ -407,11 +289,7 @@ class Batcher:
         """When the queue will have gone, by its length and the measured rate; 1 to 60 s."""
         if not self._items_per_s:
             return 1
-        return max(1, min(60, math.ceil(len(self._queue) / self._items_per_s)))
-
-
-def _share_a_batch(shorter: int, longer: int) -> bool:
-    return shorter >= SHARED_LENGTH * longer or longer - shorter <= NEAR_TOKENS
+        return max(1, min(60, math.ceil(len(self.queue) / self._items_per_s)))
 
 
 def _keep_busy(started_ns: int, share: float) -> None:
@@ -421,43 +299,3 @@ def _keep_busy(started_ns: int, share: float) -> None:
     while (now := time.monotonic_ns()) < due:
         if due - now > 20_000:    # the last bit on the clock alone, or a short batch would be late by half a chore
             hashlib.sha256(_CHORE)
-
-
-def _deliver(batch: list[_Waiting], rows: list[Row]) -> None:
-    """Puts rows in their calls' places and wakes the callers that have all of theirs, with one call into each loop."""
-    whole: dict[asyncio.AbstractEventLoop, list[_Call]] = {}
-    for entry, row in zip(batch, rows, strict=True):
-        call = entry.call
-        call.rows[entry.place] = row
-        call.missing -= 1
-        if call.missing == 0:
-            whole.setdefault(call.loop, []).append(call)
-    for loop, calls in whole.items():
-        _in_loop(loop, partial(_answer, calls))
-
-
-def _answer(calls: list[_Call]) -> None:
-    for call in calls:
-        # The caller may have left, or another of its items may have failed, in the meantime.
-        if not call.answer.done():
-            call.answer.set_result(call.rows)    # type: ignore[arg-type]
-
-
-def _expire(call: _Call) -> None:
-    _refuse(call, DeadlineExceeded("The answer was not there within the request's time limit."))
-
-
-def _refuse(call: _Call, error: Exception) -> None:
-    if not call.answer.done():
-        call.answer.set_exception(error)
-
-
-def _fail(call: _Call, error: Exception) -> None:
-    _in_loop(call.loop, partial(_refuse, call, error))
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, settle: Callable[[], object]) -> None:
-    try:
-        loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        log.debug("a caller's event loop has closed")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from service.batcher import Row
+from service.calls import Row
 from service.connection import ClientLeft, read_body, read_busy_wait, read_timeout, unless_the_client_leaves
 from service.dialects import Answered, Called, Dialect, Headers
 from service.encoding import by_text, encode

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service import answers
-from service.batcher import Row
+from service.calls import Row
 from service.classifier import Classifier, Encoded, Truncate
 from service.errors import InvalidInput, TooLarge
 from service.schemas import ClassifyRequest, Limits, Pool, Text

@@ -194,7 +194,7 @@ class Models:
     def check_not_saturated(self) -> None:
         """Raises NotReady if the queue has been too full for longer than is allowed, where anything is."""
         limit_s = self.settings.saturated_after_s
-        if limit_s is not None and (full_s := self.batcher.full_s) > limit_s:
+        if limit_s is not None and (full_s := self.batcher.queue.full_s) > limit_s:
             raise NotReady(f"The queue has been full for {full_s:.0f} s.", retry_after_s=1)
 
     def using(self, name: str | None) -> Loaded:

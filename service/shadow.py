@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.batcher import Row
+from service.calls import Row
 from service.encoding import by_text, encode
 from service.errors import ServiceError
 from service.models import Loaded, Models

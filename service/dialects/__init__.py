@@ -15,7 +15,7 @@ import orjson
 
 from service import answers
 from service.artifact import Manifest
-from service.batcher import Row
+from service.calls import Row
 from service.classifier import Encoded
 from service.errors import ServiceError
 from service.schemas import ClassifyRequest, Limits

@@ -397,13 +397,13 @@ async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free(
         await until(lambda: model.batches == [["first"]])
         asking += [asyncio.create_task(ask(batcher, name)) for name in ("a", "b")]
         await until(lambda: batcher.waiting == 2)
-        assert batcher.full_s == 0.0    # full, and nobody was refused
+        assert batcher.queue.full_s == 0.0    # full, and nobody was refused
         with pytest.raises(Overloaded):
             await ask(batcher, "c")
-        await until(lambda: batcher.full_s > 0.01)
+        await until(lambda: batcher.queue.full_s > 0.01)
         model.gate.set()
         await asyncio.gather(*asking)
-        assert batcher.full_s == 0.0
+        assert batcher.queue.full_s == 0.0
 
 
 async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:

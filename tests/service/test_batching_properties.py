@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import NEAR_TOKENS, SHARED_LENGTH, Batcher
+from service.batcher import Batcher
+from service.queue import NEAR_TOKENS, SHARED_LENGTH
 from service.shapes import Shapes
 
 SHAPES = Shapes(512)

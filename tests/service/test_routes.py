@@ -401,7 +401,7 @@ async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wi
             await until(lambda: models.batcher.waiting == 1)
             assert (await client.get("/readyz")).status_code == 200
             assert (await classify(client, {"input": "film"})).status_code == 429
-            await until(lambda: models.batcher.full_s > 0.01)
+            await until(lambda: models.batcher.queue.full_s > 0.01)
             full = await client.get("/readyz")
         assert [(await task).status_code for task in asked] == [200, 200]
         assert (await client.get("/readyz")).status_code == 200

@@ -66,7 +66,7 @@ async def test_a_share_of_the_requests_is_shadowed(artifact: Artifact, second: A
     async with shadowed(artifact, second, 0.3) as (client, models):
         for _ in range(60):
             await classify(client, {"input": "good"})
-        await until(lambda: not models.batcher._background)
+        await until(lambda: not models.batcher.queue.background)
         await asyncio.sleep(0)
     assert 5 <= shadow_count(models, "differed") <= 35
 
@@ -86,7 +86,7 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
             hidden = models.loaded["second"]
             item = hidden.classifier.encode("good")
             shadow = asyncio.create_task(models.batcher.submit(hidden.key, [item], background=True))
-            await until(lambda: len(models.batcher._background) == 1)
+            await until(lambda: len(models.batcher.queue.background) == 1)
             more = [asyncio.create_task(classify(client, {"input": "bad " * n})) for n in (1, 9)]
             await until(lambda: models.batcher.waiting == 2)
         assert {response.status_code for response in await asyncio.gather(first, *more)} == {200}
@@ -98,7 +98,7 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
 
 async def test_too_many_shadows_are_dropped_and_draining_ends_them(artifact: Artifact, second: Artifact) -> None:
     async with shadowed(artifact, second) as (client, models):
-        models.batcher.max_background = 3
+        models.batcher.queue.max_background = 3
         await classify(client, {"input": ["good"] * 4})
         await until(lambda: shadow_count(models, "dropped") == 4)
 
