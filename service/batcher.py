@@ -116,6 +116,12 @@ class Batcher:
         """How many items wait, those of the background left out."""
         return len(self.queue)
 
+    def check_room(self, count: int) -> None:
+        """Overloaded if `submit` would refuse so many items just now: whoever asks first need not prepare them for nothing."""
+        with self._changed:
+            if count <= self.max_waiting and not self._closing:
+                self.queue.check_room(count, self._seconds_to_clear)
+
     async def submit(
         self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0, background: bool = False,
     ) -> list[Row]:

@@ -124,6 +124,8 @@ class Classify:
     ) -> tuple[Headers, list[bytes]]:
         """From texts to tokens, rows, and the dialect's answer; `deadline` is of the monotonic clock."""
         metrics, manifest = self._models.metrics, model.artifact.manifest
+        # Before anything is spent on the texts: under overload the refusals must not cost what the answers need.
+        self._models.batcher.check_room(len(asked.input))
         started = time.monotonic_ns()
         found = await encode(model.classifier, asked, self._limits)
         tokenized = time.monotonic_ns()

@@ -56,16 +56,20 @@ class Queue:
                 raise Overloaded(f"{len(self.background)} items wait in the background already.")
             self.background.extend(entries)
             return
-        if len(self.waiting) + len(entries) > self.max_waiting:
+        self.check_room(len(entries), seconds_to_clear)
+        self.waiting.extend(entries)
+
+    def check_room(self, count: int, seconds_to_clear: Callable[[], int]) -> None:
+        """Overloaded if there is no room for so many entries."""
+        if len(self.waiting) + count > self.max_waiting:
             self.drop_the_gone_and_the_late()
-        if len(self.waiting) + len(entries) > self.max_waiting:
+        if len(self.waiting) + count > self.max_waiting:
             if self._full_since is None:
                 self._full_since = time.monotonic()
             raise Overloaded(
-                f"{len(self.waiting)} texts wait and {len(entries)} more would pass the limit of {self.max_waiting}; retry later.",
+                f"{len(self.waiting)} texts wait and {count} more would pass the limit of {self.max_waiting}; retry later.",
                 retry_after_s=seconds_to_clear(),
             )
-        self.waiting.extend(entries)
 
     def drop_the_gone_and_the_late(self) -> None:
         now = time.monotonic()

@@ -290,6 +290,20 @@ async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) 
     assert refused.json()["error"]["code"] == "not_ready"
 
 
+async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with client_of(artifact, max_waiting=1, max_texts=1) as (client, models), stuck(models):
+        asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+        await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+        asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+        await until(lambda: models.batcher.waiting == 1)
+        [loaded] = models.loaded.values()
+        encoded: list[str] = []
+        monkeypatch.setattr(loaded.classifier, "encode", lambda text, *_: encoded.append(text))
+        assert (await classify(client, {"input": "film"})).status_code == 429
+    assert encoded == []
+    assert [(await task).status_code for task in asked] == [200, 200]
+
+
 async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, models):
         assert (await client.get("/readyz")).status_code == 200
