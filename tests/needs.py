@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+CRDS = SHARED.with_name("crds")
 
 shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's research data")
+crds = pytest.mark.skipif(not CRDS.is_dir(), reason="needs ../shared/crds, strict schemas of custom resources")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")

@@ -24,7 +24,9 @@ def keys() -> list[str]:
 
 def classify(url: str) -> dict:
     body = json.dumps({"input": SENTENCE}).encode()
-    headers = {"Content-Type": "application/json"} | {"X-API-Key": key for key in keys()[:1]}
+    headers = {"Content-Type": "application/json"}
+    for key in keys()[:1]:
+        headers["X-API-Key"] = key
     # The certificate names what clients call the service, not the Service of one arm.
     context = ssl._create_unverified_context() if url.startswith("https:") else None
     give_up = time.monotonic() + PATIENCE_S

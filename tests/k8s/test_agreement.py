@@ -1,0 +1,135 @@
+"""Chart, docs, rules, dashboards and code name the same variables and the same metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from service.metrics import Metrics
+from service.settings import Settings, read_settings
+from tests.k8s.helm import CHART, render
+from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind, pod_specs
+
+# Set by the blocks of values that mount Secrets and open the second port.
+BY_SECRETS = {"api_keys_file", "tls_certificate", "tls_key", "admin_port", "admin_host", "admin_keys_file"}
+SECRETS: Values = {"apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"}, "admin": {"enabled": True, "existingSecret": "admins"}}
+# Not the service's: the client's key, and the switch of a chaos run's service.
+OTHERS = {"DRBERT_API_KEY"}
+IN_WORDS = {"default", "description", "title"}
+
+
+def variables(values: Values) -> dict[str, str]:
+    """What the first arm's container is told."""
+    [spec, *_] = [spec for document, spec in pod_specs(render(values)) if document["kind"] == "Deployment"]
+    [container] = [c for c in containers(spec) if c["name"] == "drbert"]
+    return {variable["name"]: variable["value"] for variable in container.get("env", [])}
+
+
+def without_words(schema: dict[str, Any]) -> dict[str, Any]:
+    [told] = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return {key: value for key, value in told.items() if key not in IN_WORDS}
+
+
+def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits() -> None:
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    fields = Settings.model_json_schema()["properties"]
+    assert set(known) | BY_SECRETS == set(fields)
+    assert not set(known) & BY_SECRETS
+    for name, schema in known.items():
+        assert without_words(schema) == without_words(fields[name]), name
+
+
+def test_every_variable_of_the_service_can_be_set() -> None:
+    settings = {name: value for name, value in Settings().model_dump(mode="json").items() if name not in BY_SECRETS}
+    given = variables({**SECRETS, "settings": {name: 3 if value is None else value for name, value in settings.items()}})
+    assert set(given) == {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_the_service_reads_what_the_chart_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in variables(EVERYTHING[name]).items():
+        monkeypatch.setenv(variable, value)
+    settings = read_settings("0.0.0.0").model_dump(mode="json")
+    for setting, value in EVERYTHING[name].get("settings", {}).items():
+        assert settings[setting] == value
+
+
+def test_what_the_chart_computes_with_are_the_services_own_defaults() -> None:
+    [deployment, *_] = of_kind(render({"shutdown": {"preStopSeconds": 7}}), "Deployment")
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 7 + Settings().drain_timeout_s + 10
+    [rule] = of_kind(render({"monitoring": {"rules": {"enabled": True}}}), "PrometheusRule")
+    [waiting] = [rule["expr"] for rule in rule["spec"]["groups"][0]["rules"] if rule["record"] == "drbert:setting:max_waiting"]
+    assert waiting == f"vector({Settings().max_waiting})"
+
+
+def test_docs_name_only_variables_that_there_are() -> None:
+    known = {f"DRBERT_{name.upper()}" for name in Settings.model_fields} | OTHERS
+    for path in (Path("README.md"), *Path("docs").glob("*.md"), *Path("k8s").rglob("*.md"), *Path("k8s").rglob("*.yaml")):
+        named = set(re.findall(r"\bDRBERT_[A-Z_]*[A-Z]\b", path.read_text()))
+        assert named <= known, f"{path}: {named - known}"
+
+
+def exposed() -> set[str]:
+    """The series on /metrics of a service with a model."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.add_model("reviews", "d", "e", "openvino", "cpu-fp32")
+    metrics.count_request("reviews", 200)
+    for counter, labels in ((metrics.rejected, ["full"]), (metrics.shadowed, ["a", "b", "agreed"]), (metrics.shadow_seconds, ["a"])):
+        counter.labels(*labels)
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    return {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Everything that asks Prometheus, and where it stands."""
+    for path in sorted((CHART / "rules").glob("*.yaml")):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from ((f"{path} {rule.get('record') or rule.get('alert')}", rule["expr"]) for rule in group["rules"])
+    for path in sorted((CHART / "dashboards").glob("*.json")):
+        yield from ((str(path), expression) for expression in _expressions(json.loads(path.read_text())))
+    for document in of_kind(render(PROFILES["production"]), "ScaledObject"):
+        yield from (("ScaledObject", trigger["metadata"]["query"]) for trigger in document["spec"]["triggers"])
+    for document in of_kind(render(PROFILES["production"]), "PrometheusRule"):
+        yield from (("PrometheusRule", rule["expr"]) for group in document["spec"]["groups"] for rule in group["rules"])
+    for document in of_kind(render(EVERYTHING["hpa"]), "HorizontalPodAutoscaler"):
+        yield from (("HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]) for metric in document["spec"]["metrics"])
+
+
+def _expressions(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        yield from (part["expr"] for _ in [0] if isinstance(part.get("expr"), str))
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            yield from _expressions(inner)
+
+
+def filled(expression: str) -> str:
+    """A dashboard's expression as Grafana would send it."""
+    return re.sub(r"\$\{?(__rate_interval|__interval|__range)\}?", "5m", re.sub(r"\$\{?(?!__)\w+(:\w+)?\}?", "x", expression))
+
+
+def test_whoever_asks_prometheus_asks_for_metrics_that_the_service_has() -> None:
+    there, asked = exposed(), list(expressions())
+    assert len(asked) >= 4
+    for where, expression in asked:
+        promql_parser.parse(filled(expression))
+        series = re.sub(r'"(\\.|[^"\\])*"', "", expression)
+        named = set(re.findall(r"(?<![:\w])drbert_\w+", series))
+        assert named <= there, f"{where} asks for {sorted(named - there)}"
+
+
+def test_rules_ask_for_settings_that_the_chart_records() -> None:
+    [rule] = of_kind(render(PROFILES["production"]), "PrometheusRule")
+    recorded = {each["record"] for group in rule["spec"]["groups"] for each in group["rules"] if "record" in each}
+    for where, expression in expressions():
+        named = set(re.findall(r"\bdrbert:[\w:]+", expression))
+        assert named <= recorded, f"{where} asks for {sorted(named - recorded)}"
