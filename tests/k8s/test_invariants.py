@@ -288,7 +288,7 @@ def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Pa
     ]
     deployment = arms(documents)["bert"]
     assert deployment["spec"]["replicas"] >= 2 * plan.restarts
-    assert plan.takes_instances
+    assert plan.instances
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["run", "/plan/plan.toml", "--evidence", "/evidence"]
     assert {arm.headers_env for arm in plan.arms if arm.url} <= {None} | {variable["name"] for variable in container["env"]}
