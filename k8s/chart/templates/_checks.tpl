@@ -99,6 +99,6 @@
 {{- if or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
 {{ $values.autoscaling.minReplicas }}
 {{- else -}}
-{{ default $values.replicas .arm.replicas }}
+{{ ternary .arm.replicas $values.replicas (hasKey .arm "replicas") }}
 {{- end -}}
 {{- end -}}
