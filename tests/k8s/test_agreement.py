@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -99,6 +100,9 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield from (("ScaledObject", trigger["metadata"]["query"]) for trigger in document["spec"]["triggers"])
     for document in of_kind(render(PROFILES["production"]), "PrometheusRule"):
         yield from (("PrometheusRule", rule["expr"]) for group in document["spec"]["groups"] for rule in group["rules"])
+    for rule in yaml.safe_load(Path("k8s/examples/prometheus-adapter.yaml").read_text())["rules"]["custom"]:
+        filled_in = {"<<.Series>>": rule["name"]["as"], "<<.LabelMatchers>>": 'namespace="prod",pod=~"a|b"', "<<.GroupBy>>": "pod"}
+        yield "prometheus-adapter", functools.reduce(lambda query, each: query.replace(*each), filled_in.items(), rule["metricsQuery"])
     for document in of_kind(render(EVERYTHING["hpa"]), "HorizontalPodAutoscaler"):
         yield from (("HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]) for metric in document["spec"]["metrics"])
 
@@ -133,3 +137,14 @@ def test_rules_ask_for_settings_that_the_chart_records() -> None:
     for where, expression in expressions():
         named = set(re.findall(r"\bdrbert:[\w:]+", expression))
         assert named <= recorded, f"{where} asks for {sorted(named - recorded)}"
+
+
+@pytest.mark.parametrize(("size", "variant"), [("mini", "cpu-fp32"), ("mini", "cpu-int8"), ("base", "cpu-fp32"), ("base", "cpu-int8")])
+def test_sizes_in_the_docs_are_those_that_were_measured(size: str, variant: str) -> None:
+    results = Path("benchmarks/RESULTS.md").read_text()
+    precision = variant.removeprefix("cpu-")
+    peers = results.partition(f"## peers {size}\n")[2]
+    [rate] = re.findall(rf"^\| DrBERT Serve {precision} \| openvino \| [\d.,]+ \| [\d.,]+ \| ([\d.,]+) \|", peers.partition("\n## ")[0], re.MULTILINE)
+    [memory] = re.findall(rf"^\| {size} \| {variant} \| [\d.]+ \| [\d,]+ \| ([\d,]+) \|", results.partition("## startup\n")[2].partition("\n## ")[0], re.MULTILINE)
+    hours = 1e6 / (3600 * float(rate.replace(",", "")))
+    assert f"| {size}, `{variant}` | {rate} | {memory} | {hours:.1f} |" in Path("k8s/README.md").read_text()
