@@ -1,4 +1,4 @@
-"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools or of the research data."""
+"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm or of the research data."""
 
 from __future__ import annotations
 

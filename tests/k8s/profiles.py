@@ -56,7 +56,7 @@ FEATURES: dict[str, Values] = {
         "replicas": 16,
         "proof": {
             "enabled": True, "delayBy": "client", "headersSecret": "keys", "capacityPerSecond": 120.5,
-            "texts": "good film\nbad film", "evidence": {"existingClaim": "evidence", "storageClassName": ""},
+            "pilot": '{"restarts": 12}\n', "texts": "good film\nbad film", "evidence": {"existingClaim": "evidence", "storageClassName": ""},
         },
     },
     "tracing": {

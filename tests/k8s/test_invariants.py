@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -289,6 +290,9 @@ def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Pa
     deployment = arms(documents)["bert"]
     assert deployment["spec"]["replicas"] >= 2 * plan.restarts
     assert plan.instances
+    if plan.pilot is not None:
+        assert hashlib.sha256(config["data"][plan.pilot_path.name].encode()).hexdigest() == plan.pilot
+    assert (plan.pilot is None) == (name == "ab-proof")
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["run", "/plan/plan.toml", "--evidence", "/evidence"]
     assert {arm.headers_env for arm in plan.arms if arm.url} <= {None} | {variable["name"] for variable in container["env"]}

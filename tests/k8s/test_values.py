@@ -106,6 +106,7 @@ def test_a_profile_says_only_what_differs() -> None:
         ({"gpu": {"count": 0.5}}, "/gpu/count"),
         ({"gpu": {"resourceName": "gpu"}}, "/gpu/resourceName"),
         ({"resources": {"request": {"cpu": 1}}}, "request"),
+        ({"resources": {"requests": {"cpus": 1}}}, "invalid propertyName 'cpus'"),
         ({"shutdown": {"graceSeconds": "60s"}}, "/shutdown/graceSeconds"),
         ({"monitoring": {"rules": {"margin": 0}}}, "/monitoring/rules/margin"),
         ({"monitoring": {"serviceMonitor": {"interval": "15 sec"}}}, "/monitoring/serviceMonitor/interval"),

@@ -121,7 +121,7 @@ spec:
         {{- end }}
       {{- with include "drbert.env" .root }}
       env:
-        {{- . | nindent 8 }}
+        {{- trim . | nindent 8 }}
       {{- end }}
       ports:
         - {name: http, containerPort: 8000}
