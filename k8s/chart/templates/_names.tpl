@@ -1,9 +1,12 @@
-{{/* A name of at most 63 characters: (list root "suffix" …). What is too long ends with a digest of the whole. */}}
+{{/*
+A name of at most 54 characters: (list root "suffix" …). What is too long ends with a digest of the whole.
+Labels hold 63, and KEDA makes one of "keda-hpa-" and a name.
+*/}}
 {{- define "drbert.name" -}}
 {{- $root := first . -}}
 {{- $whole := prepend (rest .) (default $root.Release.Name $root.Values.nameOverride) | join "-" -}}
-{{- if gt (len $whole) 63 -}}
-{{- printf "%s-%s" ($whole | trunc 54 | trimSuffix "-") (sha256sum $whole | trunc 8) -}}
+{{- if gt (len $whole) 54 -}}
+{{- printf "%s-%s" ($whole | trunc 45 | trimSuffix "-") (sha256sum $whole | trunc 8) -}}
 {{- else -}}
 {{- $whole -}}
 {{- end -}}
