@@ -14,7 +14,8 @@ from pathlib import Path
 
 from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
 from benchmarks.findings import Findings, markdown, read, write
-from benchmarks.subjects import TEXTS, read_lines, shapes_of
+from benchmarks.lines import TEXTS, read_lines
+from benchmarks.subjects import shapes_of
 from command import CommandError, Parser, Unavailable
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import openvino as ov
 
 from benchmarks.findings import Findings, Table, Target, at_most, markdown, spread, write
-from benchmarks.subjects import TEXTS, Subject, read_lines, subject
+from benchmarks.lines import TEXTS, read_lines
+from benchmarks.subjects import Subject, subject
 from command import Parser
 from service import cpus
 from service.batcher import Batch, Batcher

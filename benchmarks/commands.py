@@ -10,6 +10,8 @@ The benchmarks, by name: each is a module of this room with a main of its own.
     python -m benchmarks overhead                          what HTTP, queue and answer add to the engine
     python -m benchmarks peers                             ours beside other servers of the same classifier
 
+    python -m benchmarks gpu                               all of it on an NVIDIA GPU, in stages
+
     python -m benchmarks families                          which families do BERT's work, and which do not
     python -m benchmarks judge                             is the judge right as often as it says?
     python -m benchmarks delays PLAN                       are delays of known size, added by a proxy, read as what they are?
@@ -34,6 +36,7 @@ BENCHMARKS = {
     "convbert": "ConvBERT's engine time by BERT's, as we export it and as transformers does",
     "overhead": "what HTTP, the queue and the answer add to the engine",
     "peers": "ours beside Infinity, transformers, optimum, OpenVINO and LitServe, on the same processors",
+    "gpu": "the service on an NVIDIA GPU: numerics, latency, throughput, PyTorch beside it, the twins' proof",
     "judge": "is the judge right as often as it says? simulated runs, real noise, and how long twelve million rows take",
     "delays": "delays from outside, by a proxy: are they read as what they are?",
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",

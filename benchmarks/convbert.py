@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification, ConvBertConf
 from benchmarks.findings import Findings, Table, at_most, markdown, spread, write
 from benchmarks.subjects import shapes_of
 from command import Parser
-from export.convbert import mended
+from export.attention import mended
 from export.onnx_file import export_onnx
 from service import cpus
 from service.runtimes.openvino import OpenVinoRuntime

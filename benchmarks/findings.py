@@ -84,6 +84,7 @@ def environment() -> dict[str, Any]:
 
 def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:
     """A Markdown page of all findings, and the numbers beside it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     where = environment()
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     head = [

@@ -25,8 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks import generator
 from benchmarks.findings import Findings, Table, Target, at_least, at_most, markdown, spread, write
 from benchmarks.generator import Load
+from benchmarks.lines import TEXTS, read_lines
 from benchmarks.processes import Process, free_port, halves, our_service, started
-from benchmarks.subjects import MINI, TEXTS, Subject, read_lines, subject
+from benchmarks.subjects import MINI, Subject, subject
 from command import Parser, Unavailable
 from service.artifact import MANIFEST, Gate, Manifest, Parity, Variant, sealed, sha256
 

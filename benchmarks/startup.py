@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.findings import Findings, Table, Target, markdown, write
+from benchmarks.lines import TEXTS, read_lines
 from benchmarks.processes import Process, free_port, our_service, started
-from benchmarks.subjects import TEXTS, Subject, read_lines, subject
+from benchmarks.subjects import Subject, subject
 from command import Parser
 
 MIB = 2**20

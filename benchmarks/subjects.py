@@ -4,13 +4,11 @@ What is measured: the example twin, and a classifier of BERT-base's size with ra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.random_twins import write_checkpoint
-from command import Unavailable
+from benchmarks.checkpoints import write_checkpoint
 from export.commands import export
 from export.variants import RECIPES
 from service import cpus
@@ -18,7 +16,6 @@ from service.artifact import Artifact, ArtifactError, read_artifact
 
 FOLDER = Path("build/bench")
 MINI = Path("examples/checkpoints/bert-mini-sst2")
-TEXTS = Path("examples/texts/sentences.txt")
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,6 @@ def subject(name: str) -> Subject:
         export(str(checkpoint), target, variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native])
         artifact = read_artifact(target)
     return Subject(name, checkpoint, artifact)
-
-
-def read_lines(path: Path, most: int = 128) -> list[str]:
-    """At most so many of the file's lines, spread over it."""
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror}.") from None
-    if not lines:
-        raise Unavailable(f"{path} holds no text.")
-    return lines[:: math.ceil(len(lines) / most)]
 
 
 def attention_flops(layers: int, hidden: int, length: int) -> int:

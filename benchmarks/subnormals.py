@@ -22,6 +22,7 @@ from graphs.subnormals import subnormal_weights, subnormals
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier
 from service.runtimes import Inputs, Logits
+from service.shapes import CPU
 
 TEXTS = Path("examples/texts/sentences.txt")
 
@@ -34,6 +35,7 @@ class CountingRuntime:
     precision = "f32"
     flush_to_zero = False
     in_flight = 1
+    grid = CPU
 
     def __init__(self, model: Path) -> None:
         self.numbers = 0

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from command import BadInput, BadUsage, Parser
+from export.attention import mended
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
-from export.convbert import mended
 from export.gate import FEWEST_TEXTS, judge
 from export.onnx_file import export_onnx
 from export.reference import TEXTS, Reference, TextOrPair
 from export.texts import SHIPPED, Labelled, read_texts, without
-from export.variants import RECIPES, UNASKED
-from export.verify import measure_padding_safety, measure_parity
+from export.variants import GATED, RECIPES, UNASKED, Source
+from export.verify import engine_here, measure_padding_safety, measure_parity
 from graphs.canonical import split
 from graphs.files import read_graph
 from service import cpus
@@ -98,7 +98,7 @@ def export(
             print(f"calibrating with {len(calibrating)} texts of {'those that come along' if calibration == SHIPPED else calibration}", flush=True)
             inputs = _calibration_inputs(folder, config, reference, calibrating)
         for name in variants:
-            RECIPES[name].build(folder, inputs)
+            RECIPES[name].build(Source(folder, config, inputs))
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
         manifest = _verify(folder, manifest, reference, gating, agreement)
         # Written last: a folder without a manifest is not an artifact.
@@ -183,8 +183,17 @@ def _describe(
             "checkpoint_sha256": sha256(checkpoint.directory / "model.safetensors"),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-        } | {package: importlib.metadata.version(package) for package in ("torch", "transformers", "optimum", "onnx", "openvino", "nncf")},
+        } | {package: importlib.metadata.version(package) for package in _made_by(variants)},
     )
+
+
+def _made_by(variants: Sequence[str]) -> list[str]:
+    """The packages whose versions an artifact depends on."""
+    packages = ["torch", "transformers", "optimum", "onnx", "openvino", "nncf"]
+    if any(RECIPES[name].runtime != "openvino" for name in variants):
+        installed = {distribution.name for distribution in importlib.metadata.distributions()}
+        packages += [name for name in ("onnxruntime", "onnxruntime-gpu") if name in installed]
+    return packages
 
 
 def _takes_pairs(inputs: Sequence[str], config: Any) -> bool:
@@ -215,8 +224,9 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
     verified = {}
     for name, variant in manifest.variants.items():
         try:
-            parity = measure_parity(Artifact(folder, manifest), name, reference, texts, RECIPES[name].tolerance, threads)
-            gate = _gate_by_parity(name, parity) if parity.tolerance is not None else (
+            engine = engine_here(Artifact(folder, manifest), name)
+            parity = measure_parity(Artifact(folder, manifest), engine, reference, texts, RECIPES[name].tolerance, threads)
+            gate = _gate_by_parity(name, parity, engine.runtime) if parity.tolerance is not None else (
                 _gate_by_labels(Artifact(folder, manifest), name, gating, wanted, threads)
             )
         except (RuntimeUnavailable, ModelOutputInvalid) as error:
@@ -228,10 +238,11 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
     return manifest.model_copy(update={"variants": verified})
 
 
-def _gate_by_parity(name: str, parity: Parity) -> Gate:
+def _gate_by_parity(name: str, parity: Parity, engine: str) -> Gate:
+    elsewhere = "; run by onnxruntime on the CPU, not yet on a GPU" if engine != RECIPES[name].runtime else ""
     found = (
         f"{parity.texts} texts, labels agree {parity.label_agreement:.1%}, largest difference of a probability "
-        f"{parity.max_probability_difference:.1e} (at most {parity.tolerance:.0e})"
+        f"{parity.max_probability_difference:.1e} (at most {parity.tolerance:.0e}){elsewhere}"
     )
     if parity.tolerance is None or parity.max_probability_difference <= parity.tolerance:
         return Gate(status="passed", reason=found)
@@ -279,7 +290,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m export", description="Export a fine-tuned checkpoint to a verified artifact.")
     parser.add_argument("checkpoint", help="a Hugging Face folder with safetensors, or a hub id")
     parser.add_argument("artifact", type=Path, help="the folder to write")
-    parser.add_argument("--variants", help=f"comma-separated, of {','.join(RECIPES)} (default: {','.join(UNASKED)}; with --gate, all)")
+    parser.add_argument("--variants", help=f"comma-separated, of {','.join(RECIPES)} (default: {','.join(UNASKED)}; with --gate, also cpu-int8)")
     parser.add_argument("--calibration", type=Path, default=SHIPPED, help="texts of your domain to calibrate cpu-int8 with, one a line (default: some that come along)")
     parser.add_argument("--gate", type=Path, help=f"at least {FEWEST_TEXTS:,} other texts, one a line, or .jsonl with text and label: cpu-int8 must give them fp32's answers")
     parser.add_argument("--agreement", type=float, default=0.99, help="the lower confidence bound of the share that must agree (default: %(default)s)")
@@ -287,7 +298,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--revision", help="the revision of a hub id")
     parser.add_argument("--keep-decoder", action="store_true", help="keep the decoder as encoder layers: the proof's control")
     given = parser.parse_args(arguments)
-    variants = given.variants.split(",") if given.variants else list(UNASKED if given.gate is None else RECIPES)
+    variants = given.variants.split(",") if given.variants else list(UNASKED if given.gate is None else GATED)
     if not 0 < given.agreement < 1:
         raise BadUsage(f"--agreement {given.agreement} is no share; it lies between 0 and 1.")
     for name in variants:

@@ -12,12 +12,11 @@ products would do, a few per cent of a layer's, and is quicker than that sum: it
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
 
 
@@ -59,17 +58,3 @@ def band(kernels: Tensor, length: int) -> Tensor:
 def _parted(x: Tensor, axis: int, *extents: int) -> Tensor:
     result: Tensor = x.unflatten(axis, extents)    # type: ignore[no-untyped-call]
     return result
-
-
-def mended(model: nn.Module) -> nn.Module:
-    """A copy of `model` with BandAttention in the place of every ConvBERT attention; a model without any as it is."""
-    if not any(type(part) is ConvBertSelfAttention for part in model.modules()):
-        return model
-    copied = copy.deepcopy(model)
-    for parent in list(copied.modules()):
-        for name, child in parent.named_children():
-            if type(child) is ConvBertSelfAttention:
-                ours = BandAttention(copied.config)
-                ours.load_state_dict(child.state_dict())
-                setattr(parent, name, ours.train(child.training))
-    return copied

@@ -14,18 +14,25 @@ from export.reference import Reference, TextOrPair
 from service.artifact import Artifact, Parity
 from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
-from service.runtimes.auto import Choice, load
+from service.runtimes.auto import ON_A_GPU, Choice, load
+from service.runtimes.onnxruntime import lacks
 from service.runtimes.openvino import OpenVinoRuntime
 
 # A padded text that moves its logits further than this share of them was changed by its padding, not by rounding.
 PADDING_TOLERANCE = 1e-3
 
 
+def engine_here(artifact: Artifact, variant: str) -> Choice:
+    """What runs a variant for verification: its own engine, or ONNX Runtime on the CPU where a GPU's cannot be had."""
+    runtime = artifact.manifest.variants[variant].runtime
+    return Choice(variant, "onnxruntime" if runtime in ON_A_GPU and lacks(runtime) is not None else runtime, "verification")
+
+
 def measure_parity(
-    artifact: Artifact, variant: str, reference: Reference, texts: Sequence[TextOrPair], tolerance: float | None, threads: int
+    artifact: Artifact, choice: Choice, reference: Reference, texts: Sequence[TextOrPair], tolerance: float | None, threads: int
 ) -> Parity:
     """How far the variant's probabilities are from the reference's, over every text alone and in mixed batches."""
-    classifier = _classifier(artifact, variant, threads)
+    classifier = Classifier(artifact, load(artifact, choice, threads))
     expected = _probabilities(reference.logits(texts), artifact)
     alone = _probabilities(_alone(classifier, texts), artifact)
     company = alone
@@ -43,11 +50,6 @@ def measure_padding_safety(artifact: Artifact, graph: Path, texts: Sequence[Text
     classifier = Classifier(artifact, OpenVinoRuntime(graph, "f32", threads))
     alone, company = _alone(classifier, texts), _in_company(classifier, texts)
     return float(np.abs(alone - company).max()) < PADDING_TOLERANCE * max(1.0, float(np.abs(alone).max()))
-
-
-def _classifier(artifact: Artifact, variant: str, threads: int) -> Classifier:
-    choice = Choice(variant, artifact.manifest.variants[variant].runtime, "verification")
-    return Classifier(artifact, load(artifact, choice, threads))
 
 
 def _alone(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:

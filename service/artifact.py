@@ -23,7 +23,7 @@ SCHEMA_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 
 Task = Literal["single_label", "multi_label", "regression"]
-Precision = Literal["f32", "bf16", "i8"]
+Precision = Literal["f32", "bf16", "f16", "i8"]
 
 
 class ArtifactError(BadInput):
@@ -76,7 +76,7 @@ class Gate(_Part):
 class Variant(_Part):
     """One compiled form of the model."""
 
-    runtime: Literal["openvino", "onnxruntime"]
+    runtime: Literal["openvino", "onnxruntime", "cuda", "tensorrt"]
     precision: Precision
     files: list[str] = Field(min_length=1)
     """The first is the one to load."""

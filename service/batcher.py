@@ -133,7 +133,7 @@ class Batcher:
 
     Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
     (a single item may exceed it), `max_waiting` items in the queue. `batch_size` rounds a
-    batch down to one the engine likes. `in_flight` batches may run at once.
+    batch down to one the engine likes, `rows` says how many rows the engine makes of it. `in_flight` batches may run at once.
 
     What is submitted in the background waits beside the queue, at most `max_background` items, and a batch
     of it begins only when nothing else waits.
@@ -146,6 +146,7 @@ class Batcher:
     max_background: int = 256
     in_flight: int = 1
     batch_size: Callable[[int], int] = lambda waiting: waiting
+    rows: Callable[[int], int] = lambda items: items
     on_batch: Callable[[Batch], None] = lambda batch: None
 
     _queue: deque[_Waiting] = field(default_factory=deque, init=False)
@@ -397,7 +398,7 @@ class Batcher:
         tokens = sum(entry.item.tokens for entry in run.batch)
         try:
             self.on_batch(
-                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * len(run.batch) - tokens, run.batch[0].background)
+                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * self.rows(len(run.batch)) - tokens, run.batch[0].background)
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")

@@ -45,10 +45,10 @@ class Encoded:
 
 
 class Classifier:
-    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int = 16) -> None:
+    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int | None = None) -> None:
         self.manifest: Manifest = artifact.manifest
         self.runtime = runtime
-        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size)
+        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid)
         text = artifact.path("tokenizer.json").read_text()
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
@@ -123,10 +123,11 @@ class Classifier:
         return self.shapes.length(tokens) if self.padding_safe else tokens
 
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Runs the likeliest shapes for at most so long, and says how many it ran."""
+        """Runs the likeliest shapes for at most so long, or all where the runtime captures them, and says how many it ran."""
         started, done = time.monotonic(), 0
         for size, length in self.shapes.likely_first():
-            if done and (stopping() or time.monotonic() - started > seconds):
+            late = time.monotonic() - started > seconds and not self.shapes.grid.all_warm
+            if done and (stopping() or late):
                 break
             self.predict([Encoded([self._pad] * length, [0] * length, False)] * size)
             done += 1

@@ -10,16 +10,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 
 from service.batcher import Batch
 from service.histogram import Histogram
+from service.nvml import Collector, Reading
 
 # Geometric, ×1.2 from 100 µs to 10 s: fine enough for a ratio of medians within ±1 %.
 SECONDS = tuple(1e-4 * 1.2**i for i in range(64))
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
-TOKENS = tuple(2**i for i in range(3, 14))
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
+TOKENS = tuple(2**i for i in range(3, 16))
 
 
 class Metrics:
     def __init__(
         self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0, answering: Callable[[], int] = lambda: 0,
+        readings: Callable[[], list[Reading]] = list,
     ) -> None:
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, registry)
@@ -45,6 +47,7 @@ class Metrics:
         self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at the worst, over the last half minute or two.", registry=registry)
         self.shadowed = Counter("drbert_shadow_texts_total", "Texts that a second model answered too, by what became of it.", ["model", "of", "outcome"], registry=registry)
         self.shadow_seconds = Counter("drbert_shadow_inference_seconds_total", "Time of the engine spent on them.", ["model"], registry=registry)
+        registry.register(Collector(readings))
         self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
 
     def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:

@@ -16,15 +16,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from service import cpus
+from service import cpus, gpus, nvml
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
 from service.errors import InvalidInput, NotReady, ShuttingDown, UnknownModel
 from service.metrics import Metrics
 from service.runtimes.auto import Choice, choose, load
+from service.runtimes.cuda import GpuOptions
 from service.settings import Settings
-from service.shapes import Shapes
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,12 @@ class Models:
         self.started = int(time.time())
         self.version = importlib.metadata.version("drbert-serve")
         self.threads = settings.threads or cpus.usable()
+        self._gpu = GpuOptions(
+            memory_bytes=None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20,
+            table=settings.gpu_table, cache=settings.gpu_cache,
+        )
         self.loaded: dict[str, Loaded] = {}
-        self.metrics = Metrics(CollectorRegistry(), waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
+        self.metrics = Metrics(CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
         self.answering = 0
         """Requests that are being answered."""
         self.stalled = False
@@ -76,10 +80,7 @@ class Models:
         self._names: dict[str, str] = {}
         self.batcher = Batcher(
             self._classifiers,
-            max_batch_size=settings.max_batch_size,
-            max_batch_tokens=settings.max_batch_tokens,
             max_waiting=settings.max_waiting,
-            batch_size=Shapes(2, settings.max_batch_size).batch_size,
             on_batch=self._count,
         )
 
@@ -104,7 +105,7 @@ class Models:
             made = self._make(name, artifact)
             self._classifiers[made.key] = made.classifier
             self._names[made.key] = name
-            self.batcher.in_flight = min(one.runtime.in_flight for one in list(self._classifiers.values()))
+            self._suit_the_batcher()
             manifest = artifact.manifest
             self.metrics.add_model(name, artifact.digest, manifest.variants[made.choice.variant].encoder_digest, made.choice.runtime, made.choice.variant)
             # One assignment: a request is given the old one or the new one.
@@ -113,6 +114,15 @@ class Models:
             if manifest.kept_decoder_layers:
                 log.warning("this model keeps its pretraining decoder as a control: its answers mean nothing", extra={"model": name})
             return made, replaced
+
+    def _suit_the_batcher(self) -> None:
+        """One queue for all: its batches are such that every model's runtime likes them."""
+        classifiers = list(self._classifiers.values())
+        strictest = min((one.shapes for one in classifiers), key=lambda shapes: (shapes.grid.padded_rows, shapes.max_batch_size))
+        self.batcher.in_flight = min(one.runtime.in_flight for one in classifiers)
+        self.batcher.max_batch_size = strictest.max_batch_size
+        self.batcher.max_batch_tokens = self.settings.max_batch_tokens or min(one.shapes.grid.max_batch_tokens for one in classifiers)
+        self.batcher.batch_size, self.batcher.rows = strictest.batch_size, strictest.rows
 
     def remove(self, name: str) -> Loaded:
         """Answers no more requests with the model and returns it, for `forget`; UnknownModel if there is none, InvalidInput if it is the last."""
@@ -141,7 +151,7 @@ class Models:
     def _make(self, name: str, artifact: Artifact) -> Loaded:
         choice = choose(artifact, self._variant, self.settings.runtime)
         began = time.monotonic()
-        classifier = Classifier(artifact, load(artifact, choice, self.threads), self.settings.max_batch_size)
+        classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size)
         loaded = time.monotonic()
         shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
         position = next(self._loads)
@@ -201,7 +211,8 @@ class Models:
     def info(self) -> dict[str, Any]:
         return {
             "service": "drbert-serve", "version": self.version, "instance_id": self.instance_id, "started": self.started,
-            "state": self._state, "threads": self.threads, "settings": self.settings.model_dump(mode="json"),
+            "state": self._state, "threads": self.threads, "gpus": gpus.told(gpus.visible()), "settings": self.settings.model_dump(mode="json"),
+            "batching": {"max_batch_size": self.batcher.max_batch_size, "max_batch_tokens": self.batcher.max_batch_tokens, "in_flight": self.batcher.in_flight},
             "models": {name: _describe(loaded) for name, loaded in self.loaded.items()},
         }
 

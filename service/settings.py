@@ -19,15 +19,22 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DRBERT_", frozen=True)
 
-    runtime: Literal["auto", "openvino", "onnxruntime"] = "auto"
+    runtime: Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"] = "auto"
     """The engine; what is asked for by name is in use or the start fails."""
     classify_dialect: Literal["native", "infinity"] = "native"
     """In whose shape POST /classify is answered: our own, a superset of vLLM's, or Infinity's. The other dialects have paths of their own."""
     threads: int | None = Field(default=None, ge=1)
     """Processor threads for the engine; by default what quota and affinity leave."""
-    max_batch_size: int = Field(default=16, ge=1, le=16)
-    max_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens a batch may hold, padding counted."""
+    gpu_memory_mib: int | None = Field(default=None, ge=1)
+    """The most that a model may take of the GPU's memory; by default what it needs."""
+    gpu_table: Path | None = None
+    """What `python -m benchmarks gpu --calibrate` measured on this kind of GPU; by default a grid of shapes that suits most."""
+    gpu_cache: Path | None = None
+    """Where TensorRT keeps the engines that it built; by default under the user's cache folder."""
+    max_batch_size: int | None = Field(default=None, ge=1, le=128)
+    """Texts a batch may hold; by default 16 on a CPU and 128 on a GPU, and never more than that."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens a batch may hold, padding counted; by default 4,096 on a CPU and 16,384 on a GPU."""
     max_waiting: int = Field(default=2048, ge=1)
     """Texts that may wait; one more is refused with 429."""
     max_texts: int = Field(default=1000, ge=1)

@@ -1,40 +1,124 @@
 """
-The finite grid of batch shapes: engines keep kernels per shape, so a new shape costs milliseconds and memory.
+The finite grid of batch shapes: engines keep kernels, or a captured graph, per shape, so a new one costs milliseconds and memory.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
-BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
-_STEPS = ((32, 2), (64, 4), (128, 8), (256, 16))
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from command import BadInput
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a kind of engine likes its batches to be like."""
+
+    batch_sizes: tuple[int, ...]
+    steps: tuple[tuple[int, int], ...]
+    """(up to this length, in steps of so many tokens), ascending."""
+    last_step: int
+    max_batch_tokens: int
+    """Tokens beyond which a larger batch gains nothing, padding counted."""
+    padded_rows: bool = False
+    """Whether a batch is filled up with empty rows to the next size; else it is cut down to the one below."""
+    all_warm: bool = False
+    """Whether every shape is run before the first request, because the first run is the one that captures it."""
+    lengths: tuple[int, ...] = field(default=())
+    """The very lengths, where they were measured; they take the place of the steps."""
+
+
+CPU = Grid((1, 2, 3, 4, 6, 8, 12, 16), ((32, 2), (64, 4), (128, 8), (256, 16)), 32, max_batch_tokens=4096)
+# Multiples of 8 suit tensor cores. A row more costs a GPU little while it is not full, a captured graph less costs nothing.
+GPU = Grid((1, 2, 4, 8, 16, 32, 64, 128), ((64, 8), (128, 16), (256, 32)), 64, max_batch_tokens=16_384, padded_rows=True, all_warm=True)
 
 
 class Shapes:
-    """Lengths in steps of 2 to 32, 4 to 64, 8 to 128, 16 to 256, 32 beyond, up to `max_tokens`."""
+    """A grid's shapes for a model that reads `max_tokens`: lengths up to that, batch sizes up to `max_batch_size`."""
 
-    def __init__(self, max_tokens: int, max_batch_size: int = BATCH_SIZES[-1]) -> None:
-        self.lengths = tuple(_lengths(max_tokens))
-        self.batch_sizes = tuple(size for size in BATCH_SIZES if size <= max_batch_size)
+    def __init__(self, max_tokens: int, max_batch_size: int | None = None, grid: Grid = CPU) -> None:
+        self.grid = grid
+        self.lengths = tuple(_lengths(max_tokens, grid))
+        self.batch_sizes = tuple(size for size in grid.batch_sizes if max_batch_size is None or size <= max_batch_size)
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.batch_sizes[-1]
 
     def length(self, tokens: int) -> int:
         """The shortest length on the grid that holds `tokens`."""
         return self.lengths[bisect_left(self.lengths, tokens)]
 
     def batch_size(self, waiting: int) -> int:
-        """The largest batch on the grid that `waiting` items fill, so no row is padding."""
+        """How many of `waiting` items make a batch: all that fit where rows may be padding, else the largest size that they fill."""
+        if self.grid.padded_rows:
+            return min(waiting, self.max_batch_size)
         return self.batch_sizes[bisect_right(self.batch_sizes, waiting) - 1]
 
+    def rows(self, items: int) -> int:
+        """How many rows a batch of so many items has when it runs."""
+        if not self.grid.padded_rows:
+            return items
+        return self.batch_sizes[bisect_left(self.batch_sizes, items)]
+
     def likely_first(self) -> Iterator[tuple[int, int]]:
-        """Every (batch size, length), smallest work first: what an idle service meets before what a busy one does."""
-        yield from sorted(((b, t) for b in self.batch_sizes for t in self.lengths), key=lambda shape: shape[0] * shape[1])
+        """Every (batch size, length) that a batch can have, smallest work first: what an idle service meets before what a busy one does."""
+        allowed = ((b, t) for b in self.batch_sizes for t in self.lengths if b == 1 or b * t <= self.grid.max_batch_tokens)
+        yield from sorted(allowed, key=lambda shape: shape[0] * shape[1])
 
 
-def _lengths(max_tokens: int) -> Iterator[int]:
-    length, step = 2, 2
-    while length < max_tokens:
-        yield length
-        step = next((s for end, s in _STEPS if length < end), 32)
-        length += step
+class _Table(BaseModel):
+    """What `python -m benchmarks gpu --calibrate` writes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    device: str
+    batch_sizes: list[int] = Field(min_length=1)
+    lengths: list[int] = Field(min_length=1)
+    max_batch_tokens: int = Field(ge=1)
+    measured: list[tuple[int, int, float]]
+    """(batch size, length, milliseconds); for people."""
+
+
+def read_grid(path: Path, device: str) -> Grid:
+    """The grid that was measured on a GPU of the name `device`; BadInput if the file is no such thing, or for another GPU."""
+    try:
+        table = _Table.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); `python -m benchmarks gpu --calibrate` makes it.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise BadInput(f"{path}: {where}: {first['msg']}; `python -m benchmarks gpu --calibrate` makes it.") from None
+    if table.device != device:
+        raise BadInput(f"{path} was measured on {table.device}, and this is {device}; measure it here, or leave it out.")
+    if any(length % 8 for length in table.lengths) or sorted(set(table.lengths)) != table.lengths or sorted(set(table.batch_sizes)) != table.batch_sizes:
+        raise BadInput(f"{path}: lengths are multiples of 8, and both lists ascend; `python -m benchmarks gpu --calibrate` makes it.")
+    return Grid(
+        tuple(table.batch_sizes), (), GPU.last_step, table.max_batch_tokens, padded_rows=True, all_warm=True, lengths=tuple(table.lengths),
+    )
+
+
+def write_grid(path: Path, device: str, grid: Grid, measured: list[tuple[int, int, float]]) -> None:
+    """Writes what `read_grid` reads."""
+    path.write_text(json.dumps({
+        "device": device, "batch_sizes": grid.batch_sizes, "lengths": grid.lengths, "max_batch_tokens": grid.max_batch_tokens,
+        "measured": [[size, length, round(ms, 4)] for size, length, ms in measured],
+    }) + "\n")
+
+
+def _lengths(max_tokens: int, grid: Grid) -> Iterator[int]:
+    if grid.lengths:
+        yield from (length for length in grid.lengths if length < max_tokens)
+    else:
+        length = step = grid.steps[0][1]
+        while length < max_tokens:
+            yield length
+            step = next((s for end, s in grid.steps if length < end), grid.last_step)
+            length += step
     yield max_tokens

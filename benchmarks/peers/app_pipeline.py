@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from transformers import pipeline
 
-classifier = pipeline("text-classification", model=os.environ["CHECKPOINT"], device="cpu", top_k=None)
+classifier = pipeline(
+    "text-classification", model=os.environ["CHECKPOINT"], device=os.environ.get("DEVICE", "cpu"), dtype=os.environ.get("DTYPE", "float32"), top_k=None,
+)
 app = FastAPI()
 
 

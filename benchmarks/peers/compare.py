@@ -22,9 +22,10 @@ import numpy as np
 from benchmarks import generator
 from benchmarks.findings import Findings, Table, Target, at_least, markdown, spread, write
 from benchmarks.generator import Load
+from benchmarks.lines import TEXTS, read_lines
 from benchmarks.peers.peer import Answer, Peer, interpreter, peers
 from benchmarks.processes import Process, free_port, halves, started
-from benchmarks.subjects import FOLDER, TEXTS, Subject, read_lines, subject
+from benchmarks.subjects import FOLDER, Subject, subject
 from command import BadUsage, CommandError, Parser
 from service import cpus
 

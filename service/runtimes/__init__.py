@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from command import Unavailable
+from service.shapes import Grid
 
 Inputs = Mapping[str, npt.NDArray[np.int64]]
 Logits = npt.NDArray[np.float32]
@@ -31,6 +32,8 @@ class Runtime(Protocol):
     """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred times slower."""
     in_flight: int
     """How many batches may be started before the first is waited for."""
+    grid: Grid
+    """The shapes it likes."""
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         """Begins a batch, (B, L) each input; the call returned waits for its logits, (B, labels)."""

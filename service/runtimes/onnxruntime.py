@@ -1,48 +1,128 @@
 """
-ONNX Runtime on the CPU: the portable fallback, for fp32 graphs.
+ONNX Runtime: on the CPU the portable fallback, and the way to NVIDIA's GPUs (see cuda.py and tensorrt.py).
+
+It takes what it can get: a provider that cannot be loaded is left out with a line in the log, and everything runs on
+the CPU. So what is missing is asked for before, and what is in use is asked for after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import io
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from service import gpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
+from service.shapes import CPU
 
-# The thread that runs every session takes part in the work, and ONNX Runtime sets flush-to-zero only for the thread
-# that makes a process's first session. So one thread makes and runs them all, and no other computes differently for it.
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# What provides the libraries that a provider is linked with.
+_REMEDIES = {
+    "cuda": "pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9",
+    "tensorrt": "pip install tensorrt-cu13==10.16.1.11 from NVIDIA's package index",
+}
+
+# The thread that runs every session on the CPU takes part in the work, and ONNX Runtime sets flush-to-zero only for the
+# thread that makes a process's first session. So one thread makes and runs them all, and no other computes differently for it.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
 
 class OnnxRuntime:
     name = "onnxruntime"
     device = "CPU"
-    precision = "f32"
     in_flight = 1
+    grid = CPU
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
-        if precision != "f32" or model.suffix != ".onnx":
-            raise RuntimeUnavailable(f"ONNX Runtime runs model.onnx in f32, not {model.name} in {precision}.")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        if precision not in ("f32", "f16") or model.suffix != ".onnx":
+            raise RuntimeUnavailable(f"ONNX Runtime runs .onnx files in f32, not {model.name} in {precision}.")
+        self.precision = precision
+        options = session_options(threads)
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        self._session = _thread.submit(
-            ort.InferenceSession, model, options, providers=["CPUExecutionProvider"]
-        ).result()
+        self._session = _thread.submit(open_session, model, options, [("CPUExecutionProvider", {})]).result()
+        self._types = input_types(self._session)
         self.flush_to_zero = _thread.submit(_flushes).result()
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         return _thread.submit(self._run, inputs).result
 
     def _run(self, inputs: Inputs) -> Logits:
-        logits: Logits = self._session.run(None, dict(inputs))[0]
+        logits: Logits = self._session.run(None, {name: inputs[name].astype(dtype, copy=False) for name, dtype in self._types.items()})[0]
         return logits
+
+
+def lacks(runtime: str) -> str | None:
+    """What this host lacks to run models by "cuda" or "tensorrt", with the remedy; None if nothing is known to be missing."""
+    if not gpus.visible():
+        return f"{gpus.why_none()}; choose a variant for the CPU"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"onnxruntime-gpu is not installed; {_REMEDIES['cuda']}"
+    import onnxruntime as ort
+
+    if PROVIDERS[runtime] not in ort.get_available_providers():
+        return f"the onnxruntime that is installed is the one for CPUs; pip uninstall onnxruntime, then {_REMEDIES['cuda']}"
+    missing = _missing_library("cuda") or (_missing_library(runtime) if runtime == "tensorrt" else None)
+    return missing
+
+
+@functools.cache
+def _missing_library(runtime: str) -> str | None:
+    """The library that ONNX Runtime's provider does not find, as the loader tells it."""
+    import onnxruntime as ort
+
+    # From the packages of NVIDIA where they are installed; where torch was imported before, its own are there already.
+    with contextlib.redirect_stdout(io.StringIO()):    # it prints what it does not find, which is told better below
+        ort.preload_dlls()
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{runtime}.so"))
+    except OSError as error:
+        return f"{str(error).split(': cannot open')[0]} cannot be loaded; {_REMEDIES[runtime]}"
+    return None
+
+
+def session_options(threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(model: Path, options: Any, providers: list[tuple[str, Mapping[str, str]]]) -> Any:
+    """A session whose first provider is in use; RuntimeUnavailable if it is not, or if the model cannot be loaded."""
+    import onnxruntime as ort
+
+    wanted = providers[0][0]
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes, and others for wrong options.
+        raise RuntimeUnavailable(f"ONNX Runtime cannot run {model.name} with {wanted}: {str(error).strip().splitlines()[0]}") from None
+    in_use = session.get_providers()[0]
+    if in_use != wanted:
+        raise RuntimeUnavailable(
+            f"ONNX Runtime was asked for {wanted} and took {in_use}; the reason is in its own lines above. Choose another --variant, or mend it."
+        )
+    # Providers that fail while they run are replaced by others otherwise, without a word.
+    session.disable_fallback()
+    return session
+
+
+def input_types(session: Any) -> dict[str, Any]:
+    """The element type of each input."""
+    known = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+    return {value.name: known[value.type] for value in session.get_inputs()}
 
 
 def _flushes() -> bool:

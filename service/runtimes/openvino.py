@@ -14,6 +14,7 @@ import openvino as ov
 
 from service import cpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
+from service.shapes import CPU
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "CPU"
     in_flight = 1
+    grid = CPU
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         core = ov.Core()

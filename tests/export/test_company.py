@@ -10,15 +10,16 @@ import pytest
 
 from export.commands import export
 from export.variants import RECIPES
+from export.verify import engine_here
 from service.answers import softmax
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier
-from service.runtimes.auto import choose, load
+from service.runtimes.auto import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
 
 # How far a probability may move by what else is in the batch; docs/performance.md tells them.
-TOLERANCES = {"cpu-fp32": 1e-6, "cpu-bf16": 1e-3, "cpu-int8": 1e-3}
+TOLERANCES = {"cpu-fp32": 1e-6, "cpu-bf16": 1e-3, "cpu-int8": 1e-3, "cuda-fp16": 1e-3, "tensorrt-fp16": 1e-3}
 SENTENCES = Path("examples/texts/sentences.txt").read_text().splitlines()[:40]
 
 
@@ -31,7 +32,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.mark.parametrize("variant", TOLERANCES)
 def test_an_answer_does_not_depend_on_its_company(twin: Artifact, variant: str) -> None:
-    classifier = Classifier(twin, load(twin, choose(twin, variant), 2))
+    classifier = Classifier(twin, load(twin, engine_here(twin, variant), 2))
     texts = [classifier.encode(text) for text in SENTENCES]
     alone = np.array([softmax(classifier.predict([text])[0].tolist()) for text in texts])
     places, worst = list(range(len(texts))), 0.0

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ConvBertConfig, ConvBertForSequenceClassification
 
+from export.attention import mended
 from export.commands import export
-from export.convbert import band, mended
+from export.convbert import band
 from graphs.canonical import split
 from graphs.files import read_graph
 from service.artifact import read_artifact

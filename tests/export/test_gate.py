@@ -21,6 +21,7 @@ from service.artifact import Artifact, Gate
 from service.classifier import Classifier
 from service.runtimes import Inputs, Logits
 from service.runtimes.openvino import OpenVinoRuntime
+from service.shapes import CPU, Grid
 from tests.export.worlds import write_checkpoint
 from tests.worlds import write_artifact
 
@@ -38,6 +39,7 @@ class Flipping:
     precision: str = "i8"
     flush_to_zero: bool = True
     in_flight: int = 1
+    grid: Grid = CPU
     seen: int = field(default=0, init=False)
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:

@@ -15,13 +15,17 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.metrics import Metrics
+from service.nvml import Reading
 from service.settings import Settings, read_settings
 from tests.k8s.helm import CHART, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind, pod_specs
 
-# Set by the blocks of values that mount Secrets and open the second port.
-BY_SECRETS = {"api_keys_file", "tls_certificate", "tls_key", "admin_port", "admin_host", "admin_keys_file"}
-SECRETS: Values = {"apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"}, "admin": {"enabled": True, "existingSecret": "admins"}}
+# Set by the blocks of values that mount what they name.
+BY_MOUNTS = {"api_keys_file", "tls_certificate", "tls_key", "admin_port", "admin_host", "admin_keys_file", "gpu_cache"}
+MOUNTS: Values = {
+    "apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"}, "admin": {"enabled": True, "existingSecret": "admins"},
+    "gpu": {"enabled": True},
+}
 # Not the service's: the client's key, and the switch of a chaos run's service.
 OTHERS = {"DRBERT_API_KEY"}
 IN_WORDS = {"default", "description", "title"}
@@ -42,15 +46,16 @@ def without_words(schema: dict[str, Any]) -> dict[str, Any]:
 def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits() -> None:
     known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
     fields = Settings.model_json_schema()["properties"]
-    assert set(known) | BY_SECRETS == set(fields)
-    assert not set(known) & BY_SECRETS
+    assert set(known) | BY_MOUNTS == set(fields)
+    assert not set(known) & BY_MOUNTS
     for name, schema in known.items():
         assert without_words(schema) == without_words(fields[name]), name
 
 
 def test_every_variable_of_the_service_can_be_set() -> None:
-    settings = {name: value for name, value in Settings().model_dump(mode="json").items() if name not in BY_SECRETS}
-    given = variables({**SECRETS, "settings": {name: 3 if value is None else value for name, value in settings.items()}})
+    unset = {name: "table.json" if name == "gpu_table" else 3 for name, value in Settings() if value is None}
+    settings = {name: value for name, value in (Settings().model_dump(mode="json") | unset).items() if name not in BY_MOUNTS}
+    given = variables({**MOUNTS, "settings": settings})
     assert set(given) == {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -80,7 +85,8 @@ def test_docs_name_only_variables_that_there_are() -> None:
 
 def exposed() -> set[str]:
     """The series on /metrics of a service with a model."""
-    metrics = Metrics(CollectorRegistry())
+    gpu = Reading("GPU-0", "H100", 1, 0.5, 1e9, 300.0, 40.0, frozenset())
+    metrics = Metrics(CollectorRegistry(), readings=lambda: [gpu])
     metrics.add_model("reviews", "d", "e", "openvino", "cpu-fp32")
     metrics.count_request("reviews", 200)
     for counter, labels in ((metrics.rejected, ["full"]), (metrics.shadowed, ["a", "b", "agreed"]), (metrics.shadow_seconds, ["a"])):

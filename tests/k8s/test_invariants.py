@@ -94,7 +94,7 @@ def test_whatever_a_pod_takes_is_there_or_said_to_exist(documents: list[Document
     own = {(document["kind"], document["metadata"]["name"]) for document in documents}
     existing = {
         ("Secret", name) for name in ("keys", "certificate", "admins", "store", "drbert-keys")
-    } | {("PersistentVolumeClaim", "models"), ("PersistentVolumeClaim", "evidence"), ("ServiceAccount", "default")}
+    } | {("PersistentVolumeClaim", "models"), ("PersistentVolumeClaim", "engines"), ("PersistentVolumeClaim", "evidence"), ("ServiceAccount", "default")}
     for _, spec in pod_specs(documents):
         wanted = {("ServiceAccount", spec["serviceAccountName"])}
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}

@@ -89,7 +89,7 @@ def test_a_profile_says_only_what_differs() -> None:
         ({"settings": {"max_wating": 5}}, "max_wating"),
         ({"settings": {"max_waiting": "many"}}, "/settings/max_waiting"),
         ({"settings": {"max_waiting": 0}}, "/settings/max_waiting"),
-        ({"settings": {"max_batch_size": 32}}, "/settings/max_batch_size"),
+        ({"settings": {"max_batch_size": 256}}, "/settings/max_batch_size"),
         ({"settings": {"api_keys_file": "/keys"}}, "api_keys_file"),
         ({"settings": {"runtime": "tensorflow"}}, "/settings/runtime"),
         ({"arms": {"Bert": {"role": "candidate"}}}, "invalid propertyName 'Bert'"),

@@ -8,7 +8,7 @@ from service.artifact import Artifact, Gate
 from service.classifier import Classifier, Truncate
 from service.errors import InvalidInput, ModelOutputInvalid
 from service.runtimes import Runtime, RuntimeUnavailable
-from service.runtimes.auto import Choice, choose, load
+from service.runtimes.auto import Choice, Host, choose, load
 from service.runtimes.onnxruntime import OnnxRuntime
 from service.runtimes.openvino import OpenVinoRuntime
 
@@ -96,7 +96,7 @@ CPUS = {
 def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instructions_for(cpu: str, artifact: Artifact, tmp_path: Path) -> None:
     flags, best = CPUS[cpu]
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
-    choice = choose(with_all_precisions(artifact), cpuinfo=tmp_path / "cpuinfo")
+    choice = choose(with_all_precisions(artifact), host=Host(tmp_path / "cpuinfo"))
     assert choice.variant == best
     assert (best == "cpu-int8") == (choice.why == "the fastest held")
     if best == "cpu-fp32":
@@ -108,7 +108,7 @@ def test_auto_never_takes_an_int8_variant_that_nobody_gated(artifact: Artifact, 
     held = with_all_precisions(artifact)
     ungated = held.manifest.variants["cpu-int8"].model_copy(update={"gate": Gate(status="ungated", reason="no texts to gate it with")})
     variants = held.manifest.variants | {"cpu-int8": ungated}
-    choice = choose(Artifact(held.directory, held.manifest.model_copy(update={"variants": variants})), cpuinfo=tmp_path / "cpuinfo")
+    choice = choose(Artifact(held.directory, held.manifest.model_copy(update={"variants": variants})), host=Host(tmp_path / "cpuinfo"))
     assert choice.variant == "cpu-bf16"
     assert "no texts to gate it with" in choice.why
 

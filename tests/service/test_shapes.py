@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.shapes import BATCH_SIZES, Shapes
+from service.shapes import CPU, Shapes
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_a_batch_is_the_largest_on_the_grid_that_is_full(waiting: int, size: int
 def test_warming_up_begins_with_the_least_work() -> None:
     shapes = list(Shapes(64).likely_first())
     assert shapes[0] == (1, 2)
-    assert len(shapes) == len(set(shapes)) == len(Shapes(64).lengths) * len(BATCH_SIZES)
+    assert len(shapes) == len(set(shapes)) == len(Shapes(64).lengths) * len(CPU.batch_sizes)

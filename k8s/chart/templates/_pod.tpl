@@ -166,6 +166,7 @@ spec:
         {{- end }}
         {{- if $values.gpu.enabled }}
         - {name: shared-memory, mountPath: /dev/shm}
+        - {name: cache, mountPath: /cache}
         {{- end }}
         {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
         - {name: {{ $mount }}, mountPath: /etc/drbert/{{ $mount }}, readOnly: true}
@@ -186,6 +187,12 @@ spec:
     {{- if $values.gpu.enabled }}
     - name: shared-memory
       emptyDir: {medium: Memory, sizeLimit: {{ $values.gpu.sharedMemory }}}
+    - name: cache
+      {{- with $values.gpu.cache.existingClaim }}
+      persistentVolumeClaim: {claimName: {{ . }}}
+      {{- else }}
+      emptyDir: {sizeLimit: {{ $values.gpu.cache.size }}}
+      {{- end }}
     {{- end }}
     {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
     - name: {{ $mount }}
@@ -238,6 +245,9 @@ httpGet: {path: {{ .path }}, port: http{{ if .root.Values.tls.existingSecret }},
 {{- if .Values.tls.existingSecret }}
 - {name: DRBERT_TLS_CERTIFICATE, value: /etc/drbert/tls/tls.crt}
 - {name: DRBERT_TLS_KEY, value: /etc/drbert/tls/tls.key}
+{{- end }}
+{{- if .Values.gpu.enabled }}
+- {name: DRBERT_GPU_CACHE, value: /cache}
 {{- end }}
 {{- if .Values.admin.enabled }}
 - {name: DRBERT_ADMIN_PORT, value: {{ .Values.admin.port | quote }}}

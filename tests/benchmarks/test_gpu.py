@@ -1,0 +1,113 @@
+"""The stages for a GPU, rehearsed whole on the CPU with a tiny model, and models carried as skeletons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.commands import main
+from benchmarks.gpu import STAGES, engine, rig, twins
+from benchmarks.gpu.rig import MODELS, VARIANT, Rig
+from benchmarks.skeleton import SKELETON, grow
+from command import BadInput, BadUsage, Unavailable
+from proof.plan_file import read_plan
+from service import gpus
+from service.artifact import read_artifact
+from service.classifier import Classifier
+from service.runtimes.auto import Choice, load
+from service.shapes import GPU, Shapes, read_grid
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
+
+
+@pytest.fixture(scope="module")
+def skeletons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu") / "skeletons"
+    rig.pack(folder, "tiny", ("cpu-fp32", VARIANT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(skeletons: Path, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    return rig.build(tmp_path_factory.mktemp("grown"), skeletons, "tiny", TEXTS, rehearsal=True)
+
+
+def test_without_a_gpu_it_ends_with_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible", tuple)
+    with pytest.raises(Unavailable, match=r"needs an NVIDIA GPU: .* --rehearse shows the stages on the CPU"):
+        main(["gpu"])
+    with pytest.raises(BadUsage, match="Unknown stage 'speed'; known are providers, engine"):
+        main(["gpu", "--stages", "speed"])
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "twins"])
+def test_a_stage_runs_whole(stage: str, made: Rig) -> None:
+    found = STAGES[stage](made)
+    assert found.name == stage
+    assert found.tables[0].rows
+    assert found.values
+    # A rehearsal claims nothing of a GPU.
+    assert not [target for target in found.targets if target.holds and "CPU's" not in target.what]
+
+
+def test_the_proofs_plan_can_be_read(made: Rig, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS * 40) + "\n")
+    folders = {name: str(artifact.directory) for name, artifact in made.artifacts.items()}
+    path = tmp_path / "plan.toml"
+    path.write_text(twins.PLAN.format(texts=texts, bert=folders["bert"], drbert=folders["drbert"], kept=folders["drbert-with-decoder"], port=8000, restarts=8, tuples=32))
+    plan = read_plan(path)
+    assert {arm.role for arm in plan.arms} == {"reference", "candidate", "control", "delayed"}
+
+
+def test_a_skeleton_is_small_and_grows_to_an_artifact_that_answers(skeletons: Path, tmp_path: Path) -> None:
+    assert {path.name for path in skeletons.iterdir()} == set(MODELS)
+    assert sum(path.stat().st_size for path in (skeletons / "bert").iterdir()) < 400_000
+    twin, other = (read_artifact(grow(skeletons / name, tmp_path / name, seed)) for seed, name in enumerate(("bert", "drbert")))
+    assert twin.manifest.variants[VARIANT].encoder_digest == other.manifest.variants[VARIANT].encoder_digest
+    assert twin.manifest.files["model-cuda-fp16.onnx"] == other.manifest.files["model-cuda-fp16.onnx"]
+    assert twin.manifest.files["model-cuda-fp16.onnx.weights"] != other.manifest.files["model-cuda-fp16.onnx.weights"]
+    for variant, runtime in (("cpu-fp32", "openvino"), (VARIANT, "onnxruntime")):
+        classifier = Classifier(twin, load(twin, Choice(variant, runtime, "test"), 1))
+        logits = classifier.predict([classifier.encode(text) for text in TEXTS])
+        assert np.isfinite(logits).all()
+        assert len({tuple(row) for row in logits.tolist()}) == len(TEXTS)
+
+
+def test_one_seed_grows_one_artifact(skeletons: Path, tmp_path: Path) -> None:
+    files = [read_artifact(grow(skeletons / "bert", tmp_path / str(n), seed=5)).manifest.files for n in range(2)]
+    assert files[0] == files[1]
+
+
+def test_what_is_no_skeleton_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no skeleton of an artifact"):
+        grow(tmp_path, tmp_path / "artifact", 0)
+    (tmp_path / SKELETON).write_text("{")
+    with pytest.raises(BadInput, match="benchmarks gpu --pack"):
+        grow(tmp_path, tmp_path / "artifact", 0)
+    with pytest.raises(BadInput, match="is not empty"):
+        rig.pack(tmp_path, "tiny")
+
+
+def test_calibration_writes_a_grid_that_the_service_reads(made: Rig, tmp_path: Path) -> None:
+    engine.calibrate(made, tmp_path / "grid.json")
+    grid = read_grid(tmp_path / "grid.json", "CPU")
+    assert grid.padded_rows
+    assert Shapes(64, grid=grid).lengths[-1] == 64
+    assert len(json.loads((tmp_path / "grid.json").read_text())["measured"]) >= len(grid.lengths)
+
+
+def test_a_shape_that_takes_as_long_as_the_next_is_not_kept() -> None:
+    # Free up to 32 tokens a batch, then in proportion: half lengths and half batches gain something only from there on.
+    times = [(size, length, max(1.0, size * length / 32)) for size in (1, 2, 4, 8) for length in (8, 16, 32, 64)]
+    kept = engine.keep(times, GPU)
+    assert kept.lengths == (8, 16, 32, 64)
+    assert kept.batch_sizes == (1, 2, 4, 8)
+    assert kept.max_batch_tokens == 32
+    flat = engine.keep([(size, length, 1.0 + (length == 64)) for size in (1, 2) for length in (8, 16, 64)], GPU)
+    assert flat.lengths == (16, 64)
+    assert flat.batch_sizes == (2,)

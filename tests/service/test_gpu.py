@@ -1,0 +1,369 @@
+"""
+What the GPU's runtimes do that needs no GPU: buckets and buffers, on the CPU's provider; what is asked of ONNX Runtime;
+and what is said where something is missing. The driver and NVML are stood in for: they are the edge of the world.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from command import UNAVAILABLE, BadInput
+from service import gpus, nvml
+from service.artifact import Artifact
+from service.classifier import Classifier
+from service.gpus import Gpu
+from service.metrics import Metrics
+from service.models import Models
+from service.runtimes import RuntimeUnavailable, onnxruntime
+from service.runtimes.auto import Host, choose
+from service.runtimes.cuda import NO_GRAPH, CudaRuntime, GpuOptions, cuda_options, without_graphs
+from service.runtimes.onnxruntime import OnnxRuntime, open_session, session_options
+from service.runtimes.tensorrt import profile, tensorrt_options, versions
+from service.settings import Settings
+from service.shapes import CPU, GPU, Grid, Shapes, read_grid, write_grid
+from tests.worlds import MAX_TOKENS, write_artifact
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000, "GPU-0011")
+
+
+class OnTheCpu(CudaRuntime):
+    """Everything but CUDA: the same buckets and bindings, by the CPU's provider."""
+
+    device = "CPU"
+
+    def __init__(self, model: Path, labels: int, max_tokens: int, grid: Grid = GPU) -> None:
+        self.grid = grid
+        self._open(model, labels, max_tokens, [("CPUExecutionProvider", {})], "cpu")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return write_artifact(tmp_path / "bag")
+
+
+def inputs(rows: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
+    ids = np.zeros((len(rows), length), np.int64)
+    mask = np.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+# A run
+
+def test_a_batch_is_filled_up_to_the_grid_and_answered_for_its_own_rows_alone(artifact: Artifact) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    given = inputs([[2, 4, 3], [2, 5, 4, 3], [2, 3]], 8)
+    wanted = OnnxRuntime(artifact.path("model.onnx"), "f32", 1).start(given)()
+    answer = runtime.start(given)()
+    assert answer.dtype == np.float32
+    assert answer.tolist() == wanted.tolist()
+    assert list(runtime._buckets) == [(4, 8)]
+
+
+def test_every_shape_of_the_grid_is_captured_once_and_no_other_is(artifact: Artifact) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    runtime.captures = True
+    for rows in (1, 3, 4, 3):
+        runtime.start(inputs([[2, 4, 3]] * rows, 8))()
+    runtime.start(inputs([[2, 4, 3]], 7))()
+    graphs = [bucket.options.get_run_config_entry("gpu_graph_id") for bucket in runtime._buckets.values()]
+    assert graphs == ["0", "1"]
+    assert runtime._make_bucket((1, 7), NO_GRAPH).options.get_run_config_entry("gpu_graph_id") == "-1"
+
+
+def test_an_answer_outlives_the_next_batch_in_the_same_buffers(artifact: Artifact) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    first, second = runtime.start(inputs([[2, 4, 3]], 8)), runtime.start(inputs([[2, 5, 3]], 8))
+    assert (first().tolist(), second().tolist()) == ([[0.0, 1.0]], [[1.0, 0.0]])
+
+
+def test_rows_left_over_from_a_larger_batch_change_nothing(artifact: Artifact) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    runtime.start(inputs([[2, 4, 4, 4, 3]] * 4, 8))()
+    assert runtime.start(inputs([[2, 5, 3]] * 3, 8))().tolist() == [[1.0, 0.0]] * 3
+
+
+def test_a_runtime_that_captures_is_warmed_up_whole_however_little_time_there_is(artifact: Artifact) -> None:
+    classifier = Classifier(artifact, OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS))
+    every = list(Shapes(MAX_TOKENS, grid=GPU).likely_first())
+    assert classifier.warm_up(0) == len(every) == 16
+    assert set(classifier.runtime._buckets) == set(every)    # type: ignore[attr-defined]
+
+
+# What is asked of ONNX Runtime, and what it says
+
+def test_a_provider_that_is_not_in_use_is_an_error_and_never_the_cpu(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match="CUDAExecutionProvider") as raised:
+        open_session(artifact.path("model.onnx"), session_options(1), [("CUDAExecutionProvider", {})])
+    assert raised.value.exit_code == UNAVAILABLE
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_onnx_runtimes_own_fallback_is_seen_after_the_fact(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match="was asked for CUDAExecutionProvider and took CPUExecutionProvider"):
+        open_session(artifact.path("model.onnx"), session_options(1), [("CUDAExecutionProvider", {})])
+
+
+def test_cuda_is_asked_for_graphs_and_for_no_more_memory_than_allowed() -> None:
+    assert cuda_options(GpuOptions())["enable_cuda_graph"] == "1"
+    assert "gpu_mem_limit" not in cuda_options(GpuOptions())
+    assert cuda_options(GpuOptions(memory_bytes=2**30))["gpu_mem_limit"] == "1073741824"
+    assert without_graphs(cuda_options(GpuOptions()))["enable_cuda_graph"] == "0"
+
+
+def test_tensorrt_is_given_one_profile_that_holds_every_shape() -> None:
+    lowest, likely, highest = profile(GPU, 512, ["input_ids", "attention_mask"])
+    assert lowest == "input_ids:1x8,attention_mask:1x8"
+    assert likely == "input_ids:16x128,attention_mask:16x128"
+    assert highest == "input_ids:128x512,attention_mask:128x512"
+    assert profile(GPU, 64, ["input_ids"]) == ("input_ids:1x8", "input_ids:16x64", "input_ids:128x64")
+
+
+def test_tensorrt_keeps_to_the_types_of_the_graph_and_keeps_what_it_built(tmp_path: Path) -> None:
+    options = tensorrt_options(tmp_path, "ab" * 32, GPU, 512, ["input_ids"], GpuOptions(memory_bytes=2**30))
+    assert options["trt_fp16_enable"] == "0"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == options["trt_cuda_graph_enable"] == "1"
+    assert options["trt_engine_cache_prefix"] == "abababababababab"
+    assert options["trt_max_workspace_size"] == str(2**30)
+    assert all(isinstance(value, str) for value in options.values())
+
+
+def test_twins_have_engines_of_their_own_and_one_timing_cache(tmp_path: Path) -> None:
+    one, other = (tensorrt_options(tmp_path, digest * 32, GPU, 512, ["input_ids"], GpuOptions()) for digest in ("aa", "bb"))
+    assert one["trt_engine_cache_prefix"] != other["trt_engine_cache_prefix"]
+    assert one["trt_timing_cache_path"] == other["trt_timing_cache_path"]
+
+
+def test_an_engine_is_looked_for_only_where_everything_it_depends_on_is_the_same() -> None:
+    folders = {versions("1.31.1", "10.16.1", "9.0"), versions("1.31.2", "10.16.1", "9.0"), versions("1.31.1", "10.17.0", "9.0"), versions("1.31.1", "10.16.1", "8.6")}
+    assert len(folders) == 4
+    assert versions("1.31.1", "10.16.1", "9.0") == "onnxruntime-1.31.1-tensorrt-10.16.1-sm90"
+
+
+# What this host lacks
+
+def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible", tuple)
+    monkeypatch.setattr(gpus, "DRIVER", "libcuda-that-is-not-here.so.1")
+    assert onnxruntime.lacks("cuda") == "libcuda-that-is-not-here.so.1 is not here, so there is no NVIDIA driver; choose a variant for the CPU"
+
+
+def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible", lambda: (H100,))
+    reason = onnxruntime.lacks("cuda")
+    assert reason is not None
+    assert "pip uninstall onnxruntime, then pip install 'drbert-serve[gpu]'" in reason
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, mode: int = 0) -> None:
+        if "providers_cuda" in path:
+            raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    onnxruntime._missing_library.cache_clear()
+    try:
+        assert onnxruntime._missing_library("cuda") == "libcublasLt.so.13 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9"
+    finally:
+        onnxruntime._missing_library.cache_clear()
+
+
+# The choice
+
+def with_gpu_variants(artifact: Artifact, status: str = "passed") -> Artifact:
+    held = artifact.manifest.variants["cpu-fp32"]
+    gate = held.gate.model_copy(update={"status": status})
+    more = {f"{runtime}-fp16": held.model_copy(update={"runtime": runtime, "precision": "f16", "gate": gate}) for runtime in ("cuda", "tensorrt")}
+    return Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": artifact.manifest.variants | more}))
+
+
+def host(lacks: Mapping[str, str] = {}, has_gpu: bool = True) -> Host:
+    return Host(lacks=lacks.get, has_gpu=has_gpu)
+
+
+NO_TENSORRT = {"tensorrt": "libnvinfer.so.10 cannot be loaded"}
+NO_GPU = {"cuda": "no driver", "tensorrt": "no driver"}
+
+
+def test_auto_takes_tensorrt_then_cuda_then_the_cpu(artifact: Artifact) -> None:
+    held = with_gpu_variants(artifact)
+    assert choose(held, host=host()).runtime == "tensorrt"
+    second = choose(held, host=host(NO_TENSORRT))
+    assert (second.variant, second.runtime) == ("cuda-fp16", "cuda")
+    assert "libnvinfer.so.10" in second.why
+    third = choose(held, host=host(NO_GPU, has_gpu=False))
+    assert (third.variant, third.runtime) == ("cpu-fp32", "openvino")
+    assert "cuda-fp16: no driver" in third.why
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_and_not_the_cpu(artifact: Artifact) -> None:
+    broken = host(NO_TENSORRT | {"cuda": "libcudart.so.13 cannot be loaded; pip install it"})
+    with pytest.raises(RuntimeUnavailable, match=r"There is a GPU, and cuda-fp16 cannot be run: libcudart.*say so: --variant cpu-fp32"):
+        choose(with_gpu_variants(artifact), host=broken)
+    assert choose(with_gpu_variants(artifact), "cpu-fp32", host=broken).runtime == "openvino"
+    assert choose(artifact, host=broken).variant == "cpu-fp32"
+
+
+def test_a_gpu_variant_that_failed_its_gate_is_passed_over(artifact: Artifact) -> None:
+    assert choose(with_gpu_variants(artifact, "failed"), host=host()).variant == "cpu-fp32"
+
+
+@pytest.mark.parametrize(("variant", "runtime", "said"), [
+    ("cuda-fp16", "auto", "cuda-fp16 cannot be run here: no driver"),
+    ("cuda-fp16", "openvino", "cuda-fp16 runs by cuda, and openvino was asked for"),
+    ("cpu-fp32", "cuda", "cpu-fp32 is for the CPU, and cuda was asked for"),
+    ("auto", "cuda", "nothing that this host can run by cuda"),
+    ("auto", "tensorrt", "tensorrt-fp16: no driver"),
+])
+def test_what_was_asked_for_and_cannot_be_had_is_an_error(variant: str, runtime: str, said: str, artifact: Artifact) -> None:
+    with pytest.raises(RuntimeUnavailable, match=said):
+        choose(with_gpu_variants(artifact), variant, runtime, host(NO_GPU, has_gpu=False))
+
+
+# The grid
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 8), (9, 16), (64, 64), (65, 80), (129, 160), (257, 320), (500, 512)])
+def test_on_a_gpu_lengths_are_multiples_of_eight(tokens: int, length: int) -> None:
+    assert Shapes(512, grid=GPU).length(tokens) == length
+    assert all(length % 8 == 0 for length in Shapes(512, grid=GPU).lengths)
+
+
+@pytest.mark.parametrize(("items", "rows"), [(1, 1), (3, 4), (5, 8), (100, 128), (128, 128)])
+def test_on_a_gpu_all_that_waits_is_taken_and_rows_are_filled_up(items: int, rows: int) -> None:
+    shapes = Shapes(512, grid=GPU)
+    assert shapes.batch_size(items) == items
+    assert shapes.rows(items) == rows
+    assert shapes.batch_size(1000) == 128
+    assert Shapes(512, 40, GPU).batch_size(1000) == 32
+
+
+def test_no_shape_beyond_the_token_budget_is_warmed_up() -> None:
+    shapes = list(Shapes(512, grid=GPU).likely_first())
+    assert max(size * length for size, length in shapes) <= GPU.max_batch_tokens
+    assert (1, 512) in shapes
+
+
+def test_a_measured_grid_is_read_back_and_refused_on_another_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "h100.json"
+    measured = Grid((1, 4, 16), (), 64, 8192, padded_rows=True, all_warm=True, lengths=(16, 64, 256))
+    write_grid(path, H100.name, measured, [(1, 16, 0.4), (4, 16, 0.41)])
+    assert read_grid(path, H100.name) == measured
+    assert Shapes(128, grid=measured).lengths == (16, 64, 128)
+    with pytest.raises(BadInput, match="was measured on NVIDIA H100 80GB HBM3, and this is NVIDIA L4; measure it here, or leave it out"):
+        read_grid(path, "NVIDIA L4")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("{", "Invalid JSON"),
+    ('{"device": "x"}', "batch_sizes: Field required"),
+    ('{"device": "x", "batch_sizes": [1], "lengths": [9], "max_batch_tokens": 1, "measured": []}', "lengths are multiples of 8"),
+])
+def test_a_grid_that_is_none_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_grid(path, "x")
+    with pytest.raises(BadInput, match="benchmarks gpu --calibrate"):
+        read_grid(tmp_path / "none.json", "x")
+
+
+def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(artifact: Artifact) -> None:
+    models = Models({"bag": artifact}, Settings())
+    models.load()
+    assert (models.batcher.max_batch_size, models.batcher.max_batch_tokens) == (16, CPU.max_batch_tokens)
+    told = Models({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
+    told.load()
+    assert (told.batcher.max_batch_size, told.batcher.max_batch_tokens) == (4, 64)
+    assert told.info()["batching"] == {"max_batch_size": 4, "max_batch_tokens": 64, "in_flight": 1}
+
+
+# The driver and NVML
+
+class Driver:
+    """CUDA's driver API, as ctypes shows it, with one device."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:    # noqa: N802
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:    # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:    # noqa: N802
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:    # noqa: N802
+        name.value = H100.name.encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:    # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[which]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:    # noqa: N802
+        memory._obj.value = H100.memory_bytes
+        return 0
+
+    def cuDeviceGetUuid(self, uuid: Any, device: Any) -> int:    # noqa: N802
+        ctypes.memmove(uuid, bytes(range(16)), 16)
+        return 0
+
+
+def test_the_driver_is_asked_what_gpus_there_are() -> None:
+    [gpu] = gpus._ask(Driver())
+    assert gpu == Gpu(H100.name, "9.0", H100.memory_bytes, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f")
+    assert gpus._ask(Driver(status=100)) == ()
+    assert gpus._ask(None) == ()
+
+
+class NotSupported(Exception):
+    pass
+
+
+def fake_nvml(**changes: Any) -> SimpleNamespace:
+    def power(handle: object) -> int:
+        raise NotSupported
+
+    return SimpleNamespace(**({
+        "NVMLError": NotSupported, "NVML_CLOCK_SM": 1, "NVML_TEMPERATURE_GPU": 0,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=2**30),
+        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
+        "nvmlDeviceGetClockInfo": lambda handle, which: 1980,
+        "nvmlDeviceGetPowerUsage": power,
+        "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x1 | 0x4,
+        "nvmlDeviceGetTemperature": lambda handle, which: 61,
+    } | changes))
+
+
+def test_what_a_gpu_does_is_told_and_what_it_does_not_tell_is_left_out() -> None:
+    [reading] = nvml.read(fake_nvml(), [H100])
+    assert (reading.memory_used_bytes, reading.utilization_ratio, reading.sm_clock_hertz, reading.power_watts) == (2**30, 0.5, 1.98e9, None)
+    assert reading.slowed_by == {"power"}
+    metrics = Metrics(CollectorRegistry(), readings=lambda: [reading])
+    text = generate_latest(metrics.registry).decode()
+    assert 'drbert_gpu_memory_used_bytes{gpu="GPU-0011"} 1.073741824e+09' in text
+    assert 'drbert_gpu_slowed{gpu="GPU-0011",reason="power"} 1.0' in text
+    assert 'drbert_gpu_slowed{gpu="GPU-0011",reason="heat"} 0.0' in text
+    assert "drbert_gpu_power_watts{" not in text
+
+
+def test_a_gpu_that_is_gone_has_no_reading() -> None:
+    def gone(uuid: str) -> str:
+        raise NotSupported
+
+    assert nvml.read(fake_nvml(nvmlDeviceGetHandleByUUID=gone), [H100]) == []
