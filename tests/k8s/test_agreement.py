@@ -154,3 +154,26 @@ def test_sizes_in_the_docs_are_those_that_were_measured(size: str, variant: str)
     [memory] = re.findall(rf"^\| {size} \| {variant} \| [\d.]+ \| [\d,]+ \| ([\d,]+) \|", results.partition("## startup\n")[2].partition("\n## ")[0], re.MULTILINE)
     hours = 1e6 / (3600 * float(rate.replace(",", "")))
     assert f"| {size}, `{variant}` | {rate} | {memory} | {hours:.1f} |" in Path("k8s/README.md").read_text()
+
+
+def test_the_docs_commands_name_what_there_is() -> None:
+    text = Path("k8s/README.md").read_text()
+    kinds = {"svc": "Service", "deploy": "Deployment"}
+    named = {(kinds[kind], name) for kind, name in re.findall(r"\b(svc|deploy)/([a-z-]+)", text)}
+    assert named
+    assert named <= {(document["kind"], document["metadata"]["name"]) for document in render({})}
+    for path in re.findall(r"\b(k8s/[\w/.-]+|values/[\w-]+)", text):
+        assert Path(path).exists() or Path("k8s", path).exists(), path
+    [job] = of_kind(render(PROFILES["ab-proof"], name="proof"), "Job")
+    for selector in re.findall(r"-l (\S+=proof\S*)", text):
+        wanted = dict(pair.split("=") for pair in selector.split(","))
+        assert wanted.items() <= job["metadata"]["labels"].items()
+
+
+def test_the_docs_tell_the_services_own_defaults() -> None:
+    told = re.findall(r"\| `DRBERT_(\w+)` \| ([^|]+) \|", Path("docs/operations.md").read_text())
+    assert len(told) >= 5
+    defaults = dict(Settings())
+    for name, words in told:
+        number, _, unit = words.strip().replace(",", "").partition(" ")
+        assert defaults[name.lower()] == (None if number == "none" else float(number) * {"": 1, "MiB": 2**20}[unit]), name
