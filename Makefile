@@ -5,6 +5,7 @@
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
 #   make check     ruff and mypy
+#   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
@@ -15,19 +16,20 @@ BIN := .venv/bin
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check bench chaos clean
+.PHONY: install demo serve test check chart chart-golden bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
 
 # torch first and by itself: a plain requirement would take the newest build, with gigabytes of CUDA.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt tests/k8s/requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# Triton's client, for the tests of its dialect: it forbids newer greenlet and ml_dtypes than it works with.
 	$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement tests/k8s/requirements.txt
 	@touch $@
 
 demo: install $(ARTIFACTS:=/manifest.json)
@@ -64,6 +66,13 @@ test: install .venv/.debian
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# All of tests/k8s but what builds images and starts Prometheus.
+chart: install .venv/.debian
+	$(BIN)/python -m pytest tests/k8s --ignore tests/k8s/test_image.py --ignore tests/k8s/test_prometheus.py
+
+chart-golden: install
+	$(BIN)/python -m tests.k8s.golden
 
 clean:
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache

@@ -339,7 +339,10 @@ def _arms(plan: Plan, slot: int, texts: list[str]) -> list[ArmClient]:
     positions = load_positions(plan, slot)
     own = f"http://127.0.0.1:{plan.port}"
     reference = plan.arms[plan.indices("reference")[-1]]
-    urls = [(reference if arm.role == "delayed" else arm).url or own for arm in plan.arms]
+    asked = [reference if arm.role == "delayed" else arm for arm in plan.arms]
+    # Where the plan's urls are names of many servers, the run has chosen one for each arm.
+    chosen: dict[str, str] = json.loads(os.environ.get("ADDRESSES", "{}"))
+    urls = [chosen.get(arm.name) or arm.url or own for arm in asked]
     connections = {url: Connections(url) for url in set(urls)}
     return [ArmClient(plan, i, positions[i], connections[urls[i]], texts) for i in range(len(plan.arms))]
 

@@ -25,8 +25,8 @@ def capacity_per_s(path: Path, slice_s: float) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows, log = folder / "rows.csv", folder / "run.log"
-        with server(plan, load_order(plan, 0), log):
-            generate(plan, {level.name: None}, 0, 0, f"capacity-{plan.digest[:16]}", rows, folder / "facts.json", log, slice_s)
+        with server(plan, load_order(plan, 0), log) as served:
+            generate(plan, {level.name: None}, 0, 0, f"capacity-{plan.digest[:16]}", rows, folder / "facts.json", log, slice_s, served.addresses)
         columns = read_columns(rows)
         if not len(columns["status"]) or (columns["status"] != 200).any():
             raise Unavailable(f"The arms did not answer: {log.read_text(errors='replace').strip().splitlines()[-1:]}.")

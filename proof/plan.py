@@ -129,6 +129,8 @@ class Plan:
     generator_cpus: tuple[int, ...] = ()
     restart_command: str | None = None
     """Restarts servers of one's own, in a shell; LOAD_ORDER holds the arms, the first to load first."""
+    instances: bool = False
+    """Whether each restart takes further servers behind the arms' urls, which cannot be restarted (proof/instances.py)."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """DRBERT_* variables of the servers this run starts."""
 

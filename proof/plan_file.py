@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from command import BadInput, Unavailable
 from proof.dialects import DIALECTS
@@ -32,7 +33,7 @@ def read_plan(path: Path) -> Plan:
         values, {"name", "claim", "seed", "texts", "texts_sha256", "restarts", "wait_for_calm_s", "capacity_per_s", "pilot", "arm", "level", "server", "generator"}, "the plan"
     )
     server, generator = reader.table(values, "server"), reader.table(values, "generator")
-    reader.known(server, {"port", "cpus", "settings", "restart"}, "[server]")
+    reader.known(server, {"port", "cpus", "settings", "restart", "instances"}, "[server]")
     reader.known(generator, {"cpus"}, "[generator]")
     plan = Plan(
         path=path, digest=hashlib.sha256(raw).hexdigest(),
@@ -45,7 +46,7 @@ def read_plan(path: Path) -> Plan:
         texts_sha256=reader.optional(values, "texts_sha256"), wait_for_calm_s=reader.number(values, "wait_for_calm_s", 0.0),
         port=reader.get(server, "port", int, 8008),
         server_cpus=tuple(reader.get(server, "cpus", list, [])), generator_cpus=tuple(reader.get(generator, "cpus", list, [])),
-        restart_command=reader.optional(server, "restart"),
+        restart_command=reader.optional(server, "restart"), instances=reader.flag(server, "instances"),
         settings={f"DRBERT_{key.upper()}": str(value) for key, value in reader.table(server, "settings").items()},
     )
     _check(plan)
@@ -85,6 +86,8 @@ def to_toml(plan: Plan, comment: str) -> str:
     lines += ["", "[server]", f"port = {plan.port}", f"cpus = {list(plan.server_cpus)}", f"settings = {table(settings)}"]
     if plan.restart_command:
         lines.append(f"restart = {json.dumps(plan.restart_command)}")
+    if plan.instances:
+        lines.append("instances = true")
     return "\n".join([*lines, "", "[generator]", f"cpus = {list(plan.generator_cpus)}"]) + "\n"
 
 
@@ -110,6 +113,12 @@ class _Reader:
 
     def optional(self, table: Mapping[str, Any], key: str) -> str | None:
         return None if key not in table else str(self.get(table, key, str))
+
+    def flag(self, table: Mapping[str, Any], key: str) -> bool:
+        value = table.get(key, False)
+        if not isinstance(value, bool):
+            raise BadInput(f"{self.path}: {key} = {value!r} is neither true nor false.")
+        return value
 
     def table(self, table: Mapping[str, Any], key: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get(table, key, dict, {})
@@ -232,6 +241,20 @@ def _check_arms(plan: Plan) -> None:
             raise BadInput(f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; the server that a run starts speaks drbert.")
     if len({arm.artifact is None for arm in copies}) > 1:
         raise BadInput(f"{plan.path}: some arms name an artifact and some none; either the run starts all of them or none.")
+    if plan.instances:
+        _check_instances(plan, copies)
+
+
+def _check_instances(plan: Plan, copies: list[Arm]) -> None:
+    if plan.starts_servers:
+        raise BadInput(f"{plan.path}: [server] takes instances that run already, and arm {copies[0].name!r} has an artifact to start; give the arms urls.")
+    if plan.restart_command is not None:
+        raise BadInput(f"{plan.path}: [server] names a restart command and takes instances in place of restarts; leave one of them out.")
+    for arm in copies:
+        if arm.dialect != "drbert":
+            raise BadInput(f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; instances are told apart by X-Instance-Id, which drbert alone sends.")
+        if urlsplit(arm.url or "").scheme != "http":
+            raise BadInput(f"{plan.path}: arm {arm.name!r} is at {arm.url}; instances are asked by their addresses, which takes http.")
 
 
 def _check_delay(plan: Plan) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from command import BadInput, CommandError, Unavailable
-from proof import identity, report
+from proof import identity, instances, report
 from proof.audit import audit, due_requests, loaded_models, read_json, read_sealed_plan
 from proof.calm import PROBE_S, stolen_share, wait_for_calm
 from proof.evidence import (
@@ -77,11 +77,13 @@ def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     for level in plan.levels:
         if level.percent:
             level.rate_per_s(plan)
-    if not plan.starts_servers and plan.restart_command is None:
+    if not plan.starts_servers and plan.restart_command is None and not plan.instances:
         raise BadInput(f"{path}: its arms are servers of your own and [server] has no restart command; without restarts there is nothing to infer from.")
     if plan.pilot is not None and not plan.pilot_path.is_file():
         raise Unavailable(f"{path} was computed from a pilot, and {plan.pilot_path} is not there.")
     compared = _compare_arms(plan)
+    if plan.instances:
+        instances.check_enough(plan)
     folder = evidence / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{plan.name}"
     folder.mkdir(parents=True)
     _remember(evidence, folder, plan)
@@ -188,9 +190,9 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
     began, throttled = time.monotonic(), throttled_us()
     ended, interrupted = INTERRUPTED, False
     try:
-        with server(plan, order, log) as info:
-            _note_environment(plan, info, folder)
-            generate(plan, due, attempt, slot, name, rows, facts, log)
+        with server(plan, order, log, *_measured(folder)) as served:
+            _note_environment(plan, served.info, folder)
+            generate(plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -218,6 +220,13 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         )
         append_start(folder, start)
     return start
+
+
+def _measured(folder: Path) -> tuple[set[str], set[str]]:
+    """The instances that answered in restarts that count, and in others."""
+    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
+    counted, tried = ({name for start in starts if bool(start.dropped) is dropped for name in start.instance.split()} for dropped in (False, True))
+    return counted, tried
 
 
 def why_dropped(breach: str, cut_short: bool) -> str:

@@ -13,12 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
+from proof import instances
 from proof.dialects import DIALECTS, headers_from
 from proof.plan import Arm, Plan
 
@@ -40,12 +42,29 @@ class GeneratorFailed(Unavailable):
         self.lasting = lasting
 
 
+@dataclass(frozen=True)
+class Served:
+    """What is asked in one restart."""
+
+    info: dict[str, Any]
+    """The server's /info; empty where it is not ours."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Urls by arm, where they are not the plan's."""
+
+
 @contextmanager
-def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
-    """A server that has loaded the plan's arms in `order`; yields its /info. ServerNotStarted if it does not get ready."""
+def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (), tried: Collection[str] = ()) -> Iterator[Served]:
+    """A server that has loaded the plan's arms in `order`. ServerNotStarted if it does not get ready.
+
+    Where the plan takes instances: those that neither `counted` nor, if there are others, were `tried` in vain.
+    """
+    if plan.instances:
+        taken = instances.take(plan, order, counted, tried)
+        yield Served(instances.told(taken, plan), {name: instance.address for name, instance in taken.items()})
+        return
     if not plan.starts_servers:
         _restart_theirs(plan, order, log)
-        yield {}
+        yield Served({})
         return
     arms = [plan.arms[i] for i in order]
     command = [sys.executable, "-m", "service", *(f"{arm.name}={arm.artifact}" for arm in arms), "--port", str(plan.port)]
@@ -60,7 +79,7 @@ def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
         url = f"http://127.0.0.1:{plan.port}"
         _wait_until_ready(process, url, log)
         with urllib.request.urlopen(f"{url}/info", timeout=10) as response:
-            yield json.load(response)
+            yield Served(json.load(response))
     finally:
         process.terminate()
         try:
@@ -72,12 +91,12 @@ def server(plan: Plan, order: list[int], log: Path) -> Iterator[dict[str, Any]]:
 
 def generate(
     plan: Plan, requests: Mapping[str, int | None], restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path,
-    capacity_s: float | None = None,
+    capacity_s: float | None = None, addresses: Mapping[str, str] | None = None,
 ) -> None:
     """Runs Locust over one restart's schedule; GeneratorFailed if it breaks or takes unreasonably long."""
     environment = os.environ | {
         "PLAN": str(plan.path), "TEXTS": str(plan.texts), "RESTART": str(restart), "SLOT": str(slot), "RUN": run,
-        "ROWS": str(rows), "FACTS": str(facts),
+        "ROWS": str(rows), "FACTS": str(facts), "ADDRESSES": json.dumps(dict(addresses or {})),
     } | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
     loadtests = Path(__file__).parent.parent / "loadtests"
     command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]

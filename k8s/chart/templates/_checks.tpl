@@ -1,0 +1,104 @@
+{{/* What makes no sense together and no schema can see. Each message says what to change. */}}
+{{- define "drbert.check" -}}
+{{- $values := .Values -}}
+{{- $references := list -}}
+{{- range $name, $arm := $values.arms -}}
+{{- if eq $arm.role "reference" -}}{{- $references = append $references $name -}}{{- end -}}
+{{- include "drbert.checkModel" (dict "root" $ "name" $name "arm" $arm) -}}
+{{- end -}}
+{{- if gt (len $references) 1 -}}
+{{- fail (printf "arms %s are all references, and latencies are compared with one; make the others candidates." (join " and " $references)) -}}
+{{- end -}}
+{{- if and $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
+{{- fail "autoscaling.hpa and autoscaling.keda are both enabled, and would fight over the replicas; choose one." -}}
+{{- end -}}
+{{- if and $values.autoscaling.keda.enabled (not $values.autoscaling.keda.serverAddress) -}}
+{{- fail "autoscaling.keda asks Prometheus; give autoscaling.keda.serverAddress, such as http://prometheus.monitoring:9090." -}}
+{{- end -}}
+{{- if gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas (%d) is above autoscaling.maxReplicas (%d)." (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and $values.admin.enabled (not $values.admin.existingSecret) -}}
+{{- fail "admin.enabled lets whoever reaches the port replace models; give admin.existingSecret, a Secret with the keys of those who may." -}}
+{{- end -}}
+{{- if and (eq (default "service" $values.settings.metrics) "admin") (not $values.admin.enabled) -}}
+{{- fail "settings.metrics is admin, and there is no such port; set admin.enabled." -}}
+{{- end -}}
+{{- if and $values.settings.tracing $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
+{{- fail "settings.tracing sends spans, and the NetworkPolicy lets nothing out but DNS; name the collector in networkPolicy.egress." -}}
+{{- end -}}
+{{- if and $values.httpRoute.enabled (not $values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled needs a Gateway; name it in httpRoute.parentRefs." -}}
+{{- end -}}
+{{- if and $values.httpRoute.enabled $values.tls.existingSecret -}}
+{{- fail "httpRoute speaks http to the arms, and tls.existingSecret makes them speak https; end TLS at the Gateway instead." -}}
+{{- end -}}
+{{- if and $values.rollout (eq $values.rollout.strategy "RollingUpdate") (eq (toString $values.rollout.maxSurge) "0") (eq (toString $values.rollout.maxUnavailable) "0") -}}
+{{- fail "rollout.maxSurge and rollout.maxUnavailable are both 0, so no rollout could begin; raise one of them." -}}
+{{- end -}}
+{{- if $values.proof.enabled -}}{{- include "drbert.checkProof" . -}}{{- end -}}
+{{- end -}}
+
+{{- define "drbert.checkModel" -}}
+{{- $model := include "drbert.model" . | fromYaml -}}
+{{- $values := .root.Values -}}
+{{- if and (eq $model.source "pvc") (not $model.pvc.claimName) -}}
+{{- fail (printf "arm %s takes its model from a volume; give model.pvc.claimName." .name) -}}
+{{- end -}}
+{{- if eq $model.source "initContainer" -}}
+{{- if not $model.initContainer.image -}}
+{{- fail (printf "arm %s has its model brought by a container; give model.initContainer.image." .name) -}}
+{{- end -}}
+{{- if and $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
+{{- fail (printf "arm %s has its model brought by a container, and the NetworkPolicy lets nothing out but DNS; name the store in networkPolicy.egress." .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $model.source "imageVolume" -}}
+{{- if not $model.imageVolume.reference -}}
+{{- fail (printf "arm %s takes its model from an image; give model.imageVolume.reference." .name) -}}
+{{- end -}}
+{{- if semverCompare "<1.31.0-0" .root.Capabilities.KubeVersion.Version -}}
+{{- fail (printf "arm %s takes its model from an image, which Kubernetes %s cannot mount; it takes 1.31, or model.source: initContainer." .name .root.Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "drbert.checkProof" -}}
+{{- $values := .Values -}}
+{{- $reference := include "drbert.armOf" (dict "root" . "role" "reference" "chosen" "") -}}
+{{- $candidate := include "drbert.armOf" (dict "root" . "role" "candidate" "chosen" $values.proof.candidate) -}}
+{{- if $values.tls.existingSecret -}}
+{{- fail "proof asks pods by their addresses, which no certificate names; measure a release without tls.existingSecret." -}}
+{{- end -}}
+{{- if and (eq $values.proof.delayBy "server") (ne (default "off" $values.settings.busy_wait) "anywhere") -}}
+{{- fail "proof slows pods down now and then, to show that it would see a slower model; set settings.busy_wait: anywhere, or proof.delayBy: client." -}}
+{{- end -}}
+{{- $wanted := mul 2 (int $values.proof.restarts) -}}
+{{- range $name := list $reference $candidate -}}
+{{- $pods := include "drbert.fewestPods" (dict "root" $ "arm" (get $values.arms $name)) | int -}}
+{{- if lt $pods (int $wanted) -}}
+{{- fail (printf "proof.restarts is %d, each of which takes two pods of an arm that no other takes, and arm %s has %d pods; give it %d." (int $values.proof.restarts) $name $pods (int $wanted)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The one arm that has a role, or the chosen one. */}}
+{{- define "drbert.armOf" -}}
+{{- $found := list -}}
+{{- range $name, $arm := .root.Values.arms -}}
+{{- if and (eq $arm.role $.role) (or (not $.chosen) (eq $name $.chosen)) -}}{{- $found = append $found $name -}}{{- end -}}
+{{- end -}}
+{{- if ne (len $found) 1 -}}
+{{- fail (printf "proof compares one reference with one candidate, and %d arms are a %s%s; %s." (len $found) .role (ternary (printf " called %s" .chosen) "" (ne .chosen "")) (ternary "give one arm that role" "name one in proof.candidate" (or (eq .role "reference") (eq (len $found) 0)))) -}}
+{{- end -}}
+{{- first $found -}}
+{{- end -}}
+
+{{- define "drbert.fewestPods" -}}
+{{- $values := .root.Values -}}
+{{- if or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
+{{ $values.autoscaling.minReplicas }}
+{{- else -}}
+{{ ternary .arm.replicas $values.replicas (hasKey .arm "replicas") }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,299 @@
+{{/*
+The pod of every arm, so that arms differ in their artifact alone: (dict "root" $ "name" $name "arm" $arm).
+*/}}
+{{- define "drbert.pod" -}}
+{{- $values := .root.Values -}}
+{{- $model := include "drbert.model" . | fromYaml -}}
+metadata:
+  labels:
+    {{- include "drbert.labels" (dict "root" .root "component" "arm" "arm" .name) | nindent 4 }}
+    {{- with $values.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    kubectl.kubernetes.io/default-container: drbert
+    {{- with $values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- with $values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  serviceAccountName: {{ include "drbert.serviceAccount" .root }}
+  automountServiceAccountToken: false
+  # Services would put variables of their own beside DRBERT_*.
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" .root }}
+  securityContext:
+    {{- include "drbert.podSecurity" .root | nindent 4 }}
+  {{- with $values.gpu.runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- with $values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with concat $values.tolerations (ternary $values.gpu.tolerations list $values.gpu.enabled) }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if $values.spread.enabled }}
+  topologySpreadConstraints:
+    {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - maxSkew: 1
+      topologyKey: {{ $key }}
+      whenUnsatisfiable: ScheduleAnyway
+      matchLabelKeys: [pod-template-hash]
+      labelSelector:
+        matchLabels:
+          {{- include "drbert.selector" (dict "root" $.root "component" "arm" "arm" $.name) | nindent 10 }}
+    {{- end }}
+  {{- end }}
+  {{- if or (eq $model.source "initContainer") $model.digest }}
+  initContainers:
+    {{- if eq $model.source "initContainer" }}
+    - name: model
+      image: {{ $model.initContainer.image }}
+      {{- with $model.initContainer.command }}
+      command:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $model.initContainer.args }}
+      args:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $model.initContainer.env }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $model.initContainer.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      securityContext:
+        {{- include "drbert.containerSecurity" .root | nindent 8 }}
+      resources:
+        {{- toYaml $values.resources | nindent 8 }}
+      volumeMounts:
+        - {name: models, mountPath: /models}
+        - {name: tmp, mountPath: /tmp}
+    {{- end }}
+    {{- if $model.digest }}
+    # The service holds every file against the manifest; this holds the manifest against what was asked for.
+    - name: digest
+      image: {{ include "drbert.armImage" . }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      command: [sh, -c, 'echo "$DIGEST  $MANIFEST" | sha256sum --check --strict']
+      env:
+        - {name: DIGEST, value: {{ $model.digest | quote }}}
+        - {name: MANIFEST, value: {{ printf "%s/manifest.json" (include "drbert.artifact" .) | quote }}}
+      securityContext:
+        {{- include "drbert.containerSecurity" .root | nindent 8 }}
+      resources:
+        {{- toYaml $values.resources | nindent 8 }}
+      {{- if ne $model.source "baked" }}
+      volumeMounts:
+        {{- include "drbert.modelMount" $model | nindent 8 }}
+      {{- end }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: drbert
+      image: {{ include "drbert.armImage" . }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        - {{ printf "%s=%s" (default .name .arm.modelName) (include "drbert.artifact" .) }}
+        - --host
+        - 0.0.0.0
+        - --port
+        - "8000"
+        {{- if ne $values.variant "auto" }}
+        - --variant
+        - {{ $values.variant }}
+        {{- end }}
+      {{- with include "drbert.env" .root }}
+      env:
+        {{- trim . | nindent 8 }}
+      {{- end }}
+      ports:
+        - {name: http, containerPort: 8000}
+        {{- if $values.admin.enabled }}
+        - {name: admin, containerPort: {{ $values.admin.port }}}
+        {{- end }}
+      # Answers once the model is loaded and warmed up.
+      startupProbe:
+        {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 8 }}
+        periodSeconds: 2
+        failureThreshold: {{ div (add1 (int $model.loadTimeoutSeconds)) 2 }}
+      # Not ready while it drains or its engine is stuck.
+      readinessProbe:
+        {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 8 }}
+        periodSeconds: 5
+        timeoutSeconds: 2
+        failureThreshold: 2
+      # The event loop alone: a restart loads the model anew and mends no overload.
+      livenessProbe:
+        {{- include "drbert.probe" (dict "root" .root "path" "/livez") | nindent 8 }}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      {{- if $values.shutdown.preStopSeconds }}
+      lifecycle:
+        preStop:
+          {{- if semverCompare ">=1.30.0-0" .root.Capabilities.KubeVersion.Version }}
+          sleep: {seconds: {{ $values.shutdown.preStopSeconds }}}
+          {{- else }}
+          exec: {command: [sleep, {{ $values.shutdown.preStopSeconds | quote }}]}
+          {{- end }}
+      {{- end }}
+      securityContext:
+        {{- include "drbert.containerSecurity" .root | nindent 8 }}
+      resources:
+        {{- include "drbert.resources" .root | nindent 8 }}
+      terminationMessagePolicy: FallbackToLogsOnError
+      volumeMounts:
+        - {name: tmp, mountPath: /tmp}
+        {{- if ne $model.source "baked" }}
+        {{- include "drbert.modelMount" $model | nindent 8 }}
+        {{- end }}
+        {{- if $values.gpu.enabled }}
+        - {name: shared-memory, mountPath: /dev/shm}
+        - {name: cache, mountPath: /cache}
+        {{- end }}
+        {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
+        - {name: {{ $mount }}, mountPath: /etc/drbert/{{ $mount }}, readOnly: true}
+        {{- end }}
+  volumes:
+    - name: tmp
+      emptyDir: {sizeLimit: {{ $values.security.tmpSize }}}
+    {{- if eq $model.source "pvc" }}
+    - name: models
+      persistentVolumeClaim: {claimName: {{ $model.pvc.claimName }}, readOnly: true}
+    {{- else if eq $model.source "initContainer" }}
+    - name: models
+      emptyDir: {sizeLimit: {{ $model.initContainer.sizeLimit }}}
+    {{- else if eq $model.source "imageVolume" }}
+    - name: models
+      image: {reference: {{ $model.imageVolume.reference | quote }}, pullPolicy: {{ $model.imageVolume.pullPolicy }}}
+    {{- end }}
+    {{- if $values.gpu.enabled }}
+    - name: shared-memory
+      emptyDir: {medium: Memory, sizeLimit: {{ $values.gpu.sharedMemory }}}
+    - name: cache
+      {{- with $values.gpu.cache.existingClaim }}
+      persistentVolumeClaim: {claimName: {{ . }}}
+      {{- else }}
+      emptyDir: {sizeLimit: {{ $values.gpu.cache.size }}}
+      {{- end }}
+    {{- end }}
+    {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
+    - name: {{ $mount }}
+      secret: {secretName: {{ $secret }}}
+    {{- end }}
+{{- end -}}
+
+{{/* Where an arm's model comes from: its own words over everybody's. */}}
+{{- define "drbert.model" -}}
+{{ toYaml (mustMergeOverwrite (deepCopy .root.Values.model) (deepCopy (default dict .arm.model))) }}
+{{- end -}}
+
+{{- define "drbert.artifact" -}}
+{{ default (printf "/models/%s" .name) .arm.artifact }}
+{{- end -}}
+
+{{- define "drbert.armImage" -}}
+{{ include "drbert.image" (list .root (mustMergeOverwrite (deepCopy .root.Values.image) (default dict .arm.image))) }}
+{{- end -}}
+
+{{- define "drbert.modelMount" -}}
+- name: models
+  mountPath: /models
+  readOnly: true
+  {{- if and (eq .source "pvc") .pvc.subPath }}
+  subPath: {{ .pvc.subPath }}
+  {{- end }}
+{{- end -}}
+
+{{- define "drbert.probe" -}}
+httpGet: {path: {{ .path }}, port: http{{ if .root.Values.tls.existingSecret }}, scheme: HTTPS{{ end }}}
+{{- end -}}
+
+{{/* Mounted Secrets by the folder under /etc/drbert. */}}
+{{- define "drbert.secrets" -}}
+{{- $found := dict -}}
+{{- if .Values.apiKeys.existingSecret }}{{ $_ := set $found "api-keys" .Values.apiKeys.existingSecret }}{{ end -}}
+{{- if .Values.tls.existingSecret }}{{ $_ := set $found "tls" .Values.tls.existingSecret }}{{ end -}}
+{{- if .Values.admin.enabled }}{{ $_ := set $found "admin-keys" .Values.admin.existingSecret }}{{ end -}}
+{{ toYaml $found }}
+{{- end -}}
+
+{{- define "drbert.env" -}}
+{{- range $name, $value := .Values.settings }}
+- {name: DRBERT_{{ upper $name }}, value: {{ include "drbert.plain" $value | quote }}}
+{{- end }}
+{{- if .Values.apiKeys.existingSecret }}
+- {name: DRBERT_API_KEYS_FILE, value: /etc/drbert/api-keys/{{ .Values.apiKeys.key }}}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- {name: DRBERT_TLS_CERTIFICATE, value: /etc/drbert/tls/tls.crt}
+- {name: DRBERT_TLS_KEY, value: /etc/drbert/tls/tls.key}
+{{- end }}
+{{- if .Values.gpu.enabled }}
+- {name: DRBERT_GPU_CACHE, value: /cache}
+{{- end }}
+{{- if .Values.admin.enabled }}
+- {name: DRBERT_ADMIN_PORT, value: {{ .Values.admin.port | quote }}}
+- {name: DRBERT_ADMIN_HOST, value: 0.0.0.0}
+- {name: DRBERT_ADMIN_KEYS_FILE, value: /etc/drbert/admin-keys/{{ .Values.admin.key }}}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* preStop, then the service's own drain, then its goodbye; refused if somebody gives less. */}}
+{{- define "drbert.graceSeconds" -}}
+{{- $drain := default 20 .Values.settings.drain_timeout_s | float64 | ceil | int -}}
+{{- $least := add (int .Values.shutdown.preStopSeconds) $drain 10 | int -}}
+{{- if kindIs "invalid" .Values.shutdown.graceSeconds -}}
+{{ $least }}
+{{- else if lt (int .Values.shutdown.graceSeconds) $least -}}
+{{- fail (printf "shutdown.graceSeconds is %d, and a pod that goes away needs %d: %d of preStopSeconds, %d of settings.drain_timeout_s and 10 to end; raise it, leave it out, or lower those." (int .Values.shutdown.graceSeconds) $least (int .Values.shutdown.preStopSeconds) $drain) -}}
+{{- else -}}
+{{ int .Values.shutdown.graceSeconds }}
+{{- end -}}
+{{- end -}}
+
+{{/* A GPU is requested as it is limited; Kubernetes knows no other way. */}}
+{{- define "drbert.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- if .Values.gpu.enabled -}}
+{{- $gpu := dict .Values.gpu.resourceName (int .Values.gpu.count) -}}
+{{- $_ := set $resources "requests" (merge $gpu (default dict $resources.requests)) -}}
+{{- $_ := set $resources "limits" (merge (deepCopy $gpu) (default dict $resources.limits)) -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end -}}
+
+{{- define "drbert.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: {{ .Values.security.seccompProfile }}}
+{{- end -}}
+
+{{- define "drbert.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: {{ .Values.security.readOnlyRootFilesystem }}
+capabilities: {drop: [ALL]}
+{{- end -}}
