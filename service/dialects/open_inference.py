@@ -46,17 +46,19 @@ class OpenInference:
         if not isinstance(tensors, list) or not tensors or not all(isinstance(tensor, dict) for tensor in tensors):
             raise InvalidInput("inputs must be a list of tensors.", param="inputs")
         # One tensor may have any name, as clients of other servers give it.
-        named = {(INPUTS[0] if len(tensors) == 1 else tensor.get("name")): tensor for tensor in tensors}
-        if not named.keys() <= set(INPUTS) or INPUTS[0] not in named or len(named) < len(tensors):
+        names = INPUTS[:1] if len(tensors) == 1 else [tensor.get("name") for tensor in tensors]
+        if not all(isinstance(name, str) for name in names) or not {INPUTS[0]} <= set(names) <= set(INPUTS) or len(set(names)) < len(tensors):
             raise InvalidInput(f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs")
         texts = {}
-        for tensor in tensors:
-            texts[next(name for name, own in named.items() if own is tensor)], binary = _strings(tensor, binary)
+        for name, tensor in zip(names, tensors, strict=True):
+            texts[name], binary = _strings(name, tensor, binary)
         called.kept["outputs"] = _wanted(values)
         firsts, seconds = texts[INPUTS[0]], texts.get(INPUTS[1])
         if seconds is not None and len(seconds) != len(firsts):
             raise InvalidInput(f"{INPUTS[1]} holds {len(seconds)} texts and {INPUTS[0]} {len(firsts)}.", param=INPUTS[1])
         pairs = firsts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
+        if not isinstance(values.get("id"), str | None):
+            raise InvalidInput("id must be a text.", param="id")
         return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None}, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
@@ -99,18 +101,18 @@ def _parts(called: Called) -> tuple[dict[str, Any], bytes]:
     return read_object(called.body[: int(declared)]), called.body[int(declared) :]
 
 
-def _strings(tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
+def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
     """A BYTES tensor's texts, and what is left of the bytes."""
-    name, shape = str(tensor.get("name", "input"))[:64], tensor.get("shape")
+    shape = tensor.get("shape")
     if tensor.get("datatype") != "BYTES":
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
-    if not isinstance(shape, list) or not all(isinstance(extent, int) and extent > 0 for extent in shape) or not shape or any(extent != 1 for extent in shape[1:]):
+    if not isinstance(shape, list) or not all(_is_number(extent) and extent > 0 for extent in shape) or not shape or any(extent != 1 for extent in shape[1:]):
         raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
-    size = (tensor.get("parameters") or {}).get("binary_data_size")
+    size = _parameters(tensor, f"{name}: ").get("binary_data_size")
     if size is None:
         texts = _flat(tensor.get("data"))
     else:
-        if not isinstance(size, int) or not 0 <= size <= len(binary):
+        if not _is_number(size) or not 0 <= size <= len(binary):
             raise InvalidInput(f"{name}: binary_data_size is not within the body.", param=name)
         texts, binary = _unpacked(binary[:size], name), binary[size:]
     if len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
@@ -146,17 +148,29 @@ def _wanted(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     outputs = values.get("outputs") or [{"name": name} for name in OUTPUTS]
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise InvalidInput("outputs must be a list of objects.", param="outputs")
-    binary = (values.get("parameters") or {}).get("binary_data_output", False)
+    binary = _parameters(values).get("binary_data_output", False)
     found = []
     for output in outputs:
         if output.get("name") not in OUTPUTS:
             raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
-        parameters = output.get("parameters") or {}
+        parameters = _parameters(output, "outputs: ")
         most = parameters.get("classification", 0)
-        if not isinstance(parameters, dict) or not isinstance(most, int) or most < 0:
+        if not _is_number(most) or most < 0:
             raise InvalidInput("outputs: classification must be a number of labels.", param="outputs")
         found.append((output["name"], {"binary_data": binary} | parameters))
     return found
+
+
+def _parameters(of: dict[str, Any], where: str = "") -> dict[str, Any]:
+    parameters = of.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise InvalidInput(f"{where}parameters must be an object.", param="parameters")
+    return parameters or {}
+
+
+def _is_number(value: Any) -> bool:
+    """A whole one; JSON's true and false are none, whatever Python says."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tensor(name: str, parameters: dict[str, Any], found: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[dict[str, Any], bytes]:

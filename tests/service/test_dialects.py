@@ -209,6 +209,18 @@ WRONG: dict[str, tuple[Any, str]] = {
     "an unknown output": (tensor() | {"outputs": [{"name": "colour"}]}, "outputs: known are label, score, probabilities"),
     "a foreign size": (tensor(parameters={"binary_data_size": 9}), "binary_data_size is not within the body"),
     "an empty text": (tensor(data=[""]), r"text\[0\] is empty"),
+    "names that are no names": ({"inputs": [{"name": 8.8}, {"name": {}, "datatype": "BYTES"}]}, "inputs must be the tensor text, and text_pair for pairs"),
+    "a list for a name": ({"inputs": [{"name": ["text"]}, {"name": "text"}]}, "inputs must be the tensor text"),
+    "a name that is no name": (tensor(name={}, datatype="FP32"), "text must be of datatype BYTES"),
+    "true for a shape": (tensor(shape=[True]), r"text must have the shape"),
+    "true for a tensor's parameters": (tensor(parameters=True), "text: parameters must be an object"),
+    "true for a size": (tensor(parameters={"binary_data_size": True}), "binary_data_size is not within the body"),
+    "text for all parameters": (tensor() | {"parameters": "binary"}, "parameters must be an object"),
+    "a list for an output's parameters": (tensor() | {"outputs": [{"name": "label", "parameters": [1]}]}, "outputs: parameters must be an object"),
+    "a list for an output's name": (tensor() | {"outputs": [{"name": ["label"]}]}, "outputs: known are label"),
+    "a share for outputs": (tensor() | {"outputs": 0.3}, "outputs must be a list of objects"),
+    "text for a class count": (tensor() | {"outputs": [{"name": "label", "parameters": {"classification": True}}]}, "classification must be a number"),
+    "a number for an id": (tensor() | {"id": 7}, "id must be a text"),
     "no JSON": (b"{", "The body is not UTF-8 JSON"),
 }
 
