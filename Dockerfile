@@ -1,0 +1,79 @@
+# Two images: `service` answers requests and holds no torch, `proof` measures services and judges.
+#
+#   docker build --target service -t drbert-serve .                               the twins of artifacts/ baked in, for CPUs
+#   docker build --target service -t drbert-serve:gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
+#   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
+#   docker build --target proof -t drbert-proof .
+#
+# `make image` exports the twins and builds both without a container engine.
+
+ARG BASE=docker.io/library/debian:bookworm-slim
+
+FROM ${BASE} AS python
+# Debian's own patch releases are wanted.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+# The chart's runAsUser, runAsGroup and fsGroup; files are everybody's to read, for clusters that choose their own.
+RUN groupadd --gid 10001 drbert && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin drbert
+# Nothing is written beside the code: the root may be read-only, with /tmp as the one place to write.
+ENV PATH=/app/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+
+FROM python AS requirements
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /app
+WORKDIR /build
+COPY k8s/requirements.py pyproject.toml constraints.txt ./
+ARG EXTRAS=""
+# They change seldom and are a layer of their own. OpenVINO goes without its plugins for graphics and neural processors and
+# without its headers: the service uses it for CPUs only.
+RUN python3 requirements.py "${EXTRAS}" > requirements.txt && pip install --no-cache-dir -c constraints.txt -r requirements.txt \
+    && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
+        /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
+
+
+FROM requirements AS service-build
+COPY . .
+RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools
+ARG MODELS=artifacts
+RUN mkdir -p "${MODELS}" && mv "${MODELS}" /models && chmod -R a+rX /models
+
+
+FROM python AS service
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="drbert-serve" \
+      org.opencontainers.image.description="Serves BERT classifiers over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=service-build /app /app
+COPY --from=service-build /models /models
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["bert=/models/bert", "drbert=/models/drbert", "--host", "0.0.0.0", "--port", "8000"]
+
+
+FROM requirements AS proof-build
+RUN python3 requirements.py proof,loadtests > requirements.txt && pip install --no-cache-dir -c constraints.txt -r requirements.txt
+COPY . .
+# Locust's file is looked for beside the package that starts it.
+RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools && mv loadtests /app/lib/python3*/site-packages/
+
+
+FROM python AS proof
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="drbert-proof" \
+      org.opencontainers.image.description="Measures whether a model swap adds latency, and judges the evidence" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=proof-build /app /app
+# Plans name the example texts by this path.
+COPY examples/texts /proof/examples/texts
+WORKDIR /proof
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "proof"]
