@@ -59,8 +59,8 @@ CMD ["bert=/models/bert", "drbert=/models/drbert", "--host", "0.0.0.0", "--port"
 FROM requirements AS proof-build
 RUN python3 requirements.py proof,loadtests > requirements.txt && pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY . .
-# Locust's file is looked for beside the package that starts it.
-RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools && mv loadtests /app/lib/python3*/site-packages/
+# Locust's file and its texts are looked for beside the package that starts it.
+RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools && mv loadtests examples /app/lib/python3*/site-packages/
 
 
 FROM python AS proof

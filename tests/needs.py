@@ -4,7 +4,9 @@ What some tests need and some machines lack: the only reasons for which a test m
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
+
+# Debian's packages may lie beside Python's, where they start no daemon.
+PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+PROMETHEUS, PROMTOOL = (shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool"))
+prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool")
+containers = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("buildah", "mmdebstrap", "runc"))), reason="needs root and Debian's buildah, mmdebstrap and runc"
+)
