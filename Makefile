@@ -6,6 +6,8 @@
 #   make test      the whole suite
 #   make check     ruff and mypy
 #   make chaos     break the service in every way there is, in ten minutes
+#   make image     build both images without a container engine and run them as Kubernetes would
+#   make prometheus  scrape real arms by a real Prometheus under the chart's rules
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
@@ -45,11 +47,8 @@ artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensor
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
-# What some tests need of Debian. Where it cannot be had they are skipped, and say what for.
-.venv/.debian: | install
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v wrk && command -v chromium; } >/dev/null; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium >/dev/null || echo "wrk and chromium cannot be installed; the tests that need them are skipped"; \
-	fi
+.venv/.debian: tests/debian.sh | install
+	@sh tests/debian.sh $(BIN)
 	@touch $@
 
 bench: install .venv/.debian
@@ -64,6 +63,14 @@ test: install .venv/.debian
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+.PHONY: image prometheus
+
+image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
+	$(BIN)/python -m pytest tests/k8s/test_image.py
+
+prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
+	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
 
 clean:
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache

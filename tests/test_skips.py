@@ -17,7 +17,7 @@ def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
                 raise AssertionError(f"{file}:{node.lineno} skips by itself; use a marker of tests/needs.py")
 
 
-def test_needs_knows_these_reasons_and_no_others() -> None:
+def test_needs_knows_every_reason() -> None:
     from tests import needs
 
     marks = {name: value for name, value in vars(needs).items() if isinstance(value, pytest.MarkDecorator)}

@@ -117,13 +117,13 @@ def test_the_proof_image_judges_published_evidence(proof_image: str, capsys: pyt
     assert "verdict: equivalent" in said
 
 
-def test_the_proof_image_measures_a_service_that_runs_elsewhere(service_image: str, proof_image: str, tmp_path: Path) -> None:
+def test_the_proof_image_runs_a_plan_to_its_verdict(proof_image: str, tmp_path: Path) -> None:
     copies = {"bert": "reference", "bert-again": "reference", "drbert": "candidate", "drbert-again": "candidate"}
-    models = [f"{name}=/models/{name.removesuffix('-again')}" for name in copies]
-    with serving(service_image, *models, DRBERT_BUSY_WAIT="loopback") as (url, _):
-        arms = "".join(f'[[arm]]\nname = "{name}"\nrole = "{role}"\nurl = "{url}"\n' for name, role in copies.items())
-        (tmp_path / "plan.toml").write_text(f"""
-name = "elsewhere"
+    arms = "".join(
+        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nartifact = "/models/{name.removesuffix("-again")}"\n' for name, role in copies.items()
+    )
+    (tmp_path / "plan.toml").write_text(f"""
+name = "small"
 seed = 1
 texts = "examples/texts/sentences.txt"
 restarts = 4
@@ -136,11 +136,13 @@ tuples = 32
 warm_up_tuples = 2
 margins = {{ inference = {{ p50 = 0.5 }} }}
 [server]
-restart = "true"
+port = {free_port()}
+settings = {{ warm_up_s = 0 }}
 """)
-        tmp_path.chmod(0o755)
-        with container(proof_image, ["run", "/plan/plan.toml", "--evidence", "/tmp/evidence"], mounts={tmp_path: "/plan"}) as running:
-            said = running.process.communicate(timeout=300)[0]
+    tmp_path.chmod(0o755)
+    mounts = {tmp_path: "/plan", Path("artifacts"): "/models"}
+    with container(proof_image, ["run", "/plan/plan.toml", "--evidence", "/tmp/evidence"], mounts=mounts) as running:
+        said = running.process.communicate(timeout=300)[0]
     # How so few requests are judged is the machine's business.
     assert running.process.returncode in (0, 1, 2, 3), said
     assert "verdict: " in said
