@@ -5,7 +5,8 @@
 #   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
 #   docker build --target proof -t drbert-proof .
 #
-# `make image` exports the twins and builds both without a container engine.
+# Without MODELS the twins must be there: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
+# `make image` exports them and builds both images without a container engine.
 
 ARG BASE=docker.io/library/debian:bookworm-slim
 
@@ -22,25 +23,38 @@ ENV PATH=/app/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 FROM python AS requirements
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /app
+# pip stands beside what it fills, and stays out of the images.
+RUN python3 -m venv /pip && python3 -m venv --without-pip /app
 WORKDIR /build
 COPY k8s/requirements.py pyproject.toml constraints.txt ./
 ARG EXTRAS=""
-# They change seldom and are a layer of their own. OpenVINO goes without its plugins for graphics and neural processors and
-# without its headers: the service uses it for CPUs only.
-RUN python3 requirements.py "${EXTRAS}" > requirements.txt && pip install --no-cache-dir -c constraints.txt -r requirements.txt \
+# OpenVINO goes without its plugins for graphics and neural processors and without its headers: it computes on CPUs here.
+RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
+    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt \
     && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
         /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
 
 
-FROM requirements AS service-build
+FROM requirements AS code
 COPY . .
-RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools
+RUN /pip/bin/pip --python /app/bin/python install --no-cache-dir --no-deps --prefix /code .
+
+
+FROM python AS models
 ARG MODELS=artifacts
-RUN mkdir -p "${MODELS}" && mv "${MODELS}" /models && chmod -R a+rX /models
+COPY ${MODELS} /models
+RUN chmod -R a+rX /models
 
 
+# What changes seldom is a layer of its own and goes first.
 FROM python AS service
+COPY --from=requirements /app /app
+COPY --from=models /models /models
+COPY --from=code /code /app
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["bert=/models/bert", "drbert=/models/drbert", "--host", "0.0.0.0", "--port", "8000"]
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="drbert-serve" \
@@ -48,22 +62,26 @@ LABEL org.opencontainers.image.title="drbert-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=service-build /app /app
-COPY --from=service-build /models /models
-USER 10001:10001
-EXPOSE 8000
-ENTRYPOINT ["python", "-m", "service"]
-CMD ["bert=/models/bert", "drbert=/models/drbert", "--host", "0.0.0.0", "--port", "8000"]
 
 
-FROM requirements AS proof-build
-RUN python3 requirements.py proof,loadtests > requirements.txt && pip install --no-cache-dir -c constraints.txt -r requirements.txt
-COPY . .
+FROM requirements AS proof-requirements
+RUN python3 requirements.py proof,loadtests > requirements.txt \
+    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+
+
+FROM code AS proof-code
 # Locust's file and its texts are looked for beside the package that starts it.
-RUN pip install --no-cache-dir --no-deps . && pip uninstall -y pip setuptools && mv loadtests examples /app/lib/python3*/site-packages/
+RUN mv loadtests examples /code/lib/python3*/site-packages/
 
 
 FROM python AS proof
+COPY --from=proof-requirements /app /app
+COPY --from=proof-code /code /app
+# Plans name the example texts by this path.
+COPY examples/texts /proof/examples/texts
+WORKDIR /proof
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "proof"]
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="drbert-proof" \
@@ -71,9 +89,3 @@ LABEL org.opencontainers.image.title="drbert-proof" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=proof-build /app /app
-# Plans name the example texts by this path.
-COPY examples/texts /proof/examples/texts
-WORKDIR /proof
-USER 10001:10001
-ENTRYPOINT ["python", "-m", "proof"]

@@ -1,5 +1,5 @@
 """
-Runs an image by runc under the chart's securityContext: read-only root, no capabilities, not root, no new privileges.
+Runs an image by runc as a node would run the chart's container: under its securityContext, with /tmp as the one place to write.
 
 It shares the host's network, so what it serves is to listen on 127.0.0.1.
 """
@@ -16,8 +16,11 @@ from typing import Any
 
 from tests.k8s.images import FOLDER, said, unpacked
 
-# Where the pod has an emptyDir.
-WRITABLE = "/tmp"
+# The chart's securityContext of pod and container, which the tests of the chart hold it to.
+SECURITY: dict[str, Any] = {
+    "runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,14 @@ class Container:
 
 
 @contextmanager
-def container(
-    image: str, arguments: Sequence[str] = (), *, environment: Mapping[str, str] | None = None, mounts: Mapping[Path, str] | None = None,
-    entrypoint: Sequence[str] = (),
-) -> Iterator[Container]:
+def container(image: str, arguments: Sequence[str], *, mounts: Mapping[Path, str] | None = None) -> Iterator[Container]:
     """A running container of the image, which is gone afterwards. `mounts` says where folders of the host are, to be read only."""
     name = f"drbert-{image.rpartition('/')[2].partition(':')[0]}"
     bundle = FOLDER / "bundles" / name
     bundle.mkdir(parents=True, exist_ok=True)
     with unpacked(image) as (root, told):
-        command = [*(entrypoint or told["Entrypoint"]), *(arguments or told.get("Cmd", []))]
-        variables = [*told["Env"], *(f"{key}={value}" for key, value in (environment or {}).items())]
-        (bundle / "config.json").write_text(json.dumps(config(root, told, command, variables, mounts or {})))
+        command = [*told["Entrypoint"], *arguments]
+        (bundle / "config.json").write_text(json.dumps(config(root, told, command, mounts or {})))
         process = subprocess.Popen(
             [*RUNC, "run", "--bundle", str(bundle), name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
         )
@@ -57,18 +56,18 @@ def container(
             process.__exit__(None, None, None)
 
 
-def config(root: Path, told: Mapping[str, Any], command: Sequence[str], variables: Sequence[str], mounts: Mapping[Path, str]) -> dict[str, Any]:
-    """runc's own proposal, changed to what Kubernetes makes of the chart's securityContext."""
-    user, _, group = told["User"].partition(":")
+def config(root: Path, told: Mapping[str, Any], command: Sequence[str], mounts: Mapping[Path, str]) -> dict[str, Any]:
+    """runc's own proposal, changed to what Kubernetes makes of the securityContext."""
+    assert SECURITY["capabilities"] == {"drop": ["ALL"]}
     chosen: dict[str, Any] = proposal()
-    chosen["root"] = {"path": str(root), "readonly": True}
+    chosen["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
     chosen["process"] |= {
-        "terminal": False, "args": command, "env": list(variables), "cwd": told.get("WorkingDir", "/"),
-        "user": {"uid": int(user), "gid": int(group)}, "noNewPrivileges": True,
+        "terminal": False, "args": command, "env": told["Env"], "cwd": told.get("WorkingDir", "/"),
+        "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]}, "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
         "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
     }
     chosen["mounts"] += [
-        {"destination": WRITABLE, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
         *({"destination": inside, "type": "none", "source": str(folder.resolve()), "options": ["rbind", "ro"]} for folder, inside in mounts.items()),
     ]
     # No network of its own, and no limits: both are the node's to give.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -97,7 +98,9 @@ def size_mb(root: Path) -> int:
     return round(sum(path.lstat().st_blocks * 512 for path in {p.lstat().st_ino: p for p in root.rglob("*")}.values()) / 1e6)
 
 
-BUILDAH = ("buildah", "--root", str(FOLDER.resolve() / "store"), "--runroot", str(FOLDER.resolve() / "run"), "--storage-driver", "overlay")
+# Overlays do not lie on overlays: inside a container, STORAGE_DRIVER=vfs copies instead.
+DRIVER = os.environ.get("STORAGE_DRIVER", "overlay")
+BUILDAH = ("buildah", "--root", str(FOLDER.resolve() / "store"), "--runroot", str(FOLDER.resolve() / "run"), "--storage-driver", DRIVER)
 
 
 def buildah(*arguments: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.k8s.queries import DASHBOARDS, OTHERS, SETTINGS, dashboard_queries, metrics_in, recorded, served
+from tests.needs import GRAFANA, grafana
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -63,6 +65,19 @@ def test_a_dashboard_shows_one_release_at_a_time() -> None:
             selectors = asked.partition("}")[0]
             assert 'namespace="$namespace"' in selectors, f"{name} adds up namespaces: {query}"
             assert 'release="$release"' in selectors or 'container="drbert"' in selectors, f"{name} adds up releases: {query}"
+
+
+@grafana
+def test_a_dashboard_is_of_grafanas_own_type(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "node_modules").symlink_to(GRAFANA)
+    source = tmp_path / "dashboard.ts"
+    source.write_text(
+        'import type { Dashboard } from "./node_modules/@grafana/schema/dist/types/raw/dashboard/x/types.gen";\n'
+        f"export const dashboard: Dashboard = {json.dumps(dashboard, indent=2)};\n"
+    )
+    compiler = GRAFANA / "typescript" / "bin" / "tsc"
+    done = subprocess.run(["node", str(compiler), "--noEmit", "--strict", "--skipLibCheck", str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_two_dashboards_do_not_share_an_address() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -15,9 +16,11 @@ from threading import Thread
 import pytest
 
 from tests.k8s import images
-from tests.k8s.containers import Container, container
+from tests.k8s.containers import SECURITY, Container, container
+from tests.k8s.queries import CHART
 from tests.needs import containers
 from tests.service.test_server import classify, free_port, ready
+from tests.worlds import write_artifact
 
 # The first build fetches and unpacks every package.
 pytestmark = [containers, pytest.mark.timeout(1800)]
@@ -40,9 +43,9 @@ def proof_image(service_image: str) -> str:
 
 
 @contextmanager
-def serving(image: str, *models: str, **environment: str) -> Iterator[tuple[str, Container]]:
+def serving(image: str, *models: str, mounts: Mapping[Path, str] | None = None) -> Iterator[tuple[str, Container]]:
     port = free_port()
-    with container(image, [*models, "--host", "127.0.0.1", "--port", str(port)], environment=environment) as served:
+    with container(image, [*models, "--host", "127.0.0.1", "--port", str(port)], mounts=mounts) as served:
         url = f"http://127.0.0.1:{port}"
         give_up = time.monotonic() + 120
         while not ready(url):
@@ -86,6 +89,14 @@ def test_a_container_classifies_as_nobody_in_particular_on_a_root_it_cannot_writ
         assert served.run("sh", "-c", "touch /tmp/there; touch /app/there /models/there /there 2>/dev/null || echo refused").strip() == "refused"
 
 
+def test_a_mounted_model_takes_the_place_of_the_baked_ones(service_image: str, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "reviews")
+    tmp_path.chmod(0o755)
+    with serving(service_image, "/models/reviews", mounts={tmp_path: "/models"}) as (url, served):
+        assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
+        assert served.run("ls", "/models").split() == ["reviews"]
+
+
 def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(service_image: str) -> None:
     with serving(service_image, *TWINS) as (url, served):
         answers: list[int] = []
@@ -105,6 +116,17 @@ def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(se
         output = served.process.communicate(timeout=60)[0]
         assert served.process.returncode == 0, output
         assert [json.loads(line)["event"] for line in output.splitlines()][-2:] == ["draining", "drained"]
+
+
+def test_the_chart_runs_its_pods_as_the_containers_here() -> None:
+    """What was tried under runc is what a cluster is asked for."""
+    if not (CHART / "Chart.yaml").exists():
+        return
+    rendered = importlib.import_module("tests.k8s.helm").render({})
+    [pod, *_] = [document["spec"]["template"]["spec"] for document in rendered if document["kind"] == "Deployment"]
+    [own] = [container for container in pod["containers"] if container["name"] == "drbert"]
+    assert {**pod["securityContext"], **own["securityContext"]}.items() >= SECURITY.items()
+    assert [mount["mountPath"] for mount in own["volumeMounts"]] == ["/tmp"]
 
 
 def test_the_proof_image_judges_published_evidence(proof_image: str, capsys: pytest.CaptureFixture[str]) -> None:
