@@ -37,14 +37,17 @@ class Container:
 
 
 @contextmanager
-def container(image: str, arguments: Sequence[str], *, mounts: Mapping[Path, str] | None = None) -> Iterator[Container]:
+def container(
+    image: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, mounts: Mapping[Path, str] | None = None
+) -> Iterator[Container]:
     """A running container of the image, which is gone afterwards. `mounts` says where folders of the host are, to be read only."""
     name = f"drbert-{image.rpartition('/')[2].partition(':')[0]}"
     bundle = FOLDER / "bundles" / name
     bundle.mkdir(parents=True, exist_ok=True)
     with unpacked(image) as (root, told):
         command = [*told["Entrypoint"], *arguments]
-        (bundle / "config.json").write_text(json.dumps(config(root, told, command, mounts or {})))
+        variables = [*told["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
+        (bundle / "config.json").write_text(json.dumps(config(root, told, command, variables, mounts or {})))
         process = subprocess.Popen(
             [*RUNC, "run", "--bundle", str(bundle), name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
         )
@@ -56,13 +59,13 @@ def container(image: str, arguments: Sequence[str], *, mounts: Mapping[Path, str
             process.__exit__(None, None, None)
 
 
-def config(root: Path, told: Mapping[str, Any], command: Sequence[str], mounts: Mapping[Path, str]) -> dict[str, Any]:
+def config(root: Path, told: Mapping[str, Any], command: Sequence[str], variables: Sequence[str], mounts: Mapping[Path, str]) -> dict[str, Any]:
     """runc's own proposal, changed to what Kubernetes makes of the securityContext."""
     assert SECURITY["capabilities"] == {"drop": ["ALL"]}
     chosen: dict[str, Any] = proposal()
     chosen["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
     chosen["process"] |= {
-        "terminal": False, "args": command, "env": told["Env"], "cwd": told.get("WorkingDir", "/"),
+        "terminal": False, "args": command, "env": list(variables), "cwd": told.get("WorkingDir", "/"),
         "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]}, "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
         "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
     }

@@ -43,9 +43,11 @@ def proof_image(service_image: str) -> str:
 
 
 @contextmanager
-def serving(image: str, *models: str, mounts: Mapping[Path, str] | None = None) -> Iterator[tuple[str, Container]]:
+def serving(
+    image: str, *models: str, environment: Mapping[str, str] | None = None, mounts: Mapping[Path, str] | None = None
+) -> Iterator[tuple[str, Container]]:
     port = free_port()
-    with container(image, [*models, "--host", "127.0.0.1", "--port", str(port)], mounts=mounts) as served:
+    with container(image, [*models, "--host", "127.0.0.1", "--port", str(port)], environment=environment, mounts=mounts) as served:
         url = f"http://127.0.0.1:{port}"
         give_up = time.monotonic() + 120
         while not ready(url):
@@ -98,12 +100,13 @@ def test_a_mounted_model_takes_the_place_of_the_baked_ones(service_image: str, t
 
 
 def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(service_image: str) -> None:
-    with serving(service_image, *TWINS) as (url, served):
+    patience = {"DRBERT_DRAIN_TIMEOUT_S": "300", "DRBERT_REQUEST_TIMEOUT_S": "300"}
+    with serving(service_image, *TWINS, environment=patience) as (url, served):
         answers: list[int] = []
-        asked = urllib.request.Request(f"{url}/classify", json.dumps({"input": [f"{SENTENCE} {i}" * 12 for i in range(600)]}).encode())
+        asked = urllib.request.Request(f"{url}/classify", json.dumps({"input": [f"{SENTENCE} {i}" * 12 for i in range(300)]}).encode())
 
         def ask() -> None:
-            with urllib.request.urlopen(asked, timeout=60) as response:
+            with urllib.request.urlopen(asked, timeout=300) as response:
                 answers.append(len(json.load(response)["data"]))
 
         asking = Thread(target=ask)
@@ -112,7 +115,7 @@ def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(se
             assert asking.is_alive(), "it was answered before it was seen; ask for more"
         served.send("TERM")
         asking.join()
-        assert answers == [600]
+        assert answers == [300]
         output = served.process.communicate(timeout=60)[0]
         assert served.process.returncode == 0, output
         assert [json.loads(line)["event"] for line in output.splitlines()][-2:] == ["draining", "drained"]
