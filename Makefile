@@ -59,6 +59,14 @@ artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/mod
 	fi
 	@touch $@
 
+.PHONY: image prometheus
+
+image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
+	$(BIN)/python -m pytest tests/k8s/test_image.py
+
+prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
+	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
+
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
 
@@ -71,14 +79,6 @@ test: install .venv/.debian .venv/.grafana
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-.PHONY: image prometheus
-
-image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
-	$(BIN)/python -m pytest tests/k8s/test_image.py
-
-prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
-	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
 
 clean:
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache
