@@ -24,9 +24,9 @@ wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian'
 PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 PROMETHEUS, PROMTOOL = (shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool"))
 prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool")
-MAY_MOUNT = os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
-containers = pytest.mark.skipif(
-    not (MAY_MOUNT and all(map(shutil.which, ("buildah", "mmdebstrap", "runc")))), reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc"
-)
+CAN_BUILD = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "runc", "unshare")))
+# Root in a container often may not mount.
+MAY_MOUNT = CAN_BUILD and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+containers = pytest.mark.skipif(not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc")
 GRAFANA = Path(sys.prefix, "grafana", "node_modules")
 grafana = pytest.mark.skipif(shutil.which("node") is None or not GRAFANA.is_dir(), reason="needs node, and @grafana/schema from npm")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.k8s.images import FOLDER, said, unpacked
@@ -38,16 +39,19 @@ class Container:
 
 @contextmanager
 def container(
-    image: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, mounts: Mapping[Path, str] | None = None
+    image: str, arguments: Sequence[str], *, command: Sequence[str] | None = None, environment: Mapping[str, str] | None = None,
+    mounts: Mapping[Path, str] | None = None,
 ) -> Iterator[Container]:
-    """A running container of the image, which is gone afterwards. `mounts` says where folders of the host are, to be read only."""
-    name = f"drbert-{image.rpartition('/')[2].partition(':')[0]}"
-    bundle = FOLDER / "bundles" / name
-    bundle.mkdir(parents=True, exist_ok=True)
-    with unpacked(image) as (root, told):
-        command = [*told["Entrypoint"], *arguments]
+    """A running container of the image, which is gone afterwards.
+
+    `command` takes the place of the image's entrypoint, as in a pod; `mounts` says where folders of the host are, to be read only.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with unpacked(image) as (root, told), TemporaryDirectory(prefix="bundle-", dir=FOLDER) as folder:
+        bundle, name = Path(folder), Path(folder).name
         variables = [*told["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
-        (bundle / "config.json").write_text(json.dumps(config(root, told, command, variables, mounts or {})))
+        words = [*(command or told["Entrypoint"]), *arguments]
+        (bundle / "config.json").write_text(json.dumps(config(bundle, root, told, words, variables, mounts or {})))
         process = subprocess.Popen(
             [*RUNC, "run", "--bundle", str(bundle), name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
         )
@@ -59,13 +63,16 @@ def container(
             process.__exit__(None, None, None)
 
 
-def config(root: Path, told: Mapping[str, Any], command: Sequence[str], variables: Sequence[str], mounts: Mapping[Path, str]) -> dict[str, Any]:
+def config(
+    bundle: Path, root: Path, told: Mapping[str, Any], words: Sequence[str], variables: Sequence[str], mounts: Mapping[Path, str]
+) -> dict[str, Any]:
     """runc's own proposal, changed to what Kubernetes makes of the securityContext."""
     assert SECURITY["capabilities"] == {"drop": ["ALL"]}
-    chosen: dict[str, Any] = proposal()
+    said(*RUNC, "spec", "--bundle", str(bundle))
+    chosen: dict[str, Any] = json.loads((bundle / "config.json").read_text())
     chosen["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
     chosen["process"] |= {
-        "terminal": False, "args": command, "env": list(variables), "cwd": told.get("WorkingDir", "/"),
+        "terminal": False, "args": list(words), "env": list(variables), "cwd": told.get("WorkingDir", "/"),
         "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]}, "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
         "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
     }
@@ -77,14 +84,6 @@ def config(root: Path, told: Mapping[str, Any], command: Sequence[str], variable
     chosen["linux"]["namespaces"] = [space for space in chosen["linux"]["namespaces"] if space["type"] not in ("network", "cgroup")]
     chosen["linux"].pop("resources", None)
     return chosen
-
-
-def proposal() -> dict[str, Any]:
-    folder = FOLDER / "bundles"
-    (folder / "config.json").unlink(missing_ok=True)
-    said(*RUNC, "spec", "--bundle", str(folder))
-    proposed: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return proposed
 
 
 RUNC = ("runc", "--root", str(FOLDER.resolve() / "running"))

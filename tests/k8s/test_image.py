@@ -117,15 +117,24 @@ def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(se
         assert [json.loads(line)["event"] for line in output.splitlines()][-2:] == ["draining", "drained"]
 
 
-def test_the_chart_runs_its_pods_as_the_containers_here() -> None:
-    """What was tried under runc is what a cluster is asked for."""
+def test_the_charts_pod_runs_and_its_own_test_is_content(service_image: str) -> None:
+    """Their arguments, variables and securityContext, with this host's address for the cluster's."""
     if not (CHART / "Chart.yaml").exists():
         return
     rendered = importlib.import_module("tests.k8s.helm").render({})
     [pod, *_] = [document["spec"]["template"]["spec"] for document in rendered if document["kind"] == "Deployment"]
-    [own] = [container for container in pod["containers"] if container["name"] == "drbert"]
-    assert {**pod["securityContext"], **own["securityContext"]}.items() >= SECURITY.items()
+    [tester] = [document["spec"] for document in rendered if document["kind"] == "Pod"]
+    [own], [asking] = pod["containers"], tester["containers"]
+    for security in ({**pod["securityContext"], **own["securityContext"]}, {**tester["securityContext"], **asking["securityContext"]}):
+        assert security.items() >= SECURITY.items()
     assert [mount["mountPath"] for mount in own["volumeMounts"]] == ["/tmp"]
+    [model, *where] = own["args"]
+    assert where == ["--host", "0.0.0.0", "--port", "8000"]
+    variables = {variable["name"]: variable["value"] for variable in own.get("env", [])}
+    with serving(service_image, model, environment=variables) as (url, _), container(service_image, [url], command=asking["command"]) as test:
+        said = test.process.communicate(timeout=120)[0]
+        assert test.process.returncode == 0, said
+        assert "says POSITIVE" in said
 
 
 def test_the_proof_image_judges_published_evidence(proof_image: str, capsys: pytest.CaptureFixture[str]) -> None:
