@@ -31,8 +31,7 @@ def build(target: str, **arguments: str) -> str:
     """The name of the image that a target of the Dockerfile makes."""
     make_base()
     name = f"localhost/{NAMES[target]}:{version()}"
-    revision = said("git", "describe", "--always", "--dirty", "--abbrev=40").strip()
-    told = {"VERSION": version(), "REVISION": revision} | arguments
+    told = {"VERSION": version(), "REVISION": revision()} | arguments
     building = (
         "build", "--isolation", "chroot", "--network", "host", "--pull=never", "--layers",
         *(word for key, value in told.items() for word in ("--build-arg", f"{key}={value}")),
@@ -46,6 +45,11 @@ def build(target: str, **arguments: str) -> str:
 def version() -> str:
     stated: str = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
     return stated
+
+
+def revision() -> str:
+    described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def make_base() -> None:
@@ -73,8 +77,9 @@ def make_base() -> None:
 def as_pip_is_told() -> Iterator[str]:
     """Mounts by which pip in a build knows what pip on this host is told: its indexes, its certificates. They stay out of the image."""
     listed = re.findall(r"^(?:global|:env:)\.([a-z-]+)=(.*)$", said(sys.executable, "-m", "pip", "config", "list"), re.M)
-    options = {key: str(ast.literal_eval(value)) for key, value in listed if key in INDEXES}
+    options = {key: " ".join(str(ast.literal_eval(value)).split()) for key, value in listed if key in INDEXES}
     file = FOLDER.resolve() / "pip.conf"
+    file.touch(mode=0o600)    # an index may be told with a password
     file.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()))
     yield from ("--volume", f"{file}:/etc/pip.conf:ro")
     # An index in a folder keeps its files beside it.
