@@ -8,7 +8,7 @@
 # Without MODELS the twins must be there: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
 # `make image` exports them and builds both images without a container engine.
 
-ARG BASE=docker.io/library/debian:bookworm-slim
+ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS python
 # Debian's own patch releases are wanted.

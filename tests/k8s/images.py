@@ -56,7 +56,7 @@ def make_base() -> None:
     """The image that the Dockerfile builds on, made of Debian's packages under the name that it has there."""
     stated = re.search(r"^ARG BASE=(\S+:(\w+)-slim)$", Path("Dockerfile").read_text(), re.M)
     assert stated, "The Dockerfile has no ARG BASE=…:RELEASE-slim"
-    name, release = stated.groups()
+    name, release = f"localhost/{stated[1]}", stated[2]
     if name in said(*BUILDAH, "images", "--format", "{{.Name}}:{{.Tag}}").split():
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
