@@ -113,10 +113,11 @@ def target(release: str, arm: str, url: str) -> dict[str, Any]:
 
 @contextmanager
 def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> Iterator[str]:
-    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": shortened(rule_groups())}))
+    for release, arms in {"twins": TWINS, "faults": FAULTS}.items():
+        (folder / f"{release}.rules.yaml").write_text(yaml.safe_dump({"groups": shortened(rule_groups(release, arms))}))
     (folder / "prometheus.yml").write_text(yaml.safe_dump({
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
+        "rule_files": ["*.rules.yaml"],
         "scrape_configs": [
             {"job_name": "drbert", "static_configs": list(targets)},
             {"job_name": "cluster", "honor_labels": True, "static_configs": [{"targets": [others]}]},
@@ -146,25 +147,19 @@ def answers(url: str) -> bool:
     return False
 
 
-def rule_groups() -> list[dict[str, Any]]:
-    """The rules' groups, after the settings of both releases."""
-    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
-    return [settings("twins", TWINS), settings("faults", FAULTS), *groups]
-
-
-def settings(release: str, arms: dict[str, str]) -> dict[str, Any]:
-    """The group that the chart renders of its values; by the chart itself where it can be rendered."""
-    rendered = manifests(release, arms)
+def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
+    """The settings of a release and the rules, as the chart renders them; without Helm, as it would."""
+    rendered = [document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"]
     if rendered:
-        [rule] = [document for document in rendered if document["kind"] == "PrometheusRule"]
-        group: dict[str, Any] = rule["spec"]["groups"][0]
-        return group | {"name": f"settings-{release}"}
+        groups: list[dict[str, Any]] = rendered[0]["spec"]["groups"]
+        return groups
     labels = {"namespace": NAMESPACE, "release": release}
     numbers = {"margin": MARGIN, "error_budget": 0.001, "max_waiting": MAX_WAITING}
-    return {"name": f"settings-{release}", "rules": [
+    settings = [
         *({"record": "drbert:setting:arm", "expr": "vector(1)", "labels": labels | {"arm": arm, "role": role}} for arm, role in arms.items()),
         *({"record": f"drbert:setting:{name}", "expr": f"vector({value})", "labels": labels} for name, value in numbers.items()),
-    ]}
+    ]
+    return [{"name": "settings", "rules": settings}, *(group for path in RULES for group in yaml.safe_load(path.read_text())["groups"])]
 
 
 def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
