@@ -81,4 +81,6 @@ check: install
 	$(BIN)/mypy
 
 clean:
+	@# What an interrupted build of images left mounted.
+	@[ ! -d build/image/store ] || awk -v ours="$(CURDIR)/build/image/" 'index($$2, ours) == 1 { print $$2 }' /proc/mounts | sort -r | xargs -r umount
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache

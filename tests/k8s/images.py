@@ -36,9 +36,13 @@ def build(target: str, **arguments: str) -> str:
         "build", "--isolation", "chroot", "--network", "host", "--pull=never", "--layers",
         *(word for key, value in told.items() for word in ("--build-arg", f"{key}={value}")),
     )
-    # First and without mounts, for a mount leaves its empty folder in what runs beside it, and this ends in the image.
-    buildah(*building, "--target", "python", ".")
-    buildah(*building, "--target", target, "--tag", name, *as_pip_is_told(), ".")
+    try:
+        # First and without mounts, for a mount leaves its empty folder in what runs beside it, and this ends in the image.
+        buildah(*building, "--target", "python", ".")
+        buildah(*building, "--target", target, "--tag", name, *as_pip_is_told(), ".")
+    except AssertionError:
+        buildah("rm", "--all")    # a step that fails leaves its container mounted
+        raise
     return name
 
 
