@@ -7,6 +7,8 @@
 #   make check     ruff and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
+#   make image     build both images without a container engine and run them as Kubernetes would
+#   make prometheus  scrape real arms by a real Prometheus under the chart's rules
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
@@ -47,12 +49,25 @@ artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensor
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
-# What some tests need of Debian. Where it cannot be had they are skipped, and say what for.
-.venv/.debian: | install
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v wrk && command -v chromium; } >/dev/null; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium >/dev/null || echo "wrk and chromium cannot be installed; the tests that need them are skipped"; \
+.venv/.debian: tests/debian.sh | install
+	@sh tests/debian.sh $(BIN)
+	@touch $@
+
+# Grafana's own types, which hold the dashboards where node is.
+.venv/.grafana: | install
+	@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix .venv/grafana @grafana/schema@13.2.3 typescript@5.9.3 || \
+		echo "@grafana/schema cannot be had from npm; the test that needs it is skipped"; \
 	fi
 	@touch $@
+
+.PHONY: image prometheus
+
+image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
+	$(BIN)/python -m pytest tests/k8s/test_image.py
+
+prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
+	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
 
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
@@ -60,7 +75,7 @@ bench: install .venv/.debian
 chaos: install
 	$(BIN)/python -m tests.chaos
 
-test: install .venv/.debian
+test: install .venv/.debian .venv/.grafana
 	$(BIN)/python -m pytest
 
 check: install
@@ -75,4 +90,6 @@ chart-golden: install
 	$(BIN)/python -m tests.k8s.golden
 
 clean:
+	@# What an interrupted build of images left mounted.
+	@[ ! -d build/image/store ] || awk -v ours="$(CURDIR)/build/image/" 'index($$2, ours) == 1 { print $$2 }' /proc/mounts | sort -r | xargs -r umount
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache

@@ -4,7 +4,10 @@ What some tests need and some machines lack: the only reasons for which a test m
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,14 @@ helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs the progra
 gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
+
+# Debian's packages may lie beside Python's, where they start no daemon.
+PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+PROMETHEUS, PROMTOOL = (shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool"))
+prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool")
+CAN_BUILD = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "runc", "unshare")))
+# Root in a container often may not mount.
+MAY_MOUNT = CAN_BUILD and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+containers = pytest.mark.skipif(not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc")
+GRAFANA = Path(sys.prefix, "grafana", "node_modules")
+grafana = pytest.mark.skipif(shutil.which("node") is None or not GRAFANA.is_dir(), reason="needs node, and @grafana/schema from npm")

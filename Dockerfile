@@ -1,0 +1,91 @@
+# Two images: `service` answers requests and holds no torch, `proof` measures services and judges.
+#
+#   docker build --target service -t drbert-serve .                               the twins of artifacts/ baked in, for CPUs
+#   docker build --target service -t drbert-serve:gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
+#   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
+#   docker build --target proof -t drbert-proof .
+#
+# Without MODELS the twins must be there: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
+# `make image` exports them and builds both images without a container engine.
+
+ARG BASE=debian:bookworm-slim
+
+FROM ${BASE} AS python
+# Debian's own patch releases are wanted.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
+# The chart's runAsUser, runAsGroup and fsGroup; files are everybody's to read, for clusters that choose their own.
+RUN groupadd --gid 10001 drbert && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin drbert
+# Nothing is written beside the code: the root may be read-only, with /tmp as the one place to write.
+ENV PATH=/app/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+
+FROM python AS requirements
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
+# pip stands beside what it fills, and stays out of the images.
+RUN python3 -m venv /pip && python3 -m venv --without-pip /app
+WORKDIR /build
+COPY k8s/requirements.py pyproject.toml constraints.txt ./
+ARG EXTRAS=""
+# OpenVINO goes without its plugins for graphics and neural processors and without its headers: it computes on CPUs here.
+RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
+    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt \
+    && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
+        /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
+
+
+FROM requirements AS code
+COPY . .
+RUN /pip/bin/pip --python /app/bin/python install --no-cache-dir --no-deps --prefix /code .
+
+
+FROM python AS models
+ARG MODELS=artifacts
+COPY ${MODELS} /models
+RUN chmod -R a+rX /models
+
+
+# What changes seldom is a layer of its own and goes first.
+FROM python AS service
+COPY --from=requirements /app /app
+COPY --from=models /models /models
+COPY --from=code /code /app
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["bert=/models/bert", "drbert=/models/drbert", "--host", "0.0.0.0", "--port", "8000"]
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="drbert-serve" \
+      org.opencontainers.image.description="Serves BERT classifiers over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+
+FROM requirements AS proof-requirements
+RUN python3 requirements.py proof,loadtests > requirements.txt \
+    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+
+
+FROM code AS proof-code
+# Locust's file and its texts are looked for beside the package that starts it.
+RUN mv loadtests examples /code/lib/python3*/site-packages/
+
+
+FROM python AS proof
+COPY --from=proof-requirements /app /app
+COPY --from=proof-code /code /app
+# Plans name the example texts by this path.
+COPY examples/texts /proof/examples/texts
+WORKDIR /proof
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "proof"]
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="drbert-proof" \
+      org.opencontainers.image.description="Measures whether a model swap adds latency, and judges the evidence" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

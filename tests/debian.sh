@@ -1,0 +1,32 @@
+#!/bin/sh
+# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON. Where it cannot be had they are skipped, and say what for.
+set -eu
+bin=$1
+
+have() {
+    for tool; do
+        command -v "$tool" >/dev/null || return 1
+    done
+}
+
+have apt-get dpkg || exit 0
+
+if [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc >/dev/null; } ||
+        echo "wrk, chromium, buildah, mmdebstrap and runc cannot be installed; the tests that need them are skipped"
+fi
+
+# Unpacked beside Python: installed, it would be a daemon of this machine.
+if ! have prometheus promtool && ! [ -x "$bin/promtool" ]; then
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    {
+        (cd "$folder" && apt-get download -qq prometheus 2>/dev/null)
+        # Newer releases of Debian have it in a package of its own.
+        (cd "$folder" && apt-get download -qq promtool 2>/dev/null) || true
+        for package in "$folder"/*.deb; do
+            dpkg -x "$package" "$folder"
+        done
+        cp "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" "$bin"
+    } || echo "prometheus cannot be unpacked; the tests that need it are skipped"
+fi

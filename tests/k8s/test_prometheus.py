@@ -1,0 +1,358 @@
+"""
+A real Prometheus scrapes real services, under the chart's own rules: whatever operators ask for is there, and the alerts see what they are for.
+
+Two releases: `twins` serves BERT, DrBERT and DrBERT with its decoder kept; `faults` fails, refuses, and lacks an arm. The rules'
+windows and patience are shortened to seconds. Nothing here is a matter of this machine's speed but how long it takes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import importlib.util
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.k8s.queries import CHART, RULES, SETTINGS, dashboard_queries, filled_in, rules, runbook_queries
+from tests.needs import PROMETHEUS, PROMTOOL, prometheus
+from tests.service.test_server import free_port, running
+from tests.worlds import write_artifact
+
+pytestmark = prometheus
+
+NAMESPACE = "prod"
+TWINS = {"bert": "reference", "drbert": "candidate", "drbert-with-decoder": "candidate"}
+FAULTS = {"faulty": "reference", "gone": "candidate"}
+MAX_WAITING = 8
+MARGIN = 0.15    # of noise on a shared machine; a kept decoder of two layers on four takes about 1.4 times as long
+WINDOW = "20s"
+PATIENCE_S = 120
+
+VARIABLES = {"namespace": NAMESPACE, "release": "twins", "arm": ".*", "__rate_interval": WINDOW}
+ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
+RECORDED = [rule for rule in rules() if "record" in rule]
+
+
+class Watch:
+    """Prometheus' answers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **parameters: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as response:
+            return json.load(response)["data"]
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get("query", query=query)["result"]
+        return found
+
+    def wait_for(self, query: str) -> list[dict[str, Any]]:
+        """What the query returns, once it returns something."""
+        give_up = time.monotonic() + PATIENCE_S
+        while not (found := self.ask(query)):
+            assert time.monotonic() < give_up, f"Nothing after {PATIENCE_S} s: {query}"
+            time.sleep(0.25)
+        return found
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    poisoned = write_artifact(folder / "poisoned")
+    with ExitStack() as stack:
+        urls = {
+            arm: stack.enter_context(running(f"{arm}={twin(arm)}", DRBERT_THREADS="1"))[0] for arm in TWINS
+        }
+        faulty, _ = stack.enter_context(running(
+            f"bert={twin('bert')}", f"poisoned={poisoned.directory}",
+            DRBERT_THREADS="1", DRBERT_MAX_WAITING=str(MAX_WAITING), DRBERT_MAX_TEXTS=str(MAX_WAITING),
+        ))
+        others = stack.enter_context(cluster([pod_of("twins", arm) for arm in TWINS]))
+        targets = [target("twins", arm, url) for arm, url in urls.items()] + [target("faults", "faulty", faulty)]
+        url = stack.enter_context(scraping(folder, targets, others))
+        stack.enter_context(asking(urls))
+        stack.enter_context(misusing(faulty))
+        yield Watch(url)
+
+
+def twin(name: str) -> Path:
+    """An artifact of the examples, exported if it is not there yet."""
+    artifact = Path("artifacts", name)
+    if not (artifact / "manifest.json").exists():
+        checkpoint, _, kept = name.partition("-with-")
+        command = [sys.executable, "-m", "export", f"examples/checkpoints/{checkpoint}-mini-sst2", str(artifact), *(["--keep-decoder"] if kept else [])]
+        subprocess.run(command, check=True, capture_output=True)
+    return artifact
+
+
+def pod_of(release: str, arm: str) -> str:
+    return f"{release}-{arm}-0"
+
+
+def target(release: str, arm: str, url: str) -> dict[str, Any]:
+    """With the labels that the ServiceMonitor gives it."""
+    labels = {"namespace": NAMESPACE, "release": release, "arm": arm, "pod": pod_of(release, arm), "container": "drbert", "endpoint": "http"}
+    return {"targets": [url.removeprefix("http://")], "labels": labels}
+
+
+@contextmanager
+def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> Iterator[str]:
+    for release, arms in {"twins": TWINS, "faults": FAULTS}.items():
+        (folder / f"{release}.rules.yaml").write_text(yaml.safe_dump({"groups": shortened(rule_groups(release, arms))}))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump({
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["*.rules.yaml"],
+        "scrape_configs": [
+            {"job_name": "drbert", "static_configs": list(targets)},
+            {"job_name": "cluster", "honor_labels": True, "static_configs": [{"targets": [others]}]},
+        ],
+    }))
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [PROMETHEUS, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"],
+            stdout=log, stderr=log,
+        )
+    try:
+        give_up = time.monotonic() + PATIENCE_S
+        while not answers(f"http://{address}/-/ready"):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
+
+
+def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
+    """The settings of a release and the rules, as the chart renders them; without Helm, as it would."""
+    rendered = [document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"]
+    if rendered:
+        groups: list[dict[str, Any]] = rendered[0]["spec"]["groups"]
+        return groups
+    labels = {"namespace": NAMESPACE, "release": release}
+    numbers = {"margin": MARGIN, "error_budget": 0.001, "max_waiting": MAX_WAITING}
+    settings = [
+        *({"record": "drbert:setting:arm", "expr": "vector(1)", "labels": labels | {"arm": arm, "role": role}} for arm, role in arms.items()),
+        *({"record": f"drbert:setting:{name}", "expr": f"vector({value})", "labels": labels} for name, value in numbers.items()),
+    ]
+    return [{"name": "settings", "rules": settings}, *(group for path in RULES for group in yaml.safe_load(path.read_text())["groups"])]
+
+
+def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
+    """What the chart makes of these arms, with rules and an autoscaler; nothing where there is no chart or no Helm."""
+    if not (CHART / "Chart.yaml").exists() or importlib.util.find_spec("helm_python") is None:
+        return []
+    rendered: list[dict[str, Any]] = importlib.import_module("tests.k8s.helm").render({
+        "arms": dict.fromkeys(("bert", "drbert")) | {arm: {"role": role} for arm, role in arms.items()},
+        "settings": {"max_waiting": MAX_WAITING, "max_texts": MAX_WAITING},
+        "monitoring": {"rules": {"enabled": True, "margin": MARGIN}},
+        "autoscaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
+    }, name=release)
+    return rendered
+
+
+def shortened(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rules in a hurry: every window and patience is seconds, and a slow machine's requests are enough."""
+    def in_a_hurry(rule: dict[str, Any]) -> dict[str, Any]:
+        expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(">= 5", ">= 0.05")
+        return rule | {"expr": expression} | ({"for": "1s"} if "for" in rule else {})
+
+    return [{"name": group["name"], "rules": [in_a_hurry(rule) for rule in group["rules"]]} for group in groups]
+
+
+@contextmanager
+def asking(urls: dict[str, str]) -> Iterator[None]:
+    """Asks the arms in turn, one text at a time, so that all of them meet the same noise."""
+    texts = Path("examples/texts/sentences.txt").read_text().splitlines()
+    stop = Event()
+
+    def ask() -> None:
+        for number, text in enumerate(itertools.cycle(texts)):
+            for arm, url in urls.items():
+                if stop.is_set():
+                    return
+                assert post(url, {"input": text, "model": arm}) == 200
+                if number % 20 == 0:
+                    assert post(url, {"input": ""}) == 422
+
+    with working(stop, ask):
+        yield
+
+
+@contextmanager
+def misusing(url: str) -> Iterator[None]:
+    """Asks for what fails, and for more than the queue holds."""
+    stop = Event()
+
+    def fail() -> None:
+        while not stop.wait(0.2):
+            assert post(url, {"input": "poison", "model": "poisoned"}) in (500, 429)
+
+    def crowd() -> None:
+        while not stop.wait(0.2):
+            post(url, {"input": ["a long and winding road " * 20] * MAX_WAITING, "model": "bert"})
+
+    with working(stop, fail, crowd, crowd, crowd):
+        yield
+
+
+@contextmanager
+def working(stop: Event, *works: Any) -> Iterator[None]:
+    threads = [Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def post(url: str, body: dict[str, Any]) -> int:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("POST", "/classify", json.dumps(body))
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@contextmanager
+def cluster(pods: Sequence[str]) -> Iterator[str]:
+    """What kube-state-metrics, the kubelet and NVIDIA's exporter would tell of these pods: busy, held up, restarted every second."""
+    began = time.monotonic()
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            passed = int(time.monotonic() - began)
+            told = {
+                "kube_pod_container_status_restarts_total": passed, "container_cpu_cfs_periods_total": 10 * passed,
+                "container_cpu_cfs_throttled_periods_total": 5 * passed, "DCGM_FI_DEV_GPU_UTIL": 70, "DCGM_FI_DEV_FB_USED": 2048,
+                "container_memory_working_set_bytes": 3e8, 'kube_pod_container_resource_limits{resource="memory"}': 1e9,
+            }
+            lines = []
+            for name, value in told.items():
+                series, _, more = name.removesuffix("}").partition("{")
+                lines += [f'{series}{{namespace="{NAMESPACE}",pod="{pod}",container="drbert"{"," if more else ""}{more}}} {value}\n' for pod in pods]
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write("".join(lines).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        serving = Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@pytest.mark.parametrize("rule", RECORDED, ids=lambda rule: "-".join([rule["record"], *rule.get("labels", {}).values()]))
+def test_every_recording_rule_records(watch: Watch, rule: dict[str, Any]) -> None:
+    labels = "".join(f'{name}="{value}",' for name, value in rule.get("labels", {}).items())
+    watch.wait_for(f"{rule['record']}{{{labels}}}")
+
+
+def test_the_settings_are_what_rules_join_with(watch: Watch) -> None:
+    for name in SETTINGS:
+        assert {found["metric"]["release"] for found in watch.wait_for(name)} == {"twins", "faults"}
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_fires_on_what_it_is_for(watch: Watch, alert: str) -> None:
+    watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+    [firing, *_] = [found for found in watch.get("alerts")["alerts"] if found["labels"]["alertname"] == alert]
+    for said in firing["annotations"].values():
+        assert "error expanding template" not in said
+        assert "<no value>" not in said
+
+
+def test_no_rule_fails(watch: Watch) -> None:
+    watch.wait_for("drbert:ratio:p99")
+    for group in watch.get("rules")["groups"]:
+        for rule in group["rules"]:
+            assert rule["health"] == "ok", rule
+
+
+def test_a_kept_decoder_is_seen_and_a_dropped_one_is_not(watch: Watch) -> None:
+    ratio = 'drbert:ratio:mean{release="twins",phase="inference",arm="%s"}'
+    near, far = f'abs({ratio % "drbert"} - 1) < {MARGIN}', f'{ratio % "drbert-with-decoder"} > 1 + {MARGIN}'
+    firing = 'ALERTS{alertname="DrbertRatioOutOfMargin",alertstate="firing",release="twins",arm="%s",phase="inference"}'
+    # At one and the same moment: the alert has fired for the one arm and is silent for the other.
+    alarmed = f'{firing % "drbert-with-decoder"} and on () ({near}) and on () ({far}) unless on () {firing % "drbert"}'
+    watch.wait_for(alarmed)
+
+
+def test_alerts_of_what_is_broken_are_silent_where_nothing_is(watch: Watch) -> None:
+    for alert, broken in {"DrbertErrorBudgetBurnsFast": "faulty", "DrbertErrorBudgetBurnsSlowly": "faulty", "DrbertQueueSaturated": "faulty"}.items():
+        firing = watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+        assert {(found["metric"]["release"], found["metric"]["arm"]) for found in firing} == {("faults", broken)}
+    for alert in ("DrbertNoReadyPod", "DrbertTargetMissing"):
+        watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing",release="faults",arm="gone"}}')
+
+
+@pytest.mark.parametrize("query", [query for _, query in dashboard_queries()], ids=[name for name, _ in dashboard_queries()])
+def test_every_dashboard_query_returns_data(watch: Watch, query: str) -> None:
+    watch.wait_for(filled_in(query, VARIABLES))
+
+
+def test_the_dashboards_variables_find_the_releases(watch: Watch) -> None:
+    watch.wait_for('drbert_ready{release="faults"}')
+    for path in CHART.glob("dashboards/*.json"):
+        for variable in json.loads(path.read_text())["templating"]["list"]:
+            if variable["type"] == "query":
+                [(series, label)] = re.findall(r"^label_values\((.*), (\w+)\)$", variable["query"]["query"])
+                assert watch.get(f"label/{label}/values", **{"match[]": filled_in(series, VARIABLES)}), variable["name"]
+
+
+@pytest.mark.parametrize("query", runbook_queries())
+def test_what_the_runbooks_ask_returns_data(watch: Watch, query: str) -> None:
+    # Of the release that fails, where the question is who fails.
+    watch.wait_for(query.replace('release="twins",code=~"5.."', 'release="faults",code=~"5.."'))
+
+
+def test_an_autoscalers_query_returns_one_number(watch: Watch) -> None:
+    """KEDA takes exactly one."""
+    scaled = [document for document in manifests("twins", TWINS) if document["kind"] == "ScaledObject"]
+    assert len(scaled) == len(TWINS) or not (CHART / "Chart.yaml").exists()
+    for document in scaled:
+        for trigger in document["spec"]["triggers"]:
+            assert len(watch.wait_for(trigger["metadata"]["query"])) == 1
+
+
+def test_a_page_of_metrics_is_well_formed(watch: Watch) -> None:
+    [found] = watch.wait_for('up{release="twins",arm="bert"}')
+    with urllib.request.urlopen(f"http://{found['metric']['instance']}/metrics", timeout=10) as response:
+        page = response.read()
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
