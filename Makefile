@@ -18,7 +18,7 @@ BIN := .venv/bin
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check chart chart-golden bench chaos clean
+.PHONY: install demo serve test check chart chart-golden image prometheus bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -61,14 +61,6 @@ artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/mod
 	fi
 	@touch $@
 
-.PHONY: image prometheus
-
-image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
-	$(BIN)/python -m pytest tests/k8s/test_image.py
-
-prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
-	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
-
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
 
@@ -82,12 +74,18 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# All of tests/k8s but what builds images and starts Prometheus.
-chart: install .venv/.debian
+# All of tests/k8s but what builds images and starts Prometheus, which have targets of their own.
+chart: install .venv/.debian .venv/.grafana
 	$(BIN)/python -m pytest tests/k8s --ignore tests/k8s/test_image.py --ignore tests/k8s/test_prometheus.py
 
 chart-golden: install
 	$(BIN)/python -m tests.k8s.golden
+
+image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
+	$(BIN)/python -m pytest tests/k8s/test_image.py
+
+prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
+	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
 
 clean:
 	@# What an interrupted build of images left mounted.

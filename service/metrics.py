@@ -16,6 +16,7 @@ from service.nvml import Collector, Reading
 SECONDS = tuple(1e-4 * 1.2**i for i in range(64))
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 TOKENS = tuple(2**i for i in range(3, 16))
+COUNTED_FROM_ZERO = (200, 429, 500, 503, 504)
 
 
 class Metrics:
@@ -58,6 +59,9 @@ class Metrics:
             series.labels(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated):
             counter.labels(model)
+        # A rate sees nothing of a series that begins with its first failure.
+        for status in COUNTED_FROM_ZERO:
+            self._counter(model, status)
 
     def remove_model(self, model: str) -> None:
         """Forgets the series of a model that is gone: the label holds the names of loaded ones only."""
@@ -70,10 +74,13 @@ class Metrics:
             self.requests.remove(model, str(own[1]))
 
     def count_request(self, model: str, status: int) -> None:
+        self._counter(model, status).inc()
+
+    def _counter(self, model: str, status: int) -> Counter:
         counter = self._requests.get((model, status))
         if counter is None:
             counter = self._requests[model, status] = self.requests.labels(model, str(status))
-        counter.inc()
+        return counter
 
     def add_batch(self, model: str, batch: Batch) -> None:
         """Counts a batch for the model of that name; what the batcher calls it is its own."""

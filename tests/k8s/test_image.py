@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
@@ -14,9 +13,8 @@ from threading import Thread
 
 import pytest
 
-from tests.k8s import images
+from tests.k8s import helm, images
 from tests.k8s.containers import SECURITY, Container, container
-from tests.k8s.queries import CHART
 from tests.needs import containers
 from tests.service.test_server import classify, free_port, ready
 from tests.worlds import write_artifact
@@ -119,9 +117,7 @@ def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(se
 
 def test_the_charts_pod_runs_and_its_own_test_is_content(service_image: str) -> None:
     """Their arguments, variables and securityContext, with this host's address for the cluster's."""
-    if not (CHART / "Chart.yaml").exists():
-        return
-    rendered = importlib.import_module("tests.k8s.helm").render({})
+    rendered = helm.render({})
     [pod, *_] = [document["spec"]["template"]["spec"] for document in rendered if document["kind"] == "Deployment"]
     [tester] = [document["spec"] for document in rendered if document["kind"] == "Pod"]
     [own], [asking] = pod["containers"], tester["containers"]

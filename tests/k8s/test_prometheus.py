@@ -8,8 +8,6 @@ windows and patience are shortened to seconds. Nothing here is a matter of this 
 from __future__ import annotations
 
 import http.client
-import importlib
-import importlib.util
 import itertools
 import json
 import re
@@ -28,7 +26,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.queries import CHART, RULES, SETTINGS, dashboard_queries, filled_in, rules, runbook_queries
+from tests.k8s import helm
+from tests.k8s.queries import CHART, SETTINGS, dashboard_queries, filled_in, rules, runbook_queries
 from tests.needs import PROMETHEUS, PROMTOOL, prometheus
 from tests.service.test_server import free_port, running
 from tests.worlds import write_artifact
@@ -148,31 +147,20 @@ def answers(url: str) -> bool:
 
 
 def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
-    """The settings of a release and the rules, as the chart renders them; without Helm, as it would."""
-    rendered = [document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"]
-    if rendered:
-        groups: list[dict[str, Any]] = rendered[0]["spec"]["groups"]
-        return groups
-    labels = {"namespace": NAMESPACE, "release": release}
-    numbers = {"margin": MARGIN, "error_budget": 0.001, "max_waiting": MAX_WAITING}
-    settings = [
-        *({"record": "drbert:setting:arm", "expr": "vector(1)", "labels": labels | {"arm": arm, "role": role}} for arm, role in arms.items()),
-        *({"record": f"drbert:setting:{name}", "expr": f"vector({value})", "labels": labels} for name, value in numbers.items()),
-    ]
-    return [{"name": "settings", "rules": settings}, *(group for path in RULES for group in yaml.safe_load(path.read_text())["groups"])]
+    """The settings of a release and the rules, as the chart renders them."""
+    [rule] = [document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"]
+    groups: list[dict[str, Any]] = rule["spec"]["groups"]
+    return groups
 
 
 def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
-    """What the chart makes of these arms, with rules and an autoscaler; nothing where there is no chart or no Helm."""
-    if not (CHART / "Chart.yaml").exists() or importlib.util.find_spec("helm_python") is None:
-        return []
-    rendered: list[dict[str, Any]] = importlib.import_module("tests.k8s.helm").render({
+    """What the chart makes of these arms, with rules and an autoscaler."""
+    return helm.render({
         "arms": dict.fromkeys(("bert", "drbert")) | {arm: {"role": role} for arm, role in arms.items()},
         "settings": {"max_waiting": MAX_WAITING, "max_texts": MAX_WAITING},
         "monitoring": {"rules": {"enabled": True, "margin": MARGIN}},
         "autoscaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
     }, name=release)
-    return rendered
 
 
 def shortened(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -344,7 +332,7 @@ def test_what_the_runbooks_ask_returns_data(watch: Watch, query: str) -> None:
 def test_an_autoscalers_query_returns_one_number(watch: Watch) -> None:
     """KEDA takes exactly one."""
     scaled = [document for document in manifests("twins", TWINS) if document["kind"] == "ScaledObject"]
-    assert len(scaled) == len(TWINS) or not (CHART / "Chart.yaml").exists()
+    assert len(scaled) == len(TWINS)
     for document in scaled:
         for trigger in document["spec"]["triggers"]:
             assert len(watch.wait_for(trigger["metadata"]["query"])) == 1

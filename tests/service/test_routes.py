@@ -304,6 +304,12 @@ async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(artifa
     assert [(await task).status_code for task in asked] == [200, 200]
 
 
+async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(artifact: Artifact) -> None:
+    async with client_of(artifact) as (_, models):
+        value = models.metrics.registry.get_sample_value
+        assert {value("drbert_requests_total", {"model": "reviews", "code": code}) for code in ("200", "429", "500", "503", "504")} == {0.0}
+
+
 async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, models):
         assert (await client.get("/readyz")).status_code == 200
