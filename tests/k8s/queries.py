@@ -22,10 +22,9 @@ RUNBOOKS = Path("k8s/runbooks.md")
 
 # What the settings group is to record for one release; the chart renders it from its values.
 SETTINGS = {"drbert:setting:arm", "drbert:setting:margin", "drbert:setting:error_budget", "drbert:setting:max_waiting"}
-# Told by others: Prometheus itself, kube-state-metrics, the kubelet, NVIDIA's DCGM exporter.
+# Told by others: Prometheus itself, kube-state-metrics, the kubelet.
 OTHERS = {
     "up", "kube_pod_container_status_restarts_total", "container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total",
-    "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED",
 }
 
 
@@ -66,7 +65,7 @@ def filled_in(query: str, variables: Mapping[str, str]) -> str:
 def metrics_in(query: str) -> set[str]:
     """The names of series that a query asks for: ours, recorded ones and others'."""
     bare = re.sub(r'"[^"]*"|\'[^\']*\'', '""', query)
-    return set(re.findall(r"\b(?:drbert[\w:]*|kube_\w+|container_\w+|DCGM_\w+|up\b)", bare))
+    return set(re.findall(r"\b(?:drbert[\w:]*|kube_\w+|container_\w+|up\b)", bare))
 
 
 def served() -> set[str]:

@@ -232,7 +232,7 @@ def post(url: str, body: dict[str, Any]) -> int:
 
 @contextmanager
 def cluster(pods: Sequence[str]) -> Iterator[str]:
-    """What kube-state-metrics, the kubelet and NVIDIA's exporter would tell of these pods: busy, held up, restarted every second."""
+    """What kube-state-metrics and the kubelet would tell of these pods, held up and restarted every second; and of a GPU in each, the service."""
     began = time.monotonic()
 
     class Page(BaseHTTPRequestHandler):
@@ -240,8 +240,10 @@ def cluster(pods: Sequence[str]) -> Iterator[str]:
             passed = int(time.monotonic() - began)
             told = {
                 "kube_pod_container_status_restarts_total": passed, "container_cpu_cfs_periods_total": 10 * passed,
-                "container_cpu_cfs_throttled_periods_total": 5 * passed, "DCGM_FI_DEV_GPU_UTIL": 70, "DCGM_FI_DEV_FB_USED": 2048,
+                "container_cpu_cfs_throttled_periods_total": 5 * passed,
                 "container_memory_working_set_bytes": 3e8, 'kube_pod_container_resource_limits{resource="memory"}': 1e9,
+                **{f'drbert_gpu_{name}{{release="twins",arm="bert",gpu="GPU-1"}}': 1.0 for name in ("utilization_ratio", "memory_used_bytes", "sm_clock_hertz")},
+                'drbert_gpu_slowed{release="twins",arm="bert",gpu="GPU-1",reason="power"}': 1.0,
             }
             lines = []
             for name, value in told.items():
