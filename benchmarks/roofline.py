@@ -19,7 +19,8 @@ import openvino as ov
 import torch
 
 from benchmarks.findings import Findings, Table, Target, markdown, spread, write
-from benchmarks.subjects import flops, shapes_of, subject
+from benchmarks.flops import flops
+from benchmarks.subjects import shapes_of, subject
 from command import Parser
 from service import cpus
 from service.runtimes.auto import Choice, load

@@ -47,17 +47,6 @@ def subject(name: str) -> Subject:
     return Subject(name, checkpoint, artifact)
 
 
-def attention_flops(layers: int, hidden: int, length: int) -> int:
-    """Of one text, what the products of attention take: two of (L, L, D) a layer, two FLOPs each."""
-    return 4 * layers * hidden * length * length
-
-
-def flops(artifact: Artifact, checkpoint_config: dict[str, int], batch: int, length: int) -> int:
-    """What a batch of texts of that length takes: the layers' matrices, and attention's own products."""
-    own = attention_flops(checkpoint_config["num_hidden_layers"], checkpoint_config["hidden_size"], length)
-    return batch * (artifact.manifest.flops_per_token * length + own)
-
-
 def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
     """Batch × length."""
     return ((1, 16), (1, 128), (8, 32), (8, 128)) if short else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))

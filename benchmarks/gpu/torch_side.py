@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.checkpoints import SIZES
 from benchmarks.findings import Findings, Table
+from benchmarks.flops import attention_flops
 from benchmarks.gpu.engine import inputs, seconds
 from benchmarks.gpu.rig import POSITIONS, Rig
-from benchmarks.subjects import attention_flops
 from command import Unavailable
 
 BATCHES = (1, 8, 32)

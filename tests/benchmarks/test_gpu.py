@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,13 @@ def test_without_a_gpu_it_ends_with_one_line_that_says_so(monkeypatch: pytest.Mo
         main(["gpu"])
     with pytest.raises(BadUsage, match="Unknown stage 'speed'; known are providers, engine"):
         main(["gpu", "--stages", "speed"])
+
+
+def test_the_stages_need_nothing_of_what_exports() -> None:
+    """A machine that is given skeletons has none of it."""
+    code = "import sys; sys.modules.update(dict.fromkeys(('export', 'optimum', 'openvino', 'nncf'))); import benchmarks.gpu"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "twins"])

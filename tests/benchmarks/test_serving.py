@@ -15,6 +15,7 @@ import pytest
 from benchmarks import batching, convbert, findings, memory, overhead, peers, roofline, startup, subjects
 from benchmarks.commands import main
 from benchmarks.findings import Findings, Table, Target
+from benchmarks.flops import flops
 from benchmarks.generator import Load, run
 from benchmarks.peers.compare import Running, _ratios, _targets, run_all
 from benchmarks.peers.peer import Peer, interpreter, ours
@@ -42,7 +43,7 @@ def test_the_roofline_counts_the_models_operations() -> None:
     config = json.loads((subjects.subject("tiny").checkpoint / "config.json").read_text())
     each = subjects.subject("tiny")
     # Two layers of 32: 4 × 32² + 2 × 32 × 64 multiplications a token, and attention's two products of L × L × 32 a layer.
-    assert subjects.flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32)
+    assert flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32)
     assert {row[0] for row in found.tables[0].rows} == set(each.variants)
     assert all(min(value["ops"]) > 0 for value in found.values.values())
 
