@@ -1,19 +1,19 @@
 """
-The Helm engine behind one door: what the chart renders to, what lint says, what is refused.
-
-helm-python-sdk holds Helm's own Go library; nobody else imports it, so that the program `helm` could take its place.
+What the chart renders to, what lint says, and what is refused, by Helm itself (helm_engine.py).
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import helm_python
 import yaml
-from helm_python import _native
 
 CHART = Path("k8s/chart")
 NAME, NAMESPACE = "demo", "prod"
@@ -44,32 +44,49 @@ def documents(text: str) -> list[Document]:
 def rendered_files(values: Values, name: str = NAME, kubernetes: str = KUBERNETES, chart: Path = CHART) -> dict[str, str]:
     """The text of every template, by its path."""
     release = {"name": name, "namespace": NAMESPACE, "kube_version": f"v{kubernetes}.0"}
-    try:
-        with helm_python.Chart.load(chart) as loaded:
-            # The public `render` leaves the version of Kubernetes out.
-            answer: dict[str, str] = json.loads(_native.call_string("helm_render", loaded._raw(), json.dumps(values), json.dumps(release)))
-    except helm_python.HelmError as error:
-        raise Refused(str(error)) from None
-    return answer
+    files: dict[str, str] = _ask("rendered_files", chart=str(chart), values=dict(values), release=release)
+    return files
 
 
 def installed(values: Values, name: str = NAME) -> dict[str, Any]:
     """What `helm install --dry-run=client` says: `manifest` without hooks, and `notes`."""
-    try:
-        told: dict[str, Any] = helm_python.Config(namespace=NAMESPACE).install(str(CHART), name, dict(values), dry_run="client")
-    except helm_python.HelmError as error:
-        raise Refused(str(error)) from None
+    told: dict[str, Any] = _ask("installed", chart=str(CHART), values=dict(values), name=name, namespace=NAMESPACE)
     return told
 
 
 def lint(values: Values, kubernetes: str = KUBERNETES) -> list[str]:
     """What `helm lint --strict` complains of; advice is no complaint."""
-    report = helm_python.lint(CHART, dict(values), strict=True, namespace=NAMESPACE, kube_version=f"v{kubernetes}.0")
+    report = _ask("lint", chart=str(CHART), values=dict(values), kubernetes=kubernetes, namespace=NAMESPACE)
     errors: list[str] = report["errors"]
     return [f"{said['path']}: {said['error']}" for said in report["messages"] if said["severity"] > 1] + errors
 
 
 def default_values() -> dict[str, Any]:
-    with helm_python.Chart.load(CHART) as loaded:
-        values: dict[str, Any] = loaded.values
-        return values
+    values: dict[str, Any] = _ask("default_values", chart=str(CHART))
+    return values
+
+
+def _ask(question: str, **told: Any) -> Any:
+    engine = _engine()
+    assert engine.stdin is not None
+    assert engine.stdout is not None
+    engine.stdin.write(json.dumps({"question": question, "told": told}) + "\n")
+    engine.stdin.flush()
+    line = engine.stdout.readline()
+    assert line, f"Helm's process ended with {engine.wait()}"
+    answer = json.loads(line)
+    if "refused" in answer:
+        raise Refused(answer["refused"])
+    return answer["answer"]
+
+
+@functools.cache
+def _engine() -> subprocess.Popen[str]:
+    """Helm's process, started once and ended with this one."""
+    engine = subprocess.Popen([sys.executable, "-m", "tests.k8s.helm_engine"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end() -> None:
+        engine.communicate()
+
+    atexit.register(end)
+    return engine
