@@ -288,10 +288,12 @@ def test_every_alert_fires_on_what_it_is_for(watch: Watch, alert: str) -> None:
 
 
 def test_no_rule_fails(watch: Watch) -> None:
+    """At its latest evaluation: a rule that is wrong fails at every one, a slow machine's at some."""
     watch.wait_for("drbert:ratio:p99")
-    for group in watch.get("rules")["groups"]:
-        for rule in group["rules"]:
-            assert rule["health"] == "ok", rule
+    give_up = time.monotonic() + PATIENCE_S
+    while failing := [(rule["name"], rule.get("lastError")) for group in watch.get("rules")["groups"] for rule in group["rules"] if rule["health"] != "ok"]:
+        assert time.monotonic() < give_up, failing
+        time.sleep(0.25)
 
 
 def test_a_kept_decoder_is_seen_and_a_dropped_one_is_not(watch: Watch) -> None:
