@@ -112,6 +112,8 @@ class Classify:
         body = await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes, settings.request_timeout_s)
         if self._around.keys is not None and not self._around.keys.admit(given):
             raise Unauthorized(WANTS_A_KEY)
+        # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
+        self._models.batcher.check_room(1)
         called = Called(body, given, scope["state"].get("model"), scope["state"]["request_id"])
         read = self._dialect.read
         asked = read(called, self._limits) if len(body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
@@ -124,7 +126,6 @@ class Classify:
     ) -> tuple[Headers, list[bytes]]:
         """From texts to tokens, rows, and the dialect's answer; `deadline` is of the monotonic clock."""
         metrics, manifest = self._models.metrics, model.artifact.manifest
-        # Before anything is spent on the texts: under overload the refusals must not cost what the answers need.
         self._models.batcher.check_room(len(asked.input))
         started = time.monotonic_ns()
         found = await encode(model.classifier, asked, self._limits)

@@ -25,7 +25,7 @@ import httpx
 from scipy import stats
 
 from benchmarks.memory import meet_every_shape
-from benchmarks.processes import Process, free_port, our_service, started
+from benchmarks.processes import Process, free_port, halves, our_service, started
 from benchmarks.subjects import subject
 from client.classify import Service, answered
 from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request, texts
@@ -57,14 +57,25 @@ def row(scenario: str, done: str, seen: Seen, lost: int, figures: str, holds: bo
 
 
 @contextlib.contextmanager
-def served(*more: str, module: Sequence[str] | None = None, admin: int | None = None, **variables: str) -> Iterator[Process]:
+def served(*more: str, module: Sequence[str] | None = None, admin: int | None = None, cpus: set[int] | None = None, **variables: str) -> Iterator[Process]:
     """The example twin behind a service of its own."""
     port = free_port()
     artifact = str(subject("mini").artifact.directory)
     command = [sys.executable, "-m", *module, f"bert={artifact}", "--port", str(port)] if module else our_service(f"bert={artifact}", *more, port=port)
     environment = {f"DRBERT_{name}": value for name, value in variables.items()} | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
-    with tempfile.TemporaryDirectory() as folder, started("chaos", command, port, Path(folder) / "log", environment=environment) as server:
+    with tempfile.TemporaryDirectory() as folder, started("chaos", command, port, Path(folder) / "log", environment=environment, cpus=cpus) as server:
         yield server
+
+
+@contextlib.contextmanager
+def kept_to(cpus: set[int]) -> Iterator[None]:
+    """This thread on these processors for as long."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def gauge(server: Process, name: str) -> float:
@@ -152,7 +163,9 @@ async def _answered_alone(server: Process, seen: Seen) -> float:
 async def overload(seconds: float) -> Row:
     """Ten times what the service can do: it answers what it has room for in bounded time and refuses the rest at once."""
     room = 64
-    with served("--variant", "cpu-fp32", MAX_WAITING=str(room), MAX_TEXTS="1") as server:
+    # Apart, or what sends ten times too much would take the processors from what answers it.
+    ours, theirs = halves()
+    with kept_to(theirs), served("--variant", "cpu-fp32", cpus=ours, MAX_WAITING=str(room), MAX_TEXTS="1") as server:
         first = Seen()
         await closed(server.port, LONG, 16, for_seconds(5), first)
         rate = first.statuses[200] / 5
