@@ -7,7 +7,7 @@ Draws the losses of pretraining runs over the tokens they saw.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,25 +21,40 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0
 DASHES = ("-", "--", "-.", ":")
 SMOOTHED_OVER = 0.02
 """The share of a run over which the training loss is averaged."""
+SHOWN_FROM = 0.1
+"""The share of a run after which its losses fit into the picture: the fall of the first steps would hide where runs differ."""
 
 
-def draw(panels: Mapping[str, Mapping[str, Path]], out: Path) -> None:
-    """An SVG with a panel for each kind of loss and a line for each run: training loss thin, held-out loss as points."""
+def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
+    """An SVG with a panel for each kind of loss, in it a colour for each name and a line for each of its runs.
+
+    Training loss as a line, a dash for each run of a name; held-out loss as points.
+    """
     mpl.rcParams["svg.hashsalt"] = "losses"    # the same numbers, the same file
     figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
-    for axes, (title, runs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for i, (name, folder) in enumerate(runs.items()):
+    for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        shown: list[float] = []
+        for name, colour, dash, folder in styled(named):
             tokens, loss, held_out = read_log(folder / "log.csv")
             window = max(1, round(SMOOTHED_OVER * len(loss)))
             smooth = np.convolve(loss, np.ones(window) / window, "valid")
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             axes.plot(tokens[window - 1 :] / 1e6, smooth, dash, color=colour, linewidth=1, label=name)
             there = ~np.isnan(held_out)
             axes.plot(tokens[there] / 1e6, held_out[there], "o", color=colour, markersize=3)
-        axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out")
+            shown += [*smooth[round(SHOWN_FROM * len(smooth)) :], *held_out[there]]
+        room = 0.05 * (max(shown) - min(shown)) or 1.0
+        axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out", ylim=(min(shown) - room, max(shown) + room))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, format="svg", metadata={"Date": None})
+
+
+def styled(named: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, str, str, Path]]:
+    """(label, colour, dash, folder) of every run; the first of a name has the label."""
+    for i, (name, folders) in enumerate(named.items()):
+        for j, folder in enumerate(folders):
+            label = "_nolegend_" if j else name if len(folders) == 1 else f"{name}, {len(folders)} seeds"
+            yield label, COLOURS[i % len(COLOURS)], DASHES[(j or i // len(COLOURS)) % len(DASHES)], folder
 
 
 def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of training.pretrain")
     parser.add_argument("--out", type=Path, required=True, help="the SVG file to write")
     given = parser.parse_args(arguments)
-    draw({"pretraining loss": {run.name: run for run in given.runs}}, given.out)
+    draw({"pretraining loss": {run.name: [run] for run in given.runs}}, given.out)
     return 0
 
 

@@ -181,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_experiment(given.experiment)
     if given.report is not None:
         pretrained, finetuned = records(experiment, given.out)
-        results.write(given.report, experiment.path, experiment.reference, experiment.tasks, pretrained, finetuned)
+        results.write(given.report, experiment.path, experiment.reference, experiment.tasks, len(experiment.finetunings), pretrained, finetuned)
         print(f"{given.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders, {len(finetuned)} of {len(experiment.finetunings)} classifiers")
         return 0
     if given.threads:

@@ -49,8 +49,8 @@ def of_finetuning(design: str, pretraining_seed: int, folder: Path) -> Record:
     }
 
 
-def write(report: Path, experiment: Path, reference: str, tasks: Sequence[Task], pretrained: Sequence[Record], finetuned: Sequence[Record]) -> None:
-    """The report, and in a folder of the experiment's name beside it pretraining.csv, finetuning.csv and losses.svg."""
+def write(report: Path, experiment: Path, reference: str, tasks: Sequence[Task], planned: int, pretrained: Sequence[Record], finetuned: Sequence[Record]) -> None:
+    """The report on `planned` classifiers, and in a folder of the experiment's name beside it pretraining.csv, finetuning.csv and losses.svg."""
     beside = report.parent / "results" / experiment.stem
     beside.mkdir(parents=True, exist_ok=True)
     write_csv(beside / "pretraining.csv", [{k: v for k, v in record.items() if k != "folder"} for record in pretrained])
@@ -64,10 +64,11 @@ def write(report: Path, experiment: Path, reference: str, tasks: Sequence[Task],
         "# What the decoders are worth", "",
         f"Made by `python -m training.experiment training/experiments/{experiment.name} --data DATA --out OUT`, and `--report {report.name}` with the same.",
         f"Every run is in [pretraining.csv]({folder}/pretraining.csv) and [finetuning.csv]({folder}/finetuning.csv).", "",
+        *([] if len(finetuned) == planned else [f"**Not complete:** {len(finetuned)} of {planned} classifiers are done.", ""]),
+        "## What it says", "", *conclusion(tasks, reference, finetuned), "",
         "## Pretraining", "", *table_of_pretraining(pretrained, reference), "", NOTES, "", f"![losses]({folder}/losses.svg)", "",
         "## Fine-tuning", "", *table_of_tasks(tasks, pretrained, finetuned), "",
         "## Against the reference", "", *table_of_differences(tasks, reference, finetuned), "",
-        *conclusion(tasks, reference, finetuned), "",
     ]))
 
 
@@ -120,7 +121,7 @@ def table_of_differences(tasks: Sequence[Task], reference: str, finetuned: Seque
     references = [encoder for encoder in encoders if encoder[0] == reference]
     lines = [
         "Difference to the reference of the same pretraining seed (same first weights, text and masks), paired by fine-tuning seed, with Student's 95 % interval.",
-        "The interval knows the seeds of fine-tuning only, and of so many intervals one in twenty excludes 0 by chance: what a design is worth is said below.", "",
+        "The interval knows the seeds of fine-tuning only, and of so many intervals one in twenty excludes 0 by chance: what a design is worth is said above.", "",
         "| encoder | against | " + " | ".join(task.name for task in tasks) + " | mean over tasks |", "|---|---|" + "--:|" * (len(tasks) + 1),
     ]
     for encoder in encoders:
@@ -183,10 +184,10 @@ def conclusion(tasks: Sequence[Task], reference: str, finetuned: Sequence[Record
 
 
 def draw(pretrained: Sequence[Record], out: Path) -> None:
-    panels: dict[str, dict[str, Path]] = {}
+    panels: dict[str, dict[str, list[Path]]] = {}
     for record in pretrained:
         title = {"mlm": "masked language modelling", "rtd": "replaced-token detection"}[record["objective"]]
-        panels.setdefault(title, {})[f"{record['design']}, seed {record['seed']}"] = record["folder"]
+        panels.setdefault(title, {}).setdefault(record["design"], []).append(record["folder"])
     if panels:
         curves.draw(panels, out)
 

@@ -6,7 +6,7 @@ import pytest
 
 from command import Unavailable
 from tests.training.worlds import TEXT, tiny
-from training.curves import main
+from training.curves import COLOURS, DASHES, main, styled
 from training.pretrain import pretrain
 
 
@@ -21,3 +21,10 @@ def test_runs_are_drawn_together_and_the_same_each_time(tmp_path: Path) -> None:
 def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"log\.csv does not exist"):
         main([str(tmp_path), "--out", str(tmp_path / "x.svg")])
+
+
+def test_seeds_of_a_design_share_its_colour() -> None:
+    drawn = list(styled({"none": [Path("a"), Path("b")], "drbert": [Path("c")]}))
+    assert drawn == [
+        ("none, 2 seeds", COLOURS[0], DASHES[0], Path("a")), ("_nolegend_", COLOURS[0], DASHES[1], Path("b")), ("drbert", COLOURS[1], DASHES[0], Path("c")),
+    ]

@@ -94,6 +94,7 @@ def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp
     for encoder in ("none, seed 1", "none, seed 2", "drbert, seed 1", "electra, seed 1"):
         assert f"| {encoder} |" in text
     assert "not yet" not in text
+    assert "Not complete" not in text
     assert "| drbert, seed 1 | none, seed 1 |" in text
     assert "`drbert` against `none`" in text
     rows = list(csv.DictReader((tmp_path / "results/small/finetuning.csv").read_text().splitlines()))
@@ -101,6 +102,13 @@ def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp
     drawn = (tmp_path / "results/small/losses.svg").read_text()
     assert "replaced-token detection" in drawn
     assert "<svg" in drawn
+
+
+def test_a_report_of_half_an_experiment_says_so(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/finetuning/none-1-sst2-0")
+    assert main([str(done[0]), "--data", str(data), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "RESULTS.md")]) == 0
+    assert "**Not complete:** 15 of 16 classifiers are done." in (tmp_path / "RESULTS.md").read_text()
 
 
 def runs(design: str, seed: int, *values: float, task: str = "sst2") -> list[results.Record]:
