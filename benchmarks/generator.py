@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -36,8 +37,11 @@ class Load:
     bodies: Sequence[str]
     connections: int
     seconds: float
+    """Counted; in a closed loop at least."""
     warm_up_s: float = 1.0
     """Sent and not counted, before; every connection stays busy until the counted time is over."""
+    turns: int = 5
+    """Counted as well, at least, in a closed loop: as many answers as there are connections, so many times."""
     rate: float = 0.0
     """Requests a second in an open loop; 0 is a closed loop."""
     seed: int = 0
@@ -80,20 +84,47 @@ async def generate(load: Load) -> Measured:
     if load.rate:
         await _open(load, bodies, began, until, answers, failed)
     else:
-        await asyncio.gather(*(_closed(load, bodies, until, answers, failed) for _ in range(load.connections)))
+        window = Window(load, began)
+        await asyncio.gather(*(_closed(load, bodies, window, answers, failed) for _ in range(load.connections)))
+        count_from, until = window.begin, window.end
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
-    counted = [answer for answer in answers if count_from <= answer[0] <= until]
+    counted = [answer for answer in answers if count_from < answer[0] <= until]
     return Measured(
-        requests=len(counted), failed=failed[0], rate=len(counted) / load.seconds, latencies_ms=[1000 * took for _, took, _ in counted],
+        requests=len(counted), failed=failed[0], rate=len(counted) / (until - count_from), latencies_ms=[1000 * took for _, took, _ in counted],
         service_ms=[own for _, _, own in counted if own is not None], generator_share=share,
     )
 
 
-async def _closed(load: Load, bodies: Iterator[str], until: float, answers: list[tuple[float, float, float | None]], failed: list[int]) -> None:
+class Window:
+    """The part of a closed loop that counts: after the warm-up, for so many seconds and turns.
+
+    A turn is as many answers as there are connections, and the window begins and ends with one. A server that works in
+    batches answers by fits and starts, and a window of few batches that is cut anywhere holds one too many or one too few.
+    """
+
+    def __init__(self, load: Load, began: float) -> None:
+        self.begin = self.end = math.inf
+        self._load, self._warm_at, self._answers = load, began + load.warm_up_s, 0
+
+    def answered(self, now: float) -> None:
+        """Call it at every answer, in order."""
+        self._answers += 1
+        if self._answers % self._load.connections:
+            return
+        if self.begin == math.inf:
+            if now >= self._warm_at:
+                self.begin, self._answers = now, 0
+        elif self.end == math.inf and now >= self.begin + self._load.seconds and self._answers >= self._load.turns * self._load.connections:
+            self.end = now
+
+
+async def _closed(load: Load, bodies: Iterator[str], window: Window, answers: list[tuple[float, float, float | None]], failed: list[int]) -> None:
     connection = await Connection.open(load)
-    while (sent := time.perf_counter()) < until:
+    while window.end == math.inf:
+        sent = time.perf_counter()
         status, own = await connection.send(next(bodies))
         now = time.perf_counter()
+        window.answered(now)
         if status == 200:
             answers.append((now, now - sent, own))
         else:

@@ -4,7 +4,8 @@ The same checkpoint, texts, processors and generator: how many texts a second do
     python -m benchmarks peers [--short] [--texts FILE] [--sizes mini base] [--only NAME ...] [--out FILE]
 
 All servers are started once and stopped in their tracks (SIGSTOP) while another one is measured; a round measures each of
-them with each number of connections, and ratios are taken within a round. Answers are held against ours in fp32.
+them with each number of connections, five turns of all of them at least, and ratios are taken within a round. Answers are
+held against ours in fp32.
 """
 
 from __future__ import annotations

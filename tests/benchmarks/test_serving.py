@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from benchmarks import batching, convbert, findings, memory, overhead, peers, ro
 from benchmarks.commands import main
 from benchmarks.findings import Findings, Table, Target
 from benchmarks.flops import flops
-from benchmarks.generator import Load, run
+from benchmarks.generator import Load, Window, run
 from benchmarks.peers.compare import Running, _ratios, _targets, run_all
 from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
@@ -116,6 +118,24 @@ def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
     assert min(found["echo"]) > 0
     assert min(found["null"]) > 0
     assert min(found["guarded"]) > 0
+
+
+@pytest.mark.parametrize("phase", [0.1, 1.3, 2.9])
+@pytest.mark.parametrize("batch", [8, 32])
+def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(batch: int, phase: float) -> None:
+    load = Load(1, "/", [], connections=32, seconds=6.0, warm_up_s=2.0, turns=3)
+    window, answers = Window(load, began=0.0), []
+    for number in itertools.count():
+        if window.end < math.inf:
+            break
+        for place in range(batch):                       # 8.8 texts a second, like a large model on one processor
+            answers.append(phase + number * batch / 8.8 + place * 1e-6)
+            window.answered(answers[-1])
+    counted = [at for at in answers if window.begin < at <= window.end]
+    assert window.begin >= 2.0
+    assert window.end - window.begin >= 6.0
+    assert len(counted) >= 96
+    assert len(counted) / (window.end - window.begin) == pytest.approx(8.8, rel=1e-3)
 
 
 def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_path: Path) -> None:
