@@ -25,9 +25,9 @@ library_name: transformers
 | encoder | {family}, {layers} layers, {hidden} wide, {heads} heads, feed-forward {wide}, {vocabulary:,} WordPieces (uncased), {positions} positions |
 | decoder in this file | {decoder} |
 | pretraining text | {text} |
-| pretraining | {objective}; {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s on {threads} thread(s) of {device}, {precision} |
+| pretraining | {objective}; {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s by the clock on {threads} thread(s) of {device}, {precision} |
 | pretraining loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on {held_out_sequences} sequences of {held_out_text}; read as in training, so through the random mix where a decoder is mixed in |
-| fine-tuning | {source}; {examples:,} examples, {epochs} epochs, {ft_steps:,} steps, {ft_seconds:,.0f} s; loss {ft_loss:.3f} over the last 100 steps |
+| fine-tuning | {source}; {examples:,} examples, {epochs} epochs, {ft_steps:,} steps, {ft_seconds:,.0f} s by the clock; loss {ft_loss:.3f} over the last 100 steps |
 | {judged}, {dev_examples:,} dev examples | **{served}** through the running service; {in_torch} in torch |
 
 ## Made by

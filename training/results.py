@@ -25,7 +25,8 @@ Encoder = tuple[str, int]
 NOTES = """\
 Losses of different designs are of different kinds, so a lower one is not a better encoder: `mix` and `drbert` are read through their
 random mix, `mae` never sees the masked positions' random words, `emd` is told positions once more, and `rtd` is another objective
-(generator's cross-entropy plus 50 × detector's). Equal tokens are not equal work: the column PFLOPs holds the matrix products of all steps."""
+(generator's cross-entropy plus 50 × detector's). Equal tokens are not equal work: the column PFLOPs holds the matrix products of all steps.
+Minutes are those of the clock, on a machine that may have done other things meanwhile; they compare no designs (`python -m benchmarks training` does)."""
 
 
 def of_pretraining(design: str, seed: int, folder: Path) -> Record:
