@@ -46,6 +46,9 @@ artifacts/bert/manifest.json: $(CHECKPOINTS)/bert-mini-sst2/model.safetensors | 
 artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert
 
+artifacts/intents/manifest.json: $(CHECKPOINTS)/drbert-mini-clinc150/model.safetensors | install
+	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-clinc150 artifacts/intents
+
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 

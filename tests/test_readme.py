@@ -22,7 +22,9 @@ from training.card import write_card
 
 README = Path("README.md").read_text()
 CHECKPOINTS = Path("examples/checkpoints")
-TWINS = ("bert", "drbert")
+TWINS = ("bert-mini-sst2", "drbert-mini-sst2")
+EXAMPLES = {"bert-mini-sst2": 872, "drbert-mini-sst2": 872, "drbert-mini-clinc150": 3000}
+"""The shipped classifiers, and how many examples each was measured on."""
 
 
 @pytest.fixture(scope="module")
@@ -87,29 +89,28 @@ def test_every_file_the_readme_links_to_exists() -> None:
         assert Path(target).exists(), target
 
 
-@pytest.mark.parametrize("twin", TWINS)
-def test_a_twins_card_says_what_was_measured_through_the_service(twin: str) -> None:
-    folder = CHECKPOINTS / f"{twin}-mini-sst2"
-    measured = json.loads((folder / "evaluation.json").read_text())
-    assert measured["examples"] == 872
-    card = (folder / "README.md").read_text()
+@pytest.mark.parametrize(("name", "examples"), EXAMPLES.items())
+def test_a_card_says_what_was_measured_through_the_service(name: str, examples: int) -> None:
+    measured = json.loads((CHECKPOINTS / name / "evaluation.json").read_text())
+    assert measured["examples"] == examples
+    card = (CHECKPOINTS / name / "README.md").read_text()
     assert f"**{measured['accuracy']:.4f} ({measured['date']})**" in card
-    assert f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * 872)} of 872)" in README
+    assert f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * examples):,} of {examples:,})" in README
     assert "What it is not" in card
 
 
-@pytest.mark.parametrize("twin", TWINS)
-def test_a_twins_card_is_what_its_files_say(twin: str, tmp_path: Path) -> None:
-    folder = tmp_path / f"{twin}-mini-sst2"
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_card_is_what_its_files_say(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
     folder.mkdir()
-    for name in ("config.json", "training.json", "evaluation.json"):
-        shutil.copy(CHECKPOINTS / folder.name / name, folder)
-    write_card(folder, folder.name)
-    assert (folder / "README.md").read_text() == (CHECKPOINTS / folder.name / "README.md").read_text()
+    for file in ("config.json", "training.json", "evaluation.json"):
+        shutil.copy(CHECKPOINTS / name / file, folder)
+    write_card(folder, name)
+    assert (folder / "README.md").read_text() == (CHECKPOINTS / name / "README.md").read_text()
 
 
 def test_the_twins_differ_in_nothing_but_the_decoder() -> None:
-    described = [json.loads((CHECKPOINTS / f"{twin}-mini-sst2/training.json").read_text()) for twin in TWINS]
+    described = [json.loads((CHECKPOINTS / twin / "training.json").read_text()) for twin in TWINS]
     settings = [d["pretraining"]["config"] for d in described]
     assert settings[0].pop("decoder") != settings[1].pop("decoder")
     assert settings[0] == settings[1]
