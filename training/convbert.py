@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import ConvBertConfig, ConvBertModel
 from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention, GroupedLinearLayer
 
+from training.attention import attention
+
 
 class MixedAttention(ConvBertSelfAttention):    # type: ignore[misc]
     """Self-attention beside a span-based dynamic convolution, on half of the heads each.
@@ -31,9 +33,8 @@ class MixedAttention(ConvBertSelfAttention):    # type: ignore[misc]
         """(B, L, D) from (B, L, D); `attention_mask` (B, 1, 1 or L, L) is added to the scores, or True where one may look."""
         heads, width = self.num_attention_heads, self.attention_head_size              # n, d: n·d = D/2
         q, k, v = (self._split(layer(hidden_states)) for layer in (self.query, self.key, self.value))
-        seen = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attention_mask, dropout_p=self.dropout.p if self.training else 0.0
-        ).transpose(1, 2)                                                              # (B, L, n, d)
+        dropout = self.dropout.p if self.training else 0.0
+        seen = attention(q, k, v, attention_mask, dropout).transpose(1, 2)                # (B, L, n, d)
 
         kept = _kept(attention_mask, hidden_states.dtype)                              # (B, L, 1)
         spans = self.key_conv_attn_layer((hidden_states * kept).transpose(1, 2)).transpose(1, 2)        # (B, L, n·d)

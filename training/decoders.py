@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
+from training.attention import attention
 from training.config import Config
 
 
@@ -170,7 +171,7 @@ def attend(layer: Any, heads: int, hidden: Tensor, queries: Tensor, visible: Ten
     q = split(project.query(queries))                                                  # (B, H, Q, D/H)
     k, v = split(project.key(hidden)), split(project.value(hidden))                    # (B, H, L, D/H)
     mask = None if visible is None else visible[:, None]                               # (B, 1, Q, L)
-    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    seen = attention(q, k, v, mask).transpose(1, 2).flatten(2)
     queries = inner.LayerNorm(inner.dense(seen) + queries)                             # (B, Q, D)
     wide = F.gelu(layer.intermediate.dense(queries))
     updated: Tensor = outer.LayerNorm(outer.dense(wide) + queries)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from training import convbert
+from training.attention import transformers_name
 from training.config import Config, Encoder
 from training.vocabulary import Vocabulary
 
@@ -50,7 +51,7 @@ def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> Pr
     embedding_size = shape.embedding_size or shape.hidden_size
     match shape.family:
         case "bert":
-            return BertConfig(**common, attn_implementation="sdpa")
+            return BertConfig(**common, attn_implementation=transformers_name())
         case "electra":
             return ElectraConfig(**common, embedding_size=embedding_size)
         case _:

@@ -99,14 +99,14 @@ def read_experiment(path: Path) -> Experiment:
         raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
-    keys = {"tasks", "finetuning_seeds", "reference", "epochs", "pretraining"}
+    keys = {"tasks", "finetuning_seeds", "reference", "steps", "epochs", "pretraining"}
     for key in sorted(told.keys() - keys):
         raise BadInput(f"{path} has no key {key!r}; known are {', '.join(sorted(keys))}.")
-    for key in sorted(keys - told.keys() - {"epochs"}):
+    for key in sorted(keys - told.keys() - {"steps", "epochs"}):
         raise BadInput(f"{path} lacks the key {key!r}.")
     tasks = tuple(task_named(name) for name in told["tasks"])
     pretrainings = tuple(
-        Pretraining(design, seed, _with_seed(read_config(CONFIGS / of["config"]), seed))
+        Pretraining(design, seed, _with(read_config(CONFIGS / of["config"]), seed=seed, steps=told.get("steps")))
         for design, of in told["pretraining"].items() for seed in of["seeds"]
     )
     if told["reference"] not in told["pretraining"]:
@@ -119,8 +119,9 @@ def read_experiment(path: Path) -> Experiment:
     return Experiment(path, told["reference"], tasks, pretrainings, finetunings)
 
 
-def _with_seed(config: Config, seed: int) -> Config:
-    return dataclasses.replace(config, optimisation=dataclasses.replace(config.optimisation, seed=seed))
+def _with(config: Config, seed: int, steps: int | None) -> Config:
+    run = config.optimisation
+    return dataclasses.replace(config, optimisation=dataclasses.replace(run, seed=seed, steps=steps or run.steps))
 
 
 def carry_out(experiment: Experiment, data: Path, out: Path) -> None:

@@ -38,6 +38,7 @@ from transformers import (
 
 from command import BadInput, Parser, Unavailable, finish
 from training import convbert
+from training.attention import transformers_name
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -48,7 +49,7 @@ from training.checkpoint import (
     written_whole,
 )
 from training.metrics import Answers, majority, measure
-from training.pretrain import device_name
+from training.pretrain import autocast, choose_precision, device_name
 from training.tasks import TASKS, Example, Task, read_examples, task_named
 
 
@@ -65,9 +66,10 @@ class Recipe:
     seed: int = 0
 
 
-def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, limit: int | None = None) -> dict[str, float]:
+def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, precision: str = "auto", limit: int | None = None) -> dict[str, float]:
     """Trains a classifier on top of `encoder`, writes it to `out` as fp16 safetensors with a model card, and returns its measures.
 
+    `precision` is pretraining's (bf16 autocast where `auto` finds it native); the measures are fp32's.
     `out`/predictions.json holds what it answered on the development set. Nothing is written before the end.
     """
     described, tensors = read_checkpoint(encoder)
@@ -84,10 +86,11 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, l
     model = build_classifier(described, tensors, task, names, recipe.dropout)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = InOrder(
+        trainer = ClassifierTrainer(
             model, training_arguments(recipe, steps, scratch), train_dataset=encode(tokenizer, train, task),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
+        trainer.precision = choose_precision(precision, trainer.args.device)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Progress(out.name))
         started = time.monotonic()
@@ -113,7 +116,7 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, l
                 "task": task.name, "source": task.source, "examples": len(train), "steps": steps, **asdict(recipe),
                 "seconds": round(seconds, 1), "training_loss_last_100": float(np.mean(losses[-100:])),
                 "dev_examples": len(dev), "dev_in_torch": measures, "device": device_name(next(model.parameters()).device),
-                "threads": torch.get_num_threads(),
+                "threads": torch.get_num_threads(), "precision": trainer.precision,
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
             },
         })
@@ -123,10 +126,17 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, l
     return measures
 
 
-class InOrder(Trainer):    # type: ignore[misc]
-    """Answers in the order it was asked; transformers' groups by length there too, and forgets what stood where."""
+class ClassifierTrainer(Trainer):    # type: ignore[misc]
+    """transformers' Trainer, but that it trains in our `precision` and answers in fp32, in the order it was asked."""
+
+    precision = "fp32"
+
+    def compute_loss(self, model: PreTrainedModel, *arguments: Any, **others: Any) -> Any:
+        with autocast(self.precision if model.training else "fp32", self.args.device):
+            return super().compute_loss(model, *arguments, **others)
 
     def _get_eval_sampler(self, eval_dataset: Sized) -> SequentialSampler:
+        # transformers' own groups by length there too, and forgets what stood where.
         return SequentialSampler(eval_dataset)
 
 
@@ -168,6 +178,7 @@ def build_classifier(
         **known, "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "regression" if task.kind == "regression" else "single_label_classification",
         "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "classifier_dropout": dropout,
+        "attn_implementation": transformers_name(),
     })
     model = AutoModelForSequenceClassification.from_config(config)
     prefix = f"{model.base_model_prefix}."
@@ -220,13 +231,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--epochs", type=int, help="(default: the task's)")
     for field in fields(Recipe)[1:]:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help=f"(default: {field.default})")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the matrix products while training (default: bf16 where it is native)")
     parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     task = task_named(given.task)
     told = {field.name: getattr(given, field.name) for field in fields(Recipe)}
-    finetune(given.encoder, task, given.data, given.out, Recipe(**{**told, "epochs": given.epochs or task.epochs}))
+    finetune(given.encoder, task, given.data, given.out, Recipe(**{**told, "epochs": given.epochs or task.epochs}), given.precision)
     return 0
 
 
