@@ -115,7 +115,16 @@ def read_config(path: Path) -> Config:
     unknown = sorted(tables.keys() - SECTIONS.keys())
     if unknown:
         raise BadInput(f"{path}: unknown section [{unknown[0]}]; known are {', '.join(SECTIONS)}.")
-    config = Config(**{name: _build(cls, tables.get(name, {}), f"{path}: [{name}]") for name, cls in SECTIONS.items()})
+    return _usable(Config(**{name: _build(cls, tables.get(name, {}), f"{path}: [{name}]") for name, cls in SECTIONS.items()}), path)
+
+
+def with_optimisation(config: Config, told: dict[str, Any], path: Path) -> Config:
+    """The same run, but for what is `told` of its optimisation in the file `path`; BadInput as in read_config."""
+    run = _build(Optimisation, {**dataclasses.asdict(config.optimisation), **told}, str(path))
+    return _usable(dataclasses.replace(config, optimisation=run), path)
+
+
+def _usable(config: Config, path: Path) -> Config:
     for wrong in _complaints(config):
         raise BadInput(f"{path}: {wrong}")
     return config

@@ -23,7 +23,7 @@ import torch
 
 from command import BadInput, Parser, Unavailable, finish
 from training import results
-from training.config import Config, read_config
+from training.config import Config, read_config, with_optimisation
 from training.finetune import Recipe, finetune
 from training.pretrain import pretrain
 from training.tasks import Task, task_named
@@ -105,8 +105,9 @@ def read_experiment(path: Path) -> Experiment:
     for key in sorted(keys - told.keys() - {"steps", "epochs"}):
         raise BadInput(f"{path} lacks the key {key!r}.")
     tasks = tuple(task_named(name) for name in told["tasks"])
+    budget = {"steps": told["steps"]} if "steps" in told else {}
     pretrainings = tuple(
-        Pretraining(design, seed, _with(read_config(CONFIGS / of["config"]), seed=seed, steps=told.get("steps")))
+        Pretraining(design, seed, with_optimisation(read_config(CONFIGS / of["config"]), {**budget, "seed": seed}, path))
         for design, of in told["pretraining"].items() for seed in of["seeds"]
     )
     if told["reference"] not in told["pretraining"]:
@@ -117,11 +118,6 @@ def read_experiment(path: Path) -> Experiment:
         for seed in told["finetuning_seeds"] for encoder in pretrainings for task in tasks
     )
     return Experiment(path, told["reference"], tasks, pretrainings, finetunings)
-
-
-def _with(config: Config, seed: int, steps: int | None) -> Config:
-    run = config.optimisation
-    return dataclasses.replace(config, optimisation=dataclasses.replace(run, seed=seed, steps=steps or run.steps))
 
 
 def carry_out(experiment: Experiment, data: Path, out: Path) -> None:

@@ -44,7 +44,7 @@ def of_finetuning(design: str, pretraining_seed: int, folder: Path) -> Record:
     """How one classifier did on its development set."""
     told, answered = read_json(folder / "training.json")["finetuning"], read_json(folder / "predictions.json")
     return {
-        "design": design, "pretraining_seed": pretraining_seed, "task": told["task"], "seed": told["seed"], "epochs": told["epochs"],
+        "design": design, "pretraining_seed": pretraining_seed, "task": told["task"], "seed": told["seed"], "epochs": told["epochs"], "precision": told["precision"],
         "minutes": round(told["seconds"] / 60, 1), "measures": told["dev_in_torch"],
         **{key: np.array(answered[key], float) for key in ("answers", "labels", "majority")},
     }

@@ -82,10 +82,17 @@ def test_results_of_another_recipe_are_not_mixed_in(done: tuple[Path, Path], dat
 @pytest.mark.parametrize(("before", "after", "words"), [
     ("reference", "referenze", "no key 'referenze'"), ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
     ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"), ("tasks", "[", "is not TOML"),
+    ("[epochs]", "steps = 0\n[epochs]", "steps, .* are at least 1"), ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
 ])
 def test_a_wrong_experiment_is_refused_by_name(tmp_path: Path, before: str, after: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         read(tmp_path / "e.toml", TOLD.replace(before, after, 1))
+
+
+def test_an_experiment_may_give_every_design_the_same_steps(tmp_path: Path) -> None:
+    own, given = (read(tmp_path / "e.toml", TOLD.replace("[epochs]", f"{steps}[epochs]")) for steps in ("", "steps = 7\n"))
+    assert {p.config.optimisation.steps for p in given.pretrainings} == {7}
+    assert all(p.config.optimisation.steps != 7 for p in own.pretrainings)
 
 
 def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:

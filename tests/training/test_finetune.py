@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from command import BadInput, Unavailable
 from tests.training.worlds import TEXT, tiny, write_task
@@ -46,6 +47,17 @@ def test_every_family_learns_pairs_and_scores(tmp_path: Path, name: str, archite
     described = json.loads((out / "config.json").read_text())
     assert described["architectures"] == [architecture]
     assert described["problem_type"] == "regression"
+
+
+def test_whatever_it_was_trained_in_a_classifier_is_measured_in_fp32(tmp_path: Path) -> None:
+    data, out = write_task(tmp_path / "data"), tmp_path / "out"
+    finetune(encoder(tmp_path, "none"), task_named("stsb"), data, out, Recipe(epochs=1, batch_size=8), precision="bf16")
+    assert json.loads((out / "training.json").read_text())["finetuning"]["precision"] == "bf16"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32), AutoTokenizer.from_pretrained(out)
+    with torch.no_grad():
+        score = model(**tokenizer("the cat slept", "a dog ran", return_tensors="pt")).logits.item()
+    # bf16 has eight bits: it would be off by a thousandth.
+    assert json.loads((out / "predictions.json").read_text())["answers"][1] == pytest.approx(score, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_classifier(tmp_path: Path) -> None:
