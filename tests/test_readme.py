@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from export.commands import export
 from service.artifact import Artifact, read_artifact
-from tests.service.test_server import serving
+from tests.service.test_server import running
 from training.card import write_card
 
 README = Path("README.md").read_text()
@@ -34,11 +35,16 @@ def drbert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return read_artifact(folder)
 
 
+def serving_fp32(artifact: Artifact, **environment: str) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+    """The variant of the documents' answers, whatever this processor would choose."""
+    return running(f"drbert={artifact.directory}", "--variant", "cpu-fp32", **environment)
+
+
 @pytest.fixture
 def answer(drbert: Artifact) -> Iterator[dict[str, Any]]:
     command = re.search(r"^\$ (curl .*localhost:8000/classify.*)$", README, re.M)
     assert command, "the README shows no request"
-    with serving(drbert, "drbert") as (url, _):
+    with serving_fp32(drbert) as (url, _):
         arguments = shlex.split(command[1].replace("localhost:8000", url.removeprefix("http://")))
         yield json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
 
@@ -64,7 +70,7 @@ def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Arti
     shown = re.findall(r"^\$ (curl .*)\n(.*)$", Path("docs/dialects.md").read_text(), re.M)
     assert len(shown) == 6
     for dialect in ("native", "infinity"):
-        with serving(drbert, "drbert", DRBERT_CLASSIFY_DIALECT=dialect) as (url, _):
+        with serving_fp32(drbert, DRBERT_CLASSIFY_DIALECT=dialect) as (url, _):
             for command, answer in shown:
                 if ("/classify" in command) == (dialect == "infinity"):
                     arguments = shlex.split(command.replace("localhost:8000", url.removeprefix("http://")))
