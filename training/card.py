@@ -103,10 +103,11 @@ def _text(data: dict[str, Any]) -> str:
 
 
 def _learned(pre: dict[str, Any], objective: str) -> str:
-    """How much of the words' neighbours a masked language model learned, by the loss of one who knows frequencies alone."""
+    """How much of the words' neighbours a masked language model learned, by the loss of one who learned nothing of them."""
     if objective != "mlm":
         return ""
-    return f"Knowing how frequent words\nare, and nothing of their neighbours, is a loss of {pre['unigram_entropy']:.2f} nats; it came to {pre['held_out_loss']:.2f}. "
+    without, came = pre["loss_without_context"], pre["held_out_loss"]
+    return f"Whoever knows nothing of\nwords' neighbours has a loss of {without:.2f} nats at least; it came to {came:.2f}. "
 
 
 def _decoder(design: dict[str, Any]) -> str:

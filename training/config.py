@@ -18,6 +18,7 @@ from command import BadInput, Unavailable
 FAMILIES = ("bert", "convbert", "electra")
 OBJECTIVES = ("mlm", "rtd")
 DESIGNS = ("none", "plain", "gua", "mix", "drbert", "emd", "mae")
+INITIALISATIONS = ("bert", "neighbours")
 PRECISIONS = ("auto", "bf16", "fp32")
 
 
@@ -52,6 +53,8 @@ class Encoder:
     groups: int = 1
     """Groups of ConvBERT's feed-forward layers."""
     dropout: float = 0.0
+    initialisation: str = "bert"
+    """BERT's normal(0, 0.02), or "neighbours", with which short runs learn from context (neighbours.py)."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _complaints(config: Config) -> list[str]:
     named = [
         ("encoder family", encoder.family, FAMILIES), ("objective", objective.name, OBJECTIVES),
         ("decoder design", decoder.design, DESIGNS), ("precision", run.precision, PRECISIONS),
+        ("initialisation", encoder.initialisation, INITIALISATIONS),
     ]
     wrong = [f"{what} {value!r} is unknown; known are {', '.join(known)}." for what, value, known in named if value not in known]
     if wrong:
@@ -200,6 +204,11 @@ def _complaints(config: Config) -> list[str]:
         (objective.name == "mlm" or encoder.family != "bert", "replaced-token detection shares embeddings with a narrower generator; take family \"electra\" or \"convbert\"."),
         (encoder.groups == 1 or round(encoder.hidden_size * objective.generator_width) % encoder.groups == 0 or objective.name == "mlm",
          f"the generator's width, {objective.generator_width} of {encoder.hidden_size}, is no multiple of groups {encoder.groups}."),
+        (encoder.initialisation == "bert" or encoder.family != "convbert", 'initialisation "neighbours" is for BERT and ELECTRA; ConvBERT\'s convolution sees neighbours already.'),
+        (encoder.initialisation == "bert" or encoder.embedding_size in (0, encoder.hidden_size),
+         f'initialisation "neighbours" needs embeddings as wide as the encoder; embedding_size = {encoder.embedding_size}, hidden_size = {encoder.hidden_size}.'),
+        (encoder.initialisation == "bert" or encoder.hidden_size // encoder.heads % 2 == 0,
+         f'initialisation "neighbours" pairs the columns of a head; hidden_size {encoder.hidden_size} over heads {encoder.heads} is odd.'),
         (data.sequence_length >= 8, f"sequence_length = {data.sequence_length} is below 8."),
         (min(run.steps, run.batch_size, run.checkpoint_every, encoder.layers) >= 1, "steps, batch_size, checkpoint_every and layers are at least 1."),
         (0 < objective.mask_rate < 1, f"[objective] mask_rate = {objective.mask_rate} is not between 0 and 1."),

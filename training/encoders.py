@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from training import convbert
+from training import convbert, neighbours
 from training.attention import transformers_name
 from training.config import Config, Encoder
 from training.vocabulary import Vocabulary
@@ -30,15 +30,14 @@ from training.vocabulary import Vocabulary
 def build_encoder(config: Config, vocabulary: Vocabulary) -> PreTrainedModel:
     """The encoder of `config`, freshly drawn from torch's generator."""
     described = encoder_config(config.encoder, vocabulary, config.data.sequence_length)
-    match config.encoder.family:
-        case "bert":
-            return BertModel(described, add_pooling_layer=False)
-        case "electra":
-            return ElectraModel(described)
-        case _:
-            model = ConvBertModel(described)
-            convbert.initialise(model, described)
-            return convbert.mend(model)
+    if config.encoder.family == "convbert":
+        model = ConvBertModel(described)
+        convbert.initialise(model, described)
+        return convbert.mend(model)
+    model = ElectraModel(described) if config.encoder.family == "electra" else BertModel(described, add_pooling_layer=False)
+    if config.encoder.initialisation == "neighbours":
+        neighbours.initialise(model)
+    return model
 
 
 def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> PretrainedConfig:
@@ -66,6 +65,7 @@ def narrowed(shape: Encoder, width: float) -> Encoder:
     return dataclasses.replace(
         shape, hidden_size=round(shape.hidden_size * width / heads) * heads, heads=heads,
         intermediate_size=round(shape.intermediate_size * width), embedding_size=shape.embedding_size or shape.hidden_size,
+        initialisation="bert",    # its layers do not see the positions as the embeddings hold them, but through a projection
     )
 
 

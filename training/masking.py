@@ -16,6 +16,7 @@ from command import BadInput
 from training.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,24 @@ class Fates:
 
 FATES = {"mlm": Fates(hidden=0.8, random=0.1), "rtd": Fates(hidden=0.85, random=0.0)}
 """BERT's for masked language modelling; the released ELECTRA's for its generator."""
+
+
+def loss_without_context(fates: Fates, seen: Counts, due: Counts) -> float:
+    """The least loss, in nats, of one who knows how frequent words are and what stands at a position, and nothing of its neighbours.
+
+    He answers by Bayes' rule: where [MASK] stands with the words' frequencies, where a word stands with
+    the odds that it was left there. `seen` (V) counts the ordinary words that he learns from, `due` (V)
+    those that he must predict.
+    """
+    kept, random = 1 - fates.hidden - fates.random, fates.random / len(seen)
+    known, asked = (seen + 1) / (seen + 1).sum(), due / due.sum()
+    hidden = -asked @ np.log(known)
+    shown = kept * known + random                                            # how often each word is seen, for either reason
+    left = -asked @ np.log((kept + random) * known / shown) if kept else 0.0
+    drawn = 0.0
+    if random:                                                               # once in V times the word drawn is the word due
+        drawn = hidden - np.log(random) + np.mean(np.log(shown)) - np.log(1 + kept / random) / len(seen)
+    return float(fates.hidden * hidden + kept * left + fates.random * drawn)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from training.checkpoint import (
 from training.config import Config, Optimisation, read_config
 from training.corpus import Corpus, prepare
 from training.dice import dice, seed_of
-from training.masking import FATES, Ids, Masked, mask_tokens
+from training.masking import FATES, Fates, Ids, Masked, loss_without_context, mask_tokens
 from training.model import Losses, PretrainingModel, build_model
 
 HELD_OUT_SEQUENCES = 512
@@ -135,7 +135,7 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
             save_pretrained(model, config, corpus.directory, directory)
             write_json(directory / "training.json", {
                 **told, "device": device_name(device), "steps": step, "tokens": step * run.batch_size * length, "flops": flops, "seconds": round(seconds, 1),
-                "training_loss_last_100": log.mean_loss(100), "held_out_loss": final, "unigram_entropy": unigram_entropy(corpus),
+                "training_loss_last_100": log.mean_loss(100), "held_out_loss": final, "loss_without_context": without_context(corpus, config),
                 "held_out_sequences": min(HELD_OUT_SEQUENCES, len(corpus.held_out) // (length - 2)),
                 "sources": json.loads((corpus.directory / "sources.json").read_text()),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
@@ -229,12 +229,14 @@ def step_flops(model: PretrainingModel, corpus: Corpus, config: Config, parts: P
     return int(counter.get_total_flops()) * parts.count
 
 
-def unigram_entropy(corpus: Corpus) -> float:
-    """The loss, in nats, of one who knows how frequent words are and nothing of their neighbours: training frequencies on held-out text."""
-    size = len(corpus.vocabulary)
-    seen, due = (np.bincount(ids, minlength=size).astype(float) for ids in (corpus.ids, corpus.held_out))
-    due[corpus.vocabulary.sep] = 0    # never predicted
-    return float(-(due / due.sum()) @ np.log((seen + 1) / (seen + 1).sum()))
+def without_context(corpus: Corpus, config: Config) -> float | None:
+    """What held_out_loss would be if nothing were learned from words' neighbours; None where the loss is not of words alone."""
+    if config.objective.name != "mlm":
+        return None
+    # MAE-LM's encoder is not shown what stands at a predicted position.
+    fates = Fates(hidden=1.0, random=0.0) if config.decoder.design == "mae" else FATES["mlm"]
+    seen, due = (np.bincount(ids, minlength=len(corpus.vocabulary))[corpus.vocabulary.ordinary] for ids in (corpus.ids, corpus.held_out))
+    return loss_without_context(fates, seen, due)
 
 
 def mean_over_processes(accelerator: Accelerator, losses: Mapping[str, float]) -> dict[str, float]:

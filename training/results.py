@@ -25,17 +25,19 @@ Encoder = tuple[str, int]
 NOTES = """\
 Losses of different designs are of different kinds, so a lower one is not a better encoder: `mix` and `drbert` are read through their
 random mix, `mae` never sees the masked positions' random words, `emd` is told positions once more, and `rtd` is another objective
-(generator's cross-entropy plus 50 × detector's). Equal tokens are not equal work: the column PFLOPs holds the matrix products of all steps.
+(generator's cross-entropy plus 50 × detector's). "Without context" is the least loss of one who knows how frequent words are and what
+stands at the predicted position, which is the word itself one time in ten, and nothing of its neighbours. Equal tokens are not equal work: the column PFLOPs holds the matrix products of all steps.
 Minutes are those of the clock, on a machine that may have done other things meanwhile; they compare no designs (`python -m benchmarks training` does)."""
 
 
 def of_pretraining(design: str, seed: int, folder: Path) -> Record:
     """What one pretraining cost and where its loss ended."""
     told = read_json(folder / "checkpoint/training.json")
+    without = told["loss_without_context"]
     return {
         "design": design, "seed": seed, "objective": told["config"]["objective"]["name"], "tokens": told["tokens"], "steps": told["steps"],
         "flops": told["flops"], "minutes": round(told["seconds"] / 60, 1), "held_out_loss": round(told["held_out_loss"], 4),
-        "unigram_entropy": round(told["unigram_entropy"], 4), "precision": told["precision"], "device": told["device"],
+        "loss_without_context": without and round(without, 4), "precision": told["precision"], "device": told["device"],
         "threads": told["threads"], "folder": folder,
     }
 
@@ -74,12 +76,16 @@ def write(report: Path, experiment: Path, reference: str, tasks: Sequence[Task],
 
 
 def table_of_pretraining(pretrained: Sequence[Record], reference: str) -> list[str]:
-    lines = ["| design | seed | tokens | steps | PFLOPs | minutes | held-out loss, nats | unigrams alone | on |", "|---|--:|--:|--:|--:|--:|--:|--:|---|"]
+    lines = ["| design | seed | tokens | steps | PFLOPs | minutes | held-out loss, nats | without context | on |", "|---|--:|--:|--:|--:|--:|--:|--:|---|"]
     return lines + [
         f"| {r['design']} | {r['seed']} | {r['tokens']:,} | {r['steps']:,} | {r['flops'] / 1e15:.2f} | {r['minutes']:.0f} | "
-        f"{r['held_out_loss']:.3f}{' (rtd)' if r['objective'] == 'rtd' else ''} | {r['unigram_entropy']:.3f} | {r['threads']} thread(s), {r['device']}, {r['precision']} |"
+        f"{r['held_out_loss']:.3f}{' (rtd)' if r['objective'] == 'rtd' else ''} | {_loss(r['loss_without_context'])} | {r['threads']} thread(s), {r['device']}, {r['precision']} |"
         for r in sorted(pretrained, key=lambda r: (r["design"] != reference, r["design"], r["seed"]))
     ]
+
+
+def _loss(nats: float | None) -> str:
+    return "–" if nats is None else f"{nats:.3f}"
 
 
 def table_of_tasks(tasks: Sequence[Task], pretrained: Sequence[Record], finetuned: Sequence[Record]) -> list[str]:

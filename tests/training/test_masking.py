@@ -6,7 +6,7 @@ import pytest
 
 from command import BadInput
 from tests.training.worlds import vocabulary
-from training.masking import FATES, mask_tokens
+from training.masking import FATES, Fates, loss_without_context, mask_tokens
 
 WORDS = vocabulary()
 PIECES = vocabulary(continued=400)
@@ -88,3 +88,16 @@ def test_the_same_seed_masks_the_same() -> None:
 def test_a_row_with_too_little_to_mask_is_an_error() -> None:
     with pytest.raises(BadInput, match="fewer than 1"):
         mask_tokens(np.full((1, 10), WORDS.sep), 0.15, WORDS, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("fates", [*FATES.values(), Fates(hidden=1.0, random=0.0)], ids=["mlm", "rtd", "all hidden"])
+def test_the_loss_without_context_is_that_of_bayes_rule(fates: Fates) -> None:
+    seen, size = np.array([50, 30, 15, 5]), 4
+    p = (seen + 1) / (seen + 1).sum()
+    kept = 1 - fates.hidden - fates.random
+    together = (kept * np.eye(size) + fates.random / size) * p[:, None]     # (due, shown)
+    together = np.column_stack([together, fates.hidden * p])                # and [MASK]
+    answers = together / np.maximum(together.sum(axis=0), 1e-300)
+    due = np.array([40, 40, 15, 5])
+    loss = -sum(due[i] / due.sum() * together[i, j] / p[i] * np.log(answers[i, j]) for i, j in zip(*together.nonzero(), strict=True))
+    assert loss_without_context(fates, seen, due) == pytest.approx(loss)

@@ -1,0 +1,64 @@
+"""
+First weights by which an encoder looks at every word's neighbours from the first step on.
+
+BERT's own, normal(0, 0.02), attend to all positions alike, and millions of tokens go by before the
+layers find out which ones are adjacent; until then the loss stays where words' frequencies alone
+have it. Here the first layer begins as a convolution: head by head it looks one to the left, one
+to the right, two to the left, … . That attention can be a convolution is shown in arXiv 1911.03584;
+that it trains better if it begins as one, in ConViT (arXiv 2103.10697). No parameter is added, and
+none stays as it was: the encoder that comes out is a BERT like any other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+SCORE = 8.0
+"""What a head adds to its neighbour's score at first; e⁸ outweighs a few hundred other positions."""
+GAIN = 0.7
+"""Of the orthogonal value and output matrices."""
+
+
+@torch.no_grad()
+def initialise(encoder: PreTrainedModel) -> None:
+    """Draws the positions and the first layer's attention anew; words, and all else, stay.
+
+    Positions become sines and cosines of evenly spaced frequencies, as strong as the words. They are
+    orthogonal to each other, and a step from one to the next turns every such pair by its own angle:
+    so a query matrix that turns its pairs by δ steps finds the key δ positions on.
+    """
+    positions = encoder.embeddings.position_embeddings.weight                          # (P, D)
+    size, width = positions.shape
+    angles = math.pi * (torch.arange(width // 2) + 0.5) / (width // 2)                 # (D/2), of one step
+    turned = torch.arange(size)[:, None] * angles
+    deviation = float(encoder.embeddings.word_embeddings.weight.std())
+    positions.copy_(math.sqrt(2) * deviation * torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1))
+
+    attention = encoder.encoder.layer[0].attention
+    heads = attention.self.num_attention_heads
+    # A third of what the layer reads is the position (the rest is the word and its segment): 1/3 a column.
+    scale = math.sqrt(3 * SCORE / math.sqrt(width // heads))
+    pairs = torch.randperm(width // 2).view(heads, -1)                                 # (H, d/2), each head's own
+    for weight, steps in ((attention.self.key.weight, 0), (attention.self.query.weight, 1)):
+        weight.copy_(scale * torch.cat([turning(angles, own, steps * offset(head)) for head, own in enumerate(pairs)]))
+    for linear in (attention.self.value, attention.output.dense):
+        nn.init.orthogonal_(linear.weight, GAIN)
+
+
+def offset(head: int) -> int:
+    """-1, 1, -2, 2, -3, …: which neighbour a head looks at, in tokens."""
+    return (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+
+
+def turning(angles: Tensor, pairs: Tensor, steps: int) -> Tensor:
+    """(d, D) The matrix that reads the given pairs (d/2) of columns, turned by as many steps; `angles` (D/2) are one step's."""
+    matrix = torch.zeros(len(pairs), 2, len(angles), 2)
+    rows, turn = torch.arange(len(pairs)), steps * angles[pairs]
+    matrix[rows, 0, pairs, 0] = matrix[rows, 1, pairs, 1] = turn.cos()
+    matrix[rows, 0, pairs, 1] = turn.sin()
+    matrix[rows, 1, pairs, 0] = -turn.sin()
+    return matrix.view(2 * len(pairs), 2 * len(angles))
