@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
+from training import neighbours
 from training.attention import attention
 from training.config import Config
 
@@ -34,6 +35,9 @@ class Decoder(nn.Module):
     def forward(self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator) -> Tensor:
         """The states to predict from, (B, K, D), at `positions` (B, K) of `inputs` (B, L)."""
         raise NotImplementedError
+
+    def look_around(self) -> None:
+        """Begins as neighbours.py has it, for an encoder that does, what meets positions before the encoder has looked around them."""
 
 
 class NoDecoder(Decoder):
@@ -100,10 +104,15 @@ class EnhancedMaskDecoder(Decoder):
 
 
 class MaskedAutoencoder(Decoder):
-    """MAE-LM: the encoder never sees a masked position; blocks on top see them all, as one learnt vector and their place."""
+    """MAE-LM: the encoder never sees a masked position; blocks on top see them all, as one learnt vector and their place.
+
+    That vector goes through the embeddings' LayerNorm, as a word does: beside the encoder's output,
+    which is normalised, a bare position of deviation 0.02 is not heard, and nothing is learned.
+    """
 
     def __init__(self, hidden_size: int, heads: int, intermediate_size: int, layers: int) -> None:
         super().__init__()
+        self.heads = heads
         self.mask = nn.Parameter(torch.zeros(hidden_size))
         self.layer = nn.ModuleList(TransformerBlock(hidden_size, heads, intermediate_size) for _ in range(layers))
 
@@ -112,11 +121,16 @@ class MaskedAutoencoder(Decoder):
         masked = torch.zeros_like(inputs).scatter(1, positions, 1)                     # (B, L)
         kept = masked.argsort(dim=1, stable=True)[:, : length - positions.shape[1]]    # (B, L-K), ascending
         seen = encode(encoder, inputs.gather(1, kept), kept)                           # (B, L-K, D)
-        filled = self.mask + encoder.embeddings.position_embeddings(positions)         # (B, K, D)
+        placed = self.mask + encoder.embeddings.position_embeddings(positions)
+        filled = encoder.embeddings.LayerNorm(placed)                                  # (B, K, D)
         whole = seen.new_zeros(rows, length, seen.shape[2])
         whole = whole.scatter(1, kept[..., None].expand_as(seen), seen)
         whole = whole.scatter(1, positions[..., None].expand_as(filled), filled.to(seen.dtype))
         return through(self.layer, whole, positions)
+
+    def look_around(self) -> None:
+        # The encoder's output holds less of a position than what it read: twice the score.
+        neighbours.look_around(self.layer[0].attention, self.heads, 2 * neighbours.SCORE)
 
 
 class TransformerBlock(nn.Module):

@@ -73,6 +73,8 @@ class MaskedLanguageModel(nn.Module):
         torch.manual_seed(seed_of(seed, "scaffolding"))
         self.pretraining_decoder = build_decoder(config)
         initialise(self.pretraining_decoder)
+        if shape.initialisation == "neighbours":
+            self.pretraining_decoder.look_around()
 
     @property
     def encoder(self) -> PreTrainedModel:

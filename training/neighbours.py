@@ -12,6 +12,7 @@ none stays as it was: the encoder that comes out is a BERT like any other.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +34,30 @@ def initialise(encoder: PreTrainedModel) -> None:
     """
     positions = encoder.embeddings.position_embeddings.weight                          # (P, D)
     size, width = positions.shape
-    angles = math.pi * (torch.arange(width // 2) + 0.5) / (width // 2)                 # (D/2), of one step
-    turned = torch.arange(size)[:, None] * angles
+    turned = torch.arange(size)[:, None] * angles(width)                               # (P, D/2)
     deviation = float(encoder.embeddings.word_embeddings.weight.std())
     positions.copy_(math.sqrt(2) * deviation * torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1))
-
     attention = encoder.encoder.layer[0].attention
-    heads = attention.self.num_attention_heads
-    # A third of what the layer reads is the position (the rest is the word and its segment): 1/3 a column.
-    scale = math.sqrt(3 * SCORE / math.sqrt(width // heads))
+    look_around(attention, attention.self.num_attention_heads)
+
+
+@torch.no_grad()
+def look_around(attention: Any, heads: int, score: float = SCORE) -> None:
+    """Draws the matrices of a BERT layer's attention so that each head looks at one neighbour."""
+    query, key, value, output = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
+    width = query.in_features
+    # A third of what the first layer reads is the position (the rest is the word and its segment): 1/3 a column.
+    scale = math.sqrt(3 * score / math.sqrt(width // heads))
     pairs = torch.randperm(width // 2).view(heads, -1)                                 # (H, d/2), each head's own
-    for weight, steps in ((attention.self.key.weight, 0), (attention.self.query.weight, 1)):
-        weight.copy_(scale * torch.cat([turning(angles, own, steps * offset(head)) for head, own in enumerate(pairs)]))
-    for linear in (attention.self.value, attention.output.dense):
+    query.weight.copy_(scale * torch.cat([turning(own, offset(head), width) for head, own in enumerate(pairs)]))
+    key.weight.copy_(scale * torch.cat([turning(own, 0, width) for own in pairs]))
+    for linear in (value, output):
         nn.init.orthogonal_(linear.weight, GAIN)
+
+
+def angles(width: int) -> Tensor:
+    """(D/2) By which the pairs of columns turn from one position to the next."""
+    return math.pi * (torch.arange(width // 2) + 0.5) / (width // 2)
 
 
 def offset(head: int) -> int:
@@ -54,11 +65,11 @@ def offset(head: int) -> int:
     return (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
 
 
-def turning(angles: Tensor, pairs: Tensor, steps: int) -> Tensor:
-    """(d, D) The matrix that reads the given pairs (d/2) of columns, turned by as many steps; `angles` (D/2) are one step's."""
-    matrix = torch.zeros(len(pairs), 2, len(angles), 2)
-    rows, turn = torch.arange(len(pairs)), steps * angles[pairs]
+def turning(pairs: Tensor, steps: int, width: int) -> Tensor:
+    """(d, D) The matrix that reads the given pairs (d/2) of D columns, turned by as many steps."""
+    matrix = torch.zeros(len(pairs), 2, width // 2, 2)
+    rows, turn = torch.arange(len(pairs)), steps * angles(width)[pairs]
     matrix[rows, 0, pairs, 0] = matrix[rows, 1, pairs, 1] = turn.cos()
     matrix[rows, 0, pairs, 1] = turn.sin()
     matrix[rows, 1, pairs, 0] = -turn.sin()
-    return matrix.view(2 * len(pairs), 2 * len(angles))
+    return matrix.view(2 * len(pairs), width)

@@ -8,6 +8,7 @@ import torch
 from tests.training.worlds import CONFIGS, vocabulary
 from training.config import read_config
 from training.encoders import build_encoder
+from training.model import build_model
 
 WORDS = vocabulary()
 
@@ -40,3 +41,12 @@ def test_the_words_are_those_of_berts_initialisation() -> None:
     assert {name.removeprefix("encoder.layer.0.attention.") for name in changed} == {
         "embeddings.position_embeddings.weight", "self.query.weight", "self.key.weight", "self.value.weight", "output.dense.weight",
     }
+
+
+def test_a_decoder_that_meets_positions_by_itself_begins_by_looking_around_too() -> None:
+    told = read_config(CONFIGS / "mae-mini.toml")
+    first = build_model(told, WORDS).pretraining_decoder.layer[0].attention
+    as_bert = build_model(dataclasses.replace(told, encoder=dataclasses.replace(told.encoder, initialisation="bert")), WORDS)
+    assert as_bert.pretraining_decoder.layer[0].attention.self.key.weight.std() < 0.03
+    # Each column of a pair is read by one head.
+    assert (first.self.key.weight != 0).sum(dim=0).eq(1).all()
