@@ -107,7 +107,7 @@ def _learned(pre: dict[str, Any], objective: str) -> str:
     if objective != "mlm":
         return ""
     without, came = pre["loss_without_context"], pre["held_out_loss"]
-    return f"Whoever knows nothing of\nwords' neighbours has a loss of {without:.2f} nats at least; it came to {came:.2f}. "
+    return f"To know nothing of words'\nneighbours is a loss of {without:.2f} nats at least; it came to {came:.2f}. "
 
 
 def _decoder(design: dict[str, Any]) -> str:
