@@ -7,6 +7,7 @@ Draws the losses of pretraining runs over the tokens they saw.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,12 +29,14 @@ SHOWN_FROM = 0.1
 def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
     """An SVG with a panel for each kind of loss, in it a colour for each name and a line for each of its runs.
 
-    Training loss as a line, a dash for each run of a name; held-out loss as points.
+    Training loss as a line, a dash for each run of a name; held-out loss as points. A grey line stands where
+    a finished run would be that learned nothing from context.
     """
     mpl.rcParams["svg.hashsalt"] = "losses"    # the same numbers, the same file
     figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
     for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         shown: list[float] = []
+        levels: set[float] = set()
         for name, colour, dash, folder in styled(named):
             tokens, loss, held_out = read_log(folder / "log.csv")
             window = max(1, round(SMOOTHED_OVER * len(loss)))
@@ -42,6 +45,10 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
             there = ~np.isnan(held_out)
             axes.plot(tokens[there] / 1e6, held_out[there], "o", color=colour, markersize=3)
             shown += [*smooth[round(SHOWN_FROM * len(smooth)) :], *held_out[there]]
+            levels |= {round(level, 3) for level in without_context(folder)}
+        for i, level in enumerate(sorted(levels)):
+            axes.axhline(level, color="0.6", linewidth=1, label="_nolegend_" if i else "without context", zorder=0)
+        shown += levels
         room = 0.05 * (max(shown) - min(shown)) or 1.0
         axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out", ylim=(min(shown) - room, max(shown) + room))
         axes.legend(frameon=False)
@@ -55,6 +62,13 @@ def styled(named: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, str, str,
         for j, folder in enumerate(folders):
             label = "_nolegend_" if j else name if len(folders) == 1 else f"{name}, {len(folders)} seeds"
             yield label, COLOURS[i % len(COLOURS)], DASHES[(j or i // len(COLOURS)) % len(DASHES)], folder
+
+
+def without_context(folder: Path) -> list[float]:
+    """The run's own loss_without_context, if it is finished and has one."""
+    told = folder / "checkpoint/training.json"
+    found = json.loads(told.read_text()).get("loss_without_context") if told.is_file() else None
+    return [] if found is None else [found]
 
 
 def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

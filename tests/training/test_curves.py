@@ -16,6 +16,7 @@ def test_runs_are_drawn_together_and_the_same_each_time(tmp_path: Path) -> None:
     for out in ("first.svg", "second.svg"):
         assert main([str(tmp_path / "none"), str(tmp_path / "drbert"), "--out", str(tmp_path / out)]) == 0
     assert (tmp_path / "first.svg").read_text() == (tmp_path / "second.svg").read_text()
+    assert "without context" in (tmp_path / "first.svg").read_text()
 
 
 def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
