@@ -183,6 +183,12 @@ def _complaints(config: Config) -> list[str]:
         ("initialisation", encoder.initialisation, INITIALISATIONS),
     ]
     wrong = [f"{what} {value!r} is unknown; known are {', '.join(known)}." for what, value, known in named if value not in known]
+    counts = {
+        "layers": encoder.layers, "hidden_size": encoder.hidden_size, "heads": encoder.heads, "intermediate_size": encoder.intermediate_size,
+        "groups": encoder.groups, "kernel_size": encoder.kernel_size, "steps": run.steps, "batch_size": run.batch_size,
+        "accumulate": run.accumulate, "checkpoint_every": run.checkpoint_every,
+    }
+    wrong += [f"{what} = {value} is not 1 at least." for what, value in counts.items() if value < 1]
     if wrong:
         return wrong
     checks = [
@@ -207,14 +213,20 @@ def _complaints(config: Config) -> list[str]:
         (encoder.initialisation == "bert" or encoder.family != "convbert", 'initialisation "neighbours" is for BERT and ELECTRA; ConvBERT\'s convolution sees neighbours already.'),
         (encoder.initialisation == "bert" or encoder.embedding_size in (0, encoder.hidden_size),
          f'initialisation "neighbours" needs embeddings as wide as the encoder; embedding_size = {encoder.embedding_size}, hidden_size = {encoder.hidden_size}.'),
+        (encoder.initialisation == "bert" or data.sequence_length <= encoder.hidden_size,
+         f'initialisation "neighbours" tells as many positions apart as there are columns; sequence_length = {data.sequence_length}, hidden_size = {encoder.hidden_size}.'),
         (encoder.initialisation == "bert" or encoder.hidden_size // encoder.heads % 2 == 0,
          f'initialisation "neighbours" pairs the columns of a head; hidden_size {encoder.hidden_size} over heads {encoder.heads} is odd.'),
         (data.sequence_length >= 8, f"sequence_length = {data.sequence_length} is below 8."),
-        (min(run.steps, run.batch_size, run.checkpoint_every, encoder.layers) >= 1, "steps, batch_size, checkpoint_every and layers are at least 1."),
+        (run.warmup_steps < run.steps, f"warmup_steps = {run.warmup_steps} leaves nothing of {run.steps} steps."),
+        (run.seed >= 0, f"seed = {run.seed} is negative."),
+        (0 <= encoder.dropout < 1, f"dropout = {encoder.dropout} is no probability below 1."),
+        (objective.name == "mlm" or round(encoder.hidden_size * objective.generator_width) >= 2,
+         f"generator_width = {objective.generator_width} of hidden_size {encoder.hidden_size} leaves no generator."),
         (0 < objective.mask_rate < 1, f"[objective] mask_rate = {objective.mask_rate} is not between 0 and 1."),
         (0 < objective.generator_width <= 1, f"[objective] generator_width = {objective.generator_width} is no share of the encoder's width."),
         (0 <= decoder.unmasked_first <= 1, f"[decoder] unmasked_first = {decoder.unmasked_first} is no probability."),
         (0 <= decoder.decoder_share <= 1, f"[decoder] decoder_share = {decoder.decoder_share} is no probability."),
-        (run.accumulate >= 1 and run.batch_size % run.accumulate == 0, f"batch_size {run.batch_size} is no multiple of accumulate {run.accumulate}."),
+        (run.batch_size % run.accumulate == 0, f"batch_size {run.batch_size} is no multiple of accumulate {run.accumulate}."),
     ]
     return [message for holds, message in checks if not holds]

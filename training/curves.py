@@ -36,7 +36,7 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
     figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
     for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         shown: list[float] = []
-        levels: set[float] = set()
+        levels: dict[float, list[str]] = {}
         for name, colour, dash, folder in styled(named):
             tokens, loss, held_out = read_log(folder / "log.csv")
             window = max(1, round(SMOOTHED_OVER * len(loss)))
@@ -45,9 +45,13 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
             there = ~np.isnan(held_out)
             axes.plot(tokens[there] / 1e6, held_out[there], "o", color=colour, markersize=3)
             shown += [*smooth[round(SHOWN_FROM * len(smooth)) :], *held_out[there]]
-            levels |= {round(level, 3) for level in without_context(folder)}
-        for i, level in enumerate(sorted(levels)):
-            axes.axhline(level, color="0.6", linewidth=1, label="_nolegend_" if i else "without context", zorder=0)
+            for level in without_context(folder):
+                if name not in (whose := levels.setdefault(round(level, 2), [])):
+                    whose.append(name)
+        for level, whose in sorted(levels.items()):
+            axes.axhline(level, color="0.6", linewidth=1, zorder=0)
+            few = f": {', '.join(whose)}" if len(whose) < len(named) / 2 else ""
+            axes.annotate(f"without context{few}", (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize="small", color="0.4")
         shown += levels
         room = 0.05 * (max(shown) - min(shown)) or 1.0
         axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out", ylim=(min(shown) - room, max(shown) + room))
@@ -65,10 +69,10 @@ def styled(named: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, str, str,
 
 
 def without_context(folder: Path) -> list[float]:
-    """The run's own loss_without_context, if it is finished and has one."""
+    """The run's own loss_without_context, if it is finished, has one, and it is its whole loss."""
     told = folder / "checkpoint/training.json"
-    found = json.loads(told.read_text()).get("loss_without_context") if told.is_file() else None
-    return [] if found is None else [found]
+    found = json.loads(told.read_text()) if told.is_file() else {}
+    return [found["loss_without_context"]] if "loss_without_context" in found and not found.get("held_out_parts") else []
 
 
 def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,7 +80,10 @@ def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not path.is_file():
         raise Unavailable(f"{path} does not exist; name folders of training.pretrain.")
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        # A run that goes on may have written half of its last row.
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    if not rows:
+        raise Unavailable(f"{path} has no step yet.")
     return (
         np.array([float(row["tokens"]) for row in rows]), np.array([float(row["loss"]) for row in rows]),
         np.array([float(row["held_out_loss"] or "nan") for row in rows]),

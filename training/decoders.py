@@ -36,8 +36,8 @@ class Decoder(nn.Module):
         """The states to predict from, (B, K, D), at `positions` (B, K) of `inputs` (B, L)."""
         raise NotImplementedError
 
-    def look_around(self) -> None:
-        """Begins as neighbours.py has it, for an encoder that does, what meets positions before the encoder has looked around them."""
+    def initialise_neighbours(self) -> None:
+        """Called where the encoder's first weights are those of neighbours.py; a decoder that mixes places itself begins so too."""
 
 
 class NoDecoder(Decoder):
@@ -106,8 +106,8 @@ class EnhancedMaskDecoder(Decoder):
 class MaskedAutoencoder(Decoder):
     """MAE-LM: the encoder never sees a masked position; blocks on top see them all, as one learnt vector and their place.
 
-    That vector goes through the embeddings' LayerNorm, as a word does: beside the encoder's output,
-    which is normalised, a bare position of deviation 0.02 is not heard, and nothing is learned.
+    That vector goes through the embeddings' LayerNorm, as a word does, so that it is as large as the
+    encoder's output beside it.
     """
 
     def __init__(self, hidden_size: int, heads: int, intermediate_size: int, layers: int) -> None:
@@ -128,9 +128,9 @@ class MaskedAutoencoder(Decoder):
         whole = whole.scatter(1, positions[..., None].expand_as(filled), filled.to(seen.dtype))
         return through(self.layer, whole, positions)
 
-    def look_around(self) -> None:
-        # The encoder's output holds less of a position than what it read: twice the score.
-        neighbours.look_around(self.layer[0].attention, self.heads, 2 * neighbours.SCORE)
+    def initialise_neighbours(self) -> None:
+        # A masked place is position alone and the encoder's output holds little of it; twice the score was tried and learns.
+        neighbours.initialise_attention(self.layer[0].attention, self.heads, 2 * neighbours.SCORE)
 
 
 class TransformerBlock(nn.Module):

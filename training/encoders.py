@@ -65,7 +65,7 @@ def narrowed(shape: Encoder, width: float) -> Encoder:
     return dataclasses.replace(
         shape, hidden_size=round(shape.hidden_size * width / heads) * heads, heads=heads,
         intermediate_size=round(shape.intermediate_size * width), embedding_size=shape.embedding_size or shape.hidden_size,
-        initialisation="bert",    # its layers do not see the positions as the embeddings hold them, but through a projection
+        initialisation="bert",    # a projection stands between its layers and the positions
     )
 
 

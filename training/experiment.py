@@ -85,6 +85,8 @@ class Finetuning:
 @dataclass(frozen=True)
 class Experiment:
     path: Path
+    history: str
+    """What was tried before this experiment was as it is, for the report."""
     reference: str
     tasks: tuple[Task, ...]
     pretrainings: tuple[Pretraining, ...]
@@ -99,12 +101,15 @@ def read_experiment(path: Path) -> Experiment:
         raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
-    keys = {"tasks", "finetuning_seeds", "reference", "steps", "epochs", "pretraining"}
+    keys = {"tasks", "finetuning_seeds", "reference", "steps", "epochs", "history", "pretraining"}
     for key in sorted(told.keys() - keys):
         raise BadInput(f"{path} has no key {key!r}; known are {', '.join(sorted(keys))}.")
-    for key in sorted(keys - told.keys() - {"steps", "epochs"}):
+    for key in sorted(keys - told.keys() - {"steps", "epochs", "history"}):
         raise BadInput(f"{path} lacks the key {key!r}.")
     tasks = tuple(task_named(name) for name in told["tasks"])
+    for design, of in told["pretraining"].items():
+        if not isinstance(of, dict) or of.keys() != {"config", "seeds"}:
+            raise BadInput(f"{path}: [pretraining] {design} is {of!r}; it takes a config and seeds, and nothing else.")
     budget = {"steps": told["steps"]} if "steps" in told else {}
     pretrainings = tuple(
         Pretraining(design, seed, with_optimisation(read_config(CONFIGS / of["config"]), {**budget, "seed": seed}, path))
@@ -113,11 +118,13 @@ def read_experiment(path: Path) -> Experiment:
     if told["reference"] not in told["pretraining"]:
         raise BadInput(f"{path}: reference {told['reference']!r} is none of {', '.join(told['pretraining'])}.")
     epochs = told.get("epochs", {})
+    for name in sorted(epochs.keys() - set(told["tasks"])):
+        raise BadInput(f"{path}: [epochs] {name} is none of the tasks, {', '.join(told['tasks'])}.")
     finetunings = tuple(
         Finetuning(encoder, task, Recipe(epochs=epochs.get(task.name, task.epochs), seed=seed))
         for seed in told["finetuning_seeds"] for encoder in pretrainings for task in tasks
     )
-    return Experiment(path, told["reference"], tasks, pretrainings, finetunings)
+    return Experiment(path, told.get("history", ""), told["reference"], tasks, pretrainings, finetunings)
 
 
 def carry_out(experiment: Experiment, data: Path, out: Path) -> None:
@@ -178,7 +185,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_experiment(given.experiment)
     if given.report is not None:
         pretrained, finetuned = records(experiment, given.out)
-        results.write(given.report, experiment.path, experiment.reference, experiment.tasks, len(experiment.finetunings), pretrained, finetuned)
+        results.write(given.report, experiment.path, experiment.history, experiment.reference, experiment.tasks, len(experiment.finetunings), pretrained, finetuned)
         print(f"{given.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders, {len(finetuned)} of {len(experiment.finetunings)} classifiers")
         return 0
     if given.threads:

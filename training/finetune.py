@@ -161,12 +161,15 @@ def training_arguments(recipe: Recipe, steps: int, scratch: str) -> TrainingArgu
     # Renamed in transformers 5.
     old = "group_by_length" in {field.name for field in fields(TrainingArguments)}
     grouped: dict[str, Any] = {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
-    return TrainingArguments(
+    told = TrainingArguments(
         output_dir=scratch, num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=64,
         learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, warmup_steps=max(1, round(recipe.warmup_share * steps)),
         max_grad_norm=1.0, optim="adamw_torch_fused", seed=recipe.seed, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to=[],
         dataloader_pin_memory=False, **grouped,
     )
+    if told.n_gpu > 1:
+        told._n_gpu = 1    # transformers would take batch_size for that of each GPU, and several times as large a step
+    return told
 
 
 def build_classifier(
@@ -178,7 +181,8 @@ def build_classifier(
         **known, "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "regression" if task.kind == "regression" else "single_label_classification",
         "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "classifier_dropout": dropout,
-        "attn_implementation": transformers_name(),
+        # transformers refuses the others' models by that name where they know no other attention than their own.
+        **({"attn_implementation": transformers_name()} if known["model_type"] == "bert" else {}),
     })
     model = AutoModelForSequenceClassification.from_config(config)
     prefix = f"{model.base_model_prefix}."

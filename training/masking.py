@@ -32,11 +32,11 @@ FATES = {"mlm": Fates(hidden=0.8, random=0.1), "rtd": Fates(hidden=0.85, random=
 
 
 def loss_without_context(fates: Fates, seen: Counts, due: Counts) -> float:
-    """The least loss, in nats, of one who knows how frequent words are and what stands at a position, and nothing of its neighbours.
+    """The loss, in nats, of a model that knows how frequent words are and what stands at a position, and nothing of its neighbours.
 
-    He answers by Bayes' rule: where [MASK] stands with the words' frequencies, where a word stands with
-    the odds that it was left there. `seen` (V) counts the ordinary words that he learns from, `due` (V)
-    those that he must predict.
+    It answers by Bayes' rule: where [MASK] stands, with the words' frequencies; where a word stands, with
+    the odds that it was left there. `seen` (V) counts the ordinary words that it learns from, `due` (V)
+    those that it must predict.
     """
     kept, random = 1 - fates.hidden - fates.random, fates.random / len(seen)
     known, asked = (seen + 1) / (seen + 1).sum(), due / due.sum()

@@ -74,7 +74,7 @@ class MaskedLanguageModel(nn.Module):
         self.pretraining_decoder = build_decoder(config)
         initialise(self.pretraining_decoder)
         if shape.initialisation == "neighbours":
-            self.pretraining_decoder.look_around()
+            self.pretraining_decoder.initialise_neighbours()
 
     @property
     def encoder(self) -> PreTrainedModel:

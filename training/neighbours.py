@@ -1,12 +1,9 @@
 """
-First weights by which an encoder looks at every word's neighbours from the first step on.
+First weights by which an encoder attends to every word's neighbours from the first step on.
 
-BERT's own, normal(0, 0.02), attend to all positions alike, and millions of tokens go by before the
-layers find out which ones are adjacent; until then the loss stays where words' frequencies alone
-have it. Here the first layer begins as a convolution: head by head it looks one to the left, one
-to the right, two to the left, … . That attention can be a convolution is shown in arXiv 1911.03584;
-that it trains better if it begins as one, in ConViT (arXiv 2103.10697). No parameter is added, and
-none stays as it was: the encoder that comes out is a BERT like any other.
+BERT's own attend to all positions alike. Here the first layer begins as a convolution: head by head
+one to the left, one to the right, two to the left, … . Attention can be a convolution (arXiv
+1911.03584), and trains better if it begins as one (ConViT, arXiv 2103.10697). No parameter is added.
 """
 
 from __future__ import annotations
@@ -19,18 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SCORE = 8.0
-"""What a head adds to its neighbour's score at first; e⁸ outweighs a few hundred other positions."""
+"""What a head adds to its neighbour's score at first: with 64 columns a head most of its attention among 128 positions, less among more."""
 GAIN = 0.7
-"""Of the orthogonal value and output matrices."""
+"""Of the orthogonal value and output matrices; together they add half of what a neighbour holds to what stands there."""
 
 
 @torch.no_grad()
 def initialise(encoder: PreTrainedModel) -> None:
     """Draws the positions and the first layer's attention anew; words, and all else, stay.
 
-    Positions become sines and cosines of evenly spaced frequencies, as strong as the words. They are
-    orthogonal to each other, and a step from one to the next turns every such pair by its own angle:
-    so a query matrix that turns its pairs by δ steps finds the key δ positions on.
+    Positions become sines and cosines of evenly spaced frequencies, as strong as the words. As many of them
+    as there are columns are orthogonal to each other, and a step from one to the next turns every such pair
+    by its own angle: so a query matrix that turns its pairs by δ steps finds the key δ positions on.
     """
     positions = encoder.embeddings.position_embeddings.weight                          # (P, D)
     size, width = positions.shape
@@ -38,15 +35,18 @@ def initialise(encoder: PreTrainedModel) -> None:
     deviation = float(encoder.embeddings.word_embeddings.weight.std())
     positions.copy_(math.sqrt(2) * deviation * torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1))
     attention = encoder.encoder.layer[0].attention
-    look_around(attention, attention.self.num_attention_heads)
+    initialise_attention(attention, attention.self.num_attention_heads)
 
 
 @torch.no_grad()
-def look_around(attention: Any, heads: int, score: float = SCORE) -> None:
-    """Draws the matrices of a BERT layer's attention so that each head looks at one neighbour."""
+def initialise_attention(attention: Any, heads: int, score: float = SCORE) -> None:
+    """Draws the matrices of a BERT layer's attention so that each head attends to one neighbour.
+
+    `score` is what the neighbour's is, where a third of a state's variance is its position.
+    """
     query, key, value, output = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
     width = query.in_features
-    # A third of what the first layer reads is the position (the rest is the word and its segment): 1/3 a column.
+    # What the first layer reads is word, segment and position, all alike: the position has 1/3 a column.
     scale = math.sqrt(3 * score / math.sqrt(width // heads))
     pairs = torch.randperm(width // 2).view(heads, -1)                                 # (H, d/2), each head's own
     query.weight.copy_(scale * torch.cat([turning(own, offset(head), width) for head, own in enumerate(pairs)]))

@@ -114,8 +114,8 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
             step += 1
             tokens, seconds = step * run.batch_size * length, time.monotonic() - started
             due = step % run.checkpoint_every == 0 or step == run.steps
-            held_out = held_out_loss(model, corpus, config, device) if due and writes else None
-            log.add(step, tokens, seconds, rate, losses, held_out)
+            held_out = held_out_losses(model, corpus, config, device) if due and writes else None
+            log.add(step, tokens, seconds, rate, losses, held_out["loss"] if held_out else None)
             bar.update()
             bar.set_postfix(loss=f"{losses['loss']:.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False)
             stopping = any_process(accelerator, stop())
@@ -129,18 +129,19 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
                 raise KeyboardInterrupt
 
     if writes:
-        final = held_out_loss(model, corpus, config, device) if held_out is None else held_out
+        final = held_out_losses(model, corpus, config, device) if held_out is None else held_out
         flops = step * step_flops(model, corpus, config, parts, device)
         with written_whole(out / "checkpoint") as directory:
             save_pretrained(model, config, corpus.directory, directory)
             write_json(directory / "training.json", {
                 **told, "device": device_name(device), "steps": step, "tokens": step * run.batch_size * length, "flops": flops, "seconds": round(seconds, 1),
-                "training_loss_last_100": log.mean_loss(100), "held_out_loss": final, "loss_without_context": without_context(corpus, config),
-                "held_out_sequences": min(HELD_OUT_SEQUENCES, len(corpus.held_out) // (length - 2)),
+                "training_loss_last_100": log.mean_loss(100), "held_out_loss": final["loss"], "held_out_parts": {part: final[part] for part in model.parts},
+                "loss_without_context": without_context(corpus, config),
+                "held_out_sequences": sum(len(masked.inputs) for masked in held_out_batches(corpus, config)),
                 "sources": json.loads((corpus.directory / "sources.json").read_text()),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
             })
-        print(f"{out / 'checkpoint'}: {step * run.batch_size * length:,} tokens in {seconds:,.0f} s, held-out loss {final:.3f}")
+        print(f"{out / 'checkpoint'}: {step * run.batch_size * length:,} tokens in {seconds:,.0f} s, held-out loss {final['loss']:.3f}")
     accelerator.wait_for_everyone()
 
 
@@ -164,13 +165,22 @@ def restore(
     if saved.exists():
         progress = read_progress(saved)
         for what, now in told.items():
-            if progress[what] != now:
-                raise BadInput(f"{saved.parent} was begun with another {what}; go on with the one it was begun with, or give another --out.")
+            before = progress.get(what)
+            if before != now:
+                raise BadInput(f"{saved.parent} was begun with another {what}, {difference(before, now)}; go on with the one it was begun with, or give another --out.")
         load_progress(saved, model, optimiser)
         step, seconds = progress["step"], progress["seconds"]
     if any_process(accelerator, step != first_process_says(accelerator, step)):
         raise BadInput(f"The processes find different progress in {saved.parent}; it must be one folder, shared by all hosts.")
     return step, seconds
+
+
+def difference(before: Any, now: Any) -> str:
+    """The first thing that differs, by name where it is within tables."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return f"{name} {difference(before.get(name), now.get(name))}"
+    return f"{before!r} and not {now!r}"
 
 
 class Parts:
@@ -209,15 +219,19 @@ def forward(model: nn.Module, masked: Masked, dice: torch.Generator, device: tor
 
 
 @torch.no_grad()
-def held_out_loss(model: PretrainingModel, corpus: Corpus, config: Config, device: torch.device) -> float:
-    """The loss on unseen text, through the whole model as it is trained; the masks are the same at every call."""
+def held_out_losses(model: PretrainingModel, corpus: Corpus, config: Config, device: torch.device) -> dict[str, float]:
+    """The losses on unseen text, through the whole model as it is trained; the masks are the same at every call."""
     model.eval()
-    losses, size = [], config.optimisation.batch_size // config.optimisation.accumulate
-    for i, ids in enumerate(corpus.held_out_batches(size, max(1, HELD_OUT_SEQUENCES // size))):
-        masked = mask(corpus, config, ids, np.random.default_rng([7, i]))
-        losses.append(forward(model, masked, dice(7, "held out", i), device)["loss"].item())
+    found = [forward(model, masked, dice(7, "held out", i), device) for i, masked in enumerate(held_out_batches(corpus, config))]
     model.train()
-    return sum(losses) / len(losses)
+    return {name: sum(losses[name].item() for losses in found) / len(found) for name in found[0]}
+
+
+def held_out_batches(corpus: Corpus, config: Config) -> Iterator[Masked]:
+    """Some HELD_OUT_SEQUENCES unseen sequences, in parts as large as a step's."""
+    size = config.optimisation.batch_size // config.optimisation.accumulate
+    for i, ids in enumerate(corpus.held_out_batches(size, max(1, HELD_OUT_SEQUENCES // size))):
+        yield mask(corpus, config, ids, np.random.default_rng([7, i]))
 
 
 def step_flops(model: PretrainingModel, corpus: Corpus, config: Config, parts: Parts, device: torch.device) -> int:
@@ -229,13 +243,15 @@ def step_flops(model: PretrainingModel, corpus: Corpus, config: Config, parts: P
     return int(counter.get_total_flops()) * parts.count
 
 
-def without_context(corpus: Corpus, config: Config) -> float | None:
-    """What held_out_loss would be if nothing were learned from words' neighbours; None where the loss is not of words alone."""
-    if config.objective.name != "mlm":
-        return None
+def without_context(corpus: Corpus, config: Config) -> float:
+    """What the held-out loss would be, by the training text's frequencies, if nothing were learned from words' neighbours.
+
+    Of replaced-token detection it is the generator's loss.
+    """
     # MAE-LM's encoder is not shown what stands at a predicted position.
-    fates = Fates(hidden=1.0, random=0.0) if config.decoder.design == "mae" else FATES["mlm"]
-    seen, due = (np.bincount(ids, minlength=len(corpus.vocabulary))[corpus.vocabulary.ordinary] for ids in (corpus.ids, corpus.held_out))
+    fates = Fates(hidden=1.0, random=0.0) if config.decoder.design == "mae" else FATES[config.objective.name]
+    targets = np.concatenate([masked.targets.ravel() for masked in held_out_batches(corpus, config)])
+    seen, due = (np.bincount(ids, minlength=len(corpus.vocabulary))[corpus.vocabulary.ordinary] for ids in (corpus.ids, targets))
     return loss_without_context(fates, seen, due)
 
 
@@ -303,11 +319,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """bf16 where `auto` finds it native: on processors that emulate it, it is slower than fp32."""
+    """bf16 where `auto` finds it native: where it is emulated, it is slower than fp32."""
     if asked != "auto":
         return asked
-    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device.type == "cuda" or cpu else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -37,6 +37,12 @@ from training.config import read_config
         ("[data]\ncolour = 1", "no key 'colour'"),
         ("[colour]\nx = 1", r"unknown section \[colour\]"),
         ('[encoder]\nlayers = "two"', "is not of type int"),
+        ("[encoder]\nheads = 0", "heads = 0 is not 1 at least"),
+        ("[optimisation]\nsteps = 100", "warmup_steps = 200 leaves nothing of 100 steps"),
+        ("[optimisation]\nseed = -1", "seed = -1 is negative"),
+        ("[encoder]\ndropout = 1.5", "dropout = 1.5 is no probability"),
+        ('[objective]\nname = "rtd"\ngenerator_width = 0.001\n[encoder]\nfamily = "electra"', "generator_width = 0.001 of hidden_size 256 leaves no generator"),
+        ("[data]\nsequence_length = 512", "as many positions apart as there are columns; sequence_length = 512, hidden_size = 256"),
         ("[", "is not TOML"),
     ],
 )

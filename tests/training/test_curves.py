@@ -20,6 +20,10 @@ def test_runs_are_drawn_together_and_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/log.csv").write_text("step,tokens,loss,held_out_loss\n")
+    with pytest.raises(Unavailable, match=r"log\.csv has no step yet"):
+        main([str(tmp_path / "begun"), "--out", str(tmp_path / "x.svg")])
     with pytest.raises(Unavailable, match=r"log\.csv does not exist"):
         main([str(tmp_path), "--out", str(tmp_path / "x.svg")])
 

@@ -82,7 +82,8 @@ def test_results_of_another_recipe_are_not_mixed_in(done: tuple[Path, Path], dat
 @pytest.mark.parametrize(("before", "after", "words"), [
     ("reference", "referenze", "no key 'referenze'"), ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
     ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"), ("tasks", "[", "is not TOML"),
-    ("[epochs]", "steps = 0\n[epochs]", "steps, .* are at least 1"), ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
+    ("stsb = 1", "rte = 1", "rte is none of the tasks, sst2, stsb"), ('", seeds = [1] }', '" }', "drbert is .* it takes a config and seeds"),
+    ("[epochs]", "steps = 0\n[epochs]", "steps = 0 is not 1 at least"), ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
 ])
 def test_a_wrong_experiment_is_refused_by_name(tmp_path: Path, before: str, after: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
@@ -127,6 +128,7 @@ def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
     noisy = runs("none", 1, 0.70) + runs("none", 2, 0.74) + runs("drbert", 1, 0.76)
     assert results.conclusion(tasks, "none", noisy)[-1].endswith("no difference can be told.")
     # t of one degree of freedom is 12.7: only what is far beyond the spread is told.
+    assert results.conclusion(tasks, "none", noisy)[0].startswith("The mean over the tasks and the fine-tuning seeds 0 moves")
     calm = runs("none", 1, 0.700) + runs("none", 2, 0.701) + runs("drbert", 1, 0.76)
     assert results.conclusion(tasks, "none", calm)[-1].endswith("better.")
     assert results.conclusion(tasks, "none", runs("none", 1, 0.7) + runs("drbert", 1, 0.9)) == ["Too little is done to say what a design is worth."]
@@ -134,4 +136,24 @@ def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
 
 def test_differences_are_paired_by_fine_tuning_seed() -> None:
     both = runs("none", 1, 0.70, 0.80, 0.75) + runs("drbert", 1, 0.71, 0.81)
-    assert results.differences(task_named("sst2"), ("drbert", 1), ("none", 1), both) == pytest.approx(np.array([0.01, 0.01]))
+    assert results.differences(task_named("sst2"), ("drbert", 1), ("none", 1), both) == pytest.approx({0: 0.01, 1: 0.01})
+
+
+def test_encoders_are_compared_over_the_seeds_that_all_of_them_have() -> None:
+    tasks = [task_named("sst2")]
+    done = runs("none", 1, 0.70, 0.70, 0.90) + runs("none", 2, 0.70, 0.70) + runs("drbert", 1, 0.71, 0.71)
+    assert results.conclusion(tasks, "none", done)[-1].startswith("- `drbert` against `none`: +0.0100")
+
+
+def test_an_encoder_that_always_answers_the_same_is_named() -> None:
+    answers = {"answers": np.array([1.0, 1.0, 1.0, 1.0]), "labels": np.array([1.0, 1.0, 0.0, 0.0]), "majority": 1.0}
+    finetuned = [{"design": "none", "pretraining_seed": 1, "task": "sst2", "seed": 0, "measures": {"accuracy": 0.5}, **answers}]
+    said = results.table_of_tasks([task_named("sst2")], [{"design": "none", "seed": 1}], finetuned)
+    assert said[-1] == "One and the same answer to everything: nothing was learned there: sst2 after none, seed 1 (1 of 1 runs)."
+    assert any(line.startswith("Not told apart from the majority") for line in said)
+
+
+def test_the_report_tells_what_was_done_before(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text('history = "Once, in vain."\n' + TOLD)
+    assert main([str(tmp_path / "small.toml"), "--data", str(data), "--out", str(done[1]), "--report", str(tmp_path / "RESULTS.md")]) == 0
+    assert (tmp_path / "RESULTS.md").read_text().endswith("## What was done before\n\nOnce, in vain.\n")

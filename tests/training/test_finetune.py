@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from command import BadInput, Unavailable
 from tests.training.worlds import TEXT, tiny, write_task
-from training.finetune import Recipe, finetune
+from training.checkpoint import read_checkpoint
+from training.finetune import Recipe, build_classifier, finetune
 from training.pretrain import pretrain
 from training.tasks import task_named
 
@@ -75,3 +76,11 @@ def test_an_encoder_that_is_not_there_and_a_folder_that_is_full_are_named(tmp_pa
     pretrained = encoder(tmp_path, "none")
     with pytest.raises(BadInput, match="is not empty; remove it"):
         finetune(pretrained, task_named("sst2"), tmp_path, pretrained, QUICK)
+
+
+@pytest.mark.parametrize("name", ["none", "electra", "convbert"])
+def test_every_family_can_be_built_where_there_is_a_gpu(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "encoder")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = build_classifier(*read_checkpoint(tmp_path / "encoder/checkpoint"), task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.1)
+    assert model.config._attn_implementation == ("sdpa" if name == "none" else "eager")

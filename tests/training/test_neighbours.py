@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from tests.training.worlds import CONFIGS, vocabulary
 from training.config import read_config
+from training.decoders import at
 from training.encoders import build_encoder
-from training.model import build_model
+from training.masking import Ids, mask_tokens
+from training.model import MaskedLanguageModel, build_model
 
 WORDS = vocabulary()
 
@@ -43,10 +46,30 @@ def test_the_words_are_those_of_berts_initialisation() -> None:
     }
 
 
-def test_a_decoder_that_meets_positions_by_itself_begins_by_looking_around_too() -> None:
+@torch.no_grad()
+def test_the_autoencoders_first_block_begins_by_looking_at_the_neighbours_of_a_masked_place() -> None:
     told = read_config(CONFIGS / "mae-mini.toml")
-    first = build_model(told, WORDS).pretraining_decoder.layer[0].attention
-    as_bert = build_model(dataclasses.replace(told, encoder=dataclasses.replace(told.encoder, initialisation="bert")), WORDS)
-    assert as_bert.pretraining_decoder.layer[0].attention.self.key.weight.std() < 0.03
-    # Each column of a pair is read by one head.
-    assert (first.self.key.weight != 0).sum(dim=0).eq(1).all()
+    model = build_model(told, WORDS).eval()
+    assert isinstance(model, MaskedLanguageModel)
+    masked = mask_tokens(sequences(told.data.sequence_length), 0.15, WORDS, np.random.default_rng(0))
+    states: list[torch.Tensor] = []
+    block = "pretraining_decoder.layer.0"
+    model.get_submodule(block).register_forward_hook(lambda _, inputs, __: states.append(inputs[0]))
+    positions = torch.from_numpy(masked.positions)
+    model.scores(torch.from_numpy(masked.inputs), positions, torch.Generator())
+    assert at(states[0], positions).std() == pytest.approx(1, abs=0.01)    # as large as the encoder's output beside it
+    queries, keys = (
+        model.get_submodule(f"{block}.attention.self.{name}")(states[0]).unflatten(2, (told.encoder.heads, -1)).transpose(1, 2) for name in ("query", "key")
+    )
+    weights = (queries @ keys.mT / queries.shape[-1] ** 0.5).softmax(-1)                # (B, H, L, L)
+    for head, offset in enumerate((-1, 1, -2, 2)):
+        places = positions + offset
+        there = (places >= 0) & (places < told.data.sequence_length)
+        shares = at(weights[:, head], positions).gather(2, places.clamp(0, told.data.sequence_length - 1)[..., None])[..., 0]
+        assert shares[there].median() > 0.5, f"head {head} looks {offset} tokens on"
+
+
+def sequences(length: int) -> Ids:
+    ids: Ids = np.random.default_rng(0).integers(5, 900, (4, length))
+    ids[:, 0], ids[:, -1] = WORDS.cls, WORDS.sep
+    return ids

@@ -213,7 +213,7 @@ def test_resuming_with_another_config_or_other_text_is_refused(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, TEXT, tmp_path / "out")
     before = (tmp_path / "out/log.csv").read_bytes()
-    with pytest.raises(BadInput, match="begun with another config"):
+    with pytest.raises(BadInput, match="begun with another config, optimisation steps 12 and not 20;"):
         pretrain(tiny("none", tmp_path / "d.toml", "[optimisation]\nsteps = 20"), TEXT, tmp_path / "out", resume=True)
     with pytest.raises(BadInput, match="begun with another corpus"):
         pretrain(config, write_text(tmp_path / "other"), tmp_path / "out", resume=True)
