@@ -223,7 +223,7 @@ class Batcher:
                 self.queue.drop_the_gone_and_the_late()
                 if self._closing:
                     self.queue.drop_the_background()
-                limits = Limits(self.max_batch_size, self.max_batch_tokens, self.batch_size)
+                limits = Limits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
                 if batch := self.queue.take(limits, lambda model: self.models[model].padding_safe):
                     return batch
                 if self._closing:

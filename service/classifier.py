@@ -45,10 +45,10 @@ class Encoded:
 
 
 class Classifier:
-    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int | None = None, max_batch_tokens: int | None = None) -> None:
         self.manifest: Manifest = artifact.manifest
         self.runtime = runtime
-        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid)
+        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens)
         text = artifact.path("tokenizer.json").read_text()
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}

@@ -121,7 +121,7 @@ class Models:
         strictest = min((one.shapes for one in classifiers), key=lambda shapes: (shapes.grid.padded_rows, shapes.max_batch_size))
         self.batcher.in_flight = min(one.runtime.in_flight for one in classifiers)
         self.batcher.max_batch_size = strictest.max_batch_size
-        self.batcher.max_batch_tokens = self.settings.max_batch_tokens or min(one.shapes.grid.max_batch_tokens for one in classifiers)
+        self.batcher.max_batch_tokens = min(one.shapes.max_batch_tokens for one in classifiers)
         self.batcher.batch_size, self.batcher.rows = strictest.batch_size, strictest.rows
 
     def remove(self, name: str) -> Loaded:
@@ -151,7 +151,7 @@ class Models:
     def _make(self, name: str, artifact: Artifact) -> Loaded:
         choice = choose(artifact, self._variant, self.settings.runtime)
         began = time.monotonic()
-        classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size)
+        classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size, self.settings.max_batch_tokens)
         loaded = time.monotonic()
         shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
         position = next(self._loads)

@@ -25,9 +25,11 @@ class Limits:
     size: int
     """Items."""
     tokens: int
-    """Padding counted; a single item may have more."""
+    """Padding counted, of texts and of whole rows; a single item may have more."""
     rounded: Callable[[int], int]
     """Rounds a number of items down to one that the engine likes."""
+    rows: Callable[[int], int]
+    """How many rows the engine makes of a number of items."""
 
 
 @dataclass
@@ -115,7 +117,7 @@ class Queue:
         for entry in heapq.nsmallest(limits.size - 1, others, key=lambda e: abs(e.length - first.length)):
             low, high = min(shortest, entry.length), max(longest, entry.length)
             fits = low == high or (mixes and _share_a_batch(low, high))
-            if fits and high * (len(chosen) + 1) <= limits.tokens:
+            if fits and high * limits.rows(len(chosen) + 1) <= limits.tokens:
                 chosen.append(entry)
                 shortest, longest = low, high
         del chosen[limits.rounded(len(chosen)) :]

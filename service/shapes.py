@@ -39,10 +39,14 @@ GPU = Grid((1, 2, 4, 8, 16, 32, 64, 128), ((64, 8), (128, 16), (256, 32)), 64, m
 
 
 class Shapes:
-    """A grid's shapes for a model that reads `max_tokens`: lengths up to that, batch sizes up to `max_batch_size`."""
+    """A grid's shapes for a model that reads `max_tokens`: lengths up to that, batch sizes up to `max_batch_size`.
 
-    def __init__(self, max_tokens: int, max_batch_size: int | None = None, grid: Grid = CPU) -> None:
+    `max_batch_tokens` takes the place of the grid's own.
+    """
+
+    def __init__(self, max_tokens: int, max_batch_size: int | None = None, grid: Grid = CPU, max_batch_tokens: int | None = None) -> None:
         self.grid = grid
+        self.max_batch_tokens = max_batch_tokens or grid.max_batch_tokens
         self.lengths = tuple(_lengths(max_tokens, grid))
         self.batch_sizes = tuple(size for size in grid.batch_sizes if max_batch_size is None or size <= max_batch_size)
 
@@ -68,7 +72,7 @@ class Shapes:
 
     def likely_first(self) -> Iterator[tuple[int, int]]:
         """Every (batch size, length) that a batch can have, smallest work first: what an idle service meets before what a busy one does."""
-        allowed = ((b, t) for b in self.batch_sizes for t in self.lengths if b == 1 or b * t <= self.grid.max_batch_tokens)
+        allowed = ((b, t) for b in self.batch_sizes for t in self.lengths if b == 1 or b * t <= self.max_batch_tokens)
         yield from sorted(allowed, key=lambda shape: shape[0] * shape[1])
 
 

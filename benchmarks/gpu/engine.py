@@ -81,7 +81,7 @@ def offline(rig: Rig) -> Findings:
     batches, shapes = [], classifier.shapes
     while encoded:
         longest = shapes.length(encoded[-1].tokens)
-        size = max(1, min(len(encoded), shapes.max_batch_size, shapes.grid.max_batch_tokens // longest))
+        size = max((rows for rows in shapes.batch_sizes if rows * longest <= shapes.max_batch_tokens), default=1)
         batches.append(encoded[-size:])
         del encoded[-size:]
     texts = sum(map(len, batches))

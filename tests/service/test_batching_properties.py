@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.batcher import Batcher
 from service.queue import NEAR_TOKENS, SHARED_LENGTH
-from service.shapes import Shapes
+from service.shapes import GPU, Shapes
 
 SHAPES = Shapes(512)
 
@@ -28,23 +28,26 @@ class Noting:
     """A model that only notes its batches."""
 
     padding_safe: bool = True
+    shapes: Shapes = SHAPES
     batches: list[list[Text]] = field(default_factory=list)
 
     def padded_length(self, tokens: int) -> int:
-        return SHAPES.length(tokens) if self.padding_safe else tokens
+        return self.shapes.length(tokens) if self.padding_safe else tokens
 
     def start(self, batch: Sequence[Text]) -> Callable[[], list[int]]:
         self.batches.append(list(batch))
         return lambda: [text.number for text in batch]
 
 
-def batched(lengths: Sequence[int], max_batch_size: int = 16, max_batch_tokens: int = 4096, padding_safe: bool = True) -> list[list[Text]]:
+def batched(
+    lengths: Sequence[int], max_batch_size: int = 16, max_batch_tokens: int = 4096, padding_safe: bool = True, shapes: Shapes = SHAPES
+) -> list[list[Text]]:
     """What the batcher makes of texts that all wait when it begins, oldest first; each caller gets its own row."""
-    model = Noting(padding_safe)
-    sizes = Shapes(2, max_batch_size)
+    model = Noting(padding_safe, shapes)
+    sizes = Shapes(2, max_batch_size, shapes.grid)
 
     async def all_at_once() -> list[int]:
-        batcher = Batcher({"m": model}, max_batch_size, max_batch_tokens, batch_size=sizes.batch_size)
+        batcher = Batcher({"m": model}, max_batch_size, max_batch_tokens, batch_size=sizes.batch_size, rows=sizes.rows)
         asked = asyncio.create_task(batcher.submit("m", [Text(*one) for one in enumerate(lengths)]))
         await asyncio.sleep(0)
         batcher.start()
@@ -71,6 +74,15 @@ def test_a_batch_keeps_its_limits_and_every_text_runs_once(lengths: list[int], s
         if not padding_safe:
             assert len(set(computed)) == 1
         assert max(computed) - min(computed) <= max(NEAR_TOKENS, (1 - SHARED_LENGTH) * max(computed))
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=300), st.sampled_from((None, 1000, 40_000)))
+@settings(max_examples=100, deadline=None)
+def test_a_batch_on_a_gpu_has_a_shape_that_was_warmed_up(lengths: list[int], tokens: int | None) -> None:
+    shapes = Shapes(512, grid=GPU, max_batch_tokens=tokens)
+    warm = set(shapes.likely_first())
+    for batch in batched(lengths, shapes.max_batch_size, shapes.max_batch_tokens, shapes=shapes):
+        assert (shapes.rows(len(batch)), max(shapes.length(text.tokens) for text in batch)) in warm
 
 
 @given(backlogs)
