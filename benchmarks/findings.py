@@ -4,6 +4,7 @@ What a benchmark found: tables, targets with what was measured beside them, and 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -19,7 +20,7 @@ import numpy as np
 from proof.run import processor
 from service import cpus
 
-PACKAGES = ("openvino", "onnxruntime", "torch", "transformers", "nncf", "uvicorn", "fastapi", "tokenizers")
+PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "nncf", "uvicorn", "fastapi", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,17 @@ def environment() -> dict[str, Any]:
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC", "processor": processor(), "processors": os.cpu_count(),
         "usable": cpus.usable(), "native_precisions": sorted(cpus.native_precisions()), "python": platform.python_version(),
-        "system": platform.platform(), "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "system": platform.platform(), "packages": installed(PACKAGES),
     }
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those that are there; a machine with a GPU has others than one that exports."""
+    there = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            there[name] = importlib.metadata.version(name)
+    return there
 
 
 def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:

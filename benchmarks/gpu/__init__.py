@@ -1,5 +1,5 @@
 """
-The service on an NVIDIA GPU, in stages that run alone, within nine minutes on one of H100's class.
+The service on an NVIDIA GPU, in stages that run alone; meant for nine minutes on one of H100's class, and not yet run on any.
 
     python -m benchmarks gpu --out benchmarks/GPU.md                 all stages, where everything is installed
     python -m benchmarks gpu --stages engine,offline                 some
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def _run(stages: Sequence[str], made: Rig, out: Path | None, done: dict[str, Fin
         except CommandError as error:
             failed.append(name)
             found.append(Findings(name, f"Not measured: {error}", []))
+        except Exception as error:
+            # Time on a GPU is dear: what one stage stumbles over must not cost the others.
+            traceback.print_exc()
+            failed.append(name)
+            found.append(Findings(name, f"Not measured: {type(error).__name__}: {error}", []))
         print(markdown(found[-1]), flush=True)
         if out is not None:
             write(out, command, [_where(made), *found])

@@ -83,9 +83,22 @@ def _eager(torch: Any, model: Any, given: Any) -> Callable[[], object]:
     return run
 
 
+def for_capture(torch: Any, given: Any) -> dict[str, Any]:
+    """The inputs with the mask in a shape that transformers takes as it is.
+
+    Of a mask (B, L) it asks whether anything is masked at all, and a captured graph can ask nothing.
+    """
+    import transformers
+
+    held = {name: torch.from_numpy(array) for name, array in given.items()}
+    mask = held["attention_mask"]
+    before_5 = int(transformers.__version__.partition(".")[0]) < 5
+    return {**held, "attention_mask": mask[:, None, :] if before_5 else mask[:, None, None, :].bool()}
+
+
 def _captured(torch: Any, model: Any, given: Any) -> Callable[[], object]:
     """The same as one CUDA graph, its input copied to where it was when the graph was captured."""
-    held = {name: torch.from_numpy(array).cuda() for name, array in given.items()}
+    held = {name: tensor.cuda() for name, tensor in for_capture(torch, given).items()}
     stream = torch.cuda.Stream()
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(3):
@@ -96,8 +109,8 @@ def _captured(torch: Any, model: Any, given: Any) -> Callable[[], object]:
         logits = model(**held).logits.float()
 
     def run() -> object:
-        for name, array in given.items():
-            held[name].copy_(torch.from_numpy(array))
+        for name, tensor in for_capture(torch, given).items():
+            held[name].copy_(tensor)
         graph.replay()
         return logits.cpu()
 

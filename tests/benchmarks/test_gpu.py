@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
 
+from benchmarks import gpu
 from benchmarks.commands import main
-from benchmarks.gpu import STAGES, engine, rig, twins
+from benchmarks.findings import Findings
+from benchmarks.gpu import STAGES, engine, rig, torch_side, twins
 from benchmarks.gpu.rig import MODELS, VARIANT, Rig
 from benchmarks.skeleton import SKELETON, grow
 from command import BadInput, BadUsage, Unavailable
@@ -61,6 +67,35 @@ def test_a_stage_runs_whole(stage: str, made: Rig) -> None:
     assert found.values
     # A rehearsal claims nothing of a GPU.
     assert not [target for target in found.targets if target.holds and "CPU's" not in target.what]
+
+
+def test_a_stage_that_fails_costs_the_others_nothing(made: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Rig) -> Findings:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def version(name: str, real: Callable[[str], str] = importlib.metadata.version) -> str:
+        if name in ("nncf", "onnxruntime"):    # as on a machine with onnxruntime-gpu
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(STAGES, "torch", fails)
+    with pytest.raises(Unavailable, match="Not measured: torch; the page says why"):
+        gpu._run(["torch", "offline"], made, tmp_path / "GPU.md", {}, "python -m benchmarks gpu")
+    page = (tmp_path / "GPU.md").read_text()
+    assert "Not measured: RuntimeError: operation not permitted when stream is capturing" in page
+    assert "## offline" in page
+
+
+@torch.no_grad()
+def test_a_mask_that_can_be_captured_masks_the_same() -> None:
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(**shape, attn_implementation="sdpa")).eval()
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+    given = {"input_ids": np.array([[5, 6, 7, 0], [5, 6, 7, 8]]), "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+    expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits
+    assert torch.allclose(model(**torch_side.for_capture(torch, given)).logits, expected, atol=1e-6)
+    assert not torch.allclose(model(torch.from_numpy(given["input_ids"])).logits, expected, atol=1e-6)
 
 
 def test_the_proofs_plan_can_be_read(made: Rig, tmp_path: Path) -> None:
