@@ -1,7 +1,8 @@
 #!/bin/sh
-# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON. Where it cannot be had they are skipped, and say what for.
+# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON. Where it cannot be had they are skipped, and say what for; exit code 1 says so here.
 set -eu
 bin=$1
+failed=0
 
 have() {
     for tool; do
@@ -12,8 +13,10 @@ have() {
 have apt-get dpkg || exit 0
 
 if [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc; then
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc >/dev/null; } ||
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc >/dev/null; } || {
         echo "wrk, chromium, buildah, mmdebstrap and runc cannot be installed; the tests that need them are skipped"
+        failed=1
+    }
 fi
 
 # Unpacked beside Python: installed, it would be a daemon of this machine.
@@ -28,5 +31,9 @@ if ! have prometheus promtool && ! [ -x "$bin/promtool" ]; then
             dpkg -x "$package" "$folder"
         done
         cp "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" "$bin"
-    } || echo "prometheus cannot be unpacked; the tests that need it are skipped"
+    } || {
+        echo "prometheus cannot be unpacked; the tests that need it are skipped"
+        failed=1
+    }
 fi
+exit "$failed"

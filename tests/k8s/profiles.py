@@ -27,17 +27,18 @@ FEATURES: dict[str, Values] = {
         "apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"},
         "admin": {"enabled": True, "existingSecret": "admins"}, "settings": {"metrics": "admin"},
         "monitoring": {"serviceMonitor": {"enabled": True}},
-        "networkPolicy": {"monitoring": [{"namespaceSelector": {}}]},
+        "networkPolicy": {"monitoring": [{"namespaceSelector": {}}], "admins": [{"podSelector": {"matchLabels": {"app": "releaser"}}}]},
     },
     "tls-metrics": {"tls": {"existingSecret": "certificate"}, "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"team": "nlp"}}}},
     "init-container": {
         "model": {
-            "source": "initContainer", "digest": DIGEST,
+            "source": "initContainer",
             "initContainer": {
                 "image": "store.example/fetch:1", "command": ["fetch"], "args": ["reviews-4", "/models"],
                 "env": [{"name": "REGION", "value": "eu"}], "envFrom": [{"secretRef": {"name": "store"}}],
             },
         },
+        "arms": {"bert": {"model": {"digest": DIGEST}}, "drbert": {"model": {"digest": DIGEST}}},
         "networkPolicy": {"egress": OPEN},
     },
     "volumes": {

@@ -24,7 +24,7 @@ from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind
 BY_MOUNTS = {"api_keys_file", "tls_certificate", "tls_key", "admin_port", "admin_host", "admin_keys_file", "gpu_cache"}
 MOUNTS: Values = {
     "apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"}, "admin": {"enabled": True, "existingSecret": "admins"},
-    "gpu": {"enabled": True},
+    "networkPolicy": {"admins": [{"podSelector": {}}]}, "gpu": {"enabled": True},
 }
 # Not the service's: the client's key, and the switch of a chaos run's service.
 OTHERS = {"DRBERT_API_KEY"}

@@ -104,7 +104,7 @@ def test_an_old_kubernetes_sleeps_by_a_command_before_a_pod_goes() -> None:
 
 
 def test_an_old_kubernetes_is_told_that_it_cannot_mount_images() -> None:
-    with pytest.raises(Refused, match=r"Kubernetes v1\.30\.0 cannot mount; it takes 1\.31, or model\.source: initContainer"):
+    with pytest.raises(Refused, match=r"Kubernetes v1\.30\.0 cannot mount; it takes 1\.35, or 1\.31 with the feature gate ImageVolume, or model\.source: initContainer"):
         render(PROFILES["production"], kubernetes="1.30")
 
 
@@ -122,6 +122,12 @@ def test_rules_and_dashboards_come_through_unchanged(tmp_path: Path) -> None:
         assert boards[path.name] == path.read_text().strip()
     labels = [config["metadata"]["labels"]["grafana_dashboard"] for config in of_kind(documents, "ConfigMap")]
     assert labels == ["1"] * len(boards)
+
+
+def test_alerts_lead_to_the_runbooks_that_the_values_name() -> None:
+    [rule] = of_kind(render({"monitoring": {"rules": {"enabled": True, "runbooks": "https://wiki.example/drbert"}}}), "PrometheusRule")
+    pages = {each["annotations"]["runbook_url"].partition("#")[0] for group in rule["spec"]["groups"] for each in group["rules"] if "alert" in each}
+    assert pages == {"https://wiki.example/drbert"}
 
 
 def test_rules_are_told_what_the_values_say() -> None:

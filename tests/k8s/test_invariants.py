@@ -301,10 +301,10 @@ def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Pa
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_another_plan_is_another_job() -> None:
+def test_another_plan_or_image_is_another_job() -> None:
     values = PROFILES["ab-proof"]
     names = {
         of_kind(render({**values, "proof": {"enabled": True, **more}}), "Job")[0]["metadata"]["name"]
-        for more in ({}, {"seed": 2}, {"texts": "good film"})
+        for more in ({}, {"seed": 2}, {"texts": "good film"}, {"resources": {"limits": {"cpu": "3"}}}, {"image": {"tag": "0.2.0"}})
     }
-    assert len(names) == 3
+    assert len(names) == 5

@@ -68,7 +68,7 @@ def test_the_test_fails_for_an_arm_that_does_not_answer() -> None:
 def test_the_digest_holds_a_model_against_what_was_asked_for(status: str, artifact: Artifact, tmp_path: Path) -> None:
     digest = artifact.digest if status == "found" else "0" * 64
     manifest = artifact.directory / ("elsewhere.json" if status == "missing" else "manifest.json")
-    [first, *_] = of_kind(render({"model": {"digest": digest}}), "Deployment")
+    [first, *_] = of_kind(render({"arms": {"bert": {"model": {"digest": digest}}}}), "Deployment")
     [check] = first["spec"]["template"]["spec"]["initContainers"]
     done = subprocess.run(check["command"], env={"DIGEST": digest, "MANIFEST": str(manifest)}, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (status == "found")

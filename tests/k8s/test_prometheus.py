@@ -166,7 +166,7 @@ def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
 def shortened(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rules in a hurry: every window and patience is seconds, and a slow machine's requests are enough."""
     def in_a_hurry(rule: dict[str, Any]) -> dict[str, Any]:
-        expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(">= 5", ">= 0.05")
+        expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(">= 40", ">= 0.05")
         return rule | {"expr": expression} | ({"for": "1s"} if "for" in rule else {})
 
     return [{"name": group["name"], "rules": [in_a_hurry(rule) for rule in group["rules"]]} for group in groups]

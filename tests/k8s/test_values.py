@@ -136,6 +136,13 @@ def test_what_the_schema_does_not_know_is_refused_by_name(values: Values, words:
         ({"model": {"source": "imageVolume"}}, "give model.imageVolume.reference"),
         ({"admin": {"enabled": True}}, "give admin.existingSecret"),
         ({"settings": {"metrics": "admin"}}, "set admin.enabled"),
+        ({"admin": {"enabled": True, "existingSecret": "a"}}, "name who may in networkPolicy.admins"),
+        ({"admin": {"enabled": True, "existingSecret": "a"}, "settings": {"metrics": "admin"}}, "or in networkPolicy.monitoring where settings.metrics is admin"),
+        ({"env": [{"name": "DRBERT_DRAIN_TIMEOUT_S", "value": "120"}]}, "give settings.drain_timeout_s"),
+        ({"model": {"digest": "0" * 64}}, "arms bert and drbert read several; give each its own as arms.NAME.model.digest"),
+        ({"ingress": {"enabled": True}}, "give ingress.hosts"),
+        ({"ingress": {"enabled": True, "hosts": ["a.example"]}, "tls": {"existingSecret": "t"}}, "end TLS at the Ingress"),
+        ({"ingress": {"enabled": True, "hosts": ["a.example"]}, **BUSY}, "brings strangers; leave it out"),
         ({"settings": {"tracing": True}}, "name the collector in networkPolicy.egress"),
         ({"httpRoute": {"enabled": True}}, "name it in httpRoute.parentRefs"),
         ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}, "tls": {"existingSecret": "t"}}, "end TLS at the Gateway"),
@@ -155,6 +162,8 @@ def test_what_makes_no_sense_together_is_refused_with_the_remedy(values: Values,
 
 def test_enough_grace_and_chosen_candidates_are_taken() -> None:
     assert render({"shutdown": {"graceSeconds": 35}})
+    same = {"bert": {"artifact": "/models/one"}, "drbert": {"artifact": "/models/one"}}
+    assert render({"model": {"digest": "0" * 64}, "arms": same})
     assert render({"proof": {"enabled": True, "candidate": "electra"}, **BUSY, "replicas": 16, "arms": {"electra": {"role": "candidate"}}})
 
 

@@ -24,6 +24,32 @@
 {{- if and (eq (default "service" $values.settings.metrics) "admin") (not $values.admin.enabled) -}}
 {{- fail "settings.metrics is admin, and there is no such port; set admin.enabled." -}}
 {{- end -}}
+{{- if and $values.admin.enabled $values.networkPolicy.enabled (not $values.networkPolicy.admins) (not (and (eq (default "service" $values.settings.metrics) "admin") $values.networkPolicy.monitoring)) -}}
+{{- fail "admin.enabled opens a port that the NetworkPolicy lets nobody reach; name who may in networkPolicy.admins, or in networkPolicy.monitoring where settings.metrics is admin." -}}
+{{- end -}}
+{{- range $variable := $values.env -}}
+{{- if hasPrefix "DRBERT_" $variable.name -}}
+{{- fail (printf "env holds %s, past what the chart works out from the settings; give settings.%s." $variable.name ($variable.name | trimPrefix "DRBERT_" | lower)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $values.model.digest -}}
+{{- $artifacts := dict -}}
+{{- range $name, $arm := $values.arms -}}
+{{- if eq (dig "model" "digest" "" $arm) "" -}}{{- $_ := set $artifacts (include "drbert.artifact" (dict "root" $ "name" $name "arm" $arm)) $name -}}{{- end -}}
+{{- end -}}
+{{- if gt (len $artifacts) 1 -}}
+{{- fail (printf "model.digest is one manifest's, and arms %s read several; give each its own as arms.NAME.model.digest." (values $artifacts | sortAlpha | join " and ")) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $values.ingress.enabled (not $values.ingress.hosts) -}}
+{{- fail "ingress.enabled needs a name that it answers to; give ingress.hosts." -}}
+{{- end -}}
+{{- if and $values.ingress.enabled $values.tls.existingSecret -}}
+{{- fail "an Ingress speaks http to the arms, and tls.existingSecret makes them speak https; end TLS at the Ingress by ingress.tlsSecret instead." -}}
+{{- end -}}
+{{- if and (or $values.ingress.enabled $values.httpRoute.enabled) (eq (default "off" $values.settings.busy_wait) "anywhere") -}}
+{{- fail "settings.busy_wait lets callers slow the arms down, and an Ingress or HTTPRoute brings strangers; leave it out." -}}
+{{- end -}}
 {{- if and $values.settings.tracing $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
 {{- fail "settings.tracing sends spans, and the NetworkPolicy lets nothing out but DNS; name the collector in networkPolicy.egress." -}}
 {{- end -}}
@@ -58,7 +84,7 @@
 {{- fail (printf "arm %s takes its model from an image; give model.imageVolume.reference." .name) -}}
 {{- end -}}
 {{- if semverCompare "<1.31.0-0" .root.Capabilities.KubeVersion.Version -}}
-{{- fail (printf "arm %s takes its model from an image, which Kubernetes %s cannot mount; it takes 1.31, or model.source: initContainer." .name .root.Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "arm %s takes its model from an image, which Kubernetes %s cannot mount; it takes 1.35, or 1.31 with the feature gate ImageVolume, or model.source: initContainer." .name .root.Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
