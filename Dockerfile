@@ -1,7 +1,7 @@
 # Two images: `service` answers requests and holds no torch, `proof` measures services and judges.
 #
 #   docker build --target service -t drbert-serve .                               the twins of artifacts/ baked in, for CPUs
-#   docker build --target service -t drbert-serve:gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
+#   docker build --target service -t drbert-serve:0.1.0-gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
 #   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
 #   docker build --target proof -t drbert-proof .
 #
