@@ -8,9 +8,11 @@ import ctypes
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 DRIVER = "libcuda.so.1"
+VERSION = Path("/sys/module/nvidia/version")
 _MAJOR, _MINOR = 75, 76    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
 _UUID_BYTES = 16
 
@@ -35,6 +37,14 @@ def why_none() -> str:
     if _driver() is None:
         return f"{DRIVER} is not here, so there is no NVIDIA driver"
     return "the NVIDIA driver shows no GPU to this process"
+
+
+def driver_version() -> str | None:
+    """The driver's, such as 580.82.07, where the kernel tells it."""
+    try:
+        return VERSION.read_text().strip()
+    except OSError:
+        return None
 
 
 def _driver() -> Any:
@@ -76,6 +86,6 @@ def _attribute(driver: Any, which: int, device: ctypes.c_int) -> int:
 def told(gpus: Iterable[Gpu]) -> list[dict[str, Any]]:
     """For /info."""
     return [
-        {"name": gpu.name, "compute_capability": gpu.compute_capability, "memory_bytes": gpu.memory_bytes, "uuid": gpu.uuid}
+        {"name": gpu.name, "compute_capability": gpu.compute_capability, "memory_bytes": gpu.memory_bytes, "uuid": gpu.uuid, "driver": driver_version()}
         for gpu in gpus
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.skeleton import grow, strip
 from command import BadInput
+from service import gpus
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
@@ -70,7 +71,8 @@ class Rig:
 
     def versions(self) -> str:
         installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
-        return ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
+        driver = gpus.driver_version()
+        return ", ".join([f"{name} {installed[name]}" for name in PACKAGES if name in installed] + ([f"NVIDIA driver {driver}"] if driver else []))
 
 
 def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
