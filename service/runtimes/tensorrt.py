@@ -9,6 +9,7 @@ that kind of GPU: two models of one graph are built of the same kernels, which a
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
 import time
@@ -38,12 +39,12 @@ class TensorRtRuntime(CudaRuntime):
 
         folder = (options.cache or default_cache()) / versions(ort.__version__, tensorrt_version(), gpus.visible()[0].compute_capability)
         folder.mkdir(parents=True, exist_ok=True)
-        own = tensorrt_options(folder, sha256(model), self.grid, max_tokens, self._inputs, options)
+        own = tensorrt_options(folder, digest_of(model), self.grid, max_tokens, self._inputs, options)
         return [(PROVIDERS["tensorrt"], own), (PROVIDERS["cuda"], cuda_options(options))]
 
 
 def tensorrt_options(
-    folder: Path, model_sha256: str, grid: Grid, max_tokens: int, inputs: Sequence[str], options: GpuOptions
+    folder: Path, digest: str, grid: Grid, max_tokens: int, inputs: Sequence[str], options: GpuOptions
 ) -> dict[str, str]:
     """ONNX Runtime's TensorRT provider: strongly typed, one profile over the grid, engine and timing cache in `folder`."""
     lowest, likely, highest = profile(grid, max_tokens, inputs)
@@ -52,18 +53,25 @@ def tensorrt_options(
         # Off, for the graph is in fp16 already: then TensorRT keeps to the types that it finds there.
         "trt_fp16_enable": "0",
         "trt_profile_min_shapes": lowest, "trt_profile_opt_shapes": likely, "trt_profile_max_shapes": highest,
-        "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_engine_cache_prefix": model_sha256[:16],
+        "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_engine_cache_prefix": digest[:16],
         "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder),
         "trt_cuda_graph_enable": "1",
     }
     return chosen if options.memory_bytes is None else chosen | {"trt_max_workspace_size": str(options.memory_bytes)}
 
 
+def digest_of(model: Path) -> str:
+    """Of the graph and of what lies beside it under its name: weights may be in a file of their own."""
+    parts = [sha256(path) for path in sorted(model.parent.glob(f"{model.stem}.*"))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
 def profile(grid: Grid, max_tokens: int, inputs: Sequence[str]) -> tuple[str, str, str]:
     """The least, the likeliest and the greatest shape of every input, as ONNX Runtime's provider reads them."""
     shapes = Shapes(max_tokens, grid=grid)
     size = shapes.batch_sizes[len(shapes.batch_sizes) // 2]
-    corners = ((1, shapes.lengths[0]), (size, shapes.length(min(128, max_tokens))), (shapes.max_batch_size, max_tokens))
+    # Lengths of a model that is not padding-safe are as they come, down to one token.
+    corners = ((1, 1), (size, shapes.length(min(128, max_tokens))), (shapes.max_batch_size, max_tokens))
     lowest, likely, highest = (",".join(f"{name}:{rows}x{length}" for name in inputs) for rows, length in corners)
     return lowest, likely, highest
 

@@ -26,7 +26,7 @@ from service.runtimes import RuntimeUnavailable, onnxruntime
 from service.runtimes.auto import Host, choose
 from service.runtimes.cuda import NO_GRAPH, CudaRuntime, GpuOptions, cuda_options, without_graphs
 from service.runtimes.onnxruntime import OnnxRuntime, open_session, session_options
-from service.runtimes.tensorrt import profile, tensorrt_options, versions
+from service.runtimes.tensorrt import digest_of, profile, tensorrt_options, versions
 from service.settings import Settings
 from service.shapes import CPU, GPU, Grid, Shapes, read_grid, write_grid
 from tests.worlds import MAX_TOKENS, write_artifact
@@ -123,10 +123,10 @@ def test_cuda_is_asked_for_graphs_and_for_no_more_memory_than_allowed() -> None:
 
 def test_tensorrt_is_given_one_profile_that_holds_every_shape() -> None:
     lowest, likely, highest = profile(GPU, 512, ["input_ids", "attention_mask"])
-    assert lowest == "input_ids:1x8,attention_mask:1x8"
+    assert lowest == "input_ids:1x1,attention_mask:1x1"
     assert likely == "input_ids:16x128,attention_mask:16x128"
     assert highest == "input_ids:128x512,attention_mask:128x512"
-    assert profile(GPU, 64, ["input_ids"]) == ("input_ids:1x8", "input_ids:16x64", "input_ids:128x64")
+    assert profile(GPU, 64, ["input_ids"]) == ("input_ids:1x1", "input_ids:16x64", "input_ids:128x64")
 
 
 def test_tensorrt_keeps_to_the_types_of_the_graph_and_keeps_what_it_built(tmp_path: Path) -> None:
@@ -142,6 +142,16 @@ def test_twins_have_engines_of_their_own_and_one_timing_cache(tmp_path: Path) ->
     one, other = (tensorrt_options(tmp_path, digest * 32, GPU, 512, ["input_ids"], GpuOptions()) for digest in ("aa", "bb"))
     assert one["trt_engine_cache_prefix"] != other["trt_engine_cache_prefix"]
     assert one["trt_timing_cache_path"] == other["trt_timing_cache_path"]
+
+
+def test_models_of_one_graph_with_weights_beside_it_have_engines_of_their_own(tmp_path: Path) -> None:
+    digests = set()
+    for weights in (b"one", b"other"):
+        (tmp_path / "cuda-fp16.onnx").write_bytes(b"graph")
+        (tmp_path / "cuda-fp16.weights").write_bytes(weights)
+        (tmp_path / "cpu-fp32.onnx").write_bytes(weights)
+        digests.add(digest_of(tmp_path / "cuda-fp16.onnx"))
+    assert len(digests) == 2
 
 
 def test_an_engine_is_looked_for_only_where_everything_it_depends_on_is_the_same() -> None:
