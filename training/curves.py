@@ -55,7 +55,7 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Path]]], out: Path) -> None:
         shown += levels
         room = 0.05 * (max(shown) - min(shown)) or 1.0
         axes.set(title=title, xlabel="tokens (millions)", ylabel="loss (nats); points: held out", ylim=(min(shown) - room, max(shown) + room))
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left")    # where falling curves leave room
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, format="svg", metadata={"Date": None})
 
