@@ -19,7 +19,7 @@ shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, t
 crds = pytest.mark.skipif(not CRDS.is_dir(), reason="needs ../shared/crds, strict schemas of custom resources")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs the program helm, version 3 or 4")
-gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a GPU")
+no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia").is_dir(), reason="needs a machine without an NVIDIA driver")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 

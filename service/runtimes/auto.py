@@ -63,6 +63,11 @@ def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto", hos
         passed_over.append(f"{candidate}: {reason}")
         if candidate == LAST_ON_A_GPU and host.has_gpu and runtime == "auto" and variants[candidate].gate.status == "passed":
             raise RuntimeUnavailable(f"There is a GPU, and {candidate} cannot be run: {reason}. To run on the CPU all the same, say so: --variant cpu-fp32.")
+    if runtime in ON_A_GPU and not any(held.runtime == runtime for held in variants.values()):
+        raise RuntimeUnavailable(
+            f"{artifact.directory} holds nothing for {runtime}, only {', '.join(variants)}; "
+            f"export it with --variants cpu-fp32,{runtime}-fp16, or leave DRBERT_RUNTIME out."
+        )
     raise RuntimeUnavailable(
         f"{artifact.directory} holds nothing that this host can run{'' if runtime == 'auto' else f' by {runtime}'} "
         f"({'; '.join(passed_over) or 'its variants are ' + ', '.join(variants)})."

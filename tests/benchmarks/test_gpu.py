@@ -27,6 +27,7 @@ from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from service.shapes import GPU, Shapes, read_grid
+from tests.needs import no_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
 TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
@@ -50,6 +51,13 @@ def test_without_a_gpu_it_ends_with_one_line_that_says_so(monkeypatch: pytest.Mo
         main(["gpu"])
     with pytest.raises(BadUsage, match="Unknown stage 'speed'; known are providers, engine"):
         main(["gpu", "--stages", "speed"])
+
+
+@no_gpu
+def test_on_a_machine_without_a_gpu_the_command_exits_69() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "gpu"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (69, "", 1)
+    assert "there is no NVIDIA driver" in done.stderr
 
 
 def test_the_stages_need_nothing_of_what_exports() -> None:

@@ -242,13 +242,6 @@ def test_what_was_asked_for_and_cannot_be_had_is_an_error(variant: str, runtime:
 
 # The grid
 
-def test_the_drivers_version_is_told_where_the_kernel_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "VERSION", tmp_path / "version")
-    assert gpus.told([H100])[0]["driver"] is None
-    (tmp_path / "version").write_text("580.82.07\n")
-    assert gpus.told([H100])[0]["driver"] == "580.82.07"
-
-
 @pytest.mark.parametrize(("tokens", "length"), [(1, 8), (9, 16), (64, 64), (65, 80), (129, 160), (257, 320), (500, 512)])
 def test_on_a_gpu_lengths_are_multiples_of_eight(tokens: int, length: int) -> None:
     assert Shapes(512, grid=GPU).length(tokens) == length
@@ -345,6 +338,13 @@ def test_the_driver_is_asked_what_gpus_there_are() -> None:
     assert gpu == Gpu(H100.name, "9.0", H100.memory_bytes, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f")
     assert gpus._ask(Driver(status=100)) == ()
     assert gpus._ask(None) == ()
+
+
+def test_the_drivers_version_is_told_where_the_kernel_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "VERSION", tmp_path / "version")
+    assert gpus.told([H100])[0]["driver"] is None
+    (tmp_path / "version").write_text("580.82.07\n")
+    assert gpus.told([H100])[0]["driver"] == "580.82.07"
 
 
 class NotSupported(Exception):

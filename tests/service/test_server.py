@@ -22,6 +22,8 @@ import trustme
 
 from service.artifact import Artifact
 from service.server import bind
+from tests.needs import no_gpu
+from tests.worlds import write_artifact
 
 
 def free_port() -> int:
@@ -191,6 +193,21 @@ def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: 
     process = start(str(artifact.directory), "--port", str(free_port()), "--variant", "cpu-bf16")
     assert "holds no variant 'cpu-bf16'" in process.communicate(timeout=60)[0]
     assert process.returncode == 69
+
+
+@no_gpu
+def test_a_gpu_that_is_not_there_fails_the_start_and_is_named(tmp_path: Path) -> None:
+    held = write_artifact(tmp_path / "held")
+    on_cpu = held.manifest.variants["cpu-fp32"]
+    both = write_artifact(tmp_path / "both", variants={"cpu-fp32": on_cpu, "cuda-fp16": on_cpu.model_copy(update={"runtime": "cuda", "precision": "f16"})})
+    by_name = start(str(both.directory), "--port", str(free_port()), "--variant", "cuda-fp16")
+    by_runtime = start(str(both.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
+    without = start(str(held.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
+    for process, said in ((by_name, "no NVIDIA driver"), (by_runtime, "no NVIDIA driver"), (without, "export it with --variants cpu-fp32,cuda-fp16")):
+        output = process.communicate(timeout=60)[0]
+        assert said in output
+        assert output.count("\n") == 1
+        assert process.returncode == 69
 
 
 def test_a_server_that_can_be_slowed_down_by_request_stays_on_loopback(artifact: Artifact) -> None:
