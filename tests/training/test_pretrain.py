@@ -174,7 +174,7 @@ def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path)
 def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encoder(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
-    pretrain(tiny("drbert", tmp_path / "c.toml", "[optimisation]\nsteps = 2"), TEXT, tmp_path / "out")
+    pretrain(tiny("drbert", tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "out")
     folder = tmp_path / "out/checkpoint"
     described = json.loads((folder / "config.json").read_text())
     assert described["pretraining_decoder"]["design"] == "drbert"
@@ -191,7 +191,7 @@ def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encod
 def test_every_familys_checkpoint_loads_whole_into_the_class_it_names(tmp_path: Path, name: str, architecture: str) -> None:
     import transformers
 
-    pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 1"), TEXT, tmp_path / "out")
+    pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "out")
     folder = tmp_path / "out/checkpoint"
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
     _, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
