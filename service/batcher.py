@@ -19,9 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from service.calls import Call, Entry, Item, Row, deliver, expire, fail
+from service.calls import Call, Entry, Item, Model, Row, deliver, expire, fail
 from service.errors import ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
 from service.queue import Limits, Queue
 
@@ -29,26 +29,6 @@ log = logging.getLogger(__name__)
 
 # What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this takes some 10 µs.
 _CHORE = bytes(4096)
-
-
-AnyItem = TypeVar("AnyItem", contravariant=True)
-
-
-class Model(Protocol[AnyItem]):
-    """What the batcher asks of a model."""
-
-    @property
-    def padding_safe(self) -> bool:
-        """False: only items of equal length may share a batch."""
-        ...
-
-    def start(self, batch: Sequence[AnyItem], /) -> Callable[[], Collection[Any]]:
-        """Begins a batch; the call returned waits for one row an item."""
-        ...
-
-    def padded_length(self, tokens: int) -> int:
-        """How long an item of so many tokens is made when it runs alone."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +43,7 @@ class Batch:
     background: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
     batch: list[Entry]
     length: int
@@ -96,10 +76,13 @@ class Batcher:
     queue: Queue = field(init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _running: deque[_Running] = field(default_factory=deque, init=False)
+    _alone: deque[Entry] = field(default_factory=deque, init=False)
+    """What a failed batch held and is to be run alone; the first of them is running."""
     _called: bool = field(default=False, init=False)
     _runs: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _items_per_s: float = field(default=0.0, init=False)
+    _finished_ns: int = field(default=0, init=False)
     _starting_ns: int | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -142,8 +125,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         call = Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
         now = time.monotonic_ns()
-        padded = self.models[model].padded_length
-        entries = [Entry(call, place, item, model, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
+        own = self.models[model]
+        padded = own.padded_length
+        entries = [Entry(call, place, item, model, own, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
         with self._changed:
             if self._closing:
                 raise ShuttingDown("This replica is draining; another one answers.")
@@ -171,6 +155,11 @@ class Batcher:
         return self._runs
 
     @property
+    def died(self) -> bool:
+        """Whether that thread has ended by itself, as only a bug can make it."""
+        return self._thread is not None and not self._runs and not self._closing
+
+    @property
     def stuck_s(self) -> float:
         """For how long the oldest batch that the model was given has been with it; 0 if there is none."""
         begun = [begun for begun in (self._starting_ns, *(run.started_ns for run in list(self._running))) if begun is not None]
@@ -190,31 +179,36 @@ class Batcher:
         await asyncio.to_thread(thread.join, timeout_s)
         if not thread.is_alive():
             return True
-        with self._changed:
-            abandoned = [*self.queue.take_all(), *(entry for run in self._running for entry in run.batch)]
-        for entry in abandoned:
+        for entry in self._abandoned():
             fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
         return False
+
+    def _abandoned(self) -> list[Entry]:
+        """Whatever was accepted and is not answered; taken from the queue, for whoever gives up on it."""
+        with self._changed:
+            return [*self.queue.take_all(), *(entry for run in list(self._running) for entry in run.batch), *list(self._alone)]
 
     # The submitting thread, in the order a batch goes through it.
 
     def _run(self) -> None:
         try:
             self._work()
+        except BaseException:    # A bug: it ends this thread and, by whoever watches `died`, the process.
+            log.critical("the thread that runs the models has ended", exc_info=True)
         finally:
             self._runs = False
+            for entry in self._abandoned():
+                fail(entry.call, ModelFailed("The thread that runs the models has ended; this replica will end."))
 
     def _work(self) -> None:
-        running = self._running
         while True:
-            batch = self._next_batch(wait=not running)
+            batch = self._next_batch(wait=not self._running)
             if batch:
-                self._start(batch, running)
-            elif batch is None and not running:
+                self._start(batch)
+            elif batch is None and not self._running:
                 return
-            if running and (not batch or len(running) >= self.in_flight):
-                self._finish(running[0])
-                running.popleft()
+            if self._running and (not batch or len(self._running) >= self.in_flight):
+                self._finish(self._running[0])
 
     def _next_batch(self, wait: bool) -> list[Entry] | None:
         """What to run next: [] if nothing waits just now, None if nothing ever will."""
@@ -224,7 +218,7 @@ class Batcher:
                 if self._closing:
                     self.queue.drop_the_background()
                 limits = Limits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
-                if batch := self.queue.take(limits, lambda model: self.models[model].padding_safe):
+                if batch := self.queue.take(limits):
                     return batch
                 if self._closing:
                     return None
@@ -232,17 +226,20 @@ class Batcher:
                     return []
                 self._changed.wait()
 
-    def _start(self, batch: list[Entry], running: deque[_Running]) -> None:
+    def _start(self, batch: list[Entry]) -> _Running | None:
+        """Hands a batch to its model; None if that failed, and what was to be done about it is done."""
         self._starting_ns = started = time.monotonic_ns()
         length = max(entry.length for entry in batch)
         try:
-            finish = self.models[batch[0].model].start([entry.item for entry in batch])
+            finish = batch[0].model.start([entry.item for entry in batch])
         except Exception as error:  # The worker outlives whatever a model does.
             self._starting_ns = None
             self._failed(batch, error)
-        else:
-            running.append(_Running(batch, length, started, finish))
-            self._starting_ns = None
+            return None
+        run = _Running(batch, length, started, finish)
+        self._running.append(run)
+        self._starting_ns = None
+        return run
 
     def _finish(self, run: _Running) -> None:
         try:
@@ -250,43 +247,49 @@ class Batcher:
             if len(values) != len(run.batch):
                 raise ModelOutputInvalid(f"The model answered {len(values)} rows for {len(run.batch)} texts.")
         except Exception as error:  # The worker outlives whatever a model does.
+            self._running.remove(run)
             self._failed(run.batch, error)
             return
         if run.batch[0].busy_wait:
             _keep_busy(run.started_ns, run.batch[0].busy_wait)
-        inference_ns = time.monotonic_ns() - run.started_ns
+        now = time.monotonic_ns()
+        inference_ns = now - run.started_ns
         rows = [
             Row(value, run.started_ns - entry.since_ns, inference_ns, len(run.batch), run.length)
             for value, entry in zip(values, run.batch, strict=True)
         ]
         # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
-        self._count(run, [row.queue_ns for row in rows], inference_ns)
+        self._count(run, [row.queue_ns for row in rows], now)
         deliver(run.batch, rows)
+        self._running.remove(run)
 
     def _failed(self, batch: list[Entry], error: Exception) -> None:
         """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
         if len(batch) == 1:
             if isinstance(error, ServiceError):
-                log.error("model answered no answer", extra={"model": batch[0].model, "why": error.message})
+                log.error("model answered no answer", extra={"model": batch[0].name, "why": error.message})
                 fail(batch[0].call, error)
             else:
-                log.error("model raised", extra={"model": batch[0].model}, exc_info=error)
+                log.error("model raised", extra={"model": batch[0].name}, exc_info=error)
                 fail(batch[0].call, ModelFailed("The model failed on this text; the failure is in the log."))
             return
-        for entry in batch:
-            if not entry.call.gone:
-                alone: deque[_Running] = deque()
-                self._start([entry], alone)
-                if alone:
-                    self._finish(alone.popleft())
+        self._alone.extend(batch)
+        while self._alone:
+            entry = self._alone[0]
+            if not entry.call.gone and (run := self._start([entry])):
+                self._finish(run)
+            self._alone.popleft()
 
-    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int) -> None:
-        rate = len(run.batch) * 1e9 / max(1, inference_ns)
+    def _count(self, run: _Running, queue_ns: list[int], now: int) -> None:
+        inference_ns = now - run.started_ns
+        # Where batches overlap, the time from one to the next.
+        rate = len(run.batch) * 1e9 / max(1, now - max(run.started_ns, self._finished_ns))
+        self._finished_ns = now
         self._items_per_s = rate if not self._items_per_s else 0.9 * self._items_per_s + 0.1 * rate
         tokens = sum(entry.item.tokens for entry in run.batch)
         try:
             self.on_batch(
-                Batch(run.batch[0].model, queue_ns, inference_ns, tokens, run.length * self.rows(len(run.batch)) - tokens, run.batch[0].background)
+                Batch(run.batch[0].name, queue_ns, inference_ns, tokens, run.length * self.rows(len(run.batch)) - tokens, run.batch[0].background)
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")

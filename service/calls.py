@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded
 
@@ -21,6 +21,26 @@ log = logging.getLogger(__name__)
 class Item(Protocol):
     @property
     def tokens(self) -> int: ...
+
+
+AnyItem = TypeVar("AnyItem", contravariant=True)
+
+
+class Model(Protocol[AnyItem]):
+    """What the batcher asks of a model."""
+
+    @property
+    def padding_safe(self) -> bool:
+        """False: only items of equal length may share a batch."""
+        ...
+
+    def start(self, batch: Sequence[AnyItem], /) -> Callable[[], Collection[Any]]:
+        """Begins a batch; the call returned waits for one row an item."""
+        ...
+
+    def padded_length(self, tokens: int) -> int:
+        """How long an item of so many tokens is made when it runs alone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +79,10 @@ class Entry:
     call: Call
     place: int
     item: Item
-    model: str
+    name: str
+    """What the batcher calls its model."""
+    model: Model[Any]
+    """The model itself: it may be let go of while what nobody waits for any more is still in the queue."""
     length: int
     """Tokens it is padded to when it runs alone."""
     since_ns: int

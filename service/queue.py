@@ -87,6 +87,7 @@ class Queue:
             if len(kept) < len(entries):
                 entries.clear()
                 entries.extend(kept)
+        self._note_room()
 
     def drop_the_background(self) -> None:
         for entry in self.background:
@@ -98,20 +99,21 @@ class Queue:
         found = [*self.waiting, *self.background]
         self.waiting.clear()
         self.background.clear()
+        self._note_room()
         return found
 
-    def take(self, limits: Limits, padding_safe: Callable[[str], bool]) -> list[Entry]:
+    def take(self, limits: Limits) -> list[Entry]:
         """The oldest entry and those nearest to it in length: nobody starves, and under backlog next to nothing is padding.
 
-        Only entries of one model and one busy-wait share a batch, and only of one length where `padding_safe` says no
-        of the model. Empty if nothing waits.
+        Only entries of one model and one busy-wait share a batch, and only of one length where the model is not padding-safe.
+        Empty if nothing waits.
         """
         entries = self.waiting or self.background
         if not entries:
             return []
         first = entries[0]
-        mixes = padding_safe(first.model)
-        others = (e for e in entries if e is not first and e.model == first.model and e.busy_wait == first.busy_wait)
+        mixes = first.model.padding_safe
+        others = (e for e in entries if e is not first and e.model is first.model and e.busy_wait == first.busy_wait)
         chosen = [first]
         shortest = longest = first.length
         for entry in heapq.nsmallest(limits.size - 1, others, key=lambda e: abs(e.length - first.length)):
@@ -122,9 +124,12 @@ class Queue:
                 shortest, longest = low, high
         del chosen[limits.rounded(len(chosen)) :]
         self._remove(entries, chosen)
+        self._note_room()
+        return chosen
+
+    def _note_room(self) -> None:
         if self._full_since is not None and len(self.waiting) <= self.max_waiting // 2:
             self._full_since = None
-        return chosen
 
     @staticmethod
     def _remove(entries: deque[Entry], chosen: list[Entry]) -> None:

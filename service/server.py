@@ -181,10 +181,14 @@ async def _watch_event_loop(models: Models) -> None:
 
 
 async def _watch_engine(models: Models) -> None:
-    """Ends a process whose engine does not come back: nothing else in it could, and a supervisor starts another one."""
+    """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in it could help, and a supervisor starts another one."""
     limit_s = models.settings.stall_after_s
     while True:
         await asyncio.sleep(min(1.0, limit_s / 10))
+        if models.batcher.died:
+            log.critical("the thread that runs the models has ended; ending")
+            await models.idle(timeout_s=1)
+            os._exit(BUG)
         stuck_s = models.batcher.stuck_s
         if (stuck_s > limit_s) != models.stalled:
             models.note_stall(stuck_s > limit_s)

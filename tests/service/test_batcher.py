@@ -410,3 +410,76 @@ async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
     async with running(Echo(), max_waiting=2) as batcher:
         with pytest.raises(TooLarge, match="makes 3 items, and the queue holds 2"):
             await ask(batcher, "a", "b", "c")
+
+
+async def test_what_was_accepted_is_answered_by_the_model_it_was_given_to_even_if_that_is_let_go() -> None:
+    model, models = Echo(), {"echo": Echo(), "other": Echo()}
+    models["echo"] = models["other"] = model
+    batcher = Batcher(models)
+    batcher.start()
+    blocker = await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "a"))
+    await until(lambda: batcher.waiting == 1)
+    del models["echo"]
+    model.gate.set()
+    assert [await blocker, await waiting] == [["blocker"], ["a"]]
+    assert [row.value for row in await batcher.submit("other", [Word("b")])] == ["b"]
+    assert await batcher.close(10)
+
+
+async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    blocker = await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "a"))
+    await until(lambda: batcher.waiting == 1)
+    monkeypatch.setattr(batcher.queue, "take", lambda limits: 1 / 0)
+    assert not batcher.died
+    model.gate.set()
+    assert await blocker == ["blocker"]
+    with pytest.raises(ModelFailed, match="has ended"):
+        await waiting
+    await until(lambda: batcher.died)
+    assert not batcher.alive
+
+
+async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_told() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    await block(batcher, model)
+    two = [asyncio.create_task(ask(batcher, name)) for name in ("poison", "a")]
+    await until(lambda: batcher.waiting == 2)
+    held = threading.Event()
+    begin = model.start
+
+    def start(batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        begin(batch)
+        if len(batch) > 1:
+            raise ValueError("too many")
+        return lambda: [word.name for word in batch] if held.wait(10) else []
+
+    model.start = start    # type: ignore[method-assign]
+    model.gate.set()
+    await until(lambda: model.batches[-1] == ["poison"])
+    await until(lambda: batcher.stuck_s > 0.01)
+    assert not await batcher.close(0.01)
+    for answer in await asyncio.gather(*two, return_exceptions=True):
+        assert isinstance(answer, ShuttingDown)
+    held.set()
+
+
+async def test_there_is_room_again_when_all_that_waited_has_gone() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        late = [asyncio.create_task(ask(batcher, name, timeout_s=0.05)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c")
+        assert batcher.queue.full_s > 0
+        await asyncio.wait(late)
+        model.gate.set()
+        await until(lambda: batcher.queue.full_s == 0.0)
+        await asyncio.gather(*late, return_exceptions=True)
