@@ -7,7 +7,6 @@ HTTP or of queues; export verifies artifacts with this very class.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +43,26 @@ class Encoded:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a tokenizer puts around a text: [CLS] and [SEP], or what the family has in their place."""
+
+    before: list[int]
+    after: list[int]
+    types_before: list[int]
+    types_after: list[int]
+    type: int
+    """Of the text itself."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Frame:
+        probe = tokenizer.encode("a")
+        own = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
+        first, last = (own[0], own[-1] + 1) if own else (1, 1)
+        ids, types = probe.ids, probe.type_ids
+        return cls(ids[:first], ids[last:], types[:first], types[last:], types[first] if own else 0)
+
+
 class Classifier:
     def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int | None = None, max_batch_tokens: int | None = None) -> None:
         self.manifest: Manifest = artifact.manifest
@@ -53,11 +72,8 @@ class Classifier:
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
         self._pad = next((found for name in PADDING if (found := self._tokenizers["none"].token_to_id(name)) is not None), 0)
-        # How far windows overlap is state of a tokenizer too, and any caller's choice: one for all, one caller at a time.
-        self._windowing = threading.Lock()
-        self._room = self.manifest.max_tokens - self._tokenizers["none"].num_special_tokens_to_add(is_pair=False)
-        self._window_tokenizer = Tokenizer.from_str(text)
-        self._window_tokenizer.no_padding()
+        self._frame = Frame.of(self._tokenizers["none"])
+        self._room = self.manifest.max_tokens - len(self._frame.before) - len(self._frame.after)
 
     @property
     def padding_safe(self) -> bool:
@@ -82,19 +98,31 @@ class Classifier:
             )
         return Encoded(encoding.ids, encoding.type_ids, truncated)
 
-    def windows(self, text: str, stride: int | None = None) -> list[Encoded]:
-        """A text of any length as windows of the model's length, each sharing `stride` tokens with the one before.
+    def tokens(self, text: str, beside: bool = False) -> list[int]:
+        """All tokens of a text of any length, without those that frame it; to be cut into windows."""
+        tokenizer = self._tokenizers["none"]
+        encoding: Encoding
+        if beside:
+            [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        else:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
 
-        By default STRIDE, or half a window if that is less. InvalidInput if a window is left nothing of its own. Lets other
-        threads go on meanwhile.
+    def window_starts(self, tokens: int, stride: int | None = None) -> range:
+        """Where the windows of so many tokens begin, each sharing `stride` of them with the one before.
+
+        By default STRIDE, or half a window if that is less. InvalidInput if a window is left nothing of its own.
         """
         stride = min(STRIDE, self._room // 2) if stride is None else stride
         if stride >= self._room:
             raise InvalidInput(f"A window holds {self._room} tokens of the text, so a stride of {stride} leads nowhere; give at most {self._room - 1}.")
-        with self._windowing:
-            self._window_tokenizer.enable_truncation(self.manifest.max_tokens, stride=stride)
-            [first] = self._window_tokenizer.encode_batch_fast([text])
-        return [Encoded(encoding.ids, encoding.type_ids, False) for encoding in (first, *first.overflowing)]
+        return range(0, max(1, tokens - stride), self._room - stride)
+
+    def window(self, tokens: Sequence[int], start: int) -> Encoded:
+        """The window of a text's tokens that begins there, framed as a text of its own."""
+        own, frame = tokens[start : start + self._room], self._frame
+        return Encoded([*frame.before, *own, *frame.after], [*frame.types_before, *([frame.type] * len(own)), *frame.types_after], False)
 
     def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
         """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from service.calls import Row
 from service.connection import ClientLeft, read_body, read_busy_wait, read_timeout, unless_the_client_leaves
 from service.dialects import Answered, Called, Dialect, Headers
-from service.encoding import by_text, encode
+from service.encoding import Items, by_text, encode
 from service.errors import (
     WANTS_A_KEY,
     BodyTooSlow,
@@ -60,6 +60,7 @@ class Around:
 def limits_of(settings: Settings) -> Limits:
     return Limits(
         texts=settings.max_texts, text_chars=settings.max_text_chars, windows=settings.max_windows, tokens=settings.max_request_tokens,
+        items=settings.max_waiting,
     )
 
 
@@ -128,11 +129,8 @@ class Classify:
         metrics, manifest = self._models.metrics, model.artifact.manifest
         self._models.batcher.check_room(len(asked.input))
         started = time.monotonic_ns()
-        found = await encode(model.classifier, asked, self._limits)
-        tokenized = time.monotonic_ns()
-        noted.texts, noted.tokenize_ns = len(asked.input), tokenized - started
-        waiting = self._models.batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait)
-        encoded, rows = by_text(found, await unless_the_client_leaves(receive, waiting), asked.window.pool if asked.window else "first")
+        found, rows = await unless_the_client_leaves(receive, self._rows(model, asked, noted, deadline, busy_wait))
+        encoded, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
         slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
         answered = Answered(called, asked, model.name, manifest, encoded, rows, noted.tokenize_ns, time.monotonic_ns() - started)
         short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
@@ -147,6 +145,12 @@ class Classify:
             self._around.shadow.consider(model, asked, rows)
         noted.tokens, noted.queue_ns, noted.inference_ns, noted.batch_size = answered.tokens, slowest.queue_ns, slowest.inference_ns, slowest.batch_size
         return [*headers, (b"server-timing", server_timing(noted.tokenize_ns, finished - started, slowest).encode())], pieces
+
+    async def _rows(self, model: Loaded, asked: ClassifyRequest, noted: Noted, deadline: float, busy_wait: float) -> tuple[Items, list[Row]]:
+        started = time.monotonic_ns()
+        found = await encode(model.classifier, asked, self._limits, deadline)
+        noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
+        return found, await self._models.batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait)
 
     def _refusal(self, error: ServiceError) -> tuple[int, Headers, list[bytes]]:
         status, headers, body = self._dialect.refuse(error)

@@ -5,14 +5,17 @@ A request's texts as items for the batcher, and the batcher's rows as one for ea
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service import answers
 from service.calls import Row
 from service.classifier import Classifier, Encoded, Truncate
-from service.errors import InvalidInput, TooLarge
-from service.schemas import ClassifyRequest, Limits, Pool, Text
+from service.errors import DeadlineExceeded, InvalidInput, TooLarge
+from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
 
 # What would take the event loop longer than so many characters do, a millisecond or two, goes to a thread.
 CHARS_ON_THE_LOOP = 1_000
@@ -27,15 +30,30 @@ class Items:
     """How many of them are each text's; None where every text is one item."""
 
 
-async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits) -> Items:
-    """Items of every text; one text that cannot be used fails the list and is named."""
+async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, deadline: float = math.inf) -> Items:
+    """Items of every text; one text that cannot be used fails the list and is named.
+
+    DeadlineExceeded if `deadline`, of the monotonic clock, comes first.
+    """
     if sum([len(text.text) + len(text.pair or "") for text in asked.input]) <= CHARS_ON_THE_LOOP:
-        found = _encode(classifier, asked, limits, beside=False)
+        found = _encode(classifier, asked, limits)
     else:
-        found = await asyncio.to_thread(_encode, classifier, asked, limits, beside=True)
+        found = await _encode_beside(classifier, asked, limits, deadline)
     if limits.tokens is not None and (tokens := sum([item.tokens for item in found.items])) > limits.tokens:
         raise TooLarge(f"input has {tokens} tokens, the limit of a request is {limits.tokens}; send several requests.", param="input")
     return found
+
+
+async def _encode_beside(classifier: Classifier, asked: ClassifyRequest, limits: Limits, deadline: float) -> Items:
+    """In a thread, which ends with its text when nobody waits for it any more."""
+    left = threading.Event()
+    try:
+        async with asyncio.timeout(None if math.isinf(deadline) else deadline - time.monotonic()):
+            return await asyncio.to_thread(_encode, classifier, asked, limits, left)
+    except TimeoutError:
+        raise DeadlineExceeded("The texts took longer to tokenize than the request's time limit.") from None
+    finally:
+        left.set()
 
 
 def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded], list[Row]]:
@@ -53,15 +71,22 @@ def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded
     return texts, own
 
 
-def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, beside: bool) -> Items:
-    if asked.window is None:
-        return Items([_one(classifier, text, asked.truncate, beside) for text in asked.input])
-    texts = [_windows(classifier, text, asked.window.stride, limits) for text in asked.input]
-    if asked.window.pool == "first":
-        # What is never looked at is not computed.
-        texts = [[replace(windows[0], truncated=len(windows) > 1)] for windows in texts]
-    items = [item for windows in texts for item in windows]
-    return Items(items, [len(windows) for windows in texts])
+def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, left: threading.Event | None = None) -> Items:
+    """`left` is given to a thread beside the event loop, and set when it need not go on."""
+    items: list[Encoded] = []
+    windows: list[int] = []
+    for text in asked.input:
+        if left is not None and left.is_set():
+            break
+        if asked.window is None:
+            items.append(_one(classifier, text, asked.truncate, left is not None))
+            continue
+        own = _windows(classifier, text, asked.window, limits, left is not None)
+        if limits.items is not None and len(items) + len(own) > limits.items:
+            raise TooLarge(f"input makes more windows than the {limits.items} that the queue holds; send several requests.", param="input")
+        items += own
+        windows.append(len(own))
+    return Items(items, None if asked.window is None else windows)
 
 
 def _one(classifier: Classifier, text: Text, truncate: Truncate, beside: bool) -> Encoded:
@@ -74,14 +99,18 @@ def _one(classifier: Classifier, text: Text, truncate: Truncate, beside: bool) -
         raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 
 
-def _windows(classifier: Classifier, text: Text, stride: int | None, limits: Limits) -> list[Encoded]:
+def _windows(classifier: Classifier, text: Text, window: Window, limits: Limits, beside: bool) -> list[Encoded]:
     if text.pair is not None:
         where = f"{text.where}.text_pair"
         raise InvalidInput(f"{where}: windows are of single texts; classify a pair without them.", param=where)
+    tokens = classifier.tokens(text.text, beside)
     try:
-        found = classifier.windows(text.text, stride)
+        starts = classifier.window_starts(len(tokens), window.stride)
     except InvalidInput as error:
         raise InvalidInput(f"window.stride: {error.message}", param="window.stride") from None
-    if len(found) > limits.windows:
-        raise TooLarge(f"{text.where} takes {len(found)} windows, the limit is {limits.windows}; send it in parts.", param=text.where)
-    return found
+    if window.pool == "first":
+        # What is never looked at is not computed.
+        return [replace(classifier.window(tokens, 0), truncated=len(starts) > 1)]
+    if len(starts) > limits.windows:
+        raise TooLarge(f"{text.where} takes {len(starts)} windows, the limit is {limits.windows}; send it in parts.", param=text.where)
+    return [classifier.window(tokens, start) for start in starts]

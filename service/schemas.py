@@ -34,6 +34,8 @@ class Limits:
     """Of one text."""
     tokens: int | None = None
     """Of all texts together, as far as the model reads them."""
+    items: int | None = None
+    """Windows of all texts together."""
 
 
 def _text(value: object, where: str) -> Text:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, processors
 
 from service.artifact import Artifact
-from service.classifier import Classifier
+from service.classifier import Classifier, Encoded
+from service.encoding import CHARS_ON_THE_LOOP
 from service.runtimes.auto import choose, load
 from tests.service.test_routes import classify, client_of
 from tests.worlds import MAX_TOKENS, write_artifact
@@ -27,7 +31,8 @@ def classifier(artifact: Artifact) -> Classifier:
 @pytest.mark.parametrize("stride", [0, 3, ROOM - 1])
 def test_windows_hold_every_token_and_share_the_stride(classifier: Classifier, words: int, stride: int) -> None:
     text = " ".join(["good", "bad", "film", "a", "b", "c"][i % 6] for i in range(words))
-    windows = [window.ids for window in classifier.windows(text, stride)]
+    tokens = classifier.tokens(text)
+    windows = [classifier.window(tokens, start).ids for start in classifier.window_starts(len(tokens), stride)]
     whole = classifier.encode("good bad film a b c").ids[1:-1]
     wanted = [whole[i % 6] for i in range(words)]
     assert all(len(ids) <= MAX_TOKENS and ids[0] == windows[0][0] and ids[-1] == windows[0][-1] for ids in windows)
@@ -77,10 +82,10 @@ async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact:
     ({"input": "good", "window": {"stride": -1}}, 422, "window.stride", None),
     ({"input": "good", "window": {"pool": "median"}}, 422, "window.pool", None),
     ({"input": "good", "window": {"size": 4}}, 422, "window.size", None),
-    ({"input": ["good"] * 5 + ["bad " * 40] * 4, "window": {}}, 413, None, "The request makes 25 items, and the queue holds 20; send several requests."),
+    ({"input": ["good"] * 5 + ["bad " * 40] * 4, "window": {}}, 413, "input", "input makes more windows than the 20 that the queue holds; send several requests."),
 ])
 async def test_windows_that_cannot_be_are_refused_by_name(artifact: Artifact, body: Any, status: int, param: str | None, message: str | None) -> None:
-    async with client_of(artifact, max_windows=6 if message is None or "items" in message else 4, max_waiting=20, max_texts=20) as (client, _):
+    async with client_of(artifact, max_windows=6 if message is None or "queue" in message else 4, max_waiting=20, max_texts=20) as (client, _):
         response = await classify(client, body)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param)
@@ -104,3 +109,48 @@ async def test_windows_serve_every_task(tmp_path: Path, task: str) -> None:
         [answer] = (await classify(client, {"input": "bad " * 28, "window": {"stride": 0, "pool": "max"}})).json()["data"]
     assert answer["windows"] == 2
     assert answer["score"] == pytest.approx(1 / (1 + math.exp(-14)) if task == "multi_label" else 14.0)
+
+
+@pytest.mark.parametrize("frame", ["bert", "roberta", "bare"])
+@pytest.mark.parametrize(("words", "stride"), [(0, 0), (1, 3), (ROOM, 0), (ROOM + 1, 0), (ROOM + 1, 3), (40, 5), (55, ROOM - 1)])
+def test_windows_are_those_that_the_tokenizer_itself_would_cut(artifact: Artifact, frame: str, words: int, stride: int) -> None:
+    tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
+    if frame == "roberta":
+        tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+    if frame == "bare":
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    tokenizer.save(str(artifact.path("tokenizer.json")))
+    classifier = Classifier(artifact, load(artifact, choose(artifact), 1))
+    text = " ".join(["good", "bad", "film"][i % 3] for i in range(words))
+    tokenizer.enable_truncation(MAX_TOKENS, stride=stride)
+    whole = tokenizer.encode(text)
+    tokens = classifier.tokens(text)
+    found = [classifier.window(tokens, start) for start in classifier.window_starts(len(tokens), stride)]
+    assert [(one.ids, one.type_ids) for one in found] == [(one.ids, one.type_ids) for one in (whole, *whole.overflowing)]
+
+
+async def test_a_text_of_too_many_windows_is_refused_before_they_are_cut(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "window", lambda *_: pytest.fail("a window was cut"))
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, {"input": "bad " * 20_000, "window": {"stride": ROOM - 1}})
+    assert response.status_code == 413
+    assert response.json()["error"]["message"].startswith("input takes 19987 windows, the limit is 64")
+
+
+async def test_the_deadline_holds_while_texts_are_tokenized(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, go_on = [], threading.Event()
+    encode = Classifier.encode
+
+    def slow(self: Classifier, text: str, *more: Any) -> Encoded:
+        seen.append(text)
+        assert go_on.wait(10)
+        return encode(self, text, *more)
+
+    monkeypatch.setattr(Classifier, "encode", slow)
+    long = "bad " * CHARS_ON_THE_LOOP
+    async with client_of(artifact) as (client, _):
+        response = await client.post("/classify", json={"input": [long, long]}, headers={"X-Request-Timeout-Ms": "20"})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        go_on.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert seen == [long]    # nobody waited for the second
