@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from service.calls import Row
-from service.connection import ClientLeft, read_body, read_busy_wait, read_timeout, unless_the_client_leaves
+from service.connection import (
+    ClientLeft,
+    forget_body,
+    read_body,
+    read_busy_wait,
+    read_timeout,
+    unless_the_client_leaves,
+)
 from service.dialects import Answered, Called, Dialect, Headers
 from service.encoding import Items, by_text, encode
 from service.errors import (
@@ -110,17 +117,21 @@ class Classify:
         settings, given = self._models.settings, dict(scope["headers"])
         busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
         timeout_s = read_timeout(given.get(b"x-request-timeout-ms"), settings.request_timeout_s)
-        body = await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes, settings.request_timeout_s)
         if self._around.keys is not None and not self._around.keys.admit(given):
+            await forget_body(receive, settings.max_body_bytes, settings.request_timeout_s)
             raise Unauthorized(WANTS_A_KEY)
-        # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
-        self._models.batcher.check_room(1)
-        called = Called(body, given, scope["state"].get("model"), scope["state"]["request_id"])
-        read = self._dialect.read
-        asked = read(called, self._limits) if len(body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
-        with self._models.using(asked.model) as model:
-            noted.model = model.name
-            return await self._classify(model, called, asked, receive, noted, began + timeout_s, busy_wait)
+        body = await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes, settings.request_timeout_s, self._models.room)
+        try:
+            # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
+            self._models.batcher.check_room(1)
+            called = Called(body, given, scope["state"].get("model"), scope["state"]["request_id"])
+            read = self._dialect.read
+            asked = read(called, self._limits) if len(body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
+            with self._models.using(asked.model) as model:
+                noted.model = model.name
+                return await self._classify(model, called, asked, receive, noted, began + timeout_s, busy_wait)
+        finally:
+            self._models.room.give_back(len(body))
 
     async def _classify(
         self, model: Loaded, called: Called, asked: ClassifyRequest, receive: Receive, noted: Noted, deadline: float, busy_wait: float,

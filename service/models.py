@@ -20,6 +20,7 @@ from service import cpus, gpus, nvml
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
+from service.connection import Room
 from service.errors import InvalidInput, NotReady, ShuttingDown, UnknownModel
 from service.metrics import Metrics
 from service.runtimes.auto import Choice, choose, load
@@ -68,6 +69,7 @@ class Models:
         self.metrics = Metrics(CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
         self.answering = 0
         """Requests that are being answered."""
+        self.room = Room(settings.max_bodies_bytes)
         self.stalled = False
         """Whether the engine has had a batch for longer than it is allowed."""
         self._artifacts = artifacts

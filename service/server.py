@@ -101,7 +101,7 @@ def configured(app: ASGIApp, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
         # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
-        timeout_keep_alive=75, http=Impatient, **more,
+        timeout_keep_alive=75, http=Impatient, ws="none", **more,
     )
 
 
@@ -144,16 +144,25 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
             log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
         await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", extra={"waiting": models.batcher.waiting})
+        give_up = loop.time() + models.settings.drain_timeout_s
         finished = await models.drain()
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
-        # Answers that were just settled leave before the connections are closed.
+        # Answers that were just settled leave before the connections are closed, however slowly they are read.
         await models.idle(timeout_s=1)
+        await written([server for server, _ in servers], give_up)
     finally:
         for task in watching:
             task.cancel()
         for server, _ in servers:
             server.should_exit = True
         await asyncio.gather(*listening)
+
+
+async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:
+    """Waits until every answer that was begun has been handed to the system, until `give_up` by the loop's clock."""
+    loop = asyncio.get_running_loop()
+    while loop.time() < give_up and any(one.writes for server in servers for one in server.server_state.connections if isinstance(one, Impatient)):
+        await asyncio.sleep(0.01)
 
 
 def settle_garbage_collection() -> None:

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     max_request_tokens: int | None = Field(default=None, ge=1)
     """Tokens that all texts of a request may take together, as the model reads them; more are refused with 413. By default only the other limits hold."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
+    max_bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Bytes that the bodies of all requests may hold together while they are read and answered; one more is refused with 429."""
     request_timeout_s: float = Field(default=30.0, gt=0)
     """A text that waited longer is answered with 504 and never reaches the model. A request may ask for less by X-Request-Timeout-Ms."""
     saturated_after_s: float | None = Field(default=None, gt=0)
@@ -86,6 +88,11 @@ def read_settings(host: str = "127.0.0.1") -> Settings:
             raise BadUsage(
                 f"DRBERT_MAX_TEXTS ({settings.max_texts}) is above DRBERT_MAX_WAITING ({settings.max_waiting}): "
                 "a request of that many texts could never be admitted."
+            )
+        if settings.max_body_bytes > settings.max_bodies_bytes:
+            raise BadUsage(
+                f"DRBERT_MAX_BODY_BYTES ({settings.max_body_bytes}) is above DRBERT_MAX_BODIES_BYTES ({settings.max_bodies_bytes}): "
+                "a body of that many bytes could never be admitted."
             )
         if settings.busy_wait == "loopback" and not _is_loopback(host):
             raise BadUsage(

@@ -189,6 +189,12 @@ def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: A
     assert process.returncode == 64
 
 
+def test_a_body_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
+    process = start(str(artifact.directory), DRBERT_MAX_BODIES_BYTES="1000")
+    assert "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_BODIES_BYTES (1000)" in process.communicate(timeout=60)[0]
+    assert process.returncode == 64
+
+
 def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: Artifact) -> None:
     process = start(str(artifact.directory), "--port", str(free_port()), "--variant", "cpu-bf16")
     assert "holds no variant 'cpu-bf16'" in process.communicate(timeout=60)[0]
