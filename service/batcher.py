@@ -23,7 +23,7 @@ from typing import Any
 
 from service.calls import Call, Entry, Item, Model, Row, deliver, expire, fail
 from service.errors import ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
-from service.queue import Limits, Queue
+from service.queue import BatchLimits, Queue
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Batcher:
                 self.queue.drop_the_gone_and_the_late()
                 if self._closing:
                     self.queue.drop_the_background()
-                limits = Limits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
+                limits = BatchLimits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
                 if batch := self.queue.take(limits):
                     return batch
                 if self._closing:

@@ -19,7 +19,7 @@ NEAR_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """What a batch may hold."""
 
     size: int
@@ -102,7 +102,7 @@ class Queue:
         self._note_room()
         return found
 
-    def take(self, limits: Limits) -> list[Entry]:
+    def take(self, limits: BatchLimits) -> list[Entry]:
         """The oldest entry and those nearest to it in length: nobody starves, and under backlog next to nothing is padding.
 
         Only entries of one model and one busy-wait share a batch, and only of one length where the model is not padding-safe.
