@@ -79,7 +79,7 @@ class Service:
         while True:
             asked: str | None
             try:
-                response = self.client.post("/classify", json=body)
+                response = self.client.post("/v1/classify", json=body)
                 if response.is_success:
                     answers: list[Answer] = response.json()["data"]
                     return answers

@@ -37,7 +37,7 @@ async function call(path, options = {}) {
 
 async function classify(model, input) {
   const began = performance.now();
-  const answer = await call("classify", {method: "POST", body: JSON.stringify({model, input})});
+  const answer = await call("v1/classify", {method: "POST", body: JSON.stringify({model, input})});
   const told = await answer.json();
   if (!answer.ok) throw new Error(told.error?.message ?? `The service answered ${answer.status}.`);
   return {told, timing: timingOf(answer.headers.get("server-timing") ?? ""), took: performance.now() - began};
@@ -195,7 +195,7 @@ function curl() {
   const input = text.value || text.placeholder;
   const quoted = JSON.stringify({input}).replaceAll("'", `'\\''`);
   const key = at("key").value ? ` -H 'Authorization: Bearer …'` : "";
-  return `curl -s${key} ${new URL("classify", location.href)} -d '${quoted}'`;
+  return `curl -s${key} ${new URL("v1/classify", location.href)} -d '${quoted}'`;
 }
 
 async function copy(words) {

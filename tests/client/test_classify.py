@@ -44,6 +44,12 @@ def test_json_is_the_services_answer(url: str, capsys: pytest.CaptureFixture[str
     assert len(told["scores"]) == 1
 
 
+def test_the_client_is_answered_whatever_dialect_classify_speaks(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(artifact, DRBERT_CLASSIFY_DIALECT="infinity") as (url, _):
+        assert main(["good film", "--url", url]) == 0
+    assert capsys.readouterr().out == "POSITIVE\t0.7311\tgood film\n"
+
+
 def test_a_key_of_the_environment_is_sent(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "keys").write_text("secret\n")
     with serving(artifact, DRBERT_API_KEYS_FILE=str(tmp_path / "keys")) as (url, _):

@@ -46,6 +46,16 @@ async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> 
     assert single.json()["error"]["param"] == "input"
 
 
+@pytest.mark.parametrize("dialect", ["native", "infinity"])
+async def test_our_own_shape_has_a_path_that_no_setting_takes(artifact: Artifact, dialect: str) -> None:
+    async with client_of(artifact, classify_dialect=dialect) as (client, _):
+        answer = (await post(client, "/v1/classify", {"input": "good"})).json()
+        described = (await client.get("/openapi.json")).json()["paths"]["/v1/classify"]["post"]
+    assert answer["data"][0]["label"] == "POSITIVE"
+    assert "threshold" in described["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert "$ref" in described["responses"]["200"]["content"]["application/json"]["schema"]
+
+
 # Large answers
 
 

@@ -32,7 +32,7 @@ def classify(url: str) -> dict:
     give_up = time.monotonic() + PATIENCE_S
     while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/classify", body, headers), timeout=10, context=context) as response:
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/classify", body, headers), timeout=10, context=context) as response:
                 return json.load(response)
         except (OSError, ValueError) as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
