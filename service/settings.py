@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     """On which port /metrics is answered."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    """Files in PEM form; both or neither. Requests then come by https."""
+    """Files in PEM form; both or neither. Requests then come by https, to the second port too."""
     cors_origins: str = ""
     """Origins whose pages may call the service from a browser, commas in between; none by default."""
     tracing: bool = False

@@ -98,11 +98,14 @@ def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact,
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
-    with running(f"reviews={artifact.directory}", scheme="https", **files) as (url, process):
+    admin = free_port()
+    with running(f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files) as (url, process):
         trusting = ssl.create_default_context(cafile=str(tmp_path / "authority.pem"))
         request = urllib.request.Request(f"{url}/classify", b'{"input": "good"}')
         with urllib.request.urlopen(request, timeout=30, context=trusting) as response:
             assert json.load(response)["data"][0]["label"] == "POSITIVE"
+        with urllib.request.urlopen(f"https://127.0.0.1:{admin}/livez", timeout=30, context=trusting) as response:
+            assert response.read() == b"ok\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     (tmp_path / "key.pem").write_text("no key")
