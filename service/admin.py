@@ -112,6 +112,10 @@ def load(models: Models, name: str, folder: Path, digest: str | None) -> tuple[L
     except (CommandError, ServiceError) as error:
         log.warning("a model could not be loaded", extra={"model": name, "artifact": str(folder), "why": str(error)})
         raise InvalidInput(str(error), param="artifact") from None
+    except Exception as error:
+        # Digests vouch for a file's bytes, not that an engine or a tokenizer can use them; those raise whatever they like.
+        log.exception("a model could not be loaded", extra={"model": name, "artifact": str(folder)})
+        raise InvalidInput(f"{folder} cannot be loaded ({type(error).__name__}: {error}); export it again.", param="artifact") from None
 
 
 class Guarded:
