@@ -19,7 +19,7 @@ LOOK_EVERY_S = 1.0
 
 
 class Keys:
-    """The keys in a file: one a line, `#` begins a comment. Unavailable if it cannot be read or holds none."""
+    """The keys in a file: one a line; a line that begins with `#` is a comment. Unavailable if it cannot be read or holds none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,5 +61,5 @@ class Keys:
         return told.st_ino, told.st_size, told.st_mtime_ns
 
     def _read(self) -> tuple[bytes, ...]:
-        lines = (line.partition(b"#")[0].strip() for line in self._path.read_bytes().splitlines())
-        return tuple(hashlib.sha256(line).digest() for line in lines if line)
+        lines = (line.strip() for line in self._path.read_bytes().splitlines())
+        return tuple(hashlib.sha256(line).digest() for line in lines if line and not line.startswith(b"#"))

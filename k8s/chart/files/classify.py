@@ -1,7 +1,7 @@
 """
 Asks each service named on the command line to classify a sentence, and ends with 1 if one answers wrongly or not at all.
 
-KEYS, where it is set, holds API keys, one a line. Needs the standard library alone.
+KEYS, where it is set, holds API keys, one a line; a line that begins with # is a comment. Needs the standard library alone.
 """
 
 import json
@@ -18,8 +18,8 @@ PATIENCE_S = float(os.environ.get("PATIENCE_S", "60"))
 
 
 def keys() -> list[str]:
-    lines = (line.partition("#")[0].strip() for line in os.environ.get("KEYS", "").splitlines())
-    return [line for line in lines if line]
+    lines = (line.strip() for line in os.environ.get("KEYS", "").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def classify(url: str) -> dict:
