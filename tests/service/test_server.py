@@ -114,6 +114,17 @@ def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact,
     assert process.returncode == 69
 
 
+def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as caller:
+            caller.sendall(b"no request\r\n\r\n")
+            assert caller.recv(100).startswith(b"HTTP/1.1 400")
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+    events = [json.loads(line)["event"] for line in output.splitlines()]
+    assert events.count("Invalid HTTP request received.") == 1
+
+
 def test_no_text_and_no_key_is_ever_logged(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("zanzibar-key\n")
     with serving(artifact, DRBERT_LOG_LEVEL="DEBUG", DRBERT_API_KEYS_FILE=str(tmp_path / "keys")) as (url, process):
