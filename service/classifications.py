@@ -48,11 +48,11 @@ class Classifications:
         self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
             (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
             (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, around, KServe(), "instances")),
-            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, around, OpenInference(), "text")),
+            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer"), Classify(models, around, OpenInference(), "text")),
         ]
 
     def at(self, scope: Scope) -> ASGIApp | None:
-        """What answers a POST there; the model that the path names is noted in the scope's state."""
+        """What answers a POST there; the model and version that the path names are noted in the scope's state."""
         if scope["method"] != "POST":
             return None
         path: str = scope["path"]
@@ -60,7 +60,7 @@ class Classifications:
             return self._fixed[path]
         for pattern, app in self._named:
             if found := pattern.fullmatch(path):
-                scope["state"]["model"] = found["model"]
+                scope["state"].update(found.groupdict())
                 return app
         return None
 
@@ -72,6 +72,7 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "/models/{model}": ("The same, with a named model", huggingface.SCHEMA),
     "/v1/models/{model}:predict": ("Classify, as KServe's V1 protocol does", kserve.SCHEMA),
     "/v2/models/{model}/infer": ("Classify, as the Open Inference Protocol does", open_inference.SCHEMA),
+    "/v2/models/{model}/versions/{version}/infer": ("The same, with the version that there is", open_inference.SCHEMA),
 }
 
 

@@ -198,6 +198,23 @@ def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: 
             client.infer("nobody", [texts])
 
 
+async def test_every_model_has_version_1_and_no_other(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        versions = {version: [
+            await client.get(f"/v2/models/reviews/versions/{version}"), await client.get(f"/v2/models/reviews/versions/{version}/ready"),
+            await post(client, f"/v2/models/reviews/versions/{version}/infer", tensor()),
+        ] for version in ("1", "99")}
+        plain = await client.get("/v2/models/reviews")
+        nobody = await client.get("/v2/models/nobody/versions/1")
+        described = (await client.get("/openapi.json")).json()["paths"]
+    assert [answer.status_code for answer in versions["1"]] == [200] * 3
+    assert versions["1"][0].json() == plain.json()
+    assert [answer.status_code for answer in versions["99"]] == [404] * 3
+    assert {answer.json()["error"] for answer in versions["99"]} == {"There is no version 99; every model has version 1 alone."}
+    assert nobody.status_code == 404
+    assert {f"/v2/models/{{model}}/versions/{{version}}{action}" for action in ("", "/ready", "/infer")} <= described.keys()
+
+
 async def test_two_tensors_make_pairs(artifact: Artifact) -> None:
     tensors = [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [word]} for name, word in (("text", "film"), ("text_pair", "good"))]
     async with client_of(artifact) as (client, _):
@@ -230,6 +247,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a list for an output's name": (tensor() | {"outputs": [{"name": ["label"]}]}, "outputs: known are label"),
     "a share for outputs": (tensor() | {"outputs": 0.3}, "outputs must be a list of objects"),
     "text for a class count": (tensor() | {"outputs": [{"name": "label", "parameters": {"classification": True}}]}, "classification must be a number"),
+    "an output named twice": (tensor() | {"outputs": [{"name": "label"}] * 2}, "outputs: label is named twice"),
     "a number for an id": (tensor() | {"id": 7}, "id must be a text"),
     "no JSON": (b"{", "The body is not UTF-8 JSON"),
 }
@@ -250,10 +268,10 @@ async def test_bytes_that_are_no_texts_are_refused(artifact: Artifact, tail: byt
     head = json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}]}).encode()
     async with client_of(artifact) as (client, _):
         response = await post(client, "/v2/models/reviews/infer", head + tail, **{"Inference-Header-Content-Length": str(len(head))})
-        beyond = await post(client, "/v2/models/reviews/infer", head, **{"Inference-Header-Content-Length": "99999"})
+        beyond = [await post(client, "/v2/models/reviews/infer", head, **{"Inference-Header-Content-Length": length}) for length in ("99999", "9" * 5000)]
     assert response.status_code == 400
     assert response.json()["error"].startswith("text")
-    assert beyond.status_code == 400
+    assert [refused.status_code for refused in beyond] == [400, 400]
 
 
 async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) -> None:
