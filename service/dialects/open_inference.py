@@ -24,15 +24,17 @@ from service.schemas import ClassifyRequest, Limits, known_fields, read_object, 
 INPUTS = ("text", "text_pair")
 OUTPUTS = ("label", "score", "probabilities")
 SCHEMA = {
-    "type": "object", "required": ["inputs"], "properties": {
+    "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
         "id": {"type": "string"}, "parameters": {"type": "object"},
         "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
-            "type": "object", "required": ["name", "shape", "datatype"], "properties": {
+            "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": False, "properties": {
                 "name": {"enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"enum": ["BYTES"]},
                 "data": {"type": "array", "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object"},
             },
         }},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}}}},
+        "outputs": {"type": "array", "maxItems": len(OUTPUTS), "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
+        }},
     },
 }
 JSON_LENGTH = b"inference-header-content-length"
@@ -112,6 +114,7 @@ def _parts(called: Called) -> tuple[dict[str, Any], bytes]:
 
 def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
     """A BYTES tensor's texts, and what is left of the bytes."""
+    known_fields(tensor, ("name", "shape", "datatype", "data", "parameters"), f"{name}.")
     shape = tensor.get("shape")
     if tensor.get("datatype") != "BYTES":
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
@@ -164,6 +167,7 @@ def _wanted(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
             raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
         if output["name"] in found:
             raise InvalidInput(f"outputs: {output['name']} is named twice; ask for each output once.", param="outputs")
+        known_fields(output, ("name", "parameters"), "outputs.")
         parameters = _parameters(output, "outputs: ")
         most = parameters.get("classification", 0)
         if not _is_number(most) or most < 0:
@@ -176,6 +180,8 @@ def _parameters(of: dict[str, Any], where: str = "") -> dict[str, Any]:
     parameters = of.get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidInput(f"{where}parameters must be an object.", param="parameters")
+    if parameters and "shared_memory_region" in parameters:
+        raise InvalidInput(f"{where}shared memory is not supported; send tensors in the body.", param="parameters")
     return parameters or {}
 
 

@@ -151,6 +151,28 @@ async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> No
     assert empty.json()["error"].startswith("inputs[1] is empty")
 
 
+@pytest.mark.parametrize(("truncation", "status"), [
+    (None, 200), (True, 200), ("longest_first", 200), (False, 422), ("do_not_truncate", 422), ("only_second", 422), (1, 422), ([], 422),
+])
+async def test_hugging_faces_truncation_is_heeded_or_refused(artifact: Artifact, truncation: Any, status: int) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/", {"inputs": "good " * 20, "parameters": {"truncation": truncation}})
+        short = await post(client, "/", {"inputs": "good", "parameters": {"truncation": "do_not_truncate"}})
+    assert response.status_code == status
+    assert short.status_code == 200
+
+
+async def test_hugging_faces_options_are_those_that_change_nothing_here(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        known = await post(client, "/", {"inputs": "good", "options": {"use_cache": False, "wait_for_model": True}})
+        unknown = await post(client, "/", {"inputs": "good", "options": {"use_gpu": True}})
+        none = await post(client, "/", {"inputs": "good", "options": "all"})
+    assert known.status_code == 200
+    assert (unknown.status_code, none.status_code) == (422, 422)
+    assert unknown.json()["error"].startswith("options.use_gpu is no field")
+    assert none.json()["error"] == "options must be an object."
+
+
 # KServe V1
 
 
@@ -247,6 +269,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a list for an output's name": (tensor() | {"outputs": [{"name": ["label"]}]}, "outputs: known are label"),
     "a share for outputs": (tensor() | {"outputs": 0.3}, "outputs must be a list of objects"),
     "text for a class count": (tensor() | {"outputs": [{"name": "label", "parameters": {"classification": True}}]}, "classification must be a number"),
+    "a tensor's unknown field": (tensor(colour="red"), "text.colour is no field of this request"),
+    "an output's unknown field": (tensor() | {"outputs": [{"name": "label", "datatype": "BYTES"}]}, "outputs.datatype is no field of this request"),
+    "shared memory": (tensor() | {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "a"}}]}, "outputs: shared memory is not supported"),
     "an output named twice": (tensor() | {"outputs": [{"name": "label"}] * 2}, "outputs: label is named twice"),
     "a number for an id": (tensor() | {"id": 7}, "id must be a text"),
     "no JSON": (b"{", "The body is not UTF-8 JSON"),
