@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -29,6 +31,8 @@ from command import BadInput, BadUsage, Parser, Unavailable
 
 AGAIN = (429, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 20.0
+# What a refusal calls the texts of a request, or one of them.
+INPUT = re.compile(r"input(\[(\d+)\])?(?=[ :])")
 
 Answer = dict[str, Any]
 
@@ -49,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
             raise BadUsage(f"--{name.replace('_', '-')} must be at least 1.")
     if not given.texts and sys.stdin.isatty():
         raise BadUsage('Give texts, or lines on stdin: drbert-classify "good film", or drbert-classify < texts.txt.')
-    lines: Iterable[str] = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
+    check_address(given.url)
+    lines, kind = (given.texts, "text") if given.texts else (decoded(sys.stdin.buffer), "line")
     key = os.environ.get("DRBERT_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=given.url, headers=headers, timeout=60.0) as client:
@@ -57,34 +62,55 @@ def main(arguments: Sequence[str]) -> int:
         # Nobody watches a bar for a handful of texts, and none belongs into a file.
         bar = tqdm(unit=" texts", disable=bool(given.texts) or not sys.stderr.isatty())
         with bar:
-            for line, answer in answered(service, lines, given.at_once, given.connections):
+            for line, answer in answered(service, lines, given.at_once, given.connections, kind):
                 print(written(line, answer, given.json))
                 bar.update()
     return 0
 
 
+def check_address(url: str) -> None:
+    """BadUsage unless it is one that can be asked."""
+    try:
+        given = httpx.URL(url)
+    except httpx.InvalidURL:
+        given = httpx.URL()
+    if given.scheme not in ("http", "https") or not given.host:
+        raise BadUsage(f"--url {url!r} is no address of a service; write it as http://127.0.0.1:8000 or https://reviews.example.")
+
+
+def decoded(file: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a file; BadInput names the one that is not UTF-8."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"line {number} is not UTF-8 (byte {error.start + 1} of it); convert it first, as with iconv -f LATIN1 -t UTF-8.") from None
+
+
 @dataclass(frozen=True)
 class Service:
-    """A running service, asked until it answers or patience ends."""
+    """A running service, asked until it answers, patience ends or nobody waits for it any more."""
 
     client: httpx.Client
     fields: dict[str, Any]
     patience_s: float
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for answers: nothing is tried again."""
 
-    def classify(self, texts: Sequence[str]) -> list[Answer]:
-        """One answer a text. BadInput says what is wrong with them; Unavailable that nobody answered in time."""
+    def classify(self, texts: Sequence[str], places: Sequence[str] = ()) -> list[Answer]:
+        """One answer a text. BadInput says what is wrong with them, by their `places`; Unavailable that nobody answered in time."""
         body = {"input": list(texts)} | {name: value for name, value in self.fields.items() if value is not None}
         give_up = time.monotonic() + self.patience_s
         pause = FIRST_PAUSE_S
         while True:
             asked: str | None
             try:
-                response = self.client.post("/classify", json=body)
+                response = self.client.post("/v1/classify", json=body)
                 if response.is_success:
                     answers: list[Answer] = response.json()["data"]
                     return answers
                 if response.status_code not in AGAIN:
-                    raise BadInput(f"{self.client.base_url} refused: {_message(response)}")
+                    raise BadInput(f"{self.client.base_url} refused: {_placed(_message(response), places)}")
                 why, asked = _message(response), response.headers.get("retry-after")
             except httpx.TransportError as error:
                 why, asked = str(error) or type(error).__name__, None
@@ -92,27 +118,32 @@ class Service:
             wait = random.uniform(0, pause) + (float(asked) if asked and asked.isdigit() else 0)
             if time.monotonic() + wait > give_up:
                 raise Unavailable(f"{self.client.base_url} did not answer within {self.patience_s:g} s: {why}")
-            time.sleep(wait)
+            if self.over.wait(wait):
+                raise Unavailable(f"{self.client.base_url} was given up: {why}")
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
 
-def answered(service: Service, lines: Iterable[str], at_once: int, connections: int) -> Iterator[tuple[str, Answer | None]]:
-    """Every line with its answer, in order; an empty line has none. Reads no further ahead than its connections need."""
-    rest = iter(lines)
+def answered(service: Service, lines: Iterable[str], at_once: int, connections: int, kind: str = "line") -> Iterator[tuple[str, Answer | None]]:
+    """Every line with its answer, in order; an empty line has none. Reads no further ahead than its connections need.
+
+    A refusal names the `kind` of thing a line is, and its number.
+    """
+    rest = enumerate(lines, 1)
     with ThreadPoolExecutor(connections) as pool:
-        under_way: deque[tuple[list[str], Future[list[Answer]]]] = deque()
+        under_way: deque[tuple[list[tuple[int, str]], Future[list[Answer]]]] = deque()
         try:
             while True:
                 while len(under_way) < connections and (some := list(islice(rest, at_once))):
-                    texts = [line for line in some if line.strip()]
-                    under_way.append((some, pool.submit(service.classify, texts) if texts else _nothing()))
+                    texts = {f"{kind} {number}": line for number, line in some if line.strip()}
+                    under_way.append((some, pool.submit(service.classify, list(texts.values()), list(texts)) if texts else _nothing()))
                 if not under_way:
                     return
                 some, future = under_way.popleft()
                 answers = iter(future.result())
-                for line in some:
+                for _, line in some:
                     yield line, next(answers) if line.strip() else None
         finally:
+            service.over.set()
             for _, future in under_way:
                 future.cancel()
 
@@ -127,6 +158,15 @@ def _nothing() -> Future[list[Answer]]:
     done: Future[list[Answer]] = Future()
     done.set_result([])
     return done
+
+
+def _placed(message: str, places: Sequence[str]) -> str:
+    """A refusal with what it calls `input` called by its places."""
+    found = INPUT.match(message)
+    if found is None or int(found[2] or 0) >= len(places):
+        return message
+    place = places[int(found[2])] if found[2] else f"{places[0]} to {places[-1]}"
+    return place + message[found.end():]
 
 
 def _message(response: httpx.Response) -> str:

@@ -81,7 +81,7 @@ def export(
     model = build_model(checkpoint, keep_decoder)
     left = checkpoint.left_out()
     config: Any = model.config
-    labels = [config.id2label[i] for i in range(config.num_labels)]
+    labels = _labels(checkpoint.directory, config)
     calibrating = read_texts(calibration, labels)
     gating = [] if gate is None else without(read_texts(gate, labels), [item.text for item in calibrating])
     _say_what_is_dropped(checkpoint, left, keep_decoder)
@@ -109,6 +109,15 @@ def export(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def _labels(directory: Path, config: Any) -> list[str]:
+    """What the classes are called; BadInput if two are called the same."""
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    for i, label in enumerate(labels):
+        if (first := labels.index(label)) < i:
+            raise BadInput(f"{directory}: the classes {first} and {i} are both called {label!r}; name them differently in its config.json (id2label).")
+    return labels
 
 
 def _take_the_place_of(target: Path, folder: Path) -> None:
@@ -170,7 +179,7 @@ def _describe(
     inputs = _graph_inputs(folder / "model.onnx")
     return Manifest(
         schema_version=SCHEMA_VERSION, name=checkpoint.directory.resolve().name, family=config.model_type,
-        task=task or _task(config), labels=[config.id2label[i] for i in range(config.num_labels)],
+        task=task or _task(config), labels=_labels(checkpoint.directory, config),
         takes_pairs=_takes_pairs(inputs, config),
         max_tokens=_max_tokens(checkpoint, config), inputs=inputs,
         encoder_digest=encoder.digest, head_digest=head.digest, tokenizer_digest=sha256(folder / "tokenizer.json"),

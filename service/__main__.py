@@ -10,7 +10,7 @@ Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Before tokenizers is imported: its own threads would only fight the engine's.
@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from command import BadUsage, Parser, finish
 from service import logs, server
-from service.artifact import read_artifact
+from service.artifact import Task, read_artifact
 from service.models import Models
 from service.settings import read_settings
 from service.shadow import Pairing
@@ -39,22 +39,24 @@ def main(arguments: Sequence[str]) -> int:
     settings = read_settings(given.host)
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
-    pairing = paired(given.shadow, given.of, given.fraction, list(artifacts))
+    pairing = paired(given.shadow, given.of, given.fraction, {name: artifact.manifest.task for name, artifact in artifacts.items()})
     admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port)
     server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
     return 0
 
 
-def paired(shadow: str | None, of: str | None, fraction: float, names: Sequence[str]) -> Pairing | None:
-    """What --shadow, --of and --fraction ask for; BadUsage if they make no sense together."""
+def paired(shadow: str | None, of: str | None, fraction: float, tasks: Mapping[str, Task]) -> Pairing | None:
+    """What --shadow, --of and --fraction ask for, of models with these tasks; BadUsage if they make no sense together."""
     if shadow is None:
         if of is not None:
             raise BadUsage("--of names the model that --shadow stands behind; give that too.")
         return None
-    of = names[0] if of is None else of
+    of = next(iter(tasks)) if of is None else of
     for name in (shadow, of):
-        if name not in names:
-            raise BadUsage(f"No model is called {name!r}; there are {', '.join(names)}.")
+        if name not in tasks:
+            raise BadUsage(f"No model is called {name!r}; there are {', '.join(tasks)}.")
+        if tasks[name] == "regression":
+            raise BadUsage(f"{name!r} answers with a number, and --shadow counts whether two models give the same label; name two classifiers.")
     if shadow == of:
         raise BadUsage(f"{shadow!r} cannot shadow itself; --shadow and --of name two models.")
     if not 0 < fraction <= 1:

@@ -110,7 +110,7 @@ def load(models: Models, name: str, folder: Path, digest: str | None) -> tuple[L
             raise BadInput(f"The digest of {folder} is {artifact.digest}, {digest} was asked for.")
         return models.add(name, artifact)
     except (CommandError, ServiceError) as error:
-        log.warning("a model could not be loaded", extra={"model": name, "artifact": str(folder), "why": str(error)})
+        log.warning("a model could not be loaded", exc_info=error.__cause__, extra={"model": name, "artifact": str(folder), "why": str(error)})
         raise InvalidInput(str(error), param="artifact") from None
 
 

@@ -26,7 +26,8 @@ def classification(
     # Plain numbers: an array of two is ten times dearer than two of them.
     values: list[float] = logits.tolist()
     probs = activated(values, activation if activation != "auto" else own_activation(manifest))
-    order = sorted(range(len(probs)), key=lambda i: -probs[i])
+    # By logits: probabilities keep their order, but large ones all round to 1.
+    order = sorted(range(len(values)), key=lambda i: -values[i])
     best = order[0]
     shown = [i for i in order if threshold is None or probs[i] >= threshold][:top_k]
     answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": probs[best]}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from command import UNAVAILABLE, BadInput
 from service import cpus
@@ -122,6 +123,15 @@ class Manifest(_Part):
     provenance: dict[str, str]
     seal: str
     """sha256 of all the above; see seal_of."""
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: list[str]) -> list[str]:
+        # Whoever answers by name would merge them.
+        twice = next((label for label, times in Counter(labels).items() if times > 1), None)
+        if twice is not None:
+            raise ValueError(f"two are called {twice!r}; name every class of the checkpoint differently and export it again")
+        return labels
 
     @model_validator(mode="after")
     def _files_are_known(self) -> Manifest:

@@ -39,19 +39,20 @@ class Classifications:
     """The paths on which a text can be classified, each in its dialect."""
 
     def __init__(self, models: Models, around: Around) -> None:
-        own = Infinity() if models.settings.classify_dialect == "infinity" else Native()
+        native = Classify(models, around, Native())
+        chosen = Classify(models, around, Infinity()) if models.settings.classify_dialect == "infinity" else native
         hugging_face = Classify(models, around, HuggingFace(), "inputs")
         self._fixed: dict[str, ASGIApp] = {
-            "/classify": Classify(models, around, own), "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
+            "/v1/classify": native, "/classify": chosen, "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
         }
         self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
             (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
             (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, around, KServe(), "instances")),
-            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/infer"), Classify(models, around, OpenInference(), "text")),
+            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer"), Classify(models, around, OpenInference(), "text")),
         ]
 
     def at(self, scope: Scope) -> ASGIApp | None:
-        """What answers a POST there; the model that the path names is noted in the scope's state."""
+        """What answers a POST there; the model and version that the path names are noted in the scope's state."""
         if scope["method"] != "POST":
             return None
         path: str = scope["path"]
@@ -59,7 +60,7 @@ class Classifications:
             return self._fixed[path]
         for pattern, app in self._named:
             if found := pattern.fullmatch(path):
-                scope["state"]["model"] = found["model"]
+                scope["state"].update(found.groupdict())
                 return app
         return None
 
@@ -71,17 +72,17 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "/models/{model}": ("The same, with a named model", huggingface.SCHEMA),
     "/v1/models/{model}:predict": ("Classify, as KServe's V1 protocol does", kserve.SCHEMA),
     "/v2/models/{model}/infer": ("Classify, as the Open Inference Protocol does", open_inference.SCHEMA),
+    "/v2/models/{model}/versions/{version}/infer": ("The same, with the version that there is", open_inference.SCHEMA),
 }
 
 
 def describe(app: FastAPI, classify_dialect: str) -> None:
     """Puts the paths into the description of `app`, which is never asked on them: Classifications answers before."""
-    native = classify_dialect == "native"
     own = "Classify a text, a pair, or a list of those", inlined(ClassifyRequest.model_json_schema())
-    theirs = "Classify, as Infinity does", infinity.SCHEMA
-    for path, (summary, schema) in {"/classify": own if native else theirs, **DIALECTS}.items():
+    chosen = ("Classify, as Infinity does", infinity.SCHEMA) if classify_dialect == "infinity" else own
+    for path, (summary, schema) in {"/classify": chosen, "/v1/classify": own, **DIALECTS}.items():
         app.post(
-            path, summary=summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=ClassifyAnswer if path == "/classify" and native else None,
+            path, summary=summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=ClassifyAnswer if schema is own[1] else None,
             responses={status: {"description": why} for status, why in REFUSALS.items()}, openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
                 "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)],

@@ -124,7 +124,7 @@ class Classify:
         try:
             # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
             self._models.batcher.check_room(1)
-            called = Called(body, given, scope["state"].get("model"), scope["state"]["request_id"])
+            called = Called(body, given, scope["state"].get("model"), scope["state"].get("version"), scope["state"]["request_id"])
             read = self._dialect.read
             asked = read(called, self._limits) if len(body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
             with self._models.using(asked.model) as model:

@@ -53,11 +53,11 @@ class Impatient(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse("Invalid HTTP request received.")
         if self.transport.is_closing():
             return
         if self._within_head and self._head_bytes > HEAD_BYTES:
-            self.send_400_response(f"The head is longer than {HEAD_BYTES} bytes.")
+            self._refuse(f"The head is longer than {HEAD_BYTES} bytes.")
         elif self._within_head or self.cycle.response_complete:
             # Half a head, or the rest of a body that was answered already.
             self._close_later()
@@ -69,7 +69,7 @@ class Impatient(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
-            self.send_400_response("This is no proxy.")
+            self._refuse("This is no proxy.")
         elif not self.parser.should_upgrade():
             self._within_head = False
             self._in_time()
@@ -103,6 +103,10 @@ class Impatient(HttpToolsProtocol):
             if kept and name not in UPGRADING:
                 lines.append(b"%b: %b" % (name, kept))
         return b"\r\n".join([*lines, b"", b""])
+
+    def _refuse(self, why: str) -> None:
+        self.logger.warning(why)
+        self.send_400_response(why)
 
     def _close_later(self) -> None:
         if self._late is None:

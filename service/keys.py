@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ from command import Unavailable
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+# A # within a key is part of it.
+COMMENT = re.compile(rb"(^|\s)#.*")
 
 
 class Keys:
-    """The keys in a file: one a line, `#` begins a comment. Unavailable if it cannot be read or holds none."""
+    """The keys in a file: one a line; `#` at its beginning or behind white space begins a comment. Unavailable if it cannot be read or holds none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,5 +64,5 @@ class Keys:
         return told.st_ino, told.st_size, told.st_mtime_ns
 
     def _read(self) -> tuple[bytes, ...]:
-        lines = (line.partition(b"#")[0].strip() for line in self._path.read_bytes().splitlines())
-        return tuple(hashlib.sha256(line).digest() for line in lines if line)
+        keys = (COMMENT.sub(b"", line).strip() for line in self._path.read_bytes().splitlines())
+        return tuple(hashlib.sha256(key).digest() for key in keys if key)

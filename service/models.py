@@ -16,12 +16,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from command import BadInput, CommandError
 from service import cpus, gpus, nvml
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
 from service.connection import Room
-from service.errors import InvalidInput, NotReady, ShuttingDown, UnknownModel
+from service.errors import InvalidInput, NotReady, ServiceError, ShuttingDown, UnknownModel
 from service.metrics import Metrics
 from service.runtimes.auto import Choice, choose, load
 from service.runtimes.cuda import GpuOptions
@@ -153,9 +154,15 @@ class Models:
     def _make(self, name: str, artifact: Artifact) -> Loaded:
         choice = choose(artifact, self._variant, self.settings.runtime)
         began = time.monotonic()
-        classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size, self.settings.max_batch_tokens)
-        loaded = time.monotonic()
-        shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
+        try:
+            classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size, self.settings.max_batch_tokens)
+            loaded = time.monotonic()
+            shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
+        except (CommandError, ServiceError):
+            raise
+        except Exception as error:
+            # Digests vouch for a file's bytes, not that an engine or a tokenizer can use them; those raise whatever they like.
+            raise BadInput(f"{artifact.directory} cannot be loaded ({type(error).__name__}: {error}); export it again.") from error
         position = next(self._loads)
         log.info("model ready", extra={
             "model": name, "artifact": str(artifact.directory), "variant": choice.variant, "runtime": choice.runtime,

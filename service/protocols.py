@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from service.classifications import REFUSALS
 from service.dialects import plain_refusal
-from service.dialects.open_inference import metadata
+from service.dialects.open_inference import check_version, metadata
 from service.errors import ServiceError
 from service.models import Loaded, Models
 
@@ -31,7 +31,7 @@ def add_protocols(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models/{model}", responses=UNKNOWN)
     async def kserve_ready(model: str) -> Response:
         """KServe V1: whether a model is ready."""
-        return about(model, lambda loaded: {"name": loaded.name, "ready": True})
+        return about(model, readiness)
 
     @app.get("/v2")
     async def open_inference_server() -> dict[str, Any]:
@@ -46,20 +46,36 @@ def add_protocols(app: FastAPI, models: Models) -> None:
     @app.get("/v2/models/{model}", responses=UNKNOWN)
     async def open_inference_model(model: str) -> Response:
         """Open Inference Protocol: a model's inputs and outputs."""
-        def told(loaded: Loaded) -> dict[str, Any]:
-            manifest = loaded.artifact.manifest
-            return metadata(loaded.name, manifest.labels, manifest.takes_pairs)
-
-        return about(model, told)
+        return about(model, tensors)
 
     @app.get("/v2/models/{model}/ready", responses=UNKNOWN)
     async def open_inference_ready(model: str) -> Response:
         """Open Inference Protocol: whether a model is ready."""
-        return about(model, lambda loaded: {"name": loaded.name, "ready": True})
+        return about(model, readiness)
 
-    def about(model: str, told: Callable[[Loaded], dict[str, Any]]) -> Response:
+    @app.get("/v2/models/{model}/versions/{version}", responses=UNKNOWN)
+    async def open_inference_version(model: str, version: str) -> Response:
+        """Open Inference Protocol: the inputs and outputs of a model's one version."""
+        return about(model, tensors, version)
+
+    @app.get("/v2/models/{model}/versions/{version}/ready", responses=UNKNOWN)
+    async def open_inference_version_ready(model: str, version: str) -> Response:
+        """Open Inference Protocol: whether a model's one version is ready."""
+        return about(model, readiness, version)
+
+    def about(model: str, told: Callable[[Loaded], dict[str, Any]], version: str | None = None) -> Response:
         try:
+            check_version(version)
             return JSONResponse(told(models.using(model)))
         except ServiceError as error:
             status, headers, body = plain_refusal(error)
             return Response(body, status, {key.decode(): value.decode() for key, value in headers})
+
+
+def tensors(loaded: Loaded) -> dict[str, Any]:
+    manifest = loaded.artifact.manifest
+    return metadata(loaded.name, manifest.labels, manifest.takes_pairs)
+
+
+def readiness(loaded: Loaded) -> dict[str, Any]:
+    return {"name": loaded.name, "ready": True}

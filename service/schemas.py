@@ -110,7 +110,7 @@ class ClassifyRequest(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="How many labels `scores` holds; by default all.")
     threshold: float | None = Field(default=None, ge=0, le=1, description="`scores` holds labels at or above it.")
     activation: Activation = Field(default="auto", description="What turns logits into probs; `auto` follows the model's task.")
-    truncate: Literal["right", "left", "none"] = Field(default="right", description="Where a long text is cut; `none` refuses it with 422.")
+    truncate: Literal["right", "left", "none"] = Field(default="right", description="Where a long text is cut; `none` refuses it with 422. Beside `window` only `right`.")
     window: Window | None = Field(default=None, description="Classifies a long text by windows instead of cutting it; single texts only.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
     request_id: str | None = Field(default=None, max_length=128, description="Used as the answer's id.")
@@ -191,9 +191,12 @@ def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
     """The request that these fields make."""
     _check_limits(values.get("input"), limits)
     try:
-        return ClassifyRequest.model_validate(values)
+        asked = ClassifyRequest.model_validate(values)
     except ValidationError as error:
         raise _refusal(error) from None
+    if asked.window is not None and asked.truncate != "right":
+        raise InvalidInput(f"truncate {asked.truncate} and window do not go together: windows read a text to its end; leave one of them out.", param="truncate")
+    return asked
 
 
 def _check_limits(value: object, limits: Limits) -> None:

@@ -84,11 +84,12 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
         shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
         tracing=Tracing(models.version) if settings.tracing else None,
     )
-    config = configured(build_app(models, around), ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key)
+    tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
+    config = configured(build_app(models, around), **tls)
     servers = [(_Server(config), sock)]
     if admin is not None:
         admin_keys = None if settings.admin_keys_file is None else Keys(settings.admin_keys_file)
-        servers.append((_Server(configured(build_admin(models, admin_keys))), admin))
+        servers.append((_Server(configured(build_admin(models, admin_keys), **tls)), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(serve(models, servers))
     if around.shadow is not None:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"] = "auto"
     """The engine; what is asked for by name is in use or the start fails."""
     classify_dialect: Literal["native", "infinity"] = "native"
-    """In whose shape POST /classify is answered: our own, a superset of vLLM's, or Infinity's. The other dialects have paths of their own."""
+    """In whose shape POST /classify is answered: our own, a superset of vLLM's, or Infinity's. POST /v1/classify is always ours; the other dialects have paths of their own."""
     threads: int | None = Field(default=None, ge=1)
     """Processor threads for the engine; by default what quota and affinity leave."""
     gpu_memory_mib: int | None = Field(default=None, ge=1)
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     """On which port /metrics is answered."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    """Files in PEM form; both or neither. Requests then come by https."""
+    """Files in PEM form; both or neither. Requests then come by https, to the second port too."""
     cors_origins: str = ""
     """Origins whose pages may call the service from a browser, commas in between; none by default."""
     tracing: bool = False

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from service.calls import Row
 from service.encoding import by_text, encode
-from service.errors import ServiceError
+from service.errors import InvalidInput, ServiceError
 from service.models import Loaded, Models
 from service.schemas import ClassifyRequest, Limits
 
@@ -48,22 +48,22 @@ class Shadow:
     def consider(self, answered_by: Loaded, asked: ClassifyRequest, rows: Sequence[Row]) -> None:
         """Notes an answer just given; for a share of them the second model is asked."""
         if answered_by.name == self._pairing.of and self._draw.random() < self._pairing.fraction:
-            best = [answered_by.artifact.manifest.labels[int(row.value.argmax())] for row in rows]
-            task = asyncio.create_task(self._ask(asked, best))
+            task = asyncio.create_task(self._ask(asked, answered_by, rows))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _ask(self, asked: ClassifyRequest, best: Sequence[str]) -> None:
+    async def _ask(self, asked: ClassifyRequest, answered_by: Loaded, answers: Sequence[Row]) -> None:
         models, name = self._models, self._pairing.shadow
         try:
+            best = best_labels(answered_by, answers)
             with models.using(name) as model:
                 found = await encode(model.classifier, asked, self._limits)
                 rows = await models.batcher.submit(model.key, found.items, models.settings.request_timeout_s, background=True)
                 _, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
-                own = [model.artifact.manifest.labels[int(row.value.argmax())] for row in rows]
+                own = best_labels(model, rows)
         except ServiceError as error:
             # Too much to do, or the model cannot take such a text: its callers never notice.
-            self._count(FAILED if error.status == 500 else DROPPED, len(best))
+            self._count(FAILED if error.status == 500 else DROPPED, len(answers))
             return
         seconds = sum(row.inference_ns / row.batch_size for row in rows) / 1e9
         self._seconds += seconds
@@ -80,3 +80,11 @@ class Shadow:
     def _count(self, outcome: str, texts: int) -> None:
         self._counted[outcome] += texts
         self._models.metrics.shadowed.labels(self._pairing.shadow, self._pairing.of, outcome).inc(texts)
+
+
+def best_labels(model: Loaded, rows: Sequence[Row]) -> list[str]:
+    """Each row's; InvalidInput where the model gives a number, as one that was put in another one's place may."""
+    manifest = model.artifact.manifest
+    if manifest.task == "regression":
+        raise InvalidInput(f"{model.name} answers with a number, which has no label to compare.")
+    return [manifest.labels[int(row.value.argmax())] for row in rows]

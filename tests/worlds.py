@@ -58,11 +58,13 @@ def write_model(path: Path, labels: int = 2) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"), **changes: Any) -> Artifact:
-    """A whole artifact, read back through the reader that the service uses."""
+def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"), files_as: Mapping[str, str] | None = None, **changes: Any) -> Artifact:
+    """A whole artifact, read back through the reader that the service uses; `files_as` puts other content into its files."""
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer.json")
     write_model(folder / "model.onnx", len(labels))
+    for name, content in (files_as or {}).items():
+        (folder / name).write_text(content)
     parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
     variant = Variant(
         runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,

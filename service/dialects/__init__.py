@@ -34,6 +34,8 @@ class Called:
     headers: dict[bytes, bytes]
     model: str | None
     """The model that the path names, where it does."""
+    version: str | None
+    """The version of it, where the path names one."""
     request_id: str
     kept: dict[str, Any] = field(default_factory=dict)
     """What the dialect has read and needs again for the answer."""

@@ -1,5 +1,6 @@
 """
-Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts it in our own's place.
+Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts it in our own's place,
+which /v1/classify keeps.
 
     {"input": ["good", "bad"], "model": "reviews", "raw_scores": false}
     {"object": "classify", "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …, "usage": …, "id": …, "created": …}

@@ -25,7 +25,7 @@ class KServe:
         if not isinstance(values.get("instances"), list):
             raise InvalidInput("instances must be a list of texts.", param="instances")
         if values.get("parameters"):
-            raise InvalidInput("parameters are not supported here; POST /classify takes them.", param="parameters")
+            raise InvalidInput("parameters are not supported here; POST /v1/classify takes them.", param="parameters")
         return read_values({"input": values["instances"], "model": called.model}, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:

@@ -18,28 +18,32 @@ import numpy as np
 import orjson
 
 from service.dialects import JSON, Answered, Called, Headers, plain_refusal
-from service.errors import InvalidInput, InvalidJson, ServiceError
+from service.errors import InvalidInput, InvalidJson, ServiceError, UnknownModel
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 INPUTS = ("text", "text_pair")
 OUTPUTS = ("label", "score", "probabilities")
 SCHEMA = {
-    "type": "object", "required": ["inputs"], "properties": {
+    "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
         "id": {"type": "string"}, "parameters": {"type": "object"},
         "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
-            "type": "object", "required": ["name", "shape", "datatype"], "properties": {
+            "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": False, "properties": {
                 "name": {"enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"enum": ["BYTES"]},
                 "data": {"type": "array", "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object"},
             },
         }},
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"], "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}}}},
+        "outputs": {"type": "array", "maxItems": len(OUTPUTS), "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
+        }},
     },
 }
 JSON_LENGTH = b"inference-header-content-length"
+VERSION = "1"
 
 
 class OpenInference:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        check_version(called.version)
         values, binary = _parts(called)
         known_fields(values, ("id", "inputs", "outputs", "parameters"))
         tensors = values.get("inputs")
@@ -64,11 +68,11 @@ class OpenInference:
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         found = [answered.classification(i) for i in range(len(answered.rows))]
         outputs, tails = [], []
-        for name, parameters in answered.called.kept["outputs"]:
+        for name, parameters in answered.called.kept["outputs"].items():
             output, tail = _tensor(name, parameters, found, answered.manifest.labels)
             outputs.append(output)
             tails.append(tail)
-        head = orjson.dumps({"model_name": answered.model, "model_version": "1", "id": answered.asked.request_id or answered.called.request_id, "outputs": outputs})
+        head = orjson.dumps({"model_name": answered.model, "model_version": VERSION, "id": answered.asked.request_id or answered.called.request_id, "outputs": outputs})
         if not any(tails):
             return [JSON], [head]
         return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], [head, *tails]
@@ -79,12 +83,18 @@ class OpenInference:
         return (400 if status == 422 else status), headers, body
 
 
+def check_version(version: str | None) -> None:
+    """UnknownModel unless it is the one that there is, or none was asked for."""
+    if version not in (None, VERSION):
+        raise UnknownModel(f"There is no version {version[:64]}; every model has version {VERSION} alone.")
+
+
 def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, Any]:
     """What GET /v2/models/NAME says."""
     inputs = INPUTS if takes_pairs else INPUTS[:1]
     shapes = {"label": ("BYTES", [-1]), "score": ("FP32", [-1]), "probabilities": ("FP32", [-1, len(labels)])}
     return {
-        "name": model, "versions": ["1"], "platform": "drbert-serve",
+        "name": model, "versions": [VERSION], "platform": "drbert-serve",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in inputs],
         "outputs": [{"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]} for name in OUTPUTS],
         "parameters": {"labels": list(labels)},
@@ -96,13 +106,15 @@ def _parts(called: Called) -> tuple[dict[str, Any], bytes]:
     declared = called.headers.get(JSON_LENGTH)
     if declared is None:
         return read_object(called.body), b""
-    if not declared.isdigit() or int(declared) > len(called.body):
+    # No more digits than the body's own length has: Python refuses to read thousands of them.
+    if not declared.isdigit() or len(declared) > len(str(len(called.body))) or int(declared) > len(called.body):
         raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
     return read_object(called.body[: int(declared)]), called.body[int(declared) :]
 
 
 def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
     """A BYTES tensor's texts, and what is left of the bytes."""
+    known_fields(tensor, ("name", "shape", "datatype", "data", "parameters"), f"{name}.")
     shape = tensor.get("shape")
     if tensor.get("datatype") != "BYTES":
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
@@ -143,21 +155,24 @@ def _unpacked(data: bytes, name: str) -> list[str]:
     return texts
 
 
-def _wanted(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _wanted(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The outputs to write, each with its parameters; all of them where none is asked for."""
     outputs = values.get("outputs") or [{"name": name} for name in OUTPUTS]
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise InvalidInput("outputs must be a list of objects.", param="outputs")
     binary = _parameters(values).get("binary_data_output", False)
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for output in outputs:
         if output.get("name") not in OUTPUTS:
             raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
+        if output["name"] in found:
+            raise InvalidInput(f"outputs: {output['name']} is named twice; ask for each output once.", param="outputs")
+        known_fields(output, ("name", "parameters"), "outputs.")
         parameters = _parameters(output, "outputs: ")
         most = parameters.get("classification", 0)
         if not _is_number(most) or most < 0:
             raise InvalidInput("outputs: classification must be a number of labels.", param="outputs")
-        found.append((output["name"], {"binary_data": binary} | parameters))
+        found[output["name"]] = {"binary_data": binary} | parameters
     return found
 
 
@@ -165,6 +180,8 @@ def _parameters(of: dict[str, Any], where: str = "") -> dict[str, Any]:
     parameters = of.get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidInput(f"{where}parameters must be an object.", param="parameters")
+    if parameters and "shared_memory_region" in parameters:
+        raise InvalidInput(f"{where}shared memory is not supported; send tensors in the body.", param="parameters")
     return parameters or {}
 
 

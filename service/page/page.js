@@ -37,7 +37,7 @@ async function call(path, options = {}) {
 
 async function classify(model, input) {
   const began = performance.now();
-  const answer = await call("classify", {method: "POST", body: JSON.stringify({model, input})});
+  const answer = await call("v1/classify", {method: "POST", body: JSON.stringify({model, input})});
   const told = await answer.json();
   if (!answer.ok) throw new Error(told.error?.message ?? `The service answered ${answer.status}.`);
   return {told, timing: timingOf(answer.headers.get("server-timing") ?? ""), took: performance.now() - began};
@@ -57,6 +57,7 @@ async function ask() {
   table.hidden = true;
   say("…");
   try {
+    if (!models.length) await meet();     // asked before it was told what there is
     const cards = [];
     for (const model of models) {     // in turn: asked together, the second would be shown waiting for the first
       const {told, timing, took} = await classify(model, input);
@@ -112,6 +113,7 @@ async function askAll(lines) {
   const turn = ++asked, texts = lines.map(line => line.trim()).filter(Boolean).slice(0, MOST);
   if (!texts.length) { say("That file holds no text.", true); return; }
   answers.replaceChildren();
+  if (!models.length) await meet();
   const body = made("tbody");
   table.replaceChildren(made("table", {}, made("thead", {}, made("tr", {}, ...["text", ...models].map(name => made("th", {scope: "col", textContent: name})))), body));
   table.hidden = false;
@@ -195,7 +197,7 @@ function curl() {
   const input = text.value || text.placeholder;
   const quoted = JSON.stringify({input}).replaceAll("'", `'\\''`);
   const key = at("key").value ? ` -H 'Authorization: Bearer …'` : "";
-  return `curl -s${key} ${new URL("classify", location.href)} -d '${quoted}'`;
+  return `curl -s${key} ${new URL("v1/classify", location.href)} -d '${quoted}'`;
 }
 
 async function copy(words) {

@@ -169,6 +169,8 @@ def broken(folder: Path, what: str) -> None:
             (folder / "tokenizer.json").write_text("{}")
         case "no heads":
             (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+        case "labels alike":
+            (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "GOOD", "1": "GOOD"}}))
         case "an unknown family":
             (folder / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
 
@@ -187,6 +189,7 @@ BROKEN: list[tuple[str, type[CommandError], str]] = [
     ("logits that overflow", BadInput, "cannot be served: The model answered NaN or infinity"),
     ("a broken tokenizer", BadInput, "tokenizer.json cannot be read"),
     ("no heads", BadInput, "describes no classifier that can be built"),
+    ("labels alike", BadInput, "the classes 0 and 1 are both called 'GOOD'"),
     ("an unknown family", BadInput, "describes no classifier that can be built"),
 ]
 

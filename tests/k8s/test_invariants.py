@@ -189,6 +189,13 @@ def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_
                 assert any(selects(peer["podSelector"]["matchLabels"], labels) for peer in clients["from"] if "podSelector" in peer)
 
 
+def test_metrics_are_read_by_the_scheme_that_the_pods_speak(documents: list[Document]) -> None:
+    variables = {variable["name"] for _, pod in pods(documents) for container in pod["containers"] for variable in container.get("env", [])}
+    for monitor in of_kind(documents, "ServiceMonitor"):
+        [endpoint] = monitor["spec"]["endpoints"]
+        assert endpoint.get("scheme", "http") == ("https" if "DRBERT_TLS_CERTIFICATE" in variables else "http")
+
+
 def test_every_pod_is_scraped_once_and_named_by_release_and_arm(documents: list[Document]) -> None:
     for monitor in of_kind(documents, "ServiceMonitor"):
         [endpoint] = monitor["spec"]["endpoints"]

@@ -46,7 +46,7 @@ def test_the_test_brings_a_key_and_speaks_https_where_the_service_asks_for_it(ar
     issued = trustme.CA().issue_cert("classify.example")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
     issued.private_key_pem.write_to_path(tmp_path / "tls.key")
-    keys = "# reviews team\nopen sesame    # until June\n"
+    keys = "# reviews team\nopen#sesame    # until June\n"
     (tmp_path / "keys").write_text(keys)
     variables: dict[str, Any] = {
         "DRBERT_API_KEYS_FILE": str(tmp_path / "keys"), "DRBERT_TLS_CERTIFICATE": str(tmp_path / "tls.crt"), "DRBERT_TLS_KEY": str(tmp_path / "tls.key"),

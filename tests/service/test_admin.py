@@ -123,6 +123,23 @@ async def test_a_changed_file_is_not_loaded(artifact: Artifact, other: Artifact)
     assert "model.onnx" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("changes", [{"files_as": {"tokenizer.json": "{}"}}, {"inputs": ["input_ids", "attention_mask", "colour"]}])
+async def test_an_artifact_of_right_digests_that_is_no_model_is_refused_with_the_reason(
+    tmp_path: Path, artifact: Artifact, changes: dict[str, Any], caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = write_artifact(tmp_path / "broken", **changes).directory
+    async with both_ports(artifact) as (client, admin, models):
+        before = models.loaded
+        refused = await admin.post("/models/reviews", json={"artifact": str(folder)})
+        assert models.loaded is before
+        assert await label(client) == "POSITIVE"
+    assert refused.status_code == 422
+    error = refused.json()["error"]
+    assert error["param"] == "artifact"
+    assert str(folder) in error["message"]
+    assert any(record.exc_info for record in caplog.records)
+
+
 async def test_an_unloaded_model_is_unknown_and_leaves_no_series(artifact: Artifact, other: Artifact) -> None:
     async with both_ports(artifact) as (client, admin, models):
         await admin.post("/models/second", json={"artifact": str(other.directory)})

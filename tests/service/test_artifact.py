@@ -62,6 +62,7 @@ def test_an_unknown_field_is_named(artifact: Artifact) -> None:
         ({"labels": ["POSITIVE", "NEGATIVE"]}, "do not give its seal"),
         ({"encoder_digest": "0" * 64}, "do not give its seal"),
         ({"tokenizer_digest": "0" * 64}, "is not the digest of tokenizer.json"),
+        ({"labels": ["GOOD", "BAD", "GOOD"]}, "labels: .*two are called 'GOOD'"),
     ],
 )
 def test_a_changed_field_of_the_manifest_is_refused(artifact: Artifact, changes: dict[str, Any], words: str) -> None:

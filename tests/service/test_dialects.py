@@ -46,6 +46,16 @@ async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> 
     assert single.json()["error"]["param"] == "input"
 
 
+@pytest.mark.parametrize("dialect", ["native", "infinity"])
+async def test_our_own_shape_has_a_path_that_no_setting_takes(artifact: Artifact, dialect: str) -> None:
+    async with client_of(artifact, classify_dialect=dialect) as (client, _):
+        answer = (await post(client, "/v1/classify", {"input": "good"})).json()
+        described = (await client.get("/openapi.json")).json()["paths"]["/v1/classify"]["post"]
+    assert answer["data"][0]["label"] == "POSITIVE"
+    assert "threshold" in described["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert "$ref" in described["responses"]["200"]["content"]["application/json"]["schema"]
+
+
 # Large answers
 
 
@@ -141,6 +151,28 @@ async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> No
     assert empty.json()["error"].startswith("inputs[1] is empty")
 
 
+@pytest.mark.parametrize(("truncation", "status"), [
+    (None, 200), (True, 200), ("longest_first", 200), (False, 422), ("do_not_truncate", 422), ("only_second", 422), (1, 422), ([], 422),
+])
+async def test_hugging_faces_truncation_is_heeded_or_refused(artifact: Artifact, truncation: Any, status: int) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await post(client, "/", {"inputs": "good " * 20, "parameters": {"truncation": truncation}})
+        short = await post(client, "/", {"inputs": "good", "parameters": {"truncation": "do_not_truncate"}})
+    assert response.status_code == status
+    assert short.status_code == 200
+
+
+async def test_hugging_faces_options_are_those_that_change_nothing_here(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        known = await post(client, "/", {"inputs": "good", "options": {"use_cache": False, "wait_for_model": True}})
+        unknown = await post(client, "/", {"inputs": "good", "options": {"use_gpu": True}})
+        none = await post(client, "/", {"inputs": "good", "options": "all"})
+    assert known.status_code == 200
+    assert (unknown.status_code, none.status_code) == (422, 422)
+    assert unknown.json()["error"].startswith("options.use_gpu is no field")
+    assert none.json()["error"] == "options must be an object."
+
+
 # KServe V1
 
 
@@ -188,6 +220,23 @@ def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: 
             client.infer("nobody", [texts])
 
 
+async def test_every_model_has_version_1_and_no_other(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        versions = {version: [
+            await client.get(f"/v2/models/reviews/versions/{version}"), await client.get(f"/v2/models/reviews/versions/{version}/ready"),
+            await post(client, f"/v2/models/reviews/versions/{version}/infer", tensor()),
+        ] for version in ("1", "99")}
+        plain = await client.get("/v2/models/reviews")
+        nobody = await client.get("/v2/models/nobody/versions/1")
+        described = (await client.get("/openapi.json")).json()["paths"]
+    assert [answer.status_code for answer in versions["1"]] == [200] * 3
+    assert versions["1"][0].json() == plain.json()
+    assert [answer.status_code for answer in versions["99"]] == [404] * 3
+    assert {answer.json()["error"] for answer in versions["99"]} == {"There is no version 99; every model has version 1 alone."}
+    assert nobody.status_code == 404
+    assert {f"/v2/models/{{model}}/versions/{{version}}{action}" for action in ("", "/ready", "/infer")} <= described.keys()
+
+
 async def test_two_tensors_make_pairs(artifact: Artifact) -> None:
     tensors = [{"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [word]} for name, word in (("text", "film"), ("text_pair", "good"))]
     async with client_of(artifact) as (client, _):
@@ -220,6 +269,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a list for an output's name": (tensor() | {"outputs": [{"name": ["label"]}]}, "outputs: known are label"),
     "a share for outputs": (tensor() | {"outputs": 0.3}, "outputs must be a list of objects"),
     "text for a class count": (tensor() | {"outputs": [{"name": "label", "parameters": {"classification": True}}]}, "classification must be a number"),
+    "a tensor's unknown field": (tensor(colour="red"), "text.colour is no field of this request"),
+    "an output's unknown field": (tensor() | {"outputs": [{"name": "label", "datatype": "BYTES"}]}, "outputs.datatype is no field of this request"),
+    "shared memory": (tensor() | {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "a"}}]}, "outputs: shared memory is not supported"),
+    "an output named twice": (tensor() | {"outputs": [{"name": "label"}] * 2}, "outputs: label is named twice"),
     "a number for an id": (tensor() | {"id": 7}, "id must be a text"),
     "no JSON": (b"{", "The body is not UTF-8 JSON"),
 }
@@ -240,10 +293,10 @@ async def test_bytes_that_are_no_texts_are_refused(artifact: Artifact, tail: byt
     head = json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}]}).encode()
     async with client_of(artifact) as (client, _):
         response = await post(client, "/v2/models/reviews/infer", head + tail, **{"Inference-Header-Content-Length": str(len(head))})
-        beyond = await post(client, "/v2/models/reviews/infer", head, **{"Inference-Header-Content-Length": "99999"})
+        beyond = [await post(client, "/v2/models/reviews/infer", head, **{"Inference-Header-Content-Length": length}) for length in ("99999", "9" * 5000)]
     assert response.status_code == 400
     assert response.json()["error"].startswith("text")
-    assert beyond.status_code == 400
+    assert [refused.status_code for refused in beyond] == [400, 400]
 
 
 async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) -> None:

@@ -21,12 +21,13 @@ from service.settings import Settings
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text("# for the web shop\nfirst-key\n\nsecond-key  # for tests\n")
+    path.write_text("# for the web shop\nfirst-key\n\n  # for tests\nsecond-key  # for tests\nab#cd\n")
     return path
 
 
 @pytest.mark.parametrize(("headers", "admitted"), [
     ({b"authorization": b"Bearer first-key"}, True), ({b"authorization": b"bearer second-key"}, True), ({b"x-api-key": b"second-key"}, True),
+    ({b"x-api-key": b"ab#cd"}, True), ({b"x-api-key": b"ab"}, False),
     ({}, False), ({b"authorization": b"Bearer "}, False), ({b"authorization": b"Bearer third"}, False), ({b"x-api-key": b""}, False),
     ({b"authorization": b"Basic first-key"}, False), ({b"x-api-key": b"# for the web shop"}, False), ({b"x-api-key": b"\xff\xfe"}, False),
 ])

@@ -21,13 +21,13 @@ BROWSER = (
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
 
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with two models that know their labels by other names."""
+@pytest.fixture(scope="module", params=["native", "infinity"])
+def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with two models that know their labels by other names, whatever dialect /classify speaks."""
     folder = tmp_path_factory.mktemp("models")
     first = write_artifact(folder / "bert", labels=["NEGATIVE", "POSITIVE"])
     second = write_artifact(folder / "drbert", labels=["<b>BAD</b>", "GOOD"])
-    with running(f"bert={first.directory}", f"drbert={second.directory}") as (url, _):
+    with running(f"bert={first.directory}", f"drbert={second.directory}", DRBERT_CLASSIFY_DIALECT=request.param) as (url, _):
         yield url
 
 

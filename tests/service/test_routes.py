@@ -373,6 +373,16 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
     assert [entry["id"] for entry in listed["data"]] == ["reviews"]
 
 
+@pytest.mark.parametrize(("truncate", "status"), [("right", 200), ("left", 422), ("none", 422)])
+async def test_windows_and_another_way_to_cut_are_not_both_asked_for(artifact: Artifact, truncate: str, status: int) -> None:
+    async with client_of(artifact) as (client, _):
+        response = await classify(client, {"input": "good " * 40, "window": {}, "truncate": truncate})
+    assert response.status_code == status
+    if status == 422:
+        assert response.json()["error"]["param"] == "truncate"
+        assert response.json()["error"]["message"].startswith(f"truncate {truncate} and window do not go together")
+
+
 async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         page = (await client.get("/docs")).text

@@ -98,17 +98,31 @@ def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact,
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
-    with running(f"reviews={artifact.directory}", scheme="https", **files) as (url, process):
+    admin = free_port()
+    with running(f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files) as (url, process):
         trusting = ssl.create_default_context(cafile=str(tmp_path / "authority.pem"))
         request = urllib.request.Request(f"{url}/classify", b'{"input": "good"}')
         with urllib.request.urlopen(request, timeout=30, context=trusting) as response:
             assert json.load(response)["data"][0]["label"] == "POSITIVE"
+        with urllib.request.urlopen(f"https://127.0.0.1:{admin}/livez", timeout=30, context=trusting) as response:
+            assert response.read() == b"ok\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     (tmp_path / "key.pem").write_text("no key")
     process = start(str(artifact.directory), "--port", "0", **files)
     assert "cannot be used for TLS" in process.communicate(timeout=60)[0]
     assert process.returncode == 69
+
+
+def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as caller:
+            caller.sendall(b"no request\r\n\r\n")
+            assert caller.recv(100).startswith(b"HTTP/1.1 400")
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+    events = [json.loads(line)["event"] for line in output.splitlines()]
+    assert events.count("Invalid HTTP request received.") == 1
 
 
 def test_no_text_and_no_key_is_ever_logged(artifact: Artifact, tmp_path: Path) -> None:
@@ -174,6 +188,14 @@ def test_a_changed_artifact_ends_with_65(artifact: Artifact) -> None:
     artifact.path("model.onnx").write_bytes(b"x")
     process = start(str(artifact.directory))
     assert "model.onnx has changed since export" in process.communicate(timeout=60)[0]
+    assert process.returncode == 65
+
+
+def test_an_artifact_of_right_digests_that_is_no_model_ends_with_65(tmp_path: Path) -> None:
+    process = start(str(write_artifact(tmp_path / "broken", files_as={"tokenizer.json": "{}"}).directory), "--port", str(free_port()))
+    output = process.communicate(timeout=60)[0]
+    assert "broken cannot be loaded (" in output
+    assert "Traceback" not in output
     assert process.returncode == 65
 
 

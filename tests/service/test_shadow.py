@@ -12,7 +12,7 @@ import pytest
 
 from command import BadUsage
 from service.__main__ import paired
-from service.artifact import Artifact
+from service.artifact import Artifact, Task
 from service.classify import Around, limits_of
 from service.models import Models
 from service.routes import build_app
@@ -103,19 +103,33 @@ async def test_too_many_shadows_are_dropped_and_draining_ends_them(artifact: Art
         await until(lambda: shadow_count(models, "dropped") == 4)
 
 
+TASKS: dict[str, Task] = {"bert": "single_label", "drbert": "multi_label", "stars": "regression"}
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("other", None, 0.1), "No model is called 'other'; there are bert, drbert"),
+    (("other", None, 0.1), "No model is called 'other'; there are bert, drbert, stars"),
     (("drbert", "other", 0.1), "No model is called 'other'"),
     (("bert", None, 0.1), "'bert' cannot shadow itself"),
     (("drbert", "bert", 0.0), "--fraction 0 is no share"),
     (("drbert", "bert", 1.5), "--fraction 1.5 is no share"),
     ((None, "bert", 0.1), "--of names the model that --shadow stands behind"),
+    (("stars", "bert", 0.1), "'stars' answers with a number, and --shadow counts whether two models give the same label"),
+    (("bert", "stars", 0.1), "'stars' answers with a number"),
 ])
 def test_a_pairing_that_makes_no_sense_is_refused(arguments: tuple[str | None, str | None, float], message: str) -> None:
     with pytest.raises(BadUsage, match=message):
-        paired(*arguments, ["bert", "drbert"])
+        paired(*arguments, TASKS)
 
 
 def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
-    assert paired("drbert", None, 0.1, ["bert", "drbert"]) == Pairing("drbert", "bert", 0.1)
-    assert paired(None, None, 0.1, ["bert"]) is None
+    assert paired("drbert", None, 0.1, TASKS) == Pairing("drbert", "bert", 0.1)
+    assert paired(None, None, 0.1, TASKS) is None
+
+
+async def test_a_number_that_takes_a_labels_place_is_never_counted_as_agreed(artifact: Artifact, tmp_path: Path) -> None:
+    stars = write_artifact(tmp_path / "stars", labels=["stars"], task="regression")
+    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, models):
+        models.add("second", stars)
+        await classify(client, {"input": ["good", "bad"]})
+        await until(lambda: shadow_count(models, "dropped") == 2)
+    assert shadow_count(models, "agreed") == shadow_count(models, "differed") == 0
