@@ -30,6 +30,7 @@ REFUSALS: dict[int | str, str] = {
     413: "the body, the list or a text is over its limit",
     422: "a field has a wrong type or value; the message names it",
     429: "the queue is full; Retry-After says when to come back",
+    500: "the model failed on a text, or the service has a bug",
     503: "loading or draining",
     504: "the deadline passed",
 }
@@ -83,11 +84,16 @@ def describe(app: FastAPI, classify_dialect: str) -> None:
     for path, (summary, schema) in {"/classify": chosen, "/v1/classify": own, **DIALECTS}.items():
         app.post(
             path, summary=summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=ClassifyAnswer if schema is own[1] else None,
-            responses={status: {"description": why} for status, why in REFUSALS.items()}, openapi_extra={
+            responses={status: {"description": why} for status, why in refusals(path).items()}, openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
                 "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)],
             },
         )(answered_before)
+
+
+def refusals(path: str) -> dict[int | str, str]:
+    """What a path refuses with, by status."""
+    return REFUSALS | ({424: "the model failed on a text, as Text Embeddings Inference says it"} if path == "/predict" else {})
 
 
 async def answered_before(request: Request) -> Response:

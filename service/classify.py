@@ -39,6 +39,7 @@ from service.errors import (
 )
 from service.keys import Keys
 from service.models import Loaded, Models
+from service.runtimes.auto import ON_A_GPU
 from service.schemas import ClassifyRequest, Limits
 from service.settings import Settings
 from service.shadow import Shadow
@@ -143,7 +144,8 @@ class Classify:
         found, rows = await unless_the_client_leaves(receive, self._rows(model, asked, noted, deadline, busy_wait))
         encoded, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
         slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
-        answered = Answered(called, asked, model.name, manifest, encoded, rows, noted.tokenize_ns, time.monotonic_ns() - started)
+        since_ns, on_a_gpu = time.monotonic_ns() - started, model.choice.runtime in ON_A_GPU
+        answered = Answered(called, asked, model.name, manifest, encoded, rows, noted.tokenize_ns, since_ns, on_a_gpu)
         short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
         headers, pieces = self._dialect.write(answered) if short else await asyncio.to_thread(self._dialect.write, answered)
         finished = time.monotonic_ns()

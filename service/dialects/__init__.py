@@ -54,6 +54,7 @@ class Answered:
     tokenize_ns: int
     since_ns: int
     """From the request's start until now."""
+    on_a_gpu: bool = False
 
     @property
     def tokens(self) -> int:

@@ -105,7 +105,7 @@ def _times(answered: Answered) -> Headers:
         "total": answered.since_ns, "tokenization": answered.tokenize_ns, "queue": slowest.queue_ns, "inference": slowest.inference_ns,
     }
     characters = sum([len(text.text) + len(text.pair or "") for text in answered.asked.input])
-    facts = {"type": "cpu", "time": str(round(answered.since_ns / 1e6)), "characters": str(characters), "tokens": str(answered.tokens)}
+    facts = {"type": "gpu+optimized" if answered.on_a_gpu else "cpu", "time": str(round(answered.since_ns / 1e6)), "characters": str(characters), "tokens": str(answered.tokens)}
     return [(f"x-compute-{name}".encode(), value.encode()) for name, value in facts.items()] + [
         (f"x-{name}-time".encode(), str(round(ns / 1e6)).encode()) for name, ns in times.items()
     ]

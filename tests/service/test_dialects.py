@@ -307,3 +307,13 @@ async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) ->
         kserve = (await post(client, "/v1/models/reviews:predict", {"instances": ["good good bad"]})).json()["predictions"][0]["POSITIVE"]
         [probabilities] = [o for o in (await post(client, "/v2/models/reviews/infer", tensor(data=["good good bad"]))).json()["outputs"] if o["name"] == "probabilities"]
     assert native == tei == face == kserve == probabilities["data"][1]
+
+
+async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        failed = [(await post(client, path, body)).status_code for path, body in (("/predict", {"inputs": "poison"}), ("/classify", {"input": "poison"}))]
+    assert failed == [424, 500]
+    assert "424" in paths["/predict"]["post"]["responses"]
+    assert "424" not in paths["/classify"]["post"]["responses"]
+    assert all("500" in paths[path]["post"]["responses"] for path in ("/predict", "/classify", "/v2/models/{model}/infer"))
