@@ -178,7 +178,7 @@ def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str,
 def _check_fate(where: str, plan: Plan, start: Start, rows: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None:
     """Refuses a restart that was counted or dropped against what its rows say."""
     due = due_requests(plan, schedules)
-    breach = restart_breach(plan, rows, due, start.generator_cpu_share, start.throttled_us)
+    breach = restart_breach(plan, rows, due, start.generator_cpu_share, start.throttled_us, start.gpu_slowed)
     whole = all((rows["level"] == name).sum() == count for name, count in due.items() if count is not None)
     early = start.dropped in ENDED_EARLY and (not whole or start.generator_cpu_share == UNKNOWN)
     if _words(breach) != _words(start.dropped) and not early:

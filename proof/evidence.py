@@ -96,6 +96,8 @@ class Start:
     """By how much the cgroup was throttled meanwhile; 0 where none is readable."""
     dropped: str
     """Why the whole restart does not count; empty if it does."""
+    gpu_slowed: str = ""
+    """Why a GPU of the servers was slowed down meanwhile, as NVML says it, joined by spaces; empty in runs that were begun before it was told."""
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))
@@ -187,7 +189,9 @@ def _columns(table: pa.Table) -> dict[str, Any]:
 def append_start(folder: Path, start: Start) -> None:
     path = folder / "starts.csv"
     lines = io.StringIO()
-    writer = csv.DictWriter(lines, [f.name for f in fields(Start)], lineterminator="\n")
+    # A run that goes on keeps the columns that it was begun with.
+    names = path.read_text().partition("\n")[0].split(",") if path.exists() else [f.name for f in fields(Start)]
+    writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
     if not path.exists():
         writer.writeheader()
     else:

@@ -32,7 +32,7 @@ Columns = Mapping[str, Any]
 """The rows of one restart, a column an array or Words."""
 
 
-def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None], generator_cpu_share: float, throttled_us: int) -> str:
+def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None], generator_cpu_share: float, throttled_us: int, gpu_slowed: str = "") -> str:
     """Why a whole restart is dropped and repeated, or an empty string.
 
     `requests`: how many each level has; None where the schedule leaves that open.
@@ -60,6 +60,8 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
         return f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its server says it spent"
     if throttled_us > 0:
         return f"the container was throttled for {throttled_us} µs"
+    if gpu_slowed:
+        return f"a GPU was slowed down by {gpu_slowed.replace(' ', ' and ')}"
     if generator_cpu_share == UNKNOWN:
         return "what the generator used of its core is not known"
     if generator_cpu_share > MOST_GENERATOR_CPU:

@@ -58,6 +58,7 @@ from proof.servers import (
     throttled_us,
     throttling_readable,
 )
+from proof.slowdowns import watched
 from proof.verdict import Verdict
 
 # What follows from the rows, and is made again when a run goes on.
@@ -188,11 +189,13 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
     texts = len(plan.read_texts())
     due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
     began, throttled = time.monotonic(), throttled_us()
+    slowed: set[str] = set()
     ended, interrupted = INTERRUPTED, False
     try:
         with server(plan, order, log, *_measured(folder)) as served:
             _note_environment(plan, served.info, folder)
-            generate(plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses)
+            with watched(served.with_gpus, slowed):
+                generate(plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -212,11 +215,11 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         # what a server that was being stopped refused is the interruption's doing.
         if share != UNKNOWN:
             cut = any((columns["level"] == level).sum() != count for level, count in due.items() if count is not None)
-            ended = why_dropped(restart_breach(plan, columns, due, share, throttled), interrupted and cut)
+            ended = why_dropped(restart_breach(plan, columns, due, share, throttled, " ".join(sorted(slowed))), interrupted and cut)
         start = Start(
             restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
             instance=" ".join(sorted(set(columns["instance"].unique()) - {""})), seconds=round(time.monotonic() - began, 3),
-            generator_cpu_share=share, throttled_us=throttled, dropped=ended,
+            generator_cpu_share=share, throttled_us=throttled, dropped=ended, gpu_slowed=" ".join(sorted(slowed)),
         )
         append_start(folder, start)
     return start

@@ -50,6 +50,8 @@ class Served:
     """The server's /info; empty where it is not ours."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Urls by arm, where they are not the plan's."""
+    with_gpus: frozenset[str] = frozenset()
+    """Urls of servers that have GPUs and tell of them."""
 
 
 @contextmanager
@@ -60,7 +62,8 @@ def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (
     """
     if plan.instances:
         taken = instances.take(plan, order, counted, tried)
-        yield Served(instances.told(taken, plan), {name: instance.address for name, instance in taken.items()})
+        told, urls = instances.told(taken, plan), {name: instance.address for name, instance in taken.items()}
+        yield Served(told, urls, frozenset(urls.values() if told.get("gpus") else ()))
         return
     if not plan.starts_servers:
         _restart_theirs(plan, order, log)
@@ -79,7 +82,8 @@ def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (
         url = f"http://127.0.0.1:{plan.port}"
         _wait_until_ready(process, url, log)
         with urllib.request.urlopen(f"{url}/info", timeout=10) as response:
-            yield Served(json.load(response))
+            told = json.load(response)
+        yield Served(told, with_gpus=frozenset([url] if told.get("gpus") else ()))
     finally:
         process.terminate()
         try:

@@ -11,7 +11,7 @@ from proof.plan_file import read_plan
 from tests.proof.worlds import write_evidence
 
 
-def breach_of(folder: Path, requests: int | None = None, share: float = 0.2, throttled_us: int = 0, **changes: Any) -> str:
+def breach_of(folder: Path, requests: int | None = None, share: float = 0.2, throttled_us: int = 0, gpu_slowed: str = "", **changes: Any) -> str:
     def change(row: dict[str, Any]) -> None:
         for name, value in changes.items():
             row[name] = value(row) if callable(value) else value
@@ -19,7 +19,7 @@ def breach_of(folder: Path, requests: int | None = None, share: float = 0.2, thr
     write_evidence(folder, restarts=4, change=change, sealed=False)
     rows = read_columns(folder / "rows/000.csv")
     due = {"unloaded": requests or len(rows["status"])}
-    return restart_breach(read_plan(folder / "plan.toml"), rows, due, share, throttled_us)
+    return restart_breach(read_plan(folder / "plan.toml"), rows, due, share, throttled_us, gpu_slowed)
 
 
 def test_a_quiet_restart_has_no_breach(tmp_path: Path) -> None:
@@ -48,6 +48,7 @@ def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_ba
         ({"scheduled_ns": lambda row: row["sent_ns"] - 300_000}, "requests went out 300 µs late"),
         ({"scheduled_ns": lambda row: row["sent_ns"] - (60_000 if row["arm"] == "bert" else 0)}, "apart in lag"),
         ({"throttled_us": 5}, "throttled for 5 µs"),
+        ({"gpu_slowed": "heat power"}, "a GPU was slowed down by heat and power"),
         ({"share": 0.61}, "used 61% of a core"),
         ({"share": UNKNOWN}, "used of its core is not known"),
         ({"queue_us": 1e5}, "are more than its whole"),

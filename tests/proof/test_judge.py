@@ -380,6 +380,7 @@ def change_starts(folder: Path, **values: str) -> None:
         ({"dropped": "a neighbour was noisy"}, r"dropped \(a neighbour was noisy\), its rows say: counted"),
         ({"dropped": "interrupted"}, r"dropped \(interrupted\), its rows say: counted"),
         ({"throttled_us": "5"}, r"counted, its rows say: dropped \(the container was throttled for 5"),
+        ({"gpu_slowed": "heat"}, r"counted, its rows say: dropped \(a GPU was slowed down by heat"),
         ({"slot": "1"}, "took slot 1 of the load orders, 2 was next"),
         ({"load_order": "drbert-with-decoder drbert bert bert-again drbert-again"}, "is not the plan's order"),
         ({"load_order": "nobody"}, "is not the plan's order"),
