@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -30,7 +30,6 @@ from tqdm import tqdm
 from command import BadInput, BadUsage, Parser, Unavailable
 
 AGAIN = (429, 502, 503, 504)
-LOOK_EVERY_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 20.0
 # What a refusal calls the texts of a request, or one of them.
 INPUT = re.compile(r"input(\[(\d+)\])?(?=[ :])")
@@ -116,10 +115,10 @@ class Service:
             except httpx.TransportError as error:
                 why, asked = str(error) or type(error).__name__, None
             # Full jitter: callers that were refused together do not come back together.
-            later = random.uniform(0, pause) + (float(asked) if asked and asked.isdigit() else 0)
-            if time.monotonic() + later > give_up:
+            wait = random.uniform(0, pause) + (float(asked) if asked and asked.isdigit() else 0)
+            if time.monotonic() + wait > give_up:
                 raise Unavailable(f"{self.client.base_url} did not answer within {self.patience_s:g} s: {why}")
-            if self.over.wait(later):
+            if self.over.wait(wait):
                 raise Unavailable(f"{self.client.base_url} was given up: {why}")
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
@@ -140,9 +139,6 @@ def answered(service: Service, lines: Iterable[str], at_once: int, connections: 
                 if not under_way:
                     return
                 some, future = under_way.popleft()
-                # Not for ever at once: a signal that comes just before a wait without an end does not end it.
-                while not future.done():
-                    wait([future], LOOK_EVERY_S)
                 answers = iter(future.result())
                 for _, line in some:
                     yield line, next(answers) if line.strip() else None

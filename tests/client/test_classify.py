@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ def test_whoever_interrupts_a_client_that_waits_does_not_wait() -> None:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "client", "good", "--url", f"http://127.0.0.1:{server.server_port}"], stderr=subprocess.PIPE, text=True,
+                # Whoever runs the tests in the background has them ignore it, and so their children.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
             assert server.asked.wait(30)    # type: ignore[attr-defined]
             time.sleep(0.2)
