@@ -2,6 +2,7 @@
 #
 #   docker build --target service -t drbert-serve .                               the twins of artifacts/ baked in, for CPUs
 #   docker build --target service -t drbert-serve:0.1.0-gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
+#   docker build --target service -t drbert-serve:0.1.0-traced --build-arg EXTRAS=tracing .    for settings.tracing; both: EXTRAS=gpu,tracing
 #   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
 #   docker build --target proof -t drbert-proof .
 #

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from proof.dialects import headers_from
 from proof.plan import Arm, Plan
 
 # Pods that were just asked for have images to fetch and models to load.
-THERE_WITHIN_S = 600.0
+THERE_WITHIN_S = 1800.0
 LOOK_EVERY_S = 2.0
 
 
@@ -104,6 +105,11 @@ def _behind(url: str, arm: Arm) -> list[Instance]:
         try:
             with urllib.request.urlopen(urllib.request.Request(f"{address}/info", headers=headers_from(arm.headers_env)), timeout=10) as response:
                 info = json.load(response)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (401, 403):
+                raise BadInput(f"{address} answers with {error.code}: it wants a key. Give arm {arm.name} headers_env, a variable that holds one.") from None
+            continue
         except (OSError, ValueError):
             continue
         if isinstance(info, dict) and "instance_id" in info and info.get("models"):

@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,12 +24,12 @@ from starlette.types import ASGIApp
 
 from command import BUG, Unavailable
 from service.admin import build_admin
+from service.certificate import Certificate
 from service.classify import Around, limits_of
 from service.connection import Impatient
 from service.keys import Keys
 from service.models import Models
 from service.routes import build_app
-from service.settings import Settings
 from service.shadow import Pairing, Shadow
 from service.tracing import Tracing
 
@@ -78,7 +77,7 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
     # The batcher's thread waits no longer than this for the interpreter when the event loop is busy, and the loop for it.
     sys.setswitchinterval(SWITCH_S)
     allow_many_connections()
-    check_tls(settings)
+    certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate and settings.tls_key else None
     around = Around(
         keys=None if settings.api_keys_file is None else Keys(settings.api_keys_file),
         shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
@@ -91,7 +90,7 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
         admin_keys = None if settings.admin_keys_file is None else Keys(settings.admin_keys_file)
         servers.append((_Server(configured(build_admin(models, admin_keys), **tls)), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(serve(models, servers))
+        runner.run(serve(models, servers, certificate))
     if around.shadow is not None:
         log.info("shadowed", extra=around.shadow.told())
     if around.tracing is not None:
@@ -113,16 +112,7 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def check_tls(settings: Settings) -> None:
-    """Unavailable if the certificate and its key cannot be used."""
-    if settings.tls_certificate is not None and settings.tls_key is not None:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
-        except OSError as error:    # ssl.SSLError is one
-            raise Unavailable(f"{settings.tls_certificate} and {settings.tls_key} cannot be used for TLS ({error.strerror or error}).") from None
-
-
-async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
+async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]], certificate: Certificate | None = None) -> None:
     """Runs the servers, the first of which classifies, until a signal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -141,6 +131,9 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
             settle_garbage_collection()
             # Not before: nobody waits for the event loop while models are loaded.
             watching = [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
+            if certificate is not None:
+                shown = [server.config.ssl for server, _ in servers if server.config.ssl is not None]
+                watching.append(asyncio.create_task(certificate.keep(shown)))
             told = {"url": urls[0], "instance": models.instance_id, "models": list(models.loaded)}
             log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
         await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)

@@ -44,7 +44,7 @@ FEATURES: dict[str, Values] = {
     "volumes": {
         "arms": {
             "bert": {"model": {"source": "pvc", "pvc": {"claimName": "models", "subPath": "bert"}, "digest": DIGEST}, "artifact": "/models/v3"},
-            "drbert": {"image": {"tag": "0.2.0"}, "modelName": "reviews", "model": {"digest": DIGEST}, "replicas": 2},
+            "drbert": {"image": {"tag": "0.2.0", "pullPolicy": "Always"}, "modelName": "reviews", "model": {"digest": DIGEST}, "replicas": 2},
             "drbert-large": {"role": "candidate", "image": {"digest": f"sha256:{DIGEST}"}},
         },
     },

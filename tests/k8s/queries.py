@@ -24,7 +24,7 @@ RUNBOOKS = Path("k8s/runbooks.md")
 SETTINGS = {"drbert:setting:arm", "drbert:setting:margin", "drbert:setting:error_budget", "drbert:setting:max_waiting"}
 # Told by others: Prometheus itself, kube-state-metrics, the kubelet.
 OTHERS = {
-    "up", "kube_pod_container_status_restarts_total", "container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total",
+    "up", "kube_pod_container_status_restarts_total", "kube_pod_init_container_status_restarts_total", "container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total",
 }
 
 

@@ -50,8 +50,8 @@ def test_the_controller_knows_every_field(objects: dict[tuple[str, str], Documen
 
 
 def test_the_rollout_takes_its_pods_from_the_chart(objects: dict[tuple[str, str], Document]) -> None:
-    values: dict[str, Any] = {"arms": {"bert": None, "drbert": {"replicas": 0}}}
-    for flag in ("--set arms.bert=null", "--set arms.drbert.replicas=0"):
+    values: dict[str, Any] = {"arms": {"bert": None, "drbert": {"madeByRollout": True}}}
+    for flag in ("--set arms.bert=null", "--set arms.drbert.madeByRollout=true"):
         assert flag in EXAMPLE.read_text()
     [deployment] = of_kind(render(values, name="drbert"), "Deployment")
     assert deployment["spec"]["replicas"] == 0

@@ -147,6 +147,14 @@ def test_what_the_schema_does_not_know_is_refused_by_name(values: Values, words:
         ({"httpRoute": {"enabled": True}}, "name it in httpRoute.parentRefs"),
         ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}, "tls": {"existingSecret": "t"}}, "end TLS at the Gateway"),
         ({"rollout": {"maxSurge": 0}}, "no rollout could begin"),
+        ({"monitoring": {"serviceMonitor": {"enabled": True}}, "networkPolicy": {"clients": [{"podSelector": {}}]}}, "name Prometheus in networkPolicy.monitoring"),
+        (
+            {
+                "monitoring": {"serviceMonitor": {"enabled": True}}, "settings": {"metrics": "admin"},
+                "admin": {"enabled": True, "existingSecret": "a"}, "networkPolicy": {"admins": [{"podSelector": {}}]},
+            }, "name Prometheus in networkPolicy.monitoring",
+        ),
+        ({"proof": {"enabled": True}, **BUSY, "replicas": 16, "apiKeys": {"existingSecret": "keys"}}, "asks pods that want a key; give proof.headersSecret"),
         ({"proof": {"enabled": True}, "replicas": 16}, "set settings.busy_wait: anywhere, or proof.delayBy: client"),
         ({"proof": {"enabled": True}, **BUSY}, "arm bert has 1 pods; give it 16"),
         ({"proof": {"enabled": True}, **BUSY, "replicas": 16, "tls": {"existingSecret": "t"}}, "asks pods by their addresses, which no certificate names"),

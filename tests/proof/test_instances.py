@@ -191,3 +191,11 @@ def test_a_plan_with_instances_is_written_as_it_is_read(tmp_path: Path) -> None:
     again = read_plan(tmp_path / "again.toml")
     assert again.instances
     assert again.arms == plan.arms
+
+
+def test_servers_that_want_a_key_are_told_from_servers_that_are_not_there(cluster: Any, artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key\n")
+    with serving(artifact, DRBERT_API_KEYS_FILE=str(tmp_path / "keys")) as (url, _):
+        plan = read_plan(write_plan(tmp_path, url=url))
+        with pytest.raises(BadInput, match=r"answers with 401: it wants a key\. Give arm old headers_env"):
+            instances.check_enough(plan)

@@ -114,6 +114,37 @@ def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact,
     assert process.returncode == 69
 
 
+def test_a_renewed_certificate_is_shown_without_a_restart(artifact: Artifact, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    old, new = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
+
+    def write(chain: trustme.LeafCert, key: trustme.LeafCert) -> None:
+        chain.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+        key.private_key_pem.write_to_path(tmp_path / "key.pem")
+
+    def shown(port: int) -> str:
+        return ssl.get_server_certificate(("127.0.0.1", port), timeout=30).strip()
+
+    write(old, old)
+    files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
+    admin = free_port()
+    with running(f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files) as (url, process):
+        port = int(url.rpartition(":")[2])
+        assert shown(port) == old.cert_chain_pems[0].bytes().decode().strip()
+        # Half of a renewal: a certificate of another key than the one that lies there.
+        write(new, old)
+        give_up = time.monotonic() + 30
+        assert process.stdout is not None
+        while "the new certificate cannot be used; the last one holds" not in process.stdout.readline():
+            assert time.monotonic() < give_up
+        assert shown(port) == old.cert_chain_pems[0].bytes().decode().strip()
+        write(new, new)
+        while shown(port) != new.cert_chain_pems[0].bytes().decode().strip():
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        assert shown(admin) == shown(port)
+
+
 def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Artifact) -> None:
     with serving(artifact) as (url, process):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as caller:

@@ -27,6 +27,9 @@
 {{- if and $values.admin.enabled $values.networkPolicy.enabled (not $values.networkPolicy.admins) (not (and (eq (default "service" $values.settings.metrics) "admin") $values.networkPolicy.monitoring)) -}}
 {{- fail "admin.enabled opens a port that the NetworkPolicy lets nobody reach; name who may in networkPolicy.admins, or in networkPolicy.monitoring where settings.metrics is admin." -}}
 {{- end -}}
+{{- if and $values.monitoring.serviceMonitor.enabled $values.networkPolicy.enabled (not $values.networkPolicy.monitoring) (or $values.networkPolicy.clients (eq (include "drbert.metricsPort" .) "admin")) -}}
+{{- fail "monitoring.serviceMonitor asks for a scrape that the NetworkPolicy lets nobody make; name Prometheus in networkPolicy.monitoring." -}}
+{{- end -}}
 {{- range $variable := $values.env -}}
 {{- if hasPrefix "DRBERT_" $variable.name -}}
 {{- fail (printf "env holds %s, past what the chart works out from the settings; give settings.%s." $variable.name ($variable.name | trimPrefix "DRBERT_" | lower)) -}}
@@ -96,6 +99,9 @@
 {{- if $values.tls.existingSecret -}}
 {{- fail "proof asks pods by their addresses, which no certificate names; measure a release without tls.existingSecret." -}}
 {{- end -}}
+{{- if and $values.apiKeys.existingSecret (not $values.proof.headersSecret) -}}
+{{- fail "proof asks pods that want a key; give proof.headersSecret, a Secret whose key `headers` holds one, such as X-API-Key: KEY." -}}
+{{- end -}}
 {{- if and (eq $values.proof.delayBy "server") (ne (default "off" $values.settings.busy_wait) "anywhere") -}}
 {{- fail "proof slows pods down now and then, to show that it would see a slower model; set settings.busy_wait: anywhere, or proof.delayBy: client." -}}
 {{- end -}}
@@ -120,9 +126,12 @@
 {{- first $found -}}
 {{- end -}}
 
+{{/* How many pods an arm has at least. */}}
 {{- define "drbert.fewestPods" -}}
 {{- $values := .root.Values -}}
-{{- if or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
+{{- if .arm.madeByRollout -}}
+0
+{{- else if or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
 {{ $values.autoscaling.minReplicas }}
 {{- else -}}
 {{ ternary .arm.replicas $values.replicas (hasKey .arm "replicas") }}

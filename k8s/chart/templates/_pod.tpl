@@ -2,202 +2,212 @@
 The pod of every arm, so that arms differ in their artifact alone: (dict "root" $ "name" $name "arm" $arm).
 */}}
 {{- define "drbert.pod" -}}
-{{- $values := .root.Values -}}
-{{- $model := include "drbert.model" . | fromYaml -}}
 metadata:
   labels:
     {{- include "drbert.labels" (dict "root" .root "component" "arm" "arm" .name) | nindent 4 }}
-    {{- with $values.podLabels }}
+    pod-spec: {{ include "drbert.podDigest" . | quote }}
+    {{- with .root.Values.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
     kubectl.kubernetes.io/default-container: drbert
-    {{- with $values.podAnnotations }}
+    {{- with .root.Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  {{- with $values.imagePullSecrets }}
-  imagePullSecrets:
-    {{- toYaml . | nindent 4 }}
+  {{- include "drbert.podSpec" . | trim | nindent 2 }}
+{{- end -}}
+
+{{/* Tells the pods of this render from those of an earlier one, which a rollout leaves beside them for a while. */}}
+{{- define "drbert.podDigest" -}}
+{{ include "drbert.podSpec" . | trim | sha256sum | trunc 10 }}
+{{- end -}}
+
+{{- define "drbert.podSpec" -}}
+{{- $values := .root.Values -}}
+{{- $model := include "drbert.model" . | fromYaml -}}
+{{- with $values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+serviceAccountName: {{ include "drbert.serviceAccount" .root }}
+automountServiceAccountToken: false
+# Services would put variables of their own beside DRBERT_*.
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" .root }}
+securityContext:
+  {{- include "drbert.podSecurity" .root | nindent 2 }}
+{{- with $values.gpu.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat $values.tolerations (ternary $values.gpu.tolerations list $values.gpu.enabled) }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if $values.spread.enabled }}
+topologySpreadConstraints:
+  {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+  - maxSkew: 1
+    topologyKey: {{ $key }}
+    whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash]
+    labelSelector:
+      matchLabels:
+        {{- include "drbert.selector" (dict "root" $.root "component" "arm" "arm" $.name) | nindent 8 }}
   {{- end }}
-  serviceAccountName: {{ include "drbert.serviceAccount" .root }}
-  automountServiceAccountToken: false
-  # Services would put variables of their own beside DRBERT_*.
-  enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" .root }}
-  securityContext:
-    {{- include "drbert.podSecurity" .root | nindent 4 }}
-  {{- with $values.gpu.runtimeClassName }}
-  runtimeClassName: {{ . }}
+{{- end }}
+{{- if or (eq $model.source "initContainer") $model.digest }}
+initContainers:
+  {{- if eq $model.source "initContainer" }}
+  - name: model
+    image: {{ $model.initContainer.image }}
+    {{- with $model.initContainer.command }}
+    command:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $model.initContainer.args }}
+    args:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $model.initContainer.env }}
+    env:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with $model.initContainer.envFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    securityContext:
+      {{- include "drbert.containerSecurity" .root | nindent 6 }}
+    resources:
+      {{- toYaml $values.resources | nindent 6 }}
+    volumeMounts:
+      - {name: models, mountPath: /models}
+      - {name: tmp, mountPath: /tmp}
   {{- end }}
-  {{- with $values.priorityClassName }}
-  priorityClassName: {{ . }}
-  {{- end }}
-  {{- with $values.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with concat $values.tolerations (ternary $values.gpu.tolerations list $values.gpu.enabled) }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $values.affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- if $values.spread.enabled }}
-  topologySpreadConstraints:
-    {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
-    - maxSkew: 1
-      topologyKey: {{ $key }}
-      whenUnsatisfiable: ScheduleAnyway
-      matchLabelKeys: [pod-template-hash]
-      labelSelector:
-        matchLabels:
-          {{- include "drbert.selector" (dict "root" $.root "component" "arm" "arm" $.name) | nindent 10 }}
+  {{- if $model.digest }}
+  # The service holds every file against the manifest; this holds the manifest against what was asked for.
+  - name: digest
+    image: {{ include "drbert.armImage" . }}
+    imagePullPolicy: {{ (include "drbert.armImages" . | fromYaml).pullPolicy }}
+    command: [sh, -c, 'echo "$DIGEST  $MANIFEST" | sha256sum --check --strict']
+    env:
+      - {name: DIGEST, value: {{ $model.digest | quote }}}
+      - {name: MANIFEST, value: {{ printf "%s/manifest.json" (include "drbert.artifact" .) | quote }}}
+    securityContext:
+      {{- include "drbert.containerSecurity" .root | nindent 6 }}
+    resources:
+      {{- toYaml $values.resources | nindent 6 }}
+    {{- if ne $model.source "baked" }}
+    volumeMounts:
+      {{- include "drbert.modelMount" $model | nindent 6 }}
     {{- end }}
   {{- end }}
-  {{- if or (eq $model.source "initContainer") $model.digest }}
-  initContainers:
-    {{- if eq $model.source "initContainer" }}
-    - name: model
-      image: {{ $model.initContainer.image }}
-      {{- with $model.initContainer.command }}
-      command:
-        {{- toYaml . | nindent 8 }}
+{{- end }}
+containers:
+  - name: drbert
+    image: {{ include "drbert.armImage" . }}
+    imagePullPolicy: {{ (include "drbert.armImages" . | fromYaml).pullPolicy }}
+    args:
+      - {{ printf "%s=%s" (default .name .arm.modelName) (include "drbert.artifact" .) }}
+      - --host
+      - 0.0.0.0
+      - --port
+      - "8000"
+      {{- if ne $values.variant "auto" }}
+      - --variant
+      - {{ $values.variant }}
       {{- end }}
-      {{- with $model.initContainer.args }}
-      args:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with $model.initContainer.env }}
-      env:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with $model.initContainer.envFrom }}
-      envFrom:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      securityContext:
-        {{- include "drbert.containerSecurity" .root | nindent 8 }}
-      resources:
-        {{- toYaml $values.resources | nindent 8 }}
-      volumeMounts:
-        - {name: models, mountPath: /models}
-        - {name: tmp, mountPath: /tmp}
+    {{- with include "drbert.env" .root }}
+    env:
+      {{- trim . | nindent 6 }}
     {{- end }}
-    {{- if $model.digest }}
-    # The service holds every file against the manifest; this holds the manifest against what was asked for.
-    - name: digest
-      image: {{ include "drbert.armImage" . }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
-      command: [sh, -c, 'echo "$DIGEST  $MANIFEST" | sha256sum --check --strict']
-      env:
-        - {name: DIGEST, value: {{ $model.digest | quote }}}
-        - {name: MANIFEST, value: {{ printf "%s/manifest.json" (include "drbert.artifact" .) | quote }}}
-      securityContext:
-        {{- include "drbert.containerSecurity" .root | nindent 8 }}
-      resources:
-        {{- toYaml $values.resources | nindent 8 }}
+    ports:
+      - {name: http, containerPort: 8000}
+      {{- if $values.admin.enabled }}
+      - {name: admin, containerPort: {{ $values.admin.port }}}
+      {{- end }}
+    # Answers once the model is loaded and warmed up.
+    startupProbe:
+      {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 6 }}
+      periodSeconds: 2
+      failureThreshold: {{ div (add1 (int $model.loadTimeoutSeconds)) 2 }}
+    # Not ready while it drains or its engine is stuck.
+    readinessProbe:
+      {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 6 }}
+      periodSeconds: 5
+      timeoutSeconds: 2
+      failureThreshold: 2
+    # The event loop alone: a restart loads the model anew and mends no overload.
+    livenessProbe:
+      {{- include "drbert.probe" (dict "root" .root "path" "/livez") | nindent 6 }}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      failureThreshold: 6
+    {{- if $values.shutdown.preStopSeconds }}
+    lifecycle:
+      preStop:
+        {{- if semverCompare ">=1.30.0-0" .root.Capabilities.KubeVersion.Version }}
+        sleep: {seconds: {{ $values.shutdown.preStopSeconds }}}
+        {{- else }}
+        exec: {command: [sleep, {{ $values.shutdown.preStopSeconds | quote }}]}
+        {{- end }}
+    {{- end }}
+    securityContext:
+      {{- include "drbert.containerSecurity" .root | nindent 6 }}
+    resources:
+      {{- include "drbert.resources" .root | nindent 6 }}
+    terminationMessagePolicy: FallbackToLogsOnError
+    volumeMounts:
+      - {name: tmp, mountPath: /tmp}
       {{- if ne $model.source "baked" }}
-      volumeMounts:
-        {{- include "drbert.modelMount" $model | nindent 8 }}
+      {{- include "drbert.modelMount" $model | nindent 6 }}
       {{- end }}
+      {{- if $values.gpu.enabled }}
+      - {name: shared-memory, mountPath: /dev/shm}
+      - {name: cache, mountPath: /cache}
+      {{- end }}
+      {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
+      - {name: {{ $mount }}, mountPath: /etc/drbert/{{ $mount }}, readOnly: true}
+      {{- end }}
+volumes:
+  - name: tmp
+    emptyDir: {sizeLimit: {{ $values.security.tmpSize }}}
+  {{- if eq $model.source "pvc" }}
+  - name: models
+    persistentVolumeClaim: {claimName: {{ $model.pvc.claimName }}, readOnly: true}
+  {{- else if eq $model.source "initContainer" }}
+  - name: models
+    emptyDir: {sizeLimit: {{ $model.initContainer.sizeLimit }}}
+  {{- else if eq $model.source "imageVolume" }}
+  - name: models
+    image: {reference: {{ $model.imageVolume.reference | quote }}, pullPolicy: {{ $model.imageVolume.pullPolicy }}}
+  {{- end }}
+  {{- if $values.gpu.enabled }}
+  - name: shared-memory
+    emptyDir: {medium: Memory, sizeLimit: {{ $values.gpu.sharedMemory }}}
+  - name: cache
+    {{- with $values.gpu.cache.existingClaim }}
+    persistentVolumeClaim: {claimName: {{ . }}}
+    {{- else }}
+    emptyDir: {sizeLimit: {{ $values.gpu.cache.size }}}
     {{- end }}
   {{- end }}
-  containers:
-    - name: drbert
-      image: {{ include "drbert.armImage" . }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
-      args:
-        - {{ printf "%s=%s" (default .name .arm.modelName) (include "drbert.artifact" .) }}
-        - --host
-        - 0.0.0.0
-        - --port
-        - "8000"
-        {{- if ne $values.variant "auto" }}
-        - --variant
-        - {{ $values.variant }}
-        {{- end }}
-      {{- with include "drbert.env" .root }}
-      env:
-        {{- trim . | nindent 8 }}
-      {{- end }}
-      ports:
-        - {name: http, containerPort: 8000}
-        {{- if $values.admin.enabled }}
-        - {name: admin, containerPort: {{ $values.admin.port }}}
-        {{- end }}
-      # Answers once the model is loaded and warmed up.
-      startupProbe:
-        {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 8 }}
-        periodSeconds: 2
-        failureThreshold: {{ div (add1 (int $model.loadTimeoutSeconds)) 2 }}
-      # Not ready while it drains or its engine is stuck.
-      readinessProbe:
-        {{- include "drbert.probe" (dict "root" .root "path" "/readyz") | nindent 8 }}
-        periodSeconds: 5
-        timeoutSeconds: 2
-        failureThreshold: 2
-      # The event loop alone: a restart loads the model anew and mends no overload.
-      livenessProbe:
-        {{- include "drbert.probe" (dict "root" .root "path" "/livez") | nindent 8 }}
-        periodSeconds: 10
-        timeoutSeconds: 5
-        failureThreshold: 6
-      {{- if $values.shutdown.preStopSeconds }}
-      lifecycle:
-        preStop:
-          {{- if semverCompare ">=1.30.0-0" .root.Capabilities.KubeVersion.Version }}
-          sleep: {seconds: {{ $values.shutdown.preStopSeconds }}}
-          {{- else }}
-          exec: {command: [sleep, {{ $values.shutdown.preStopSeconds | quote }}]}
-          {{- end }}
-      {{- end }}
-      securityContext:
-        {{- include "drbert.containerSecurity" .root | nindent 8 }}
-      resources:
-        {{- include "drbert.resources" .root | nindent 8 }}
-      terminationMessagePolicy: FallbackToLogsOnError
-      volumeMounts:
-        - {name: tmp, mountPath: /tmp}
-        {{- if ne $model.source "baked" }}
-        {{- include "drbert.modelMount" $model | nindent 8 }}
-        {{- end }}
-        {{- if $values.gpu.enabled }}
-        - {name: shared-memory, mountPath: /dev/shm}
-        - {name: cache, mountPath: /cache}
-        {{- end }}
-        {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
-        - {name: {{ $mount }}, mountPath: /etc/drbert/{{ $mount }}, readOnly: true}
-        {{- end }}
-  volumes:
-    - name: tmp
-      emptyDir: {sizeLimit: {{ $values.security.tmpSize }}}
-    {{- if eq $model.source "pvc" }}
-    - name: models
-      persistentVolumeClaim: {claimName: {{ $model.pvc.claimName }}, readOnly: true}
-    {{- else if eq $model.source "initContainer" }}
-    - name: models
-      emptyDir: {sizeLimit: {{ $model.initContainer.sizeLimit }}}
-    {{- else if eq $model.source "imageVolume" }}
-    - name: models
-      image: {reference: {{ $model.imageVolume.reference | quote }}, pullPolicy: {{ $model.imageVolume.pullPolicy }}}
-    {{- end }}
-    {{- if $values.gpu.enabled }}
-    - name: shared-memory
-      emptyDir: {medium: Memory, sizeLimit: {{ $values.gpu.sharedMemory }}}
-    - name: cache
-      {{- with $values.gpu.cache.existingClaim }}
-      persistentVolumeClaim: {claimName: {{ . }}}
-      {{- else }}
-      emptyDir: {sizeLimit: {{ $values.gpu.cache.size }}}
-      {{- end }}
-    {{- end }}
-    {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
-    - name: {{ $mount }}
-      secret: {secretName: {{ $secret }}}
-    {{- end }}
+  {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
+  - name: {{ $mount }}
+    secret: {secretName: {{ $secret }}}
+  {{- end }}
 {{- end -}}
 
 {{/* Where an arm's model comes from: its own words over everybody's. */}}
@@ -210,7 +220,12 @@ spec:
 {{- end -}}
 
 {{- define "drbert.armImage" -}}
-{{ include "drbert.image" (list .root (mustMergeOverwrite (deepCopy .root.Values.image) (default dict .arm.image))) }}
+{{ include "drbert.image" (list .root (include "drbert.armImages" . | fromYaml)) }}
+{{- end -}}
+
+{{/* The image's values: an arm's own words over everybody's. */}}
+{{- define "drbert.armImages" -}}
+{{ toYaml (mustMergeOverwrite (deepCopy .root.Values.image) (deepCopy (default dict .arm.image))) }}
 {{- end -}}
 
 {{- define "drbert.modelMount" -}}
