@@ -52,9 +52,12 @@ artifacts/intents/manifest.json: $(CHECKPOINTS)/drbert-mini-clinc150/model.safet
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
-.venv/.debian: tests/debian.sh | install
+.venv/.debian: tests/debian.sh .venv/.prometheus | install
 	@# Where something could not be had, the next make asks again.
-	@if sh tests/debian.sh $(BIN); then touch $@; fi
+	@if sh tests/debian.sh $(BIN) programs; then touch $@; fi
+
+.venv/.prometheus: tests/debian.sh | install
+	@if sh tests/debian.sh $(BIN) prometheus; then touch $@; fi
 
 # Grafana's own types, which hold the dashboards where node is.
 .venv/.grafana: | install
@@ -77,7 +80,7 @@ check: install
 	$(BIN)/mypy
 
 # All of tests/k8s but what builds images and starts Prometheus, which have targets of their own.
-chart: install .venv/.debian .venv/.grafana
+chart: install .venv/.prometheus .venv/.grafana
 	$(BIN)/python -m pytest tests/k8s --ignore tests/k8s/test_image.py --ignore tests/k8s/test_prometheus.py
 
 chart-golden: install

@@ -1,8 +1,9 @@
 #!/bin/sh
-# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON. Where it cannot be had they are skipped, and say what for; exit code 1 says so here.
+# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON programs|prometheus. Where it cannot be had they are skipped,
+# and say what for; exit code 1 says so here.
 set -eu
 bin=$1
-failed=0
+wanted=$2
 
 have() {
     for tool; do
@@ -12,17 +13,20 @@ have() {
 
 have apt-get dpkg || exit 0
 
-if [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc; then
+case $wanted in
+programs)
+    [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc || exit 0
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc >/dev/null; } || {
         echo "wrk, chromium, buildah, mmdebstrap and runc cannot be installed; the tests that need them are skipped"
-        failed=1
+        exit 1
     }
-fi
-
-# Unpacked beside Python: installed, it would be a daemon of this machine.
-if ! have prometheus promtool && ! [ -x "$bin/promtool" ]; then
+    ;;
+prometheus)
+    # Unpacked beside Python: installed, it would be a daemon of this machine.
+    ! have prometheus promtool && ! [ -x "$bin/promtool" ] || exit 0
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
+    [ "$(id -u)" != 0 ] || apt-get update -qq || true    # a fresh machine knows of no package yet
     {
         (cd "$folder" && apt-get download -qq prometheus 2>/dev/null)
         # Newer releases of Debian have it in a package of its own.
@@ -33,7 +37,11 @@ if ! have prometheus promtool && ! [ -x "$bin/promtool" ]; then
         cp "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" "$bin"
     } || {
         echo "prometheus cannot be unpacked; the tests that need it are skipped"
-        failed=1
+        exit 1
     }
-fi
-exit "$failed"
+    ;;
+*)
+    echo "$0: nothing of Debian is called $wanted; there are programs and prometheus"
+    exit 64
+    ;;
+esac
