@@ -19,7 +19,7 @@ SIZES = {
 }
 
 
-def write_checkpoint(folder: Path, size: str, seed: int, positions: int = 128, **changes: int) -> Path:
+def write_checkpoint(folder: Path, size: str, seed: int, positions: int = 128, **changes: float) -> Path:
     """A Hugging Face folder with a classifier of that size that reads `positions` tokens, its weights drawn from `seed`; `changes` are to its config."""
     folder.mkdir(parents=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")

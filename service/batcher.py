@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.calls import Call, Entry, Item, Model, Row, deliver, expire, fail
-from service.errors import ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
+from service.errors import EngineBroken, ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
 from service.queue import BatchLimits, Queue
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Batcher:
     on_batch: Callable[[Batch], None] = lambda batch: None
 
     queue: Queue = field(init=False)
+    broken: bool = field(default=False, init=False)
+    """Whether a model's engine can do nothing any more, which nothing in this process mends."""
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     _running: deque[_Running] = field(default_factory=deque, init=False)
     _alone: deque[Entry] = field(default_factory=deque, init=False)
@@ -250,21 +252,29 @@ class Batcher:
             self._running.remove(run)
             self._failed(run.batch, error)
             return
+        # Handed over while the one before was computed, it waited for that.
+        begun_ns = max(run.started_ns, self._finished_ns)
         if run.batch[0].busy_wait:
-            _keep_busy(run.started_ns, run.batch[0].busy_wait)
+            _keep_busy(begun_ns, run.batch[0].busy_wait)
         now = time.monotonic_ns()
-        inference_ns = now - run.started_ns
         rows = [
-            Row(value, run.started_ns - entry.since_ns, inference_ns, len(run.batch), run.length)
+            Row(value, begun_ns - entry.since_ns, now - begun_ns, len(run.batch), run.length)
             for value, entry in zip(values, run.batch, strict=True)
         ]
         # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
-        self._count(run, [row.queue_ns for row in rows], now)
+        self._count(run, [row.queue_ns for row in rows], now - begun_ns)
+        self._finished_ns = now
         deliver(run.batch, rows)
         self._running.remove(run)
 
     def _failed(self, batch: list[Entry], error: Exception) -> None:
         """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
+        if isinstance(error, EngineBroken):
+            self.broken = True
+            log.critical("the engine is broken", extra={"model": batch[0].name, "why": error.message}, exc_info=error.__cause__)
+            for entry in batch:
+                fail(entry.call, error)
+            return
         if len(batch) == 1:
             if isinstance(error, ServiceError):
                 log.error("model answered no answer", extra={"model": batch[0].name, "why": error.message})
@@ -280,11 +290,8 @@ class Batcher:
                 self._finish(run)
             self._alone.popleft()
 
-    def _count(self, run: _Running, queue_ns: list[int], now: int) -> None:
-        inference_ns = now - run.started_ns
-        # Where batches overlap, the time from one to the next.
-        rate = len(run.batch) * 1e9 / max(1, now - max(run.started_ns, self._finished_ns))
-        self._finished_ns = now
+    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int) -> None:
+        rate = len(run.batch) * 1e9 / max(1, inference_ns)
         self._items_per_s = rate if not self._items_per_s else 0.9 * self._items_per_s + 0.1 * rate
         tokens = sum(entry.item.tokens for entry in run.batch)
         try:

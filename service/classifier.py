@@ -153,7 +153,11 @@ class Classifier:
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
         """Runs the likeliest shapes for at most so long, or all where the runtime captures them, and says how many it ran."""
         started, done = time.monotonic(), 0
-        for size, length in self.shapes.likely_first():
+        shapes = list(self.shapes.likely_first())
+        if self.shapes.grid.all_warm:
+            # What the largest needs of the device's memory serves all others.
+            shapes.reverse()
+        for size, length in shapes:
             late = time.monotonic() - started > seconds and not self.shapes.grid.all_warm
             if done and (stopping() or late):
                 break

@@ -11,6 +11,7 @@ What can go wrong with a request, and the one status each case has.
   - Overloaded          429   the queue is full; Retry-After says when it will not be
   - ModelOutputInvalid  500   the model answered something that is no answer
   - ModelFailed         500   the model raised
+  - EngineBroken        500   the engine can no longer do what it did; the process ends
   - NotReady            503   models are still loading
   - ShuttingDown        503   this replica is draining
   - DeadlineExceeded    504   the answer would have come too late
@@ -94,6 +95,12 @@ class ModelFailed(ServiceError):
     """The model raised."""
 
     code = "model_failed"
+
+
+class EngineBroken(ServiceError):
+    """The engine can no longer do what it did before."""
+
+    code = "engine_broken"
 
 
 class NotReady(ServiceError):

@@ -10,8 +10,10 @@ import itertools
 import logging
 import threading
 import time
+import tomllib
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -53,6 +55,15 @@ class Loaded:
         self.users -= 1
 
 
+def own_version() -> str:
+    """The version of what is installed, or of the checkout that is run as it is."""
+    try:
+        return importlib.metadata.version("drbert-serve")
+    except importlib.metadata.PackageNotFoundError:
+        pyproject = Path(__file__).parent.parent / "pyproject.toml"
+        return str(tomllib.loads(pyproject.read_text())["project"]["version"]) if pyproject.is_file() else "unknown"
+
+
 class Models:
     """Models by name, in the order they were given, behind one batcher."""
 
@@ -60,11 +71,11 @@ class Models:
         self.settings = settings
         self.instance_id = uuid.uuid4().hex
         self.started = int(time.time())
-        self.version = importlib.metadata.version("drbert-serve")
+        self.version = own_version()
         self.threads = settings.threads or cpus.usable()
         self._gpu = GpuOptions(
             memory_bytes=None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20,
-            table=settings.gpu_table, cache=settings.gpu_cache,
+            table=settings.gpu_table, cache=settings.gpu_cache, graphs=settings.gpu_graphs,
         )
         self.loaded: dict[str, Loaded] = {}
         self.metrics = Metrics(CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)

@@ -188,8 +188,9 @@ async def _watch_engine(models: Models) -> None:
     limit_s = models.settings.stall_after_s
     while True:
         await asyncio.sleep(min(1.0, limit_s / 10))
-        if models.batcher.died:
-            log.critical("the thread that runs the models has ended; ending")
+        if models.batcher.died or models.batcher.broken:
+            log.critical("the thread that runs the models has ended; ending" if models.batcher.died else "the engine is broken; ending")
+            await models.batcher.close(timeout_s=0.1)    # whoever waits is told
             await models.idle(timeout_s=1)
             os._exit(BUG)
         stuck_s = models.batcher.stuck_s

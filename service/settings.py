@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """The most that a model may take of the GPU's memory; by default what it needs."""
     gpu_table: Path | None = None
     """What `python -m benchmarks gpu --calibrate` measured on this kind of GPU; by default a grid of shapes that suits most."""
+    gpu_graphs: bool = True
+    """Whether every shape is captured as a CUDA graph; without, kernels are started one by one, which short texts feel."""
     gpu_cache: Path | None = None
     """Where TensorRT keeps the engines that it built; by default under the user's cache folder."""
     max_batch_size: int | None = Field(default=None, ge=1, le=128)

@@ -63,26 +63,27 @@ def main(arguments: Sequence[str]) -> int:
         if given.calibrate is not None:
             print(markdown(engine.calibrate(made, given.calibrate)))
             return 0
-        done = {one.name: one for one in read(given.out) if one.tables} if given.resume and given.out is not None else {}
+        done = {one.name: one for one in read(given.out) if one.name in STAGES and one.tables} if given.resume and given.out is not None else {}
         return _run(stages, made, given.out, done, shlex.join(["python", "-m", "benchmarks", "gpu", *arguments]))
 
 
 def _run(stages: Sequence[str], made: Rig, out: Path | None, done: dict[str, Findings], command: str) -> int:
-    found, failed = [], []
+    found, failed = dict(done), []
     for name in stages:
         try:
-            found.append(done.get(name) or STAGES[name](made))
+            if name not in found:
+                found[name] = STAGES[name](made)
         except CommandError as error:
             failed.append(name)
-            found.append(Findings(name, f"Not measured: {error}", []))
+            found[name] = Findings(name, f"Not measured: {error}", [])
         except Exception as error:
             # Time on a GPU is dear: what one stage stumbles over must not cost the others.
             traceback.print_exc()
             failed.append(name)
-            found.append(Findings(name, f"Not measured: {type(error).__name__}: {error}", []))
-        print(markdown(found[-1]), flush=True)
+            found[name] = Findings(name, f"Not measured: {type(error).__name__}: {error}", [])
+        print(markdown(found[name]), flush=True)
         if out is not None:
-            write(out, command, [_where(made), *found])
+            write(out, command, [_where(made), *(found[name] for name in STAGES if name in found)])
     if failed:
         raise Unavailable(f"Not measured: {', '.join(failed)}; the page says why.")
     return 0

@@ -4,6 +4,7 @@ The engine alone: is it the GPU, is it right, how long does a batch take, how ma
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,12 @@ from service.runtimes.onnxruntime import OnnxRuntime
 from service.shapes import Grid, Shapes, write_grid
 
 BATCHES, LENGTHS = (1, 8, 32, 128), (32, 128, 384, 512)
-TOLERANCE = 2e-2
+# Different kernels are chosen for small and large ones.
+COMPARED = ((1, 8), (3, 16), (4, 32), (2, 64), (32, 128), (8, 384), (4, 512))
+# Of what the logits differ by among texts: sixteen bits err by a hundredth or so, lengths that are not heeded by a tenth and more.
+TOLERANCE = 0.05
+# Enough for some dozens of the largest batches.
+OFFLINE_TEXTS = 8192
 # A batch size or token more is worth its graph if it brings this much.
 WORTH = 0.05
 
@@ -28,19 +34,26 @@ def providers(rig: Rig) -> Findings:
     """Which provider is in use, and how far its logits are from the CPU's, on the same graph."""
     engine, artifact = rig.engine(), rig.artifacts["bert"]
     exact = OnnxRuntime(artifact.path(artifact.manifest.variants[VARIANT].files[0]), "f16", 4)
-    worst = 0.0
-    shapes = [(1, 8), (3, 16), (4, rig.engine().grid.lengths[-1] if rig.grid.lengths else 32)]
+    shapes = [(rows, length) for rows, length in COMPARED if length <= rig.artifacts["bert"].manifest.max_tokens and rows <= engine.grid.batch_sizes[-1]]
+    differences, spreads = [], []
     for rows, length in shapes:
-        given = inputs(rig, rows, length, padded=True)
-        worst = max(worst, float(np.abs(engine.start(given)() - exact.start(given)()).max()))
+        # A captured graph that kept something of what it was captured with, such as the lengths, shows when other rows come, and the first again.
+        for seed in (0, 1, 0):
+            given = inputs(rig, rows, length, padded=True, seed=seed)
+            expected = exact.start(given)()
+            differences.append(float(np.abs(engine.start(given)() - expected).max()))
+            spreads.append(float(np.ptp(expected, axis=0).max()))
+    worst, spread = max(differences), max(spreads)
     in_use = engine._session.get_providers()[0]
-    rows_ = [[in_use, engine.device, "yes" if engine.captures else "no", f"{worst:.1e}"]]
+    rows_ = [[in_use, engine.device, "yes" if engine.captures else "no", f"{worst:.1e}", f"{spread:.1e}"]]
+    told = ", ".join(f"{rows} × {length}" for rows, length in shapes)
     return Findings(
         "providers", "Is it the GPU that computes, and does it compute what the CPU computes?",
-        [Table("", ("provider in use", "device", "CUDA graphs", "largest difference of a logit"), rows_, f"On {len(shapes)} padded batches, the same fp16 graph on both.")],
-        [at_most("largest difference of a logit from the CPU's", worst, TOLERANCE, digits=4),
+        [Table("", ("provider in use", "device", "CUDA graphs", "largest difference of a logit", "logits differ among texts by"), rows_,
+               f"The same fp16 graph on both; batches of {told}, each with rows of some lengths, of others, and of the first again.")],
+        [at_most("largest difference of a logit from the CPU's, by how much they differ among texts", worst / spread, TOLERANCE, digits=4),
          Target("provider", "CUDAExecutionProvider", in_use, None if rig.rehearsal else in_use == "CUDAExecutionProvider")],
-        {"worst": worst, "provider": in_use},
+        {"shapes": shapes, "differences": differences, "spreads": spreads, "provider": in_use},
     )
 
 
@@ -54,14 +67,14 @@ def latency(rig: Rig) -> Findings:
                 continue
             given = inputs(rig, size, length)
             whole = seconds(lambda given=given: engine.start(given)())    # type: ignore[misc]
-            alone = seconds(lambda size=size, length=length: engine.replay(size, length))    # type: ignore[misc]
+            alone = np.array(engine.replayed(size, length, at_least=3, seconds=0.5)[1:])
             values[f"{size}x{length}"] = {"whole_ms": (whole * 1e3).tolist(), "replay_ms": (alone * 1e3).tolist()}
             rows.append([
                 f"{size} × {length}", f"{np.median(alone) * 1e3:.3f}", f"{np.percentile(alone, 99) * 1e3:.3f}",
                 f"{np.median(whole) * 1e3:.3f}", f"{np.percentile(whole, 99) * 1e3:.3f}", f"{size / np.median(whole):,.0f}",
             ])
     targets = [
-        at_most(f"{shape}: engine", float(np.median(values[shape]["whole_ms"])), asked, " ms", 3)
+        at_most(f"{shape}: engine by CUDA graph", float(np.median(values[shape]["replay_ms"])), asked, " ms", 3)
         for shape, asked in (("1x128", 0.6), ("32x128", 2.2)) if shape in values and not rig.rehearsal
     ]
     return Findings(
@@ -77,7 +90,8 @@ def offline(rig: Rig) -> Findings:
     """Texts a second of the engine alone: real lengths sorted, in the largest batches; and all of length 128."""
     classifier = rig.classifier()
     classifier.warm_up(0)
-    encoded = sorted((classifier.encode(text) for text in rig.texts), key=lambda item: item.tokens)
+    once = [classifier.encode(text) for text in rig.texts]
+    encoded = sorted(once * math.ceil((64 if rig.rehearsal else OFFLINE_TEXTS) / len(once)), key=lambda item: item.tokens)
     batches, shapes = [], classifier.shapes
     while encoded:
         longest = shapes.length(encoded[-1].tokens)
@@ -103,7 +117,7 @@ def calibrate(rig: Rig, out: Path) -> Findings:
     measured = []
     for size, length in shapes.likely_first():
         engine.start(inputs(rig, size, length))()
-        measured.append((size, length, float(np.median(seconds(lambda size=size, length=length: engine.replay(size, length), 20)) * 1e3)))    # type: ignore[misc]
+        measured.append((size, length, float(np.median(engine.replayed(size, length, at_least=20)) * 1e3)))
     kept = keep(measured, engine.grid)
     device = "CPU" if rig.rehearsal else gpus.visible()[0].name
     write_grid(out, device, kept, measured)
@@ -136,11 +150,11 @@ def keep(measured: list[tuple[int, int, float]], grid: Grid) -> Grid:
     )
 
 
-def inputs(rig: Rig, rows: int, length: int, padded: bool = False) -> Inputs:
-    """A batch of random tokens; `padded`: each row a little shorter than the one before."""
-    draw = np.random.default_rng(rows * 1000 + length)
+def inputs(rig: Rig, rows: int, length: int, padded: bool = False, seed: int = 0) -> Inputs:
+    """A batch of random tokens; `padded`: of random lengths, one of them whole."""
+    draw = np.random.default_rng((rows, length, seed))
     ids = draw.integers(5, 1000, (rows, length))
-    tokens = np.maximum(3, length - np.arange(rows)) if padded else np.full(rows, length)
+    tokens = np.append(draw.integers(3, length + 1, rows - 1), length) if padded else np.full(rows, length)
     mask = (np.arange(length) < tokens[:, None]).astype(np.int64)
     arrays = {"input_ids": np.where(mask == 1, ids, 0), "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     return {name: arrays[name] for name in rig.artifacts["bert"].manifest.inputs}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import numpy as np
 
 from benchmarks import generator
 from benchmarks.checkpoints import write_checkpoint
-from benchmarks.findings import Findings, Table, at_least, at_most
+from benchmarks.findings import Findings, Table, Target, at_least, at_most
 from benchmarks.generator import Load
 from benchmarks.gpu.engine import inputs, seconds
 from benchmarks.gpu.rig import POSITIONS, VARIANT, Rig
 from benchmarks.processes import free_port, our_service, started
-from command import Unavailable
+from command import CommandError
 
 APPS = Path(__file__).parent.parent / "peers"
 CONNECTIONS = (1, 8, 64, 256)
@@ -32,29 +33,39 @@ def measure(rig: Rig) -> Findings:
     port = free_port()
     variant = "auto" if rig.rehearsal else VARIANT
     ours = _loads(our_service(f"bert={rig.artifacts['bert'].directory}", "--variant", variant, port=port), port, rig, bodies, connections, duration, {})
-    peer_port, checkpoint = free_port(), write_checkpoint(rig.folder / "checkpoint", rig.size, seed=0, positions=POSITIONS[rig.size])
+    checkpoint = write_checkpoint(Path(tempfile.mkdtemp(dir=rig.folder)) / "checkpoint", rig.size, seed=0, positions=POSITIONS[rig.size])
+    peer_port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(APPS), "app_pipeline:app", "--host", "127.0.0.1", "--port", str(peer_port), "--no-access-log", "--log-level", "warning"]
     device = {"CHECKPOINT": str(checkpoint)} | ({} if rig.rehearsal else {"DEVICE": "cuda:0", "DTYPE": "float16"})
-    theirs = _loads(command, peer_port, rig, bodies, connections, duration, device)
+    theirs: dict[int, generator.Measured] = {}
+    missing = ""
+    try:
+        theirs = _loads(command, peer_port, rig, bodies, connections, duration, device)
+    except CommandError as error:    # ours is measured all the same
+        missing = f" FastAPI over torch was not measured: {error}"
     one_text = inputs(rig, 1, 32)
     engine_ms = float(np.median(seconds(lambda: rig.engine().start(one_text)())) * 1e3)
     rows = [
-        [name, str(count), f"{one.rate:,.0f}", f"{one.percentile(50):.2f}", f"{one.percentile(99):.2f}", str(one.failed)]
+        [name, str(count), f"{one.rate:,.0f}", f"{one.percentile(50):.2f}", f"{one.percentile(99):.2f}", str(one.failed), f"{one.generator_share:.0%}"]
         for name, loads in (("DrBERT Serve", ours), ("FastAPI over torch", theirs)) for count, one in loads.items()
     ]
     most = connections[-2]
     values = {
-        name: {str(count): {"rate": one.rate, "p50_ms": one.percentile(50), "p99_ms": one.percentile(99)} for count, one in loads.items()}
+        name: {
+            str(count): {"rate": one.rate, "p50_ms": one.percentile(50), "p99_ms": one.percentile(99), "failed": one.failed, "generator_share": one.generator_share}
+            for count, one in loads.items()
+        }
         for name, loads in (("ours", ours), ("torch", theirs))
     } | {"engine_ms": engine_ms}
     targets = [] if rig.rehearsal else [
         at_most("p50 at one connection beyond the engine", ours[1].percentile(50) - engine_ms, 1.5, " ms"),
-        at_least(f"requests/s at {most} connections by FastAPI over torch", ours[most].rate / theirs[most].rate, 2.0),
+        *([at_least(f"requests/s at {most} connections by FastAPI over torch", ours[most].rate / theirs[most].rate, 2.0)] if theirs else []),
+        Target("requests of ours that failed", "0", str(failed := sum(one.failed for one in ours.values())), failed == 0),
     ]
     return Findings("serving", f"What does the service make of the engine ({rig.size})?", [
-        Table("", ("server", "connections", "requests/s", "p50, ms", "p99, ms", "failed"), rows,
+        Table("", ("server", "connections", "requests/s", "p50, ms", "p99, ms", "failed", "generator, of a processor"), rows,
               f"Over loopback, server and generator on this machine; the engine alone takes {engine_ms:.2f} ms for one text of 32 tokens. 0 connections: "
-              "an open loop at half the rate of the most."),
+              f"an open loop at half the rate of the most. A generator near 100 % is the limit itself.{missing}"),
     ], targets, values)
 
 
@@ -65,6 +76,4 @@ def _loads(
         send: Callable[[int, float], generator.Measured] = lambda count, rate: generator.run(Load(port, "/classify", bodies, max(1, count), duration, rate=rate))    # noqa: E731
         found = {count: send(count, 0.0) for count in connections}
         found[0] = send(connections[-1], found[connections[-1]].rate / 2)
-    if any(one.failed for one in found.values()):
-        raise Unavailable(f"The server refused {sum(one.failed for one in found.values())} requests.")
     return found

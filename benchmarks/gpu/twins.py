@@ -5,6 +5,7 @@ The proof at this size on this GPU: BERT and DrBERT, and a model with its decode
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,11 @@ margins = {{ inference = {{ p50 = 0.01 }} }}
 
 [server]
 port = {port}
+# One text at a time is asked for: other shapes would be captured at every start for nothing, by five models.
+settings = {{ max_batch_size = 1 }}
 """
+# What is measured until then is sealed and judged.
+AT_MOST_S = 420.0
 WORDS = {0: "equivalent", 1: "not equivalent", 2: "inconclusive", 3: "invalid"}
 
 
@@ -72,12 +77,18 @@ def measure(rig: Rig) -> Findings:
         restarts=8, tuples=32 if rig.rehearsal else 256,
     ))
     evidence = rig.evidence or rig.folder / "evidence"
-    done = subprocess.run([sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(evidence)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(evidence)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.communicate(timeout=AT_MOST_S)[1]
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate()[1]
     verdicts = list(evidence.rglob("verdict.json"))
-    if done.returncode not in WORDS or not verdicts:
-        raise Unavailable(f"The proof could not be run: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    if process.returncode not in WORDS or not verdicts:
+        raise Unavailable(f"The proof could not be run: {(said.strip().splitlines() or ['it said nothing'])[-1]}")
     told = json.loads(Path(verdicts[0]).read_text())
-    word = WORDS[done.returncode]
+    word = WORDS[process.returncode]
     return Findings("twins", "Does DrBERT's encoder cost what BERT's does?", [
         Table("", ("verdict", "within", "what the judge said"), [[word, "±1 % of inference p50", told["sentence"]]]),
     ], [] if rig.rehearsal else [Target("twins within ±1 % on inference time", "equivalent", word, word == "equivalent")], {"verdict": told})

@@ -7,11 +7,14 @@ A captured graph starts them all at once, and reads and writes the same addresse
     start → rows padded to the grid → copied into the shape's buffers → graph replayed → logits copied out
 
 One thread owns the session: ONNX Runtime captures per thread. While it waits for the GPU, the batcher packs the next batch.
+Whatever is done on the GPU breaks a capture that is under way, so runtimes take turns: one lock for all of them.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,14 +25,20 @@ import numpy as np
 import numpy.typing as npt
 
 from service import gpus
+from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.runtimes.onnxruntime import PROVIDERS, input_types, lacks, open_session, session_options
 from service.shapes import GPU, Shapes, read_grid
 
 log = logging.getLogger(__name__)
 
+GRAPH = "gpu_graph_id"
 # Shapes off the grid run without a graph; this is how ONNX Runtime is told so.
 NO_GRAPH = "-1"
+# Runs of a shape before it is captured: what kernels do at their first, such as choosing an algorithm, cannot be captured.
+RUNS_BEFORE = 2
+
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class GpuOptions:
     """The grid that was measured on this GPU; None: one that suits most."""
     cache: Path | None = None
     """Where TensorRT keeps what it built; None: the user's cache folder."""
+    graphs: bool = True
+    """Whether shapes are captured as CUDA graphs."""
 
 
 AS_IT_COMES = GpuOptions()
@@ -56,6 +67,8 @@ class _Bucket:
     output: Any
     binding: Any
     options: Any
+    works: bool = False
+    """Whether it has run."""
 
 
 class CudaRuntime:
@@ -100,12 +113,28 @@ class CudaRuntime:
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         return self._thread.submit(self._run, inputs).result
 
-    def replay(self, rows: int, length: int) -> None:
-        """Runs a shape once more on what its buffers hold, and copies nothing: for whoever measures the engine alone."""
-        bucket = self._buckets[rows, length]
-        self._thread.submit(self._session.run_with_iobinding, bucket.binding, bucket.options).result()
+    def replayed(self, rows: int, length: int, at_least: int = 1, seconds: float = 0.0) -> list[float]:
+        """Seconds of each run of a shape that ran before, on what its buffers hold: nothing is copied. For whoever measures the engine alone.
+
+        As many runs as fit into so many `seconds`, and `at_least` that many.
+        """
+        bucket, taken = self._buckets[rows, length], list[float]()
+
+        def run() -> None:
+            began = now = time.perf_counter()
+            while len(taken) < at_least or now - began < seconds:
+                self._session.run_with_iobinding(bucket.binding, bucket.options)
+                before, now = now, time.perf_counter()
+                taken.append(now - before)
+
+        self._thread.submit(run).result()
+        return taken
 
     def _run(self, inputs: Inputs) -> Logits:
+        with _turn:
+            return self._run_in_turn(inputs)
+
+    def _run_in_turn(self, inputs: Inputs) -> Logits:
         items, length = inputs["input_ids"].shape
         bucket = self._bucket(items, length)
         for name, host in bucket.host.items():
@@ -115,9 +144,34 @@ class CudaRuntime:
             if name == "attention_mask":
                 host[items:, 0] = 1
             bucket.inputs[name].update_inplace(host)
-        self._session.run_with_iobinding(bucket.binding, bucket.options)
-        # A copy: the next batch of this shape overwrites it.
-        return np.array(bucket.output.numpy()[:items], np.float32)
+        try:
+            if not bucket.works and bucket.options.get_run_config_entry(GRAPH) != NO_GRAPH:
+                for _ in range(RUNS_BEFORE):
+                    self._session.run_with_iobinding(bucket.binding, _run_options(NO_GRAPH))
+            self._session.run_with_iobinding(bucket.binding, bucket.options)
+            # A copy: the next batch of this shape overwrites it.
+            logits = np.array(bucket.output.numpy()[:items], np.float32)
+        except Exception as error:    # ONNX Runtime raises a class of its own for each of its codes.
+            raise self._diagnosed(error, bucket) from error
+        bucket.works = True
+        return logits
+
+    def _diagnosed(self, error: Exception, failed: _Bucket) -> Exception:
+        """What a run's error comes down to: a shape that cannot be captured, a GPU that can do nothing any more, or itself."""
+        rows, length = next(iter(failed.host.values())).shape
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not failed.works:
+            graphs = "; DRBERT_GPU_GRAPHS=false runs without CUDA graphs" if self.captures else ""
+            return RuntimeUnavailable(f"ONNX Runtime cannot run {rows} texts of {length} tokens on {self.device} ({told}){graphs}.")
+        # An error of CUDA's own stays with the process: then the shape that is least likely to fail fails as well.
+        least = next((bucket for bucket in self._buckets.values() if bucket.works), None)
+        try:
+            if least is not None:
+                self._session.run_with_iobinding(least.binding, least.options)
+                least.output.numpy()
+        except Exception:
+            return EngineBroken(f"{self.device} does nothing any more; this replica will end. The failure is in the log.")
+        return error
 
     def _bucket(self, items: int, length: int) -> _Bucket:
         on_grid = items <= self._shapes.max_batch_size and length in self._shapes.lengths
@@ -139,14 +193,20 @@ class CudaRuntime:
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(self._session.get_outputs()[0].name, output)
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", graph)
-        return _Bucket(host, inputs, output, binding, options)
+        return _Bucket(host, inputs, output, binding, _run_options(graph))
+
+
+def _run_options(graph: str) -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry(GRAPH, graph)
+    return options
 
 
 def cuda_options(options: GpuOptions) -> dict[str, str]:
     """ONNX Runtime's CUDA provider, told to capture graphs and to take no more memory than it needs."""
-    chosen = {"device_id": "0", "enable_cuda_graph": "1", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+    chosen = {"device_id": "0", "enable_cuda_graph": "1" if options.graphs else "0", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     return chosen if options.memory_bytes is None else chosen | {"gpu_mem_limit": str(options.memory_bytes)}
 
 

@@ -81,13 +81,35 @@ def _missing_library(runtime: str) -> str | None:
     # From the packages of NVIDIA where they are installed; where torch was imported before, its own are there already.
     with contextlib.redirect_stdout(io.StringIO()):    # it prints what it does not find, which is told better below
         ort.preload_dlls()
-    folder = Path(ort.__file__).parent / "capi"
+        # It looks beside itself alone; with several folders on the path, they may lie elsewhere.
+        for folder in _nvidia_folders():
+            ort.preload_dlls(directory=str(folder))
+    capi = Path(ort.__file__).parent / "capi"
     try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{runtime}.so"))
+        if runtime == "tensorrt":
+            for library in _tensorrt_libraries():
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        # The provider does without cuDNN, by slower kernels and without a word.
+        ctypes.CDLL("libcudnn.so.9")
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(capi / f"libonnxruntime_providers_{runtime}.so"))
     except OSError as error:
         return f"{str(error).split(': cannot open')[0]} cannot be loaded; {_REMEDIES[runtime]}"
     return None
+
+
+def _nvidia_folders() -> list[Path]:
+    """Where NVIDIA's packages have their libraries, CUDA's before cuDNN's, which is linked with them."""
+    found = importlib.util.find_spec("nvidia")
+    folders = [folder for place in (found.submodule_search_locations or () if found else ()) for folder in Path(place).glob("*/lib")]
+    return sorted(folders, key=lambda folder: ("cudnn" in str(folder), str(folder)))
+
+
+def _tensorrt_libraries() -> list[Path]:
+    """Those of the package tensorrt-cu13, which nothing else puts on the loader's path."""
+    found = importlib.util.find_spec("tensorrt_libs")
+    places = found.submodule_search_locations or () if found else ()
+    return [library for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10") for place in places if (library := Path(place) / name).is_file()]
 
 
 def session_options(threads: int) -> Any:

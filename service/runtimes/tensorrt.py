@@ -18,7 +18,7 @@ from pathlib import Path
 
 from service import gpus
 from service.artifact import sha256
-from service.runtimes.cuda import AS_IT_COMES, CudaRuntime, GpuOptions, cuda_options
+from service.runtimes.cuda import AS_IT_COMES, CudaRuntime, GpuOptions, cuda_options, without_graphs
 from service.runtimes.onnxruntime import PROVIDERS
 from service.shapes import Grid, Shapes
 
@@ -40,7 +40,7 @@ class TensorRtRuntime(CudaRuntime):
         folder = (options.cache or default_cache()) / versions(ort.__version__, tensorrt_version(), gpus.visible()[0].compute_capability)
         folder.mkdir(parents=True, exist_ok=True)
         own = tensorrt_options(folder, digest_of(model), self.grid, max_tokens, self._inputs, options)
-        return [(PROVIDERS["tensorrt"], own), (PROVIDERS["cuda"], cuda_options(options))]
+        return [(PROVIDERS["tensorrt"], own), (PROVIDERS["cuda"], without_graphs(cuda_options(options)))]
 
 
 def tensorrt_options(
@@ -55,7 +55,8 @@ def tensorrt_options(
         "trt_profile_min_shapes": lowest, "trt_profile_opt_shapes": likely, "trt_profile_max_shapes": highest,
         "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_engine_cache_prefix": digest[:16],
         "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder),
-        "trt_cuda_graph_enable": "1",
+        # Its provider keeps one graph, and replays it whatever the shape.
+        "trt_cuda_graph_enable": "0",
     }
     return chosen if options.memory_bytes is None else chosen | {"trt_max_workspace_size": str(options.memory_bytes)}
 

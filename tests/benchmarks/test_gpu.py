@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import gpu
 from benchmarks.commands import main
-from benchmarks.findings import Findings
-from benchmarks.gpu import STAGES, engine, rig, torch_side, twins
+from benchmarks.findings import Findings, read
+from benchmarks.gpu import STAGES, engine, rig, serving, torch_side, twins
 from benchmarks.gpu.rig import MODELS, VARIANT, Rig
 from benchmarks.skeleton import SKELETON, grow
 from command import BadInput, BadUsage, Unavailable
@@ -93,6 +94,47 @@ def test_a_stage_that_fails_costs_the_others_nothing(made: Rig, tmp_path: Path, 
     page = (tmp_path / "GPU.md").read_text()
     assert "Not measured: RuntimeError: operation not permitted when stream is capturing" in page
     assert "## offline" in page
+
+
+def test_resuming_with_some_stages_keeps_what_the_page_holds_of_others(made: Rig, tmp_path: Path) -> None:
+    out = tmp_path / "GPU.md"
+    gpu._run(["offline"], made, out, {}, "python -m benchmarks gpu")
+    before = {one.name: one for one in read(out)}
+    gpu._run(["providers"], made, out, {"offline": before["offline"]}, "python -m benchmarks gpu")
+    after = {one.name: one for one in read(out)}
+    assert list(after) == ["where", "providers", "offline"]
+    assert after["offline"] == before["offline"]
+
+
+def test_a_peer_that_stumbles_costs_our_figures_nothing(made: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = serving._loads
+
+    def loads(command: list[str], *rest: Any) -> Any:
+        if "app_pipeline:app" in command:
+            raise Unavailable("server did not get ready.")
+        return real(command, *rest)
+
+    monkeypatch.setattr(serving, "_loads", loads)
+    found = serving.measure(made)
+    assert {row[0] for row in found.tables[0].rows} == {"DrBERT Serve"}
+    assert "FastAPI over torch was not measured: server did not get ready." in found.tables[0].note
+
+
+def test_a_graph_that_keeps_its_first_lengths_is_seen(made: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a capture of a value that should have been read anew would do."""
+    runtime = made.engine()
+    real, first = runtime._run, dict[tuple[int, ...], Any]()
+
+    def stale(given: Any) -> Any:
+        mask = first.setdefault(given["input_ids"].shape, given["attention_mask"])
+        return real({**given, "attention_mask": mask})
+
+    monkeypatch.setattr(runtime, "_run", stale)
+    found = engine.providers(made)
+    right, wrong = found.values["differences"][0::3], found.values["differences"][1::3]
+    assert max(right) < 1e-3
+    assert max(wrong) > engine.TOLERANCE * max(found.values["spreads"])
+    assert found.targets[0].holds is False
 
 
 @torch.no_grad()

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from service.batcher import Batcher
-from service.errors import DeadlineExceeded, ModelFailed, ModelOutputInvalid, Overloaded, ShuttingDown, TooLarge
+from service.batcher import Batch, Batcher
+from service.errors import (
+    DeadlineExceeded,
+    EngineBroken,
+    ModelFailed,
+    ModelOutputInvalid,
+    Overloaded,
+    ShuttingDown,
+    TooLarge,
+)
 
 
 @dataclass(frozen=True)
@@ -314,6 +322,51 @@ async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
         assert batcher.waiting == 1
         model.gate.set()
         assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
+
+
+async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_for_that() -> None:
+    done_ns: list[int] = []
+
+    class Gpu(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            finish = super().start(batch)
+
+            def noted() -> Sequence[Any]:
+                rows = finish()
+                done_ns.append(time.monotonic_ns())
+                return rows
+
+            return noted
+
+    model = Gpu()
+    batches: list[Batch] = []
+    async with running(model, in_flight=2, max_batch_size=1, on_batch=batches.append) as batcher:
+        tasks = [asyncio.create_task(batcher.submit("echo", [Word(name)])) for name in "ab"]
+        await until(lambda: len(model.batches) == 2)
+        handed_over_ns = time.monotonic_ns()
+        model.gate.set()
+        [_, [second]] = await asyncio.gather(*tasks)
+    assert second.queue_ns >= done_ns[0] - handed_over_ns
+    assert [batch.inference_ns for batch in batches][1] == second.inference_ns
+
+
+async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_be() -> None:
+    class Broken(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            super().start(batch)
+
+            def finish() -> list[str]:
+                raise EngineBroken("The GPU does nothing any more.")
+
+            return finish
+
+    model = Broken()
+    async with running(model) as batcher:
+        assert not batcher.broken
+        found = await asyncio.gather(*(ask(batcher, name) for name in "ab"), return_exceptions=True)
+        assert [type(one) for one in found] == [EngineBroken, EngineBroken]
+        assert batcher.broken
+    assert len(model.batches) <= 2, "each is tried once"
 
 
 async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_share_longer() -> None:

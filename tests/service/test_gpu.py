@@ -6,7 +6,8 @@ and what is said where something is missing. The driver and NVML are stood in fo
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from command import UNAVAILABLE, BadInput
 from service import gpus, nvml
 from service.artifact import Artifact
-from service.classifier import Classifier
+from service.classifier import Classifier, Encoded
+from service.errors import EngineBroken
 from service.gpus import Gpu
 from service.metrics import Metrics
 from service.models import Models
@@ -93,11 +95,88 @@ def test_rows_left_over_from_a_larger_batch_change_nothing(artifact: Artifact) -
     assert runtime.start(inputs([[2, 5, 3]] * 3, 8))().tolist() == [[1.0, 0.0]] * 3
 
 
+def failing(runtime: OnTheCpu, monkeypatch: pytest.MonkeyPatch, fails: Callable[[str], bool]) -> list[str]:
+    """Has runs fail by their graph's id, and returns the ids of all that are tried."""
+    tried: list[str] = []
+    real = runtime._session
+
+    class Session:
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            tried.append(options.get_run_config_entry("gpu_graph_id"))
+            if fails(tried[-1]):
+                raise RuntimeError("CUDA error 700: an illegal memory access was encountered\nat somewhere.cc")
+            real.run_with_iobinding(binding, options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(runtime, "_session", Session())
+    return tried
+
+
+def test_a_shape_is_run_twice_before_it_is_captured(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    runtime.captures = True
+    tried = failing(runtime, monkeypatch, lambda _: False)
+    for _ in range(2):
+        runtime.start(inputs([[2, 4, 3]], 8))()
+    assert tried == [NO_GRAPH, NO_GRAPH, "0", "0"]
+
+
+def test_a_shape_that_cannot_be_captured_says_how_to_do_without(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    runtime.captures = True
+    failing(runtime, monkeypatch, lambda graph: graph == "0")
+    with pytest.raises(RuntimeUnavailable, match=r"cannot run 1 texts of 8 tokens on CPU \(CUDA error 700: .*encountered\); DRBERT_GPU_GRAPHS=false runs without") as raised:
+        Classifier(artifact, runtime).start([Encoded([2, 4, 3], [0] * 3, False)])()
+    assert raised.value.exit_code == UNAVAILABLE
+    assert cuda_options(GpuOptions(graphs=False))["enable_cuda_graph"] == "0"
+
+
+def test_an_error_that_stays_is_told_from_one_that_goes(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
+    runtime.captures = True
+    for rows in (1, 2):
+        runtime.start(inputs([[2, 4, 3]] * rows, 8))()
+    down: set[str] = {"1"}
+    failing(runtime, monkeypatch, lambda graph: graph in down)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        runtime.start(inputs([[2, 4, 3]] * 2, 8))()
+    down.add("0")
+    with pytest.raises(EngineBroken, match="CPU does nothing any more; this replica will end"):
+        runtime.start(inputs([[2, 4, 3]] * 2, 8))()
+
+
+def test_two_models_on_one_gpu_take_turns(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes = [OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS) for _ in range(2)]
+    under_way, most = 0, 0
+
+    def entered(runtime: OnTheCpu) -> None:
+        real = runtime._run_in_turn
+
+        def noted(given: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return real(given)
+            finally:
+                under_way -= 1
+
+        monkeypatch.setattr(runtime, "_run_in_turn", noted)
+
+    for runtime in runtimes:
+        entered(runtime)
+    waiting = [runtime.start(inputs([[2, 4, 3]], 8)) for _ in range(50) for runtime in runtimes]
+    assert [finish().tolist() for finish in waiting] == [[[0.0, 1.0]]] * 100
+    assert most == 1
+
+
 def test_a_runtime_that_captures_is_warmed_up_whole_however_little_time_there_is(artifact: Artifact) -> None:
     classifier = Classifier(artifact, OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS))
     every = list(Shapes(MAX_TOKENS, grid=GPU).likely_first())
     assert classifier.warm_up(0) == len(every) == 16
-    assert set(classifier.runtime._buckets) == set(every)    # type: ignore[attr-defined]
+    assert list(classifier.runtime._buckets) == every[::-1], "the largest first: its memory serves the others"    # type: ignore[attr-defined]
 
 
 # What is asked of ONNX Runtime, and what it says
@@ -132,7 +211,8 @@ def test_tensorrt_is_given_one_profile_that_holds_every_shape() -> None:
 def test_tensorrt_keeps_to_the_types_of_the_graph_and_keeps_what_it_built(tmp_path: Path) -> None:
     options = tensorrt_options(tmp_path, "ab" * 32, GPU, 512, ["input_ids"], GpuOptions(memory_bytes=2**30))
     assert options["trt_fp16_enable"] == "0"
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == options["trt_cuda_graph_enable"] == "1"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert options["trt_cuda_graph_enable"] == "0", "its provider has one graph for all shapes"
     assert options["trt_engine_cache_prefix"] == "abababababababab"
     assert options["trt_max_workspace_size"] == str(2**30)
     assert all(isinstance(value, str) for value in options.values())
@@ -184,6 +264,41 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     onnxruntime._missing_library.cache_clear()
     try:
         assert onnxruntime._missing_library("cuda") == "libcublasLt.so.13 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9"
+    finally:
+        onnxruntime._missing_library.cache_clear()
+
+
+def test_nvidias_libraries_are_found_wherever_their_packages_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("nvidia/cudnn/lib", "nvidia/cu13/lib", "tensorrt_libs"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("libnvinfer.so.10", "libnvonnxparser.so.10"):
+        (tmp_path / "tensorrt_libs" / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [str(folder.relative_to(tmp_path)) for folder in onnxruntime._nvidia_folders() if tmp_path in folder.parents] == ["nvidia/cu13/lib", "nvidia/cudnn/lib"]
+    assert [library.name for library in onnxruntime._tensorrt_libraries()] == ["libnvinfer.so.10", "libnvonnxparser.so.10"]
+    loaded: list[str] = []
+
+    def load(path: str, mode: int = 0) -> None:
+        loaded.append(Path(path).name)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    onnxruntime._missing_library.cache_clear()
+    try:
+        assert onnxruntime._missing_library("tensorrt") is None
+    finally:
+        onnxruntime._missing_library.cache_clear()
+    assert loaded[-5:] == ["libnvinfer.so.10", "libnvonnxparser.so.10", "libcudnn.so.9", "libonnxruntime_providers_shared.so", "libonnxruntime_providers_tensorrt.so"]
+
+
+def test_cudnn_without_which_kernels_are_slower_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, mode: int = 0) -> None:
+        if "cudnn" in path:
+            raise OSError("libcudnn.so.9: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    onnxruntime._missing_library.cache_clear()
+    try:
+        assert onnxruntime._missing_library("cuda") == "libcudnn.so.9 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9"
     finally:
         onnxruntime._missing_library.cache_clear()
 
@@ -285,6 +400,15 @@ def test_a_grid_that_is_none_is_refused_by_name(text: str, said: str, tmp_path: 
         read_grid(path, "x")
     with pytest.raises(BadInput, match="benchmarks gpu --calibrate"):
         read_grid(tmp_path / "none.json", "x")
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = importlib.metadata.version("drbert-serve")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert Models({"bag": artifact}, Settings()).version == installed
 
 
 def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(artifact: Artifact) -> None:
