@@ -88,7 +88,11 @@ async def generate(load: Load) -> Measured:
         await asyncio.gather(*(_closed(load, bodies, window, answers, failed) for _ in range(load.connections)))
         count_from, until = window.begin, window.end
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
-    counted = [answer for answer in answers if count_from < answer[0] <= until]
+    if load.rate:
+        # Whatever was due within the window, however late: those that took longest come after it.
+        counted = [answer for answer in answers if count_from < answer[0] - answer[1] <= until]
+    else:
+        counted = [answer for answer in answers if count_from < answer[0] <= until]
     return Measured(
         requests=len(counted), failed=failed[0], rate=len(counted) / (until - count_from), latencies_ms=[1000 * took for _, took, _ in counted],
         service_ms=[own for _, _, own in counted if own is not None], generator_share=share,

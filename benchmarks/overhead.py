@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks import generator
 from benchmarks.findings import Findings, Table, Target, at_least, at_most, markdown, spread, write
 from benchmarks.generator import Load
-from benchmarks.lines import TEXTS, read_lines
+from benchmarks.lines import TEXTS, evenly, read_lines
 from benchmarks.processes import Process, free_port, halves, our_service, started
 from benchmarks.subjects import MINI, Subject, subject
 from command import Parser, Unavailable
@@ -99,10 +99,10 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
     else:
         values["null"] = null
         echo, nothing, guarded = (np.array(null[name]) for name in ("echo", "null", "guarded"))
-        tables.append(Table("A model that does nothing", ("", "requests/s", "by the echo", "one connection: p50, ms"), [
-            ["Starlette echo under uvicorn", f"{np.median(echo):,.0f}", "1", f"{np.median(null['echo_p50_ms']):.2f}"],
-            ["POST /classify, null model", f"{np.median(nothing):,.0f}", spread(nothing / echo), f"{np.median(null['null_p50_ms']):.2f}"],
-            ["the same with keys, CORS, a deadline and every limit", f"{np.median(guarded):,.0f}", spread(guarded / echo), "–"],
+        tables.append(Table("A model that does nothing", ("", "requests/s", "by the echo", "one connection: p50, ms", "of it tokens and inference, ms"), [
+            ["Starlette echo under uvicorn", f"{np.median(echo):,.0f}", "1", f"{np.median(null['echo_p50_ms']):.2f}", "–"],
+            ["POST /classify, null model", f"{np.median(nothing):,.0f}", spread(nothing / echo), f"{np.median(null['null_p50_ms']):.2f}", f"{np.median(null['null_own_ms']):.2f}"],
+            ["the same with keys, CORS, a deadline and every limit", f"{np.median(guarded):,.0f}", spread(guarded / echo), "–", "–"],
         ], f"wrk, {CONNECTIONS} connections, one processor for the server; one connection by the generator of the other benchmarks, whose own time and "
            "two wake-ups of an idle processor are in the echo's p50 too. The null model still tokenises, batches and answers."))
         targets.append(at_least("a model that does nothing, by a bare echo", float(np.median(nothing / echo)), 0.5))
@@ -118,7 +118,7 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
 def engine_and_service(each: Subject, variant: str, texts: Sequence[str], rounds: int, seconds: float) -> dict[str, list[float]]:
     """In turns: the engine alone in its own process, and the service with one connection, many, and at half load."""
     ours, theirs = halves()
-    bodies = [json.dumps({"input": text}) for text in texts]
+    bodies = [json.dumps({"input": text}) for text in evenly(texts)]
     found: dict[str, list[float]] = {key: [] for key in ("engine_per_s", "service_per_s", "alone_p50_ms", "added_ms", "half_p99_ms", "in_turn_p99_ms", "generator_share")}
     port = free_port()
     with tempfile.TemporaryDirectory() as folder, started(
@@ -191,7 +191,7 @@ def null_by_echo(text: str, rounds: int, seconds: float) -> dict[str, list[float
         for (name, (command, environment, _)), port in zip(arms.items(), ports, strict=True):
             running[name] = stack.enter_context(started(name, command, port, folder / f"{name}.log", cpus=server_cpu, environment=environment))
             running[name].pause()
-        found: dict[str, list[float]] = {name: [] for name in (*arms, "echo_p50_ms", "null_p50_ms")}
+        found: dict[str, list[float]] = {name: [] for name in (*arms, "echo_p50_ms", "null_p50_ms", "null_own_ms")}
         for number in range(rounds):
             for name in list(arms)[:: -1 if number % 2 else 1]:
                 running[name].go_on()
@@ -199,6 +199,8 @@ def null_by_echo(text: str, rounds: int, seconds: float) -> dict[str, list[float
                 if f"{name}_p50_ms" in found:
                     alone = generator.run(Load(running[name].port, "/classify", [json.dumps({"input": text})], 1, seconds), theirs)
                     found[f"{name}_p50_ms"].append(alone.percentile(50))
+                    if alone.service_ms:
+                        found["null_own_ms"].append(float(np.median(alone.service_ms)))
                 running[name].pause()
     return found
 

@@ -4,6 +4,7 @@ What is measured: the example twin, and a classifier of BERT-base's size with ra
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +32,24 @@ class Subject:
         return [name for name, variant in self.artifact.manifest.variants.items() if variant.precision in native]
 
 
-def subject(name: str) -> Subject:
-    """`mini`, `base` or `tiny`, made below FOLDER the first time it is asked for, and again when it has become unreadable."""
+def subject(name: str, gate: Path | None = None) -> Subject:
+    """`mini`, `base` or `tiny`, made below FOLDER the first time it is asked for, and again when it has become unreadable.
+
+    Its int8 is held against fp32 by the texts of `gate`; without them it is ungated.
+    """
     checkpoint = MINI if name == "mini" else FOLDER / "checkpoints" / name
     if name != "mini" and not (checkpoint / "model.safetensors").is_file():
         write_checkpoint(checkpoint, name, seed=0)
     target = FOLDER / "artifacts" / name
     try:
         artifact = read_artifact(target)
+        if gate is not None and any(variant.gate.status == "ungated" for variant in artifact.manifest.variants.values()):
+            shutil.rmtree(target)
+            raise ArtifactError(f"{target} was made without texts to gate it with.")
     except ArtifactError:
         # An emulated precision would take minutes to verify and is measured nowhere.
         native = cpus.native_precisions()
-        export(str(checkpoint), target, variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native])
+        export(str(checkpoint), target, variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native], gate=gate)
         artifact = read_artifact(target)
     return Subject(name, checkpoint, artifact)
 

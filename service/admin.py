@@ -93,7 +93,8 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(generate_latest(models.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        page = await asyncio.to_thread(generate_latest, models.metrics.registry)
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(ServiceError)
     async def refused(request: Request, error: ServiceError) -> Response:

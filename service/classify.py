@@ -47,8 +47,8 @@ from service.tracing import Noted, Tracing
 
 log = logging.getLogger(__name__)
 
-# What would take the event loop longer than so many bytes or labels do, a millisecond or two, goes to a thread.
-BYTES_ON_THE_LOOP = 262_144
+# What would take the event loop longer than so many bytes or labels do, a millisecond or two at worst, goes to a thread.
+BYTES_ON_THE_LOOP = 65_536
 LABELS_ON_THE_LOOP = 1_000
 # What our own request calls the texts, and each of them.
 INPUT = re.compile(r"input(?=$|[\[.])")

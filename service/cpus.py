@@ -29,22 +29,39 @@ def native_precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     return {"f32"} | {precision for precision, instructions in NATIVE.items() if found & set(instructions)}
 
 
-def usable(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The smaller of CPU affinity and cgroup quota (v2, then v1), at least 1."""
+def usable(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The smaller of CPU affinity and cgroup quota (v2's or v1's), at least 1.
+
+    `cgroup` is where cgroups are mounted, `own` what says which of them this process is in.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return max(1, affinity if quota is None else min(affinity, int(quota)))
+    quotas = [quota for folder in _folders(cgroup, own) if (quota := _quota(folder)) is not None]
+    return max(1, min(affinity, *map(int, quotas)) if quotas else affinity)
 
 
-def _quota(cgroup: Path) -> float | None:
-    """Processors' worth of time per period, or None where there is no limit."""
+def _folders(cgroup: Path, own: Path) -> list[Path]:
+    """Those of this process's cgroup and of all that it lies in: each of them may have a limit.
+
+    In a container of its own namespace that is the mount's root alone; under systemd, or in the host's namespace, it is a path below.
+    """
     try:
-        limit, period = (cgroup / "cpu.max").read_text().split()
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    places = [(cgroup, "/"), (cgroup / "cpu", "/")]
+    places += [(cgroup if not controllers else cgroup / "cpu", path) for _, controllers, path in lines if not controllers or "cpu" in controllers.split(",")]
+    return list(dict.fromkeys(root / part for root, path in places for part in [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]))
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors' worth of time per period, by the files of v2 or of v1, or None where there is no limit."""
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        limit_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        return None if limit_us <= 0 else limit_us / int((cgroup / "cpu/cpu.cfs_period_us").read_text())
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if limit_us <= 0 else limit_us / int((folder / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None

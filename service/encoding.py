@@ -19,6 +19,8 @@ from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
 
 # What would take the event loop longer than so many characters do, a millisecond or two, goes to a thread.
 CHARS_ON_THE_LOOP = 1_000
+# What a text costs beside its characters, in characters.
+CHARS_OF_A_TEXT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits,
 
     DeadlineExceeded if `deadline`, of the monotonic clock, comes first.
     """
-    if sum([len(text.text) + len(text.pair or "") for text in asked.input]) <= CHARS_ON_THE_LOOP:
+    if sum([CHARS_OF_A_TEXT + len(text.text) + len(text.pair or "") for text in asked.input]) <= CHARS_ON_THE_LOOP:
         found = _encode(classifier, asked, limits)
     else:
         found = await _encode_beside(classifier, asked, limits, deadline)

@@ -4,6 +4,7 @@ HTTP: which path is answered by what. Texts are classified in classify.py; here 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from random import getrandbits
 from typing import Any
@@ -81,7 +82,9 @@ def add_operation(app: FastAPI, models: Models) -> None:
         @app.get("/metrics", response_class=PlainTextResponse)
         async def metrics_page() -> Response:
             """Prometheus' text format."""
-            return Response(generate_latest(models.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+            # Beside the event loop: it takes milliseconds for each model.
+            page = await asyncio.to_thread(generate_latest, models.metrics.registry)
+            return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
 class Identified:

@@ -3,9 +3,9 @@ The same checkpoint, texts, processors and generator: how many texts a second do
 
     python -m benchmarks peers [--short] [--texts FILE] [--sizes mini base] [--only NAME ...] [--out FILE]
 
-All servers are started once and stopped in their tracks (SIGSTOP) while another one is measured; a round measures each of
-them with each number of connections, five turns of all of them at least, and ratios are taken within a round. Answers are
-held against ours in fp32.
+All servers are started once and stopped in their tracks (SIGSTOP) while another one is measured. A round goes through the numbers of
+connections and, with each, through all servers, every other round backwards; ratios are taken within a round, of loads that lie
+a few minutes apart at most. Answers are held against ours in fp32, and a server that answers something else is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import generator
 from benchmarks.findings import Findings, Table, Target, at_least, markdown, spread, write
 from benchmarks.generator import Load
-from benchmarks.lines import TEXTS, read_lines
+from benchmarks.lines import TEXTS, evenly, read_lines
 from benchmarks.peers.peer import Answer, Peer, interpreter, peers
 from benchmarks.processes import Process, free_port, halves, started
 from benchmarks.subjects import FOLDER, Subject, subject
@@ -32,6 +32,8 @@ from service import cpus
 
 CONNECTIONS = (1, 8, 32)
 CHECKED = 24
+# By how much a probability may differ from ours in fp32, in the same precision and in a lower one.
+TOLERATED, TOLERATED_ROUNDED = 0.01, 0.25
 SETTLE_S = 2.0
 """Of every load, sent before anything counts: who was stopped finds its caches and its queue again."""
 
@@ -48,6 +50,8 @@ class Running:
     agreement: float = 1.0
     furthest: float = 0.0
     """The largest difference of a probability from ours in fp32."""
+    labels: int = 0
+    """Of how many kinds are the labels that were compared."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
     given = parser.parse_args(arguments)
-    found = measure(given.sizes, read_lines(given.texts), rounds=1 if given.short else 5, seconds=3 if given.short else 10, only=given.only)
+    found = measure(given.sizes, read_lines(given.texts), rounds=1 if given.short else 6, seconds=3 if given.short else 10, only=given.only)
     print(markdown(found))
     if given.out is not None:
         write(given.out, "python -m benchmarks peers", [found])
@@ -73,7 +77,8 @@ def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: fl
     for size in sizes:
         each = subject(size)
         running, absent = run_all(each, chosen, texts, rounds, seconds)
-        tables += [_rates(size, running, absent), _ratios(size, running)]
+        gates = [f"{name}: {variant.gate.status}, {variant.gate.reason}" for name, variant in each.artifact.manifest.variants.items() if variant.gate.agreement or variant.gate.status != "passed"]
+        tables += [_rates(size, running, absent), _ratios(size, running, "; ".join(gates))]
         if size == "base":
             targets += _targets(running)
         values[size] = {one.peer.name: {"rates": one.rates, "p50_ms": one.medians, "p99_ms": one.tails} for one in running}
@@ -90,20 +95,24 @@ def run_all(each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds:
                 _check(one, running[0], texts)
         for number in range(rounds):
             # Every other round backwards, so that drift within a round favours nobody.
-            for one in running[:: -1 if number % 2 else 1]:
-                bodies = [json.dumps(one.peer.body(text)) for text in texts]
-                for connections in CONNECTIONS:
-                    with _awake(one):
-                        # Half as long with fewer connections: the ratios are those of the most.
-                        counted = seconds if connections == max(CONNECTIONS) else seconds / 2
-                        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, counted, warm_up_s=SETTLE_S), theirs)
-                    if seen.failed or not seen.requests:
-                        raise CommandError(f"{one.peer.name} answered {seen.requests} requests and refused {seen.failed}; {one.server.log} says why.")
-                    one.rates[connections].append(seen.rate)
-                    one.medians[connections].append(seen.percentile(50))
-                    one.tails[connections].append(seen.percentile(99))
-                    one.shares.append(seen.generator_share)
+            for connections in CONNECTIONS:
+                for one in running[:: -1 if number % 2 else 1]:
+                    _measure(one, texts, connections, seconds, theirs)
     return running, absent
+
+
+def _measure(one: Running, texts: Sequence[str], connections: int, seconds: float, theirs: set[int]) -> None:
+    bodies = [json.dumps(one.peer.body(text)) for text in evenly(texts)]
+    # Half as long with fewer connections, whose answers come more evenly.
+    counted = seconds if connections == max(CONNECTIONS) else seconds / 2
+    with _awake(one):
+        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, counted, warm_up_s=SETTLE_S), theirs)
+    if seen.failed or not seen.requests:
+        raise CommandError(f"{one.peer.name} answered {seen.requests} requests and refused {seen.failed}; {one.server.log} says why.")
+    one.rates[connections].append(seen.rate)
+    one.medians[connections].append(seen.percentile(50))
+    one.tails[connections].append(seen.percentile(99))
+    one.shares.append(seen.generator_share)
 
 
 def _start_all(each: Subject, chosen: Sequence[Peer], stack: contextlib.ExitStack) -> tuple[list[Running], dict[str, str]]:
@@ -141,6 +150,9 @@ def _check(one: Running, reference: Running, texts: Sequence[str]) -> None:
         reference.server.pause()
     one.agreement = float(np.mean([own[0] == other[0] for own, other in pairs]))
     one.furthest = max(abs(own[1] - (other[1] if own[0] == other[0] else 1 - other[1])) for own, other in pairs)
+    one.labels = len({other[0] for _, other in pairs})
+    if one.furthest > (TOLERATED if one.peer.precision == "fp32" else TOLERATED_ROUNDED):
+        raise CommandError(f"{one.peer.name} answers something else than our fp32: a probability differs by {one.furthest:.2f}, {one.agreement:.0%} of the labels agree.")
 
 
 def _ask(one: Running, text: str) -> Answer:
@@ -162,21 +174,23 @@ def _rates(size: str, running: Sequence[Running], absent: dict[str, str]) -> Tab
         "server", "engine", *(f"texts/s, {c} connection{'s' if c > 1 else ''}" for c in CONNECTIONS), "p50 of one connection, ms",
         f"p99 of {max(CONNECTIONS)}, ms", "labels as ours in fp32", "furthest probability", "generator, of a processor",
     )
-    return Table(f"{size}: texts a second", columns, rows, f"{len(halves()[0])} processor(s) for the server, another one for the generator; one text a request.")
+    note = f"{len(halves()[0])} processor(s) for the server, another one for the generator; one text a request. "
+    note += f"{CHECKED} answers of each are compared; ours in fp32 have {running[0].labels} of the labels there are."
+    return Table(f"{size}: texts a second", columns, rows, note)
 
 
-def _ratios(size: str, running: Sequence[Running]) -> Table:
-    """Ours by each, best against best and in the same precision, at the most connections."""
-    most = max(CONNECTIONS)
-    mine = {one.peer.precision: np.array(one.rates[most]) for one in running if not one.peer.requirements}
-    best = _best_of(mine)
+def _ratios(size: str, running: Sequence[Running], gate: str) -> Table:
+    """Ours by each, best against best and in the same precision, at every number of connections."""
+    mine = {c: {one.peer.precision: np.array(one.rates[c]) for one in running if not one.peer.requirements} for c in CONNECTIONS}
+    best = _best_of(mine[max(CONNECTIONS)])
     rows = []
     for one in running:
         if one.peer.requirements:
-            theirs = np.array(one.rates[most])
-            same = spread(mine[one.peer.precision] / theirs) if one.peer.precision in mine else "–"
-            rows.append([one.peer.name, one.peer.precision, spread(mine[best] / theirs), same])
-    return Table(f"{size}: ours by theirs, {most} connections", ("server", "its precision", f"our best ({best})", "ours in its precision"), rows)
+            by_best = [spread(mine[c][best] / np.array(one.rates[c])) for c in CONNECTIONS]
+            same = [spread(mine[c][one.peer.precision] / np.array(one.rates[c])) if one.peer.precision in mine[c] else "–" for c in CONNECTIONS]
+            rows.append([one.peer.name, one.peer.precision, *by_best, *same])
+    columns = ("server", "its precision", *(f"our best ({best}), {c}" for c in CONNECTIONS), *(f"ours in its precision, {c}" for c in CONNECTIONS))
+    return Table(f"{size}: ours by theirs, by connections", columns, rows, gate)
 
 
 def _best_of(rates: dict[str, np.ndarray]) -> str:

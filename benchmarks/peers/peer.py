@@ -72,10 +72,10 @@ def _best(told: Any) -> Answer:
     return first["label"], float(first["score"])
 
 
-def _infinity(engine: str) -> Peer:
+def _infinity(engine: str, precision: str = "fp32") -> Peer:
     def command(python: Path, subject: Subject, port: int) -> list[str]:
         # From within the model's folder: the ONNX engine finds its graph by a path that optimum takes for a name.
-        home = {"torch": subject.checkpoint.resolve, "optimum": lambda: with_onnx(subject)}[engine]()
+        home = {"torch": subject.checkpoint.resolve, "optimum": lambda: with_onnx(subject, precision)}[engine]()
         return [
             "env", "--chdir", str(home), str(python.parent / "infinity_emb"), "v2", "--model-id", ".", "--served-model-name", "m", "--engine", engine,
             "--device", "cpu", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning",
@@ -84,22 +84,30 @@ def _infinity(engine: str) -> Peer:
         ]
 
     return Peer(
-        f"Infinity ({engine} engine)", "fp32", command, lambda text: {"input": [text], "model": "m"}, lambda told: _best(told["data"]),
+        f"Infinity ({engine} engine{'' if precision == 'fp32' else f', {precision}'})", precision, command, lambda text: {"input": [text], "model": "m"}, lambda told: _best(told["data"]),
         requirements=("infinity-emb[server,torch,optimum]==0.0.78", *TRANSFORMERS),
         environment=lambda subject: {
             # It keeps the graph that it has optimised there: one folder for each model.
-            "HF_HOME": str((FOLDER / "hub" / subject.name).resolve()), "HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1",
+            "HF_HOME": str((FOLDER / "hub" / f"{subject.name}-{precision}").resolve()), "HF_HUB_OFFLINE": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1",
+            # It has no option for ONNX Runtime's threads, which are as many as the host has processors and get into each other's way on fewer.
+            **({"PYTHONPATH": str((APPS / "own_processors").resolve())} if engine == "optimum" else {}),
         },
         ready="/health", engine={"torch": "torch", "optimum": "onnxruntime"}[engine],
     )
 
 
-def with_onnx(subject: Subject) -> Path:
-    """The checkpoint with its graph in fp32 beside it, as the hub has them and Infinity's ONNX engine wants them."""
-    home = (FOLDER / "with-onnx" / subject.name).resolve()
+def with_onnx(subject: Subject, precision: str) -> Path:
+    """The checkpoint with its graph beside it, as the hub has them and Infinity's ONNX engine wants them; of several it takes the quantised one."""
+    home = (FOLDER / "with-onnx" / f"{subject.name}-{precision}").resolve()
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(subject.checkpoint, home, ignore=shutil.ignore_patterns("*.safetensors"))
-    shutil.copy(subject.artifact.directory / "model.onnx", home)
+    if precision == "fp32":
+        shutil.copy(subject.artifact.directory / "model.onnx", home)
+    else:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        # As optimum's avx512_vnni configuration does it.
+        quantize_dynamic(subject.artifact.directory / "model.onnx", home / "model_quantized.onnx", weight_type=QuantType.QInt8, per_channel=True)
     return home
 
 
@@ -107,7 +115,7 @@ def peers(native: set[str]) -> list[Peer]:
     """Ours first, in every precision that the processor has instructions for, and OpenVINO without a batcher in the same."""
     variants = [("cpu-fp32", "fp32"), *((v, p) for v, p, own in (("cpu-bf16", "bf16", "bf16"), ("cpu-int8", "int8", "i8")) if own in native)]
     found = [ours(variant, precision) for variant, precision in variants]
-    found += [_infinity("torch"), _infinity("optimum")]
+    found += [_infinity("torch"), _infinity("optimum"), _infinity("optimum", "int8")]
     found.append(Peer(
         "FastAPI + transformers pipeline", "fp32", _uvicorn("app_pipeline"), lambda text: {"input": text}, _best,
         requirements=(*TRANSFORMERS, *UVICORN), environment=_checkpoint(), engine="torch",

@@ -8,7 +8,11 @@ import json
 import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +23,12 @@ from benchmarks.commands import main
 from benchmarks.findings import Findings, Table, Target
 from benchmarks.flops import flops
 from benchmarks.generator import Load, Window, run
+from benchmarks.lines import evenly
 from benchmarks.peers.compare import Running, _ratios, _targets, run_all
 from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from benchmarks.processes import free_port, our_service, started
-from command import BadUsage, Unavailable
+from command import BadInput, BadUsage, CommandError, Unavailable
 from service.shapes import Shapes
 from tests import needs
 
@@ -82,7 +87,7 @@ def test_memory_is_looked_at_after_every_shape_was_met() -> None:
 
 def test_batching_holds_every_choice_against_another() -> None:
     found = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
-    assert [table.title for table in found.tables] == ["Padding under backlog", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
+    assert [table.title for table in found.tables] == ["Padding by backlog", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
     assert all(target.holds is not None for target in found.targets)
 
 
@@ -204,9 +209,11 @@ def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
         "FastAPI + optimum ORTModel int8": 60.0, "FastAPI + OpenVINO fp32, no batching": 20.0, "FastAPI + OpenVINO int8, no batching": 80.0,
     }
     running = [measured(named[name], rate) for name, rate in rates.items()]
-    rows = {row[0]: row for row in _ratios("base", running).rows}
-    assert rows["Infinity (torch engine)"][2].startswith("10.00")
-    assert rows["Infinity (torch engine)"][3].startswith("4.00")
+    table = _ratios("base", running, "int8: ungated")
+    rows = {row[0]: row for row in table.rows}
+    assert table.note == "int8: ungated"
+    assert table.columns[2:] == tuple(f"{whose}, {c}" for whose in ("our best (int8)", "ours in its precision") for c in (1, 8, 32))
+    assert [cell[:5] for cell in rows["Infinity (torch engine)"][2:]] == ["10.00"] * 3 + ["4.00 "] * 3
     held = {target.what: (target.found, target.holds) for target in _targets(running)}
     assert held["our best by Infinity's torch engine"] == ("10.00", True)
     assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == ("1.67", False)
@@ -217,6 +224,68 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
     peer = dataclasses.replace(plain_openvino(), requirements=("no-such-package-anywhere==1",))
     with pytest.raises(Unavailable, match="cannot be installed"):
         interpreter(peer, tmp_path)
+
+
+def test_a_server_that_answers_something_else_is_an_error() -> None:
+    wrong = dataclasses.replace(plain_openvino(), answer=lambda told: ("NEGATIVE", 0.99))
+    with pytest.raises(CommandError, match="answers something else than our fp32: a probability differs by 0"):
+        run_all(subjects.subject("tiny"), [ours("cpu-fp32", "fp32"), wrong], TEXTS, rounds=1, seconds=0.3)
+
+
+def test_any_few_texts_in_a_row_are_about_as_long_as_all() -> None:
+    texts = ["x" * (1 + i * i // 40) for i in range(128)]    # most are short, some very long
+    ordered = evenly(texts)
+    assert sorted(ordered) == sorted(texts)
+    mean = sum(map(len, texts)) / len(texts)
+    for start in range(0, 128, 16):
+        part = ordered[start : start + 16]
+        assert abs(sum(map(len, part)) / 16 - mean) < 0.25 * mean
+    assert evenly(["only"]) == ["only"]
+
+
+def test_a_page_of_another_machine_is_not_gone_on_with(tmp_path: Path) -> None:
+    findings.write(tmp_path / "R.md", "make it", [Findings("x", "Why?", [])])
+    assert findings.read(tmp_path / "R.md", elsewhere="refuse")
+    told = json.loads((tmp_path / "R.json").read_text())
+    told["environment"]["processor"] = "another"
+    (tmp_path / "R.json").write_text(json.dumps(told))
+    assert findings.read(tmp_path / "R.md")
+    with pytest.raises(BadInput, match=r"measured elsewhere \(processor differ\)"):
+        findings.read(tmp_path / "R.md", elsewhere="refuse")
+
+
+@contextmanager
+def slow_answers(seconds: float) -> Iterator[int]:
+    """A server that takes its time with each answer; its port."""
+    class Slow(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(seconds)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def test_an_answer_that_comes_after_an_open_loops_end_counts() -> None:
+    """They are the slow ones: left out, the tail would look short."""
+    with slow_answers(0.5) as port:
+        seen = run(Load(port, "/", ["x"], 1, 0.3, warm_up_s=0.0, rate=50.0))
+    assert seen.requests > 5
+    assert min(seen.latencies_ms) >= 500
 
 
 def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:

@@ -154,3 +154,32 @@ async def test_the_deadline_holds_while_texts_are_tokenized(artifact: Artifact, 
         go_on.set()
     await asyncio.get_running_loop().shutdown_default_executor()
     assert seen == [long]    # nobody waited for the second
+
+
+async def test_many_texts_are_tokenized_beside_the_event_loop_however_short_they_are(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_loop: list[bool] = []
+    encode, loop_thread = Classifier.encode, threading.current_thread()
+
+    def noted(self: Classifier, *given: Any) -> Encoded:
+        on_the_loop.append(threading.current_thread() is loop_thread)
+        return encode(self, *given)
+
+    monkeypatch.setattr(Classifier, "encode", noted)
+    async with client_of(artifact) as (client, _):
+        for count, expected in ((2, True), (200, False)):
+            on_the_loop.clear()
+            assert (await client.post("/classify", json={"input": ["a"] * count})).status_code == 200
+            assert on_the_loop == [expected] * count
+
+
+async def test_metrics_are_written_beside_the_event_loop(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[threading.Thread] = []
+
+    def noted(registry: Any) -> bytes:
+        seen.append(threading.current_thread())
+        return b"page"
+
+    monkeypatch.setattr("service.routes.generate_latest", noted)
+    async with client_of(artifact) as (client, _):
+        assert (await client.get("/metrics")).text == "page"
+    assert threading.current_thread() not in seen
