@@ -54,6 +54,7 @@ from service.classifier import Classifier
 from service.errors import ModelOutputInvalid
 from service.runtimes import Inputs, RuntimeUnavailable
 from service.runtimes.auto import Choice, load
+from service.runtimes.openvino import OpenVinoRuntime
 
 TASKS: dict[str, Task] = {
     "single_label_classification": "single_label",
@@ -267,7 +268,8 @@ def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wa
     exact, reduced = (
         Classifier(artifact, load(artifact, Choice(variant, "openvino", "verification"), threads)) for variant in ("cpu-fp32", name)
     )
-    return judge(exact, reduced, artifact, usable, wanted)
+    assert isinstance(reduced.runtime, OpenVinoRuntime)
+    return judge(exact, reduced, artifact, usable, wanted, reduced.runtime.rest)
 
 
 def _task(config: Any) -> Task:

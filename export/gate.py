@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from export.texts import Labelled
-from service.artifact import Agreement, Artifact, Gate, Task
+from service.artifact import Agreement, Artifact, Gate, Rest, Task
 from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
 
@@ -24,15 +24,20 @@ CONFIDENCE = 0.95
 NEAR = 0.1
 
 
-def judge(exact: Classifier, reduced: Classifier, artifact: Artifact, texts: Sequence[Labelled], wanted: float) -> Gate:
-    """Whether `reduced` may stand in for `exact`: the agreement's lower bound reaches `wanted`, over enough texts."""
+def judge(
+    exact: Classifier, reduced: Classifier, artifact: Artifact, texts: Sequence[Labelled], wanted: float, rest: Rest | None = None,
+) -> Gate:
+    """Whether `reduced` may stand in for `exact`: the agreement's lower bound reaches `wanted`, over enough texts.
+
+    `rest` is the precision in which it computes what it does not quantise.
+    """
     encoded = [exact.encode(*item.text) if isinstance(item.text, tuple) else exact.encode(item.text) for item in texts]
     expected, answered = (_logits(classifier, encoded) for classifier in (exact, reduced))
     task = artifact.manifest.task
     agreeing = int(_agree(task, expected, answered).sum())
     agreement = Agreement(
         texts=len(texts), agreeing=agreeing, lower_bound=lower_bound(agreeing, len(texts)), wanted=wanted,
-        accuracy=_accuracy(artifact, answered, texts), accuracy_of_fp32=_accuracy(artifact, expected, texts),
+        accuracy=_accuracy(artifact, answered, texts), accuracy_of_fp32=_accuracy(artifact, expected, texts), rest=rest,
     )
     enough = len(texts) >= FEWEST_TEXTS
     passed = enough and agreement.lower_bound >= wanted

@@ -52,6 +52,9 @@ class Parity(_Part):
     """Share of the texts given the reference's label, 0 to 1."""
 
 
+Rest = Literal["f32", "bf16"]
+
+
 class Agreement(_Part):
     """How often a variant gave the fp32 variant's label, on texts it was not calibrated with."""
 
@@ -64,6 +67,8 @@ class Agreement(_Part):
     accuracy: float | None
     """Share of labelled texts answered rightly; None where none are labelled."""
     accuracy_of_fp32: float | None
+    rest: Rest | None = None
+    """In which precision that was found for what the variant does not quantise; it is served in no lower one. None: in its own."""
 
 
 class Gate(_Part):

@@ -82,7 +82,8 @@ def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_
     if choice.runtime == "openvino":
         from service.runtimes.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(model, variant.precision, threads)
+        agreement = variant.gate.agreement
+        return OpenVinoRuntime(model, variant.precision, threads, None if agreement is None else agreement.rest)
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 

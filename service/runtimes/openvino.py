@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 
 from service import cpus
+from service.artifact import Rest
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.shapes import CPU
 
@@ -27,13 +28,14 @@ class OpenVinoRuntime:
     in_flight = 1
     grid = CPU
 
-    def __init__(self, model: Path, precision: str, threads: int) -> None:
+    def __init__(self, model: Path, precision: str, threads: int, rest: Rest | None = None) -> None:
+        """`rest` is the lowest precision for what an int8 graph does not quantise, the one its gate was passed in; None: any."""
         core = ov.Core()
-        # What an int8 graph does not quantise runs in the fastest precision the processor has: bf16 where it is
-        # native; emulated it would undo what int8 gains.
+        # The fastest that the processor has: bf16 where it is native; emulated it would undo what int8 gains.
         native = cpus.native_precisions()
-        rest = ("bf16" if "bf16" in native else "f32") if precision == "i8" else precision
-        hint = _HINTS[rest]
+        self.rest: Rest | None = ("bf16" if "bf16" in native and rest != "f32" else "f32") if precision == "i8" else None
+        computed = self.rest or precision
+        hint = _HINTS[computed]
         # The hint is set in every variant and read back: without one OpenVINO takes bf16 by itself.
         options = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -54,7 +56,7 @@ class OpenVinoRuntime:
         in_use = compiled.get_property("INFERENCE_PRECISION_HINT")
         if in_use != hint:
             raise RuntimeUnavailable(
-                f"OpenVINO was asked for {rest} and took {in_use.get_type_name()}; choose another --variant."
+                f"OpenVINO was asked for {computed} and took {in_use.get_type_name()}; choose another --variant."
             )
         if precision not in native:
             log.warning("this CPU emulates the precision", extra={"precision": precision})

@@ -17,9 +17,11 @@ from export.gate import judge, lower_bound
 from export.texts import SHIPPED, Labelled, read_texts, without
 from graphs.canonical import split
 from graphs.files import read_graph
-from service.artifact import Artifact, Gate
+from service import cpus
+from service.artifact import Artifact, Gate, read_artifact
 from service.classifier import Classifier
 from service.runtimes import Inputs, Logits
+from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime
 from service.shapes import CPU, Grid
 from tests.export.worlds import write_checkpoint
@@ -100,6 +102,28 @@ def test_an_int8_export_without_gate_texts_is_ungated_and_answers_nearly_as_fp32
     printed = capsys.readouterr().out
     assert "calibrating with 89 texts of those that come along" in printed
     assert "cpu-int8: ungated: no texts to gate it with; give --gate FILE with at least 5,000" in printed
+
+
+def test_int8_is_served_in_no_lower_precision_than_its_gate_was_passed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does not quantise would run in bf16 on a processor that has it, and the gate vouch for something else."""
+    calibration, gate = tmp_path / "calibration.txt", tmp_path / "gate.txt"
+    calibration.write_text("good film\nbad film\n")
+    gate.write_text("a good film\na bad film\n")
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    manifest = export(str(checkpoint), tmp_path / "artifact", variants=["cpu-fp32", "cpu-int8"], calibration=calibration, gate=gate)
+    agreement = manifest.variants["cpu-int8"].gate.agreement
+    assert agreement is not None
+    assert agreement.rest == ("bf16" if "bf16" in cpus.native_precisions() else "f32")
+
+    artifact = read_artifact(tmp_path / "artifact")
+    for passed_in, native, expected in (("f32", {"f32", "bf16", "i8"}, "f32"), ("bf16", {"f32", "i8"}, "f32"), ("f32", {"f32", "i8"}, "f32")):
+        monkeypatch.setattr(cpus, "native_precisions", lambda native=native: native)
+        held = artifact.manifest.variants["cpu-int8"]
+        gated = held.model_copy(update={"gate": held.gate.model_copy(update={"agreement": agreement.model_copy(update={"rest": passed_in})})})
+        changed = Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": artifact.manifest.variants | {"cpu-int8": gated}}))
+        runtime = load(changed, Choice("cpu-int8", "openvino", "test"), 1)
+        assert isinstance(runtime, OpenVinoRuntime)
+        assert runtime.rest == expected
 
 
 def test_twins_have_one_int8_digest_whatever_their_weights_and_texts(tmp_path: Path) -> None:
