@@ -182,7 +182,7 @@ async def overload(seconds: float) -> Row:
         ok = settled(server) and set(seen.statuses) == {200, 429} and not seen.unanswered and not seen.hung and p99 <= 2 * bound and grown < 0.05
     return row(
         "ten times too much", f"{10 * rate:,.0f} requests/s for {seconds:.0f} s, of which it can answer {rate:,.0f}", seen, seen.unanswered,
-        f"{told(seen)}; p99 of the answered {p99:.2f} s, bound {bound:.2f} s; refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}", ok,
+        f"{told(seen)}; of the answered p50 {seen.percentile(50):.2f} s, p99 {p99:.2f} s, bound {bound:.2f} s; refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}", ok,
     )
 
 
