@@ -5,6 +5,7 @@ Callers that note what became of every request: an answer with its status, no an
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -105,18 +106,32 @@ async def opened(port: int, messages: Sequence[bytes], rate: float, seconds: flo
     """Requests at random times (Poisson), each timed from when it was due, whatever became of the ones before."""
     draw = random.Random(seed)
     idle: list[Caller] = []
-    tasks: list[asyncio.Task[None]] = []
+    # Those that are over are let go of: hundreds of thousands would hold the garbage collector up, and with it what is timed.
+    under_way: set[asyncio.Task[None]] = set()
+    failures: list[BaseException] = []
 
     async def one(message: bytes, due: float) -> None:
         caller = idle.pop() if idle else Caller(port)
         seen.note(await caller.ask(message), time.monotonic() - due)
         idle.append(caller)
 
+    def ended(task: asyncio.Task[None]) -> None:
+        under_way.discard(task)
+        if (error := task.exception()) is not None:
+            failures.append(error)
+
     began = due = time.monotonic()
-    while (due := due + draw.expovariate(rate)) < began + seconds:
+    for number in itertools.count():
+        due += draw.expovariate(rate)
+        if due >= began + seconds:
+            break
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        tasks.append(asyncio.create_task(one(messages[len(tasks) % len(messages)], due)))
-    await asyncio.gather(*tasks)
+        task = asyncio.create_task(one(messages[number % len(messages)], due))
+        under_way.add(task)
+        task.add_done_callback(ended)
+    await asyncio.gather(*under_way)
+    if failures:
+        raise failures[0]
     for caller in idle:
         caller.leave()
 
