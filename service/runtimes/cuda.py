@@ -28,6 +28,7 @@ from service import gpus
 from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.runtimes.onnxruntime import PROVIDERS, input_types, lacks, open_session, session_options
+from service.runtimes.pinned import pin
 from service.shapes import GPU, Shapes, read_grid
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,9 @@ class CudaRuntime:
         import onnxruntime as ort
 
         host: dict[str, npt.NDArray[Any]] = {name: np.zeros(shape, dtype) for name, dtype in self._types.items()}
+        if self._place == "cuda":
+            for array in host.values():
+                pin(array)
         inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, self._place, 0) for name, array in host.items()}
         output = ort.OrtValue.ortvalue_from_shape_and_type((shape[0], self._labels), np.float32, self._place, 0)
         binding = self._session.io_binding()

@@ -24,7 +24,7 @@ from service.errors import EngineBroken
 from service.gpus import Gpu
 from service.metrics import Metrics
 from service.models import Models
-from service.runtimes import RuntimeUnavailable, onnxruntime
+from service.runtimes import RuntimeUnavailable, onnxruntime, pinned
 from service.runtimes.auto import Host, choose
 from service.runtimes.cuda import NO_GRAPH, CudaRuntime, GpuOptions, cuda_options, without_graphs
 from service.runtimes.onnxruntime import OnnxRuntime, open_session, session_options
@@ -301,6 +301,49 @@ def test_cudnn_without_which_kernels_are_slower_is_asked_for(monkeypatch: pytest
         assert onnxruntime._missing_library("cuda") == "libcudnn.so.9 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9"
     finally:
         onnxruntime._missing_library.cache_clear()
+
+
+# Page-locked memory
+
+class CudaRuntimeLibrary:
+    """CUDA's runtime, as ctypes shows it: what is registered, and the errors it keeps."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.held: dict[int, int] = {}
+        self.cleared = 0
+
+    def cudaHostRegister(self, address: ctypes.c_void_p, size: ctypes.c_size_t, flags: ctypes.c_uint) -> int:    # noqa: N802
+        if self.status == 0:
+            self.held[address.value or 0] = size.value
+        return self.status
+
+    def cudaHostUnregister(self, address: ctypes.c_void_p) -> int:    # noqa: N802
+        del self.held[address.value or 0]
+        return 0
+
+    def cudaGetLastError(self) -> int:    # noqa: N802
+        self.cleared += 1
+        return self.status
+
+
+def test_a_buffer_is_page_locked_as_long_as_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = CudaRuntimeLibrary()
+    monkeypatch.setattr(pinned, "_library", lambda: library)
+    array = np.zeros((4, 8), np.int32)
+    assert pinned.pin(array)
+    assert library.held == {array.ctypes.data: 128}
+    del array
+    assert library.held == {}
+
+
+def test_a_buffer_that_cannot_be_page_locked_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = CudaRuntimeLibrary(status=2)
+    monkeypatch.setattr(pinned, "_library", lambda: library)
+    assert not pinned.pin(np.zeros(8))
+    assert library.cleared == 1
+    monkeypatch.setattr(pinned, "_library", lambda: None)
+    assert not pinned.pin(np.zeros(8))
 
 
 # The choice
