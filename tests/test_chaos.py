@@ -9,7 +9,7 @@ import pytest
 from command import BadUsage, CommandError
 from tests.chaos import __main__ as chaos
 from tests.chaos.caller import Seen
-from tests.chaos.scenarios import Row, row
+from tests.chaos.scenarios import Row, row, trends
 
 
 def seen(**statuses: int) -> Seen:
@@ -52,3 +52,17 @@ def test_a_request_without_an_end_breaks_a_scenario_whatever_else_held() -> None
 def test_an_unknown_scenario_lists_the_known_ones() -> None:
     with pytest.raises(BadUsage, match="there are schemas, half requests, overload"):
         chaos.main(["--only", "nothing"])
+
+
+def test_a_leak_is_told_from_a_page_now_and_then() -> None:
+    when = [30.0 * i for i in range(1, 61)]
+    flat = [(at, 340_000_000, 0.05) for at in when]
+    assert trends(flat, 1800)[0] == (0.0, 0.0, 0.0)
+    pages = [(at, 340_000_000 + 4096 * (i > 20) + 4096 * (i > 35) + 4096 * (i > 50), 0.05) for i, at in enumerate(when)]
+    growth, low, high = trends(pages, 1800)[0]
+    assert low == 0 < growth < high < 0.02
+    leak = [(at, 340_000_000 + 4096 * i, 0.05) for i, at in enumerate(when)]
+    growth, low, high = trends(leak, 1800)[0]
+    assert 0 < low == pytest.approx(growth) == pytest.approx(high)
+    jump = [(at, 340_000_000 + 5_000_000 * (i > 30), 0.05) for i, at in enumerate(when)]
+    assert trends(jump, 1800)[0][0] > 1, "a single jump counts in full"

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 from scipy import stats
 
 from benchmarks.memory import meet_every_shape
@@ -355,15 +356,33 @@ async def soak(seconds: float) -> Row:
             parts.append((time.monotonic() - began, server.anonymous_bytes(), own.percentile(99)))
         # On a machine whose processors are taken away for a while, 70 % of what it could do is more than it can: that much is refused.
         ok = settled(server) and set(seen.statuses) <= {200, 429} and not seen.unanswered
-    settled_parts = parts[len(parts) // 6 :]
-    when = [at for at, _, _ in settled_parts]
-    memory, tail = [_slope([one[i] for one in settled_parts], when, seconds) for i in (1, 2)]
+    memory, tail = trends(parts, seconds)
     found = row(
         "soak", f"{rate:,.0f} requests/s (70 %) for {seconds / 60:.0f} min, every shape and a full queue met before", seen, seen.requests - seen.statuses[200] - seen.statuses[429],
-        f"{told(seen)}; memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory)} over so long, its first sixth left out; p99 {_shown(tail)}",
+        f"{told(seen)}; memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory, 3)} over so long, its first sixth left out; p99 {_shown(tail)}",
         ok and memory[0] < 1 and (memory[1] <= 0 or seconds < 600),
     )
     return dataclasses.replace(found, series=parts)
+
+
+def trends(parts: Sequence[tuple[float, int, float]], seconds: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Growth of memory and of the tail over so many seconds, in percent, with intervals; the first sixth of (when, bytes, p99) is left out."""
+    settled_parts = parts[len(parts) // 6 :]
+    when, memory, tail = zip(*settled_parts, strict=True)
+    return _growth(memory, when, seconds), _slope(tail, when, seconds)
+
+
+def _growth(values: Sequence[float], when: Sequence[float], over_s: float) -> tuple[float, float, float]:
+    """What the values grow by in `over_s`, in percent of their median, with a 95 % interval.
+
+    Memory is a staircase: each value stands on the one before, so it is the steps that are drawn again (percentile bootstrap), not the values.
+    A leak steps all the time, and 0 is far outside; a page now and then leaves it inside.
+    """
+    steps = np.diff(values)
+    draws = np.random.default_rng(0).choice(steps, (10_000, len(steps))).sum(axis=1)
+    scale = 100 * over_s / (when[-1] - when[0]) / float(np.median(values))
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(steps.sum() * scale), float(low * scale), float(high * scale)
 
 
 def _slope(values: Sequence[float], when: Sequence[float], over_s: float) -> tuple[float, float, float]:
@@ -373,5 +392,5 @@ def _slope(values: Sequence[float], when: Sequence[float], over_s: float) -> tup
     return tuple(float(100 * over_s * one / level) for one in (slope, low, high))    # type: ignore[return-value]
 
 
-def _shown(slope: tuple[float, float, float]) -> str:
-    return f"{slope[0]:+.2f} % ({slope[1]:+.2f}…{slope[2]:+.2f})"
+def _shown(slope: tuple[float, float, float], digits: int = 2) -> str:
+    return f"{slope[0]:+.{digits}f} % ({slope[1]:+.{digits}f}…{slope[2]:+.{digits}f})"
