@@ -18,8 +18,6 @@ from benchmarks.lines import TEXTS, read_lines
 from benchmarks.subjects import shapes_of, subject
 from command import CommandError, Parser, Unavailable
 
-FASTEST = ("torch engine", "ORTModel", "OpenVINO")
-
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m benchmarks all", description="Run every benchmark of the CPU service.")
@@ -61,7 +59,5 @@ def plan(texts: Sequence[str], many: Sequence[str], short: bool) -> dict[str, Ca
         "batching": lambda: batching.measure("mini", many, 2 if short else 7, 2.0 if short else 5.0),
         "convbert": lambda: convbert.measure(("small",) if short else ("small", "base"), shapes_of(short), rounds),
         "overhead": lambda: overhead.measure(("mini",) if short else ("mini", "base"), texts, 2 if short else 3, 3 if short else 10),
-        "peers mini": partial(peers.measure, ("mini",), texts, 1 if short else 4, 2 if short else 6),
-        # Of BERT-base's size some of them in short, which hold the targets.
-        "peers base": partial(peers.measure, ("base",), texts, 1 if short else 4, 2 if short else 6, only=FASTEST if short else None),
+        **{f"peers {size}": partial(peers.measure, (size,), texts, 1 if short else 4, 2 if short else 6) for size in (("mini",) if short else ("mini", "base"))},
     }
