@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     # Where somebody's texts lie is nobody else's concern.
     names = {str(given.texts): "TEXTS", str(given.gate): "GATE"}
     command = shlex.join(["python", "-m", "benchmarks", "all", *(names.get(word, word) for word in arguments if word != "--resume")])
-    done = {one.name: one for one in read(given.out, elsewhere="refuse") if one.tables} if given.resume and given.out is not None else {}
+    done = {one.name: one for one in read(given.out, here_only=True) if one.tables} if given.resume and given.out is not None else {}
     if given.gate is not None:
         subject("mini", given.gate)
     found, failed = [], []

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -111,14 +111,14 @@ def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:
     path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-def read(path: Path, elsewhere: Literal["keep", "refuse"] = "keep") -> list[Findings]:
-    """What `write` wrote; nothing if there is no such page. BadInput if it is of another machine or other packages, and that is to be refused."""
+def read(path: Path, here_only: bool = False) -> list[Findings]:
+    """What `write` wrote; nothing if there is no such page. `here_only`: BadInput if it is of another machine or other packages."""
     try:
         told = json.loads(path.with_suffix(".json").read_text())
     except FileNotFoundError:
         return []
     here, there = environment(), told["environment"]
-    if elsewhere == "refuse" and (unlike := [name for name in ("processor", "usable", "native_precisions", "packages") if here[name] != there[name]]):
+    if here_only and (unlike := [name for name in ("processor", "usable", "native_precisions", "packages") if here[name] != there[name]]):
         raise BadInput(f"{path} was measured elsewhere ({', '.join(unlike)} differ), and a page is of one place; measure it anew, without --resume.")
     return [
         Findings(**one | {"tables": [Table(**table) for table in one["tables"]], "targets": [Target(**target) for target in one["targets"]]})

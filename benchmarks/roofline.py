@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -24,7 +26,7 @@ from benchmarks.subjects import Subject, shapes_of, subject
 from command import Parser
 from service import cpus
 from service.runtimes.auto import Choice, load
-from service.runtimes.openvino import OpenVinoRuntime
+from service.runtimes.openvino import OpenVinoRuntime, options_for
 
 # M × K × N: the products of BERT-base's feed-forward layers, 8 texts of 128 tokens at once and 16.
 PRODUCTS = ((1024, 768, 3072), (1024, 3072, 768), (2048, 768, 3072))
@@ -52,11 +54,13 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
     torch.set_num_threads(threads)
     measured = subject(size)
     config = json.loads((measured.checkpoint / "config.json").read_text())
-    rows, targets, values = [], [], {}
+    rows, profiles, targets, values = [], [], [], {}
     for name in measured.variants:
         precision = measured.artifact.manifest.variants[name].precision
         peaks = products(precision, threads)
         engine = load(measured.artifact, Choice(name, "openvino", "benchmark"), threads)
+        assert isinstance(engine, OpenVinoRuntime)
+        profiles += _profile(measured, name, options_for(engine.rest or engine.precision, threads))
         batches = {shape: _batch(engine, measured.artifact.manifest.inputs, *shape) for shape in shapes}
         times = np.zeros((rounds + 1, len(peaks) + len(shapes)))
         for number in range(rounds + 1):
@@ -78,7 +82,6 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
                 targets.append(Target(f"{name}: engine by peak at 8 × 128", f"≥ {asked:.2f}", f"{np.median(share):.2f}", bool(np.median(share) >= asked)))
     for absent in ASKED.keys() - cpus.native_precisions():
         targets.append(Target(f"{absent}: engine by peak at 8 × 128", f"≥ {ASKED[absent]:.2f}", "this processor has no instructions for it", None))
-    profiles = [row for name in measured.variants for row in _profile(measured, name, threads)]
     return Findings(
         "roofline", f"What share of the processor's matrix products does the engine reach ({size}, {threads} thread(s))?",
         [Table("", ("variant", "batch × length", "ms", "engine, Gop/s", "peak, Gop/s", "engine by peak"), rows,
@@ -89,13 +92,12 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
     )
 
 
-def _profile(measured: Subject, variant: str, threads: int) -> list[list[str]]:
+def _profile(measured: Subject, variant: str, options: dict[str, Any]) -> list[list[str]]:
     """Kinds of operations and what share of a batch's time each takes, largest first."""
-    held = measured.artifact.manifest.variants[variant]
-    model = ov.Core().compile_model(measured.artifact.path(held.files[0]), "CPU", {
-        "INFERENCE_PRECISION_HINT": ov.Type.f32 if held.precision == "f32" else ov.Type.bf16, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True,
-    })
+    graph = measured.artifact.path(measured.artifact.manifest.variants[variant].files[0])
+    # In a thread of its own, as the runtime compiles: its threads take from it what becomes of subnormal numbers.
+    with ThreadPoolExecutor(1) as compiling:
+        model = compiling.submit(ov.Core().compile_model, graph, "CPU", options | {"PERF_COUNT": True}).result()
     request, draw = model.create_infer_request(), np.random.default_rng(0)
     given = {port.any_name: draw.integers(5, 1000, (8, 128)) if port.any_name == "input_ids" else np.ones((8, 128), np.int64) for port in model.inputs}
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -153,16 +155,12 @@ def _openvino_product(m: int, k: int, n: int, precision: str, threads: int) -> C
         left = ops.fake_quantize(x, low, high, low, high, 256)
         right = ops.fake_quantize(right, *(ops.constant(np.full((n, 1), value, np.float32)) for value in (-4, 4, -4, 4)), 255)
     model = ov.Model([ops.matmul(left, right, False, True)], [x])
-    request = ov.Core().compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": ov.Type.bf16 if precision == "bf16" else ov.Type.f32, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-    }).create_infer_request()
+    request = ov.Core().compile_model(model, "CPU", options_for("bf16" if precision == "bf16" else "f32", threads)).create_infer_request()
     request.set_input_tensor(0, ov.Tensor(np.random.default_rng(1).standard_normal((m, k)).astype(np.float32)))
     return lambda: request.infer()
 
 
-def _batch(engine: object, inputs: Sequence[str], batch: int, length: int) -> Call:
-    assert isinstance(engine, OpenVinoRuntime)
+def _batch(engine: OpenVinoRuntime, inputs: Sequence[str], batch: int, length: int) -> Call:
     draw = np.random.default_rng(0)
     arrays = {
         "input_ids": draw.integers(5, 1000, (batch, length)), "attention_mask": np.ones((batch, length), np.int64),

@@ -22,7 +22,7 @@ from service.shapes import Grid, Shapes, write_grid
 BATCHES, LENGTHS = (1, 8, 32, 128), (32, 128, 384, 512)
 # Different kernels are chosen for small and large ones.
 COMPARED = ((1, 8), (3, 16), (4, 32), (2, 64), (32, 128), (8, 384), (4, 512))
-# Of what the logits differ by among texts: sixteen bits err by a hundredth or so, lengths that are not heeded by a tenth and more.
+# Of what the logits differ by among texts. Wrong lengths or stale inputs change more than rounding to sixteen bits does.
 TOLERANCE = 0.05
 # Enough for some dozens of the largest batches.
 OFFLINE_TEXTS = 8192

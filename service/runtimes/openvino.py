@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -20,6 +21,20 @@ from service.shapes import CPU
 log = logging.getLogger(__name__)
 
 _HINTS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
+
+
+def options_for(precision: str, threads: int) -> dict[str, Any]:
+    """How a graph is compiled that computes in `precision` what it does not quantise."""
+    return {
+        # Set in every variant: without one OpenVINO takes bf16 by itself.
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        # One graph must take one time whatever its weights: a matrix product over subnormals, which change
+        # no answer, was measured to take 150 times as long without this, and no longer than any other with it.
+        "CPU_DENORMALS_OPTIMIZATION": True,
+    }
 
 
 class OpenVinoRuntime:
@@ -35,17 +50,7 @@ class OpenVinoRuntime:
         native = cpus.native_precisions()
         self.rest: Rest | None = ("bf16" if "bf16" in native and rest != "f32" else "f32") if precision == "i8" else None
         computed = self.rest or precision
-        hint = _HINTS[computed]
-        # The hint is set in every variant and read back: without one OpenVINO takes bf16 by itself.
-        options = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            # One graph must take one time whatever its weights: a matrix product over subnormals, which change
-            # no answer, was measured to take 150 times as long without this, and no longer than any other with it.
-            "CPU_DENORMALS_OPTIMIZATION": True,
-        }
+        options = options_for(computed, threads)
         try:
             # In a thread of its own: the engine's threads take the setting from the one that compiles, and it
             # would keep it for everything else it computes.
@@ -54,7 +59,7 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             raise RuntimeUnavailable(f"OpenVINO cannot run {model.name} in {precision} on this CPU: {error}") from None
         in_use = compiled.get_property("INFERENCE_PRECISION_HINT")
-        if in_use != hint:
+        if in_use != options["INFERENCE_PRECISION_HINT"]:
             raise RuntimeUnavailable(
                 f"OpenVINO was asked for {computed} and took {in_use.get_type_name()}; choose another --variant."
             )

@@ -245,13 +245,13 @@ def test_any_few_texts_in_a_row_are_about_as_long_as_all() -> None:
 
 def test_a_page_of_another_machine_is_not_gone_on_with(tmp_path: Path) -> None:
     findings.write(tmp_path / "R.md", "make it", [Findings("x", "Why?", [])])
-    assert findings.read(tmp_path / "R.md", elsewhere="refuse")
+    assert findings.read(tmp_path / "R.md", here_only=True)
     told = json.loads((tmp_path / "R.json").read_text())
     told["environment"]["processor"] = "another"
     (tmp_path / "R.json").write_text(json.dumps(told))
     assert findings.read(tmp_path / "R.md")
     with pytest.raises(BadInput, match=r"measured elsewhere \(processor differ\)"):
-        findings.read(tmp_path / "R.md", elsewhere="refuse")
+        findings.read(tmp_path / "R.md", here_only=True)
 
 
 @contextmanager

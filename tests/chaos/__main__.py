@@ -64,7 +64,7 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
         "termination": lambda: scenarios.termination(20 if long else 3),
         "kill": scenarios.kill_and_restart,
         "reload": lambda: scenarios.reload(50 if long else 5),
-        **{f"engine {how}": partial(scenarios.engine, how) for how in ("raises", "nan", "few", "stalls")},
+        **{f"engine {how}": partial(scenarios.engine, how) for how in ("raises", "nan", "few", "stalls", "breaks")},
         "soak": lambda: scenarios.soak(1800 if long else 60),
     }
 

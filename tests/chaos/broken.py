@@ -1,7 +1,7 @@
 """
 The service with an engine that fails on purpose, whenever a batch holds a text of a certain number of tokens.
 
-    python -m tests.chaos.broken raises|nan|few|stalls ARTIFACT --port 8000
+    python -m tests.chaos.broken raises|nan|few|stalls|breaks ARTIFACT --port 8000
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from service import models
 from service.__main__ import main
+from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, Runtime, auto
 
 FATAL_TOKENS = 7
@@ -42,6 +43,8 @@ class Broken:
             return logits[:-1]
         if self._how == "stalls":
             threading.Event().wait()
+        if self._how == "breaks":
+            raise EngineBroken("The engine broke on purpose; this replica will end.")
         spoiled = logits.copy()
         spoiled[fatal] = np.nan
         return spoiled

@@ -287,8 +287,8 @@ async def reload(rounds: int) -> Row:
 async def engine(how: str) -> Row:
     """An engine that fails on texts of five words, and what the others see of it."""
     fatal, fine = texts("one two three four five"), texts("one two", "a charming and often affecting journey of many words")
-    if how == "stalls":
-        return await _stall(fatal, fine)
+    if how in ("stalls", "breaks"):
+        return await _end(how, fatal, fine)
     seen, spoiled = Seen(), Seen()
     with served(module=("tests.chaos.broken", how)) as server:
         until = for_seconds(4)
@@ -298,9 +298,10 @@ async def engine(how: str) -> Row:
     return row(f"an engine that {words}", "on every text of five words, 2 callers with those, 6 with others", seen, seen.requests - seen.statuses[200], f"the others {told(seen)}; its own {told(spoiled)}", ok)
 
 
-async def _stall(fatal: list[bytes], fine: list[bytes]) -> Row:
+async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
+    """An engine that nothing in the process mends: it ends, for its supervisor to start another."""
     seen = Seen()
-    with served(module=("tests.chaos.broken", "stalls"), STALL_AFTER_S="1") as server:
+    with served(module=("tests.chaos.broken", how), STALL_AFTER_S="1") as server:
         await closed(server.port, fine, 2, for_seconds(1), seen)
         began = time.monotonic()
         waiting = Seen()
@@ -316,6 +317,11 @@ async def _stall(fatal: list[bytes], fine: list[bytes]) -> Row:
         await asking
         code = server.process.poll()
     lost = waiting.requests - waiting.statuses[503] - waiting.statuses[200]
+    if how == "breaks":
+        # Of the text that broke it, and of those in its batch.
+        lost -= waiting.statuses[500]
+        ok = code == 70 and ended < 5 and waiting.statuses[500] > 0 and lost == 0
+        return row("an engine that breaks for good", "a text that it does not survive", seen, lost, f"waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}", ok)
     return row(
         "an engine that stalls", "with a limit of 1 s", seen, lost,
         f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
