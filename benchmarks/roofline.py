@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -26,7 +24,7 @@ from benchmarks.subjects import Subject, shapes_of, subject
 from command import Parser
 from service import cpus
 from service.runtimes.auto import Choice, load
-from service.runtimes.openvino import OpenVinoRuntime, options_for
+from service.runtimes.openvino import OpenVinoRuntime, compiled
 
 # M × K × N: the products of BERT-base's feed-forward layers, 8 texts of 128 tokens at once and 16.
 PRODUCTS = ((1024, 768, 3072), (1024, 3072, 768), (2048, 768, 3072))
@@ -60,7 +58,7 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
         peaks = products(precision, threads)
         engine = load(measured.artifact, Choice(name, "openvino", "benchmark"), threads)
         assert isinstance(engine, OpenVinoRuntime)
-        profiles += _profile(measured, name, options_for(engine.rest or engine.precision, threads))
+        profiles += _profile(measured, name, engine.rest or engine.precision, threads)
         batches = {shape: _batch(engine, measured.artifact.manifest.inputs, *shape) for shape in shapes}
         times = np.zeros((rounds + 1, len(peaks) + len(shapes)))
         for number in range(rounds + 1):
@@ -92,12 +90,10 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
     )
 
 
-def _profile(measured: Subject, variant: str, options: dict[str, Any]) -> list[list[str]]:
+def _profile(measured: Subject, variant: str, precision: str, threads: int) -> list[list[str]]:
     """Kinds of operations and what share of a batch's time each takes, largest first."""
     graph = measured.artifact.path(measured.artifact.manifest.variants[variant].files[0])
-    # In a thread of its own, as the runtime compiles: its threads take from it what becomes of subnormal numbers.
-    with ThreadPoolExecutor(1) as compiling:
-        model = compiling.submit(ov.Core().compile_model, graph, "CPU", options | {"PERF_COUNT": True}).result()
+    model = compiled(graph, precision, threads, {"PERF_COUNT": True})
     request, draw = model.create_infer_request(), np.random.default_rng(0)
     given = {port.any_name: draw.integers(5, 1000, (8, 128)) if port.any_name == "input_ids" else np.ones((8, 128), np.int64) for port in model.inputs}
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -155,7 +151,7 @@ def _openvino_product(m: int, k: int, n: int, precision: str, threads: int) -> C
         left = ops.fake_quantize(x, low, high, low, high, 256)
         right = ops.fake_quantize(right, *(ops.constant(np.full((n, 1), value, np.float32)) for value in (-4, 4, -4, 4)), 255)
     model = ov.Model([ops.matmul(left, right, False, True)], [x])
-    request = ov.Core().compile_model(model, "CPU", options_for("bf16" if precision == "bf16" else "f32", threads)).create_infer_request()
+    request = compiled(model, "bf16" if precision == "bf16" else "f32", threads).create_infer_request()
     request.set_input_tensor(0, ov.Tensor(np.random.default_rng(1).standard_normal((m, k)).astype(np.float32)))
     return lambda: request.infer()
 

@@ -14,6 +14,7 @@ import contextlib
 import json
 import tempfile
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +43,10 @@ SETTLE_S = 2.0
 class Running:
     peer: Peer
     server: Process
-    rates: dict[int, list[float]] = field(default_factory=lambda: {c: [] for c in CONNECTIONS})
-    medians: dict[int, list[float]] = field(default_factory=lambda: {c: [] for c in CONNECTIONS})
-    tails: dict[int, list[float]] = field(default_factory=lambda: {c: [] for c in CONNECTIONS})
+    rates: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Texts a second by the number of connections, as what follows."""
+    medians: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    tails: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     shares: list[float] = field(default_factory=list)
     """Of a processor, what the generator took."""
     agreement: float = 1.0
@@ -69,23 +71,28 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure(sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: float, only: Sequence[str] | None = None) -> Findings:
+def measure(
+    sizes: Sequence[str], texts: Sequence[str], rounds: int, seconds: float, only: Sequence[str] | None = None, connections: Sequence[int] = CONNECTIONS,
+) -> Findings:
+    """Rates and ratios of every peer, or of those that `only` names; the last of `connections` is what the targets are of."""
     chosen = [peer for peer in peers(cpus.native_precisions()) if only is None or not peer.requirements or any(word.lower() in peer.name.lower() for word in only)]
     if only is not None and all(not peer.requirements for peer in chosen):
         raise BadUsage(f"No peer's name holds {' or '.join(only)}.")
     tables, targets, values = [], [], {}
     for size in sizes:
         each = subject(size)
-        running, absent = run_all(each, chosen, texts, rounds, seconds)
+        running, absent = run_all(each, chosen, texts, rounds, seconds, connections)
         gates = [f"{name}: {variant.gate.status}, {variant.gate.reason}" for name, variant in each.artifact.manifest.variants.items() if variant.gate.agreement or variant.gate.status != "passed"]
-        tables += [_rates(size, running, absent), _ratios(size, running, "; ".join(gates))]
+        tables += [_rates(size, running, absent, connections), _ratios(size, running, connections, "; ".join(gates))]
         if size == "base":
-            targets += _targets(running)
-        values[size] = {one.peer.name: {"rates": one.rates, "p50_ms": one.medians, "p99_ms": one.tails} for one in running}
+            targets += _targets(running, connections[-1])
+        values[size] = {one.peer.name: {"rates": dict(one.rates), "p50_ms": dict(one.medians), "p99_ms": dict(one.tails)} for one in running}
     return Findings(f"peers {' '.join(sizes)}", "How many texts a second are answered, on the same processors?", tables, targets, values)
 
 
-def run_all(each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds: int, seconds: float) -> tuple[list[Running], dict[str, str]]:
+def run_all(
+    each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds: int, seconds: float, connections: Sequence[int] = CONNECTIONS,
+) -> tuple[list[Running], dict[str, str]]:
     """Every peer that could be started, measured in turns; and why the others could not."""
     theirs = halves()[1]
     with contextlib.ExitStack() as stack:
@@ -95,18 +102,18 @@ def run_all(each: Subject, chosen: Sequence[Peer], texts: Sequence[str], rounds:
                 _check(one, running[0], texts)
         for number in range(rounds):
             # Every other round backwards, so that drift within a round favours nobody.
-            for connections in CONNECTIONS:
+            for many in connections:
+                # Half as long with fewer connections, whose answers come more evenly.
+                counted = seconds if many == connections[-1] else seconds / 2
                 for one in running[:: -1 if number % 2 else 1]:
-                    _measure(one, texts, connections, seconds, theirs)
+                    _measure(one, texts, many, counted, theirs)
     return running, absent
 
 
 def _measure(one: Running, texts: Sequence[str], connections: int, seconds: float, theirs: set[int]) -> None:
     bodies = [json.dumps(one.peer.body(text)) for text in evenly(texts)]
-    # Half as long with fewer connections, whose answers come more evenly.
-    counted = seconds if connections == max(CONNECTIONS) else seconds / 2
     with _awake(one):
-        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, counted, warm_up_s=SETTLE_S), theirs)
+        seen = generator.run(Load(one.server.port, "/classify", bodies, connections, seconds, warm_up_s=SETTLE_S), theirs)
     if seen.failed or not seen.requests:
         raise CommandError(f"{one.peer.name} answered {seen.requests} requests and refused {seen.failed}; {one.server.log} says why.")
     one.rates[connections].append(seen.rate)
@@ -161,35 +168,40 @@ def _ask(one: Running, text: str) -> Answer:
         return one.peer.answer(json.load(response))
 
 
-def _rates(size: str, running: Sequence[Running], absent: dict[str, str]) -> Table:
+def _rates(size: str, running: Sequence[Running], absent: dict[str, str], connections: Sequence[int]) -> Table:
+    fewest, most = connections[0], connections[-1]
     rows = [
         [
-            one.peer.name, one.peer.engine, *(f"{np.median(one.rates[c]):,.1f}" for c in CONNECTIONS), f"{np.median(one.medians[1]):.1f}",
-            f"{np.median(one.tails[max(CONNECTIONS)]):,.0f}", f"{one.agreement:.0%}", f"{one.furthest:.0e}", f"{max(one.shares):.0%}",
+            one.peer.name, one.peer.engine, *(f"{np.median(one.rates[c]):,.1f}" for c in connections), f"{np.median(one.medians[fewest]):.1f}",
+            f"{np.median(one.tails[most]):,.0f}", f"{one.agreement:.0%}", f"{one.furthest:.0e}", f"{max(one.shares):.0%}",
         ]
         for one in running
     ]
-    rows += [[name, why.split(": ", 1)[-1][:120], *["–"] * (len(CONNECTIONS) + 5)] for name, why in absent.items()]
+    rows += [[name, why.split(": ", 1)[-1][:120], *["–"] * (len(connections) + 5)] for name, why in absent.items()]
     columns = (
-        "server", "engine", *(f"texts/s, {c} connection{'s' if c > 1 else ''}" for c in CONNECTIONS), "p50 of one connection, ms",
-        f"p99 of {max(CONNECTIONS)}, ms", "labels as ours in fp32", "furthest probability", "generator, of a processor",
+        "server", "engine", *(f"texts/s, {_told(c)}" for c in connections), f"p50 of {_told(fewest)}, ms",
+        f"p99 of {_told(most)}, ms", "labels as ours in fp32", "furthest probability", "generator, of a processor",
     )
     note = f"{len(halves()[0])} processor(s) for the server, another one for the generator; one text a request. "
     note += f"{CHECKED} answers of each are compared; ours in fp32 have {running[0].labels} of the labels there are."
     return Table(f"{size}: texts a second", columns, rows, note)
 
 
-def _ratios(size: str, running: Sequence[Running], gate: str) -> Table:
+def _told(connections: int) -> str:
+    return f"{connections} connection{'s' if connections > 1 else ''}"
+
+
+def _ratios(size: str, running: Sequence[Running], connections: Sequence[int], gate: str) -> Table:
     """Ours by each, best against best and in the same precision, at every number of connections."""
-    mine = {c: {one.peer.precision: np.array(one.rates[c]) for one in running if not one.peer.requirements} for c in CONNECTIONS}
-    best = _best_of(mine[max(CONNECTIONS)])
+    mine = {c: {one.peer.precision: np.array(one.rates[c]) for one in running if not one.peer.requirements} for c in connections}
+    best = _best_of(mine[connections[-1]])
     rows = []
     for one in running:
         if one.peer.requirements:
-            by_best = [spread(mine[c][best] / np.array(one.rates[c])) for c in CONNECTIONS]
-            same = [spread(mine[c][one.peer.precision] / np.array(one.rates[c])) if one.peer.precision in mine[c] else "–" for c in CONNECTIONS]
+            by_best = [spread(mine[c][best] / np.array(one.rates[c])) for c in connections]
+            same = [spread(mine[c][one.peer.precision] / np.array(one.rates[c])) if one.peer.precision in mine[c] else "–" for c in connections]
             rows.append([one.peer.name, one.peer.precision, *by_best, *same])
-    columns = ("server", "its precision", *(f"our best ({best}), {c}" for c in CONNECTIONS), *(f"ours in its precision, {c}" for c in CONNECTIONS))
+    columns = ("server", "its precision", *(f"our best ({best}), {c}" for c in connections), *(f"ours in its precision, {c}" for c in connections))
     return Table(f"{size}: ours by theirs, by connections", columns, rows, gate)
 
 
@@ -197,8 +209,7 @@ def _best_of(rates: dict[str, np.ndarray]) -> str:
     return max(rates, key=lambda precision: float(np.median(rates[precision])))
 
 
-def _targets(running: Sequence[Running]) -> list[Target]:
-    most = max(CONNECTIONS)
+def _targets(running: Sequence[Running], most: int) -> list[Target]:
     rates = {one.peer.name: np.array(one.rates[most]) for one in running}
     mine = {one.peer.precision: rates[one.peer.name] for one in running if not one.peer.requirements}
     best = mine[_best_of(mine)]

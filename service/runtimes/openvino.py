@@ -5,7 +5,7 @@ OpenVINO on the CPU: the default engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 _HINTS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
 
 
-def options_for(precision: str, threads: int) -> dict[str, Any]:
-    """How a graph is compiled that computes in `precision` what it does not quantise."""
-    return {
+def compiled(model: Path | ov.Model, precision: str, threads: int, more: Mapping[str, Any] = {}) -> ov.CompiledModel:
+    """A graph that computes in `precision` what it does not quantise, with `more` options. RuntimeError from OpenVINO if it cannot."""
+    options = {
         # Set in every variant: without one OpenVINO takes bf16 by itself.
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
@@ -34,7 +34,12 @@ def options_for(precision: str, threads: int) -> dict[str, Any]:
         # One graph must take one time whatever its weights: a matrix product over subnormals, which change
         # no answer, was measured to take 150 times as long without this, and no longer than any other with it.
         "CPU_DENORMALS_OPTIMIZATION": True,
+        **more,
     }
+    # In a thread of its own: the engine's threads take the setting from the one that compiles, and it
+    # would keep it for everything else it computes.
+    with ThreadPoolExecutor(1, thread_name_prefix="compile") as compiling:
+        return compiling.submit(ov.Core().compile_model, model, OpenVinoRuntime.device, options).result()
 
 
 class OpenVinoRuntime:
@@ -45,31 +50,26 @@ class OpenVinoRuntime:
 
     def __init__(self, model: Path, precision: str, threads: int, rest: Rest | None = None) -> None:
         """`rest` is the lowest precision for what an int8 graph does not quantise, the one its gate was passed in; None: any."""
-        core = ov.Core()
         # The fastest that the processor has: bf16 where it is native; emulated it would undo what int8 gains.
         native = cpus.native_precisions()
         self.rest: Rest | None = ("bf16" if "bf16" in native and rest != "f32" else "f32") if precision == "i8" else None
         computed = self.rest or precision
-        options = options_for(computed, threads)
         try:
-            # In a thread of its own: the engine's threads take the setting from the one that compiles, and it
-            # would keep it for everything else it computes.
-            with ThreadPoolExecutor(1, thread_name_prefix="compile") as compiling:
-                compiled = compiling.submit(core.compile_model, model, self.device, options).result()
+            graph = compiled(model, computed, threads)
         except RuntimeError as error:
             raise RuntimeUnavailable(f"OpenVINO cannot run {model.name} in {precision} on this CPU: {error}") from None
-        in_use = compiled.get_property("INFERENCE_PRECISION_HINT")
-        if in_use != options["INFERENCE_PRECISION_HINT"]:
+        in_use = graph.get_property("INFERENCE_PRECISION_HINT")
+        if in_use != _HINTS[computed]:
             raise RuntimeUnavailable(
                 f"OpenVINO was asked for {computed} and took {in_use.get_type_name()}; choose another --variant."
             )
         if precision not in native:
             log.warning("this CPU emulates the precision", extra={"precision": precision})
         self.precision = precision
-        self.flush_to_zero = bool(compiled.get_property("CPU_DENORMALS_OPTIMIZATION"))
-        self._request = compiled.create_infer_request()
+        self.flush_to_zero = bool(graph.get_property("CPU_DENORMALS_OPTIMIZATION"))
+        self._request = graph.create_infer_request()
         self._read: Inputs = {}
-        self._places = {name: place for place, port in enumerate(compiled.inputs) for name in port.get_names()}
+        self._places = {name: place for place, port in enumerate(graph.inputs) for name in port.get_names()}
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         # Tensor by tensor and without copies: handing over the arrays by name costs as much as a small model.

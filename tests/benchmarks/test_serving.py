@@ -24,7 +24,7 @@ from benchmarks.findings import Findings, Table, Target
 from benchmarks.flops import flops
 from benchmarks.generator import Load, Window, run
 from benchmarks.lines import evenly
-from benchmarks.peers.compare import Running, _ratios, _targets, run_all
+from benchmarks.peers.compare import CONNECTIONS, Running, _ratios, _targets, run_all
 from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from benchmarks.processes import free_port, our_service, started
@@ -209,12 +209,12 @@ def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
         "FastAPI + optimum ORTModel int8": 60.0, "FastAPI + OpenVINO fp32, no batching": 20.0, "FastAPI + OpenVINO int8, no batching": 80.0,
     }
     running = [measured(named[name], rate) for name, rate in rates.items()]
-    table = _ratios("base", running, "int8: ungated")
+    table = _ratios("base", running, CONNECTIONS, "int8: ungated")
     rows = {row[0]: row for row in table.rows}
     assert table.note == "int8: ungated"
     assert table.columns[2:] == tuple(f"{whose}, {c}" for whose in ("our best (int8)", "ours in its precision") for c in (1, 8, 32))
     assert [cell[:5] for cell in rows["Infinity (torch engine)"][2:]] == ["10.00"] * 3 + ["4.00 "] * 3
-    held = {target.what: (target.found, target.holds) for target in _targets(running)}
+    held = {target.what: (target.found, target.holds) for target in _targets(running, 32)}
     assert held["our best by Infinity's torch engine"] == ("10.00", True)
     assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == ("1.67", False)
     assert held["ours in int8 by OpenVINO without a batcher"] == ("1.25", False)
