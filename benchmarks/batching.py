@@ -3,7 +3,8 @@ How should waiting texts be put into batches? Each choice of the batcher beside 
 
     python -m benchmarks batching [--short] [--texts FILE] [--out FILE]
 
-* padding   what share of the computed tokens is padding, for three policies, two kinds of traffic and three backlogs
+* padding   what share of the computed tokens is padding, for four policies, two kinds of traffic and three backlogs
+* sharing   texts that share rows against texts that have a row each: the rate, and what a request takes
 * lengths   exact lengths against the grid: time on shapes seen for the first time and again, and memory kept for them
 * streams   one stream with all processors against one stream for each of them
 * waiting   a batch at once, of what is there, against a wait of some milliseconds for more
@@ -27,18 +28,20 @@ import openvino as ov
 
 from benchmarks.findings import Findings, Table, Target, at_most, markdown, spread, write
 from benchmarks.lines import TEXTS, read_lines
-from benchmarks.subjects import Subject, subject
+from benchmarks.subjects import Subject, a_row_each, subject
 from command import Parser
 from service import cpus
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier, Encoded
+from service.packing import Packing
 from service.runtimes.auto import Choice, load
-from service.shapes import Shapes
+from service.shapes import CPU, PACKED, Grid, Shapes
 
 BATCH, TOKENS = 16, 4096
 WAITS_MS = (0, 2, 10)
 PADDING = 0.05
 BACKLOGS = (32, 64, 2000)
+LOOP = "Closed loop over the batcher and the engine, without HTTP."
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +61,11 @@ def main(arguments: Sequence[str]) -> int:
 def measure(size: str, texts: Sequence[str], rounds: int, seconds: float) -> Findings:
     each = subject(size)
     tables, targets = [], []
-    for part in (partial(padding, each, texts), partial(lengths, each, rounds), partial(streams, each, rounds), partial(waiting, each, texts, rounds, seconds)):
+    parts = (
+        partial(padding, each, texts), partial(sharing, each, texts, rounds, seconds), partial(lengths, each, rounds), partial(streams, each, rounds),
+        partial(waiting, each, texts, rounds, seconds),
+    )
+    for part in parts:
         table, more = part()
         tables.append(table)
         targets += more
@@ -81,6 +88,10 @@ class Counting:
     padding_safe: bool = True
     batches: list[list[int]] = field(default_factory=list)
 
+    @property
+    def packing(self) -> Packing | None:
+        return self.shapes.packing
+
     def padded_length(self, tokens: int) -> int:
         return self.shapes.length(tokens)
 
@@ -96,26 +107,34 @@ def padding(each: Subject, texts: Sequence[str]) -> tuple[Table, list[Target]]:
         "the texts' lengths": [classifier.encode(texts[i]).tokens for i in draw.permutation(len(texts))],
         "5 to 500 tokens alike": draw.integers(5, 501, 2000).tolist(),
     }
-    policies: dict[str, Callable[[list[int], Shapes], list[list[int]]]] = {
-        "in order of arrival": lambda waiting, shapes: _cut(waiting), "sorted": lambda waiting, shapes: _cut(sorted(waiting)), "ours": _ours,
+    policies: dict[str, tuple[Grid, Callable[[list[int], Shapes], list[list[int]]]]] = {
+        "in order of arrival": (CPU, lambda waiting, shapes: _cut(waiting)), "sorted": (CPU, lambda waiting, shapes: _cut(sorted(waiting))),
+        "ours, a row each": (CPU, _ours), "ours, shared rows": (PACKED, _ours),
     }
     rows, targets = [], []
     for kind, all_of_them in traffic.items():
-        shapes = Shapes(max(all_of_them))
         for backlog in BACKLOGS:
             # All of them for the largest, which is what the target is about.
             size = backlog if backlog < max(BACKLOGS) else len(all_of_them)
             parts = [all_of_them[i : i + size] for i in range(0, len(all_of_them) - size + 1, size)]
-            for policy, batches_of in policies.items():
+            for policy, (grid, batches_of) in policies.items():
+                shapes = Shapes(max(all_of_them), grid=grid)
                 batches = [batch for part in parts for batch in batches_of(part, shapes)]
-                computed = sum(shapes.length(max(batch)) * len(batch) for batch in batches)
-                share = 1 - sum(map(sum, batches)) / computed
+                share = 1 - sum(map(sum, batches)) / sum(_computed(batch, shapes) for batch in batches)
                 rows.append([kind, f"{size:,}", policy, f"{share:.1%}", f"{sum(map(len, parts)) / len(batches):.1f}"])
-                if policy == "ours" and backlog == max(BACKLOGS):
-                    targets.append(at_most(f"padding under backlog, {kind}", 100 * share, 100 * PADDING, " %", 1))
+                if batches_of is _ours and backlog == max(BACKLOGS):
+                    targets.append(at_most(f"padding under backlog, {kind}, {policy.removeprefix('ours, ')}", 100 * share, 100 * PADDING, " %", 1))
     return Table("Padding by backlog", ("traffic", "texts that wait", "policy", "padding, of all tokens computed", "texts a batch"), rows,
-                 f"So many texts wait when the first batch is made, and none comes before the last; at most {BATCH} texts and {TOKENS} tokens a batch. "
-                 "Sorted: the shortest first, whoever came when, as no service can with callers who wait."), targets
+                 f"So many texts wait when the first batch is made, and none comes before the last; at most {TOKENS} tokens a batch and {BATCH} texts, or {PACKED.batch_sizes[-1]} "
+                 "that share rows. Sorted: the shortest first, whoever came when, as no service can with callers who wait."), targets
+
+
+def _computed(batch: Sequence[int], shapes: Shapes) -> int:
+    """Tokens of all rows, padding counted."""
+    if shapes.packing is None:
+        return shapes.length(max(batch)) * len(batch)
+    layout = shapes.packing.lay_out(batch)
+    return layout.length * len(layout.rows)
 
 
 def _cut(waiting: Sequence[int]) -> list[list[int]]:
@@ -134,7 +153,7 @@ def _ours(waiting: Sequence[int], shapes: Shapes) -> list[list[int]]:
     model = Counting(shapes)
 
     async def all_at_once() -> None:
-        batcher = Batcher({"m": model}, BATCH, TOKENS, max_waiting=len(waiting), batch_size=shapes.batch_size)
+        batcher = Batcher({"m": model}, shapes.max_batch_size, TOKENS, max_waiting=len(waiting), batch_size=shapes.batch_size)
         asked = asyncio.create_task(batcher.submit("m", [Length(tokens) for tokens in waiting]))
         await asyncio.sleep(0)
         batcher.start()
@@ -143,6 +162,24 @@ def _ours(waiting: Sequence[int], shapes: Shapes) -> list[list[int]]:
 
     asyncio.run(all_at_once())
     return model.batches
+
+
+# Sharing: texts in one row, or a row each.
+
+
+def sharing(each: Subject, texts: Sequence[str], rounds: int, seconds: float) -> tuple[Table, list[Target]]:
+    ways = {"a row each": a_row_each(each.artifact, each.variants[-1], cpus.usable()), "shared rows": _classifier(each)}
+    encoded = [ways["a row each"].encode(text) for text in texts]
+    for classifier in ways.values():
+        classifier.warm_up(10)
+    rows = []
+    for callers in (1, 8, 32):
+        turns = [{way: asyncio.run(_closed_loop(classifier, encoded, callers, 0, seconds / rounds)) for way, classifier in ways.items()} for _ in range(rounds)]
+        for way in ways:
+            rate, median, tail = zip(*(turn[way] for turn in turns), strict=True)
+            relative = np.array(rate) / np.array([turn["a row each"][0] for turn in turns])
+            rows.append([str(callers), way, f"{np.median(rate):.0f}", spread(relative), f"{np.median(median):.1f}", f"{np.median(tail):.1f}"])
+    return Table("Shared rows or a row each", ("callers", "texts have", "texts/s", "by a row each", "p50, ms", "p99, ms"), rows, LOOP), []
 
 
 # Lengths: what an engine keeps for every shape.
@@ -249,11 +286,11 @@ def waiting(each: Subject, texts: Sequence[str], rounds: int, seconds: float) ->
             rate, median, tail = zip(*found, strict=True)
             relative = np.array(rate) / np.array([one[0] for one in seen[0]])
             rows.append([str(callers), f"{wait} ms" if wait else "none", f"{np.median(rate):.0f}", spread(relative), f"{np.median(median):.1f}", f"{np.median(tail):.1f}"])
-    return Table("Waiting for a fuller batch", ("callers", "wait", "texts/s", "by no wait", "p50, ms", "p99, ms"), rows, "Closed loop over the batcher and the engine, without HTTP."), []
+    return Table("Waiting for a fuller batch", ("callers", "wait", "texts/s", "by no wait", "p50, ms", "p99, ms"), rows, LOOP), []
 
 
 async def _closed_loop(classifier: Classifier, encoded: Sequence[Encoded], callers: int, patience_s: float, seconds: float) -> tuple[float, float, float]:
-    batcher = Patient({"m": classifier}, BATCH, TOKENS, batch_size=classifier.shapes.batch_size, on_batch=_ignore)
+    batcher = Patient({"m": classifier}, classifier.shapes.max_batch_size, TOKENS, batch_size=classifier.shapes.batch_size, on_batch=_ignore)
     batcher.patience_s = patience_s
     batcher.start()
     times: list[float] = []

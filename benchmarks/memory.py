@@ -25,7 +25,7 @@ from benchmarks.generator import Load
 from benchmarks.processes import Process, free_port, halves, our_service, started
 from benchmarks.subjects import Subject, subject
 from command import Parser, Unavailable
-from service.shapes import Shapes
+from service.shapes import CPU, PACKED, Shapes
 
 MIB = 2**20
 REQUESTS = 10_000
@@ -107,9 +107,12 @@ def grow(each: Subject, variant: str, requests: int) -> Growth:
 
 def meet_every_shape(server: Process, longest: int) -> int:
     """Sends a list for each shape of the grid, so that it runs as one batch; how many there are."""
-    shapes = [shape for shape in Shapes(longest).likely_first() if shape[1] > 2]
-    for size, length in shapes:
-        request = urllib.request.Request(f"{server.url}/classify", json.dumps({"input": [text_of(length)] * size}).encode())
+    with urllib.request.urlopen(f"{server.url}/info", timeout=60) as response:
+        [model] = json.load(response)["models"].values()
+    grid = Shapes(longest, grid=PACKED if model["packs"] else CPU)
+    shapes = [shape for shape in grid.likely_first() if shape[1] > 2]
+    for shape in shapes:
+        request = urllib.request.Request(f"{server.url}/classify", json.dumps({"input": [text_of(tokens) for tokens in grid.texts_of(*shape)]}).encode())
         with urllib.request.urlopen(request, timeout=60) as response:
             response.read()
     return len(shapes)

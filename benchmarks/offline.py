@@ -1,5 +1,5 @@
 """
-An engine alone, as fast as it goes: texts from stdin, sorted by length, in batches of 16. Prints texts a second.
+An engine alone, as fast as it goes: texts from stdin, sorted by length, in batches of 16, a row each. Prints texts a second.
 
     python -m benchmarks.offline ARTIFACT VARIANT SECONDS < texts.txt
 """
@@ -10,17 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.subjects import a_row_each
 from service import cpus
 from service.artifact import read_artifact
-from service.classifier import Classifier, Encoded
-from service.runtimes.auto import Choice, load
+from service.classifier import Encoded
 
 BATCH = 16
 
 
 def main() -> None:
     artifact = read_artifact(Path(sys.argv[1]))
-    classifier = Classifier(artifact, load(artifact, Choice(sys.argv[2], "openvino", "benchmark"), cpus.usable()))
+    classifier = a_row_each(artifact, sys.argv[2], cpus.usable())
     batches = in_batches([classifier.encode(line) for line in sys.stdin.read().splitlines()])
     for batch in batches:
         classifier.predict(batch)

@@ -14,6 +14,8 @@ from export.commands import export
 from export.variants import RECIPES
 from service import cpus
 from service.artifact import Artifact, ArtifactError, read_artifact
+from service.classifier import Classifier
+from service.runtimes.openvino import OpenVinoRuntime
 
 FOLDER = Path("build/bench")
 MINI = Path("examples/checkpoints/bert-mini-sst2")
@@ -57,3 +59,10 @@ def subject(name: str, gate: Path | None = None) -> Subject:
 def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
     """Batch × length."""
     return ((1, 16), (1, 128), (8, 32), (8, 128)) if short else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
+
+
+def a_row_each(artifact: Artifact, variant: str, threads: int) -> Classifier:
+    """A classifier whose texts share no rows."""
+    chosen = artifact.manifest.variants[variant]
+    agreement = chosen.gate.agreement
+    return Classifier(artifact, OpenVinoRuntime(artifact.path(chosen.files[0]), chosen.precision, threads, agreement.rest if agreement else None))

@@ -46,6 +46,7 @@ class Batch:
 @dataclass(slots=True, eq=False)
 class _Running:
     batch: list[Entry]
+    rows: int
     length: int
     started_ns: int
     finish: Callable[[], Collection[Any]]
@@ -57,7 +58,7 @@ class Batcher:
 
     Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
     (a single item may exceed it), `max_waiting` items in the queue. `batch_size` rounds a
-    batch down to one the engine likes, `rows` says how many rows the engine makes of it. `in_flight` batches may run at once.
+    batch down to one the engine likes, `rows` says how many rows the engine makes of it, where items do not share rows. `in_flight` batches may run at once.
 
     What is submitted in the background waits beside the queue, at most `max_background` items, and a batch
     of it begins only when nothing else waits.
@@ -231,17 +232,25 @@ class Batcher:
     def _start(self, batch: list[Entry]) -> _Running | None:
         """Hands a batch to its model; None if that failed, and what was to be done about it is done."""
         self._starting_ns = started = time.monotonic_ns()
-        length = max(entry.length for entry in batch)
+        rows, length = self._shape(batch)
         try:
             finish = batch[0].model.start([entry.item for entry in batch])
         except Exception as error:  # The worker outlives whatever a model does.
             self._starting_ns = None
             self._failed(batch, error)
             return None
-        run = _Running(batch, length, started, finish)
+        run = _Running(batch, rows, length, started, finish)
         self._running.append(run)
         self._starting_ns = None
         return run
+
+    def _shape(self, batch: list[Entry]) -> tuple[int, int]:
+        """(rows, tokens of each) that the engine makes of a batch."""
+        packing = batch[0].model.packing
+        if packing is None:
+            return self.rows(len(batch)), max(entry.length for entry in batch)
+        layout = packing.lay_out([entry.item.tokens for entry in batch])
+        return len(layout.rows), layout.length
 
     def _finish(self, run: _Running) -> None:
         try:
@@ -296,7 +305,7 @@ class Batcher:
         tokens = sum(entry.item.tokens for entry in run.batch)
         try:
             self.on_batch(
-                Batch(run.batch[0].name, queue_ns, inference_ns, tokens, run.length * self.rows(len(run.batch)) - tokens, run.batch[0].background)
+                Batch(run.batch[0].name, queue_ns, inference_ns, tokens, run.rows * run.length - tokens, run.batch[0].background)
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")

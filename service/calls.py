@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded
+from service.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ class Model(Protocol[AnyItem]):
         """False: only items of equal length may share a batch."""
         ...
 
+    @property
+    def packing(self) -> Packing | None:
+        """How several items share a row; None: each has one of its own."""
+        ...
+
     def start(self, batch: Sequence[AnyItem], /) -> Callable[[], Collection[Any]]:
         """Begins a batch; the call returned waits for one row an item."""
         ...
@@ -52,7 +58,7 @@ class Row:
     inference_ns: int
     batch_size: int
     length: int
-    """Tokens each item of its batch was padded to."""
+    """Tokens that each row of its batch was padded to."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
 from service.errors import InvalidInput, ModelOutputInvalid
+from service.packing import Layout
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
 
@@ -68,6 +69,7 @@ class Classifier:
         self.manifest: Manifest = artifact.manifest
         self.runtime = runtime
         self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens)
+        self.packing = self.shapes.packing
         text = artifact.path("tokenizer.json").read_text()
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
@@ -133,7 +135,7 @@ class Classifier:
         wanted = (len(batch), len(self.manifest.labels))
 
         def finish() -> Logits:
-            logits = pending()
+            logits = pending()[: len(batch)]
             if logits.shape != wanted:
                 raise ModelOutputInvalid(f"The model answered shape {logits.shape}, {wanted} was due.")
             if not np.isfinite(logits).all():
@@ -157,25 +159,37 @@ class Classifier:
         if self.shapes.grid.all_warm:
             # What the largest needs of the device's memory serves all others.
             shapes.reverse()
-        for size, length in shapes:
+        for rows, length in shapes:
             late = time.monotonic() - started > seconds and not self.shapes.grid.all_warm
             if done and (stopping() or late):
                 break
-            self.predict([Encoded([self._pad] * length, [0] * length, False)] * size)
+            self.predict([Encoded([self._pad] * tokens, [0] * tokens, False) for tokens in self.shapes.texts_of(rows, length)])
             done += 1
         return done
 
     def _inputs(self, batch: Sequence[Encoded]) -> Inputs:
-        length = self.padded_length(max(item.tokens for item in batch))
-        ids = np.full((len(batch), length), self._pad, np.int64)
-        mask = np.zeros((len(batch), length), np.int64)
-        types = np.zeros((len(batch), length), np.int64)
-        for row, item in enumerate(batch):
-            ids[row, : item.tokens] = item.ids
-            mask[row, : item.tokens] = 1
-            types[row, : item.tokens] = item.type_ids
+        if self.packing is None:
+            layout = Layout(self.padded_length(max(item.tokens for item in batch)), tuple((place,) for place in range(len(batch))))
+        else:
+            layout = self.packing.lay_out([item.tokens for item in batch])
+        shape = (len(layout.rows), layout.length)
+        ids = np.full(shape, self._pad, np.int64)
+        mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
+        # As many as the grid has: those beyond the texts' own are not read.
+        first_tokens = np.zeros(self.shapes.rows(len(batch)), np.int64)
+        for row, places in enumerate(layout.rows):
+            end = 0
+            for number, place in enumerate(places, 1):
+                item, begin = batch[place], end
+                end += item.tokens
+                ids[row, begin:end] = item.ids
+                mask[row, begin:end] = number
+                types[row, begin:end] = item.type_ids
+                positions[row, begin:end] = np.arange(item.tokens)
+                first_tokens[place] = row * layout.length + begin
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: arrays[name] for name in self.manifest.inputs}
+        inputs = {name: arrays[name] for name in self.manifest.inputs}
+        return inputs if self.packing is None else {**inputs, "position_ids": positions, "first_tokens": first_tokens}
 
 
 def _tokenizer(text: str, truncate: str, max_tokens: int) -> Tokenizer:

@@ -245,6 +245,7 @@ def _describe(loaded: Loaded) -> dict[str, Any]:
         "encoder_digest": variant.encoder_digest, "head_digest": variant.head_digest,
         "family": manifest.family, "task": manifest.task, "labels": manifest.labels, "takes_pairs": manifest.takes_pairs,
         "max_tokens": manifest.max_tokens, "parameters": manifest.parameters, "padding_safe": manifest.padding_safe,
+        "packs": loaded.classifier.packing is not None,
         "kept_decoder_layers": manifest.kept_decoder_layers,
         "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
         "variant": loaded.choice.variant, "runtime": runtime.name, "device": runtime.device, "precision": runtime.precision,

@@ -103,28 +103,39 @@ class Queue:
         return found
 
     def take(self, limits: BatchLimits) -> list[Entry]:
-        """The oldest entry and those nearest to it in length: nobody starves, and under backlog next to nothing is padding.
+        """The oldest entry and what goes well with it: nobody starves, and under backlog next to nothing is padding.
 
-        Only entries of one model and one busy-wait share a batch, and only of one length where the model is not padding-safe.
-        Empty if nothing waits.
+        Only entries of one model and one busy-wait share a batch. Where they share rows too, that is whoever fits, in order of arrival;
+        else those nearest in length, and only of one length where the model is not padding-safe. Empty if nothing waits.
         """
         entries = self.waiting or self.background
         if not entries:
             return []
         first = entries[0]
+        alike = [e for e in entries if e.model is first.model and e.busy_wait == first.busy_wait]
+        packing = first.model.packing
+        if packing is not None:
+            chosen = [alike[place] for place in packing.choose([e.item.tokens for e in alike], limits.size, limits.tokens)]
+        else:
+            chosen = self._nearest(alike, limits)
+        self._remove(entries, chosen)
+        self._note_room()
+        return chosen
+
+    @staticmethod
+    def _nearest(alike: Sequence[Entry], limits: BatchLimits) -> list[Entry]:
+        """The first entry and those nearest to it in length, each in a row of its own."""
+        first = alike[0]
         mixes = first.model.padding_safe
-        others = (e for e in entries if e is not first and e.model is first.model and e.busy_wait == first.busy_wait)
         chosen = [first]
         shortest = longest = first.length
-        for entry in heapq.nsmallest(limits.size - 1, others, key=lambda e: abs(e.length - first.length)):
+        for entry in heapq.nsmallest(limits.size - 1, alike[1:], key=lambda e: abs(e.length - first.length)):
             low, high = min(shortest, entry.length), max(longest, entry.length)
             fits = low == high or (mixes and _share_a_batch(low, high))
             if fits and high * limits.rows(len(chosen) + 1) <= limits.tokens:
                 chosen.append(entry)
                 shortest, longest = low, high
         del chosen[limits.rounded(len(chosen)) :]
-        self._remove(entries, chosen)
-        self._note_room()
         return chosen
 
     def _note_room(self) -> None:

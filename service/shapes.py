@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from command import BadInput
+from service.packing import MAX_ROWS, ONE_ROW, ROW, Packing
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,15 @@ class Grid:
     """Whether a batch is filled up with empty rows to the next size; else it is cut down to the one below."""
     all_warm: bool = False
     """Whether every shape is run before the first request, because the first run is the one that captures it."""
+    packs: bool = False
+    """Whether several texts may share a row."""
     lengths: tuple[int, ...] = field(default=())
     """The very lengths, where they were measured; they take the place of the steps."""
 
 
 CPU = Grid((1, 2, 3, 4, 6, 8, 12, 16), ((32, 2), (64, 4), (128, 8), (256, 16)), 32, max_batch_tokens=4096)
+# For graphs that read several texts in a row: batch sizes are numbers of texts, in few rows, so that there is room for more lengths.
+PACKED = replace(CPU, batch_sizes=(1, 2, 4, 8, 16, 32), steps=((32, 2), (64, 4), (128, 8), (512, 16)), packs=True)
 # Multiples of 8 suit tensor cores. A row more costs a GPU little while it is not full, a captured graph less costs nothing.
 GPU = Grid((1, 2, 4, 8, 16, 32, 64, 128), ((64, 8), (128, 16), (256, 32)), 64, max_batch_tokens=16_384, padded_rows=True, all_warm=True)
 
@@ -47,7 +53,9 @@ class Shapes:
     def __init__(self, max_tokens: int, max_batch_size: int | None = None, grid: Grid = CPU, max_batch_tokens: int | None = None) -> None:
         self.grid = grid
         self.max_batch_tokens = max_batch_tokens or grid.max_batch_tokens
-        self.lengths = tuple(_lengths(max_tokens, grid))
+        self.max_tokens = max_tokens
+        self.lengths = tuple(_lengths(max(max_tokens, ONE_ROW) if grid.packs else max_tokens, grid))
+        self.packing = Packing(self.lengths) if grid.packs else None
         self.batch_sizes = tuple(size for size in grid.batch_sizes if max_batch_size is None or size <= max_batch_size)
 
     @property
@@ -65,15 +73,29 @@ class Shapes:
         return self.batch_sizes[bisect_right(self.batch_sizes, waiting) - 1]
 
     def rows(self, items: int) -> int:
-        """How many rows a batch of so many items has when it runs."""
-        if not self.grid.padded_rows:
+        """How many rows of logits a batch of so many items has when it runs."""
+        if not self.grid.padded_rows and not self.grid.packs:
             return items
-        return self.batch_sizes[bisect_left(self.batch_sizes, items)]
+        place = bisect_left(self.batch_sizes, items)
+        return self.batch_sizes[place] if place < len(self.batch_sizes) else items
 
     def likely_first(self) -> Iterator[tuple[int, int]]:
-        """Every (batch size, length) that a batch can have, smallest work first: what an idle service meets before what a busy one does."""
-        allowed = ((b, t) for b in self.batch_sizes for t in self.lengths if b == 1 or b * t <= self.max_batch_tokens)
+        """Every (rows, length) that a batch can have, smallest work first: what an idle service meets before what a busy one does."""
+        if self.packing is None:
+            every: Iterator[tuple[int, int]] = ((rows, length) for rows in self.batch_sizes for length in self.lengths)
+        else:
+            longest = self.length(self.max_tokens)
+            several = [(rows, length) for rows in range(2, 1 + min(MAX_ROWS, self.max_batch_size)) for length in self.lengths if ROW <= length <= max(ROW, longest)]
+            every = chain(((1, length) for length in self.lengths), several)
+        allowed = ((rows, length) for rows, length in every if rows == 1 or rows * length <= self.max_batch_tokens)
         yield from sorted(allowed, key=lambda shape: shape[0] * shape[1])
+
+    def texts_of(self, rows: int, length: int) -> list[int]:
+        """Tokens of the fewest texts that make a batch of that shape."""
+        if length <= self.length(self.max_tokens):
+            return [min(length, self.max_tokens)] * rows
+        share = -(-length // self.max_tokens)
+        return [length // share + (part < length % share) for _ in range(rows) for part in range(share)]
 
 
 class _Table(BaseModel):

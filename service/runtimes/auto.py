@@ -81,9 +81,11 @@ def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_
     model = artifact.path(variant.files[0])
     if choice.runtime == "openvino":
         from service.runtimes.openvino import OpenVinoRuntime
+        from service.runtimes.packed import FAMILIES
 
         agreement = variant.gate.agreement
-        return OpenVinoRuntime(model, variant.precision, threads, None if agreement is None else agreement.rest)
+        packs = manifest.padding_safe and manifest.family in FAMILIES
+        return OpenVinoRuntime(model, variant.precision, threads, None if agreement is None else agreement.rest, packs)
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 

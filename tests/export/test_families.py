@@ -73,6 +73,7 @@ class Family:
     order: Specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
     pair: str = "{b} $A {e} $B:1 {e}:1"
     config: Mapping[str, Any] = field(default_factory=dict)
+    shares_rows: bool = False
 
     @property
     def special(self) -> dict[str, str]:
@@ -84,13 +85,13 @@ class Family:
 ROBERTAS = {"order": ("<s>", "<pad>", "</s>", "<unk>"), "pair": "{b} $A {e} {e} $B {e}"}
 POSITIONS_AFTER_PADDING = {"max_position_embeddings": MAX_TOKENS + 2, "type_vocab_size": 1}
 FAMILIES = [
-    Family("BERT", "Bert", wordpiece),
+    Family("BERT", "Bert", wordpiece, shares_rows=True),
     Family("RoBERTa", "Roberta", byte_level_bpe, **ROBERTAS, config=POSITIONS_AFTER_PADDING),    # type: ignore[arg-type]
     Family("XLM-RoBERTa", "XLMRoberta", sentencepiece_unigram, **ROBERTAS, config=POSITIONS_AFTER_PADDING),    # type: ignore[arg-type]
     Family("CamemBERT", "Camembert", sentencepiece_unigram, **ROBERTAS, config=POSITIONS_AFTER_PADDING),    # type: ignore[arg-type]
-    Family("DistilBERT", "DistilBert", wordpiece, config={"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
-    Family("ELECTRA", "Electra", wordpiece, config={"embedding_size": 16}),
-    Family("ALBERT", "Albert", sentencepiece_unigram, ("<pad>", "<unk>", "[CLS]", "[SEP]"), config={"embedding_size": 16}),
+    Family("DistilBERT", "DistilBert", wordpiece, config={"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}, shares_rows=True),
+    Family("ELECTRA", "Electra", wordpiece, config={"embedding_size": 16}, shares_rows=True),
+    Family("ALBERT", "Albert", sentencepiece_unigram, ("<pad>", "<unk>", "[CLS]", "[SEP]"), config={"embedding_size": 16}, shares_rows=True),
     Family("MPNet", "MPNet", wordpiece, ("<s>", "<pad>", "</s>", "[UNK]"), "{b} $A {e} {e} $B {e}", {"max_position_embeddings": MAX_TOKENS + 2}),
     Family("DeBERTa", "Deberta", byte_level_bpe, config={"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}),
     Family("DeBERTa-v2, v3", "DebertaV2", sentencepiece_unigram, ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), config={
@@ -153,7 +154,9 @@ async def test_a_family_is_served_as_transformers_computes_it(family: Family, tm
     artifact = read_artifact(tmp_path / "artifact")
     assert artifact.manifest.max_tokens == MAX_TOKENS
     texts = [*TEXTS, PAIR] if artifact.manifest.takes_pairs else TEXTS
-    async with client_of(artifact) as (client, _):
+    async with client_of(artifact) as (client, models):
+        [loaded] = models.loaded.values()
+        assert (loaded.classifier.packing is not None) == family.shares_rows
         together = (await classify(client, {"input": texts})).json()["data"]
         alone = [(await classify(client, {"input": text})).json()["data"][0] for text in texts]
     for text, in_company, by_itself in zip(texts, together, alone, strict=True):

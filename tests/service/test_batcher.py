@@ -37,6 +37,10 @@ class Echo:
     gate: threading.Event = field(default_factory=threading.Event)
     batches: list[list[str]] = field(default_factory=list)
 
+    @property
+    def packing(self) -> None:
+        return None
+
     def padded_length(self, tokens: int) -> int:
         return tokens
 

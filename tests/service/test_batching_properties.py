@@ -7,14 +7,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher
+from service.packing import Packing
 from service.queue import NEAR_TOKENS, SHARED_LENGTH
-from service.shapes import GPU, Shapes
+from service.shapes import GPU, PACKED, Shapes
 
 SHAPES = Shapes(512)
+SHARED = Shapes(512, grid=PACKED)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Noting:
     padding_safe: bool = True
     shapes: Shapes = SHAPES
     batches: list[list[Text]] = field(default_factory=list)
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.shapes.packing
 
     def padded_length(self, tokens: int) -> int:
         return self.shapes.length(tokens) if self.padding_safe else tokens
@@ -85,11 +92,41 @@ def test_a_batch_on_a_gpu_has_a_shape_that_was_warmed_up(lengths: list[int], tok
         assert (shapes.rows(len(batch)), max(shapes.length(text.tokens) for text in batch)) in warm
 
 
-@given(backlogs)
+@given(backlogs, st.sampled_from((1, 2, 3, 4, 8, 16, 32)), st.integers(1, 5000), st.sampled_from((40, 128, 150, 300, 512)))
+@settings(max_examples=300, deadline=None)
+def test_texts_that_share_rows_keep_the_limits_and_have_shapes_that_are_warmed_up(lengths: list[int], size: int, tokens: int, longest: int) -> None:
+    shapes = Shapes(longest, size, PACKED, tokens)
+    lengths = [min(one, longest) for one in lengths]
+    warm, packing = set(shapes.likely_first()), shapes.packing
+    assert packing is not None
+    batches = batched(lengths, shapes.max_batch_size, tokens, shapes=shapes)
+    assert sorted(text.number for batch in batches for text in batch) == list(range(len(lengths)))
+    for batch in batches:
+        layout = packing.lay_out([text.tokens for text in batch])
+        assert sorted(place for row in layout.rows for place in row) == list(range(len(batch)))
+        assert all(sum(batch[place].tokens for place in row) <= layout.length for row in layout.rows)
+        assert len(batch) <= size
+        assert len(layout.rows) * layout.length <= max(tokens, *(shapes.length(text.tokens) for text in batch))
+        assert (len(layout.rows), layout.length) in warm
+
+
+@given(st.sampled_from((40, 128, 150, 300, 512)), st.sampled_from((None, 1, 2, 8)))
+@settings(deadline=None)
+def test_every_shape_of_shared_rows_is_that_of_the_texts_it_is_warmed_up_with(longest: int, size: int | None) -> None:
+    shapes = Shapes(longest, size, PACKED)
+    assert shapes.packing is not None
+    for rows, length in shapes.likely_first():
+        texts = shapes.texts_of(rows, length)
+        layout = shapes.packing.lay_out(texts)
+        assert (len(layout.rows), layout.length) == (rows, length)
+        assert max(texts) <= longest
+
+
+@given(backlogs, st.sampled_from((SHAPES, SHARED)))
 @settings(max_examples=100, deadline=None)
-def test_the_oldest_text_is_always_in_the_next_batch(lengths: list[int]) -> None:
+def test_the_oldest_text_is_always_in_the_next_batch(lengths: list[int], shapes: Shapes) -> None:
     gone: set[int] = set()
-    for batch in batched(lengths):
+    for batch in batched(lengths, shapes=shapes):
         numbers = {text.number for text in batch}
         assert min(set(range(len(lengths))) - gone) in numbers
         gone |= numbers
@@ -105,10 +142,17 @@ def test_one_long_text_among_many_short_ones_waits_no_longer_than_what_came_befo
     assert turn <= -(-place // 12) + 1    # batches of 16 or, what is left over, of at least 12
 
 
-def test_a_backlog_of_any_lengths_computes_no_more_than_five_per_cent_of_padding() -> None:
+@pytest.mark.parametrize("shapes", [SHAPES, SHARED], ids=("a row each", "shared rows"))
+def test_a_backlog_of_any_lengths_computes_no_more_than_five_per_cent_of_padding(shapes: Shapes) -> None:
     draw = random.Random(0)
     for lengths in ([draw.randint(5, 500) for _ in range(1000)], [round(min(60, max(4, draw.gauss(24, 11)))) for _ in range(1000)]):
-        batches = batched(lengths)
-        computed = sum(SHAPES.length(max(text.tokens for text in batch)) * len(batch) for batch in batches)
-        assert 1 - sum(lengths) / computed <= 0.05
-        assert len(lengths) / len(batches) > 8
+        batches = batched(lengths, shapes.max_batch_size, shapes=shapes)
+        assert 1 - sum(lengths) / sum(computed(shapes, batch) for batch in batches) <= 0.05
+
+
+def computed(shapes: Shapes, batch: list[Text]) -> int:
+    """Tokens, padding counted."""
+    if shapes.packing is None:
+        return shapes.length(max(text.tokens for text in batch)) * len(batch)
+    layout = shapes.packing.lay_out([text.tokens for text in batch])
+    return layout.length * len(layout.rows)

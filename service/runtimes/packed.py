@@ -1,0 +1,96 @@
+"""
+Makes an OpenVINO graph of a BERT read several texts in a row (service/packing.py). Its weights and layers stay what they are.
+
+Three places of the graph know where a text begins and ends, and each is told instead of supposing that a row is one text:
+
+    attention_mask   (R, L)   the number of each token's text in its row, 0 for padding; 1 and 0 mean what they always did
+    position_ids     (R, L)   each token's position in its text
+    first_tokens     (N)      where each text begins, counted through all rows; of these tokens the logits are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+FAMILIES = ("albert", "bert", "distilbert", "electra")
+"""Whose tokens look at each other in attention only, and have positions from a table."""
+
+
+class NotPackable(Exception):
+    """The graph is not made as this file knows it."""
+
+
+def pack(model: ov.Model) -> None:
+    """Changes `model` in place; NotPackable says what was not found, and then the model is as it was."""
+    parameters = {name: port.get_node() for port in model.inputs for name in port.get_names()}
+    if "attention_mask" not in parameters:
+        raise NotPackable("it has no attention_mask")
+    nodes = model.get_ordered_ops()
+    mask = _only("mask of four dimensions", _broadcast(parameters["attention_mask"]))
+    positions = _only("table of positions", (node for node in nodes if _looks_up_positions(node)))
+    first = _only("choice of the first token", (node for node in nodes if _takes_the_first_token(node)))
+
+    texts = parameters["attention_mask"]
+    together = ops.equal(ops.unsqueeze(texts, np.array([1, 3])), ops.unsqueeze(texts, np.array([1, 2])))
+    _replace(mask, ops.convert(together, mask.output(0).get_element_type().to_string()))
+
+    position_ids, first_tokens = (ops.parameter(shape, np.int64) for shape in ([-1, -1], [-1]))
+    positions.input(1).replace_source_output(position_ids.output(0))
+
+    hidden = first.input_value(0)
+    width = hidden.get_partial_shape()[2].get_length()
+    tokens = ops.reshape(hidden, np.array([-1, width]), False)
+    _replace(first, ops.gather(tokens, first_tokens, np.array(0)))
+
+    for parameter, name in ((position_ids, "position_ids"), (first_tokens, "first_tokens")):
+        parameter.set_friendly_name(name)
+        parameter.output(0).get_tensor().set_names({name})
+    model.add_parameters([position_ids, first_tokens])
+    model.validate_nodes_and_infer_types()
+
+
+def _only(what: str, found: Iterator[ov.Node]) -> ov.Node:
+    nodes = list(found)
+    if len(nodes) != 1:
+        raise NotPackable(f"it has {len(nodes)} of what looks like the {what}, and should have one")
+    return nodes[0]
+
+
+def _broadcast(mask: ov.Node) -> Iterator[ov.Node]:
+    """The mask as it first has four dimensions, (R, 1, 1, L)."""
+    for after in mask.output(0).get_target_inputs():
+        node = after.get_node()
+        if node.get_type_name() == "ShapeOf":
+            continue
+        if node.output(0).get_partial_shape().rank.get_length() == 4:
+            yield node
+        else:
+            yield from _broadcast(node)
+
+
+def _looks_up_positions(node: ov.Node) -> bool:
+    """Whether it reads a table's first rows, as many as a text has tokens: of 0, 1, 2, … it takes a slice."""
+    if node.get_type_name() != "Gather":
+        return False
+    table, indices = node.input_value(0).get_partial_shape(), node.input_value(1).get_node()
+    if table.is_dynamic or len(table) != 2 or indices.get_type_name() != "Slice":
+        return False
+    numbers = indices.input_value(0).get_node()
+    return numbers.get_type_name() == "Constant" and np.array_equal(numbers.data.reshape(-1), np.arange(table[0].get_length()))
+
+
+def _takes_the_first_token(node: ov.Node) -> bool:
+    """(R, D) of (R, L, D)."""
+    if node.get_type_name() != "Gather" or node.input_value(0).get_partial_shape().rank.get_length() != 3:
+        return False
+    place, axis = (node.input_value(i).get_node() for i in (1, 2))
+    return all(one.get_type_name() == "Constant" and one.data.size == 1 for one in (place, axis)) and int(place.data) == 0 and int(axis.data) == 1
+
+
+def _replace(old: ov.Node, new: ov.Node) -> None:
+    for reader in old.output(0).get_target_inputs():
+        reader.replace_source_output(new.output(0))
