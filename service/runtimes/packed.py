@@ -16,8 +16,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-FAMILIES = ("albert", "bert", "distilbert", "electra")
-"""Whose tokens look at each other in attention only, and have positions from a table."""
+from service.packing import ONE_ROW
+
+FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Whose tokens look at each other in attention only, and whose positions are added to the words."""
 
 
 class NotPackable(Exception):
@@ -31,15 +33,23 @@ def pack(model: ov.Model) -> None:
         raise NotPackable("it has no attention_mask")
     nodes = model.get_ordered_ops()
     mask = _only("mask of four dimensions", _broadcast(parameters["attention_mask"]))
-    positions = _only("table of positions", (node for node in nodes if _looks_up_positions(node)))
+    positions = _only("way to count positions", (node for node in nodes if node.get_type_name() == "CumSum" or _looks_up_positions(node)))
     first = _only("choice of the first token", (node for node in nodes if _takes_the_first_token(node)))
+
+    own = positions.input_value(1).get_node()    # the slice that is replaced
+    short = min((length for node in nodes if node.get_friendly_name() != own.get_friendly_name() for length in _prepared(node)), default=ONE_ROW)
+    if short < ONE_ROW:
+        raise NotPackable(f"it is prepared for rows of {short} tokens, and they may have {ONE_ROW}")
 
     texts = parameters["attention_mask"]
     together = ops.equal(ops.unsqueeze(texts, np.array([1, 3])), ops.unsqueeze(texts, np.array([1, 2])))
     _replace(mask, ops.convert(together, mask.output(0).get_element_type().to_string()))
 
     position_ids, first_tokens = (ops.parameter(shape, np.int64) for shape in ([-1, -1], [-1]))
-    positions.input(1).replace_source_output(position_ids.output(0))
+    if positions.get_type_name() == "CumSum":
+        _count_from_the_text(positions, position_ids)
+    else:
+        positions.input(1).replace_source_output(position_ids.output(0))
 
     hidden = first.input_value(0)
     width = hidden.get_partial_shape()[2].get_length()
@@ -81,6 +91,22 @@ def _looks_up_positions(node: ov.Node) -> bool:
         return False
     numbers = indices.input_value(0).get_node()
     return numbers.get_type_name() == "Constant" and np.array_equal(numbers.data.reshape(-1), np.arange(table[0].get_length()))
+
+
+def _prepared(node: ov.Node) -> Iterator[int]:
+    """For how many tokens of a row a constant (1, n) was made, of which the node takes a slice."""
+    if node.get_type_name() == "Slice" and (made := node.input_value(0).get_node()).get_type_name() == "Constant" and made.data.ndim == 2:
+        yield made.data.shape[1]
+
+
+def _count_from_the_text(counts: ov.Node, position_ids: ov.Node) -> None:
+    """Makes a RoBERTa, which counts the tokens of a row (R, L) that are not padding, begin anew with each text."""
+    readers = counts.output(0).get_target_inputs()
+    length = ops.gather(ops.shape_of(position_ids), np.array(1), np.array(0))
+    begins = ops.subtract(ops.range(np.array(0), length, np.array(1), "i64"), position_ids)
+    before = ops.subtract(ops.gather_elements(counts, begins, 1), ops.constant(1, counts.output(0).get_element_type()))
+    for reader in readers:
+        reader.replace_source_output(ops.subtract(counts, before).output(0))
 
 
 def _takes_the_first_token(node: ov.Node) -> bool:

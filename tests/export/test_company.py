@@ -45,5 +45,23 @@ def test_an_answer_does_not_depend_on_its_company(twin: Artifact, variant: str) 
     assert worst <= TOLERANCES[variant], f"{variant}: {worst:.1e}"
 
 
+@pytest.mark.parametrize("variant", ["cpu-fp32", "cpu-bf16", "cpu-int8"])
+def test_texts_that_share_rows_are_answered_as_those_with_a_row_each(twin: Artifact, variant: str) -> None:
+    choice = engine_here(twin, variant)
+    sharing = Classifier(twin, load(twin, choice, 2))
+    assert sharing.packing is not None
+    texts = [sharing.encode(text) for text in SENTENCES[:24]]
+    layout = sharing.packing.lay_out([text.tokens for text in texts])
+    assert 1 < len(layout.rows) < len(texts)
+    length = max(text.tokens for text in texts)
+    padded = {name: np.zeros((len(texts), length), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    for row, text in enumerate(texts):
+        padded["input_ids"][row, : text.tokens] = text.ids
+        padded["attention_mask"][row, : text.tokens] = 1
+    a_row_each = sharing.runtime.start(padded)()
+    difference = np.abs([softmax(row) for row in sharing.predict(texts).tolist()] - np.array([softmax(row) for row in a_row_each.tolist()])).max()
+    assert difference <= TOLERANCES[variant]
+
+
 def test_every_variant_has_a_tolerance() -> None:
     assert TOLERANCES.keys() == RECIPES.keys()

@@ -13,6 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from service.artifact import Artifact
+from service.classifier import Classifier
 from service.runtimes.onnxruntime import OnnxRuntime
 from service.runtimes.openvino import OpenVinoRuntime
 
@@ -42,6 +44,15 @@ def load_elsewhere(engine: type[OpenVinoRuntime | OnnxRuntime], model: Path, thr
     thread.start()
     thread.join()
     return loaded[0]
+
+
+def test_a_graph_that_is_not_made_as_a_bert_is_gives_each_text_a_row(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    packing = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1, packs=True)
+    assert not packing.grid.packs
+    assert caplog.records[0].message == "every text has a row of its own"
+    classifier = Classifier(artifact, packing)
+    assert classifier.packing is None
+    assert classifier.predict([classifier.encode("good good"), classifier.encode("bad")]).tolist() == [[0.0, 2.0], [1.0, 0.0]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
