@@ -8,6 +8,7 @@ arXiv 2107.02027). Where they place texts to fill rows best, this places them in
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,30 +44,33 @@ class Packing:
         At most `most` of them, in rows of `max_tokens` together, padding counted, unless the oldest alone has more.
         `lay_out` of them in the order returned needs as many rows as were counted on.
         """
-        oldest = waiting[0]
+        oldest, shortest = waiting[0], min(waiting)
         length = self._row_for(oldest)
         fitting = [place for place, tokens in enumerate(waiting) if tokens <= length]
         max_rows = max(1, min(MAX_ROWS, max_tokens // length, sum(waiting[place] for place in fitting) // length))
         if max_rows == 1 and length == ROW:
             length = max(oldest, self._at_most(min(ONE_ROW, max_tokens)))
-        least = BEGINS * length if length > ROW else 0
-        rows, room = [[0]], [length - oldest]
-        chosen = 1
-        # In order of arrival, those first that may begin a row.
-        for place in sorted(fitting[1:], key=lambda place: waiting[place] < least):
-            if chosen == most:
+        least = 0
+        if length > ROW and max_rows > 1:
+            least = math.ceil(BEGINS * length)
+            # In order of arrival still, but those first that may begin a row.
+            fitting.sort(key=lambda place: place > 0 and waiting[place] < least)
+        rows, room, chosen = [[0]], [length - oldest], 1
+        for place in fitting[1:]:
+            if chosen == most or (len(rows) == max_rows and max(room) < shortest):
                 break
             tokens = waiting[place]
-            row = next((row for row, left in enumerate(room) if tokens <= left), None)
-            if row is not None:
-                rows[row].append(place)
-                room[row] -= tokens
-            elif len(rows) < max_rows and tokens >= least:
-                rows.append([place])
-                room.append(length - tokens)
+            for row, left in enumerate(room):
+                if tokens <= left:
+                    rows[row].append(place)
+                    room[row] -= tokens
+                    chosen += 1
+                    break
             else:
-                continue
-            chosen += 1
+                if len(rows) < max_rows and tokens >= least:
+                    rows.append([place])
+                    room.append(length - tokens)
+                    chosen += 1
         return [place for row in rows for place in row]
 
     def lay_out(self, texts: Sequence[int]) -> Layout:

@@ -179,6 +179,7 @@ def test_the_docs_table_has_these_rows() -> None:
     served = re.findall(r"^\| ([^|]+?) \| [^|]+ \| yes", page, re.M)
     refused = re.findall(r"^\| ([^|]+?) \| [^|]+ \| no", page, re.M)
     assert served == [family.name for family in FAMILIES]
+    assert re.findall(r"^\| ([^|]+?) \| [^|]+ \| yes, in shared rows", page, re.M) == [family.name for family in FAMILIES if family.shares_rows]
     assert refused == [family.name for family in REFUSED]
 
 
