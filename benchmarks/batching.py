@@ -33,7 +33,7 @@ from command import Parser
 from service import cpus
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier, Encoded
-from service.packing import Packing
+from service.packing import MAX_TEXTS, Packing
 from service.runtimes.auto import Choice, load
 from service.shapes import CPU, PACKED, Grid, Shapes
 
@@ -125,7 +125,7 @@ def padding(each: Subject, texts: Sequence[str]) -> tuple[Table, list[Target]]:
                 if batches_of is _ours and backlog == max(BACKLOGS):
                     targets.append(at_most(f"padding under backlog, {kind}, {policy.removeprefix('ours, ')}", 100 * share, 100 * PADDING, " %", 1))
     return Table("Padding by backlog", ("traffic", "texts that wait", "policy", "padding, of all tokens computed", "texts a batch"), rows,
-                 f"So many texts wait when the first batch is made, and none comes before the last; at most {TOKENS} tokens a batch and {BATCH} texts, or {PACKED.batch_sizes[-1]} "
+                 f"So many texts wait when the first batch is made, and none comes before the last; at most {TOKENS} tokens a batch and {BATCH} texts, or {MAX_TEXTS} "
                  "that share rows. Sorted: the shortest first, whoever came when, as no service can with callers who wait."), targets
 
 
@@ -133,8 +133,7 @@ def _computed(batch: Sequence[int], shapes: Shapes) -> int:
     """Tokens of all rows, padding counted."""
     if shapes.packing is None:
         return shapes.length(max(batch)) * len(batch)
-    layout = shapes.packing.lay_out(batch)
-    return layout.length * len(layout.rows)
+    return shapes.packing.lay_out(batch).tokens
 
 
 def _cut(waiting: Sequence[int]) -> list[list[int]]:

@@ -110,12 +110,12 @@ def meet_every_shape(server: Process, longest: int) -> int:
     with urllib.request.urlopen(f"{server.url}/info", timeout=60) as response:
         [model] = json.load(response)["models"].values()
     grid = Shapes(longest, grid=PACKED if model["packs"] else CPU)
-    shapes = [shape for shape in grid.likely_first() if shape[1] > 2]
-    for shape in shapes:
-        request = urllib.request.Request(f"{server.url}/classify", json.dumps({"input": [text_of(tokens) for tokens in grid.texts_of(*shape)]}).encode())
+    batches = [texts for shape in grid.likely_first() if shape[1] > 2 and (texts := grid.texts_of(*shape))]
+    for texts in batches:
+        request = urllib.request.Request(f"{server.url}/classify", json.dumps({"input": [text_of(tokens) for tokens in texts]}).encode())
         with urllib.request.urlopen(request, timeout=60) as response:
             response.read()
-    return len(shapes)
+    return len(batches)
 
 
 def text_of(tokens: int) -> str:

@@ -57,12 +57,11 @@ def lower_bound(agreeing: int, texts: int) -> float:
 
 
 def _logits(classifier: Classifier, encoded: Sequence[Encoded]) -> Logits:
-    """In the order asked, run sorted by length in full batches."""
+    """In the order asked, run sorted by length in batches as the service makes them."""
     order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
-    size = classifier.shapes.batch_sizes[-1] if classifier.padding_safe else 1
     rows = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
-    for first in range(0, len(order), size):
-        places = order[first : first + size]
+    for batch in classifier.batches([encoded[i].tokens for i in order]):
+        places = [order[place] for place in batch]
         rows[places] = classifier.predict([encoded[i] for i in places])
     return rows
 

@@ -57,9 +57,11 @@ def _alone(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
 
 
 def _in_company(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
-    size = classifier.shapes.batch_sizes[-1]
     encoded = [_encode(classifier, text) for text in texts]
-    return np.concatenate([classifier.predict(encoded[i : i + size]) for i in range(0, len(encoded), size)])
+    logits = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
+    for batch in classifier.batches([text.tokens for text in encoded]):
+        logits[batch] = classifier.predict([encoded[place] for place in batch])
+    return logits
 
 
 def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:

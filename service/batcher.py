@@ -232,8 +232,8 @@ class Batcher:
     def _start(self, batch: list[Entry]) -> _Running | None:
         """Hands a batch to its model; None if that failed, and what was to be done about it is done."""
         self._starting_ns = started = time.monotonic_ns()
-        rows, length = self._shape(batch)
         try:
+            rows, length = self._shape(batch)
             finish = batch[0].model.start([entry.item for entry in batch])
         except Exception as error:  # The worker outlives whatever a model does.
             self._starting_ns = None

@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
 from service.errors import InvalidInput, ModelOutputInvalid
-from service.packing import Layout
+from service.packing import Layout, slots
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
 
@@ -98,7 +98,7 @@ class Classifier:
             raise InvalidInput(
                 f"It has {len(encoding.ids)} tokens, the model reads {self.manifest.max_tokens}, and truncate is none."
             )
-        return Encoded(encoding.ids, encoding.type_ids, truncated)
+        return self._with_tokens(encoding.ids, encoding.type_ids, truncated)
 
     def tokens(self, text: str, beside: bool = False) -> list[int]:
         """All tokens of a text of any length, without those that frame it; to be cut into windows."""
@@ -124,7 +124,11 @@ class Classifier:
     def window(self, tokens: Sequence[int], start: int) -> Encoded:
         """The window of a text's tokens that begins there, framed as a text of its own."""
         own, frame = tokens[start : start + self._room], self._frame
-        return Encoded([*frame.before, *own, *frame.after], [*frame.types_before, *([frame.type] * len(own)), *frame.types_after], False)
+        return self._with_tokens([*frame.before, *own, *frame.after], [*frame.types_before, *([frame.type] * len(own)), *frame.types_after], False)
+
+    def _with_tokens(self, ids: list[int], type_ids: list[int], truncated: bool) -> Encoded:
+        """A text that a tokenizer without special tokens leaves nothing of is one token of padding, for no answer is that of no token."""
+        return Encoded(ids, type_ids, truncated) if ids else Encoded([self._pad], [0], truncated)
 
     def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
         """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).
@@ -135,7 +139,7 @@ class Classifier:
         wanted = (len(batch), len(self.manifest.labels))
 
         def finish() -> Logits:
-            logits = pending()[: len(batch)]
+            logits = pending()[: len(batch)]    # Where texts share rows, the engine is asked for more.
             if logits.shape != wanted:
                 raise ModelOutputInvalid(f"The model answered shape {logits.shape}, {wanted} was due.")
             if not np.isfinite(logits).all():
@@ -148,6 +152,19 @@ class Classifier:
         """Logits of a batch, (len(batch), labels)."""
         return self.start(batch)()
 
+    def batches(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Places of texts of so many tokens, in batches as the service may make of them: in their order, each as large as one may be."""
+        if self.packing is None:
+            size = self.shapes.max_batch_size if self.padding_safe else 1
+            return [list(range(first, min(first + size, len(tokens)))) for first in range(0, len(tokens), size)]
+        found, left = [], list(range(len(tokens)))
+        while left:
+            chosen = [left[place] for place in self.packing.choose([tokens[place] for place in left])]
+            found.append(chosen)
+            gone = set(chosen)
+            left = [place for place in left if place not in gone]
+        return found
+
     def padded_length(self, tokens: int) -> int:
         """How long a text of so many tokens is made; only a model that ignores padding gets any."""
         return self.shapes.length(tokens) if self.padding_safe else tokens
@@ -155,15 +172,15 @@ class Classifier:
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
         """Runs the likeliest shapes for at most so long, or all where the runtime captures them, and says how many it ran."""
         started, done = time.monotonic(), 0
-        shapes = list(self.shapes.likely_first())
+        batches = [texts for shape in self.shapes.likely_first() if (texts := self.shapes.texts_of(*shape))]
         if self.shapes.grid.all_warm:
             # What the largest needs of the device's memory serves all others.
-            shapes.reverse()
-        for rows, length in shapes:
+            batches.reverse()
+        for texts in batches:
             late = time.monotonic() - started > seconds and not self.shapes.grid.all_warm
             if done and (stopping() or late):
                 break
-            self.predict([Encoded([self._pad] * tokens, [0] * tokens, False) for tokens in self.shapes.texts_of(rows, length)])
+            self.predict([Encoded([self._pad] * tokens, [0] * tokens, False) for tokens in texts])
             done += 1
         return done
 
@@ -175,8 +192,7 @@ class Classifier:
         shape = (len(layout.rows), layout.length)
         ids = np.full(shape, self._pad, np.int64)
         mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
-        # As many as the grid has: those beyond the texts' own are not read.
-        first_tokens = np.zeros(self.shapes.rows(len(batch)), np.int64)
+        first_tokens = np.zeros(slots(len(batch)), np.int64)
         for row, places in enumerate(layout.rows):
             end = 0
             for number, place in enumerate(places, 1):

@@ -132,7 +132,9 @@ class Models:
     def _suit_the_batcher(self) -> None:
         """One queue for all: its batches are such that every model's runtime likes them."""
         classifiers = list(self._classifiers.values())
-        strictest = min((one.shapes for one in classifiers), key=lambda shapes: (shapes.grid.padded_rows, shapes.max_batch_size))
+        # What shares rows keeps limits of its own.
+        limited = [one for one in classifiers if one.packing is None] or classifiers
+        strictest = min((one.shapes for one in limited), key=lambda shapes: (shapes.grid.padded_rows, shapes.max_batch_size))
         self.batcher.in_flight = min(one.runtime.in_flight for one in classifiers)
         self.batcher.max_batch_size = strictest.max_batch_size
         self.batcher.max_batch_tokens = min(one.shapes.max_batch_tokens for one in classifiers)

@@ -20,7 +20,7 @@ NEAR_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What a batch may hold."""
+    """What a batch may hold in which each item has a row of its own; where items share rows, `Packing` says it."""
 
     size: int
     """Items."""
@@ -115,7 +115,7 @@ class Queue:
         alike = [e for e in entries if e.model is first.model and e.busy_wait == first.busy_wait]
         packing = first.model.packing
         if packing is not None:
-            chosen = [alike[place] for place in packing.choose([e.item.tokens for e in alike], limits.size, limits.tokens)]
+            chosen = [alike[place] for place in packing.choose([e.item.tokens for e in alike])]
         else:
             chosen = self._nearest(alike, limits)
         self._remove(entries, chosen)

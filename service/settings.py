@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     gpu_cache: Path | None = None
     """Where TensorRT keeps the engines that it built; by default under the user's cache folder."""
     max_batch_size: int | None = Field(default=None, ge=1, le=128)
-    """Texts a batch may hold; by default 16 on a CPU and 128 on a GPU, and never more than that."""
+    """Texts a batch may hold; by default 16 on a CPU, or 32 where they share rows, and 128 on a GPU, and never more than that."""
     max_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a batch may hold, padding counted; by default 4,096 on a CPU and 16,384 on a GPU."""
     max_waiting: int = Field(default=2048, ge=1)

@@ -8,13 +8,12 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from command import BadInput
-from service.packing import MAX_ROWS, ONE_ROW, ROW, Packing
+from service.packing import LONGEST, MAX_ROWS, MAX_TEXTS, ROW, SLOTS, Packing
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Grid:
 
 
 CPU = Grid((1, 2, 3, 4, 6, 8, 12, 16), ((32, 2), (64, 4), (128, 8), (256, 16)), 32, max_batch_tokens=4096)
-# For graphs that read several texts in a row: batch sizes are numbers of texts, in few rows, so that there is room for more lengths.
-PACKED = replace(CPU, batch_sizes=(1, 2, 4, 8, 16, 32), steps=((32, 2), (64, 4), (128, 8), (512, 16)), packs=True)
+# For graphs that read several texts in a row: batch sizes are numbers of rows, of which there are few, so that there is room for more lengths.
+PACKED = replace(CPU, batch_sizes=tuple(range(1, 1 + MAX_ROWS)), steps=((32, 2), (64, 4), (128, 8), (512, 16)), packs=True)
 # Multiples of 8 suit tensor cores. A row more costs a GPU little while it is not full, a captured graph less costs nothing.
 GPU = Grid((1, 2, 4, 8, 16, 32, 64, 128), ((64, 8), (128, 16), (256, 32)), 64, max_batch_tokens=16_384, padded_rows=True, all_warm=True)
 
@@ -54,48 +53,52 @@ class Shapes:
         self.grid = grid
         self.max_batch_tokens = max_batch_tokens or grid.max_batch_tokens
         self.max_tokens = max_tokens
-        self.lengths = tuple(_lengths(max(max_tokens, ONE_ROW) if grid.packs else max_tokens, grid))
-        self.packing = Packing(self.lengths) if grid.packs else None
         self.batch_sizes = tuple(size for size in grid.batch_sizes if max_batch_size is None or size <= max_batch_size)
+        self.lengths = tuple(_lengths(max(max_tokens, LONGEST) if grid.packs else max_tokens, grid))
+        self.packing = Packing(self.lengths, min(MAX_TEXTS, max_batch_size or MAX_TEXTS), self.max_batch_tokens) if grid.packs else None
 
     @property
     def max_batch_size(self) -> int:
-        return self.batch_sizes[-1]
+        """Texts."""
+        return self.batch_sizes[-1] if self.packing is None else self.packing.max_texts
 
     def length(self, tokens: int) -> int:
         """The shortest length on the grid that holds `tokens`."""
         return self.lengths[bisect_left(self.lengths, tokens)]
 
     def batch_size(self, waiting: int) -> int:
-        """How many of `waiting` items make a batch: all that fit where rows may be padding, else the largest size that they fill."""
+        """How many of `waiting` items make a batch, a row each: all that fit where rows may be padding, else the largest size that they fill."""
         if self.grid.padded_rows:
             return min(waiting, self.max_batch_size)
         return self.batch_sizes[bisect_right(self.batch_sizes, waiting) - 1]
 
     def rows(self, items: int) -> int:
-        """How many rows of logits a batch of so many items has when it runs."""
-        if not self.grid.padded_rows and not self.grid.packs:
+        """How many rows a batch of so many items, a row each, has when it runs."""
+        if not self.grid.padded_rows:
             return items
-        place = bisect_left(self.batch_sizes, items)
-        return self.batch_sizes[place] if place < len(self.batch_sizes) else items
+        return self.batch_sizes[bisect_left(self.batch_sizes, items)]
 
     def likely_first(self) -> Iterator[tuple[int, int]]:
         """Every (rows, length) that a batch can have, smallest work first: what an idle service meets before what a busy one does."""
-        if self.packing is None:
-            every: Iterator[tuple[int, int]] = ((rows, length) for rows in self.batch_sizes for length in self.lengths)
-        else:
-            longest = self.length(self.max_tokens)
-            several = [(rows, length) for rows in range(2, 1 + min(MAX_ROWS, self.max_batch_size)) for length in self.lengths if ROW <= length <= max(ROW, longest)]
-            every = chain(((1, length) for length in self.lengths), several)
+        every = ((rows, length) for rows in self.batch_sizes for length in self.lengths)
         allowed = ((rows, length) for rows, length in every if rows == 1 or rows * length <= self.max_batch_tokens)
+        if self.packing is not None:
+            allowed = ((rows, length) for rows, length in allowed if rows == 1 or length >= ROW)
         yield from sorted(allowed, key=lambda shape: shape[0] * shape[1])
 
     def texts_of(self, rows: int, length: int) -> list[int]:
-        """Tokens of the fewest texts that make a batch of that shape."""
-        if length <= self.length(self.max_tokens):
+        """Tokens of the fewest texts that make a batch of that shape, none if there are no such texts; in rows of ROW many, so that every number of SLOTS is met."""
+        if self.packing is None:
             return [min(length, self.max_tokens)] * rows
-        share = -(-length // self.max_tokens)
-        return [length // share + (part < length % share) for _ in range(rows) for part in range(share)]
+        most = self.packing.max_texts // rows
+        for share in range(min(SLOTS[1], most) if length == ROW else 1, most + 1):
+            # Each row's tokens, or what the model reads of them, in equal parts.
+            tokens = min(length, self.max_tokens * share)
+            texts = [tokens // share + (part < tokens % share) for _ in range(rows) for part in range(share)]
+            layout = self.packing.lay_out(texts)
+            if (len(layout.rows), layout.length) == (rows, length):
+                return texts
+        return []
 
 
 class _Table(BaseModel):

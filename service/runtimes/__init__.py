@@ -36,5 +36,9 @@ class Runtime(Protocol):
     """The shapes it likes."""
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
-        """Begins a batch, (B, L) each input; the call returned waits for its logits, (B, labels)."""
+        """Begins a batch, (B, L) each input; the call returned waits for its logits, (B, labels).
+
+        Where the grid packs, `position_ids`, (B, L), and `first_tokens`, (N), say where the B rows' texts are, and the logits
+        are theirs, (N, labels); without these each row is a text.
+        """
         ...

@@ -59,14 +59,9 @@ class OpenVinoRuntime:
         computed = self.rest or precision
         self.grid = CPU
         try:
-            read = ov.Core().read_model(model)
-            if packs:
-                try:
-                    pack(read)
-                    self.grid = PACKED
-                except NotPackable as reason:
-                    log.warning("every text has a row of its own", extra={"why": f"the graph is not known: {reason}"})
-            graph = compiled(read, computed, threads)
+            graph = self._packed(model, computed, threads) if packs else None
+            if graph is None:
+                graph = compiled(model, computed, threads)
         except RuntimeError as error:
             raise RuntimeUnavailable(f"OpenVINO cannot run {model.name} in {precision} on this CPU: {error}") from None
         in_use = graph.get_property("INFERENCE_PRECISION_HINT")
@@ -81,6 +76,19 @@ class OpenVinoRuntime:
         self._request = graph.create_infer_request()
         self._read: Inputs = {}
         self._places = {name: place for place, port in enumerate(graph.inputs) for name in port.get_names()}
+
+    def _packed(self, model: Path, precision: str, threads: int) -> ov.CompiledModel | None:
+        """The graph that reads several texts in a row, whose grid is then this runtime's; None if it cannot be made to."""
+        read = ov.Core().read_model(model)
+        try:
+            pack(read)
+            graph = compiled(read, precision, threads)
+        except Exception as reason:  # Shared rows are only faster: whatever is in their way, a row each is right.
+            why = f"the graph is not known: {reason}" if isinstance(reason, NotPackable) else f"{type(reason).__name__}: {reason}"
+            log.warning("every text has a row of its own", extra={"why": why})
+            return None
+        self.grid = PACKED
+        return graph
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         if self.grid.packs and "first_tokens" not in inputs:

@@ -29,7 +29,7 @@ from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from benchmarks.processes import free_port, our_service, started
 from command import BadInput, BadUsage, CommandError, Unavailable
-from service.shapes import Shapes
+from service.shapes import PACKED, Shapes
 from tests import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
@@ -80,14 +80,14 @@ def test_memory_is_looked_at_after_every_shape_was_met() -> None:
     found = memory.measure(("tiny",), short=True, requests=20)
     [row], [values] = found.tables[0].rows, found.values.values()
     longest = subjects.subject("tiny").artifact.manifest.max_tokens
-    assert values["shapes"] == sum(length > 2 for _, length in Shapes(longest).likely_first())
+    assert values["shapes"] == sum(length > 2 for _, length in Shapes(longest, grid=PACKED).likely_first())
     assert values["seen"][-1][0] >= 20
     assert row[-1] == "{:+.2f} % ({:+.2f}…{:+.2f})".format(*memory.Growth(**values).percent)
 
 
 def test_batching_holds_every_choice_against_another() -> None:
     found = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
-    assert [table.title for table in found.tables] == ["Padding by backlog", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
+    assert [table.title for table in found.tables] == ["Padding by backlog", "Shared rows or a row each", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
     assert all(target.holds is not None for target in found.targets)
 
 
