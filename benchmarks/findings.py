@@ -127,7 +127,9 @@ def read(path: Path, here_only: bool = False) -> list[Findings]:
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
-    """Median and quartiles."""
+    """Median and, of more than one, quartiles."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     low, middle, high = np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75))
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 

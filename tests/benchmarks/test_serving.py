@@ -298,6 +298,10 @@ def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:
     assert findings.spread(np.array([1, 2, 3])) == "2.00 (1.50–2.50)"
 
 
+def test_a_single_ratio_claims_no_quartiles() -> None:
+    assert findings.spread([1.414]) == "1.41"
+
+
 def test_a_name_that_no_peer_holds_is_refused() -> None:
     with pytest.raises(BadUsage, match="No peer's name holds nobody"):
         main(["peers", "--short", "--only", "nobody"])
