@@ -27,11 +27,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-venv &&
 # pip stands beside what it fills, and stays out of the images.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /app
 WORKDIR /build
-COPY k8s/requirements.py pyproject.toml constraints.txt ./
+COPY k8s/requirements.py pyproject.toml constraints.txt install.sh ./
 ARG EXTRAS=""
 # OpenVINO goes without its plugins for graphics and neural processors and without its headers: it computes on CPUs here.
 RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
-    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt \
+    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir -c constraints.txt -r requirements.txt \
     && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
         /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
 
@@ -67,7 +67,7 @@ LABEL org.opencontainers.image.title="drbert-serve" \
 
 FROM requirements AS proof-requirements
 RUN python3 requirements.py proof,loadtests > requirements.txt \
-    && /pip/bin/pip --python /app/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir -c constraints.txt -r requirements.txt
 
 
 FROM code AS proof-code

@@ -15,6 +15,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+PIP := sh install.sh $(BIN)/python --quiet
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
@@ -26,12 +27,12 @@ install: .venv/.installed
 # torch first and by itself: a plain requirement would take the newest build, with gigabytes of CUDA.
 .venv/.installed: pyproject.toml constraints.txt tests/k8s/requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@# Triton's client, for the tests of its dialect: it forbids newer greenlet and ml_dtypes than it works with.
-	$(BIN)/python -m pip install --quiet --no-deps tritonclient==2.73.0
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement tests/k8s/requirements.txt
+	$(PIP) --no-deps tritonclient==2.73.0
+	$(PIP) --no-deps --require-hashes --requirement tests/k8s/requirements.txt
 	@touch $@
 
 demo: install $(ARTIFACTS:=/manifest.json)
