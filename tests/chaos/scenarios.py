@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,12 +61,15 @@ def row(scenario: str, done: str, seen: Seen, lost: int, figures: str, holds: bo
 
 
 @contextlib.contextmanager
-def served(*more: str, module: Sequence[str] | None = None, admin: int | None = None, cpus: set[int] | None = None, **variables: str) -> Iterator[Process]:
-    """The example twin behind a service of its own."""
+def served(
+    *more: str, module: Sequence[str] | None = None, admin: int | None = None, cpus: set[int] | None = None, settings: Mapping[str, str] | None = None,
+    **variables: str,
+) -> Iterator[Process]:
+    """The example twin behind a service of its own; `settings` and `variables` are its DRBERT_* variables, without that prefix."""
     port = free_port()
     artifact = str(subject("mini").artifact.directory)
     command = [sys.executable, "-m", *module, f"bert={artifact}", "--port", str(port)] if module else our_service(f"bert={artifact}", *more, port=port)
-    environment = {f"DRBERT_{name}": value for name, value in variables.items()} | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
+    environment = {f"DRBERT_{name}": value for name, value in {**(settings or {}), **variables}.items()} | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
     with tempfile.TemporaryDirectory() as folder, started("chaos", command, port, Path(folder) / "log", environment=environment, cpus=cpus) as server:
         yield server
 
