@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -63,6 +64,44 @@ def test_openvino_takes_subnormal_weights_for_zero_whoever_loads_and_runs_it(thr
     assert tiny.flush_to_zero
     assert product(tiny) == 0
     assert product(small) == pytest.approx(4e-30)
+
+
+# What chooses between integers, each with what is right for ids of 1, 2, 3 and -1.
+CHOICES = {
+    "positive": (("Greater", ("x", "zero")), ("x", "zero"), [1, 2, 3, 0]),
+    "not minus one": (("Equal", ("x", "minus")), ("one", "x"), [1, 2, 3, 1]),
+    "neither": (("Less", ("x", "two")), ("two", "zero"), [2, 0, 0, 2]),
+}
+
+
+def write_choice(path: Path, name: str) -> None:
+    """A graph whose logits are integers that it chose."""
+    (comparison, compared), branches, _ = CHOICES[name]
+    nodes = [
+        helper.make_node(comparison, compared, ["chooses"]), helper.make_node("Where", ["chooses", *branches], ["chosen"]),
+        helper.make_node("Cast", ["chosen"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    constants = {"zero": 0, "one": 1, "two": 2, "minus": -1}
+    graph = helper.make_graph(
+        nodes, "choice", [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_integers_are_chosen_rightly_by_the_code_for_avx2_too(name: str, tmp_path: Path) -> None:
+    write_choice(tmp_path / "choice.onnx", name)
+    code = (
+        "import sys; import numpy as np; from pathlib import Path; from tests.service.test_runtimes import OpenVinoRuntime\n"
+        "runtime = OpenVinoRuntime(Path(sys.argv[1]), 'f32', 1)\n"
+        "print(runtime.flush_to_zero, runtime.start({'x': np.array([[1, 2, 3, -1]])})()[0].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "choice.onnx")], capture_output=True, text=True, check=False, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )
+    assert done.stdout == f"False {[float(value) for value in CHOICES[name][2]]}\n", done.stderr
 
 
 def test_onnx_runtime_says_truly_whether_it_takes_subnormal_weights_for_zero(tmp_path: Path) -> None:
