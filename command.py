@@ -17,6 +17,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+# Nothing phones home. Every command imports this file before any library that would.
+# OpenVINO and NNCF fork a child that reports to an outside host, leaves an id in the home folder and keeps open every socket
+# that the process has; where this package cannot be imported they do without.
+sys.modules["openvino_telemetry"] = None    # type: ignore[assignment]
+# ONNX Runtime reports its sessions to an outside host and leaves an id and a database in the cache folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
 USAGE = 64
 BAD_INPUT = 65
 UNAVAILABLE = 69

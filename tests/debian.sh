@@ -15,9 +15,9 @@ have apt-get dpkg || exit 0
 
 case $wanted in
 programs)
-    [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc || exit 0
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc >/dev/null; } || {
-        echo "wrk, chromium, buildah, mmdebstrap and runc cannot be installed; the tests that need them are skipped"
+    [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc strace || exit 0
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc strace >/dev/null; } || {
+        echo "wrk, chromium, buildah, mmdebstrap, runc and strace cannot be installed; the tests that need them are skipped"
         exit 1
     }
     ;;

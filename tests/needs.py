@@ -21,6 +21,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs the program helm, version 3 or 4")
 no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia").is_dir(), reason="needs a machine without an NVIDIA driver")
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
+strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which shows a process's system calls")
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 
 # Debian's packages may lie beside Python's, where they start no daemon.
