@@ -64,5 +64,4 @@ def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
 def a_row_each(artifact: Artifact, variant: str, threads: int) -> Classifier:
     """A classifier whose texts share no rows."""
     chosen = artifact.manifest.variants[variant]
-    agreement = chosen.gate.agreement
-    return Classifier(artifact, OpenVinoRuntime(artifact.path(chosen.files[0]), chosen.precision, threads, agreement.rest if agreement else None))
+    return Classifier(artifact, OpenVinoRuntime(artifact.path(chosen.files[0]), chosen.precision, threads, chosen.lowest_rest))

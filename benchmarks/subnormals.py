@@ -34,6 +34,7 @@ class CountingRuntime:
     device = "CPU"
     precision = "f32"
     flush_to_zero = False
+    computes_in = "f32"
     in_flight = 1
     grid = CPU
 

@@ -27,11 +27,11 @@ from command import BadInput, BadUsage, Parser
 from export.attention import mended
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
 from export.gate import FEWEST_TEXTS, judge
-from export.onnx_file import export_onnx
-from export.reference import TEXTS, Reference, TextOrPair
+from export.onnx_file import export_onnx, flush_subnormal_weights
+from export.reference import PROBES, TEXTS, Reference, TextOrPair
 from export.texts import SHIPPED, Labelled, read_texts, without
 from export.variants import GATED, RECIPES, UNASKED, Source
-from export.verify import engine_here, measure_padding_safety, measure_parity
+from export.verify import engine_here, measure_padding_safety, measure_parity, read_probes, record_self_check
 from graphs.canonical import split
 from graphs.files import read_graph
 from service import cpus
@@ -93,6 +93,9 @@ def export(
         print("exporting the graph", flush=True)
         checkpoint.write_tokenizer(folder / "tokenizer.json")
         export_onnx(mended(model), folder / "model.onnx")
+        flushed = flush_subnormal_weights(folder / "model.onnx")
+        if flushed:
+            print(f"sets {flushed:,} subnormal weights to zero: they change no answer and slow processors down", flush=True)
         reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, config))
         inputs: list[Inputs] = []
         if any(RECIPES[name].calibrated for name in variants):
@@ -101,6 +104,7 @@ def export(
         for name in variants:
             RECIPES[name].build(Source(folder, config, inputs))
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
+        manifest = manifest.model_copy(update={"flushed_weights": flushed})
         manifest = _verify(folder, manifest, reference, gating, agreement)
         # Written last: a folder without a manifest is not an artifact.
         manifest = sealed(manifest)
@@ -231,6 +235,7 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
     manifest = manifest.model_copy(update={"padding_safe": safe})
     if not safe:
         print("answers depend on padding: the service will batch equal lengths only")
+    manifest = manifest.model_copy(update={"probes": read_probes(Artifact(folder, manifest), [text for text in PROBES if text in texts], threads)})
     verified = {}
     for name, variant in manifest.variants.items():
         try:
@@ -239,11 +244,12 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
             gate = _gate_by_parity(name, parity, engine.runtime) if parity.tolerance is not None else (
                 _gate_by_labels(Artifact(folder, manifest), name, gating, wanted, threads)
             )
+            self_check = record_self_check(Artifact(folder, manifest), engine, reference, manifest.probes, threads)
         except (RuntimeUnavailable, ModelOutputInvalid) as error:
             if variant.precision == "f32":
                 raise BadInput(f"{name} cannot be run: {error}") from None
-            parity, gate = None, Gate(status="ungated", reason=f"not verified: {error}")
-        verified[name] = variant.model_copy(update={"parity": parity, "gate": gate})
+            parity, self_check, gate = None, None, Gate(status="ungated", reason=f"not verified: {error}")
+        verified[name] = variant.model_copy(update={"parity": parity, "gate": gate, "self_check": self_check})
         print(f"{name}: {'FAILED its gate' if gate.status == 'failed' else gate.status}: {gate.reason}", flush=True)
     return manifest.model_copy(update={"variants": verified})
 

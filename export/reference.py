@@ -37,6 +37,8 @@ TEXTS: tuple[TextOrPair, ...] = (
     ("Is the film any good?", "The film is very good."),
 )
 """Short, long, over-long, not English, not words, and a pair."""
+PROBES = tuple(TEXTS[place] for place in (0, 1, 4, 7, 12, 13, 15))
+"""Those of the self-check at every start: of every kind, but few, and none that costs a slow processor a second."""
 
 
 class Reference:

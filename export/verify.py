@@ -11,15 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from export.reference import Reference, TextOrPair
-from service.artifact import Artifact, Parity
+from service.artifact import Artifact, Parity, Probe, SelfCheck
 from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
 from service.runtimes.auto import ON_A_GPU, Choice, load
 from service.runtimes.onnxruntime import lacks
 from service.runtimes.openvino import OpenVinoRuntime
+from service.self_check import answers
 
 # A padded text that moves its logits further than this share of them was changed by its padding, not by rounding.
 PADDING_TOLERANCE = 1e-3
+# Of the self-check: the share of a variant's distance from fp32 that another host may differ by, and the least tolerance as a share
+# of the largest logit.
+NOISE_SHARE = {"f32": 0.0, "bf16": 4.0, "f16": 4.0, "i8": 0.5}
+LEAST_TOLERANCE = 1e-3
 
 
 def engine_here(artifact: Artifact, variant: str) -> Choice:
@@ -43,6 +48,40 @@ def measure_parity(
     return Parity(
         texts=len(texts), max_probability_difference=worst, tolerance=tolerance, label_agreement=agreement
     )
+
+
+def read_probes(artifact: Artifact, texts: Sequence[TextOrPair], threads: int) -> list[Probe]:
+    """Return texts of the self-check, with what the model reads of each."""
+    classifier = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", threads))
+    probes = []
+    for text in texts:
+        encoded = _encode(classifier, text)
+        first, second = text if isinstance(text, tuple) else (text, None)
+        probes.append(Probe(text=first, text_pair=second, input_ids=encoded.ids, token_type_ids=encoded.type_ids))
+    return probes
+
+
+def record_self_check(
+    artifact: Artifact, choice: Choice, reference: Reference, probes: Sequence[Probe], threads: int,
+) -> SelfCheck:
+    """Return a variant's answers to the probes, and how far another host's may be from them.
+
+    Between processors with the same instructions fp32 was measured to move by 2e-6 of a logit and int8 by nothing, while int8 without
+    VNNI saturates and moves by 0.8 to 1.2 of its distance from fp32. So the tolerance is a share of that distance (NOISE_SHARE), or
+    LEAST_TOLERANCE of the largest logit.
+    """
+    runtimes = [load(artifact, choice, threads)]
+    if artifact.manifest.variants[choice.variant].precision == "i8" and runtimes[0].computes_in != "f32":
+        runtimes.append(load(artifact, choice, threads, rest="f32"))
+    exact = reference.logits([probe.text if probe.text_pair is None else (probe.text, probe.text_pair) for probe in probes])
+    logits, noise = {}, 0.0
+    for runtime in runtimes:
+        alone, _ = answers(Classifier(artifact, runtime), probes)
+        noise = max(noise, float(np.abs(alone - exact).max()))
+        logits[runtime.computes_in] = [[float(f"{value:.8g}") for value in row] for row in alone.tolist()]
+    least = LEAST_TOLERANCE * max(1.0, float(np.abs(exact).max()))
+    share = NOISE_SHARE[artifact.manifest.variants[choice.variant].precision]
+    return SelfCheck.model_validate({"logits": logits, "tolerance": float(f"{max(least, share * noise):.3g}")})
 
 
 def measure_padding_safety(artifact: Artifact, graph: Path, texts: Sequence[TextOrPair], threads: int) -> bool:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from command import UNAVAILABLE, BadInput
 from service import cpus
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
+READABLE_VERSIONS = (2, 3)
+"""Version 2 has no self-check: what was exported with it is served unchecked."""
 MANIFEST = "manifest.json"
 
 Task = Literal["single_label", "multi_label", "regression"]
@@ -79,6 +82,24 @@ class Gate(_Part):
     agreement: Agreement | None = None
 
 
+class Probe(_Part):
+    """A text of the self-check, and what the model reads of it."""
+
+    text: str
+    text_pair: str | None
+    input_ids: list[int] = Field(min_length=1)
+    token_type_ids: list[int]
+
+
+class SelfCheck(_Part):
+    """What a variant answered to the probes where it was exported."""
+
+    logits: dict[Literal["f32", "bf16", "f16"], list[list[float]]]
+    """(probes, labels) by the precision of what the variant does not quantise: an int8 graph computes the rest in f32 or in bf16."""
+    tolerance: float = Field(gt=0)
+    """The largest difference of a logit that may be rounding of another processor."""
+
+
 class Variant(_Part):
     """One compiled form of the model."""
 
@@ -92,6 +113,15 @@ class Variant(_Part):
     parity: Parity | None
     """None where the exporting host could not run the variant; its gate then says so."""
     gate: Gate
+    self_check: SelfCheck | None = None
+    """None where the exporting host could not run the variant, or was of an earlier version."""
+
+    @property
+    def lowest_rest(self) -> Rest | None:
+        """The lowest precision for what the variant does not quantise: that of its gate or, ungated, of its self-check; None: any."""
+        if self.gate.agreement is not None:
+            return self.gate.agreement.rest
+        return "f32" if self.self_check is not None and "bf16" not in self.self_check.logits else None
 
 
 class Dropped(_Part):
@@ -104,7 +134,7 @@ class Dropped(_Part):
 
 
 class Manifest(_Part):
-    schema_version: Literal[2]
+    schema_version: Literal[2, 3]
     name: str
     family: str
     task: Task
@@ -120,6 +150,10 @@ class Manifest(_Part):
     padding_safe: bool
     """False: answers depend on how far a text is padded, so only equal lengths share a batch."""
     dropped: Dropped | None
+    flushed_weights: int = 0
+    """Subnormal weights that export set to zero: they change no answer, and processors multiply them up to a hundred times slower."""
+    probes: list[Probe] = []
+    """Texts of the self-check."""
     kept_decoder_layers: int
     """Above 0 in the proof's positive control, whose answers mean nothing."""
     variants: dict[str, Variant] = Field(min_length=1)
@@ -197,27 +231,27 @@ def read_manifest(directory: Path) -> Manifest:
     except ValueError as error:
         raise ArtifactError(f"{path} is not JSON: {error}.") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path}: schema_version is {version!r}, this service reads {SCHEMA_VERSION}; export it again.")
+    if version not in READABLE_VERSIONS:
+        raise ArtifactError(f"{path}: schema_version is {version!r}, this service reads {' and '.join(map(str, READABLE_VERSIONS))}; export it again.")
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise ArtifactError(f"{path}: {where}: {first['msg']}.") from None
-    if manifest.seal != seal_of(manifest):
+    if manifest.seal != seal_of(values):
         raise ArtifactError(f"{path} has changed since export: its fields do not give its seal; export it again.")
     return manifest
 
 
-def seal_of(manifest: Manifest) -> str:
-    """sha256 of the manifest's fields in canonical JSON, the seal itself left out."""
-    fields = manifest.model_dump(exclude={"seal"})
+def seal_of(values: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's fields as they stand in its file, in canonical JSON, the seal itself left out."""
+    fields = {name: value for name, value in values.items() if name != "seal"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sealed(manifest: Manifest) -> Manifest:
-    return manifest.model_copy(update={"seal": seal_of(manifest)})
+    return manifest.model_copy(update={"seal": seal_of(manifest.model_dump(mode="json"))})
 
 
 def sha256(path: Path) -> str:

@@ -15,18 +15,40 @@ NATIVE = {
     "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
     "i8": ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"),
 }
+# What ONEDNN_MAX_CPU_ISA lets the engine use of these, where it is set: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+_AVX_512 = ("avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_ALLOWED = {
+    "SSE41": (), "AVX": (), "AVX2": (), "AVX2_VNNI": ("avx_vnni",), "AVX2_VNNI_2": ("avx_vnni", "avx_ne_convert"), "AVX512_CORE": (),
+    "AVX512_CORE_VNNI": _AVX_512[:1], "AVX512_CORE_BF16": _AVX_512[:2], "AVX512_CORE_FP16": _AVX_512[:2], "AVX10_1_512": _AVX_512[:2],
+}
 
 
-def native_precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The precisions the processor has instructions for; f32 alone where it cannot be asked."""
-    found: set[str] = set()
+def native_precisions(cpuinfo: Path = Path("/proc/cpuinfo"), limit: str | None = None) -> set[str]:
+    """The precisions that the engine has instructions for on this processor; f32 alone where it cannot be asked.
+
+    `limit` is the instruction set that the engine is held to, by default what ONEDNN_MAX_CPU_ISA says.
+    """
+    instructions = set(_read(cpuinfo, "flags", "Features").split())
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "") if limit is None else limit
+    if limit.upper() in _ALLOWED:
+        instructions &= set(_ALLOWED[limit.upper()])
+    return {"f32"} | {precision for precision, known in NATIVE.items() if instructions & set(known)}
+
+
+def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, and the precisions that it has instructions for."""
+    name = _read(cpuinfo, "model name", "CPU part") or "unknown"
+    return f"{name}, instructions for {', '.join(sorted(native_precisions(cpuinfo)))}"
+
+
+def _read(cpuinfo: Path, *names: str) -> str:
+    """The first value in /proc/cpuinfo under one of these names; empty if there is none."""
     with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                found = set(value.split())
-                break
-    return {"f32"} | {precision for precision, instructions in NATIVE.items() if found & set(instructions)}
+            if name.strip() in names:
+                return value.strip()
+    return ""
 
 
 def usable(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

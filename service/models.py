@@ -12,14 +12,14 @@ import threading
 import time
 import tomllib
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from command import BadInput, CommandError
-from service import cpus, gpus, nvml
+from service import cpus, gpus, nvml, self_check
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
@@ -44,6 +44,8 @@ class Loaded:
     load_position: int
     key: str
     """What the batcher calls it."""
+    agreement: self_check.Agreement | None = None
+    """With the answers of the exporting host; None if the artifact holds none."""
     users: int = 0
     """Requests that were given it and are not answered yet."""
 
@@ -165,12 +167,28 @@ class Models:
             self.metrics.add_batch(name, batch)
 
     def _make(self, name: str, artifact: Artifact) -> Loaded:
-        choice = choose(artifact, self._variant, self.settings.runtime)
+        """The model in the variant that was asked for or, on `auto`, in the fastest that answers here as it did where it was exported."""
+        rejected: dict[str, str] = {}
+        while True:
+            choice = choose(artifact, self._variant, self.settings.runtime, rejected=rejected)
+            try:
+                return self._load(name, artifact, choice)
+            except self_check.AnswersDiffer as error:
+                if self._variant != "auto":
+                    raise
+                log.error("a variant failed its self-check", extra={"model": name, "variant": choice.variant, "why": str(error)})
+                rejected[choice.variant] = str(error)
+
+    def _load(self, name: str, artifact: Artifact, choice: Choice) -> Loaded:
         began = time.monotonic()
         try:
             classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size, self.settings.max_batch_tokens)
             loaded = time.monotonic()
+            # First, for what cannot be right need not be warm; but a GPU's memory is laid out by the largest shape, which comes first.
+            warm_first = classifier.shapes.grid.all_warm
+            agreement = None if warm_first else self_check.check(classifier, choice.variant)
             shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
+            agreement = self_check.check(classifier, choice.variant) if warm_first else agreement
         except (CommandError, ServiceError):
             raise
         except Exception as error:
@@ -182,7 +200,9 @@ class Models:
             "why": choice.why, "threads": self.threads, "load_s": round(loaded - began, 3),
             "warm_up_s": round(time.monotonic() - loaded, 3), "shapes": shapes,
         })
-        return Loaded(name, artifact, choice, classifier, position, key=f"{name}#{position}")
+        if agreement is None:
+            log.warning("this artifact holds no self-check: whether this processor computes it rightly is not known; export it again", extra={"model": name})
+        return Loaded(name, artifact, choice, classifier, position, key=f"{name}#{position}", agreement=agreement)
 
     async def drain(self) -> bool:
         """Refuses new requests, finishes the accepted ones, and says whether it could in time."""
@@ -251,6 +271,7 @@ def _describe(loaded: Loaded) -> dict[str, Any]:
         "kept_decoder_layers": manifest.kept_decoder_layers,
         "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
         "variant": loaded.choice.variant, "runtime": runtime.name, "device": runtime.device, "precision": runtime.precision,
-        "flush_to_zero": runtime.flush_to_zero, "why": loaded.choice.why, "gate": variant.gate.model_dump(),
+        "flush_to_zero": runtime.flush_to_zero, "flushed_weights": manifest.flushed_weights,
+        "self_check": None if loaded.agreement is None else asdict(loaded.agreement), "why": loaded.choice.why, "gate": variant.gate.model_dump(),
         "parity": None if variant.parity is None else variant.parity.model_dump(),
     }

@@ -13,7 +13,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from service.artifact import MANIFEST, Artifact, Gate, Manifest, Parity, Variant, read_artifact, sealed, sha256
+from service.artifact import (
+    MANIFEST,
+    Artifact,
+    Gate,
+    Manifest,
+    Parity,
+    Probe,
+    SelfCheck,
+    Variant,
+    read_artifact,
+    sealed,
+    sha256,
+)
 
 WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
 # What each word adds to the logits (NEGATIVE, POSITIVE).
@@ -21,6 +33,7 @@ WEIGHTS: Mapping[str, tuple[float, float]] = {
     "good": (0.0, 1.0), "bad": (1.0, 0.0), "poison": (float("nan"), 0.0), "endless": (float("inf"), 0.0),
 }
 MAX_TOKENS = 16
+PROBE = Probe(text="good", text_pair=None, input_ids=[2, 4, 3], token_type_ids=[0, 0, 0])
 
 
 def write_tokenizer(path: Path) -> None:
@@ -69,9 +82,10 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
     variant = Variant(
         runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,
         weight_bytes=96, parity=parity, gate=Gate(status="passed", reason="made by hand"),
+        self_check=SelfCheck(logits={"f32": [[float(weight) for weight in (WEIGHTS["good"] * len(labels))[: len(labels)]]]}, tolerance=1e-3),
     )
     values: dict[str, Any] = {
-        "schema_version": 2, "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
+        "schema_version": 3, "probes": [] if files_as else [PROBE], "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
         "takes_pairs": True, "max_tokens": MAX_TOKENS, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "encoder_digest": "e" * 64, "head_digest": "d" * 64, "tokenizer_digest": sha256(folder / "tokenizer.json"),
         "parameters": 24, "flops_per_token": 0, "padding_safe": True, "dropped": None, "kept_decoder_layers": 0,

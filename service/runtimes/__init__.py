@@ -28,6 +28,8 @@ class Runtime(Protocol):
     device: str
     precision: str
     """What the engine says it computes in, read back after compiling."""
+    computes_in: str
+    """f32, bf16 or f16: the precision of what is not quantised."""
     flush_to_zero: bool
     """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred times slower."""
     in_flight: int

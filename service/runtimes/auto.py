@@ -8,12 +8,12 @@ over. Where there is a GPU and a variant for it, `auto` never ends on the CPU be
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import cpus, gpus
-from service.artifact import Artifact, Variant
+from service.artifact import Artifact, Rest, Variant
 from service.runtimes import Runtime, RuntimeUnavailable
 from service.runtimes.cuda import AS_IT_COMES, GpuOptions
 from service.runtimes.onnxruntime import lacks
@@ -41,8 +41,13 @@ class Host:
     has_gpu: bool = field(default_factory=lambda: bool(gpus.visible()))
 
 
-def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto", host: Host | None = None) -> Choice:
-    """The variant and runtime to use and the reason; RuntimeUnavailable if there is none."""
+def choose(
+    artifact: Artifact, variant: str = "auto", runtime: str = "auto", host: Host | None = None, rejected: Mapping[str, str] = {},
+) -> Choice:
+    """The variant and runtime to use and the reason; RuntimeUnavailable if there is none.
+
+    `auto` also passes over the variants in `rejected`, each with the reason that it was tried and rejected for.
+    """
     variants, host = artifact.manifest.variants, host or Host()
     if variant != "auto":
         if variant not in variants:
@@ -55,7 +60,7 @@ def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto", hos
     for candidate in PREFERENCE:
         if candidate not in variants:
             continue
-        reason = _against(candidate, variants[candidate], runtime, native, host)
+        reason = rejected.get(candidate) or _against(candidate, variants[candidate], runtime, native, host)
         if reason is None:
             on = "this CPU" if candidate.startswith("cpu") else "this GPU"
             why = f"the fastest {on} can run; passed over {'; '.join(passed_over)}" if passed_over else "the fastest held"
@@ -74,8 +79,11 @@ def choose(artifact: Artifact, variant: str = "auto", runtime: str = "auto", hos
     )
 
 
-def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_IT_COMES) -> Runtime:
-    """The runtime of that choice; RuntimeUnavailable if it would be anything else."""
+def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_IT_COMES, rest: Rest | None = None) -> Runtime:
+    """The runtime of that choice; RuntimeUnavailable if it would be anything else.
+
+    `rest` is the lowest precision for what an int8 graph does not quantise, by default that in which the variant was verified.
+    """
     manifest = artifact.manifest
     variant = manifest.variants[choice.variant]
     model = artifact.path(variant.files[0])
@@ -83,9 +91,8 @@ def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_
         from service.runtimes.openvino import OpenVinoRuntime
         from service.runtimes.packed import FAMILIES
 
-        agreement = variant.gate.agreement
         packs = manifest.padding_safe and manifest.family in FAMILIES
-        return OpenVinoRuntime(model, variant.precision, threads, None if agreement is None else agreement.rest, packs)
+        return OpenVinoRuntime(model, variant.precision, threads, rest or variant.lowest_rest, packs)
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 

@@ -74,7 +74,7 @@ class _Bucket:
 
 class CudaRuntime:
     name = "cuda"
-    precision = "f16"
+    precision = computes_in = "f16"
     in_flight = 2
     flush_to_zero = False
     """A GPU computes with subnormal numbers as fast as with others."""

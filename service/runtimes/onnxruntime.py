@@ -44,7 +44,7 @@ class OnnxRuntime:
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         if precision not in ("f32", "f16") or model.suffix != ".onnx":
             raise RuntimeUnavailable(f"ONNX Runtime runs .onnx files in f32, not {model.name} in {precision}.")
-        self.precision = precision
+        self.precision = self.computes_in = precision
         options = session_options(threads)
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self._session = _thread.submit(open_session, model, options, [("CPUExecutionProvider", {})]).result()

@@ -70,7 +70,7 @@ class OpenVinoRuntime:
         # The fastest that the processor has: bf16 where it is native; emulated it would undo what int8 gains.
         native = cpus.native_precisions()
         self.rest: Rest | None = ("bf16" if "bf16" in native and rest != "f32" else "f32") if precision == "i8" else None
-        computed = self.rest or precision
+        self.computes_in = computed = self.rest or precision
         self.grid = CPU
         try:
             graph = self._packed(model, computed, threads) if packs else None

@@ -40,6 +40,7 @@ class Flipping:
     device: str = "CPU"
     precision: str = "i8"
     flush_to_zero: bool = True
+    computes_in: str = "f32"
     in_flight: int = 1
     grid: Grid = CPU
     seen: int = field(default=0, init=False)

@@ -73,7 +73,7 @@ def test_a_changed_field_of_the_manifest_is_refused(artifact: Artifact, changes:
 
 def test_another_schema_version_is_refused(artifact: Artifact) -> None:
     change_manifest(artifact, schema_version=1)
-    with pytest.raises(ArtifactError, match="schema_version is 1, this service reads 2"):
+    with pytest.raises(ArtifactError, match="schema_version is 1, this service reads 2 and 3"):
         read_artifact(artifact.directory)
 
 
