@@ -2,6 +2,7 @@
 What HTTP, queue and answer add to the engine: one connection, saturated, half loaded, and with a model that does nothing.
 
     python -m benchmarks overhead [--short] [--texts FILE] [--out FILE]
+    python -m benchmarks overhead --before CHECKOUT    what has changed since another checkout of this repository
 
 `wrk` (Debian: apt-get install wrk) counts the requests of the last, for no Python generator would keep up.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--short", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--sizes", nargs="+", choices=("base", "mini", "tiny"), default=("mini", "base"))
     parser.add_argument("--texts", type=Path, default=TEXTS, help="texts to send, one a line (default: some that come along)")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="only compare with another checkout of this repository, such as a git worktree")
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
     given = parser.parse_args(arguments)
-    found = measure(given.sizes, read_lines(given.texts), rounds=2 if given.short else 5, seconds=4 if given.short else 15)
+    lines, rounds, seconds = read_lines(given.texts), 2 if given.short else 5, 4 if given.short else 15
+    if given.before is None:
+        found = measure(given.sizes, lines, rounds, seconds)
+    else:
+        found = compare(given.before.resolve(), lines, 2 * rounds, min(seconds, 5))
     print(markdown(found))
     if given.out is not None:
-        write(given.out, "python -m benchmarks overhead", [found])
+        write(given.out, "python -m benchmarks overhead" + (" --before CHECKOUT" if given.before else ""), [found])
     return 0
 
 
@@ -214,6 +221,65 @@ def wrk(server: Process, script: Path, seconds: float, cpus: set[int]) -> float:
     found = re.search(r"Requests/sec: +([\d.]+)", said)
     assert found is not None, said
     return float(found[1])
+
+
+def compare(checkout: Path, texts: Sequence[str], rounds: int, seconds: float) -> Findings:
+    """Compare this checkout's service with another one's, in turns, each with artifacts that it made itself."""
+    if shutil.which("wrk") is None:
+        raise Unavailable("wrk is not installed (apt-get install wrk).")
+    if not (checkout / "service" / "__main__.py").is_file():
+        raise Unavailable(f"{checkout} is no checkout of this repository.")
+    ours, theirs = halves()
+    bodies = [json.dumps({"input": text}) for text in evenly(texts)]
+    places = {"before": checkout, "now": Path(__file__).resolve().parent.parent}
+    values: dict[str, list[float]] = {f"{what} {when}": [] for what in ("null_per_s", "mini_per_s", "mini_p50_ms") for when in places}
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        (folder / "post.lua").write_text(WRK.format(body=json.dumps({"input": texts[0]}).replace("'", "\\'")))
+        running: dict[str, Process] = {}
+        for when, place in places.items():
+            environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(place)}
+            _run_in(environment, "-c", "import sys; from pathlib import Path; from benchmarks.overhead import write_null_artifact; write_null_artifact(Path(sys.argv[1]))", str(folder / f"null {when}"))
+            _run_in(environment, "-m", "export", str(MINI.resolve()), str(folder / f"mini {when}"), "--variants", "cpu-fp32")
+            for what in ("null", "mini"):
+                port, name = free_port(), f"{what} {when}"
+                server = started(name, our_service(str(folder / name), port=port), port, folder / f"{name}.log", cpus={min(ours)}, environment=environment)
+                running[name] = stack.enter_context(server)
+                generator.run(Load(port, "/classify", bodies, CONNECTIONS, seconds), theirs)    # every shape is met once before anything counts
+                running[name].pause()
+        for number in range(rounds):
+            for when in list(places)[:: -1 if number % 2 else 1]:
+                null, mini = running[f"null {when}"], running[f"mini {when}"]
+                null.go_on()
+                values[f"null_per_s {when}"].append(wrk(null, folder / "post.lua", seconds, theirs))
+                null.pause()
+                mini.go_on()
+                alone = generator.run(Load(mini.port, "/classify", bodies, 1, seconds), theirs)
+                values[f"mini_p50_ms {when}"].append(alone.percentile(50))
+                values[f"mini_per_s {when}"].append(generator.run(Load(mini.port, "/classify", bodies, CONNECTIONS, seconds), theirs).rate)
+                mini.pause()
+    ratios = {what: np.array(values[f"{what} now"]) / np.array(values[f"{what} before"]) for what in ("null_per_s", "mini_per_s", "mini_p50_ms")}
+    rows = [
+        [words, *(f"{np.median(values[f'{what} {when}']):,.{digits}f}" for when in places), spread(ratios[what])]
+        for what, words, digits in (
+            ("null_per_s", f"a model that does nothing, {CONNECTIONS} connections, requests/s", 0),
+            ("mini_per_s", f"mini in fp32, {CONNECTIONS} connections, texts/s", 0), ("mini_p50_ms", "mini in fp32, one connection, p50 in ms", 3),
+        )
+    ]
+    commits = [subprocess.run(["git", "-C", str(place), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip() for place in places.values()]
+    table = Table(f"{commits[0]} and {commits[1]}", ("", "before", "now", "now by before"), rows, "One processor for the server, another one for the generator; in turns.")
+    targets = [
+        at_least("a model that does nothing: requests/s, now by before", float(np.median(ratios["null_per_s"])), 1.0),
+        at_most("mini: p50 of one connection, now by before", float(np.median(ratios["mini_p50_ms"])), 1.05),
+    ]
+    return Findings("overhead-before", "What has the service's own work come to cost?", [table], targets, values)
+
+
+def _run_in(environment: Mapping[str, str], *arguments: str) -> None:
+    """Run Python on a checkout's code, in its folder."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=environment["PYTHONPATH"], env={**os.environ, **environment})
+    if done.returncode:
+        raise Unavailable(f"python {' '.join(arguments[:2])} failed with {environment['PYTHONPATH']}: {done.stderr[-400:]}")
 
 
 def write_null_artifact(folder: Path) -> None:
