@@ -1,33 +1,241 @@
 """
 Logs: one event, one line of JSON, facts as fields. Texts and keys are never among them.
+
+A thread of its own writes the lines, so that a stuck collector (a full pipe that nobody reads) stops nothing else: when its queue
+is full the oldest lines are dropped and counted. Warnings and errors are limited per place in the code, because callers without a
+key can provoke them as fast as they can send.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import queue
+import select
+import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+QUEUED_LINES = 1_000
+FIELD_CHARS = 8_192
+"""Characters that a field of a line may hold, so that QUEUED_LINES bounds the memory too."""
+LINES_PER_S = 10.0
+BURST = 50.0
+"""Lines of one place that may come at once: loading many models may warn once for each."""
+SUMMARY_EVERY_S = 1.0
+FLUSH_S = 2.0
 
 _ORDINARY = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+
+LOST = {"queue_full": 0, "write_failed": 0, "rate_limited": 0}
+"""Lines that were not written since the start, by reason; /metrics shows them."""
 
 
 class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        } | {name: value for name, value in vars(record).items() if name not in _ORDINARY}
+        fields = {"level": record.levelname.lower(), "event": record.getMessage()}
+        fields |= {name: value for name, value in vars(record).items() if name not in _ORDINARY}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json_line(record.created, fields)
+
+
+def json_line(at: float, fields: dict[str, Any]) -> str:
+    """Return one line of the log; `at` is in seconds since 1970."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+    return json.dumps({"time": stamp} | {name: _bounded(value) for name, value in fields.items()}, default=_bounded_text)
+
+
+def _bounded(value: Any) -> Any:
+    return _bounded_text(value) if isinstance(value, str) else value
+
+
+def _bounded_text(value: object) -> str:
+    """Return a text of at most FIELD_CHARS characters, and a note of how many were cut out of its middle."""
+    text = str(value)
+    if len(text) <= FIELD_CHARS:
+        return text
+    # The end of a traceback names the error.
+    half = FIELD_CHARS // 2
+    return f"{text[:half]} … {len(text) - 2 * half} characters left out … {text[-half:]}"
+
+
+@dataclass
+class _Bucket:
+    tokens: float
+    filled: float
+    event: str = ""
+    suppressed: int = 0
+
+
+class RateLimit(logging.Filter):
+    """Limits the warnings and errors of each place in the code to LINES_PER_S, after a burst of BURST.
+
+    The place is the key, not the message: a message may hold what a caller sent, and every new one would have an allowance of its
+    own. CRITICAL always passes, and so does INFO, which no request causes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._buckets: dict[tuple[str, int], _Bucket] = {}
+        # Reentrant, because the garbage collector may run a __del__ that logs while the lock is held.
+        self._lock = threading.RLock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not logging.WARNING <= record.levelno < logging.CRITICAL:
+            return True
+        with self._lock:
+            now = self._clock()
+            bucket = self._buckets.setdefault((record.pathname, record.lineno), _Bucket(BURST, now))
+            bucket.tokens = min(BURST, bucket.tokens + LINES_PER_S * (now - bucket.filled))
+            bucket.filled = now
+            if bucket.tokens >= 1:
+                bucket.tokens -= 1
+                return True
+            bucket.event = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+            bucket.suppressed += 1
+            LOST["rate_limited"] += 1
+            return False
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return the fields of a summary line for each place that was limited since the last call."""
+        with self._lock:
+            limited = [bucket for bucket in self._buckets.values() if bucket.suppressed]
+            lines = [
+                {"level": "warning", "event": "log lines suppressed", "of": bucket.event, "lines": bucket.suppressed, "limit_per_s": LINES_PER_S}
+                for bucket in limited
+            ]
+            for bucket in limited:
+                bucket.suppressed = 0
+            return lines
+
+
+class LineWriter(logging.Handler):
+    """Hands lines to a thread that writes them to a file descriptor; never blocks the caller.
+
+    SimpleQueue and not Queue, whose lock is not reentrant: a __del__ that logs, run by the garbage collector inside put(), would
+    wait for itself. os.write and not sys.stderr, whose lock a thread that hangs would still hold when the process ends.
+    """
+
+    def __init__(self, descriptor: int = 2, limit: RateLimit | None = None) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._limit = limit or RateLimit()
+        self.addFilter(self._limit)
+        self._descriptor = descriptor
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._queued = self._dropped = self._taken = self._reported = 0
+        self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:    # noqa: N802
+        # logging's own prints to sys.stderr, which may block.
+        LOST["write_failed"] += 1
+
+    def flush(self) -> None:
+        """Wait until what was logged before is written, for at most FLUSH_S: nobody may ever read it."""
+        self.acquire()
+        try:
+            for fields in self._limit.summaries():
+                self._put(json_line(time.time(), fields))
+            target = self._queued
+        finally:
+            self.release()
+        give_up = time.monotonic() + FLUSH_S
+        while self._taken + self._dropped < target and time.monotonic() < give_up:
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self._lines.put(None)
+        super().close()
+
+    def _put(self, line: str) -> None:
+        """Append a line; called with the handler's lock held."""
+        while self._lines.qsize() >= QUEUED_LINES:
+            try:
+                self._lines.get_nowait()
+            except queue.Empty:
+                break
+            # The oldest, so that what led to an end is there once somebody reads again.
+            self._dropped += 1
+            LOST["queue_full"] += 1
+        self._queued += 1
+        self._lines.put(line)
+
+    def _write_lines(self) -> None:
+        due = time.monotonic() + SUMMARY_EVERY_S
+        while True:
+            try:
+                line = self._lines.get(timeout=SUMMARY_EVERY_S)
+            except queue.Empty:
+                pass
+            else:
+                if line is None:
+                    return
+                self._write(line)
+                self._taken += 1
+            self._report_dropped()
+            if time.monotonic() >= due:
+                due = time.monotonic() + SUMMARY_EVERY_S
+                for fields in self._limit.summaries():
+                    self._write(json_line(time.time(), fields))
+
+    def _report_dropped(self) -> None:
+        dropped = self._dropped
+        if dropped > self._reported:
+            lost = {"lines": dropped - self._reported, "why": "nobody read them in time"}
+            self._write(json_line(time.time(), {"level": "warning", "event": "log lines dropped"} | lost))
+            self._reported = dropped
+
+    def _write(self, line: str) -> None:
+        rest = line.encode() + b"\n"
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest):]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [], 1.0)
+            except OSError:
+                # The reader is gone, or the disk is full; the next line is tried again.
+                LOST["write_failed"] += 1
+                return
 
 
 def set_up(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    """Send every log line of the process, warnings and uncaught exceptions of threads too, to stderr as JSON."""
+    logging.basicConfig(level=level, handlers=[LineWriter()], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
     logging.getLogger("uvicorn.error").setLevel("WARNING")
+    # Python itself would print these to stderr, on whatever thread they happen.
+    logging.captureWarnings(True)
+    threading.excepthook = _log_thread_failure
+    sys.unraisablehook = _log_unraisable
+
+
+def flush() -> None:
+    """Write what was logged so far, within FLUSH_S; to be called before os._exit, which runs nothing else."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    name = None if failure.thread is None else failure.thread.name
+    log.error("a thread failed", exc_info=failure.exc_value, extra={"thread_name": name})
+
+
+def _log_unraisable(failure: sys.UnraisableHookArgs) -> None:
+    log.error("an exception could not be raised", exc_info=failure.exc_value, extra={"during": failure.err_msg})

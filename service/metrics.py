@@ -4,10 +4,12 @@ What Prometheus is told. Base units; the label `model` only ever holds loaded na
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
+from prometheus_client.core import CounterMetricFamily
 
+from service import logs
 from service.batcher import Batch
 from service.histogram import Histogram
 from service.nvml import Collector, Reading
@@ -49,6 +51,7 @@ class Metrics:
         self.shadowed = Counter("drbert_shadow_texts_total", "Texts that a second model answered too, by what became of it.", ["model", "of", "outcome"], registry=registry)
         self.shadow_seconds = Counter("drbert_shadow_inference_seconds_total", "Time of the engine spent on them.", ["model"], registry=registry)
         registry.register(Collector(readings))
+        registry.register(LogCollector())
         self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
 
     def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:
@@ -93,3 +96,13 @@ class Metrics:
         self.batch_tokens.labels(model).observe(batch.tokens + batch.padding_tokens)
         self.padding_tokens.labels(model).inc(batch.padding_tokens)
         self.tokens.labels(model).inc(batch.tokens)
+
+
+class LogCollector:
+    """Counts the lines that the log lost; the log itself knows nothing of Prometheus."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        lines = CounterMetricFamily("drbert_log_lines_dropped", "Log lines that were not written, by reason.", labels=["reason"])
+        for reason, count in logs.LOST.items():
+            lines.add_metric([reason], count)
+        yield lines

@@ -23,6 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from command import BUG, Unavailable
+from service import logs
 from service.admin import build_admin
 from service.certificate import Certificate
 from service.classify import Around, limits_of
@@ -192,6 +193,7 @@ async def _watch_engine(models: Models) -> None:
             log.critical("the thread that runs the models has ended; ending" if models.batcher.died else "the engine is broken; ending")
             await models.batcher.close(timeout_s=0.1)    # whoever waits is told
             await models.idle(timeout_s=1)
+            logs.flush()
             os._exit(BUG)
         stuck_s = models.batcher.stuck_s
         if (stuck_s > limit_s) != models.stalled:
@@ -202,4 +204,5 @@ async def _watch_engine(models: Models) -> None:
             await models.batcher.close(timeout_s=0.1)    # whoever waits is told
             await models.idle(timeout_s=1)
             # Not by sys.exit: the thread in the engine would be waited for.
+            logs.flush()
             os._exit(BUG)
