@@ -46,22 +46,23 @@ class Classifications:
         self._fixed: dict[str, ASGIApp] = {
             "/v1/classify": native, "/classify": chosen, "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
         }
-        self._named: list[tuple[re.Pattern[str], ASGIApp]] = [
-            (re.compile(r"/models/(?P<model>[^/]+)"), hugging_face),
-            (re.compile(r"/v1/models/(?P<model>[^/]+):predict"), Classify(models, around, KServe(), "instances")),
-            (re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/infer"), Classify(models, around, OpenInference(), "text")),
-        ]
+        open_inference = Classify(models, around, OpenInference(), "text")
+        named: dict[str, ASGIApp] = {
+            "/models/{model}": hugging_face, "/v1/models/{model}:predict": Classify(models, around, KServe(), "instances"),
+            "/v2/models/{model}/infer": open_inference, "/v2/models/{model}/versions/{version}/infer": open_inference,
+        }
+        self._named = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)), route, app) for route, app in named.items()]
 
     def at(self, scope: Scope) -> ASGIApp | None:
-        """What answers a POST there; the model and version that the path names are noted in the scope's state."""
+        """What answers a POST there; the path's route, and the model and version that it names, are noted in the scope's state."""
         if scope["method"] != "POST":
             return None
         path: str = scope["path"]
         if path in self._fixed:
             return self._fixed[path]
-        for pattern, app in self._named:
+        for pattern, route, app in self._named:
             if found := pattern.fullmatch(path):
-                scope["state"].update(found.groupdict())
+                scope["state"].update(found.groupdict(), route=route)
                 return app
         return None
 

@@ -110,7 +110,7 @@ class Classify:
         for number, piece in enumerate(pieces, 1):
             await send({"type": "http.response.body", "body": piece, "more_body": number < len(pieces)})
         if self._around.tracing is not None:
-            self._around.tracing.record(scope["path"], dict(scope["headers"]), scope["state"]["request_id"], noted, status, began_ns, time.time_ns())
+            self._around.tracing.record(scope, noted, status, began_ns, time.time_ns())
 
     async def _answer(self, scope: Scope, receive: Receive, noted: Noted) -> tuple[Headers, list[bytes]]:
         """Reads what is asked, and finds the model that stays until it is answered."""

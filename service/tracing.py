@@ -8,11 +8,15 @@ label or key is ever part of a span.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.types import Scope
+
 from command import Unavailable
+
+# Callers choose the path, so an attribute holds no more of it.
+PATH_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -43,16 +47,20 @@ class Tracing:
         self._tracer = self._provider.get_tracer("drbert-serve", version)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, path: str, headers: Mapping[bytes, bytes], request_id: str, noted: Noted, status: int, began_ns: int, ended_ns: int) -> None:
-        """Makes the spans of a request that has ended; times are nanoseconds since 1970."""
+    def record(self, scope: Scope, noted: Noted, status: int, began_ns: int, ended_ns: int) -> None:
+        """Makes the spans of a request that has ended; times are nanoseconds since 1970.
+
+        The span's name holds the route's template and not the path: callers choose the path, and collectors keep series by name.
+        """
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
+        headers, route = dict(scope["headers"]), scope["state"].get("route", scope["path"])
         carrier = {name: headers[name.encode()].decode("latin-1") for name in ("traceparent", "tracestate") if name.encode() in headers}
         attributes: dict[str, Any] = {
-            "http.request.method": "POST", "url.path": path, "http.response.status_code": status, "drbert.request_id": request_id,
-            "drbert.model": noted.model, "drbert.texts": noted.texts, "drbert.tokens": noted.tokens, "drbert.batch_size": noted.batch_size,
+            "http.request.method": "POST", "http.route": route, "url.path": scope["path"][:PATH_CHARS],
+            "http.response.status_code": status, "drbert.request_id": scope["state"]["request_id"], "drbert.model": noted.model, "drbert.texts": noted.texts, "drbert.tokens": noted.tokens, "drbert.batch_size": noted.batch_size,
         }
-        span = self._tracer.start_span(f"POST {path}", context=self._propagator.extract(carrier), kind=SpanKind.SERVER, start_time=began_ns, attributes=attributes)
+        span = self._tracer.start_span(f"POST {route}", context=self._propagator.extract(carrier), kind=SpanKind.SERVER, start_time=began_ns, attributes=attributes)
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         at = ended_ns - noted.inference_ns - noted.queue_ns - noted.tokenize_ns

@@ -9,7 +9,9 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -73,6 +75,30 @@ def test_each_classification_is_a_span_with_its_stages_and_without_its_text(arti
     assert {pair.key: pair.value.int_value for pair in refused.attributes}["http.response.status_code"] == 400
     assert {pair.key: pair.value.string_value for pair in resources[0].resource.attributes}["service.name"] == "drbert-serve"
     assert b"zanzibar" not in b"".join(one.SerializeToString() for one in received)
+
+
+def test_spans_are_named_by_routes_whatever_paths_callers_choose(artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]) -> None:
+    endpoint, received = collector
+    named = {
+        "/models/{model}": ("/models/reviews", "/models/nothing-of-ours", f"/models/{'long' * 1_000}"),
+        "/v1/models/{model}:predict": ("/v1/models/reviews:predict", "/v1/models/another:predict"),
+        "/v2/models/{model}/infer": ("/v2/models/reviews/infer", "/v2/models/a%20b/infer"),
+        "/v2/models/{model}/versions/{version}/infer": ("/v2/models/reviews/versions/1/infer", "/v2/models/reviews/versions/elsewhere/infer"),
+        "/predict": ("/predict", "/predict?any=thing"), "/": ("/",), "/v1/classify": ("/v1/classify",),
+    }
+    with running(f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (url, process):
+        for path in (path for paths in named.values() for path in paths):
+            with suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(f"{url}{path}", b'{"inputs": "good"}', timeout=30).close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    spans = [span for one in received for resource in one.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    whole = [span for span in spans if span.name not in ("tokenize", "queue", "inference")]
+    assert Counter(span.name for span in whole) == {f"POST {route}": len(paths) for route, paths in named.items()}
+    for span in whole:
+        facts = {pair.key: pair.value.string_value for pair in span.attributes}
+        assert span.name == f"POST {facts['http.route']}"
+        assert len(facts["url.path"]) <= 200
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:
