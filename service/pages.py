@@ -4,24 +4,44 @@ What is looked at in a browser: the page to type texts into, and the API to try.
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 PAGE = Path(__file__).parent / "page"
+# Keys are typed on this origin. Swagger UI draws its icons from data: URLs.
 HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
     "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache",
 }
 
 
+class Files(StaticFiles):
+    """Static files with HEADERS: a page is also reached by its own path under /page."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(HEADERS)
+        return response
+
+
+def swagger_files() -> Path:
+    """The folder of Swagger UI's files. The package that brings them is found and not imported: none of its code runs."""
+    spec = find_spec("fastapi_swagger")
+    assert spec is not None, "pyproject.toml requires it"
+    [folder] = spec.submodule_search_locations or []
+    return Path(folder) / "resources"
+
+
 def add_pages(app: FastAPI) -> None:
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    app.mount("/docs/files", StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources")), name="docs")
+    app.mount("/page", Files(directory=PAGE), name="page")
+    app.mount("/docs/files", Files(directory=swagger_files()), name="docs")
 
     @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"application/json": {}}}})
     async def root(request: Request) -> Response:
@@ -31,8 +51,5 @@ def add_pages(app: FastAPI) -> None:
         return FileResponse(PAGE / "index.html", headers=HEADERS)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json", title="DrBERT Serve", swagger_js_url="/docs/files/swagger-ui-bundle.js",
-            swagger_css_url="/docs/files/swagger-ui.css", swagger_favicon_url="/docs/files/favicon-32x32.png",
-        )
+    async def docs() -> Response:
+        return FileResponse(PAGE / "docs.html", headers=HEADERS)

@@ -51,6 +51,22 @@ def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
 
 
 @needs.chromium
+def test_the_api_page_describes_and_tries_a_path_under_a_policy_without_inline_scripts(page: Page, twins: str) -> None:
+    """A violation of the policy, and a file whose digest is another, would be complaints of the browser."""
+    answer = page.goto(f"{twins}/docs")
+    assert answer is not None
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    block = page.locator("#operations-default-v1_classify")
+    block.locator(".opblock-summary-control").click()
+    block.get_by_role("button", name="Try it out").click()
+    block.locator("textarea").fill('{"input": "good film"}')
+    block.get_by_role("button", name="Execute").click()
+    expect(block.locator(".live-responses-table")).to_contain_text("POSITIVE")
+
+
+@needs.chromium
 def test_a_text_that_is_typed_gets_both_models_scores(page: Page) -> None:
     page.get_by_label("A text to classify").press_sequentially("good film")
     cards = page.locator("#answers article")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -391,6 +394,29 @@ async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
     assert "https://" not in page
     assert script.status_code == 200
     assert "input" in described["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        pages = [await client.get(path, headers={"Accept": "text/html"}) for path in ("/", "/docs", "/page/index.html", "/page/docs.html")]
+    for page in pages:
+        assert page.status_code == 200
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_docs_page_runs_only_the_files_whose_digests_it_names(artifact: Artifact) -> None:
+    """The package that brings them has one maintainer; the digests are those of the makers' own release."""
+    async with client_of(artifact) as (client, _):
+        page = (await client.get("/docs")).text
+        named = re.findall(r'="(docs/files/[^"]+)" integrity="sha384-([^"]+)"', page)
+        for path, digest in named:
+            served = (await client.get(f"/{path}")).content
+            assert base64.b64encode(hashlib.sha384(served).digest()).decode() == digest
+    assert {path for path, _ in named} == set(re.findall(r"docs/files/[^\"]+", page))
+    assert len(named) == 2
 
 
 async def test_an_unknown_path_is_answered_in_the_same_form(artifact: Artifact) -> None:
