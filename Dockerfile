@@ -28,17 +28,24 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-venv &&
 RUN python3 -m venv /pip && python3 -m venv --without-pip /app
 WORKDIR /build
 COPY k8s/requirements.py pyproject.toml constraints.txt install.sh ./
+# Every package is held to the hashes of constraints.txt, pip's own release first: Debian's takes no hashes from constraints.
+RUN sed -n '/^pip==/,/[^\\]$/p' constraints.txt > pip.txt \
+    && sh install.sh /pip/bin/python --no-cache-dir --require-hashes --requirement pip.txt \
+    && sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt setuptools
 ARG EXTRAS=""
-# OpenVINO goes without its plugins for graphics and neural processors and without its headers: it computes on CPUs here.
+# OpenVINO goes without its telemetry, which reports to an outside host, without its plugins for graphics and neural processors and without
+# its headers: it computes on CPUs here.
 RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
-    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir -c constraints.txt -r requirements.txt \
+    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
+    && /pip/bin/pip --python /app/bin/python uninstall --yes openvino-telemetry \
     && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
         /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
 
 
 FROM requirements AS code
 COPY . .
-RUN /pip/bin/pip --python /app/bin/python install --no-cache-dir --no-deps --prefix /code .
+RUN /pip/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && /pip/bin/pip --python /app/bin/python install --no-cache-dir --no-deps --no-index --prefix /code /wheels/*.whl
 
 
 FROM python AS models
@@ -66,8 +73,10 @@ LABEL org.opencontainers.image.title="drbert-serve" \
 
 
 FROM requirements AS proof-requirements
+# OpenVINO requires its telemetry, so pip brings it back.
 RUN python3 requirements.py proof,loadtests > requirements.txt \
-    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir -c constraints.txt -r requirements.txt
+    && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
+    && /pip/bin/pip --python /app/bin/python uninstall --yes openvino-telemetry
 
 
 FROM code AS proof-code

@@ -9,6 +9,8 @@
 #   make chaos     break the service in every way there is, in ten minutes
 #   make image     build both images without a container engine and run them as Kubernetes would
 #   make prometheus  scrape real arms by a real Prometheus under the chart's rules
+#   make lock      constraints.txt anew: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
+#   make sbom      what the service's image and .venv hold, as CycloneDX in build/sbom
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
@@ -19,20 +21,27 @@ PIP := sh install.sh $(BIN)/python --quiet
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check chart chart-golden image prometheus bench chaos clean
+.PHONY: install demo serve test check chart chart-golden image prometheus lock sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
 
-# torch first and by itself: a plain requirement would take the newest build, with gigabytes of CUDA.
-.venv/.installed: pyproject.toml constraints.txt tests/k8s/requirements.txt
+# Every package is held to the hashes of constraints.txt, pip's own release first: older ones take no hashes from constraints. torch has
+# none, for its builds differ by index; what it needs is installed before it, so that its index adds only torch and CUDA's libraries. Of
+# these torch's own releases hold, not those that constraints.txt names for the extra `gpu`.
+.venv/.installed: pyproject.toml constraints.txt k8s/requirements.py tests/k8s/requirements.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip
+	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt >.venv/pip.txt
+	@sed '/^nvidia-/,/[^\\]$$/d' constraints.txt >.venv/constraints.txt
+	$(PIP) --require-hashes --requirement .venv/pip.txt
+	$(PIP) --constraint .venv/constraints.txt filelock fsspec jinja2 networkx setuptools sympy typing-extensions
 	$(PIP) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PIP) --constraint constraints.txt --editable '.[dev]'
-	@# Triton's client, for the tests of its dialect: it forbids newer greenlet and ml_dtypes than it works with.
-	$(PIP) --no-deps tritonclient==2.73.0
+	@$(BIN)/python k8s/requirements.py dev >.venv/requirements.txt
+	$(PIP) --constraint .venv/constraints.txt --requirement .venv/requirements.txt
+	$(PIP) --no-deps --constraint .venv/constraints.txt tritonclient
 	$(PIP) --no-deps --require-hashes --requirement tests/k8s/requirements.txt
+	@# A folder has no hash. setuptools warns of folders that hold data and no modules.
+	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: install $(ARTIFACTS:=/manifest.json)
@@ -92,6 +101,13 @@ image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manif
 
 prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
 	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
+
+# Pinned releases stay as they are unless LOCK says otherwise.
+lock: install
+	$(PIP) --constraint constraints.txt --target build/lock --upgrade uv
+	build/lock/bin/uv pip compile --quiet --system-certs --universal --python-version 3.11 --all-extras --group tools \
+		--generate-hashes --no-annotate --no-emit-package torch --custom-compile-command 'make lock' $(LOCK) \
+		--output-file constraints.txt pyproject.toml
 
 clean:
 	@# What an interrupted build of images left mounted.
