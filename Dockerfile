@@ -9,6 +9,7 @@
 # Without MODELS the twins must be there: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
 # `make image` exports them and builds both images without a container engine.
 
+# `make pin-base` adds the digest that the tag has today.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS python

@@ -29,9 +29,8 @@ INDEXES = ("cert", "index-url", "extra-index-url", "find-links", "proxy", "trust
 
 def build(target: str, **arguments: str) -> str:
     """The name of the image that a target of the Dockerfile makes."""
-    make_base()
     name = f"localhost/{NAMES[target]}:{version()}"
-    told = {"VERSION": version(), "REVISION": revision()} | arguments
+    told = {"BASE": make_base(), "VERSION": version(), "REVISION": revision()} | arguments
     building = (
         "build", "--isolation", "chroot", "--network", "host", "--pull=never", "--layers",
         *(word for key, value in told.items() for word in ("--build-arg", f"{key}={value}")),
@@ -56,13 +55,13 @@ def revision() -> str:
     return described.stdout.strip() or "unknown"
 
 
-def make_base() -> None:
-    """The image that the Dockerfile builds on, made of Debian's packages under the name that it has there."""
-    stated = re.search(r"^ARG BASE=(\S+:(\w+)-slim)$", Path("Dockerfile").read_text(), re.M)
+def make_base() -> str:
+    """The name of an image of Debian's packages, in the place of the one that the Dockerfile builds on; it has no digest of that one."""
+    stated = re.search(r"^ARG BASE=(\w+:(\w+)-slim)(@sha256:\w+)?$", Path("Dockerfile").read_text(), re.M)
     assert stated, "The Dockerfile has no ARG BASE=…:RELEASE-slim"
     name, release = f"localhost/{stated[1]}", stated[2]
     if name in said(*BUILDAH, "images", "--format", "{{.Name}}:{{.Tag}}").split():
-        return
+        return name
     FOLDER.mkdir(parents=True, exist_ok=True)
     archive = FOLDER / "base.tar"
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in NOT_IN_SLIM]
@@ -76,6 +75,7 @@ def make_base() -> None:
     buildah("commit", "--quiet", container, name)
     buildah("rm", container)
     archive.unlink()
+    return name
 
 
 def as_pip_is_told() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,44 @@ def test_extras_are_told_to_pip_as_pyproject_states_them(extra: str) -> None:
     assert "onnxruntime-gpu[cuda,cudnn]" in said
     assert "openvino" in said
     assert "torch" not in said
+
+
+def test_no_image_keeps_what_reports_to_others() -> None:
+    """Whatever installs OpenVINO brings its telemetry, which the same step removes again: each layer stays in the image."""
+    installing = [step for step in steps("RUN") if "requirements.txt" in step and "install.sh" in step]
+    assert len(installing) == 2
+    for step in installing:
+        assert "uninstall --yes openvino-telemetry" in step.partition("--requirement requirements.txt")[2]
+
+
+def test_the_base_is_named_by_a_release_and_perhaps_a_digest() -> None:
+    stated = re.search(r"^ARG BASE=(\S+)$", Path("Dockerfile").read_text(), re.M)
+    assert stated
+    assert re.fullmatch(r"debian:[a-z]+-slim(@sha256:[0-9a-f]{64})?", stated[1])
+    others = {words.split()[1] for words in steps("FROM")} - {words.split()[-1] for words in steps("FROM") if " AS " in words}
+    assert others == {"${BASE}"}, "every image is built on BASE"
+
+
+@pytest.mark.parametrize("pinned_before", [False, True])
+@pytest.mark.parametrize(("digest", "pins"), [(f"sha256:{'a1' * 32}", True), ("sha256:a1", False), ("", False)])
+def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(tmp_path: Path, digest: str, pins: bool, pinned_before: bool) -> None:
+    before = re.sub(r"^(ARG BASE=[^@\n]+).*$", rf"\1@sha256:{'0' * 64}" if pinned_before else r"\1", Path("Dockerfile").read_text(), flags=re.M)
+    (tmp_path / "Dockerfile").write_text(before)
+    # Its own answers need a registry.
+    (tmp_path / "skopeo").write_text(f'#!/bin/sh\n[ "$5" = docker://docker.io/library/debian:bookworm-slim ] && echo "{digest}"\n')
+    (tmp_path / "skopeo").chmod(0o755)
+    script = Path("k8s/pin_base.sh").resolve()
+    done = subprocess.run(["sh", script], cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    after = (tmp_path / "Dockerfile").read_text()
+    assert (done.returncode == 0) == pins, done.stderr
+    expected = re.sub(r"^ARG BASE=([^@\n]+).*$", rf"ARG BASE=\1@{digest}", before, flags=re.M) if pins else before
+    assert after == expected
+
+
+def steps(name: str) -> list[str]:
+    """The Dockerfile's instructions of a name, without it, each on one line."""
+    text = Path("Dockerfile").read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
 def test_an_extra_that_is_not_there_is_named() -> None:
