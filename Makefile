@@ -10,7 +10,8 @@
 #   make image     build both images without a container engine and run them as Kubernetes would
 #   make prometheus  scrape real arms by a real Prometheus under the chart's rules
 #   make lock      constraints.txt anew: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
-#   make sbom      what the service's image and .venv hold, as CycloneDX in build/sbom
+#   make sbom      what the service's image and .venv hold of Python's packages, as CycloneDX in build/sbom; EXTRAS=gpu as for the image
+#   make pin-base  the Dockerfile's base image by the digest that its tag has today; needs skopeo and the image's registry
 #   make bench     every benchmark of the CPU service, in ten minutes
 #   make clean     what make made, but for .venv and the evidence: runs are not forgotten
 
@@ -18,10 +19,11 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := sh install.sh $(BIN)/python --quiet
+SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check chart chart-golden image prometheus lock sbom bench chaos clean
+.PHONY: install demo serve test check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -82,7 +84,7 @@ bench: install .venv/.debian
 chaos: install
 	$(BIN)/python -m tests.chaos
 
-test: install .venv/.debian .venv/.grafana
+test: install .venv/.debian .venv/.grafana .venv/.sbom
 	$(BIN)/python -m pytest
 
 check: install
@@ -108,6 +110,25 @@ lock: install
 	build/lock/bin/uv pip compile --quiet --system-certs --universal --python-version 3.11 --all-extras --group tools \
 		--generate-hashes --no-annotate --no-emit-package torch --custom-compile-command 'make lock' $(LOCK) \
 		--output-file constraints.txt pyproject.toml
+
+pin-base:
+	@sh k8s/pin_base.sh
+
+# Beside the environment that it describes, for it brings packages of its own.
+.venv/.sbom: .venv/.installed
+	@if $(PYTHON) -m venv --without-pip .venv/sbom && PIP_PYTHON=.venv/sbom/bin/python $(PIP) --constraint constraints.txt cyclonedx-bom; \
+		then touch $@; else echo "cyclonedx-bom cannot be had; the test that needs it is skipped"; fi
+
+# The service's image holds what the Dockerfile's stage `requirements` installs, and this does the same.
+sbom: install .venv/.sbom
+	rm -rf build/sbom
+	$(PYTHON) -m venv --without-pip build/sbom/environment
+	@$(BIN)/python k8s/requirements.py $(EXTRAS) >build/sbom/requirements.txt
+	PIP_PYTHON=build/sbom/environment/bin/python $(PIP) --constraint constraints.txt --requirement build/sbom/requirements.txt
+	$(BIN)/pip --quiet --python build/sbom/environment/bin/python uninstall --yes openvino-telemetry
+	$(SBOM) --output-file build/sbom/service.json build/sbom/environment/bin/python
+	$(SBOM) --output-file build/sbom/full.json $(BIN)/python
+	rm -r build/sbom/environment build/sbom/requirements.txt
 
 clean:
 	@# What an interrupted build of images left mounted.

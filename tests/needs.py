@@ -34,3 +34,5 @@ MAY_MOUNT = CAN_BUILD and subprocess.run(["unshare", "--mount", "true"], capture
 containers = pytest.mark.skipif(not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc")
 GRAFANA = Path(sys.prefix, "grafana", "node_modules")
 grafana = pytest.mark.skipif(shutil.which("node") is None or not GRAFANA.is_dir(), reason="needs node, and @grafana/schema from npm")
+CYCLONEDX = Path(sys.prefix, "sbom", "bin", "cyclonedx-py")
+sbom = pytest.mark.skipif(not CYCLONEDX.exists(), reason="needs cyclonedx-bom from PyPI")

@@ -21,4 +21,6 @@ def test_needs_knows_every_reason() -> None:
     from tests import needs
 
     marks = {name: value for name, value in vars(needs).items() if isinstance(value, pytest.MarkDecorator)}
-    assert set(marks) == {"shared_data", "crds", "helm", "no_gpu", "chromium", "wrk", "prometheus", "containers", "grafana", "strace"}
+    assert set(marks) == {
+        "shared_data", "crds", "helm", "no_gpu", "chromium", "wrk", "prometheus", "containers", "grafana", "strace", "sbom",
+    }

@@ -1,0 +1,31 @@
+"""A software bill of materials, as `make sbom` writes it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from tests import needs
+
+
+@needs.sbom
+def test_the_bill_lists_what_is_installed_and_fits_its_schema(tmp_path: Path) -> None:
+    stated = re.search(r"^SBOM := \S+ (.*)$", Path("Makefile").read_text(), re.M)
+    assert stated
+    written = tmp_path / "full.json"
+    # It fails where what it wrote does not fit CycloneDX's schema.
+    subprocess.run([needs.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable], capture_output=True, check=True)
+    bill = json.loads(written.read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "drbert-serve"
+    listed = {(canonicalize_name(component["name"]), component["version"]) for component in bill["components"]}
+    installed = {(canonicalize_name(each.name), each.version) for each in importlib.metadata.distributions()}
+    assert listed | {("drbert-serve", importlib.metadata.version("drbert-serve"))} == installed
+    assert {"fastapi", "openvino", "tokenizers"} <= {name for name, _ in listed}
+    assert all(component["purl"].startswith("pkg:pypi/") for component in bill["components"] if component["name"] != "drbert-serve")
