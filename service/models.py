@@ -176,7 +176,7 @@ class Models:
             except self_check.AnswersDiffer as error:
                 if self._variant != "auto":
                     raise
-                log.error("a variant failed its self-check", extra={"model": name, "variant": choice.variant, "why": str(error)})
+                log.error("a variant failed its self-check", exc_info=error.__cause__, extra={"model": name, "variant": choice.variant, "why": str(error)})
                 rejected[choice.variant] = str(error)
 
     def _load(self, name: str, artifact: Artifact, choice: Choice) -> Loaded:

@@ -16,6 +16,7 @@ import numpy as np
 from service import cpus
 from service.artifact import Probe
 from service.classifier import Classifier, Encoded
+from service.errors import ModelOutputInvalid
 from service.runtimes import Logits, RuntimeUnavailable
 
 
@@ -57,7 +58,7 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
             )
     try:
         alone, batched = answers(classifier, manifest.probes)
-    except Exception as error:  # An engine that is wrong may also raise whatever it likes.
+    except (RuntimeError, ModelOutputInvalid) as error:  # OpenVINO raises RuntimeError, whatever is wrong.
         why = (str(error).strip().splitlines() or [""])[-1]
         raise AnswersDiffer(
             f"{variant} cannot compute the self-check on {where} ({type(error).__name__}: {why}). Choose another --variant."
