@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     logs.set_up(settings.log_level)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
     pairing = paired(given.shadow, given.of, given.fraction, {name: artifact.manifest.task for name, artifact in artifacts.items()})
-    admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port)
+    admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
     server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
     return 0
 

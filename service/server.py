@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 LAG_EVERY_S = 0.02
 LAG_OVER_S = 30.0
 SWITCH_S = 0.001
+# Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn).
+BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
@@ -50,22 +53,30 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, before anything slow is done; Unavailable if the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted connections inherit it. Event loops set it themselves only on sockets they made; without it an answer,
-    # sent as head and body, waits 40 ms for the client's delayed acknowledgement.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Return a listening socket, before anything slow is done; Unavailable if the port is taken. `option` is what sets the port.
+
+    It listens at once: with SO_REUSEADDR two servers can bind the same port, and only listen() refuses the second of them.
+    Callers that connect before the event loop accepts wait in the backlog.
+    """
     try:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise Unavailable(f"This host cannot listen on {host} ({error.strerror}); choose another address.") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it. Event loops set it themselves only on sockets they made; without it an answer,
+        # sent as head and body, waits 40 ms for the client's delayed acknowledgement.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host, port))
-    except socket.gaierror as error:
+        sock.listen(BACKLOG)
+    except (socket.gaierror, UnicodeError, TypeError) as error:    # the last two: no text that a name could be
         sock.close()
-        raise Unavailable(f"The address {host} is not known ({error.strerror}); choose another with --host.") from None
+        raise Unavailable(f"The address {host} is not known ({getattr(error, 'strerror', error)}); choose another with --host.") from None
     except OSError as error:
         sock.close()
-        raise Unavailable(f"Port {port} of {host} cannot be had ({error.strerror}); choose another with --port.") from None
+        taken = "; another server listens there: stop it, or" if error.errno == errno.EADDRINUSE else ";"
+        raise Unavailable(f"Port {port} of {host} cannot be had ({error.strerror}){taken} choose another with {option}.") from None
     return sock
 
 

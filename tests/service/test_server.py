@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trustme
 
+from command import Unavailable
 from service.artifact import Artifact
 from service.server import bind
 from tests.needs import no_gpu
@@ -79,6 +80,15 @@ def classify(url: str, text: str) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=30) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
+
+
+def until_one_of(processes: Sequence[subprocess.Popen[str]], condition: Callable[[], bool]) -> None:
+    """Wait for a condition, as long as one of the processes runs."""
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert any(process.poll() is None for process in processes)
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
 
 
 def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Artifact) -> None:
@@ -181,7 +191,6 @@ def test_no_text_of_a_failure_is_logged(artifact: Artifact) -> None:
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
     with bind("127.0.0.1", 0) as listening:
-        listening.listen()
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
@@ -195,6 +204,38 @@ def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
     assert process.returncode == 69
     assert output.count("\n") == 1
     assert "choose another with --port" in output
+
+
+def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_ends_with_69(artifact: Artifact) -> None:
+    port = free_port()
+    both = [start(str(artifact.directory), "--port", str(port)) for _ in range(2)]
+    try:
+        until_one_of(both, lambda: ready(f"http://127.0.0.1:{port}") and any(process.poll() is not None for process in both))
+        [refused] = [process for process in both if process.poll() is not None]
+        output = refused.communicate(timeout=60)[0]
+        assert refused.returncode == 69
+        assert f"Port {port} of 127.0.0.1 cannot be had" in output
+        assert "choose another with --port" in output
+        assert classify(f"http://127.0.0.1:{port}", "good")["data"][0]["label"] == "POSITIVE"
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+
+
+def test_a_port_is_had_by_one_socket_only() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"Port {port} of 127.0.0.1 .*another server listens there.*DRBERT_ADMIN_PORT"):
+            bind("127.0.0.1", port, "DRBERT_ADMIN_PORT")
+        with pytest.raises(Unavailable, match="another server listens there"):
+            bind("0.0.0.0", port)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "256.0.0.1", "\N{SNOWMAN}" * 70], ids=["unknown", "empty part", "no IPv4", "too long"])
+def test_an_address_that_is_none_is_refused_with_the_remedy(host: str) -> None:
+    with pytest.raises(Unavailable, match="choose another with --host"):
+        bind(host, 0)
 
 
 @pytest.mark.parametrize(
