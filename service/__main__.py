@@ -9,6 +9,7 @@ Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ from command import BadUsage, Parser, finish
 from service import logs, server
 from service.artifact import Task, read_artifact
 from service.models import Models
-from service.settings import read_settings
+from service.settings import Settings, likely_misspelt, read_settings
 from service.shadow import Pairing
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,11 +41,20 @@ def main(arguments: Sequence[str]) -> int:
         raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
     settings = read_settings(given.host)
     logs.set_up(settings.log_level)
+    warn_of_variables(settings, os.environ)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
     pairing = paired(given.shadow, given.of, given.fraction, {name: artifact.manifest.task for name, artifact in artifacts.items()})
     admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
     server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
     return 0
+
+
+def warn_of_variables(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Log what looks like a setting and is none. Values are not logged, they may be keys."""
+    if "DRBERT_API_KEY" in environment and settings.api_keys_file is None:
+        log.warning("DRBERT_API_KEY is a variable of the client; this service asks for no key. DRBERT_API_KEYS_FILE names a file of keys.")
+    for name, setting in likely_misspelt(environment):
+        log.warning("a variable looks like a setting and is not read", extra={"variable": name, "setting": setting})
 
 
 def paired(shadow: str | None, of: str | None, fraction: float, tasks: Mapping[str, Task]) -> Pairing | None:

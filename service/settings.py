@@ -4,20 +4,33 @@ Everything the service can be told beside its models, host and port.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from command import BadUsage
 
+PREFIX = "DRBERT_"
+# Not the service's: `drbert-classify` reads its key from it.
+CLIENT_VARIABLES = {"DRBERT_API_KEY"}
+# What Kubernetes sets in every container for a Service called drbert or drbert-NAME, unless enableServiceLinks is false.
+SERVICE_LINK = re.compile(r"DRBERT_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+SERVICE_LINK_PORT = re.compile(r"DRBERT_([A-Z0-9_]+_)?PORT")
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+# Similarity of two names, 0 to 1, from which one is taken for the other misspelt.
+LIKELY = 0.6
 
 class Settings(BaseSettings):
     """Read once, at start, from DRBERT_* variables, and passed on."""
 
-    model_config = SettingsConfigDict(env_prefix="DRBERT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     runtime: Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"] = "auto"
     """The engine; what is asked for by name is in use or the start fails."""
@@ -84,6 +97,7 @@ class Settings(BaseSettings):
 
 def read_settings(host: str = "127.0.0.1") -> Settings:
     """The settings of the environment for a server on `host`; BadUsage names the variable that makes no sense."""
+    check_variables(os.environ)
     try:
         settings = Settings()
         if settings.max_texts > settings.max_waiting:
@@ -112,8 +126,61 @@ def read_settings(host: str = "127.0.0.1") -> Settings:
         return settings
     except ValidationError as error:
         first = error.errors()[0]
-        name = "DRBERT_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise BadUsage(f"{name}: {first['msg']} (it is {first['input']!r}).") from None
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        name = name if name.startswith(PREFIX) else PREFIX + name
+        raise BadUsage(f"{name}: {first['msg']} (it is {first['input']!r}).{_service_link_remedy(name, first['input'])}") from None
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raise BadUsage for a DRBERT_* variable that is no setting: a misspelt one would be ignored, and the service run without keys.
+
+    Names count in any case, as they do where the settings are read.
+    """
+    known = set(variable_names())
+    for variable, value in environment.items():
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name in known or name in CLIENT_VARIABLES or _is_service_link(name, value):
+            continue
+        nearest = _nearest(name.removeprefix(PREFIX), [setting.removeprefix(PREFIX) for setting in known])
+        remedy = f"did you mean {PREFIX}{nearest}?" if nearest else "docs/operations.md lists those that there are; remove it."
+        raise BadUsage(f"{variable} is no setting of this service; {remedy}")
+
+
+def _nearest(name: str, settings: list[str]) -> str | None:
+    begun = [setting for setting in settings if len(name) > 2 and setting.startswith(name)]
+    return min(begun) if begun else next(iter(difflib.get_close_matches(name, settings, 1, cutoff=LIKELY)), None)
+
+
+def likely_misspelt(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables without our prefix that look like settings, each with the setting. They may be another program's, so they are no error."""
+    known = list(variable_names())
+    names = [name for name in environment if "BERT" in name.upper() and not name.upper().startswith(PREFIX)]
+    pairs = [(name, difflib.get_close_matches(name.upper(), known, 1, cutoff=0.9)) for name in names]
+    return [(name, nearest[0]) for name, nearest in pairs if nearest]
+
+
+def variable_names() -> Iterator[str]:
+    """Every variable that sets something, in capitals."""
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        if alias is None:
+            yield PREFIX + name.upper()
+        else:
+            names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+            yield from (choice.upper() for choice in names if isinstance(choice, str))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    # A port's value tells DRBERT_PORT and DRBERT_SHOP_PORT from a misspelt DRBERT_ADMIN_PORT.
+    return bool(SERVICE_LINK.fullmatch(name) or (SERVICE_LINK_PORT.fullmatch(name) and SERVICE_ADDRESS.match(value)))
+
+
+def _service_link_remedy(name: str, value: object) -> str:
+    """What to do where a Service of an unlucky name sets a variable of ours, as one called drbert-admin sets DRBERT_ADMIN_PORT."""
+    if not (SERVICE_LINK_PORT.fullmatch(name) and isinstance(value, str) and SERVICE_ADDRESS.match(value)):
+        return ""
+    service = name.removesuffix("_PORT").lower().replace("_", "-")
+    return f" Kubernetes sets it for a Service called {service}: set enableServiceLinks to false in the pod, or rename that Service."
 
 
 def _is_loopback(host: str) -> bool:

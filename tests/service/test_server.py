@@ -190,9 +190,8 @@ def test_no_text_of_a_failure_is_logged(artifact: Artifact) -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    with bind("127.0.0.1", 0) as listening:
-        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
