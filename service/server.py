@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -91,7 +92,7 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
     allow_many_connections()
     certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate and settings.tls_key else None
     around = Around(
-        keys=None if settings.api_keys_file is None else Keys(settings.api_keys_file),
+        keys=watched_keys(settings.api_keys_file),
         shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
         tracing=Tracing(models.version) if settings.tracing else None,
     )
@@ -99,7 +100,7 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
     config = configured(build_app(models, around), **tls)
     servers = [(_Server(config), sock)]
     if admin is not None:
-        admin_keys = None if settings.admin_keys_file is None else Keys(settings.admin_keys_file)
+        admin_keys = watched_keys(settings.admin_keys_file)
         servers.append((_Server(configured(build_admin(models, admin_keys), **tls)), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(serve(models, servers, certificate))
@@ -107,6 +108,15 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
         log.info("shadowed", extra=around.shadow.told())
     if around.tracing is not None:
         around.tracing.close()
+
+
+def watched_keys(file: Path | None) -> Keys | None:
+    """The keys in a file, read again whenever it changes."""
+    if file is None:
+        return None
+    keys = Keys(file)
+    keys.watch()
+    return keys
 
 
 def configured(app: ASGIApp, **more: Any) -> uvicorn.Config:

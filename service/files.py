@@ -1,0 +1,65 @@
+"""
+Reads files that others write and replace: regular files only, and never more of one than a limit.
+
+A FIFO, a device or a file that grows without end would otherwise be waited for, or read until memory is used up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a file is replaced or written to. The change time cannot be set back as the modification time can."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Stamp]]:
+    """Open a regular file of at most `limit` bytes, or a link to one; OSError says what else it is."""
+    try:
+        # Looked at before it is opened, as opening a device may do something, and after, as it may have been replaced.
+        _check_regular(path, os.stat(path))
+        # Opening a FIFO waits for its other end, unless it is told not to.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:    # a NUL, or characters that no file name can have here
+        raise OSError(errno.EINVAL, "no file can have that name", "the path") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        _check_regular(path, status)
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, the limit is {limit}", str(path))
+        yield file, Stamp.of(status)
+
+
+def read_regular(path: Path, limit: int) -> tuple[bytes, Stamp]:
+    """Return the bytes of a regular file of at most `limit` bytes, and its stamp."""
+    with open_regular(path, limit) as (file, stamp):
+        content = file.read(limit + 1)
+        if len(content) > limit:
+            raise OSError(errno.EFBIG, f"it grew beyond {limit} bytes, the limit", str(path))
+        return content, stamp
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
