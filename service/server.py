@@ -155,7 +155,7 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
             watching = [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
             if certificate is not None:
                 shown = [server.config.ssl for server, _ in servers if server.config.ssl is not None]
-                watching.append(asyncio.create_task(certificate.keep(shown)))
+                certificate.watch(shown, loop)
             told = {"url": urls[0], "instance": models.instance_id, "models": list(models.loaded)}
             log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
         await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)
