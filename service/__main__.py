@@ -4,7 +4,7 @@ Serves artifacts over HTTP.
     python -m service artifacts/drbert
     python -m service bert=artifacts/bert drbert=artifacts/drbert --port 8000
 
-Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0 after SIGTERM.
+Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0 after SIGTERM, SIGINT or SIGHUP.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if not 0 <= given.port <= 65535:
         raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
+    server.ignore_signals()
     settings = read_settings(given.host)
     logs.set_up(settings.log_level)
     warn_of_variables(settings, os.environ)

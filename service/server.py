@@ -46,6 +46,10 @@ SWITCH_S = 0.001
 BACKLOG = 2048
 
 
+DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handling, which ends a well-drained process with 143."""
 
@@ -138,8 +142,7 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
     """Runs the servers, the first of which classifies, until a signal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    handle_signals(loop, stop)
 
     urls = [f"http{'s' if server.config.is_ssl else ''}://{host}:{port}" for server, sock in servers for host, port in [sock.getsockname()[:2]]]
     listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
@@ -174,6 +177,22 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
         await asyncio.gather(*listening)
 
 
+def ignore_signals() -> None:
+    """Let no signal of IGNORED end the process, which is what they do by default; for the time until the loop handles them."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def handle_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Stop at the signals that drain; log those that do nothing."""
+    for number in DRAINING:
+        # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
+    for number in IGNORED:
+        loop.add_signal_handler(number, lambda name=number.name: log.warning("signal ignored", extra={"signal": name}))
+
+
 async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:
     """Waits until every answer that was begun has been handed to the system, until `give_up` by the loop's clock."""
     loop = asyncio.get_running_loop()
@@ -205,18 +224,44 @@ async def _watch_event_loop(models: Models) -> None:
             before, worst, until = worst, 0.0, now + LAG_OVER_S
 
 
+class Pauses:
+    """When this process did not run, as under SIGSTOP or in a machine that was paused: seen by a tick that comes late."""
+
+    def __init__(self, tick_s: float) -> None:
+        self._tick_s = tick_s
+        self._last = time.monotonic()
+        self._pauses: list[tuple[float, float]] = []
+
+    def tick(self) -> None:
+        """Note the time since the last tick, which was due `tick_s` ago; what it is late by was a pause."""
+        now = time.monotonic()
+        if now - self._last > 2 * self._tick_s:
+            self._pauses.append((self._last + self._tick_s, now))
+        self._last = now
+
+    def seconds_since(self, begin: float) -> float:
+        """How much of the time since `begin` was pauses. Those that ended before it are forgotten."""
+        self._pauses = [(start, end) for start, end in self._pauses if end > begin]
+        return sum(end - max(start, begin) for start, end in self._pauses)
+
+
 async def _watch_engine(models: Models) -> None:
     """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in it could help, and a supervisor starts another one."""
     limit_s = models.settings.stall_after_s
+    tick_s = min(1.0, limit_s / 10)
+    pauses = Pauses(tick_s)
     while True:
-        await asyncio.sleep(min(1.0, limit_s / 10))
+        await asyncio.sleep(tick_s)
+        pauses.tick()
         if models.batcher.died or models.batcher.broken:
             log.critical("the thread that runs the models has ended; ending" if models.batcher.died else "the engine is broken; ending")
             await models.batcher.close(timeout_s=0.1)    # whoever waits is told
             await models.idle(timeout_s=1)
             logs.flush()
             os._exit(BUG)
-        stuck_s = models.batcher.stuck_s
+        elapsed_s = models.batcher.stuck_s
+        # The engine was paused as well, so that time says nothing of it.
+        stuck_s = elapsed_s - pauses.seconds_since(time.monotonic() - elapsed_s)
         if (stuck_s > limit_s) != models.stalled:
             models.note_stall(stuck_s > limit_s)
             log.error("the engine is stuck" if models.stalled else "the engine came back", extra={"seconds": round(stuck_s, 1), "limit_s": limit_s})

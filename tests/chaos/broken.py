@@ -1,13 +1,14 @@
 """
 The service with an engine that fails on purpose, whenever a batch holds a text of a certain number of tokens.
 
-    python -m tests.chaos.broken raises|nan|few|stalls|breaks ARTIFACT --port 8000
+    python -m tests.chaos.broken raises|nan|few|slow|stalls|breaks ARTIFACT --port 8000
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ from service.runtimes import Inputs, Logits, Runtime, auto
 
 FATAL_TOKENS = 7
 """Five words and the two special tokens. The warm-up runs even lengths only."""
+
+SLOW_STEPS = 100
+"""Hundredths of a second that a slow batch takes."""
 
 
 class Broken:
@@ -41,6 +45,11 @@ class Broken:
             raise RuntimeError("the engine failed on purpose")
         if self._how == "few":
             return logits[:-1]
+        if self._how == "slow":
+            # In steps, as an engine works: a process that is paused goes on where it was.
+            for _ in range(SLOW_STEPS):
+                time.sleep(0.01)
+            return logits
         if self._how == "stalls":
             threading.Event().wait()
         if self._how == "breaks":

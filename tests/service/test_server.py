@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,100 @@ def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Art
         assert process.returncode == 0
         events = [json.loads(line)["event"] for line in output.splitlines()]
     assert events == ["model ready", "ready", "draining", "drained"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_other_signals_than_sigterm_drain_too(artifact: Artifact, number: signal.Signals) -> None:
+    with serving(artifact) as (_, process):
+        process.send_signal(number)
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+    assert '"drained"' in output
+
+
+def test_a_service_that_nohup_started_outlives_its_terminal(artifact: Artifact) -> None:
+    ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)    # a child inherits it
+    try:
+        with serving(artifact) as (url, process):
+            process.send_signal(signal.SIGHUP)
+            assert classify(url, "good")["data"][0]["label"] == "POSITIVE"
+            process.terminate()
+            assert '"signal ignored"' not in process.communicate(timeout=30)[0]
+            assert process.returncode == 0
+    finally:
+        signal.signal(signal.SIGHUP, ignoring)
+
+
+def test_signals_for_users_are_ignored_and_logged(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process):
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGUSR2)
+        assert classify(url, "good")["data"][0]["label"] == "POSITIVE"
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+    assert sorted(json.loads(line).get("signal", "") for line in output.splitlines() if "signal ignored" in line) == ["SIGUSR1", "SIGUSR2"]
+
+
+def breaking(how: str, artifact: Artifact, port: int, **environment: str) -> subprocess.Popen[str]:
+    """A service with an engine that fails on FATAL's number of tokens."""
+    command = [sys.executable, "-m", "tests.chaos.broken", how, f"reviews={artifact.directory}", "--port", str(port)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment)
+
+
+FATAL = "good a b c a"
+
+
+def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artifact) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = breaking("slow", artifact, port, DRBERT_STALL_AFTER_S="2")
+    try:
+        until_one_of([process], lambda: ready(url))
+        with ThreadPoolExecutor(1) as callers:
+            answer = callers.submit(classify, url, FATAL)
+            until_one_of([process], lambda: b"drbert_inflight_requests 1" in metrics(url))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(6)    # three times what an engine may take
+            process.send_signal(signal.SIGCONT)
+            assert answer.result(timeout=60)["data"][0]["label"] == "POSITIVE"
+        assert ready(url)
+        process.terminate()
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+        assert "the engine is stuck" not in output
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_engine_that_is_stuck_is_found_also_after_a_pause(artifact: Artifact) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = breaking("stalls", artifact, port, DRBERT_STALL_AFTER_S="1")
+    try:
+        until_one_of([process], lambda: ready(url))
+        with ThreadPoolExecutor(1) as callers:
+            answer = callers.submit(classify, url, FATAL)
+            until_one_of([process], lambda: b"drbert_inflight_requests 1" in metrics(url))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2)
+            process.send_signal(signal.SIGCONT)
+            assert "the engine did not come back; ending" in process.communicate(timeout=60)[0]
+            assert process.returncode == 70
+            with pytest.raises(urllib.error.HTTPError) as told:
+                answer.result(timeout=60)
+            told.value.close()
+            assert told.value.code == 503
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def metrics(url: str) -> bytes:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+        content: bytes = page.read()
+        return content
 
 
 def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
