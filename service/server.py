@@ -190,7 +190,11 @@ def handle_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, stop.set)
     for number in IGNORED:
-        loop.add_signal_handler(number, lambda name=number.name: log.warning("signal ignored", extra={"signal": name}))
+        loop.add_signal_handler(number, _log_ignored, number.name)
+
+
+def _log_ignored(name: str) -> None:
+    log.warning("signal ignored", extra={"signal": name})
 
 
 async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:
