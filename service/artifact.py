@@ -7,12 +7,15 @@ a file that is missing, changed or not listed is an ArtifactError that names it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +23,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from command import UNAVAILABLE, BadInput
 from service import cpus
+from service.files import Stamp, UnsuitableFile, hash_regular, read_regular
 
 SCHEMA_VERSION: Literal[3] = 3
 READABLE_VERSIONS = (2, 3)
 """Version 2 has no self-check: what was exported with it is served unchecked."""
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 4 * 1024 * 1024
+TOKENIZER = "tokenizer.json"
+# Twice that of XLM-R's 250,000 tokens, with room.
+TOKENIZER_BYTES = 64 * 1024 * 1024
+# All files together: XLM-R XXL in fp32 has 43 GB.
+ARTIFACT_BYTES = 64 * 1024**3
+MOST_FILES = 1_000
+# Of a text. Longer rows are beyond every BERT, and their attention alone takes gigabytes.
+MOST_TOKENS = 32_768
+# What lies in a folder of Hugging Face's.
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "tokenizer_config.json")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Task = Literal["single_label", "multi_label", "regression"]
 Precision = Literal["f32", "bf16", "f16", "i8"]
@@ -36,6 +52,12 @@ class ArtifactError(BadInput):
 
 class ArtifactMissing(ArtifactError):
     """There is no artifact where one was named."""
+
+    exit_code = UNAVAILABLE
+
+
+class ArtifactUnreadable(ArtifactError):
+    """The system does not give what is there."""
 
     exit_code = UNAVAILABLE
 
@@ -140,7 +162,7 @@ class Manifest(_Part):
     task: Task
     labels: list[str] = Field(min_length=1)
     takes_pairs: bool
-    max_tokens: int = Field(gt=2)
+    max_tokens: int = Field(gt=2, le=MOST_TOKENS)
     inputs: list[str]
     encoder_digest: str
     head_digest: str
@@ -157,7 +179,7 @@ class Manifest(_Part):
     kept_decoder_layers: int
     """Above 0 in the proof's positive control, whose answers mean nothing."""
     variants: dict[str, Variant] = Field(min_length=1)
-    files: dict[str, str]
+    files: dict[str, str] = Field(max_length=MOST_FILES)
     """sha256 of every file beside the manifest."""
     provenance: dict[str, str]
     seal: str
@@ -195,53 +217,168 @@ class Artifact:
     digest: str = ""
     """sha256 of the manifest as it was read, which holds the sha256 of everything else."""
 
+    resolved: Path | None = None
+    """The folder without symbolic links, so that a link that is changed meanwhile leads to no other folder."""
+    stamps: Mapping[str, tuple[Stamp, Stamp]] = field(default_factory=dict)
+    """Of each file as it was verified, and of the link to it where it is one."""
+
     def path(self, name: str) -> Path:
-        return self.directory / name
+        return (self.resolved or self.directory) / name
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a small file's bytes, which give the digest in the manifest; else ArtifactError."""
+        try:
+            content, _ = read_regular(self.path(name), limit)
+        except OSError as error:
+            raise _unreadable(self.directory, error) from None
+        _check_digest(self.directory / name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
+        return content
+
+    def check_unchanged(self) -> None:
+        """Raise ArtifactError if a file was replaced or written to since it was verified.
+
+        Called once an engine has read them: what it read is then what was verified.
+        """
+        for name, stamps in self.stamps.items():
+            try:
+                same = all(now.same_content(then) for now, then in zip(_stamps(self.path(name)), stamps, strict=True))
+            except OSError:
+                same = False
+            if not same:
+                raise ArtifactError(f"{self.directory / name} was changed or touched after it was verified; load it again.")
 
 
 def read_artifact(directory: Path) -> Artifact:
     """The artifact in `directory`, every file checked against the manifest; else an ArtifactError."""
-    manifest = read_manifest(directory)
-    digest = sha256(directory / MANIFEST)
-    present = {path.name for path in directory.iterdir()} - {MANIFEST}
-    for name in sorted(manifest.files.keys() - present):
-        raise ArtifactError(f"{directory} lacks {name}, which its manifest lists; export it again.")
-    for name in sorted(present - manifest.files.keys()):
-        raise ArtifactError(f"{directory} holds {name}, which its manifest does not list; remove it or export again.")
-    # hashlib lets go of the interpreter, and a large artifact's files are half of a start's time.
-    with ThreadPoolExecutor(cpus.usable(), thread_name_prefix="sha256") as hashing:
-        digests = hashing.map(sha256, (directory / name for name in manifest.files))
-    for (name, wanted), found in zip(manifest.files.items(), digests, strict=True):
-        if found != wanted:
-            raise ArtifactError(
-                f"{directory / name} has changed since export: sha256 {found[:12]}…, the manifest says {wanted[:12]}…; "
-                "export it again."
-            )
-    return Artifact(directory, manifest, digest)
+    try:
+        manifest, digest = _read_manifest(directory)
+        resolved = directory.resolve(strict=True)
+        _check_names(directory, manifest)
+        links = {name: Stamp.of(os.lstat(resolved / name)) for name in manifest.files}
+        _check_sizes(directory, [resolved / name for name in manifest.files])
+        # hashlib lets go of the interpreter, and a large artifact's files are half of a start's time.
+        with ThreadPoolExecutor(cpus.usable(), thread_name_prefix="sha256") as hashing:
+            hashes = dict(zip(manifest.files, hashing.map(_hash, (resolved / name for name in manifest.files)), strict=True))
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+    for name, wanted in manifest.files.items():
+        _check_digest(directory / name, hashes[name][0], wanted)
+    return Artifact(directory, manifest, digest, resolved, {name: (links[name], stamp) for name, (_, stamp) in hashes.items()})
 
 
 def read_manifest(directory: Path) -> Manifest:
-    if not directory.is_dir():
-        raise ArtifactMissing(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.")
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise ArtifactMissing(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
+    """The manifest alone, its files not looked at."""
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON: {error}.") from None
+        return _read_manifest(directory)[0]
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
+def _read_manifest(directory: Path) -> tuple[Manifest, str]:
+    """The manifest and the digest of its bytes."""
+    path = directory / MANIFEST
+    _check_place(directory)
+    content, _ = read_regular(path, MANIFEST_BYTES)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(f"{path} is not JSON: {why}.") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version not in READABLE_VERSIONS:
-        raise ArtifactError(f"{path}: schema_version is {version!r}, this service reads {' and '.join(map(str, READABLE_VERSIONS))}; export it again.")
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise ArtifactError(f"{path}: schema_version is {_shortened(repr(version))}, this service reads {readable}; export it again.")
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise ArtifactError(f"{path}: {where}: {first['msg']}.") from None
+        raise ArtifactError(f"{path}: {_shortened(where)}: {_shortened(first['msg'])}.") from None
+    except RecursionError:
+        raise ArtifactError(f"{path} is nested too deeply.") from None
     if manifest.seal != seal_of(values):
         raise ArtifactError(f"{path} has changed since export: its fields do not give its seal; export it again.")
-    return manifest
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _check_place(directory: Path) -> None:
+    """Raise ArtifactMissing unless `directory` is a folder with a manifest; it says what else was given."""
+    if not _is_there(directory):
+        hub = f" If {directory} is a model of Hugging Face's hub: `python -m export {directory} artifacts/{directory.name}`." if (
+            HUB_ID.fullmatch(str(directory)) and not directory.parent.exists()
+        ) else ""
+        raise ArtifactMissing(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hub}")
+    if not directory.is_dir():
+        raise ArtifactMissing(f"{directory} is no folder; an artifact is the folder that `python -m export` makes.")
+    if not _is_there(directory / MANIFEST):
+        if any((directory / name).exists() for name in CHECKPOINT_FILES):
+            raise ArtifactMissing(
+                f"{directory} is a checkpoint, not an artifact; export it: `python -m export {directory} artifacts/{directory.resolve().name}`, "
+                f"and serve artifacts/{directory.resolve().name}."
+            )
+        raise ArtifactMissing(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is there; other errors than its absence are raised."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:    # a NUL, or characters that no file name can have here
+        raise UnsuitableFile(errno.EINVAL, "no file can have that name", "the path") from None
+    return True
+
+
+def _check_names(directory: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError for a file that the manifest lists and that is not there, or the other way about."""
+    missing = set(manifest.files)
+    extra: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name in missing:
+                missing.discard(entry.name)
+            elif entry.name != MANIFEST:
+                extra.append(entry.name)
+            if len(extra) > MOST_FILES:
+                break
+    if missing:
+        raise ArtifactError(f"{directory} lacks {_shortened(min(missing))}, which its manifest lists; export it again.")
+    if extra:
+        raise ArtifactError(f"{directory} holds {_shortened(min(extra))}, which its manifest does not list; remove it or export again.")
+
+
+def _check_sizes(directory: Path, paths: list[Path]) -> None:
+    size = sum(path.stat().st_size for path in paths)
+    if size > ARTIFACT_BYTES:
+        raise ArtifactError(f"The files of {directory} have {size} bytes together, the limit is {ARTIFACT_BYTES}.")
+
+
+def _check_digest(path: Path, digest: str, wanted: str) -> None:
+    if digest != wanted:
+        raise ArtifactError(
+            f"{path} has changed since export: sha256 {digest[:12]}…, the manifest says {wanted[:12]}…; export it again."
+        )
+
+
+def _hash(path: Path) -> tuple[str, Stamp]:
+    return hash_regular(path, TOKENIZER_BYTES if path.name == TOKENIZER else ARTIFACT_BYTES)
+
+
+def _stamps(path: Path) -> tuple[Stamp, Stamp]:
+    return Stamp.of(os.lstat(path)), Stamp.of(os.stat(path))
+
+
+def _unreadable(directory: Path, error: OSError) -> ArtifactError:
+    """The refusal of what the system does not give, or gives as something that no artifact holds."""
+    place = error.filename if isinstance(error.filename, str) and error.filename else str(directory)
+    if isinstance(error, UnsuitableFile):
+        return ArtifactError(f"{_shortened(place)} cannot be read: {error.strerror}; export writes regular files.")
+    return ArtifactUnreadable(f"{_shortened(place)} cannot be read ({error.strerror}); check the path and its permissions.")
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def seal_of(values: Mapping[str, Any]) -> str:

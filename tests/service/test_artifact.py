@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.artifact import Artifact, ArtifactError, ArtifactMissing, read_artifact
+from service.artifact import MANIFEST_BYTES, Artifact, ArtifactError, ArtifactMissing, read_artifact
 
 
 def change_manifest(artifact: Artifact, **changes: Any) -> None:
@@ -87,3 +92,170 @@ def test_a_manifest_that_is_no_json_is_refused(artifact: Artifact) -> None:
     artifact.path("manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="is not JSON"):
         read_artifact(artifact.directory)
+
+
+def too_long(folder: Path) -> Path:
+    return folder / ("a" * 5000)
+
+
+def a_link_to_itself(folder: Path) -> Path:
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop"
+
+
+def with_a_nul(folder: Path) -> Path:
+    return folder / "a\0b"
+
+
+def that_no_name_can_have(folder: Path) -> Path:
+    return folder / "\ud800"
+
+
+def below_a_file(folder: Path) -> Path:
+    (folder / "file").write_text("")
+    return folder / "file" / "x"
+
+
+def a_file(folder: Path) -> Path:
+    return below_a_file(folder).parent
+
+
+@pytest.mark.parametrize("make", [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, a_file], ids=lambda make: make.__name__)
+def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    with pytest.raises(ArtifactError):
+        read_artifact(make(tmp_path))
+
+
+def put(path: Path, kind: str) -> None:
+    """Put something in a file's place."""
+    path.unlink()
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "FIFO":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path.name)
+        case "dangling link":
+            path.symlink_to("nowhere")
+        case "sparse terabyte":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        case _:
+            path.symlink_to(kind)
+
+
+KINDS = ["folder", "FIFO", "loop", "dangling link", "sparse terabyte", "/dev/zero", "/dev/random", "/proc/self/mem"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
+def test_what_is_no_file_is_refused_in_a_files_place(artifact: Artifact, name: str, kind: str) -> None:
+    put(artifact.path(name), kind)
+    with pytest.raises(ArtifactError):
+        read_artifact(artifact.directory)
+
+
+def test_a_socket_is_refused_in_a_files_place(artifact: Artifact) -> None:
+    artifact.path("model.onnx").unlink()
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(artifact.directory):    # its path may have 108 bytes
+        listening.bind("model.onnx")
+    with pytest.raises(ArtifactError, match="it is no regular file"):
+        read_artifact(artifact.directory)
+
+
+def test_a_file_behind_links_is_read_as_in_the_cache_of_the_hub(artifact: Artifact, tmp_path: Path) -> None:
+    for name in ("manifest.json", "model.onnx", "tokenizer.json"):
+        (tmp_path / f"blob-{name}").write_bytes(artifact.path(name).read_bytes())
+        artifact.path(name).unlink()
+        artifact.path(name).symlink_to(Path("..", f"blob-{name}"))
+    read_artifact(artifact.directory).check_unchanged()
+
+
+@pytest.mark.parametrize("content", [
+    b"[" * 100_000, b'{"schema_version": 2, "name": ' + b"[" * 100_000, b'{"schema_version": 2, "labels": ' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"a":' * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"9" * 10_000 + b"}", b'{"schema_version": 2, "' + b"x" * 100_000 + b'": 1}', b"null", b"",
+    b'{"schema_version": "' + b"x" * 1_000_000 + b'"}',
+])
+def test_a_manifest_that_is_none_is_refused_in_few_words(artifact: Artifact, content: bytes) -> None:
+    artifact.path("manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError) as refused:
+        read_artifact(artifact.directory)
+    assert len(str(refused.value)) < 2000
+
+
+def test_a_manifest_beyond_its_limit_is_refused(artifact: Artifact) -> None:
+    with artifact.path("manifest.json").open("ab") as file:
+        file.write(b" " * MANIFEST_BYTES)
+    with pytest.raises(ArtifactError, match=f"the limit is {MANIFEST_BYTES}"):
+        read_artifact(artifact.directory)
+
+
+def test_a_text_of_too_many_tokens_is_refused(artifact: Artifact) -> None:
+    change_manifest(artifact, max_tokens=1_000_000_000)
+    with pytest.raises(ArtifactError, match="max_tokens: Input should be less than or equal to 32768"):
+        read_artifact(artifact.directory)
+
+
+def replaced(path: Path) -> None:
+    path.with_name("other").write_bytes(path.read_bytes())
+    os.replace(path.with_name("other"), path)
+
+
+def written_to_in_place(path: Path) -> None:
+    status = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))    # as one would who wants to hide it
+
+
+def moved_away_and_back(path: Path) -> None:
+    os.rename(path, path.with_name("away"))
+    os.rename(path.with_name("away"), path)
+
+
+def made_a_link(path: Path) -> None:
+    os.rename(path, path.with_name("away"))
+    path.symlink_to("away")
+
+
+@pytest.mark.parametrize("change", [replaced, written_to_in_place, moved_away_and_back, made_a_link, Path.unlink], ids=lambda change: change.__name__)
+def test_a_file_that_changes_after_it_was_verified_is_found_out(artifact: Artifact, change: Callable[[Path], None]) -> None:
+    verified = read_artifact(artifact.directory)
+    verified.check_unchanged()
+    time.sleep(0.02)    # the system's clock for files ticks a hundred times a second or more
+    change(verified.path("model.onnx"))
+    with pytest.raises(ArtifactError, match=r"model\.onnx was changed or touched after it was verified"):
+        verified.check_unchanged()
+
+
+def test_a_link_to_the_folder_that_is_changed_meanwhile_leads_to_no_other_folder(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(artifact.directory)
+    verified = read_artifact(tmp_path / "current")
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to(tmp_path / "nowhere")
+    assert verified.directory == tmp_path / "current"    # loaded again, it is the new one that is read
+    assert verified.path("model.onnx") == artifact.directory / "model.onnx"
+    verified.check_unchanged()
+
+
+def test_the_bytes_that_are_read_are_verified(artifact: Artifact) -> None:
+    content = artifact.path("tokenizer.json").read_bytes()
+    assert artifact.read("tokenizer.json", len(content)) == content
+    artifact.path("tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json has changed since export"):
+        artifact.read("tokenizer.json", len(content))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(ArtifactMissing, match=f"{folder} is a checkpoint, not an artifact; export it: `python -m export {folder} artifacts/reviews`"):
+        read_artifact(folder)
+
+
+def test_a_model_of_the_hub_is_told_how_it_is_exported() -> None:
+    with pytest.raises(ArtifactMissing, match="`python -m export textattack/bert-base-uncased-SST-2 artifacts/bert-base-uncased-SST-2`"):
+        read_artifact(Path("textattack/bert-base-uncased-SST-2"))
