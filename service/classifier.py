@@ -20,6 +20,7 @@ from service.errors import InvalidInput, ModelOutputInvalid
 from service.packing import Layout, slots
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
+from service.tokenizer_limits import read_tokenizer
 
 # What families call padding. Any id would do where the mask is heeded, but positions may be counted from what is not padding.
 PADDING = ("[PAD]", "<pad>")
@@ -70,7 +71,7 @@ class Classifier:
         self.runtime = runtime
         self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens)
         self.packing = self.shapes.packing
-        text = artifact.path("tokenizer.json").read_text()
+        text = read_tokenizer(artifact)
         # Truncation is state of a tokenizer, so there is one for each kind of it.
         self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
         self._pad = next((found for name in PADDING if (found := self._tokenizers["none"].token_to_id(name)) is not None), 0)

@@ -189,6 +189,7 @@ class Models:
             agreement = None if warm_first else self_check.check(classifier, choice.variant)
             shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
             agreement = self_check.check(classifier, choice.variant) if warm_first else agreement
+            artifact.check_unchanged()
         except (CommandError, ServiceError):
             raise
         except Exception as error:
