@@ -94,10 +94,17 @@ def finish(main: Callable[[Sequence[str]], int] | str, arguments: Sequence[str] 
         # The reader (head, less) has seen enough. A verdict already reached stands; Python's complaint at exit does not.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE if code is None else code
+    except MemoryError:
+        code = UNAVAILABLE
+        print(f"{name}: there is not enough memory; give the process more (ulimit -v, or its container's limit)", file=sys.stderr)
     except OSError as error:
         code = UNAVAILABLE
         print(f"{name}: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            code = UNAVAILABLE
+            print(f"{name}: no thread could be started; allow more processes or memory (ulimit -u and -v, or its container's limits)", file=sys.stderr)
+            sys.exit(code)
         traceback.print_exc()
         code = BUG
         print(f"{name}: this is a bug; the traceback above says where.", file=sys.stderr)

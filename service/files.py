@@ -66,9 +66,10 @@ def open_regular(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Stamp]]:
 def read_regular(path: Path, limit: int) -> tuple[bytes, Stamp]:
     """Return the bytes of a regular file of at most `limit` bytes, and its stamp."""
     with open_regular(path, limit) as (file, stamp):
-        content = file.read(limit + 1)
-        if len(content) > limit:
-            raise UnsuitableFile(errno.EFBIG, f"it grew beyond {limit} bytes, the limit", str(path))
+        # Not to the end: what grows while it is read may have none.
+        content = file.read(stamp.size + 1)
+        if len(content) != stamp.size:
+            raise UnsuitableFile(errno.EAGAIN, "it changed while it was read", str(path))
         return content, stamp
 
 

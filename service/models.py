@@ -19,14 +19,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from command import BadInput, CommandError
-from service import cpus, gpus, nvml, self_check
+from service import cpus, gpus, memory, nvml, self_check
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
 from service.connection import Room
 from service.errors import InvalidInput, NotReady, ServiceError, ShuttingDown, UnknownModel
 from service.metrics import Metrics
-from service.runtimes.auto import Choice, choose, load
+from service.runtimes.auto import ON_A_GPU, Choice, choose, load
 from service.runtimes.cuda import GpuOptions
 from service.settings import Settings
 
@@ -190,9 +190,11 @@ class Models:
             shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
             agreement = self_check.check(classifier, choice.variant) if warm_first else agreement
             artifact.check_unchanged()
-        except (CommandError, ServiceError):
-            raise
         except Exception as error:
+            if choice.runtime not in ON_A_GPU and memory.ran_out(error):
+                raise memory.not_enough(name, choice.variant, artifact.manifest.variants[choice.variant].weight_bytes, error) from error
+            if isinstance(error, CommandError | ServiceError):
+                raise
             # Digests vouch for a file's bytes, not that an engine or a tokenizer can use them; those raise whatever they like.
             raise BadInput(f"{artifact.directory} cannot be loaded ({type(error).__name__}: {error}); export it again.") from error
         position = next(self._loads)

@@ -10,7 +10,7 @@ from command import BadInput, Parser, Unavailable, finish
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(BadInput("x"), 65), (Unavailable("x"), 69), (RuntimeError("x"), 70), (KeyboardInterrupt(), 130)]
+    ("raised", "code"), [(BadInput("x"), 65), (Unavailable("x"), 69), (MemoryError(), 69), (RuntimeError("can't start new thread"), 69), (RuntimeError("x"), 70), (KeyboardInterrupt(), 130)]
 )
 def test_every_way_to_fail_has_its_exit_code(raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def main(arguments: object) -> int:
