@@ -77,6 +77,9 @@ class Classifier:
         self._pad = next((found for name in PADDING if (found := self._tokenizers["none"].token_to_id(name)) is not None), 0)
         self._frame = Frame.of(self._tokenizers["none"])
         self._room = self.manifest.max_tokens - len(self._frame.before) - len(self._frame.after)
+        around = [self._tokenizers["none"].num_special_tokens_to_add(pair) for pair in {False, self.manifest.takes_pairs}]
+        if max(around) >= self.manifest.max_tokens:
+            raise ValueError(f"its tokenizer puts so many tokens around a text that none is left of the {self.manifest.max_tokens} that the model reads")
 
     @property
     def padding_safe(self) -> bool:
