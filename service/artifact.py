@@ -226,15 +226,6 @@ class Artifact:
     def path(self, name: str) -> Path:
         return (self.resolved or self.directory) / name
 
-    def read(self, name: str, limit: int) -> bytes:
-        """Return a small file's bytes, which give the digest in the manifest; else ArtifactError."""
-        try:
-            content, _ = read_regular(self.path(name), limit)
-        except OSError as error:
-            raise _unreadable(self.directory, error) from None
-        _check_digest(self.directory / name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
-        return content
-
     def check_unchanged(self) -> None:
         """Raise ArtifactError if a file was replaced or written to since it was verified.
 

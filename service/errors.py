@@ -4,8 +4,10 @@ What can go wrong with a request, and the one status each case has.
 * ServiceError
   - InvalidJson         400   the body is not JSON, or not UTF-8
   - Unauthorized        401   no key, or none that is known
+  - Forbidden           403   the request comes from where it may not
   - UnknownModel        404   no loaded model has that name
   - BodyTooSlow         408   the body was not all there in time
+  - LoadInProgress      409   a model of that name is being loaded
   - TooLarge            413   the body, the list or a text is over its limit
   - InvalidInput        422   the request is JSON, its content is not usable
   - Overloaded          429   the queue is full; Retry-After says when it will not be
@@ -55,6 +57,12 @@ class Unauthorized(ServiceError):
     status, type, code = HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"
 
 
+class Forbidden(ServiceError):
+    """The request comes from where it may not."""
+
+    status, type, code = HTTPStatus.FORBIDDEN, "permission_error", "forbidden"
+
+
 class UnknownModel(ServiceError):
     """No loaded model has that name."""
 
@@ -65,6 +73,12 @@ class BodyTooSlow(ServiceError):
     """The body was not all there in time."""
 
     status, type, code = HTTPStatus.REQUEST_TIMEOUT, "timeout_error", "body_too_slow"
+
+
+class LoadInProgress(ServiceError):
+    """A model of that name is being loaded, or others are for all the time that there is."""
+
+    status, type, code = HTTPStatus.CONFLICT, "conflict_error", "load_in_progress"
 
 
 class TooLarge(ServiceError):

@@ -12,6 +12,7 @@ import threading
 import time
 import tomllib
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from service.artifact import Artifact
 from service.batcher import Batch, Batcher
 from service.classifier import Classifier
 from service.connection import Room
-from service.errors import InvalidInput, NotReady, ServiceError, ShuttingDown, UnknownModel
+from service.errors import InvalidInput, LoadInProgress, NotReady, ServiceError, ShuttingDown, UnknownModel
 from service.metrics import Metrics
 from service.runtimes.auto import ON_A_GPU, Choice, choose, load
 from service.runtimes.cuda import GpuOptions
@@ -80,6 +81,8 @@ class Models:
             table=settings.gpu_table, cache=settings.gpu_cache, graphs=settings.gpu_graphs,
         )
         self.loaded: dict[str, Loaded] = {}
+        self.default = next(iter(artifacts), "")
+        """The name of the model that answers requests that name none; there may be no such model any more."""
         self.metrics = Metrics(CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
         self.answering = 0
         """Requests that are being answered."""
@@ -112,13 +115,16 @@ class Models:
         self._state = "ready"
         self.metrics.ready.set(1)
 
-    def add(self, name: str, artifact: Artifact) -> tuple[Loaded, Loaded | None]:
+    def add(self, name: str, artifact: Artifact, wanted: Callable[[], bool] = lambda: True) -> tuple[Loaded, Loaded | None]:
         """Loads and warms up a model, and only then answers with it: in the place of the one of that name, if there is one.
 
-        That one is returned too, for `forget`.
+        That one is returned too, for `forget`. `wanted` is asked once it could answer; LoadInProgress if it is not any more.
         """
+        # Not under the lock: what never comes back from a file system that has gone would hold it for ever.
+        made = self._make(name, artifact)
         with self._changing:
-            made = self._make(name, artifact)
+            if not wanted():
+                raise LoadInProgress("The load was given up before it was done.")
             self._classifiers[made.key] = made.classifier
             self._names[made.key] = name
             self._suit_the_batcher()
@@ -190,7 +196,9 @@ class Models:
             shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
             agreement = self_check.check(classifier, choice.variant) if warm_first else agreement
             artifact.check_unchanged()
-        except Exception as error:
+        except BaseException as error:    # a panic of Rust, as of the tokenizer's, is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             if choice.runtime not in ON_A_GPU and memory.ran_out(error):
                 raise memory.not_enough(name, choice.variant, artifact.manifest.variants[choice.variant].weight_bytes, error) from error
             if isinstance(error, CommandError | ServiceError):
@@ -243,9 +251,15 @@ class Models:
             raise NotReady(f"The queue has been full for {full_s:.0f} s.", retry_after_s=1)
 
     def using(self, name: str | None) -> Loaded:
-        """The model of that name, or the first, for a block in which it stays; UnknownModel lists the names there are."""
+        """The model of that name, or the default, for a block in which it stays; UnknownModel lists the names there are."""
         self.check_ready()
-        return self._one(next(iter(self.loaded)) if name is None else name)
+        if name is None and self.default not in self.loaded:
+            raise UnknownModel(f"The default model is not loaded any more; name one of {', '.join(self.loaded)}.", param="model")
+        return self._one(self.default if name is None else name)
+
+    def set_default(self, name: str) -> None:
+        """Answers requests that name no model with this one; UnknownModel if there is none of that name."""
+        self.default = self._one(name).name
 
     def _one(self, name: str) -> Loaded:
         found = self.loaded.get(name)
@@ -258,6 +272,7 @@ class Models:
             "service": "drbert-serve", "version": self.version, "instance_id": self.instance_id, "started": self.started,
             "state": self._state, "threads": self.threads, "gpus": gpus.told(gpus.visible()), "settings": self.settings.model_dump(mode="json"),
             "batching": {"max_batch_size": self.batcher.max_batch_size, "max_batch_tokens": self.batcher.max_batch_tokens, "in_flight": self.batcher.in_flight},
+            "default_model": self.default if self.default in self.loaded else None,
             "models": {name: _describe(loaded) for name, loaded in self.loaded.items()},
         }
 

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     admin_host: str = "127.0.0.1"
     """Where the second port listens. On an address that others can reach it takes DRBERT_ADMIN_KEYS_FILE too."""
     admin_keys_file: Path | None = None
+    admin_load_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a model may take to load on the second port; then it is given up. TensorRT builds engines for minutes."""
     metrics: Literal["service", "admin"] = "service"
     """On which port /metrics is answered."""
     tls_certificate: Path | None = None

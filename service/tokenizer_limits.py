@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.artifact import TOKENIZER, TOKENIZER_BYTES, Artifact, ArtifactError
+from service.files import read_regular
 
 MOST_ADDED_TOKENS = 20_000
 # The time to build a matcher grows with the square of it: 100,000 characters took 25 s.
@@ -29,12 +30,12 @@ MAY_MATCH_NOTHING = re.compile(r"\(\?|\\[bBGKAzZ]|[\^$*?|]|\{0|\{,|^$")
 
 
 def read_tokenizer(artifact: Artifact) -> str:
-    """Return the verified text of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a bound."""
-    content = artifact.read(TOKENIZER, TOKENIZER_BYTES)
+    """Return the text of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a bound."""
     try:
+        content, _ = read_regular(artifact.path(TOKENIZER), TOKENIZER_BYTES)
         check_tokenizer(content)
         return content.decode("utf-8")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ArtifactError(f"{artifact.directory / TOKENIZER} cannot be used: {why}; export it again.") from None
 

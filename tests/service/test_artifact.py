@@ -239,14 +239,6 @@ def test_a_link_to_the_folder_that_is_changed_meanwhile_leads_to_no_other_folder
     verified.check_unchanged()
 
 
-def test_the_bytes_that_are_read_are_verified(artifact: Artifact) -> None:
-    content = artifact.path("tokenizer.json").read_bytes()
-    assert artifact.read("tokenizer.json", len(content)) == content
-    artifact.path("tokenizer.json").write_bytes(b"{}")
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json has changed since export"):
-        artifact.read("tokenizer.json", len(content))
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
 def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "reviews"
