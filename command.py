@@ -10,7 +10,9 @@ here ever ends with 1 or 2. Every room may import this file; it imports none of 
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -65,6 +67,13 @@ class Parser(argparse.ArgumentParser):
         raise BadUsage(message)
 
 
+def speak_utf8() -> None:
+    """Read and write UTF-8 where the locale is C: its ASCII has no letter of most languages, and printing one would end the command."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8")
+
+
 def finish(main: Callable[[Sequence[str]], int] | str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command to its end and exits with its code; every way to fail has one.
 
@@ -74,6 +83,7 @@ def finish(main: Callable[[Sequence[str]], int] | str, arguments: Sequence[str] 
     spec = sys.modules["__main__"].__spec__
     name = (spec.name if spec else module).removesuffix(".__main__")
     code: int | None = None
+    speak_utf8()
     try:
         run: Callable[[Sequence[str]], int] = (
             getattr(importlib.import_module(module), main.partition(":")[2]) if isinstance(main, str) else main

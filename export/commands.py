@@ -108,7 +108,7 @@ def export(
         manifest = _verify(folder, manifest, reference, gating, agreement)
         # Written last: a folder without a manifest is not an artifact.
         manifest = sealed(manifest)
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         folder.chmod(0o755)
         _take_the_place_of(target, folder)
     finally:

@@ -87,7 +87,7 @@ class Dispatcher(User):
         finally:
             rows.close()
         if "FACTS" in os.environ:
-            Path(os.environ["FACTS"]).write_text(json.dumps({"generator_cpu_share": max(shares.values())}))
+            Path(os.environ["FACTS"]).write_text(json.dumps({"generator_cpu_share": max(shares.values())}), encoding="utf-8")
         used = ", ".join(f"{share:.0%} at {name}" for name, share in shares.items())
         print(f"{path}: one row a request; the generator used of a core {used}", file=sys.stderr)
 

@@ -266,7 +266,7 @@ def check_restarts(folder: Path, due: list[dict[str, Any]]) -> None:
     """Refused if restarts.csv is not what follows from the rows."""
     path = folder / "restarts.csv"
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             found = list(csv.DictReader(file))
     except FileNotFoundError:
         raise Refused(f"{folder} has no restarts.csv.") from None

@@ -54,7 +54,7 @@ def stolen_share(cpus: Iterable[int]) -> float | None:
 def _ticks(cpus: set[int]) -> tuple[int, int] | None:
     """Ticks in which the processors worked (user, nice, system), and ticks in which they would have."""
     try:
-        lines = [line.split() for line in STAT.read_text().splitlines()]
+        lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
     rows = [[int(field) for field in line[1:]] for line in lines if line[0] in {f"cpu{n}" for n in cpus}]

@@ -29,7 +29,7 @@ def capacity_per_s(path: Path, slice_s: float) -> float:
             generate(plan, {level.name: None}, 0, 0, f"capacity-{plan.digest[:16]}", rows, folder / "facts.json", log, slice_s, served.addresses)
         columns = read_columns(rows)
         if not len(columns["status"]) or (columns["status"] != 200).any():
-            raise Unavailable(f"The arms did not answer: {log.read_text(errors='replace').strip().splitlines()[-1:]}.")
+            raise Unavailable(f"The arms did not answer: {log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]}.")
         lines = read_restart(plan, level, 0, load_positions(plan, 0), columns)
     references = [plan.arms[i].name for i in plan.indices("reference")]
     return 1e6 / float(np.mean([float(line["microseconds"]) for line in lines if line["arm"] in references]))

@@ -93,8 +93,8 @@ def _plan(pilot: Path, template: Path, out: Path, power: float, minutes: float, 
     plan, offer = powers.plan_from(found, read_plan(template), power, minutes, floor_us)
     said = powers.describe(found, offer)
     plan = dataclasses.replace(plan, path=out)
-    out.write_text(to_toml(plan, f"Sized by `python -m proof plan` from a pilot of {found.restarts} restarts.\n" + said.splitlines()[-1]))
-    plan.pilot_path.write_text(found.to_json())
+    out.write_text(to_toml(plan, f"Sized by `python -m proof plan` from a pilot of {found.restarts} restarts.\n" + said.splitlines()[-1]), encoding="utf-8")
+    plan.pilot_path.write_text(found.to_json(), encoding="utf-8")
     print(said)
     return 0
 

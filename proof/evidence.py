@@ -190,7 +190,7 @@ def append_start(folder: Path, start: Start) -> None:
     path = folder / "starts.csv"
     lines = io.StringIO()
     # A run that goes on keeps the columns that it was begun with.
-    names = path.read_text().partition("\n")[0].split(",") if path.exists() else [f.name for f in fields(Start)]
+    names = path.read_text(encoding="utf-8").partition("\n")[0].split(",") if path.exists() else [f.name for f in fields(Start)]
     writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
     if not path.exists():
         writer.writeheader()
@@ -340,7 +340,7 @@ def write_manifest(folder: Path) -> None:
     """MANIFEST.sha256 over every file of the run, in the form `sha256sum -c` reads."""
     lines = [f"{_sha256(path)}  {path.name}" for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST]
     draft = folder.with_name(f".{folder.name}-{MANIFEST}")
-    draft.write_text("\n".join(lines) + "\n")
+    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Last and at once: a folder with a manifest is whole.
     draft.rename(folder / MANIFEST)
 

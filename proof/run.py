@@ -240,7 +240,7 @@ def why_dropped(breach: str, cut_short: bool) -> str:
 def _generator_share(facts: Path) -> float:
     """What the generator told at its end, or UNKNOWN."""
     try:
-        return float(json.loads(facts.read_text())["generator_cpu_share"])
+        return float(json.loads(facts.read_text(encoding="utf-8"))["generator_cpu_share"])
     except (OSError, ValueError, KeyError):
         return UNKNOWN
     finally:
@@ -256,7 +256,7 @@ def finish(folder: Path) -> Verdict:
     lines = audit(folder, plan, starts)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
     verdict = judge_lines(folder, plan, starts, lines)
-    (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n")
+    (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.write(folder, verdict)
     write_manifest(folder)
     return verdict
@@ -309,7 +309,7 @@ def _version(package: str) -> str | None:
 def processor() -> str:
     """The processor's name, as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
@@ -326,7 +326,7 @@ def _commit() -> str | None:
 def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
     """Adds the run to evidence/index.json before it begins: a run that ended badly is not forgotten."""
     path = evidence / "index.json"
-    with (evidence / ".lock").open("w") as lock:
+    with (evidence / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = read_json(path) if path.exists() else []
         number = 1 + sum(entry["plan_digest"] == plan.digest for entry in runs)
@@ -338,5 +338,5 @@ def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
 def _write_json(path: Path, value: Any) -> None:
     """At once: a full disk leaves the file as it was."""
     draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     draft.rename(path)

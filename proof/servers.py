@@ -188,7 +188,7 @@ def throttled_us() -> int:
     """Microseconds this cgroup has been throttled for so far; 0 where that cannot be read."""
     for path in _CPU_STAT:
         try:
-            facts = dict(line.split() for line in path.read_text().splitlines())
+            facts = dict(line.split() for line in path.read_text(encoding="utf-8").splitlines())
         except OSError:
             continue
         return int(facts.get("throttled_usec", int(facts.get("throttled_time", 0)) // 1000))
@@ -224,7 +224,7 @@ def _check_port(port: int) -> None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 

@@ -147,7 +147,7 @@ def read_run(path: Path, plan_digest: str) -> RunName:
 def read_verdict(path: Path) -> Verdict:
     """A committed verdict; Refused if its schema is another or it cannot be read."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         version = values.get("schema_version")
     except (OSError, ValueError, AttributeError) as error:
         raise Refused(f"{path} cannot be read: {error}.") from None

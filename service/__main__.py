@@ -84,6 +84,8 @@ def named(arguments: Sequence[str]) -> dict[str, Path]:
         name, given, path = argument.partition("=")
         directory = Path(path if given else argument)
         name = name if given else directory.resolve().name
+        # As UTF-8 whatever the locale: in C, letters of arguments and folders are bytes that no answer could hold.
+        name = os.fsencode(name).decode("utf-8", "replace")
         if not name:
             raise BadUsage(f"{argument!r} gives an empty model name; write NAME=ARTIFACT.")
         if name in models:

@@ -67,7 +67,7 @@ def _folders(cgroup: Path, own: Path) -> list[Path]:
     In a container of its own namespace that is the mount's root alone; under systemd, or in the host's namespace, it is a path below.
     """
     try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
     except OSError:
         lines = []
     places = [(cgroup, "/"), (cgroup / "cpu", "/")]
@@ -78,12 +78,12 @@ def _folders(cgroup: Path, own: Path) -> list[Path]:
 def _quota(folder: Path) -> float | None:
     """Processors' worth of time per period, by the files of v2 or of v1, or None where there is no limit."""
     try:
-        limit, period = (folder / "cpu.max").read_text().split()
+        limit, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return None if limit_us <= 0 else limit_us / int((folder / "cpu.cfs_period_us").read_text())
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        return None if limit_us <= 0 else limit_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -42,7 +42,7 @@ def why_none() -> str:
 def driver_version() -> str | None:
     """The driver's, such as 580.82.07, where the kernel tells it."""
     try:
-        return VERSION.read_text().strip()
+        return VERSION.read_text(encoding="utf-8").strip()
     except OSError:
         return None
 

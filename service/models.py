@@ -64,7 +64,7 @@ def own_version() -> str:
         return importlib.metadata.version("drbert-serve")
     except importlib.metadata.PackageNotFoundError:
         pyproject = Path(__file__).parent.parent / "pyproject.toml"
-        return str(tomllib.loads(pyproject.read_text())["project"]["version"]) if pyproject.is_file() else "unknown"
+        return str(tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"]) if pyproject.is_file() else "unknown"
 
 
 class Models:

@@ -138,7 +138,7 @@ def write_grid(path: Path, device: str, grid: Grid, measured: list[tuple[int, in
     path.write_text(json.dumps({
         "device": device, "batch_sizes": grid.batch_sizes, "lengths": grid.lengths, "max_batch_tokens": grid.max_batch_tokens,
         "measured": [[size, length, round(ms, 4)] for size, length, ms in measured],
-    }) + "\n")
+    }) + "\n", encoding="utf-8")
 
 
 def _lengths(max_tokens: int, grid: Grid) -> Iterator[int]:

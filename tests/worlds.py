@@ -77,7 +77,7 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
     write_tokenizer(folder / "tokenizer.json")
     write_model(folder / "model.onnx", len(labels))
     for name, content in (files_as or {}).items():
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
     variant = Variant(
         runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,
@@ -93,5 +93,5 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
         "files": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
     }
     manifest = sealed(Manifest.model_validate({"seal": ""} | values | changes))
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return read_artifact(folder)

@@ -63,14 +63,14 @@ RECIPE = ("epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay
 
 def write_card(directory: Path, name: str) -> None:
     """Renders README.md in `directory` from its config.json, training.json and, once there, evaluation.json."""
-    config = json.loads((directory / "config.json").read_text())
-    trained = json.loads((directory / "training.json").read_text())
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    trained = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     pre, fine = trained["pretraining"], trained["finetuning"]
     told, evaluation = pre["config"], directory / "evaluation.json"
     judged = next(iter(fine["dev_in_torch"]))
     served = "not yet measured"
     if evaluation.is_file():
-        measured = json.loads(evaluation.read_text())
+        measured = json.loads(evaluation.read_text(encoding="utf-8"))
         served = f"{measured[judged]:.4f} ({measured['date']})"
     (directory / "README.md").write_text(CARD.format(
         name=name, what=_what(told, fine["task"]), family=FAMILIES[told["encoder"]["family"]], layers=config["num_hidden_layers"],
@@ -85,7 +85,7 @@ def write_card(directory: Path, name: str) -> None:
         in_torch=f"{fine['dev_in_torch'][judged]:.4f}", served=served, task=fine["task"],
         pretrained=name.removesuffix(f"-{fine['task']}"), recipe=" ".join(f"--{key.replace('_', '-')} {fine[key]}" for key in RECIPE),
         millions=pre["tokens"] / 1e6, reconstruction=RECONSTRUCTION.format(RECONSTRUCTED[told["decoder"]["design"]]) if told["decoder"]["design"] in RECONSTRUCTED else "",
-    ))
+    ), encoding="utf-8")
 
 
 def _what(told: dict[str, Any], task: str) -> str:

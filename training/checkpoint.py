@@ -106,7 +106,7 @@ def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         if not (directory / name).is_file():
             raise Unavailable(f"{directory} is no checkpoint: it has no {name}.")
     try:
-        return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")), load_file(directory / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise BadInput(f"{directory} cannot be read: {error}.") from None
 
@@ -128,7 +128,7 @@ def save_progress(
 
 def read_progress(directory: Path) -> dict[str, Any]:
     """How far a run came, and what it was told."""
-    progress: dict[str, Any] = json.loads((directory / "progress.json").read_text())
+    progress: dict[str, Any] = json.loads((directory / "progress.json").read_text(encoding="utf-8"))
     return progress
 
 
@@ -149,4 +149,4 @@ def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -135,7 +135,7 @@ def _usable(config: Config, path: Path) -> Config:
 
 def _read_tables(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Unavailable(f"{path} does not exist; training/configs holds the ones that come along.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

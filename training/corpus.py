@@ -204,7 +204,7 @@ def _build(
             with (building / name).open("wb") as file:
                 for source in tqdm(of, desc=f"tokenising {name}", unit="source"):
                     _write_ids(Vocabulary(tokenizer), source, file)
-        (building / "sources.json").write_text(json.dumps(sources, indent=2))
+        (building / "sources.json").write_text(json.dumps(sources, indent=2), encoding="utf-8")
         # One rename: a corpus is there whole or not at all, also when two runs build it at once.
         try:
             building.rename(directory)

@@ -71,7 +71,7 @@ def styled(named: Mapping[str, Sequence[Path]]) -> Iterator[tuple[str, str, str,
 def without_context(folder: Path) -> list[float]:
     """The run's own loss_without_context, if it is finished, has one, and it is its whole loss."""
     told = folder / "checkpoint/training.json"
-    found = json.loads(told.read_text()) if told.is_file() else {}
+    found = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
     return [found["loss_without_context"]] if "loss_without_context" in found and not found.get("held_out_parts") else []
 
 
@@ -79,7 +79,7 @@ def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, loss and held-out loss (NaN where it was not measured) of every step."""
     if not path.is_file():
         raise Unavailable(f"{path} does not exist; name folders of training.pretrain.")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         # A run that goes on may have written half of its last row.
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     if not rows:

@@ -96,7 +96,7 @@ class Experiment:
 def read_experiment(path: Path) -> Experiment:
     """The experiment in a TOML file; BadInput names what is wrong in it."""
     try:
-        told = tomllib.loads(path.read_text())
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
     except tomllib.TOMLDecodeError as error:
@@ -158,7 +158,7 @@ def _taken(out: Path, name: str) -> Iterator[bool]:
     """Whether this process may work on the unit; a lock that dies with its process."""
     path = out / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with path.open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -111,7 +111,7 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, p
         save_classifier(model, described, tensors, encoder, directory)
         write_json(directory / "predictions.json", {"task": task.name, "split": "dev", "answers": answers.tolist(), "labels": labels.tolist(), "majority": majority(np.array([example.label for example in train]))})
         write_json(directory / "training.json", {
-            "pretraining": json.loads((encoder / "training.json").read_text()),
+            "pretraining": json.loads((encoder / "training.json").read_text(encoding="utf-8")),
             "finetuning": {
                 "task": task.name, "source": task.source, "examples": len(train), "steps": steps, **asdict(recipe),
                 "seconds": round(seconds, 1), "training_loss_last_100": float(np.mean(losses[-100:])),

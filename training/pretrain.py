@@ -138,7 +138,7 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
                 "training_loss_last_100": log.mean_loss(100), "held_out_loss": final["loss"], "held_out_parts": {part: final[part] for part in model.parts},
                 "loss_without_context": without_context(corpus, config),
                 "held_out_sequences": sum(len(masked.inputs) for masked in held_out_batches(corpus, config)),
-                "sources": json.loads((corpus.directory / "sources.json").read_text()),
+                "sources": json.loads((corpus.directory / "sources.json").read_text(encoding="utf-8")),
                 "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
             })
         print(f"{out / 'checkpoint'}: {step * run.batch_size * length:,} tokens in {seconds:,.0f} s, held-out loss {final['loss']:.3f}")
@@ -337,7 +337,7 @@ def device_name(device: torch.device) -> str:
 
 def processor_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
@@ -355,11 +355,11 @@ class Log:
         self._board = None if board is None else open_board(board, keep_before)
         header, kept = ["step", "tokens", "seconds", "learning_rate", "loss", "held_out_loss", *parts], []
         if path is not None and keep_before and path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 # A process that was killed may have left half a row, always beyond the step that is resumed.
                 kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(header) and int(row[0]) <= keep_before]
         self._parts, self._losses = parts, [float(row[4]) for row in kept]
-        self._file = open(os.devnull if path is None else path, "w", newline="")    # noqa: SIM115 -- closed by __exit__
+        self._file = open(os.devnull if path is None else path, "w", newline="", encoding="utf-8")    # noqa: SIM115 -- closed by __exit__
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerows([header, *kept])
         self.flush()

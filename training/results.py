@@ -75,7 +75,7 @@ def write(report: Path, experiment: Path, history: str, reference: str, tasks: S
         "## Fine-tuning", "", *table_of_tasks(tasks, pretrained, finetuned), "",
         "## Against the reference", "", *table_of_differences(tasks, reference, finetuned), "",
         *(["## What was done before", "", history.strip(), ""] if history else []),
-    ]))
+    ]), encoding="utf-8")
 
 
 def table_of_pretraining(pretrained: Sequence[Record], reference: str) -> list[str]:
@@ -224,7 +224,7 @@ def draw(pretrained: Sequence[Record], out: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Record]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
@@ -232,5 +232,5 @@ def write_csv(path: Path, rows: Sequence[Record]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value

@@ -78,7 +78,7 @@ def _uncased(tokenizer: Tokenizer) -> Tokenizer:
 def read_tokenizer(path: Path, size: int) -> Tokenizer:
     """A tokenizer made elsewhere; BadInput unless it is WordPiece with BERT's special tokens and `size` words."""
     try:
-        words = json.loads(path.read_text())["model"]["vocab"]
+        words = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:    # tokenizers raises nothing narrower.
         raise BadInput(f"{path} is no tokenizer.json of a WordPiece tokenizer ({type(error).__name__}: {error}).") from None
