@@ -37,6 +37,8 @@ TOKENIZER_BYTES = 64 * 1024 * 1024
 # All files together: XLM-R XXL in fp32 has 43 GB.
 ARTIFACT_BYTES = 64 * 1024**3
 MOST_FILES = 1_000
+# The folder itself, among the stamps of its files: renaming it changes its own.
+FOLDER = "."
 # Of a text. Longer rows are beyond every BERT, and their attention alone takes gigabytes.
 MOST_TOKENS = 32_768
 # What lies in a folder of Hugging Face's.
@@ -221,7 +223,7 @@ class Artifact:
     resolved: Path | None = None
     """The folder without symbolic links, so that a link that is changed meanwhile leads to no other folder."""
     stamps: Mapping[str, tuple[Stamp, Stamp]] = field(default_factory=dict)
-    """Of each file as it was verified, and of the link to it where it is one."""
+    """Of each file as it was verified, and of the link to it where it is one; FOLDER's own where it has steady times."""
 
     def path(self, name: str) -> Path:
         return (self.resolved or self.directory) / name
@@ -233,7 +235,7 @@ class Artifact:
         """
         for name, stamps in self.stamps.items():
             try:
-                same = all(now.same_content(then) for now, then in zip(_stamps(self.path(name)), stamps, strict=True))
+                same = _same(_stamps(self.path(name)), stamps)
             except OSError:
                 same = False
             if not same:
@@ -245,17 +247,20 @@ def read_artifact(directory: Path) -> Artifact:
     try:
         manifest, digest = _read_manifest(directory)
         resolved = directory.resolve(strict=True)
+        folder = _stamps(resolved)
         _check_names(directory, manifest)
         links = {name: Stamp.of(os.lstat(resolved / name)) for name in manifest.files}
         _check_sizes(directory, [resolved / name for name in manifest.files])
         # hashlib lets go of the interpreter, and a large artifact's files are half of a start's time.
         with ThreadPoolExecutor(cpus.usable(), thread_name_prefix="sha256") as hashing:
             hashes = dict(zip(manifest.files, hashing.map(_hash, (resolved / name for name in manifest.files)), strict=True))
+        # Some network file systems make up a new time for a folder whenever they are asked; there it says nothing.
+        stamps = {FOLDER: folder} if _same(_stamps(resolved), folder) else {}
     except OSError as error:
         raise _unreadable(directory, error) from None
     for name, wanted in manifest.files.items():
         _check_digest(directory / name, hashes[name][0], wanted)
-    return Artifact(directory, manifest, digest, resolved, {name: (links[name], stamp) for name, (_, stamp) in hashes.items()})
+    return Artifact(directory, manifest, digest, resolved, {name: (links[name], stamp) for name, (_, stamp) in hashes.items()} | stamps)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -359,6 +364,10 @@ def _hash(path: Path) -> tuple[str, Stamp]:
 
 def _stamps(path: Path) -> tuple[Stamp, Stamp]:
     return Stamp.of(os.lstat(path)), Stamp.of(os.stat(path))
+
+
+def _same(stamps: tuple[Stamp, Stamp], others: tuple[Stamp, Stamp]) -> bool:
+    return all(stamp.same_content(other) for stamp, other in zip(stamps, others, strict=True))
 
 
 def _unreadable(directory: Path, error: OSError) -> ArtifactError:

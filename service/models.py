@@ -189,13 +189,14 @@ class Models:
         began = time.monotonic()
         try:
             classifier = Classifier(artifact, load(artifact, choice, self.threads, self._gpu), self.settings.max_batch_size, self.settings.max_batch_tokens)
+            artifact.check_unchanged()
             loaded = time.monotonic()
             # First, for what cannot be right need not be warm; but a GPU's memory is laid out by the largest shape, which comes first.
             warm_first = classifier.shapes.grid.all_warm
             agreement = None if warm_first else self_check.check(classifier, choice.variant)
             shapes = classifier.warm_up(self.settings.warm_up_s, self._stopping.is_set)
             agreement = self_check.check(classifier, choice.variant) if warm_first else agreement
-            artifact.check_unchanged()
+            artifact.check_unchanged()    # what is mapped into memory may be read as late as now
         except BaseException as error:    # a panic of Rust, as of the tokenizer's, is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise

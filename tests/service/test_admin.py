@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from command import BadInput, BadUsage
@@ -28,6 +30,7 @@ from service.keys import Keys
 from service.loads import MOST_GIVEN_UP
 from service.models import Models
 from service.routes import build_app
+from service.runtimes import auto
 from service.settings import Settings, read_settings
 from tests.service.test_artifact import KINDS, put
 from tests.service.test_routes import classify, stuck, until
@@ -257,6 +260,67 @@ async def test_an_artifact_made_to_hurt_is_422(tmp_path: Path, artifact: Artifac
         refused = await admin.post("/models/reviews", json={"artifact": str(folder)})
         assert await label(client) == "POSITIVE"
     assert refused.status_code == 422, refused.text
+
+
+def swap(first: Path, second: Path) -> None:
+    os.rename(first, first.with_name("meanwhile"))
+    os.rename(second, first)
+    os.rename(first.with_name("meanwhile"), second)
+
+
+def swap_links(first: Path, second: Path) -> None:
+    target = first.readlink()
+    first.unlink()
+    first.symlink_to(second.readlink())
+    second.unlink()
+    second.symlink_to(target)
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "link to a file", "link to the folder"])
+async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_never_answers(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, place: str,
+) -> None:
+    # Two models of equal size whose labels mean the opposite: only the bytes that are loaded tell them apart.
+    verified, evil = write_artifact(tmp_path / "verified"), write_artifact(tmp_path / "evil")
+    content = evil.path("model.onnx").read_bytes()
+    evil.path("model.onnx").write_bytes(content.replace(np.float32(1).tobytes(), np.float32(-1).tobytes()))
+    first, second, exchange = verified.path("model.onnx"), evil.path("model.onnx"), swap
+    asked = verified.directory
+    if place == "folder":
+        first, second = verified.directory, evil.directory
+    elif place == "link to a file":
+        for path in (first, second):
+            os.rename(path, path.with_name("blob"))
+            os.rename(path.with_name("blob"), tmp_path / f"blob-{path.parent.name}")
+            path.symlink_to(tmp_path / f"blob-{path.parent.name}")
+        exchange = swap_links
+    elif place == "link to the folder":
+        first, second, exchange = tmp_path / "current", tmp_path / "next", swap_links
+        first.symlink_to(verified.directory)
+        second.symlink_to(evil.directory)
+        asked = first
+    await asyncio.sleep(0.02)    # the system's clock for files ticks a hundred times a second or more
+    real = auto.load
+
+    def load_meanwhile(*arguments: Any) -> Any:
+        exchange(first, second)
+        try:
+            return real(*arguments)
+        finally:
+            exchange(first, second)
+
+    async with both_ports(artifact) as (client, admin, models):
+        before = models.loaded["reviews"]
+        with monkeypatch.context() as patched:
+            patched.setattr(models_module, "load", load_meanwhile)
+            answer = await admin.post("/models/reviews", json={"artifact": str(asked)})
+        if place == "link to the folder":    # the folder that was verified is the one that was read
+            assert answer.status_code == 200, answer.text
+        else:
+            assert answer.status_code == 422, answer.text
+            assert "was changed or touched after it was verified" in answer.json()["error"]["message"]
+            assert models.loaded["reviews"] is before
+        assert await label(client) == "POSITIVE"
 
 
 class Panic(BaseException):
