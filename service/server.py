@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -46,6 +47,12 @@ SWITCH_S = 0.001
 BACKLOG = 2048
 
 
+# Below so many open files a warning is logged at start.
+FEW_FILES = 1024
+# For health checks, scrapers, and what the process opens itself.
+FILES_KEPT_FREE = 16
+FILES_EVERY_S = 0.5
+WARN_OF_FILES_EVERY_S = 10.0
 DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -136,6 +143,9 @@ def allow_many_connections() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
+        log.warning("this process may open few files, and each connection is one; raise ulimit -n", extra={"limit": limit, "recommended": FEW_FILES})
 
 
 async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]], certificate: Certificate | None = None) -> None:
@@ -146,7 +156,7 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
 
     urls = [f"http{'s' if server.config.is_ssl else ''}://{host}:{port}" for server, sock in servers for host, port in [sock.getsockname()[:2]]]
     listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
-    watching: list[asyncio.Task[None]] = []
+    watching = [asyncio.create_task(_watch_open_files([server for server, _ in servers]))]
     try:
         loading = asyncio.create_task(asyncio.to_thread(models.load))
         stopping = asyncio.create_task(stop.wait())
@@ -155,7 +165,7 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
             loading.result()
             settle_garbage_collection()
             # Not before: nobody waits for the event loop while models are loaded.
-            watching = [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
+            watching += [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
             if certificate is not None:
                 shown = [server.config.ssl for server, _ in servers if server.config.ssl is not None]
                 certificate.watch(shown, loop)
@@ -213,6 +223,48 @@ def settle_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+def free_files() -> int:
+    """How many more files this process may open, at least; 0 if the limit is reached."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        lowest = os.open(os.devnull, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return 0
+    os.close(lowest)
+    # The lowest number that is free is given, so all numbers from there on may be.
+    return FEW_FILES if limit == resource.RLIM_INFINITY else limit - lowest
+
+
+async def _watch_open_files(servers: Sequence[uvicorn.Server]) -> None:
+    """Makes room when the limit of open files is near: closes connections that wait for nothing, and others after their answer.
+
+    At the limit the event loop accepts and drops each new connection without a word, health checks too.
+    """
+    warned = -math.inf
+    while True:
+        await asyncio.sleep(FILES_EVERY_S)
+        free = free_files()
+        if free >= FILES_KEPT_FREE:
+            continue
+        connections = [connection for server in servers for connection in server.server_state.connections]
+        # Those without a request first: uvicorn closes these at once, and the others once they are answered.
+        connections.sort(key=_is_answering)
+        closed = connections[: 2 * (FILES_KEPT_FREE - free)]
+        for connection in closed:
+            connection.shutdown()
+        if time.monotonic() - warned >= WARN_OF_FILES_EVERY_S:
+            warned = time.monotonic()
+            log.error("the limit of open files is near or reached: new connections may be dropped, and idle ones are closed; raise ulimit -n", extra={
+                "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "free": free, "connections": len(connections), "closed": len(closed),
+            })
+
+
+def _is_answering(connection: Any) -> bool:
+    return connection.cycle is not None and not connection.cycle.response_complete
 
 
 async def _watch_event_loop(models: Models) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -35,10 +36,10 @@ def free_port() -> int:
         return port
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, before: Callable[[], None] | None = None, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | environment,
+        env=os.environ | environment, preexec_fn=before,
     )
 
 
@@ -194,6 +195,44 @@ def metrics(url: str) -> bytes:
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
         content: bytes = page.read()
         return content
+
+
+def few_files(limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(artifact: Artifact) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start(f"reviews={artifact.directory}", "--port", str(port), before=few_files(64))
+    idle: list[socket.socket] = []
+    try:
+        until_one_of([process], lambda: ready(url))
+        for _ in range(200):    # who never say anything
+            idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        until_one_of([process], lambda: ready(url))
+        until_one_of([process], lambda: answers(url))
+        process.terminate()
+        lines = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+        for connection in idle:
+            connection.close()
+    [few] = [line for line in lines if line["event"].startswith("this process may open few files")]
+    assert (few["limit"], few["recommended"]) == (64, 1024)
+    near = [line for line in lines if line["event"].startswith("the limit of open files is near or reached")]
+    assert near
+    assert near[0]["limit"] == 64
+    assert len(near) < 10
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(classify(url, "good")["data"][0]["label"] == "POSITIVE")
+    except OSError:
+        return False
 
 
 def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
