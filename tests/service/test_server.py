@@ -36,10 +36,10 @@ def free_port() -> int:
         return port
 
 
-def start(*arguments: str, before: Callable[[], None] | None = None, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | environment, preexec_fn=before,
+        env=os.environ | environment,
     )
 
 
@@ -197,14 +197,13 @@ def metrics(url: str) -> bytes:
         return content
 
 
-def few_files(limit: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-
 def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(artifact: Artifact) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = start(f"reviews={artifact.directory}", "--port", str(port), before=few_files(64))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", f"reviews={artifact.directory}", "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
     idle: list[socket.socket] = []
     try:
         until_one_of([process], lambda: ready(url))
