@@ -147,9 +147,9 @@ async def test_the_deadline_holds_while_texts_are_tokenized(artifact: Artifact, 
         assert go_on.wait(10)
         return encode(self, text, *more)
 
-    monkeypatch.setattr(Classifier, "encode", slow)
     long = "bad " * CHARS_ON_THE_LOOP
     async with client_of(artifact) as (client, _):
+        monkeypatch.setattr(Classifier, "encode", slow)
         response = await client.post("/classify", json={"input": [long, long]}, headers={"X-Request-Timeout-Ms": "20"})
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
         go_on.set()
