@@ -23,13 +23,15 @@ from service.models import Models
 from service.schemas import ClassifyAnswer, ClassifyRequest
 
 REFUSALS: dict[int | str, str] = {
-    400: "not JSON, or not UTF-8",
+    400: "not JSON, not UTF-8, or not HTTP",
     401: "no key, or none that is known; only where the service has keys",
     404: "unknown model",
     408: "the body was not all there in time",
     413: "the body, the list or a text is over its limit",
+    414: "the request's path and query are over their limit",
     422: "a field has a wrong type or value; the message names it",
     429: "the queue is full; Retry-After says when to come back",
+    431: "the head or the trailers are over their limit",
     500: "the model failed on a text, or the service has a bug",
     503: "loading or draining",
     504: "the deadline passed",

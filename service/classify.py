@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from service.calls import Row
 from service.connection import (
     ClientLeft,
-    forget_body,
     read_body,
     read_busy_wait,
     read_timeout,
@@ -119,7 +118,6 @@ class Classify:
         busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
         timeout_s = read_timeout(given.get(b"x-request-timeout-ms"), settings.request_timeout_s)
         if self._around.keys is not None and not self._around.keys.admit(given):
-            await forget_body(receive, settings.max_body_bytes, settings.request_timeout_s)
             raise Unauthorized(WANTS_A_KEY)
         body = await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes, settings.request_timeout_s, self._models.room)
         try:
@@ -169,7 +167,7 @@ class Classify:
         status, headers, body = self._dialect.refuse(error)
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
-        if isinstance(error, BodyTooSlow):
+        if isinstance(error, BodyTooSlow | ShuttingDown):
             headers.append((b"connection", b"close"))
         return status, headers, [body]
 

@@ -1,21 +1,37 @@
 """
-What comes over a connection: headers that steer a request, its body, and the client's leaving.
+What comes over a connection: messages, headers that steer a request, its body, and the client's leaving.
 
-Everything is bounded: a head and a body in bytes and in time, all bodies together in bytes, a deadline by the service's own.
+Everything is bounded: a message in bytes, lines and time, what waits behind it, how long an answer stays unread, all bodies together in
+bytes, a deadline by the service's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import httptools
+import orjson
 from starlette.types import Message, Receive
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge
+from service.errors import (
+    BodyTooSlow,
+    HeadersTooLarge,
+    InvalidInput,
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+    TargetTooLong,
+    TooLarge,
+)
+from service.exchange import ConnectionPolicy, Exchange, Flow, check_host
 
 Result = TypeVar("Result")
 
@@ -26,65 +42,274 @@ WATCH_AFTER_S = 0.02
 # Within which a request's head must be there, from its first byte or from the connection's beginning; uvicorn waits for ever.
 HEAD_WITHIN_S = 30.0
 HEAD_BYTES = 65_536
+HEAD_LINES = 100
+"""Header lines of a head, and lines of a body's trailers."""
+TARGET_BYTES = 8_192
+"""RFC 9110, 4.1 asks for 8,000 at least; no path here has a hundred."""
+# What of a chunked body is not data (sizes, extensions, trailers) may take so many bytes, and as many more as the data itself: a small body
+# may come in chunks of one byte, a large one in chunks of ten.
+FRAMING_BYTES = 65_536
+# The parser is given so much at once, so that few messages fit in and their bytes can be told apart; a body of known length has no framing.
+PIECE_BYTES = 1_024
+BODY_PIECE_BYTES = 65_536
+# A body is handed on when so much of it is there: each time costs ten times what a byte in a segment of its own costs.
+BODY_WAKE_BYTES = 8_192
+# After an early answer the client may still send for so long, and so many clients may at once.
+LINGER_S = 10.0
+LINGERING = 256
+# What every answer begins with.
+ANSWER_BEGINS = b"HTTP/1.1 "
+TCP_CLOSE = 7
+"""In TCP_INFO: the state of a socket whose peer has reset the connection."""
+# The part of a message that is being read.
+IDLE, HEAD, BODY = range(3)
 # What asks for another protocol on the same connection. There is none here, so it is as if nobody had asked (RFC 9110, 7.8).
 UPGRADING = (b"upgrade", b"http2-settings")
 
 
 class Impatient(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, but for connections that never say what they want, or go on at length: those are closed."""
+    """uvicorn's HTTP/1.1 within bounds; who does not keep them is refused, and the connection closed.
 
+    Its exchanges write to it as to a transport, so that it sees what is written and can close without a reset.
+    """
+
+    cycle: Exchange
+    flow: Flow
+
+    _part = IDLE
+    _framing_bytes = 0
+    """Bytes of this message that are not its body; from the head's end on, of the body's framing."""
+    _body_bytes = 0
+    _piece_body_bytes = 0
+    _body_left: int | None = None
+    """Bytes still to come of a body whose length is known."""
+    _lines = 0
+    _host: bytes | None = None
+    """The last Host header, which was valid."""
+    _is_complete = False
+    """Whether a message has ended in the piece that is being parsed."""
+    _unparsed = b""
+    """What waits until the messages before it are answered."""
+    _active: RequestResponseCycle | None = None
+    """The exchange whose answer is next on the connection."""
+    _refusal: ServiceError | None = None
+    _is_lingering = False
+    _lingered_bytes = 0
+    _is_half_closed = False
+    _has_begun_early = False
+    """Whether the first bytes of the next answer have been sent."""
     _late: asyncio.TimerHandle | None = None
-    _within_head = True
-    _head_bytes = 0
+    _probe: asyncio.TimerHandle | None = None
+    _write_watch: asyncio.TimerHandle | None = None
+    _written_bytes = 0
+    _taken_bytes = -1
+    _taken_at = 0.0
+
+    def __init__(self, *arguments: Any, policy: ConnectionPolicy | None = None, **more: Any) -> None:
+        # The parser calls the list itself for each chunk: a call of ours for each would cost ten times as much.
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append    # type: ignore[method-assign, assignment]
+        super().__init__(*arguments, **more)
+        self.policy = policy or ConnectionPolicy()
+        self._hosts: list[bytes] = []
+
+    # What the server asks
 
     @property
     def writes(self) -> bool:
         """Whether an answer was begun that the client has not taken yet."""
-        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        begun = self._active is not None and self._active.response_started and not self._active.response_complete
         return (begun and not self.transport.is_closing()) or self.transport.get_write_buffer_size() > 0
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every whole request of this connection has its answer."""
+        return not self.pipeline and (self._active is None or self._active.response_complete)
+
+    def abort(self) -> None:
+        """Ends the connection, whatever is under way on it."""
+        self.transport.abort()
+
+    # From the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:    # type: ignore[override]
         super().connection_made(transport)
-        self._close_later()
+        self.flow = Flow(transport)
+        self._expire_in(HEAD_WITHIN_S)
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        self._head_bytes += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse("Invalid HTTP request received.")
-        if self.transport.is_closing():
-            return
-        if self._within_head and self._head_bytes > HEAD_BYTES:
-            self._refuse(f"The head is longer than {HEAD_BYTES} bytes.")
-        elif self._within_head or self.cycle.response_complete:
-            # Half a head, or the rest of a body that was answered already.
-            self._close_later()
+        if self._is_lingering:
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > self.policy.linger_bytes:
+                self.abort()
+        elif self._refusal is None:
+            self._parse(self._unparsed + data if self._unparsed else data)
 
-    def on_message_begin(self) -> None:
-        self._within_head = True
-        self._head_bytes = 0
-        super().on_message_begin()
+    def eof_received(self) -> bool:    # type: ignore[override]
+        """Whether the connection stays: a client that will say no more may still read its answers.
 
-    def on_headers_complete(self) -> None:
-        if self.parser.get_method() == b"CONNECT":
-            self._refuse("This is no proxy.")
-        elif not self.parser.should_upgrade():
-            self._within_head = False
-            self._in_time()
-            super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        One that has closed altogether looks the same from here, until something is sent to it.
+        """
+        if self._is_lingering or self.scheme == "https":    # transports over TLS do not stay half closed
+            return False
+        if self._part == BODY:
+            self._abandon(self.cycle)
+        if self.is_answered:
+            return False
+        self._is_half_closed = True
+        self._cancel_late()
+        active = self._active
+        if active is not None and not active.response_started and not active.response_complete:
+            self._has_begun_early = True
+            self.transport.write(ANSWER_BEGINS)
+        self._look_in(WATCH_AFTER_S)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._in_time()
+        self._cancel_late()
+        for timer in (self._probe, self._write_watch):
+            if timer is not None:
+                timer.cancel()
+        if self._is_lingering:
+            self.policy.lingering -= 1
+        for exchange in (self._active, *(queued for queued, _ in self.pipeline)):
+            if exchange is not None and not exchange.response_complete:
+                exchange.disconnected = True
+                exchange.message_event.set()
+        self.pipeline.clear()
+        self._unparsed = b""
         super().connection_lost(exc)
 
+    # As a transport, from the exchanges
+
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        if self._has_begun_early:
+            self._has_begun_early = False
+            data = data[len(ANSWER_BEGINS) :]
+        self._written_bytes += len(data)
+        self.transport.write(data)
+        if self._write_watch is None:
+            self._write_watch = self.loop.call_later(self.policy.write_timeout_s / 4, self._check_progress)
+
+    def close(self) -> None:
+        """Closes after the last answer; where the client has more to say, only once it has had time to read that answer."""
+        if self._part == IDLE and self._refusal is None and not self.pipeline and not self._unparsed:
+            self.transport.close()
+        else:
+            self._linger()
+
+    # From the parser
+
+    def on_message_begin(self) -> None:
+        self._part = HEAD
+        self._lines = 0
+        self._hosts = []
+        self._body_left = None
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > TARGET_BYTES:
+            raise TargetTooLong(f"The request's path and query have more than {TARGET_BYTES} bytes, the limit.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        if self._lines > HEAD_LINES:
+            raise HeadersTooLarge(f"A request may have {HEAD_LINES} header lines, and as many trailers; there are more.")
+        if self._part == BODY:
+            return    # a trailer: it must not pass for a header (RFC 9110, 6.5.1), and nothing here has a use for it
+        name = name.lower()
+        if name == b"host":
+            self._hosts.append(value)
+        elif name == b"content-length":
+            self._body_left = int(value)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise InvalidRequest("This is no proxy.")
+        if self.parser.should_upgrade():
+            return
+        version = self.parser.get_http_version()
+        if len(self._hosts) != 1 or self._hosts[0] != self._host:
+            check_host(self._hosts, version)
+            self._host = self._hosts[0] if self._hosts else None
+        self._part = BODY
+        self._cancel_late()
+        self._framing_bytes = self._body_bytes = self._lines = 0
+        self._describe(method, version)
+        before = self.cycle
+        self.cycle = Exchange(
+            scope=self.scope, transport=cast(asyncio.Transport, self), flow=self.flow, logger=self.logger, access_logger=self.access_logger,
+            access_log=self.access_log, default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue, keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self.cycle.connection = self
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.pipeline.appendleft((self.cycle, self.app))
+            self._hold()
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._hand_on()
+        self._part = IDLE
+        self._framing_bytes = 0
+        self._is_complete = True
+        self._cancel_late()
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
+    def _describe(self, method: bytes, version: str) -> None:
+        """Fills in the scope, as uvicorn does."""
+        target = httptools.parse_url(self.url)
+        raw_path = target.path or b"/"
+        path = raw_path.decode("ascii")
+        self.scope["method"] = method.decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        self.scope["raw_path"] = raw_path
+        self.scope["query_string"] = target.query or b""
+
     def _parse(self, data: bytes) -> None:
-        while not self.transport.is_closing():
+        """Gives the parser what came, in pieces, as long as no message waits for its turn."""
+        self._unset_keepalive_if_required()
+        self._unparsed = b""
+        place, size = 0, len(data)
+        try:
+            while place < size and not self._is_lingering and not self.transport.is_closing():
+                if self.pipeline:
+                    self._unparsed = data[place:]
+                    self._hold()
+                    return
+                piece = data[place : place + self._piece_size()]
+                place += len(piece)
+                self._parse_piece(piece)
+        except ServiceError as error:
+            self._refuse(error)
+        self._wait_for_more()
+
+    def _piece_size(self) -> int:
+        if self._part == BODY:
+            return min(self._body_left, BODY_PIECE_BYTES) if self._body_left else PIECE_BYTES
+        if self._framing_bytes >= HEAD_BYTES:
+            raise HeadersTooLarge(f"The head is longer than {HEAD_BYTES} bytes.")
+        return min(PIECE_BYTES, HEAD_BYTES - self._framing_bytes)
+
+    def _parse_piece(self, piece: bytes) -> None:
+        self._piece_body_bytes = 0
+        self._is_complete = False
+        data = piece
+        while data:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as behind:
@@ -93,8 +318,39 @@ class Impatient(HttpToolsProtocol):
                 data = self._head_without_upgrade() + data[place:]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)    # as uvicorn does
+            except httptools.HttpParserError as error:
+                if isinstance(error.__context__, ServiceError):    # of a callback of ours
+                    raise error.__context__ from None
+                raise InvalidRequest("Invalid HTTP request received.") from None
             else:
-                return
+                data = b""
+        self._hand_on()
+        if self._is_complete and self._part == IDLE:
+            return
+        self._framing_bytes += len(piece) - self._piece_body_bytes
+        if self._part == BODY and self._framing_bytes > FRAMING_BYTES + self._body_bytes:
+            raise InvalidRequest(
+                f"The sizes, extensions and trailers of the body's chunks take more than {FRAMING_BYTES} bytes and as many as its data; send larger chunks."
+            )
+
+    def _hand_on(self) -> None:
+        """Gives the exchange what has come of its body."""
+        if not self._pieces:
+            return
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._body_bytes += len(body)
+        self._piece_body_bytes += len(body)
+        if self._body_left is not None:
+            self._body_left -= len(body)
+        exchange = self.cycle
+        if exchange.response_complete or exchange.disconnected:
+            return
+        exchange.body += body
+        if len(exchange.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        if len(exchange.body) >= BODY_WAKE_BYTES or self._body_bytes == len(body):
+            exchange.message_event.set()
 
     def _head_without_upgrade(self) -> bytes:
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
@@ -104,22 +360,143 @@ class Impatient(HttpToolsProtocol):
                 lines.append(b"%b: %b" % (name, kept))
         return b"\r\n".join([*lines, b"", b""])
 
-    def _refuse(self, why: str) -> None:
-        self.logger.warning(why)
-        self.send_400_response(why)
+    # One answer after the other
 
-    def _close_later(self) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._active = cycle
+        if self._late is not None and self._part == BODY:    # it has waited for its turn until now, and its body with it
+            self._cancel_late()
+            self._expire_in(self.policy.body_timeout_s)
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        if self._is_lingering:
+            return
+        self.flow.is_held = len(self.pipeline) > 1 or self._refusal is not None
+        super().on_response_complete()    # starts the next one
+        if self.transport.is_closing():
+            return
+        if self._unparsed and not self.pipeline:
+            self._parse(self._unparsed)
+        if not self.is_answered:
+            return
+        if self._refusal is not None:
+            self._answer_refusal(self._refusal)
+        elif self._is_half_closed:
+            self.transport.close()
+
+    def _hold(self) -> None:
+        """Reads no more until the messages that wait are answered."""
+        self.flow.is_held = True
+        self.flow.pause_reading()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answers a message that no application sees, after the answers to those before it, and ends the connection."""
+        self.policy.report(error.code, error.message)
+        self._refusal = error
+        has_answer = self._part == BODY and self.cycle.response_started
+        if self._part == BODY:
+            self._abandon(self.cycle)
+        if has_answer:
+            self.close()
+        elif self.is_answered:
+            self._answer_refusal(error)
+        else:
+            self._hold()
+
+    def _answer_refusal(self, error: ServiceError) -> None:
+        body = orjson.dumps(error.body())
+        headers = [*self.server_state.default_headers, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
+        self._linger()
+
+    def _abandon(self, exchange: RequestResponseCycle) -> None:
+        """Tells the application that the rest of this request will not come."""
+        exchange.disconnected = True
+        exchange.message_event.set()
+        if exchange is self._active:
+            self._active = None
+        elif self.pipeline:
+            self.pipeline.popleft()
+
+    def _linger(self) -> None:
+        """Reads what the client still sends and drops it, for a while: a close with something unread is a reset, and may take the answer with it."""
+        self.pipeline.clear()
+        self._unparsed = b""
+        if self._is_half_closed or self.policy.lingering >= LINGERING:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._is_lingering = True
+            self.policy.lingering += 1
+            self._unset_keepalive_if_required()
+            self.flow.is_held = False
+            self.flow.resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._cancel_late()
+            self._expire_in(LINGER_S)
+
+    # What takes too long
+
+    def _wait_for_more(self) -> None:
+        """Sets the time within which the rest of what has begun must come."""
+        if self.transport.is_closing() or self._is_lingering or self._refusal is not None:
+            return
+        if self._part == BODY:
+            self._expire_in(self.policy.body_timeout_s)
+        elif self._part == HEAD or self.is_answered:
+            self._expire_in(HEAD_WITHIN_S)
+
+    def _expire_in(self, seconds: float) -> None:
         if self._late is None:
-            self._late = self.loop.call_later(HEAD_WITHIN_S, self._close)
+            self._late = self.loop.call_later(seconds, self._expire)
 
-    def _in_time(self) -> None:
+    def _cancel_late(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _close(self) -> None:
-        if not self.transport.is_closing():
+    def _expire(self) -> None:
+        self._late = None
+        if self.transport.is_closing():
+            return
+        if self._is_lingering:
             self.transport.close()
+        elif self._part == BODY and self.cycle is self._active:
+            self._refuse(BodyTooSlow(f"The body was not complete after {self.policy.body_timeout_s:g} s; {self._body_bytes} bytes of it came.", param="body"))
+        elif not self.is_answered:
+            self._expire_in(HEAD_WITHIN_S)    # what is not read yet waits for our answers, not for the client
+        else:
+            self.transport.close()
+
+    def _check_progress(self) -> None:
+        """Aborts a connection whose client has taken nothing of its answer for too long."""
+        self._write_watch = None
+        waiting = self.transport.get_write_buffer_size()
+        taken, now = self._written_bytes - waiting, self.loop.time()
+        if not waiting:
+            self._taken_bytes = -1
+            return
+        if taken != self._taken_bytes:
+            self._taken_bytes, self._taken_at = taken, now
+        elif now - self._taken_at >= self.policy.write_timeout_s:
+            self.policy.report("unread_answer", f"A client took nothing of its answer for {self.policy.write_timeout_s:g} s; its connection was aborted.")
+            self.abort()
+            return
+        self._write_watch = self.loop.call_later(self.policy.write_timeout_s / 4, self._check_progress)
+
+    def _look_in(self, seconds: float) -> None:
+        self._probe = self.loop.call_later(seconds, self._look_for_reset, seconds)
+
+    def _look_for_reset(self, waited_s: float) -> None:
+        """Aborts a half-closed connection whose client turned out to have closed it: no event says so once there is nothing to read."""
+        with contextlib.suppress(OSError):
+            state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            if state == TCP_CLOSE:
+                self.abort()
+                return
+        self._look_in(min(1.0, 2 * waited_s))
 
 
 class ClientLeft(Exception):
@@ -176,7 +553,6 @@ async def read_body(declared: bytes, receive: Receive, limit: int, within_s: flo
     BodyTooSlow if it is not all there in time. What is returned has taken `room`, and is to be given back.
     """
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
-        await forget_body(receive, limit, within_s)
         raise TooLarge(f"The body has {int(declared)} bytes, the limit is {limit}.", param="body")
     chunks: list[bytes] = []
     size = 0
@@ -192,19 +568,8 @@ async def read_body(declared: bytes, receive: Receive, limit: int, within_s: flo
         room.give_back(size)
         if not isinstance(error, TimeoutError):
             raise
-        raise BodyTooSlow(f"{size} bytes of the body came within {within_s:g} s, and no end of it.", param="body") from None
+        raise BodyTooSlow(f"The body was not complete after {within_s:g} s; {size} bytes of it were read.", param="body") from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def forget_body(receive: Receive, limit: int, within_s: float) -> None:
-    """Reads a body and keeps nothing, within reason: most clients read no answer before they have sent all."""
-    size = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            async for chunk in body_chunks(receive):
-                size += len(chunk)
-                if size > 16 * limit:
-                    return
 
 
 async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:

@@ -3,14 +3,17 @@ What can go wrong with a request, and the one status each case has.
 
 * ServiceError
   - InvalidJson         400   the body is not JSON, or not UTF-8
+  - InvalidRequest      400   the message is not HTTP as this service takes it
   - Unauthorized        401   no key, or none that is known
   - Forbidden           403   the request comes from where it may not
   - UnknownModel        404   no loaded model has that name
   - BodyTooSlow         408   the body was not all there in time
   - LoadInProgress      409   a model of that name is being loaded
   - TooLarge            413   the body, the list or a text is over its limit
+  - TargetTooLong       414   the request's path and query are over their limit
   - InvalidInput        422   the request is JSON, its content is not usable
   - Overloaded          429   the queue is full; Retry-After says when it will not be
+  - HeadersTooLarge     431   the head or the trailers are over their limit
   - ModelOutputInvalid  500   the model answered something that is no answer
   - ModelFailed         500   the model raised
   - EngineBroken        500   the engine can no longer do what it did; the process ends
@@ -51,6 +54,12 @@ class InvalidJson(ServiceError):
     status, type, code = HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_json"
 
 
+class InvalidRequest(ServiceError):
+    """The message is not HTTP as this service takes it."""
+
+    status, type, code = HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_request"
+
+
 class Unauthorized(ServiceError):
     """No key, or none that is known."""
 
@@ -87,6 +96,12 @@ class TooLarge(ServiceError):
     status, type, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "invalid_request_error", "too_large"
 
 
+class TargetTooLong(ServiceError):
+    """The request's path and query are over their limit."""
+
+    status, type, code = HTTPStatus.REQUEST_URI_TOO_LONG, "invalid_request_error", "target_too_long"
+
+
 class InvalidInput(ServiceError):
     """The request is JSON, its content is not usable."""
 
@@ -97,6 +112,12 @@ class Overloaded(ServiceError):
     """The queue is full; the caller may retry."""
 
     status, type, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded_error", "queue_full"
+
+
+class HeadersTooLarge(ServiceError):
+    """The head or the trailers are over their limit."""
+
+    status, type, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request_error", "headers_too_large"
 
 
 class ModelOutputInvalid(ServiceError):
@@ -127,6 +148,10 @@ class ShuttingDown(ServiceError):
     """This replica is draining."""
 
     status, type, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable_error", "shutting_down"
+
+    def __init__(self, message: str) -> None:
+        # Another replica can answer at once, over another connection.
+        super().__init__(message, retry_after_s=1)
 
 
 class DeadlineExceeded(ServiceError):

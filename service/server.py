@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import gc
 import logging
 import math
@@ -31,6 +32,7 @@ from service.admin import build_admin
 from service.certificate import Certificate
 from service.classify import Around, limits_of
 from service.connection import Impatient
+from service.exchange import ConnectionPolicy
 from service.keys import Keys
 from service.models import Models
 from service.routes import build_app
@@ -55,6 +57,8 @@ FILES_EVERY_S = 0.5
 WARN_OF_FILES_EVERY_S = 10.0
 DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+# What reading a body may take beyond a request's own time, where nothing but the connection limits it.
+BODY_GRACE_S = 5.0
 
 
 class _Server(uvicorn.Server):
@@ -108,13 +112,14 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
         tracing=Tracing(models.version) if settings.tracing else None,
     )
     tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
-    config = configured(build_app(models, around), **tls)
+    policy = policy_of(models)
+    config = configured(build_app(models, around), policy, **tls)
     servers = [(_Server(config), sock)]
     if admin is not None:
         admin_keys = watched_keys(settings.admin_keys_file)
-        servers.append((_Server(configured(build_admin(models, admin_keys), **tls)), admin))
+        servers.append((_Server(configured(build_admin(models, admin_keys), policy, **tls)), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(serve(models, servers, certificate))
+        runner.run(serve(models, servers, policy, certificate))
     if around.shadow is not None:
         log.info("shadowed", extra=around.shadow.told())
     if around.tracing is not None:
@@ -130,11 +135,23 @@ def watched_keys(file: Path | None) -> Keys | None:
     return keys
 
 
-def configured(app: ASGIApp, **more: Any) -> uvicorn.Config:
+def policy_of(models: Models) -> ConnectionPolicy:
+    """What all connections share, on both ports."""
+    settings = models.settings
+    return ConnectionPolicy(
+        write_timeout_s=settings.write_timeout_s,
+        body_timeout_s=settings.request_timeout_s + BODY_GRACE_S,
+        linger_bytes=16 * settings.max_body_bytes,
+        count=lambda reason: models.metrics.rejected.labels(reason).inc(),
+    )
+
+
+def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
         # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
-        timeout_keep_alive=75, http=Impatient, ws="none", **more,
+        timeout_keep_alive=75, ws="none", http=functools.partial(Impatient, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
+        **more,
     )
 
 
@@ -148,7 +165,9 @@ def allow_many_connections() -> None:
         log.warning("this process may open few files, and each connection is one; raise ulimit -n", extra={"limit": limit, "recommended": FEW_FILES})
 
 
-async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]], certificate: Certificate | None = None) -> None:
+async def serve(
+    models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]], policy: ConnectionPolicy, certificate: Certificate | None = None,
+) -> None:
     """Runs the servers, the first of which classifies, until a signal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -179,6 +198,7 @@ async def serve(models: Models, servers: Sequence[tuple[uvicorn.Server, socket.s
         # Answers that were just settled leave before the connections are closed, however slowly they are read.
         await models.idle(timeout_s=1)
         await written([server for server, _ in servers], give_up)
+        abort_unanswered([server for server, _ in servers])
     finally:
         for task in watching:
             task.cancel()
@@ -205,6 +225,14 @@ def handle_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None
 
 def _log_ignored(name: str) -> None:
     log.warning("signal ignored", extra={"signal": name})
+
+
+def abort_unanswered(servers: Sequence[uvicorn.Server]) -> None:
+    """Ends connections on which something is under way still, which uvicorn would cancel with a traceback."""
+    for server in servers:
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, Impatient) and (connection.writes or not connection.is_answered):
+                connection.abort()
 
 
 async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """A batch that takes longer makes the service not ready; one that takes twice as long ends it with 70, for a supervisor to start it again."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
     """How long accepted requests may take to finish after SIGTERM."""
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a client may read nothing of its answer before its connection is aborted."""
     warm_up_s: float = Field(default=1.0, ge=0)
     """The longest time a model is warmed up before the service is ready."""
     busy_wait: Literal["off", "loopback", "anywhere"] = "off"

@@ -24,6 +24,7 @@ from service import connection
 from service.artifact import Artifact
 from service.classify import Around
 from service.connection import Room
+from service.exchange import ConnectionPolicy
 from service.keys import Keys
 from service.models import Models
 from service.routes import build_app
@@ -73,16 +74,16 @@ async def test_a_body_that_never_ends_is_408(artifact: Artifact) -> None:
         response = await client.post("/classify", content=half())
     assert response.status_code == 408
     assert response.json()["error"] == {
-        "message": "13 bytes of the body came within 0.1 s, and no end of it.", "type": "timeout_error", "param": "body", "code": "body_too_slow",
+        "message": "The body was not complete after 0.1 s; 13 bytes of it were read.", "type": "timeout_error", "param": "body", "code": "body_too_slow",
     }
     assert response.headers["connection"] == "close"
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
+async def listening(app: ASGIApp, policy: ConnectionPolicy | None = None) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
     """The app behind our HTTP, and how to connect to it."""
     sock = bind("127.0.0.1", 0)
-    server = uvicorn.Server(configured(app))
+    server = uvicorn.Server(configured(app, policy))
     running = asyncio.create_task(server.serve([sock]))
     while not server.started:
         await asyncio.sleep(0.01)
