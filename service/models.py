@@ -92,6 +92,7 @@ class Models:
         self._artifacts = artifacts
         self._variant = variant
         self._state = "loading"
+        self._refuses = False
         self._stopping = threading.Event()
         self._loads = itertools.count()
         self._changing = threading.Lock()
@@ -216,12 +217,17 @@ class Models:
             log.warning("this artifact holds no self-check: whether this processor computes it rightly is not known; export it again", extra={"model": name})
         return Loaded(name, artifact, choice, classifier, position, key=f"{name}#{position}", agreement=agreement)
 
-    async def drain(self) -> bool:
-        """Refuses new requests, finishes the accepted ones, and says whether it could in time."""
+    def start_draining(self) -> None:
+        """Is not ready any more, so that clients go elsewhere; requests that still come are answered until `drain`."""
         self._state = "draining"
         self._stopping.set()
         self.metrics.ready.set(0)
-        return await self.batcher.close(self.settings.drain_timeout_s)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Refuses new requests, finishes the accepted ones, and says whether it could in time."""
+        self.start_draining()
+        self._refuses = True
+        return await self.batcher.close(self.settings.drain_timeout_s if timeout_s is None else timeout_s)
 
     async def idle(self, timeout_s: float) -> None:
         """Waits until no request is being answered, at most so long."""
@@ -230,11 +236,17 @@ class Models:
             await asyncio.sleep(0.005)
 
     def check_ready(self) -> None:
-        """Raises unless requests are taken."""
-        if self._state == "loading":
-            raise NotReady(f"Loading: {len(self.loaded)} of {len(self._artifacts)} models are ready.", retry_after_s=1)
+        """Raises unless this replica is to be sent requests."""
         if self._state == "draining":
             raise ShuttingDown("This replica is draining; another one answers.")
+        self.check_accepting()
+
+    def check_accepting(self) -> None:
+        """Raises unless requests are answered; those that come while clients are told to go elsewhere still are."""
+        if self._refuses:
+            raise ShuttingDown("This replica is draining; another one answers.")
+        if self._state == "loading" or not self.loaded:
+            raise NotReady(f"Loading: {len(self.loaded)} of {len(self._artifacts)} models are ready.", retry_after_s=1)
         if not self.batcher.alive:
             raise NotReady("The thread that runs the models has ended; restart this replica.")
         if self.stalled:
@@ -253,7 +265,7 @@ class Models:
 
     def using(self, name: str | None) -> Loaded:
         """The model of that name, or the default, for a block in which it stays; UnknownModel lists the names there are."""
-        self.check_ready()
+        self.check_accepting()
         if name is None and self.default not in self.loaded:
             raise UnknownModel(f"The default model is not loaded any more; name one of {', '.join(self.loaded)}.", param="model")
         return self._one(self.default if name is None else name)

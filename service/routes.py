@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.classifications import REFUSALS, Classifications, describe
 from service.classify import Around
 from service.dialects.native import Native
-from service.errors import WANTS_A_KEY, ServiceError, Unauthorized
+from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
 from service.keys import Keys
 from service.models import Models
 from service.pages import add_pages
@@ -123,4 +123,6 @@ def error_answer(error: ServiceError) -> Response:
     status, headers, body = Native().refuse(error)
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, ShuttingDown):
+        headers.append((b"connection", b"close"))
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})

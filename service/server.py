@@ -1,5 +1,5 @@
 """
-The life of a server: bind → answer health checks → load → ready → drain → gone, with exit code 0.
+The life of a server: bind → answer health checks → load → ready → lame duck → drain → gone, with exit code 0.
 
 Two ports at most: one classifies, the other one, if it is asked for, changes what classifies.
 """
@@ -57,6 +57,8 @@ FILES_EVERY_S = 0.5
 WARN_OF_FILES_EVERY_S = 10.0
 DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+# A lame duck has done its work when nobody has been connected for so long: who still sends new clients here has seen that it is not ready.
+DESERTED_AFTER_S = 1.0
 # What reading a body may take beyond a request's own time, where nothing but the connection limits it.
 BODY_GRACE_S = 5.0
 
@@ -193,7 +195,12 @@ async def serve(
         await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", extra={"waiting": models.batcher.waiting})
         give_up = loop.time() + models.settings.drain_timeout_s
-        finished = await models.drain()
+        policy.is_draining = True
+        models.start_draining()
+        if loading.done():
+            await lame_duck(servers[0][0], min(models.settings.lame_duck_s, models.settings.drain_timeout_s / 2))
+        stop_listening([server for server, _ in servers])
+        finished = await models.drain(give_up - loop.time())
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
         # Answers that were just settled leave before the connections are closed, however slowly they are read.
         await models.idle(timeout_s=1)
@@ -225,6 +232,28 @@ def handle_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None
 
 def _log_ignored(name: str) -> None:
     log.warning("signal ignored", extra={"signal": name})
+
+
+async def lame_duck(server: uvicorn.Server, seconds: float) -> None:
+    """Lets requests be answered, each with Connection: close, until nobody has been connected for a while; at once if nobody is."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    until, deserted_at = now + seconds, now - DESERTED_AFTER_S
+    while now < until:
+        if server.server_state.connections:
+            deserted_at = now
+        elif now - deserted_at >= DESERTED_AFTER_S:
+            return
+        await asyncio.sleep(0.01)
+        now = loop.time()
+
+
+def stop_listening(servers: Sequence[uvicorn.Server]) -> None:
+    """Takes no new connections; those there are stay."""
+    for server in servers:
+        if server.started:
+            for listener in server.servers:
+                listener.close()
 
 
 def abort_unanswered(servers: Sequence[uvicorn.Server]) -> None:

@@ -70,7 +70,10 @@ class Settings(BaseSettings):
     stall_after_s: float = Field(default=60.0, gt=0)
     """A batch that takes longer makes the service not ready; one that takes twice as long ends it with 70, for a supervisor to start it again."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
-    """How long accepted requests may take to finish after SIGTERM."""
+    """How long accepted requests may take to finish after SIGTERM, the lame-duck time included."""
+    lame_duck_s: float = Field(default=5.0, ge=0)
+    """How long requests are still answered after SIGTERM, each with Connection: close, while /readyz says 503; at most half of the drain.
+    It ends early once no client is connected."""
     write_timeout_s: float = Field(default=30.0, gt=0)
     """How long a client may read nothing of its answer before its connection is aborted."""
     warm_up_s: float = Field(default=1.0, ge=0)
