@@ -52,6 +52,8 @@ FRAMING_BYTES = 65_536
 # The parser is given so much at once, so that few messages fit in and their bytes can be told apart; a body of known length has no framing.
 PIECE_BYTES = 1_024
 BODY_PIECE_BYTES = 65_536
+# The application writes on until so much waits to be taken by the system; a client that never reads costs that and a piece of the answer.
+UNSENT_BYTES = 16_384
 # A body is handed on when so much of it is there: each time costs ten times what a byte in a segment of its own costs.
 BODY_WAKE_BYTES = 8_192
 # After an early answer the client may still send for so long, and so many clients may at once.
@@ -59,6 +61,8 @@ LINGER_S = 10.0
 LINGERING = 256
 # What every answer begins with.
 ANSWER_BEGINS = b"HTTP/1.1 "
+# How soon it is first looked whether a client that says no more has closed altogether; then at twice the time, up to a second.
+LOOK_AFTER_S = 0.002
 TCP_CLOSE = 7
 """In TCP_INFO: the state of a socket whose peer has reset the connection."""
 # The part of a message that is being read.
@@ -126,22 +130,26 @@ class Impatient(HttpToolsProtocol):
         """Whether every whole request of this connection has its answer."""
         return not self.pipeline and (self._active is None or self._active.response_complete)
 
-    def abort(self) -> None:
-        """Ends the connection, whatever is under way on it."""
-        self.transport.abort()
+    def end(self) -> None:
+        """Closes the connection; what is under way on it is aborted."""
+        if self.is_answered and not self.writes:
+            self.transport.close()
+        else:
+            self.transport.abort()
 
     # From the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:    # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
+        transport.set_write_buffer_limits(UNSENT_BYTES)
         self._expire_in(HEAD_WITHIN_S)
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
             self._lingered_bytes += len(data)
             if self._lingered_bytes > self.policy.linger_bytes:
-                self.abort()
+                self.transport.abort()
         elif self._refusal is None:
             self._parse(self._unparsed + data if self._unparsed else data)
 
@@ -162,7 +170,7 @@ class Impatient(HttpToolsProtocol):
         if active is not None and not active.response_started and not active.response_complete:
             self._has_begun_early = True
             self.transport.write(ANSWER_BEGINS)
-        self._look_in(WATCH_AFTER_S)
+        self._look_in(LOOK_AFTER_S)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -179,6 +187,8 @@ class Impatient(HttpToolsProtocol):
         self.pipeline.clear()
         self._unparsed = b""
         super().connection_lost(exc)
+        # It and its exchanges know each other, and the garbage collector comes round seldom.
+        self.cycle = self._active = None    # type: ignore[assignment]
 
     # As a transport, from the exchanges
 
@@ -393,6 +403,8 @@ class Impatient(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """Answers a message that no application sees, after the answers to those before it, and ends the connection."""
         self.policy.report(error.code, error.message)
+        # Its frames hold what was read, and would until the garbage collector comes round.
+        error.__traceback__ = error.__context__ = None
         self._refusal = error
         has_answer = self._part == BODY and self.cycle.response_started
         if self._part == BODY:
@@ -432,7 +444,7 @@ class Impatient(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self.flow.is_held = False
             self.flow.resume_reading()
-            if self.transport.can_write_eof():
+            if self.scheme == "http":    # over TLS there is no end of one side alone
                 self.transport.write_eof()
             self._cancel_late()
             self._expire_in(LINGER_S)
@@ -482,7 +494,7 @@ class Impatient(HttpToolsProtocol):
             self._taken_bytes, self._taken_at = taken, now
         elif now - self._taken_at >= self.policy.write_timeout_s:
             self.policy.report("unread_answer", f"A client took nothing of its answer for {self.policy.write_timeout_s:g} s; its connection was aborted.")
-            self.abort()
+            self.transport.abort()
             return
         self._write_watch = self.loop.call_later(self.policy.write_timeout_s / 4, self._check_progress)
 
@@ -494,7 +506,7 @@ class Impatient(HttpToolsProtocol):
         with contextlib.suppress(OSError):
             state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
             if state == TCP_CLOSE:
-                self.abort()
+                self.transport.abort()
                 return
         self._look_in(min(1.0, 2 * waited_s))
 

@@ -205,7 +205,7 @@ async def serve(
         # Answers that were just settled leave before the connections are closed, however slowly they are read.
         await models.idle(timeout_s=1)
         await written([server for server, _ in servers], give_up)
-        abort_unanswered([server for server, _ in servers])
+        end_connections([server for server, _ in servers])
     finally:
         for task in watching:
             task.cancel()
@@ -256,12 +256,12 @@ def stop_listening(servers: Sequence[uvicorn.Server]) -> None:
                 listener.close()
 
 
-def abort_unanswered(servers: Sequence[uvicorn.Server]) -> None:
-    """Ends connections on which something is under way still, which uvicorn would cancel with a traceback."""
+def end_connections(servers: Sequence[uvicorn.Server]) -> None:
+    """Closes every connection; uvicorn would cancel what is under way on them, with a traceback."""
     for server in servers:
         for connection in list(server.server_state.connections):
-            if isinstance(connection, Impatient) and (connection.writes or not connection.is_answered):
-                connection.abort()
+            if isinstance(connection, Impatient):
+                connection.end()
 
 
 async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.findings import Findings, Table, Target, markdown, read, write
 from command import BadUsage, CommandError, Parser, finish
 from service.server import allow_many_connections
-from tests.chaos import scenarios
+from tests.chaos import hostile, rolling, scenarios
 from tests.chaos.scenarios import Row
 
 LOST = "accepted requests lost"
@@ -62,6 +62,11 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
         "overload": lambda: scenarios.overload(120 if long else 15),
         "cancellations": lambda: scenarios.cancellations(60 if long else 8),
         "termination": lambda: scenarios.termination(20 if long else 3),
+        "rolling restart": lambda: rolling.rolling_restart(5 if long else 1),
+        "trailers": lambda: hostile.trailers(60 if long else 10),
+        "one-byte chunks": lambda: hostile.one_byte_chunks(60 if long else 10),
+        "header floods": lambda: hostile.header_floods(60 if long else 10),
+        "never readers": lambda: hostile.never_readers(60 if long else 10),
         "kill": scenarios.kill_and_restart,
         "reload": lambda: scenarios.reload(50 if long else 5),
         **{f"engine {how}": partial(scenarios.engine, how) for how in ("raises", "nan", "few", "stalls", "breaks")},

@@ -195,6 +195,17 @@ def test_half_a_body_leaves_no_traceback_at_the_end(artifact: Artifact) -> None:
     assert [json.loads(line)["event"] for line in output.splitlines()] == ["model ready", "ready", "draining", "drained"]
 
 
+def test_what_lingers_does_not_hold_up_the_end(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
+        client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 0
+    events = [json.loads(line)["event"] for line in output.splitlines()]
+    assert events == ["model ready", "ready", "Invalid HTTP request received.", "draining", "drained"]
+
+
 async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Artifact) -> None:
     ports = [free_port(), free_port()]
     processes: dict[int, subprocess.Popen[str]] = {}

@@ -1,0 +1,48 @@
+"""
+A rolling restart: two services behind a balancer are replaced one after the other while clients keep their connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+from pathlib import Path
+
+from benchmarks.processes import Process, free_port, our_service, started
+from benchmarks.subjects import subject
+from tests.balancer import Balancer
+from tests.chaos.caller import Seen, closed
+from tests.chaos.scenarios import SENTENCES, Row, row, told
+
+CLIENTS = 16
+
+
+async def rolling_restart(rounds: int) -> Row:
+    """Both services are restarted `rounds` times; no request of a kept connection may be lost, refused or reset."""
+    seen, codes, ports = Seen(), list[int | None](), [free_port(), free_port()]
+    artifact = str(subject("mini").artifact.directory)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        def begin(port: int) -> Process:
+            return stack.enter_context(started("chaos", our_service(f"bert={artifact}", port=port), port, Path(folder) / f"log-{port}"))
+
+        services = {port: begin(port) for port in ports}
+        async with Balancer(ports).running() as balancer:
+            done = False
+            load = asyncio.create_task(closed(balancer.port, SENTENCES, CLIENTS, lambda: done, seen))
+            for port in ports * rounds:
+                await asyncio.sleep(1.0)
+                services[port].process.send_signal(signal.SIGTERM)
+                codes.append(await asyncio.to_thread(services[port].process.wait, 60))
+                services[port] = await asyncio.to_thread(begin, port)
+                await balancer.ready(port, True)
+            done = True
+            await load
+        tracebacks = sum(service.log.read_text().count("Traceback") for service in services.values())
+    lost = seen.requests - seen.statuses[200]
+    figures = f"{told(seen)}; {seen.unanswered} without an answer; exit codes {sorted(set(codes), key=str)}; {tracebacks} tracebacks"
+    return row(
+        "rolling restart with kept connections", f"two services behind a balancer, each restarted {rounds} times, {CLIENTS} clients", seen, lost, figures,
+        lost == 0 and set(codes) == {0} and not tracebacks,
+    )
