@@ -27,7 +27,6 @@ from service.admin import build_admin
 from service.artifact import Artifact
 from service.classify import Around
 from service.connection import Impatient
-from service.errors import HeadersTooLarge, InvalidRequest
 from service.exchange import ConnectionPolicy, Exchange
 from service.keys import Keys
 from service.models import Models
@@ -38,7 +37,7 @@ from tests.service.test_routes import stuck, until
 from tests.service.test_server import running
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
-HOST = b"Host: a\r\n"
+HOST = b"Host: localhost\r\n"
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -308,24 +307,29 @@ async def test_the_second_request_of_a_connection_has_its_own_host() -> None:
 # Requests that come before the answers
 
 
-def held_exchanges() -> int:
-    gc.collect()
-    return sum(isinstance(one, Exchange) for one in gc.get_objects())
+def held_exchanges(policy: ConnectionPolicy) -> int:
+    """Exchanges in memory that belong to a server of this policy."""
+    return sum(isinstance(each, Exchange) and each.connection.policy is policy for each in gc.get_objects())
+
+
+def held_connections(policy: ConnectionPolicy) -> int:
+    """Connections in memory that belong to a server of this policy."""
+    return sum(isinstance(each, Impatient) and each.policy is policy for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("body", [b"", b"abc", b"a" * 3000])
 async def test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held(body: bytes) -> None:
-    go_on, before = asyncio.Event(), held_exchanges()
+    go_on, policy = asyncio.Event(), ConnectionPolicy()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await go_on.wait()
         await echo(scope, receive, send)
 
-    async with listening(slow) as connect:
+    async with listening(slow, policy) as connect:
         reader, writer = await connect()
         writer.write(b"".join(b"POST /%d HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (number, HOST, len(body), body) for number in range(1000)))
         await asyncio.sleep(0.3)
-        held = held_exchanges() - before
+        held = held_exchanges(policy)
         go_on.set()
         for number in range(1000):
             status, _, answer = await answer_of(reader)
@@ -351,7 +355,8 @@ async def test_who_pipelines_and_leaves_leaves_no_traceback(artifact: Artifact, 
     request = b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     if private:
         request = b"POST /models/nothing HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-    async with listening(build_admin(models, None) if private else build_app(models)) as connect:
+    policy = ConnectionPolicy()
+    async with listening(build_admin(models, None) if private else build_app(models), policy) as connect:
         for _ in range(20):
             reader, writer = await connect()
             writer.write(request * 50 + request[:-1])
@@ -359,14 +364,9 @@ async def test_who_pipelines_and_leaves_leaves_no_traceback(artifact: Artifact, 
             if reset:
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
-        await until(lambda: models.answering == 0 and models.batcher.waiting == 0 and held_protocols() == 0)
+        await until(lambda: models.answering == 0 and models.batcher.waiting == 0 and held_connections(policy) == 0)
     await models.drain()
     assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
-
-
-def held_protocols() -> int:
-    gc.collect()
-    return sum(isinstance(one, Impatient) and one.parser is not None for one in gc.get_objects())
 
 
 async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_it() -> None:
@@ -408,7 +408,8 @@ async def test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told()
 async def test_half_a_body_on_the_private_port_leaves_no_traceback(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
     models = Models({"reviews": artifact}, Settings(warm_up_s=0))
     models.load()
-    async with listening(build_admin(models, None)) as connect:
+    policy = ConnectionPolicy()
+    async with listening(build_admin(models, None), policy) as connect:
         head = b"POST /models/reviews HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
         for rest, wanted in ((b"no size\r\n", 400), (b"", None)):
             reader, writer = await connect()
@@ -418,7 +419,7 @@ async def test_half_a_body_on_the_private_port_leaves_no_traceback(artifact: Art
             if wanted is not None:
                 assert (await answer_of(reader))[0] == wanted
             writer.close()
-        await until(lambda: held_protocols() == 0)
+        await until(lambda: held_connections(policy) == 0)
     await models.drain()
     assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
 
@@ -658,10 +659,10 @@ def on_uvloop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def refused_and_closed() -> int:
     """How many connections are still in memory after they were refused and closed, without the garbage collector."""
-    gc.collect()
+    policy = ConnectionPolicy()
     gc.disable()
     try:
-        async with listening(echo) as connect:
+        async with listening(echo, policy) as connect:
             for sent in (b"no request\r\n\r\n", CHUNKED_HEAD + b"1;" + b"x" * 70_000, b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 200 + b"\r\n", b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"):
                 for _ in range(5):
                     reader, writer = await connect()
@@ -669,7 +670,7 @@ async def refused_and_closed() -> int:
                     await answer_of(reader)
                     writer.close()
             await asyncio.sleep(0.2)
-            return sum(isinstance(each, Impatient | Exchange | HeadersTooLarge | InvalidRequest) for each in gc.get_objects())
+            return held_connections(policy) + held_exchanges(policy)
     finally:
         gc.enable()
 
