@@ -56,7 +56,9 @@ def grow(skeleton: Path, target: Path, seed: int) -> Path:
                 drawn = draw.standard_normal(tensor["count"], np.float32) * tensor["deviation"] + tensor["mean"]
                 out.write(drawn.astype(_DTYPES[tensor["dtype"]]).tobytes())
     files = {path.name: sha256(path) for path in sorted(target.iterdir())}
-    manifest = sealed(Manifest.model_validate(told["manifest"] | {"files": files}))
+    # The self-check holds the answers of the weights that are gone.
+    variants = {name: variant | {"self_check": None} for name, variant in told["manifest"]["variants"].items()}
+    manifest = sealed(Manifest.model_validate(told["manifest"] | {"files": files, "variants": variants, "probes": []}))
     (target / MANIFEST).write_text(manifest.model_dump_json())
     return target
 
