@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from service.packing import Layout, slots
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
 from service.tokenizer_limits import read_tokenizer
+from service.truncation import CHARS_PER_TOKEN, GROWTH, MARGIN_CHARS, Boundaries, Side, kept_of_pair, reliable
 
 # What families call padding. Any id would do where the mask is heeded, but positions may be counted from what is not padding.
 PADDING = ("[PAD]", "<pad>")
@@ -71,15 +72,21 @@ class Classifier:
         self.runtime = runtime
         self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens)
         self.packing = self.shapes.packing
-        text = read_tokenizer(artifact)
-        # Truncation is state of a tokenizer, so there is one for each kind of it.
-        self._tokenizers = {truncate: _tokenizer(text, truncate, self.manifest.max_tokens) for truncate in ("right", "left", "none")}
-        self._pad = next((found for name in PADDING if (found := self._tokenizers["none"].token_to_id(name)) is not None), 0)
-        self._frame = Frame.of(self._tokenizers["none"])
+        # One for all kinds of truncation: nothing else runs while it is made, for 0.2 to 0.4 s with 250,000 tokens.
+        self._tokenizer = Tokenizer.from_buffer(read_tokenizer(artifact))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._pad = next((found for name in PADDING if (found := self._tokenizer.token_to_id(name)) is not None), 0)
+        self._frame = Frame.of(self._tokenizer)
         self._room = self.manifest.max_tokens - len(self._frame.before) - len(self._frame.after)
-        around = [self._tokenizers["none"].num_special_tokens_to_add(pair) for pair in {False, self.manifest.takes_pairs}]
+        around = [self._tokenizer.num_special_tokens_to_add(pair) for pair in (False, self.manifest.takes_pairs)]
         if max(around) >= self.manifest.max_tokens:
             raise ValueError(f"its tokenizer puts so many tokens around a text that none is left of the {self.manifest.max_tokens} that the model reads")
+        self._room_of_pair = self.manifest.max_tokens - around[1]
+        # encode_batch_fast gives both halves the type 0, unless the post-processor sets types (tokenizers 0.22).
+        [fast] = self._tokenizer.encode_batch_fast([("a", "a")])
+        self._fast_pairs = fast.type_ids == self._tokenizer.encode("a", "a").type_ids
+        self._boundaries = Boundaries.of(self._tokenizer)
 
     @property
     def padding_safe(self) -> bool:
@@ -90,30 +97,55 @@ class Classifier:
 
         `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for.
         """
-        tokenizer = self._tokenizers[truncate]
-        encoding: Encoding
-        if beside:
-            # The only form in which tokenizers lets go of the interpreter.
-            [encoding] = tokenizer.encode_batch_fast([text if pair is None else (text, pair)])
-        else:
-            encoding = tokenizer.encode(text, pair)
-        truncated = bool(encoding.overflowing)
-        if truncate == "none" and len(encoding.ids) > self.manifest.max_tokens:
-            raise InvalidInput(
-                f"It has {len(encoding.ids)} tokens, the model reads {self.manifest.max_tokens}, and truncate is none."
-            )
-        return self._with_tokens(encoding.ids, encoding.type_ids, truncated)
+        side: Side = "left" if truncate == "left" else "right"
+        tokens = None if pair is not None else self._tokens_of_part(text, self._room + 1, side)
+        if tokens is None:
+            encoding = self._encode((text,) if pair is None else (text, pair), True, beside)
+            ids: list[int] = encoding.ids
+            if len(ids) <= self.manifest.max_tokens:
+                return self._with_tokens(ids, encoding.type_ids, False)
+        if truncate == "none":
+            count = f"{len(ids)}" if tokens is None else f"at least {len(tokens) + self.manifest.max_tokens - self._room}"
+            raise InvalidInput(f"It has {count} tokens, the model reads {self.manifest.max_tokens}, and truncate is none.")
+        if pair is not None:
+            types, kept = encoding.type_ids, kept_of_pair(encoding, self._room_of_pair, side)
+            return self._with_tokens([ids[place] for place in kept], [types[place] for place in kept], True)
+        if tokens is None:
+            tokens = ids[len(self._frame.before) : len(ids) - len(self._frame.after)]
+        return replace(self.window(tokens, 0 if side == "right" else len(tokens) - self._room), truncated=True)
 
-    def tokens(self, text: str, beside: bool = False) -> list[int]:
-        """All tokens of a text of any length, without those that frame it; to be cut into windows."""
-        tokenizer = self._tokenizers["none"]
-        encoding: Encoding
-        if beside:
-            [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        else:
-            encoding = tokenizer.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+    def tokens(self, text: str, beside: bool = False, enough: int | None = None) -> list[int]:
+        """All tokens of a text of any length, or the first ones and at least `enough`, without those that frame it; to be cut into windows."""
+        tokens = None if enough is None else self._tokens_of_part(text, enough, "right")
+        if tokens is None:
+            tokens = self._encode((text,), False, beside).ids
+        return tokens
+
+    def _encode(self, texts: tuple[str] | tuple[str, str], special: bool, beside: bool) -> Encoding:
+        if not beside:
+            return self._tokenizer.encode(*texts, add_special_tokens=special)
+        # Only its batches let go of the interpreter.
+        encode = self._tokenizer.encode_batch_fast if len(texts) == 1 or self._fast_pairs else self._tokenizer.encode_batch
+        [encoding] = encode([texts[0] if len(texts) == 1 else texts], add_special_tokens=special)
+        return encoding
+
+    def _tokens_of_part(self, text: str, enough: int, side: Side) -> list[int] | None:
+        """At least `enough` tokens of a long text, the first ones or for `left` the last, without reading all of it.
+
+        None where the text is not that long, has fewer tokens, or cannot be cut.
+        """
+        chars = CHARS_PER_TOKEN * enough + MARGIN_CHARS
+        while self._boundaries is not None and 2 * chars < len(text):
+            part = self._boundaries.cut(text, chars, side)
+            if part is None:
+                return None
+            [encoding] = self._tokenizer.encode_batch([part], add_special_tokens=False)
+            count = reliable(encoding.offsets, len(part), side)
+            if count >= enough:
+                ids: list[int] = encoding.ids
+                return ids[:count] if side == "right" else ids[len(ids) - count :]
+            chars *= GROWTH
+        return None
 
     def window_starts(self, tokens: int, stride: int | None = None) -> range:
         """Where the windows of so many tokens begin, each sharing `stride` of them with the one before.
@@ -124,6 +156,10 @@ class Classifier:
         if stride >= self._room:
             raise InvalidInput(f"A window holds {self._room} tokens of the text, so a stride of {stride} leads nowhere; give at most {self._room - 1}.")
         return range(0, max(1, tokens - stride), self._room - stride)
+
+    def tokens_in_windows(self, windows: int, stride: int | None = None) -> int:
+        """The most tokens that a text of so many windows has; InvalidInput as for `window_starts`."""
+        return (windows - 1) * self.window_starts(0, stride).step + self._room
 
     def window(self, tokens: Sequence[int], start: int) -> Encoded:
         """The window of a text's tokens that begins there, framed as a text of its own."""
@@ -210,13 +246,3 @@ class Classifier:
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         inputs = {name: arrays[name] for name in self.manifest.inputs}
         return inputs if self.packing is None else {**inputs, "position_ids": positions, "first_tokens": first_tokens}
-
-
-def _tokenizer(text: str, truncate: str, max_tokens: int) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.no_padding()
-    if truncate == "none":
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=truncate)
-    return tokenizer

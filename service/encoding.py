@@ -105,8 +105,10 @@ def _windows(classifier: Classifier, text: Text, window: Window, limits: Limits,
     if text.pair is not None:
         where = f"{text.where}.text_pair"
         raise InvalidInput(f"{where}: windows are of single texts; classify a pair without them.", param=where)
-    tokens = classifier.tokens(text.text, beside)
     try:
+        # One token more than the windows hold shows that there is another window.
+        enough = classifier.tokens_in_windows(1 if window.pool == "first" else limits.windows, window.stride) + 1
+        tokens = classifier.tokens(text.text, beside, enough)
         starts = classifier.window_starts(len(tokens), window.stride)
     except InvalidInput as error:
         raise InvalidInput(f"window.stride: {error.message}", param="window.stride") from None
@@ -114,5 +116,5 @@ def _windows(classifier: Classifier, text: Text, window: Window, limits: Limits,
         # What is never looked at is not computed.
         return [replace(classifier.window(tokens, 0), truncated=len(starts) > 1)]
     if len(starts) > limits.windows:
-        raise TooLarge(f"{text.where} takes {len(starts)} windows, the limit is {limits.windows}; send it in parts.", param=text.where)
+        raise TooLarge(f"{text.where} takes at least {len(starts)} windows, the limit is {limits.windows}; send it in parts.", param=text.where)
     return [classifier.window(tokens, start) for start in starts]

@@ -29,12 +29,12 @@ STEPS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
 MAY_MATCH_NOTHING = re.compile(r"\(\?|\\[bBGKAzZ]|[\^$*?|]|\{0|\{,|^$")
 
 
-def read_tokenizer(artifact: Artifact) -> str:
-    """Return the text of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a bound."""
+def read_tokenizer(artifact: Artifact) -> bytes:
+    """Return the bytes of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a bound."""
     try:
         content, _ = read_regular(artifact.path(TOKENIZER), TOKENIZER_BYTES)
         check_tokenizer(content)
-        return content.decode("utf-8")
+        return content
     except (OSError, ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ArtifactError(f"{artifact.directory / TOKENIZER} cannot be used: {why}; export it again.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact:
 
 @pytest.mark.parametrize(("body", "status", "param", "message"), [
     ({"input": "good", "window": {"stride": ROOM}}, 422, "window.stride", f"window.stride: A window holds {ROOM} tokens of the text, so a stride of {ROOM} leads nowhere; give at most {ROOM - 1}."),
-    ({"input": ["good", "bad " * 60], "window": {"stride": 0}}, 413, "input[1]", "input[1] takes 5 windows, the limit is 4; send it in parts."),
+    ({"input": ["good", "bad " * 60], "window": {"stride": 0}}, 413, "input[1]", "input[1] takes at least 5 windows, the limit is 4; send it in parts."),
     ({"input": {"text": "good", "text_pair": "bad"}, "window": {}}, 422, "input.text_pair", "input.text_pair: windows are of single texts; classify a pair without them."),
     ({"input": "good", "window": {"stride": -1}}, 422, "window.stride", None),
     ({"input": "good", "window": {"pool": "median"}}, 422, "window.pool", None),
@@ -135,7 +136,7 @@ async def test_a_text_of_too_many_windows_is_refused_before_they_are_cut(artifac
     async with client_of(artifact) as (client, _):
         response = await classify(client, {"input": "bad " * 20_000, "window": {"stride": ROOM - 1}})
     assert response.status_code == 413
-    assert response.json()["error"]["message"].startswith("input takes 19987 windows, the limit is 64")
+    assert re.match("input takes at least [0-9]+ windows, the limit is 64", response.json()["error"]["message"])
 
 
 async def test_the_deadline_holds_while_texts_are_tokenized(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
