@@ -13,10 +13,12 @@ import asyncio
 import logging
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
+from service.bodies import SMALL_BYTES
 from service.calls import Row
 from service.connection import (
     ClientLeft,
@@ -46,8 +48,7 @@ from service.tracing import Noted, Tracing
 
 log = logging.getLogger(__name__)
 
-# What would take the event loop longer than so many bytes or labels do, a millisecond or two at worst, goes to a thread.
-BYTES_ON_THE_LOOP = 65_536
+# What would take the event loop longer than so many labels do, a millisecond or two at worst, goes to a thread.
 LABELS_ON_THE_LOOP = 1_000
 # What our own request calls the texts, and each of them.
 INPUT = re.compile(r"input(?=$|[\[.])")
@@ -119,18 +120,50 @@ class Classify:
         timeout_s = read_timeout(given.get(b"x-request-timeout-ms"), settings.request_timeout_s)
         if self._around.keys is not None and not self._around.keys.admit(given):
             raise Unauthorized(WANTS_A_KEY)
-        body = await read_body(given.get(b"content-length", b""), receive, settings.max_body_bytes, settings.request_timeout_s, self._models.room)
+        declared, deadline = given.get(b"content-length", b""), began + timeout_s
+        guard = self._models.large_bodies.guard(declared, receive, settings.max_body_bytes, timeout_s / 2)
+        try:
+            # In no variable here, which would hold it until the end.
+            return await self._answer_body(
+                await read_body(declared, guard or receive, settings.max_body_bytes, settings.request_timeout_s, self._models.room),
+                scope, given, receive, noted, deadline, busy_wait,
+            )
+        finally:
+            if guard is not None:
+                guard.release()
+
+    async def _answer_body(
+        self, body: bytes, scope: Scope, given: dict[bytes, bytes], receive: Receive, noted: Noted, deadline: float, busy_wait: float,
+    ) -> tuple[Headers, list[bytes]]:
+        size = len(body)
         try:
             # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
             self._models.batcher.check_room(1)
             called = Called(body, given, scope["state"].get("model"), scope["state"].get("version"), scope["state"]["request_id"])
-            read = self._dialect.read
-            asked = read(called, self._limits) if len(body) <= BYTES_ON_THE_LOOP else await asyncio.to_thread(read, called, self._limits)
+            del body
+            try:
+                asked = await self._read(called, deadline)
+            except ServiceError:
+                named = called.model or called.kept.get("model")
+                noted.model = named if isinstance(named, str) and named in self._models.loaded else ""
+                await self._models.refusals.wait()
+                raise
+            if size > SMALL_BYTES:
+                called = replace(called, body=b"")    # The texts have its content now.
             with self._models.using(asked.model) as model:
                 noted.model = model.name
-                return await self._classify(model, called, asked, receive, noted, began + timeout_s, busy_wait)
+                return await self._classify(model, called, asked, receive, noted, deadline, busy_wait)
         finally:
-            self._models.room.give_back(len(body))
+            self._models.room.give_back(size)
+
+    async def _read(self, called: Called, deadline: float) -> ClassifyRequest:
+        if len(called.body) <= SMALL_BYTES:
+            return self._dialect.read(called, self._limits)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._models.executors.parsing.run(partial(self._dialect.read, called, self._limits))
+        except TimeoutError:
+            raise DeadlineExceeded("The body was not parsed within the request's time limit.") from None
 
     async def _classify(
         self, model: Loaded, called: Called, asked: ClassifyRequest, receive: Receive, noted: Noted, deadline: float, busy_wait: float,
@@ -145,7 +178,8 @@ class Classify:
         since_ns, on_a_gpu = time.monotonic_ns() - started, model.choice.runtime in ON_A_GPU
         answered = Answered(called, asked, model.name, manifest, encoded, rows, noted.tokenize_ns, since_ns, on_a_gpu)
         short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
-        headers, pieces = self._dialect.write(answered) if short else await asyncio.to_thread(self._dialect.write, answered)
+        write = partial(self._dialect.write, answered)
+        headers, pieces = write() if short else await self._models.executors.writing.run(write)
         finished = time.monotonic_ns()
         metrics.tokenize.labels(model.name).observe(noted.tokenize_ns / 1e9)
         metrics.request.labels(model.name).observe((finished - started) / 1e9)
@@ -159,7 +193,7 @@ class Classify:
 
     async def _rows(self, model: Loaded, asked: ClassifyRequest, noted: Noted, deadline: float, busy_wait: float) -> tuple[Items, list[Row]]:
         started = time.monotonic_ns()
-        found = await encode(model.classifier, asked, self._limits, deadline)
+        found = await encode(model.classifier, asked, self._limits, self._models.executors, deadline)
         noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
         return found, await self._models.batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait)
 

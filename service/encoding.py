@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,16 @@ from service import answers
 from service.calls import Row
 from service.classifier import Classifier, Encoded, Truncate
 from service.errors import DeadlineExceeded, InvalidInput, TooLarge
+from service.executors import Executors, Steps
 from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
 
 # What would take the event loop longer than so many characters do, a millisecond or two, goes to a thread.
 CHARS_ON_THE_LOOP = 1_000
 # What a text costs beside its characters, in characters.
 CHARS_OF_A_TEXT = 20
+# Longer requests have threads of their own, so that they do not delay shorter ones, and let each other pass about so often.
+LONG_CHARS = 16_384
+STEP_CHARS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +35,44 @@ class Items:
     """How many of them are each text's; None where every text is one item."""
 
 
-async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, deadline: float = math.inf) -> Items:
+async def encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, executors: Executors, deadline: float = math.inf) -> Items:
     """Items of every text; one text that cannot be used fails the list and is named.
 
-    DeadlineExceeded if `deadline`, of the monotonic clock, comes first.
+    DeadlineExceeded if `deadline`, of the monotonic clock, comes first; Overloaded if too many requests are being tokenized.
     """
-    if sum([CHARS_OF_A_TEXT + len(text.text) + len(text.pair or "") for text in asked.input]) <= CHARS_ON_THE_LOOP:
-        found = _encode(classifier, asked, limits)
+    cost = sum([_cost(text) for text in asked.input])
+    if cost <= CHARS_ON_THE_LOOP:
+        found = _all_at_once(_encode(classifier, asked, limits, False))
     else:
-        found = await _encode_beside(classifier, asked, limits, deadline)
+        found = await _encode_beside(classifier, asked, limits, executors, cost > LONG_CHARS, deadline)
     if limits.tokens is not None and (tokens := sum([item.tokens for item in found.items])) > limits.tokens:
         raise TooLarge(f"input has {tokens} tokens, the limit of a request is {limits.tokens}; send several requests.", param="input")
     return found
 
 
-async def _encode_beside(classifier: Classifier, asked: ClassifyRequest, limits: Limits, deadline: float) -> Items:
+def _cost(text: Text) -> int:
+    return CHARS_OF_A_TEXT + len(text.text) + len(text.pair or "")
+
+
+def _all_at_once(steps: Steps[Items]) -> Items:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Items = end.value
+            return found
+
+
+async def _encode_beside(
+    classifier: Classifier, asked: ClassifyRequest, limits: Limits, executors: Executors, long: bool, deadline: float,
+) -> Items:
     """In a thread, which ends with its text when nobody waits for it any more."""
-    left = threading.Event()
+    executor = executors.tokenizing_long if long else executors.tokenizing
     try:
         async with asyncio.timeout(None if math.isinf(deadline) else deadline - time.monotonic()):
-            return await asyncio.to_thread(_encode, classifier, asked, limits, left)
+            return await executor.run_steps(_encode(classifier, asked, limits, True))
     except TimeoutError:
         raise DeadlineExceeded("The texts took longer to tokenize than the request's time limit.") from None
-    finally:
-        left.set()
 
 
 def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded], list[Row]]:
@@ -73,17 +90,20 @@ def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded
     return texts, own
 
 
-def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, left: threading.Event | None = None) -> Items:
-    """`left` is given to a thread beside the event loop, and set when it need not go on."""
+def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, beside: bool) -> Steps[Items]:
+    """The items, with a pause behind about every STEP_CHARS; `beside` the event loop, in a thread."""
     items: list[Encoded] = []
     windows: list[int] = []
+    cost = 0
     for text in asked.input:
-        if left is not None and left.is_set():
-            break
+        if cost > STEP_CHARS:
+            cost = 0
+            yield
+        cost += _cost(text)
         if asked.window is None:
-            items.append(_one(classifier, text, asked.truncate, left is not None))
+            items.append(_one(classifier, text, asked.truncate, beside))
             continue
-        own = _windows(classifier, text, asked.window, limits, left is not None)
+        own = _windows(classifier, text, asked.window, limits, beside)
         if limits.items is not None and len(items) + len(own) > limits.items:
             raise TooLarge(f"input makes more windows than the {limits.items} that the queue holds; send several requests.", param="input")
         items += own

@@ -23,13 +23,16 @@ from command import BadInput, CommandError
 from service import cpus, gpus, memory, nvml, self_check
 from service.artifact import Artifact
 from service.batcher import Batch, Batcher
+from service.bodies import LargeBodies
 from service.classifier import Classifier
 from service.connection import Room
 from service.errors import InvalidInput, LoadInProgress, NotReady, ServiceError, ShuttingDown, UnknownModel
+from service.executors import Executors
 from service.metrics import Metrics
 from service.runtimes.auto import ON_A_GPU, Choice, choose, load
 from service.runtimes.cuda import GpuOptions
 from service.settings import Settings
+from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +90,9 @@ class Models:
         self.answering = 0
         """Requests that are being answered."""
         self.room = Room(settings.max_bodies_bytes)
+        self.large_bodies = LargeBodies(settings.max_body_bytes)
+        self.executors = Executors(settings.max_waiting)
+        self.refusals = Turns()
         self.stalled = False
         """Whether the engine has had a batch for longer than it is allowed."""
         self._artifacts = artifacts

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
+from service.bodies import check_structure
 from service.errors import InvalidInput, InvalidJson, TooLarge
 
 
@@ -155,9 +156,8 @@ class ClassifyAnswer(BaseModel):
     usage: Usage
 
 
-def read_request(body: bytes, limits: Limits) -> ClassifyRequest:
-    """The request in a body, whatever its content type said; a ServiceError names what is wrong."""
-    values = read_object(body)
+def own_request(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
+    """The request in our own shape that these fields make."""
     if "messages" in values:
         raise InvalidInput("messages is not supported; give the text as input.", param="messages")
     if "inputs" in values:
@@ -167,8 +167,9 @@ def read_request(body: bytes, limits: Limits) -> ClassifyRequest:
     return read_values(known_fields(values, ClassifyRequest.model_fields), limits)
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; InvalidJson or InvalidInput if it is none."""
+def read_object(body: bytes, limits: Limits) -> dict[str, Any]:
+    """The JSON object in a body; InvalidJson or InvalidInput if it is none, TooLarge if it is more than a request needs."""
+    check_structure(body, limits.texts)
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:

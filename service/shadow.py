@@ -57,7 +57,7 @@ class Shadow:
         try:
             best = best_labels(answered_by, answers)
             with models.using(name) as model:
-                found = await encode(model.classifier, asked, self._limits)
+                found = await encode(model.classifier, asked, self._limits, models.executors)
                 rows = await models.batcher.submit(model.key, found.items, models.settings.request_timeout_s, background=True)
                 _, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
                 own = best_labels(model, rows)

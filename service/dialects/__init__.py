@@ -38,7 +38,7 @@ class Called:
     """The version of it, where the path names one."""
     request_id: str
     kept: dict[str, Any] = field(default_factory=dict)
-    """What the dialect has read and needs again for the answer."""
+    """What the dialect has read and needs again for the answer, and under `model` what the body says of it."""
 
 
 @dataclass(frozen=True, slots=True)

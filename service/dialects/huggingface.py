@@ -24,7 +24,7 @@ SCHEMA = {
 
 class HuggingFace:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body), ("inputs", "parameters", "options"))
+        values = known_fields(read_object(called.body, limits), ("inputs", "parameters", "options"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
         parameters = values.get("parameters") or {}

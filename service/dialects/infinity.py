@@ -30,7 +30,8 @@ SCHEMA = {
 
 class Infinity(Native):
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body), ("input", "model", "raw_scores", "user"))
+        values = known_fields(read_object(called.body, limits), ("input", "model", "raw_scores", "user"))
+        called.kept["model"] = values.get("model")
         if not isinstance(values.get("input"), list):
             raise InvalidInput("input must be a list of texts; Infinity's clients send no single one.", param="input")
         raw = values.pop("raw_scores", False)

@@ -21,7 +21,7 @@ SCHEMA = {
 
 class KServe:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body), ("instances", "parameters"))
+        values = known_fields(read_object(called.body, limits), ("instances", "parameters"))
         if not isinstance(values.get("instances"), list):
             raise InvalidInput("instances must be a list of texts.", param="instances")
         if values.get("parameters"):

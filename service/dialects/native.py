@@ -10,12 +10,14 @@ import orjson
 
 from service.dialects import JSON, Answered, Called, Headers, in_pieces, retry_after
 from service.errors import ServiceError
-from service.schemas import ClassifyRequest, Limits, read_request
+from service.schemas import ClassifyRequest, Limits, own_request, read_object
 
 
 class Native:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        return read_request(called.body, limits)
+        values = read_object(called.body, limits)
+        called.kept["model"] = values.get("model")
+        return own_request(values, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         tokens = answered.tokens

@@ -44,7 +44,7 @@ VERSION = "1"
 class OpenInference:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
         check_version(called.version)
-        values, binary = _parts(called)
+        values, binary = _parts(called, limits)
         known_fields(values, ("id", "inputs", "outputs", "parameters"))
         tensors = values.get("inputs")
         if not isinstance(tensors, list) or not tensors or not all(isinstance(tensor, dict) for tensor in tensors):
@@ -101,15 +101,15 @@ def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, 
     }
 
 
-def _parts(called: Called) -> tuple[dict[str, Any], bytes]:
+def _parts(called: Called, limits: Limits) -> tuple[dict[str, Any], bytes]:
     """The JSON and the bytes behind it."""
     declared = called.headers.get(JSON_LENGTH)
     if declared is None:
-        return read_object(called.body), b""
+        return read_object(called.body, limits), b""
     # No more digits than the body's own length has: Python refuses to read thousands of them.
     if not declared.isdigit() or len(declared) > len(str(len(called.body))) or int(declared) > len(called.body):
         raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
-    return read_object(called.body[: int(declared)]), called.body[int(declared) :]
+    return read_object(called.body[: int(declared)], limits), called.body[int(declared) :]
 
 
 def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:

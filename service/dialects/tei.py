@@ -42,7 +42,7 @@ DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"
 
 class Tei:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body), ("inputs", "truncate", "truncation_direction", "raw_scores"))
+        values = known_fields(read_object(called.body, limits), ("inputs", "truncate", "truncation_direction", "raw_scores"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
         direction = values.get("truncation_direction", "Right")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import re
@@ -17,7 +16,7 @@ from service.artifact import Artifact
 from service.classifier import Classifier, Encoded
 from service.encoding import CHARS_ON_THE_LOOP
 from service.runtimes.auto import choose, load
-from tests.service.test_routes import classify, client_of
+from tests.service.test_routes import classify, client_of, until
 from tests.worlds import MAX_TOKENS, write_artifact
 
 ROOM = MAX_TOKENS - 2    # [CLS] and [SEP] are in every window
@@ -149,12 +148,12 @@ async def test_the_deadline_holds_while_texts_are_tokenized(artifact: Artifact, 
         return encode(self, text, *more)
 
     long = "bad " * CHARS_ON_THE_LOOP
-    async with client_of(artifact) as (client, _):
+    async with client_of(artifact) as (client, models):
         monkeypatch.setattr(Classifier, "encode", slow)
         response = await client.post("/classify", json={"input": [long, long]}, headers={"X-Request-Timeout-Ms": "20"})
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
         go_on.set()
-    await asyncio.get_running_loop().shutdown_default_executor()
+        await until(lambda: not models.executors.running)
     assert seen == [long]    # nobody waited for the second
 
 
@@ -172,16 +171,3 @@ async def test_many_texts_are_tokenized_beside_the_event_loop_however_short_they
             on_the_loop.clear()
             assert (await client.post("/classify", json={"input": ["a"] * count})).status_code == 200
             assert on_the_loop == [expected] * count
-
-
-async def test_metrics_are_written_beside_the_event_loop(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[threading.Thread] = []
-
-    def noted(registry: Any) -> bytes:
-        seen.append(threading.current_thread())
-        return b"page"
-
-    monkeypatch.setattr("service.routes.generate_latest", noted)
-    async with client_of(artifact) as (client, _):
-        assert (await client.get("/metrics")).text == "page"
-    assert threading.current_thread() not in seen

@@ -277,8 +277,8 @@ async def test_a_bug_is_a_500_with_its_ids_and_is_counted(artifact: Artifact, ca
     assert any(getattr(record, "request_id", "") == "mine-2" for record in caplog.records)
 
 
-async def test_a_million_unknown_fields_are_refused_by_the_first(artifact: Artifact) -> None:
-    body = b'{"input":"a",' + b",".join(b'"k%d":0' % i for i in range(200_000)) + b"}"
+async def test_thousands_of_unknown_fields_are_refused_by_the_first(artifact: Artifact) -> None:
+    body = b'{"input":"a",' + b",".join(b'"k%d":0' % i for i in range(12_000)) + b"}"
     async with client_of(artifact) as (client, _):
         response = await classify(client, body)
     assert response.json()["error"]["param"] == "k0"
