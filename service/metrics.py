@@ -4,10 +4,11 @@ What Prometheus is told. Base units; the label `model` only ever holds loaded na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector as PrometheusCollector
 
 from service import logs
 from service.batcher import Batch
@@ -21,23 +22,38 @@ TOKENS = tuple(2**i for i in range(3, 16))
 COUNTED_FROM_ZERO = (200, 429, 500, 503, 504)
 
 
+class _Group(PrometheusCollector):
+    """The metrics of one registry as a part of another one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        return self._registry.collect()
+
+
 class Metrics:
+    """All metrics, by `registry`, and the page that a scraper reads."""
+
     def __init__(
         self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0, answering: Callable[[], int] = lambda: 0,
         readings: Callable[[], list[Reading]] = list,
     ) -> None:
         def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, registry)
+            return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, self.registry)
 
-        self.registry = registry
+        # Histograms are nearly all of the page, and write their own part of it; everything else has a registry within the other.
+        self.registry, self._others = registry, CollectorRegistry()
+        registry.register(_Group(self._others))
+        registry = self._others
         self.requests = Counter("drbert_requests_total", "Requests answered, by status.", ["model", "code"], registry=registry)
         self._requests: dict[tuple[str, int], Counter] = {}
         self.request = seconds("request", "From a request's first byte read to its answer.")
         self.tokenize = seconds("tokenize", "Turning a request's texts into tokens.")
         self.queue = seconds("queue", "A text's wait for the model.")
         self.inference = seconds("inference", "One model run.")
-        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", SIZES, registry)
-        self.batch_tokens = Histogram("drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, registry)
+        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", SIZES, self.registry)
+        self.batch_tokens = Histogram("drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, self.registry)
         self.padding_tokens = Counter("drbert_padding_tokens_total", "Tokens computed only to fill a batch.", ["model"], registry=registry)
         self.tokens = Counter("drbert_tokens_total", "Tokens of texts computed.", ["model"], registry=registry)
         self.truncated = Counter("drbert_truncated_total", "Texts that were cut to the model's length.", ["model"], registry=registry)
@@ -52,13 +68,19 @@ class Metrics:
         self.shadow_seconds = Counter("drbert_shadow_inference_seconds_total", "Time of the engine spent on them.", ["model"], registry=registry)
         registry.register(Collector(readings))
         registry.register(LogCollector())
+        ProcessCollector(registry=registry)
         self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
+        self._histograms = (self.request, self.tokenize, self.queue, self.inference, self.batch_size, self.batch_tokens)
+
+    def page(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._others) + "".join([histogram.page() for histogram in self._histograms]).encode()
 
     def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:
         """Names a loaded model and makes its series, so that they start at zero."""
         facts = {"digest": digest, "encoder_digest": encoder_digest, "runtime": runtime, "variant": variant}
         self.model_info.labels(model).info(facts)
-        for series in (self.request, self.tokenize, self.queue, self.inference, self.batch_size, self.batch_tokens):
+        for series in self._histograms:
             series.labels(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated):
             counter.labels(model)
@@ -68,7 +90,7 @@ class Metrics:
 
     def remove_model(self, model: str) -> None:
         """Forgets the series of a model that is gone: the label holds the names of loaded ones only."""
-        for series in (self.request, self.tokenize, self.queue, self.inference, self.batch_size, self.batch_tokens):
+        for series in self._histograms:
             series.remove(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated, self.model_info):
             counter.remove(model)

@@ -29,6 +29,7 @@ from service.connection import Room
 from service.errors import InvalidInput, LoadInProgress, NotReady, ServiceError, ShuttingDown, UnknownModel
 from service.executors import Executors
 from service.metrics import Metrics
+from service.metrics_page import MetricsPage
 from service.runtimes.auto import ON_A_GPU, Choice, choose, load
 from service.runtimes.cuda import GpuOptions
 from service.settings import Settings
@@ -93,6 +94,7 @@ class Models:
         self.large_bodies = LargeBodies(settings.max_body_bytes)
         self.executors = Executors(settings.max_waiting)
         self.refusals = Turns()
+        self.metrics_page = MetricsPage(self.metrics, self.executors.metrics)
         self.stalled = False
         """Whether the engine has had a batch for longer than it is allowed."""
         self._artifacts = artifacts

@@ -4,14 +4,12 @@ HTTP: which path is answered by what. Texts are classified in classify.py; here 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from random import getrandbits
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -80,11 +78,9 @@ def add_operation(app: FastAPI, models: Models) -> None:
 
     if models.settings.metrics == "service":
         @app.get("/metrics", response_class=PlainTextResponse)
-        async def metrics_page() -> Response:
-            """Prometheus' text format."""
-            # Beside the event loop: it takes milliseconds for each model.
-            page = await asyncio.to_thread(generate_latest, models.metrics.registry)
-            return Response(page, media_type=CONTENT_TYPE_LATEST)
+        async def metrics_page(request: Request) -> Response:
+            """Prometheus' text format, at most a second old."""
+            return await models.metrics_page.respond(request)
 
 
 class Identified:
