@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 DESERTED_AFTER_S = 1.0
 # What reading a body may take beyond a request's own time, where nothing but the connection limits it.
 BODY_GRACE_S = 5.0
+# Within which the process is gone after its drain, whatever it may still be waiting for.
+EXIT_WITHIN_S = 5.0
 
 
 class _Server(uvicorn.Server):
@@ -126,6 +129,23 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
         log.info("shadowed", extra=around.shadow.told())
     if around.tracing is not None:
         around.tracing.close()
+    leave(models)
+
+
+def exit_within(seconds: float) -> None:
+    """End the process with 0 if it is still there then. Its normal end waits for threads, and one of them may hang."""
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+def leave(models: Models) -> None:
+    """End the process here if work is under way that does not end, which the interpreter's own end would meet in a library's code."""
+    work = models.executors.running + (["running a batch"] if models.batcher.alive else [])
+    if work:
+        log.warning("ending in the middle of work that nobody waits for", extra={"work": work})
+        logging.shutdown()
+        os._exit(0)
 
 
 def watched_keys(file: Path | None) -> Keys | None:
@@ -179,7 +199,7 @@ async def serve(
     listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
     watching = [asyncio.create_task(_watch_open_files([server for server, _ in servers]))]
     try:
-        loading = asyncio.create_task(asyncio.to_thread(models.load))
+        loading = asyncio.create_task(models.executors.loading.run(models.load))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -206,6 +226,7 @@ async def serve(
         await models.idle(timeout_s=1)
         await written([server for server, _ in servers], give_up)
         end_connections([server for server, _ in servers])
+        exit_within(EXIT_WITHIN_S)
     finally:
         for task in watching:
             task.cancel()

@@ -232,6 +232,60 @@ def answers(url: str) -> bool:
         return bool(classify(url, "good")["data"][0]["label"] == "POSITIVE")
     except OSError:
         return False
+HANGING = """
+import itertools, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from service import classifier, models
+from service.__main__ import main
+
+where, calls, load, encode = sys.argv[1], itertools.count(), models.load, classifier.Classifier.encode
+
+def hang(*given):
+    print("hangs", flush=True)
+    with ThreadPoolExecutor(1) as pool:    # whose threads the interpreter waits for
+        pool.submit(threading.Event().wait).result()
+
+def hanging_load(*given):
+    return load(*given) if next(calls) < ("start", "admin").index(where) else hang()
+
+if where == "tokenizer":
+    classifier.Classifier.encode = lambda own, text, *more: encode(own, text, *more) if len(text) < 1000 else hang()
+else:
+    models.load = hanging_load
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["start", "admin", "tokenizer"])
+def test_the_process_ends_with_0_after_its_drain_whatever_hangs(artifact: Artifact, where: str) -> None:
+    port, admin = free_port(), free_port()
+    environment = os.environ | {"DRBERT_ADMIN_PORT": str(admin), "DRBERT_DRAIN_TIMEOUT_S": "1"}
+    command = [sys.executable, "-c", HANGING, where, f"reviews={artifact.directory}", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert process.stdout is not None
+    asking: socket.socket | None = None
+    try:
+        if where != "start":
+            give_up = time.monotonic() + 60
+            while not ready(f"http://127.0.0.1:{port}"):
+                assert process.poll() is None
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+            target, body = {"admin": (f"{admin}/models/reviews", b"{}"), "tokenizer": (f"{port}/classify", json.dumps({"input": "good " * 1000}).encode())}[where]
+            asked_port, _, path = target.partition("/")
+            # Kept open: nobody reads an answer, and there is none.
+            asking = socket.create_connection(("127.0.0.1", int(asked_port)))
+            head = f"POST /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            asking.sendall(head.encode() + body)
+        while (line := process.stdout.readline()) != "hangs\n":
+            assert line, "it ended before it hung"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        if asking is not None:
+            asking.close()
+        process.kill()
+        process.__exit__(None, None, None)
 
 
 def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
