@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.findings import Findings, Table, Target, markdown, read, write
 from command import BadUsage, CommandError, Parser, finish
 from service.server import allow_many_connections
-from tests.chaos import hostile, rolling, scenarios
+from tests.chaos import bombs, hostile, rolling, scenarios
 from tests.chaos.scenarios import Row
 
 LOST = "accepted requests lost"
@@ -70,6 +70,10 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
         "kill": scenarios.kill_and_restart,
         "reload": lambda: scenarios.reload(50 if long else 5),
         **{f"engine {how}": partial(scenarios.engine, how) for how in ("raises", "nan", "few", "stalls", "breaks")},
+        "JSON bombs": lambda: bombs.bombs(60 if long else 10),
+        "small JSON bombs": lambda: bombs.small_bombs(60 if long else 10),
+        "slow long texts": lambda: bombs.slow_texts(60 if long else 10),
+        "metrics scrapers": lambda: bombs.scrapers(60 if long else 10),
         "soak": lambda: scenarios.soak(1800 if long else 60),
     }
 
