@@ -57,7 +57,7 @@ def read_probes(artifact: Artifact, texts: Sequence[TextOrPair], threads: int) -
     for text in texts:
         encoded = _encode(classifier, text)
         first, second = text if isinstance(text, tuple) else (text, None)
-        probes.append(Probe(text=first, text_pair=second, input_ids=encoded.ids, token_type_ids=encoded.type_ids))
+        probes.append(Probe(text=first, text_pair=second, input_ids=list(encoded.ids), token_type_ids=list(encoded.type_ids)))
     return probes
 
 

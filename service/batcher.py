@@ -21,7 +21,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.calls import Call, Entry, Item, Model, Row, deliver, expire, fail
+from service.calls import Call, Entry, Flow, Item, Model, Row, deliver, expire, fail
+from service.capacity import TEXT_COST
 from service.errors import EngineBroken, ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
 from service.queue import BatchLimits, Queue
 
@@ -49,7 +50,24 @@ class _Running:
     rows: int
     length: int
     started_ns: int
+    full: bool
+    """Whether texts that might have been in it had to wait."""
     finish: Callable[[], Collection[Any]]
+
+
+class Place:
+    """Room in the queue for a call whose texts are tokenized, until it is submitted or given up: the end of the block."""
+
+    def __init__(self, batcher: Batcher, flow: Flow) -> None:
+        self.flow = flow
+        self._batcher = batcher
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.flow.texts:
+            self._batcher.drop(self.flow)
 
 
 @dataclass
@@ -57,8 +75,8 @@ class Batcher:
     """Batches for all models on one device.
 
     Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
-    (a single item may exceed it), `max_waiting` items in the queue. `batch_size` rounds a
-    batch down to one the engine likes, `rows` says how many rows the engine makes of it, where items do not share rows. `in_flight` batches may run at once.
+    (a single item may exceed it), `max_waiting` items in the queue, and in it no more than can be answered in time and
+    within `max_queue_s`. `batch_size` rounds a batch down to one the engine likes, `rows` says how many rows the engine makes of it, where items do not share rows. `in_flight` batches may run at once.
 
     What is submitted in the background waits beside the queue, at most `max_background` items, and a batch
     of it begins only when nothing else waits.
@@ -73,6 +91,7 @@ class Batcher:
     batch_size: Callable[[int], int] = lambda waiting: waiting
     rows: Callable[[int], int] = lambda items: items
     on_batch: Callable[[Batch], None] = lambda batch: None
+    max_queue_s: float = math.inf
 
     queue: Queue = field(init=False)
     broken: bool = field(default=False, init=False)
@@ -84,13 +103,14 @@ class Batcher:
     _called: bool = field(default=False, init=False)
     _runs: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
-    _items_per_s: float = field(default=0.0, init=False)
     _finished_ns: int = field(default=0, init=False)
+    _woken_ns: int = field(default=0, init=False)
+    """When the thread last had something to do after it had had nothing."""
     _starting_ns: int | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.queue = Queue(self.max_waiting, self.max_background)
+        self.queue = Queue(self.max_waiting, self.max_background, self.max_queue_s)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -102,39 +122,65 @@ class Batcher:
         """How many items wait, those of the background left out."""
         return len(self.queue)
 
-    def check_room(self, count: int) -> None:
-        """Overloaded if `submit` would refuse so many items just now: whoever asks first need not prepare them for nothing."""
+    @property
+    def queue_s(self) -> float:
+        """How many seconds of the engine wait, by the pace that was measured; texts that are being tokenized count."""
         with self._changed:
-            if count <= self.max_waiting and not self._closing:
-                self.queue.check_room(count, self._seconds_to_clear)
+            return self.queue.capacity.queue_s
+
+    def check_room(self, deadline: float = math.inf) -> None:
+        """Overloaded if even a short text would be refused just now: whoever asks first need not read what was sent for nothing."""
+        with self._changed:
+            if not self._closing:
+                self.queue.capacity.check_room(deadline)
+
+    def reserve(self, model: str, texts: int, tokens: int, deadline: float = math.inf) -> Place:
+        """Room for a call whose texts are about to be tokenized and will have about so many tokens; raises what `submit` would.
+
+        The place is kept for the block that it is used in.
+        """
+        with self._changed:
+            self._check_open(texts)
+            capacity = self.queue.capacity
+            flow = capacity.flow(model, texts, tokens, deadline)
+            capacity.admit(flow)
+        return Place(self, flow)
 
     async def submit(
         self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0, background: bool = False,
+        place: Place | None = None,
     ) -> list[Row]:
         """Returns the items' rows in order, or raises what became of them.
 
         Items are admitted together or not at all. Raises Overloaded when the queue has no
-        room for all, TooLarge when it never could have, ShuttingDown while draining, DeadlineExceeded if an item could not be
-        answered within `timeout_s`, and what the model raised for a batch of that item alone.
+        room for all or they would be late, TooLarge when it never could have, ShuttingDown while draining, DeadlineExceeded if an item could
+        not be answered within `timeout_s`, and what the model raised for a batch of that item alone.
 
         `busy_wait` makes their batches longer by that share of their own duration, for a proof
         that must show it would see a slower model. Only items with one `busy_wait` share a batch. `background` is for work that
         nobody waits for: it takes no room of the queue, and is refused when there is too much of its kind.
+        `place` is what was reserved for them; if they have no more tokens than that, they are admitted.
         """
         if not items:
             return []
-        if len(items) > self.max_waiting:
-            raise TooLarge(f"The request makes {len(items)} items, and the queue holds {self.max_waiting}; send several requests.")
         loop = asyncio.get_running_loop()
-        call = Call(loop, loop.create_future(), time.monotonic() + timeout_s, [None] * len(items), len(items))
-        now = time.monotonic_ns()
+        deadline = time.monotonic() + timeout_s
         own = self.models[model]
-        padded = own.padded_length
-        entries = [Entry(call, place, item, model, own, padded(item.tokens), now, busy_wait, background) for place, item in enumerate(items)]
+        padded = [own.padded_length(item.tokens) for item in items]
+        flow = self.queue.capacity.flow(model, len(items), sum(padded), deadline)
+        call = Call(loop, loop.create_future(), deadline, [None] * len(items), len(items), flow)
+        now = time.monotonic_ns()
+        entries = [
+            Entry(call, number, item, model, own, length, now, busy_wait, background)
+            for number, (item, length) in enumerate(zip(items, padded, strict=True))
+        ]
         with self._changed:
-            if self._closing:
-                raise ShuttingDown("This replica is draining; another one answers.")
-            self.queue.admit(entries, self._seconds_to_clear)
+            self._check_open(len(items))
+            if background:
+                self.queue.append_background(entries)
+            else:
+                self._admit(flow, place)
+                self.queue.append(entries)
             if not self._called:
                 # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
                 self._called = True
@@ -146,6 +192,32 @@ class Batcher:
         finally:
             if late is not None:
                 late.cancel()
+            if flow.waiting:
+                self.drop(flow)
+
+    def drop(self, flow: Flow) -> None:
+        """Drops what waits of a call, or the place that is kept for it."""
+        with self._changed:
+            self.queue.drop(flow)
+
+    def _check_open(self, texts: int) -> None:
+        if self._closing:
+            raise ShuttingDown("This replica is draining; another one answers.")
+        if texts > self.max_waiting:
+            raise TooLarge(f"The request makes {texts} items, and the queue holds {self.max_waiting}; send several requests.")
+
+    def _admit(self, flow: Flow, place: Place | None) -> None:
+        """Admits a call, in the place that was kept for it if that is large enough."""
+        capacity = self.queue.capacity
+        if place is None:
+            capacity.admit(flow)
+            return
+        fits = flow.texts <= place.flow.texts and flow.tokens <= place.flow.tokens
+        self.queue.drop(place.flow)
+        if fits:
+            capacity.add(flow)
+        else:
+            capacity.admit(flow)
 
     def _call_the_thread(self) -> None:
         with self._changed:
@@ -217,7 +289,6 @@ class Batcher:
         """What to run next: [] if nothing waits just now, None if nothing ever will."""
         with self._changed:
             while True:
-                self.queue.drop_the_gone_and_the_late()
                 if self._closing:
                     self.queue.drop_the_background()
                 limits = BatchLimits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
@@ -228,6 +299,7 @@ class Batcher:
                 if not wait:
                     return []
                 self._changed.wait()
+                self._woken_ns = time.monotonic_ns()
 
     def _start(self, batch: list[Entry]) -> _Running | None:
         """Hands a batch to its model; None if that failed, and what was to be done about it is done."""
@@ -239,7 +311,7 @@ class Batcher:
             self._starting_ns = None
             self._failed(batch, error)
             return None
-        run = _Running(batch, rows, length, started, finish)
+        run = _Running(batch, rows, length, started, self.queue.left_behind, finish)
         self._running.append(run)
         self._starting_ns = None
         return run
@@ -271,7 +343,7 @@ class Batcher:
             for value, entry in zip(values, run.batch, strict=True)
         ]
         # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
-        self._count(run, [row.queue_ns for row in rows], now - begun_ns)
+        self._count(run, [row.queue_ns for row in rows], now - begun_ns, now)
         self._finished_ns = now
         deliver(run.batch, rows)
         self._running.remove(run)
@@ -299,22 +371,17 @@ class Batcher:
                 self._finish(run)
             self._alone.popleft()
 
-    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int) -> None:
-        rate = len(run.batch) * 1e9 / max(1, inference_ns)
-        self._items_per_s = rate if not self._items_per_s else 0.9 * self._items_per_s + 0.1 * rate
+    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int, now_ns: int) -> None:
         tokens = sum(entry.item.tokens for entry in run.batch)
+        # From one batch's end to the next one's: what happens between them takes the queue's time as well.
+        busy_s = (now_ns - max(self._woken_ns, self._finished_ns or run.started_ns)) / 1e9
+        self.queue.capacity.note(run.batch[0].name, sum([entry.length for entry in run.batch]) + TEXT_COST * len(run.batch), busy_s, run.full)
         try:
             self.on_batch(
                 Batch(run.batch[0].name, queue_ns, inference_ns, tokens, run.rows * run.length - tokens, run.batch[0].background)
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")
-
-    def _seconds_to_clear(self) -> int:
-        """When the queue will have gone, by its length and the measured rate; 1 to 60 s."""
-        if not self._items_per_s:
-            return 1
-        return max(1, min(60, math.ceil(len(self.queue) / self._items_per_s)))
 
 
 def _keep_busy(started_ns: int, share: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -61,6 +61,26 @@ class Row:
     """Tokens that each row of its batch was padded to."""
 
 
+@dataclass(slots=True, eq=False)
+class Flow:
+    """What waits of a call, in its order; while its texts are tokenized, a place that is kept for them."""
+
+    model: str
+    """What the batcher calls the model."""
+    texts: int
+    """Texts that wait, or for which the place is kept."""
+    tokens: int
+    """Of these, padding and TEXT_COST counted; an estimate while they are tokenized."""
+    due: float
+    """By when its answer is planned, by time.monotonic(): its deadline, or sooner where the queue is bounded so."""
+    light: bool
+    """One text, or little work: it goes before lists."""
+    arrival: int = 0
+    credit_s: float = 0.0
+    """Seconds of the engine that are left of a list's turn; below zero it has had more."""
+    waiting: list[Entry] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Call:
     """A caller and the rows it waits for."""
@@ -71,6 +91,7 @@ class Call:
     """By time.monotonic()."""
     rows: list[Row | None]
     missing: int
+    flow: Flow
 
     @property
     def gone(self) -> bool:

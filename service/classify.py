@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.bodies import SMALL_BYTES
 from service.calls import Row
+from service.capacity import estimated_tokens
 from service.connection import (
     ClientLeft,
     read_body,
@@ -114,7 +115,8 @@ class Classify:
 
     async def _answer(self, scope: Scope, receive: Receive, noted: Noted) -> tuple[Headers, list[bytes]]:
         """Reads what is asked, and finds the model that stays until it is answered."""
-        began = time.monotonic()
+        # When its head was read: under overload it may be seconds until this runs.
+        began = scope["state"].get("began") or time.monotonic()
         settings, given = self._models.settings, dict(scope["headers"])
         busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
         timeout_s = read_timeout(given.get(b"x-request-timeout-ms"), settings.request_timeout_s)
@@ -138,7 +140,7 @@ class Classify:
         size = len(body)
         try:
             # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
-            self._models.batcher.check_room(1)
+            self._models.batcher.check_room(deadline)
             called = Called(body, given, scope["state"].get("model"), scope["state"].get("version"), scope["state"]["request_id"])
             del body
             try:
@@ -170,9 +172,10 @@ class Classify:
     ) -> tuple[Headers, list[bytes]]:
         """From texts to tokens, rows, and the dialect's answer; `deadline` is of the monotonic clock."""
         metrics, manifest = self._models.metrics, model.artifact.manifest
-        self._models.batcher.check_room(len(asked.input))
         started = time.monotonic_ns()
         found, rows = await unless_the_client_leaves(receive, self._rows(model, asked, noted, deadline, busy_wait))
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("The answer was there after the request's time limit.")
         encoded, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
         slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
         since_ns, on_a_gpu = time.monotonic_ns() - started, model.choice.runtime in ON_A_GPU
@@ -192,10 +195,14 @@ class Classify:
         return [*headers, (b"server-timing", server_timing(noted.tokenize_ns, finished - started, slowest).encode())], pieces
 
     async def _rows(self, model: Loaded, asked: ClassifyRequest, noted: Noted, deadline: float, busy_wait: float) -> tuple[Items, list[Row]]:
-        started = time.monotonic_ns()
-        found = await encode(model.classifier, asked, self._limits, self._models.executors, deadline)
-        noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
-        return found, await self._models.batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait)
+        started, batcher = time.monotonic_ns(), self._models.batcher
+        most = None if asked.window else model.artifact.manifest.max_tokens
+        tokens = sum([estimated_tokens(len(text.text) + len(text.pair or ""), most) for text in asked.input])
+        # Before they are tokenized, which costs more than a refusal may.
+        with batcher.reserve(model.key, len(asked.input), tokens, deadline) as place:
+            found = await encode(model.classifier, asked, self._limits, self._models.executors, deadline)
+            noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
+            return found, await batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait, place=place)
 
     def _refusal(self, error: ServiceError) -> tuple[int, Headers, list[bytes]]:
         status, headers, body = self._dialect.refuse(error)

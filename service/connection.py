@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar, cast
@@ -254,6 +255,7 @@ class Impatient(HttpToolsProtocol):
         self._cancel_late()
         self._framing_bytes = self._body_bytes = self._lines = 0
         self._describe(method, version)
+        self.scope["state"]["began"] = time.monotonic()    # deadlines count from here: the handler may run seconds later
         before = self.cycle
         self.cycle = Exchange(
             scope=self.scope, transport=cast(asyncio.Transport, self), flow=self.flow, logger=self.logger, access_logger=self.access_logger,

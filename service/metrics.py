@@ -37,7 +37,7 @@ class Metrics:
 
     def __init__(
         self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0, answering: Callable[[], int] = lambda: 0,
-        readings: Callable[[], list[Reading]] = list,
+        readings: Callable[[], list[Reading]] = list, waiting_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, self.registry)
@@ -62,6 +62,8 @@ class Metrics:
         self.inflight.set_function(answering)
         self.queue_depth = Gauge("drbert_queue_depth", "Texts that wait.", registry=registry)
         self.queue_depth.set_function(waiting)
+        self.queue_seconds = Gauge("drbert_queue_seconds", "Seconds of the engine that the texts take that wait, by the measured rate.", registry=registry)
+        self.queue_seconds.set_function(waiting_s)
         self.ready = Gauge("drbert_ready", "1 while the service takes requests.", registry=registry)
         self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at the worst, over the last half minute or two.", registry=registry)
         self.shadowed = Counter("drbert_shadow_texts_total", "Texts that a second model answered too, by what became of it.", ["model", "of", "outcome"], registry=registry)

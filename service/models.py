@@ -87,7 +87,10 @@ class Models:
         self.loaded: dict[str, Loaded] = {}
         self.default = next(iter(artifacts), "")
         """The name of the model that answers requests that name none; there may be no such model any more."""
-        self.metrics = Metrics(CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering)
+        self.metrics = Metrics(
+            CollectorRegistry(), readings=nvml.readings, waiting=lambda: self.batcher.waiting, answering=lambda: self.answering,
+            waiting_s=lambda: self.batcher.queue_s,
+        )
         self.answering = 0
         """Requests that are being answered."""
         self.room = Room(settings.max_bodies_bytes)
@@ -110,6 +113,7 @@ class Models:
             self._classifiers,
             max_waiting=settings.max_waiting,
             on_batch=self._count,
+            max_queue_s=settings.max_queue_s or settings.request_timeout_s,
         )
 
     def load(self) -> None:
@@ -135,6 +139,8 @@ class Models:
             if not wanted():
                 raise LoadInProgress("The load was given up before it was done.")
             self._classifiers[made.key] = made.classifier
+            if made.classifier.warm_batch is not None:
+                self.batcher.queue.capacity.expect(made.key, *made.classifier.warm_batch)
             self._names[made.key] = name
             self._suit_the_batcher()
             manifest = artifact.manifest
@@ -172,6 +178,7 @@ class Models:
         while old.users:
             await asyncio.sleep(0.01)
         del self._classifiers[old.key], self._names[old.key]
+        self.batcher.queue.capacity.forget(old.key)
         if old.name not in self.loaded:
             self.metrics.remove_model(old.name)
         log.info("model let go", extra={"model": old.name, "digest": old.artifact.digest})

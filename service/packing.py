@@ -56,19 +56,21 @@ class Packing:
     max_texts: int = MAX_TEXTS
     max_tokens: int = 4096
 
-    def choose(self, waiting: Sequence[int]) -> list[int]:
+    def choose(self, waiting: Sequence[int], most_tokens: int | None = None) -> list[int]:
         """Places of those that make the next batch, of texts of so many tokens that wait, oldest first; the oldest is among them.
 
-        `lay_out` of them in the order returned needs no more tokens than were counted on.
+        `most_tokens` is for a smaller batch than `max_tokens` allows. `lay_out` of the texts in the order returned needs no more
+        tokens than were counted on.
         """
+        max_tokens = self.max_tokens if most_tokens is None else min(most_tokens, self.max_tokens)
         oldest, shortest = waiting[0], min(waiting)
         most = ROW if oldest <= ROW else self._at_least(oldest)
         fitting = [place for place, tokens in enumerate(waiting) if tokens <= most]
         together = sum(waiting[place] for place in fitting)
         best: list[int] = []
         best_worth = 0.0
-        for length in self._row_lengths(oldest, together):
-            max_rows = max(1, min(MAX_ROWS, self.max_tokens // length, together // length))
+        for length in self._row_lengths(oldest, together, max_tokens):
+            max_rows = max(1, min(MAX_ROWS, max_tokens // length, together // length))
             begins = 0
             if oldest > ROW and max_rows > 1:
                 begins = math.ceil(BEGINS * length)
@@ -100,13 +102,13 @@ class Packing:
         assert best is not None
         return best
 
-    def _row_lengths(self, oldest: int, together: int) -> Sequence[int]:
+    def _row_lengths(self, oldest: int, together: int, max_tokens: int) -> Sequence[int]:
         """Of the rows that might hold the next batch, shortest first."""
         if oldest > ROW:
             return [self._at_least(oldest)]
-        allowed = [length for length in self._shared() if length <= self.max_tokens]
+        allowed = [length for length in self._shared() if length <= max_tokens]
         if not allowed:
-            return [max(oldest, self._at_most(self.max_tokens))]
+            return [max(oldest, self._at_most(max_tokens))]
         # What fills no two rows is one, as long as need be.
         return allowed if together >= 2 * ROW else allowed[-1:]
 

@@ -51,7 +51,7 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
             "export it on a machine of this kind, or choose another --variant."
         )
     for probe in manifest.probes:
-        if classifier.encode(probe.text, probe.text_pair).ids != probe.input_ids:
+        if list(classifier.encode(probe.text, probe.text_pair).ids) != probe.input_ids:
             raise AnswersDiffer(
                 "The tokenizer reads a text of the self-check differently here than where it was exported; install the version of "
                 "tokenizers that constraints.txt names, or export again."

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """Tokens a batch may hold, padding counted; by default 4,096 on a CPU and 16,384 on a GPU."""
     max_waiting: int = Field(default=2048, ge=1)
     """Texts that may wait; one more is refused with 429."""
+    max_queue_s: float | None = Field(default=None, gt=0)
+    """Seconds within which all that waits is to be answered, by the measured rate; more is refused with 429. By default each request's own time limit."""
     max_texts: int = Field(default=1000, ge=1)
     """Texts a request may hold; more are refused with 413."""
     max_text_chars: int = Field(default=131_072, ge=1)

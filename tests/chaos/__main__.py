@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.findings import Findings, Table, Target, markdown, read, write
 from command import BadUsage, CommandError, Parser, finish
 from service.server import allow_many_connections
-from tests.chaos import bombs, hostile, rolling, scenarios
+from tests.chaos import bombs, hostile, load, rolling, scenarios
 from tests.chaos.scenarios import Row
 
 LOST = "accepted requests lost"
@@ -59,7 +59,10 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
     return {
         "schemas": lambda: scenarios.schemas(1000 if long else 60),
         "half requests": lambda: scenarios.half_requests(1000 if long else 300),
-        "overload": lambda: scenarios.overload(120 if long else 15),
+        "overload with defaults": lambda: load.overload(120 if long else 40),
+        "one heavy list beside light callers": lambda: load.one_list(60 if long else 15),
+        "one list of short texts beside light callers": lambda: load.one_list(60 if long else 10, "short"),
+        "eight lists beside light callers": lambda: load.eight_lists(60 if long else 15),
         "cancellations": lambda: scenarios.cancellations(60 if long else 8),
         "termination": lambda: scenarios.termination(20 if long else 3),
         "rolling restart": lambda: rolling.rolling_restart(5 if long else 1),

@@ -252,11 +252,10 @@ async def test_a_text_whose_deadline_has_passed_never_reaches_the_model() -> Non
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
-        late = asyncio.create_task(ask(batcher, "late", timeout_s=0.0))
-        await until(lambda: batcher.waiting == 1)
-        model.gate.set()
         with pytest.raises(DeadlineExceeded):
-            await late
+            await ask(batcher, "late", timeout_s=0.0)
+        assert batcher.waiting == 0
+        model.gate.set()
     assert model.batches == [["blocker"]]
 
 

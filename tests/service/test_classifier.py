@@ -46,7 +46,7 @@ def test_a_wrong_number_of_labels_is_an_error(artifact: Artifact, runtime: Runti
 
 def test_a_pair_is_encoded_with_its_types(artifact: Artifact, runtime: Runtime) -> None:
     encoded = Classifier(artifact, runtime).encode("good film", "bad")
-    assert encoded.type_ids == [0, 0, 0, 0, 1, 1]
+    assert list(encoded.type_ids) == [0, 0, 0, 0, 1, 1]
 
 
 def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(artifact: Artifact, runtime: Runtime) -> None:

@@ -32,8 +32,8 @@ def classifier(artifact: Artifact) -> Classifier:
 def test_windows_hold_every_token_and_share_the_stride(classifier: Classifier, words: int, stride: int) -> None:
     text = " ".join(["good", "bad", "film", "a", "b", "c"][i % 6] for i in range(words))
     tokens = classifier.tokens(text)
-    windows = [classifier.window(tokens, start).ids for start in classifier.window_starts(len(tokens), stride)]
-    whole = classifier.encode("good bad film a b c").ids[1:-1]
+    windows = [list(classifier.window(tokens, start).ids) for start in classifier.window_starts(len(tokens), stride)]
+    whole = list(classifier.encode("good bad film a b c").ids)[1:-1]
     wanted = [whole[i % 6] for i in range(words)]
     assert all(len(ids) <= MAX_TOKENS and ids[0] == windows[0][0] and ids[-1] == windows[0][-1] for ids in windows)
     found = windows[0][1:-1]
@@ -127,7 +127,7 @@ def test_windows_are_those_that_the_tokenizer_itself_would_cut(artifact: Artifac
     tokens = classifier.tokens(text)
     found = [classifier.window(tokens, start) for start in classifier.window_starts(len(tokens), stride)]
     # What has no tokens at all is one of padding to us.
-    assert [(one.ids, one.type_ids) for one in found] == [(one.ids or [0], one.type_ids or [0]) for one in (whole, *whole.overflowing)]
+    assert [(list(one.ids), list(one.type_ids)) for one in found] == [(one.ids or [0], one.type_ids or [0]) for one in (whole, *whole.overflowing)]
 
 
 async def test_a_text_of_too_many_windows_is_refused_before_they_are_cut(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

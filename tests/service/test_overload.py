@@ -1,0 +1,191 @@
+"""What callers see of a service that has more to do than it can."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from service.artifact import Artifact
+from service.models import Models
+from service.routes import build_app
+from tests.service.test_connection import listening
+from tests.service.test_routes import classify, client_of, stuck, until
+
+
+def key_of(models: Models) -> str:
+    return next(iter(models.loaded.values())).key
+
+
+def as_slow_as(models: Models, token_s: float) -> None:
+    """From here on the model is taken to need so long for a token."""
+    capacity = models.batcher.queue.capacity
+    capacity.forget(key_of(models))
+    capacity.note(key_of(models), 1000, 1000 * token_s, full=True)
+
+
+def counted(models: Models) -> list[str]:
+    """The texts that are tokenized from here on."""
+    texts: list[str] = []
+    classifier = next(iter(models.loaded.values())).classifier
+    encode = classifier.encode
+
+    def noting(text: str, *more: Any) -> Any:
+        texts.append(text)
+        return encode(text, *more)
+
+    classifier.encode = noting    # type: ignore[method-assign, assignment]
+    return texts
+
+
+async def waiting(client: httpx.AsyncClient, models: Models, count: int) -> list[asyncio.Task[httpx.Response]]:
+    """So many requests that wait while the model is stuck, and one more that has it."""
+    asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+    await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+    asked += [asyncio.create_task(classify(client, {"input": "good"})) for _ in range(count)]
+    await until(lambda: models.batcher.waiting == count)
+    return asked
+
+
+async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_when_to_come_back(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        async with stuck(models):
+            asked = await waiting(client, models, 10)
+            as_slow_as(models, 0.5)    # 4 tokens a text, and the next is done in 30 s
+            texts = counted(models)
+            refused = await classify(client, {"input": "bad"})
+            assert refused.status_code == 429
+            error = refused.json()["error"]
+            assert error["code"] == "queue_full"
+            assert "may wait" in error["message"]
+            assert "bad" not in error["message"]
+            assert 1 <= int(refused.headers["Retry-After"]) <= 60
+            assert not texts
+            page = (await client.get("/metrics")).text
+            [seconds] = [float(line.split()[1]) for line in page.splitlines() if line.startswith("drbert_queue_seconds ")]
+            assert seconds == pytest.approx(25, rel=0.01)    # 4 tokens, and a text counts as one more
+        assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * 11
+        assert models.batcher.queue_s == 0
+
+
+async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        as_slow_as(models, 0.5)
+        texts = counted(models)
+        listed = await classify(client, {"input": ["bad film"] * 50})
+        assert listed.status_code == 413
+        error = listed.json()["error"]
+        assert error["code"] == "too_large"
+        assert "Send at most" in error["message"]
+        assert "bad" not in error["message"]
+        assert not texts
+        assert (await classify(client, {"input": ["bad film"] * 5})).status_code == 200
+
+
+async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact) -> None:
+    gate = threading.Event()
+    async with client_of(artifact, request_timeout_s=20) as (client, models):
+        as_slow_as(models, 0.5)
+        classifier = next(iter(models.loaded.values())).classifier
+        encode = classifier.encode
+
+        def slow(text: str, *more: Any) -> Any:
+            assert gate.wait(10)
+            return encode(text, *more)
+
+        classifier.encode = slow    # type: ignore[method-assign, assignment]
+        # Long enough for a thread: 16 tokens of it are read.
+        tokenized = asyncio.create_task(classify(client, {"input": "good film " * 200}))
+        await until(lambda: models.batcher.queue_s > 0)
+        assert models.batcher.queue_s == pytest.approx(17 * 0.5, rel=0.01)
+        refused = await classify(client, {"input": "bad " * 300})
+        gate.set()
+        assert refused.status_code == 429
+        assert (await tokenized).status_code == 200
+        assert models.batcher.queue_s == 0
+
+
+async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        as_slow_as(models, 0.001)
+        failed = await classify(client, {"input": "good " * 40, "truncate": "none"})
+        assert failed.status_code == 422
+        assert models.batcher.queue_s == 0
+        async with stuck(models):
+            asked = await waiting(client, models, 3)
+            for task in asked[1:]:
+                task.cancel()
+            await asyncio.wait(asked[1:])
+            assert models.batcher.waiting == 0
+            assert models.batcher.queue_s == 0
+        assert (await asked[0]).status_code == 200
+
+
+async def test_a_request_says_when_its_head_was_read() -> None:
+    began: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        began.append(scope["state"]["began"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with listening(app) as connect:
+        reader, writer = await connect()
+        for _ in range(2):    # the second by the same connection
+            before = time.monotonic()
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            assert before <= began[-1] <= time.monotonic()
+    assert began[0] < began[1]
+
+
+@pytest.mark.parametrize("late_s", [0.0, 31.0])
+async def test_a_request_whose_handler_runs_after_its_deadline_is_504(artifact: Artifact, late_s: float) -> None:
+    async with client_of(artifact) as (_, models):
+        inner = build_app(models)
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await inner({**scope, "state": {"began": time.monotonic() - late_s}}, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(late), base_url="http://test") as client:
+            response = await classify(client, {"input": "good"})
+    assert response.status_code == (504 if late_s else 200)
+
+
+async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> None:
+    async with client_of(artifact, request_timeout_s=0.2) as (client, models):
+        classifier = next(iter(models.loaded.values())).classifier
+        begin = classifier.start
+
+        def start(batch: Any) -> Callable[[], Any]:
+            finish = begin(batch)
+
+            def finished() -> Any:
+                # The event loop is busy from before the deadline until after it, and hears of both at once.
+                loop.call_soon_threadsafe(time.sleep, 0.4)
+                time.sleep(0.1)
+                return finish()
+
+            return finished
+
+        loop = asyncio.get_running_loop()
+        classifier.start = start    # type: ignore[method-assign]
+        response = await classify(client, {"input": "good"})
+    assert response.status_code == 504
+
+
+async def test_the_queue_can_be_bounded_in_seconds(artifact: Artifact) -> None:
+    async with client_of(artifact, max_queue_s=1.0) as (client, models), stuck(models):
+        as_slow_as(models, 0.1)
+        asked = await waiting(client, models, 1)
+        refused = await classify(client, {"input": "good"})
+        assert refused.status_code == 429
+        assert refused.headers["Retry-After"] == "1"
+        for task in asked:
+            task.cancel()
