@@ -24,7 +24,7 @@ import trustme
 
 from command import Unavailable
 from service.artifact import Artifact
-from service.server import bind
+from service.server import RECEIVE_BYTES, bind
 from tests.needs import no_gpu
 from tests.worlds import write_artifact
 
@@ -286,6 +286,14 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(artifact: Artifa
             asking.close()
         process.kill()
         process.__exit__(None, None, None)
+
+
+def test_the_system_holds_little_of_what_is_not_read_yet() -> None:
+    """Socket buffers are a container's memory too, and grow to megabytes for each connection where nothing bounds them."""
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BYTES
 
 
 def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
