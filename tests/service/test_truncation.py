@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from service.artifact import Artifact, read_artifact
@@ -83,6 +86,18 @@ def with_masks(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def charsmap() -> bytes:
+    """SentencePiece's own normalization, as exported tokenizers have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 20), model_writer=model, vocab_size=160, normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, minloglevel=2,
+    )
+    found = sentencepiece_model_pb2.ModelProto()    # type: ignore[attr-defined]  # generated
+    found.ParseFromString(model.getvalue())
+    made: bytes = found.normalizer_spec.precompiled_charsmap
+    return made
+
+
 COLLAPSED = normalizers.Sequence([
     normalizers.Nmt(), normalizers.NFKC(), normalizers.Strip(), normalizers.Replace("``", '"'), normalizers.Replace(Regex(" {2,}"), " "),
 ])
@@ -96,6 +111,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "modernbert": lambda: byte_pairs(pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFC()),
     "bpe by words": lambda: byte_pairs(pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(use_regex=False)])),
     "camembert": lambda: unigrams(pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]), COLLAPSED),
+    "with a charsmap": lambda: unigrams(pre_tokenizers.Metaspace(), normalizers.Sequence([normalizers.Precompiled(charsmap()), normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")])),
     "xlm-roberta": lambda: unigrams(pre_tokenizers.Metaspace(), COLLAPSED),
     "deberta-v3": lambda: unigrams(pre_tokenizers.Metaspace(prepend_scheme="first"), normalizers.Sequence([normalizers.Strip(), normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])),
     "unigram with punctuation": lambda: with_masks(unigrams(pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()]))),
