@@ -34,6 +34,7 @@ from service.errors import BodyTooSlow, Forbidden, InvalidInput, InvalidJson, Se
 from service.keys import Keys
 from service.loads import Loads, Ticket
 from service.models import Loaded, Models
+from service.routes import HeadAsGet
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Change(BaseModel):
 
 def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
     """The ASGI application of the private port."""
-    app = FastAPI(title="DrBERT Serve: administration", version=models.version, docs_url=None, redoc_url=None)
+    app = FastAPI(title="DrBERT Serve: administration", version=models.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     loads = Loads(models.settings.admin_load_timeout_s)
     leaving: set[asyncio.Task[None]] = set()
 
@@ -121,7 +122,7 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
         return await models.metrics_page.respond(request)
 
     add_refusals(app)
-    return Guarded(app, keys, models.settings.request_timeout_s)
+    return Guarded(HeadAsGet(app), keys, models.settings.request_timeout_s)
 
 
 def add_refusals(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.classifications import REFUSALS, Classifications, describe
@@ -30,7 +31,8 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: B008  it is frozen
     """The ASGI application over `models`, which may still be loading; where there are keys, for whoever brings one."""
-    app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None)
+    # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
+    app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     describe(app, models.settings.classify_dialect)
     add_operation(app, models)
     add_protocols(app, models)
@@ -40,9 +42,10 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: 
     async def http_error(request: Request, error: HTTPException) -> Response:
         body = {"error": {"message": f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is.",
                           "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
-        return JSONResponse(body, error.status_code, headers=error.headers)
+        headers = {"allow": allowed_methods(app, request.scope)} if error.status_code == 405 else error.headers
+        return JSONResponse(body, error.status_code, headers=headers)
 
-    whole: ASGIApp = Identified(Classifications(models, around), app, models.instance_id, around.keys)
+    whole: ASGIApp = Identified(Classifications(models, around), HeadAsGet(app), models.instance_id, around.keys)
     origins = [origin.strip() for origin in models.settings.cors_origins.split(",") if origin.strip()]
     if origins:
         whole = CORSMiddleware(
@@ -81,6 +84,32 @@ def add_operation(app: FastAPI, models: Models) -> None:
         async def metrics_page(request: Request) -> Response:
             """Prometheus' text format, at most a second old."""
             return await models.metrics_page.respond(request)
+
+
+class HeadAsGet:
+    """Middleware: HEAD is answered as GET without its body (RFC 9110, 9.3.2), as load balancers and monitors ask for health."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+def allowed_methods(app: FastAPI, scope: Scope) -> str:
+    """The methods that a path answers, for the header Allow: of all routes with that path, where Starlette names one's."""
+    methods: set[str] = set()
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 class Identified:

@@ -492,3 +492,27 @@ async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_come
         await models.drain()
         models.note_stall(False)    # whatever the engine does, who drains is not ready
         assert ready("drbert_ready") == 0
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", "/metrics", "/", "/info", "/v1/models", "/docs"])
+async def test_head_is_answered_as_get_without_its_body(artifact: Artifact, path: str) -> None:
+    async with client_of(artifact) as (client, _):
+        got, headed = await client.get(path), await client.head(path)
+    assert headed.status_code == got.status_code == 200
+    assert headed.content == b""
+    assert headed.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_a_method_that_a_path_does_not_answer_is_refused_with_all_that_it_does(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        allowed = {path: (await client.put(path)).headers["allow"] for path in ("/", "/livez", "/classify")}
+    assert allowed == {"/": "GET, HEAD, POST", "/livez": "GET, HEAD", "/classify": "POST"}
+
+
+@pytest.mark.parametrize("path", ["/classify/", "/predict/", "/livez/", "/v1/models/"])
+async def test_a_slash_too_many_is_404_and_no_redirect(artifact: Artifact, path: str) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await client.request("GET" if path in ("/livez/", "/v1/models/") else "POST", path, content=b'{"input": "good"}')
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+    assert answer.json()["error"]["code"] == "not_found"
