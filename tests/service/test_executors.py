@@ -113,8 +113,8 @@ async def test_a_job_whose_caller_left_leaves_the_queue_and_is_closed() -> None:
     hold.set()
     # There is room again at once for whoever waited, and the step that ran was the last of its job.
     await executor.run(lambda: None)
+    await until(lambda: executor.running == 0 and bool(closed))
     assert closed == ["running"]
-    assert executor.running == 0
 
 
 async def test_what_a_job_raises_comes_to_its_caller_and_the_thread_goes_on() -> None:
