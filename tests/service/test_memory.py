@@ -42,8 +42,6 @@ def with_ballast(artifact: Artifact, mib: int) -> Artifact:
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_a_model_that_memory_does_not_suffice_for_ends_with_69_and_the_limit(artifact: Artifact, runtime: str) -> None:
-    if runtime == "onnxruntime":
-        pytest.importorskip("onnxruntime")
     directory = with_ballast(artifact, 300).directory
     process = subprocess.run(
         [sys.executable, "-m", "service", f"reviews={directory}", "--port", str(free_port())], capture_output=True, text=True, check=False, timeout=120,
