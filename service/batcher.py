@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.calls import Call, Entry, Flow, Item, Model, Row, deliver, expire, fail
-from service.capacity import TEXT_COST
+from service.capacity import TEXT_COST, estimated_tokens
 from service.errors import EngineBroken, ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
 from service.queue import BatchLimits, Queue
 
 log = logging.getLogger(__name__)
 
+# A text that is tokenized sooner than a place for it would be kept and given up.
+BRIEF_CHARS = 128
 # What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this takes some 10 µs.
 _CHORE = bytes(4096)
 
@@ -58,7 +60,7 @@ class _Running:
 class Place:
     """Room in the queue for a call whose texts are tokenized, until it is submitted or given up: the end of the block."""
 
-    def __init__(self, batcher: Batcher, flow: Flow) -> None:
+    def __init__(self, batcher: Batcher, flow: Flow | None) -> None:
         self.flow = flow
         self._batcher = batcher
 
@@ -66,7 +68,7 @@ class Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.flow.texts:
+        if self.flow is not None and self.flow.texts:
             self._batcher.drop(self.flow)
 
 
@@ -130,19 +132,25 @@ class Batcher:
 
     def check_room(self, deadline: float = math.inf) -> None:
         """Overloaded if even a short text would be refused just now: whoever asks first need not read what was sent for nothing."""
+        if self.queue.capacity.calm and self.queue.capacity.texts < self.max_waiting:
+            return    # It is so nearly always, and this is asked for every request.
         with self._changed:
             if not self._closing:
                 self.queue.capacity.check_room(deadline)
 
-    def reserve(self, model: str, texts: int, tokens: int, deadline: float = math.inf) -> Place:
-        """Room for a call whose texts are about to be tokenized and will have about so many tokens; raises what `submit` would.
+    def reserve(self, model: str, chars: Sequence[int], max_tokens: int | None = None, deadline: float = math.inf) -> Place:
+        """Room for a call whose texts, of so many characters each, are about to be tokenized; raises what `submit` would.
 
-        The place is kept for the block that it is used in.
+        `max_tokens` is what the model reads of a text. The place is kept for the block that it is used in. A short text has none while
+        there is plenty of room: it is tokenized at once.
         """
+        if len(chars) == 1 and chars[0] <= BRIEF_CHARS and self.queue.capacity.calm:
+            return Place(self, None)
+        tokens = sum([estimated_tokens(count, max_tokens) for count in chars])
         with self._changed:
-            self._check_open(texts)
+            self._check_open(len(chars))
             capacity = self.queue.capacity
-            flow = capacity.flow(model, texts, tokens, deadline)
+            flow = capacity.flow(model, len(chars), tokens, deadline)
             capacity.admit(flow)
         return Place(self, flow)
 
@@ -167,7 +175,7 @@ class Batcher:
         deadline = time.monotonic() + timeout_s
         own = self.models[model]
         padded = [own.padded_length(item.tokens) for item in items]
-        flow = self.queue.capacity.flow(model, len(items), sum(padded), deadline)
+        flow = self._flow(model, padded, deadline, place)
         call = Call(loop, loop.create_future(), deadline, [None] * len(items), len(items), flow)
         now = time.monotonic_ns()
         entries = [
@@ -179,7 +187,7 @@ class Batcher:
             if background:
                 self.queue.append_background(entries)
             else:
-                self._admit(flow, place)
+                self._admit(flow, padded, place)
                 self.queue.append(entries)
             if not self._called:
                 # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
@@ -206,18 +214,22 @@ class Batcher:
         if texts > self.max_waiting:
             raise TooLarge(f"The request makes {texts} items, and the queue holds {self.max_waiting}; send several requests.")
 
-    def _admit(self, flow: Flow, place: Place | None) -> None:
-        """Admits a call, in the place that was kept for it if that is large enough."""
-        capacity = self.queue.capacity
-        if place is None:
-            capacity.admit(flow)
+    def _flow(self, model: str, padded: Sequence[int], deadline: float, place: Place | None) -> Flow:
+        """The place that was kept for items of so many tokens each if it is large enough, else one that is not admitted yet."""
+        tokens, kept = sum(padded), None if place is None else place.flow
+        if kept is not None and len(padded) <= kept.texts and tokens + TEXT_COST * len(padded) <= kept.tokens:
+            return kept
+        return self.queue.capacity.flow(model, len(padded), tokens, deadline)
+
+    def _admit(self, flow: Flow, padded: Sequence[int], place: Place | None) -> None:
+        """Admits a call, if it is not admitted already."""
+        capacity, kept = self.queue.capacity, None if place is None else place.flow
+        if flow is kept:
+            capacity.remove(flow, flow.texts - len(padded), flow.tokens - sum(padded) - TEXT_COST * len(padded))
             return
-        fits = flow.texts <= place.flow.texts and flow.tokens <= place.flow.tokens
-        self.queue.drop(place.flow)
-        if fits:
-            capacity.add(flow)
-        else:
-            capacity.admit(flow)
+        if kept is not None:
+            self.queue.drop(kept)
+        capacity.admit(flow)
 
     def _call_the_thread(self) -> None:
         with self._changed:

@@ -75,6 +75,8 @@ class Flow:
     """By when its answer is planned, by time.monotonic(): its deadline, or sooner where the queue is bounded so."""
     light: bool
     """One text, or little work: it goes before lists."""
+    since: float
+    """When it came, by time.monotonic()."""
     arrival: int = 0
     credit_s: float = 0.0
     """Seconds of the engine that are left of a list's turn; below zero it has had more."""

@@ -25,8 +25,8 @@ from service.errors import Overloaded, TooLarge
 
 TEXT_COST = 1
 """Tokens that a text costs beside its own: its share of the work that every batch and every row brings."""
-CHARS_PER_TOKEN = 5
-"""Of English in WordPiece, spaces counted; what a text has in fact is known once it is tokenized."""
+CHARS_PER_TOKEN = 4
+"""Of English in WordPiece, spaces counted, or rather fewer; what a text has in fact is known once it is tokenized."""
 LIGHT_TOKENS = 32
 """A call of several texts is light up to so many tokens: all of it takes a millisecond of a small model."""
 LIGHT_PLANNED, LIST_PLANNED = 0.5, 0.75
@@ -73,12 +73,9 @@ class Pace:
 
     tokens: float = 0.0
     seconds: float = 0.0
+    token_s: float = 0.0
     _best_token_s: float = 0.0
     _noted: float = -math.inf
-
-    @property
-    def token_s(self) -> float:
-        return self.seconds / self.tokens if self.tokens else 0.0
 
     def best_token_s(self, now: float) -> float:
         """The least that a token may take on an idle engine, by what was measured lately."""
@@ -90,6 +87,7 @@ class Pace:
             seconds = min(seconds, OUTLIER * tokens * self.token_s)
         self.tokens = KEPT * self.tokens + tokens
         self.seconds = KEPT * self.seconds + seconds
+        self.token_s = self.seconds / self.tokens
         self._best_token_s = min(self.token_s, RELAXED * self._best_token_s) or self.token_s
         self._noted = now
 
@@ -106,14 +104,17 @@ class Capacity:
     """Those that wait and those that are tokenized, by when they are due."""
     _lights: OrderedDict[Flow, None] = field(default_factory=OrderedDict, init=False)
     """Light calls that wait and those that are tokenized, in order of arrival."""
-    light_seen: float = field(default=-math.inf, init=False)
+    light_seen: float = field(default=-1e9, init=False)
     """When the last light call came."""
+    calm: bool = field(default=True, init=False)
+    """Whether the light call that came last could have waited for twice as much as waits."""
     _light_load: float = field(default=0.0, init=False)
     """Of the engine, what light calls asked for of late, admitted or not; as it was when the last one came."""
     _paces: dict[str, Pace] = field(default_factory=dict, init=False)
     _light_tokens: dict[str, int] = field(default_factory=dict, init=False)
     """Of these, by model."""
-    _texts: int = field(default=0, init=False)
+    texts: int = field(default=0, init=False)
+    """Those that wait and those that are tokenized."""
     _full_since: float | None = field(default=None, init=False)
 
     # Pace.
@@ -121,7 +122,10 @@ class Capacity:
     def note(self, model: str, tokens: float, seconds: float, full: bool) -> None:
         """Counts a batch; `full`: texts that might have been in it had to wait."""
         if full or tokens >= FULL_TOKENS:
-            self._paces.setdefault(model, Pace()).note(tokens, seconds, self.clock())
+            pace = self._paces.get(model)
+            if pace is None:
+                pace = self._paces[model] = Pace()
+            pace.note(tokens, seconds, self.clock())
 
     def expect(self, model: str, tokens: float, seconds: float) -> None:
         """Takes what a batch took while the model was warmed up for its pace, until others are measured."""
@@ -150,71 +154,69 @@ class Capacity:
     def flow(self, model: str, texts: int, tokens: int, deadline: float) -> Flow:
         """The place of a call whose texts have so many tokens together; it is not admitted yet."""
         tokens += TEXT_COST * texts
-        now = self.clock()
-        light = texts == 1 or tokens <= LIGHT_TOKENS
+        light, now = texts == 1 or tokens <= LIGHT_TOKENS, self.clock()
         due = now + (LIGHT_PLANNED if light else LIST_PLANNED) * min(deadline - now, self.max_queue_s)
-        return Flow(model, texts, tokens, due, light)
+        return Flow(model, texts, tokens, due, light, now)
 
     def check_room(self, deadline: float = math.inf) -> None:
         """Overloaded if even a call of one text and next to no work would be refused just now."""
         self._check_texts(1)
-        self._check_light(self.flow("", 1, 0, deadline))
+        self._check_light(self.flow("", 1, 0, deadline), 0.0)
 
     def admit(self, flow: Flow) -> None:
         """Counts a call: Overloaded if there is no room just now, TooLarge if there never is."""
         if flow.light:
-            self._note_light(flow)
-        self._check_texts(flow.texts)
-        if flow.light:
-            self._check_light(flow)
+            flow_s = self._flow_s(flow)
+            self._light_load = self.light_load(flow.since) + flow_s / LOAD_OVER_S
+            self.light_seen = flow.since
+            self._check_texts(flow.texts)
+            self._check_light(flow, flow_s)
         else:
+            self._check_texts(flow.texts)
             self._check_list(flow)
         self.add(flow)
 
     def add(self, flow: Flow) -> None:
         """Counts a call that is admitted."""
-        self._texts += flow.texts
+        self.texts += flow.texts
         if flow.light:
             self._light_tokens[flow.model] = self._light_tokens.get(flow.model, 0) + flow.tokens
             self._lights[flow] = None
         else:
-            insort(self.lists, flow, key=_due)
+            insort(self.lists, flow, key=_due_of)
 
     def remove(self, flow: Flow, texts: int, tokens: int) -> None:
         """Counts so many texts and tokens of a call no more."""
-        self._texts -= texts
+        self.texts -= texts
         flow.texts -= texts
         flow.tokens -= tokens
         if flow.light:
-            left = self._light_tokens[flow.model] = self._light_tokens[flow.model] - tokens
-            if not left:
-                del self._light_tokens[flow.model]
+            self._light_tokens[flow.model] -= tokens
             if not flow.texts:
                 del self._lights[flow]
+            if not self._light_tokens[flow.model]:
+                del self._light_tokens[flow.model]
         elif not flow.texts:
             self.lists.remove(flow)
         if self._full_since is not None and self._half_free():
             self._full_since = None
 
     def _check_texts(self, texts: int) -> None:
-        if (excess := self._texts + texts - self.max_texts) > 0:
+        if (excess := self.texts + texts - self.max_texts) > 0:
             self._refuse(
-                f"{self._texts} texts wait and {texts} more would pass the limit of {self.max_texts}; retry later.",
-                self.queue_s * min(1.0, excess / max(1, self._texts)),
+                f"{self.texts} texts wait and {texts} more would pass the limit of {self.max_texts}; retry later.",
+                self.queue_s * min(1.0, excess / max(1, self.texts)),
             )
 
-    def _note_light(self, flow: Flow) -> None:
-        now = self.clock()
-        self._light_load = self.light_load(now) + self._flow_s(flow) / LOAD_OVER_S
-        self.light_seen = now
-
-    def _check_light(self, flow: Flow) -> None:
-        """Overloaded if the light calls before it, with what lists leave of the engine, would make it late."""
-        ahead_s = self._light_s()
-        if not ahead_s:
+    def _check_light(self, flow: Flow, flow_s: float) -> None:
+        """Overloaded if the light calls before one of so many seconds, with what lists leave of the engine, would make it late."""
+        ahead_s = self._light_s() if self._light_tokens else 0.0
+        left_s = max(0.0, flow.due - flow.since)
+        # Without lists a turn takes no longer than all that waits does.
+        self.calm = not ahead_s or (not self.lists and 2 * (ahead_s + flow_s) <= left_s)
+        if self.calm:
             return
-        left_s = max(0.0, flow.due - self.clock())
-        wait_s = (ahead_s + self._flow_s(flow) + self._turn_s()) / (1 - self.share_of_lists(self.need()[0]))
+        wait_s = (ahead_s + flow_s + self._turn_s()) / (1 - self.share_of_lists(self.need()[0]))
         if wait_s > left_s:
             self._refuse(
                 f"The request would wait {wait_s:.2g} s and may wait {left_s:.2g} s, {LIGHT_PLANNED:.0%} of the time that it has left; "
@@ -224,8 +226,7 @@ class Capacity:
 
     def _check_list(self, flow: Flow) -> None:
         """TooLarge if an idle engine is too slow for it; Overloaded if lists would need too much, or light calls be late by it."""
-        pace = self._paces.get(flow.model)
-        now = self.clock()
+        pace, now = self._paces.get(flow.model), flow.since
         least_s = 0.0 if pace is None else flow.tokens * pace.best_token_s(now)
         most_s = LIST_SHARE * max(0.0, flow.due - now)
         if least_s > most_s:
@@ -234,9 +235,9 @@ class Capacity:
                 f"{LIST_SHARE * LIST_PLANNED:.0%} of the time that it has left. Send at most {max(1, int(flow.texts * most_s / least_s))} such texts a request, or give it more time.",
                 param="input",
             )
-        if not self._texts:
+        if not self.texts:
             return    # Nobody is ahead of it; if the pace was measured in a bad moment, this list corrects it.
-        insort(self.lists, flow, key=_due)
+        insort(self.lists, flow, key=_due_of)
         need, _ = self.need()
         listed_s = sum([self._flow_s(one) for one in self.lists if one.due <= flow.due])
         lights_late = need <= LIST_SHARE and self._lights_late(self.share_of_lists(need))
@@ -283,7 +284,7 @@ class Capacity:
 
     def light_load(self, now: float) -> float:
         """Of the engine, what light calls asked for of late."""
-        return self._light_load and self._light_load * math.exp((self.light_seen - now) / LOAD_OVER_S)
+        return self._light_load * math.exp((self.light_seen - now) / LOAD_OVER_S)
 
     def share_of_lists(self, need: float) -> float:
         """What lists get of the engine while light calls wait."""
@@ -304,14 +305,17 @@ class Capacity:
         return min(self.queue_s, max(self.seconds(model, self.turn_tokens(model)) for model in models))
 
     def _light_s(self) -> float:
-        return sum([self.seconds(model, tokens) for model, tokens in self._light_tokens.items()])
+        seconds = 0.0
+        for model, tokens in self._light_tokens.items():
+            seconds += self.seconds(model, tokens)
+        return seconds
 
     def _flow_s(self, flow: Flow) -> float:
         return self.seconds(flow.model, flow.tokens)
 
     def _half_free(self) -> bool:
-        return self._texts <= self.max_texts // 2 and self.queue_s <= LIGHT_PLANNED * self.max_queue_s / 2
+        return self.texts <= self.max_texts // 2 and self.queue_s <= LIGHT_PLANNED * self.max_queue_s / 2
 
 
-def _due(flow: Flow) -> float:
+def _due_of(flow: Flow) -> float:
     return flow.due

@@ -28,6 +28,8 @@ from service.truncation import CHARS_PER_TOKEN, GROWTH, MARGIN_CHARS, Boundaries
 PADDING = ("[PAD]", "<pad>")
 # Tokens that neighbouring windows of a long text share, unless a caller says otherwise.
 STRIDE = 64
+# Tokens of longer texts are kept as arrays: of 128 tokens two lists are nine kilobytes, and thousands of texts may wait.
+KEPT_AS_LISTS = 32
 
 Truncate = Literal["right", "left", "none"]
 
@@ -171,8 +173,9 @@ class Classifier:
 
     def _with_tokens(self, ids: list[int], type_ids: list[int], truncated: bool) -> Encoded:
         """A text that a tokenizer without special tokens leaves nothing of is one token of padding, for no answer is that of no token."""
-        # As arrays: of 128 tokens two lists are nine kilobytes, and thousands of texts may wait.
-        return Encoded(array("i", ids or [self._pad]), array("b", type_ids or [0]), truncated)
+        if len(ids) > KEPT_AS_LISTS:
+            return Encoded(array("i", ids), array("b", type_ids), truncated)
+        return Encoded(ids, type_ids, truncated) if ids else Encoded([self._pad], [0], truncated)
 
     def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
         """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).

@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 
 from service.bodies import SMALL_BYTES
 from service.calls import Row
-from service.capacity import estimated_tokens
 from service.connection import (
     ClientLeft,
     read_body,
@@ -174,8 +173,6 @@ class Classify:
         metrics, manifest = self._models.metrics, model.artifact.manifest
         started = time.monotonic_ns()
         found, rows = await unless_the_client_leaves(receive, self._rows(model, asked, noted, deadline, busy_wait))
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded("The answer was there after the request's time limit.")
         encoded, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
         slowest = rows[0] if len(rows) == 1 else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
         since_ns, on_a_gpu = time.monotonic_ns() - started, model.choice.runtime in ON_A_GPU
@@ -184,6 +181,8 @@ class Classify:
         write = partial(self._dialect.write, answered)
         headers, pieces = write() if short else await self._models.executors.writing.run(write)
         finished = time.monotonic_ns()
+        if finished > deadline * 1e9:
+            raise DeadlineExceeded("The answer was there after the request's time limit.")
         metrics.tokenize.labels(model.name).observe(noted.tokenize_ns / 1e9)
         metrics.request.labels(model.name).observe((finished - started) / 1e9)
         truncated = sum([item.truncated for item in encoded])
@@ -197,9 +196,9 @@ class Classify:
     async def _rows(self, model: Loaded, asked: ClassifyRequest, noted: Noted, deadline: float, busy_wait: float) -> tuple[Items, list[Row]]:
         started, batcher = time.monotonic_ns(), self._models.batcher
         most = None if asked.window else model.artifact.manifest.max_tokens
-        tokens = sum([estimated_tokens(len(text.text) + len(text.pair or ""), most) for text in asked.input])
+        chars = [len(text.text) + len(text.pair or "") for text in asked.input]
         # Before they are tokenized, which costs more than a refusal may.
-        with batcher.reserve(model.key, len(asked.input), tokens, deadline) as place:
+        with batcher.reserve(model.key, chars, most, deadline) as place:
             found = await encode(model.classifier, asked, self._limits, self._models.executors, deadline)
             noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
             return found, await batcher.submit(model.key, found.items, max(0.0, deadline - time.monotonic()), busy_wait, place=place)

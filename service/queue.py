@@ -97,7 +97,10 @@ class Queue:
         flow.waiting.extend(entries)
         self._waiting += len(entries)
         if flow.light:
-            self._lanes.setdefault(_lane(entries[0]), OrderedDict())[flow] = None
+            lane = self._lanes.get(key := _lane(entries[0]))
+            if lane is None:
+                lane = self._lanes[key] = OrderedDict()
+            lane[flow] = None
         else:
             flow.credit_s = TURN_S
             self._ring[flow] = None
@@ -179,7 +182,9 @@ class Queue:
     def _first_light(self, now: float) -> Flow | None:
         """The light call that came first."""
         firsts = [flow for lane in list(self._lanes.values()) if (flow := self._first_awaited(lane, now))]
-        return min(firsts, key=lambda flow: flow.arrival) if firsts else None
+        if len(firsts) < 2:
+            return firsts[0] if firsts else None
+        return min(firsts, key=lambda flow: flow.arrival)
 
     def _first_awaited(self, lane: OrderedDict[Flow, None], now: float) -> Flow | None:
         while lane:
@@ -298,16 +303,20 @@ class Queue:
 
     def _remove(self, chosen: Sequence[Entry]) -> None:
         """Takes a batch out of what waits."""
+        self._waiting -= len(chosen)
         by_flow: dict[Flow, list[Entry]] = {}
         for entry in chosen:
-            by_flow.setdefault(entry.call.flow, []).append(entry)
-        for flow, entries in by_flow.items():
-            if len(entries) == len(flow.waiting):
+            flow = entry.call.flow
+            if len(flow.waiting) == 1:
                 flow.waiting.clear()
-                self._forget(flow, entries[0])
+                self._forget(flow, entry)
+                self.capacity.remove(flow, 1, entry.length + TEXT_COST)
             else:
-                _take_out(flow.waiting, entries)
-            self._waiting -= len(entries)
+                by_flow.setdefault(flow, []).append(entry)
+        for flow, entries in by_flow.items():
+            _take_out(flow.waiting, entries)
+            if not flow.waiting:
+                self._forget(flow, entries[0])
             self.capacity.remove(flow, len(entries), _cost(entries))
 
     def _forget(self, flow: Flow, entry: Entry) -> None:

@@ -59,7 +59,7 @@ async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_whe
             asked = await waiting(client, models, 10)
             as_slow_as(models, 0.5)    # 4 tokens a text, and the next is done in 30 s
             texts = counted(models)
-            refused = await classify(client, {"input": "bad"})
+            refused = await classify(client, {"input": "bad " * 40})
             assert refused.status_code == 429
             error = refused.json()["error"]
             assert error["code"] == "queue_full"
@@ -186,6 +186,6 @@ async def test_the_queue_can_be_bounded_in_seconds(artifact: Artifact) -> None:
         asked = await waiting(client, models, 1)
         refused = await classify(client, {"input": "good"})
         assert refused.status_code == 429
-        assert refused.headers["Retry-After"] == "1"
+        assert refused.headers["Retry-After"] in ("1", "2")
         for task in asked:
             task.cancel()
