@@ -30,10 +30,10 @@ NEAR_TOKENS = 4
 
 LIGHT_SEEN_S = 1.0
 """For how long after a light call lists' batches are short."""
-WINDOW_TEXTS = 512
-"""Texts that are looked at for a batch: among so many there are 16 that leave less than 5 % of padding."""
-WINDOW_BATCHES = 4
-"""The same in tokens, as a multiple of those that a batch may have."""
+WINDOW_TEXTS = 1024
+"""Texts that are looked at for a batch: 1,000 texts of 5 to 500 tokens are computed with 4.9 % of padding, and with 5.1 % among 512."""
+WINDOW_BATCHES = 64
+"""The same in tokens, as a multiple of those that a batch may have: with 4 the padding was 9.2 %."""
 MOST_OWED_S = 1.0
 
 
@@ -258,7 +258,7 @@ class Queue:
             for entry in entries:
                 found.append(entry)
                 had += entry.length
-                if had >= turn:
+                if had >= min(turn, room):
                     break
             room -= had
             if len(found) > before:
