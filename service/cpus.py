@@ -21,21 +21,22 @@ _ALLOWED = {
     "SSE41": (), "AVX": (), "AVX2": (), "AVX2_VNNI": ("avx_vnni",), "AVX2_VNNI_2": ("avx_vnni", "avx_ne_convert"), "AVX512_CORE": (),
     "AVX512_CORE_VNNI": _AVX_512[:1], "AVX512_CORE_BF16": _AVX_512[:2], "AVX512_CORE_FP16": _AVX_512[:2], "AVX10_1_512": _AVX_512[:2],
 }
+OWN = Path("/proc/cpuinfo")
 
 
-def native_precisions(cpuinfo: Path = Path("/proc/cpuinfo"), limit: str | None = None) -> set[str]:
-    """The precisions that the engine has instructions for on this processor; f32 alone where it cannot be asked.
+def native_precisions(cpuinfo: Path = OWN) -> set[str]:
+    """The precisions that the engine has instructions for on a processor; f32 alone where it cannot be asked.
 
-    `limit` is the instruction set that the engine is held to, by default what ONEDNN_MAX_CPU_ISA says.
+    On this host's own, ONEDNN_MAX_CPU_ISA may hold the engine to fewer.
     """
     instructions = set(_read(cpuinfo, "flags", "Features").split())
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "") if limit is None else limit
-    if limit.upper() in _ALLOWED:
-        instructions &= set(_ALLOWED[limit.upper()])
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if cpuinfo == OWN and limit in _ALLOWED:
+        instructions &= set(_ALLOWED[limit])
     return {"f32"} | {precision for precision, known in NATIVE.items() if instructions & set(known)}
 
 
-def describe(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def describe(cpuinfo: Path = OWN) -> str:
     """The processor's name, and the precisions that it has instructions for."""
     name = _read(cpuinfo, "model name", "CPU part") or "unknown"
     return f"{name}, instructions for {', '.join(sorted(native_precisions(cpuinfo)))}"
