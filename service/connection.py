@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import httptools
 import orjson
-from starlette.types import Message, Receive
+from starlette.types import Receive
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -36,10 +36,6 @@ from service.errors import (
 from service.exchange import ConnectionPolicy, Exchange, Flow, check_host
 
 Result = TypeVar("Result")
-
-# When it is first looked whether the client is still there.
-WATCH_AFTER_S = 0.02
-
 
 # Within which a request's head must be there, from its first byte or from the connection's beginning; uvicorn waits for ever.
 HEAD_WITHIN_S = 30.0
@@ -96,7 +92,7 @@ class Impatient(HttpToolsProtocol):
     """Whether a message has ended in the piece that is being parsed."""
     _unparsed = b""
     """What waits until the messages before it are answered."""
-    _active: RequestResponseCycle | None = None
+    _active: Exchange | None = None
     """The exchange whose answer is next on the connection."""
     _refusal: ServiceError | None = None
     _is_lingering = False
@@ -107,6 +103,9 @@ class Impatient(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
     _probe: asyncio.TimerHandle | None = None
     _write_watch: asyncio.TimerHandle | None = None
+    _is_holding = False
+    """Whether the next write waits for the one after it."""
+    _held = b""
     _written_bytes = 0
     _taken_bytes = -1
     _taken_at = 0.0
@@ -182,10 +181,9 @@ class Impatient(HttpToolsProtocol):
                 timer.cancel()
         if self._is_lingering:
             self.policy.lingering -= 1
-        for exchange in (self._active, *(queued for queued, _ in self.pipeline)):
+        for exchange in (self._active, *(cast(Exchange, queued) for queued, _ in self.pipeline)):
             if exchange is not None and not exchange.response_complete:
-                exchange.disconnected = True
-                exchange.message_event.set()
+                exchange.leave()
         self.pipeline.clear()
         self._unparsed = b""
         super().connection_lost(exc)
@@ -197,7 +195,15 @@ class Impatient(HttpToolsProtocol):
     def is_closing(self) -> bool:
         return self.transport.is_closing()
 
+    def hold_next_write(self) -> None:
+        self._is_holding = True
+
     def write(self, data: bytes) -> None:
+        if self._is_holding:
+            self._is_holding, self._held = False, data
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
         if self._has_begun_early:
             self._has_begun_early = False
             data = data[len(ANSWER_BEGINS) :]
@@ -208,6 +214,7 @@ class Impatient(HttpToolsProtocol):
 
     def close(self) -> None:
         """Closes after the last answer; where the client has more to say, only once it has had time to read that answer."""
+        self._write_held()
         if self._part == IDLE and self._refusal is None and not self.pipeline and not self._unparsed:
             self.transport.close()
         else:
@@ -376,13 +383,14 @@ class Impatient(HttpToolsProtocol):
     # One answer after the other
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._active = cycle
+        self._active = cast(Exchange, cycle)
         if self._late is not None and self._part == BODY:    # it has waited for its turn until now, and its body with it
             self._cancel_late()
             self._expire_in(self.policy.body_timeout_s)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        self._write_held()
         if self._is_lingering:
             return
         self.flow.is_held = len(self.pipeline) > 1 or self._refusal is not None
@@ -397,6 +405,11 @@ class Impatient(HttpToolsProtocol):
             self._answer_refusal(self._refusal)
         elif self._is_half_closed:
             self.transport.close()
+
+    def _write_held(self) -> None:
+        """Writes the head of an answer that has no body."""
+        if self._held:
+            self.write(b"")
 
     def _hold(self) -> None:
         """Reads no more until the messages that wait are answered."""
@@ -426,10 +439,9 @@ class Impatient(HttpToolsProtocol):
         self.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
         self._linger()
 
-    def _abandon(self, exchange: RequestResponseCycle) -> None:
+    def _abandon(self, exchange: Exchange) -> None:
         """Tells the application that the rest of this request will not come."""
-        exchange.disconnected = True
-        exchange.message_event.set()
+        exchange.leave()
         if exchange is self._active:
             self._active = None
         elif self.pipeline:
@@ -569,6 +581,13 @@ async def read_body(declared: bytes, receive: Receive, limit: int, within_s: flo
     """
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
         raise TooLarge(f"The body has {int(declared)} bytes, the limit is {limit}.", param="body")
+    exchange = exchange_of(receive)
+    body = None if exchange is None else exchange.whole_body()
+    if body is not None:    # As nearly always: it came with its head.
+        if len(body) > limit:
+            raise TooLarge(f"The body has more than {limit} bytes, the limit.", param="body")
+        room.take(len(body))
+        return body
     # Not joined at the end: that would take the memory of a large body twice.
     content = io.BytesIO()
     size = 0
@@ -599,28 +618,25 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) -> Result:
-    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first.
-
-    Nobody looks in the first WATCH_AFTER_S: most answers are there by then, and looking takes a task.
-    """
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first."""
+    this = asyncio.current_task()
     assert this is not None, "a request is answered in a task"
-    watching: asyncio.Task[Message] | None = None
-    waiting, left = True, False
+    left = False
 
-    def watch() -> None:
-        nonlocal watching
-        # After the body, the only message there can be is that the client has gone.
-        watching = loop.create_task(receive())    # type: ignore[arg-type]
-        watching.add_done_callback(leave)
-
-    def leave(_: asyncio.Task[Message]) -> None:
+    def leave(*_: object) -> None:
         nonlocal left
-        if waiting:
-            left = True
-            this.cancel()
+        left = True
+        this.cancel()
 
-    later = loop.call_later(WATCH_AFTER_S, watch)
+    exchange, watching = exchange_of(receive), None
+    if exchange is not None:
+        exchange.on_leave = leave
+        if exchange.disconnected:
+            leave()
+    else:
+        # Of another server. After the body, the only message there can be is that the client has gone.
+        watching = asyncio.ensure_future(receive())
+        watching.add_done_callback(leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -629,7 +645,14 @@ async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) ->
         this.uncancel()
         raise ClientLeft from None
     finally:
-        waiting = False
-        later.cancel()
+        if exchange is not None:
+            exchange.on_leave = None
         if watching is not None:
+            watching.remove_done_callback(leave)
             watching.cancel()
+
+
+def exchange_of(receive: Receive) -> Exchange | None:
+    """The exchange whose `receive` it is, where the server is ours and nothing stands between."""
+    owner = getattr(receive, "__self__", None)
+    return owner if isinstance(owner, Exchange) else None

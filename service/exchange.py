@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,17 +74,41 @@ class Connection(Protocol):
     policy: ConnectionPolicy
     pipeline: deque[Any]
 
+    def hold_next_write(self) -> None:
+        """Keeps what is written next for what is written after it."""
+
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's request and answer, and when the connection ends with it."""
+    """uvicorn's request and answer; when the connection ends with it, and who is told that the client has left."""
 
     connection: Connection
+    on_leave: Callable[[], None] | None = None
+    """Called once, when the client leaves."""
 
-    async def send(self, message: ASGISendEvent) -> None:
-        # The rest of a body would be taken for the next request, and clients of a server that drains go elsewhere.
-        if not self.response_started and (self.more_body or (self.connection.policy.is_draining and not self.connection.pipeline)):
-            self.keep_alive = False
-        await super().send(message)
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        if not self.response_started and not self.disconnected:
+            # The rest of a body would be taken for the next request, and clients of a server that drains go elsewhere.
+            if self.more_body or (self.connection.policy.is_draining and not self.connection.pipeline):
+                self.keep_alive = False
+            # The head goes with the first piece of the body: each write is a call of the system, and mostly a packet.
+            self.connection.hold_next_write()
+        return super().send(message)
+
+    def whole_body(self) -> bytes | None:
+        """The body, if all of it is there and none was received yet: `receive` without the wait, its timeout and its messages."""
+        if self.more_body or self.disconnected or self.response_complete:
+            return None
+        self.message_event.clear()
+        body, self.body = bytes(self.body), bytearray()
+        return body
+
+    def leave(self) -> None:
+        """Tells the application that the client has left, or that the rest of the request will not come."""
+        self.disconnected = True
+        self.message_event.set()
+        if self.on_leave is not None:
+            tell, self.on_leave = self.on_leave, None
+            tell()
 
 
 def check_host(hosts: Sequence[bytes], version: str) -> None:

@@ -5,6 +5,7 @@ HTTP: which path is answered by what. Texts are classified in classify.py; here 
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
 from random import getrandbits
 from typing import Any
 
@@ -132,10 +133,10 @@ class Identified:
         request_id = asked if asked is not None and REQUEST_ID.fullmatch(asked) else b"%032x" % getrandbits(128)
         scope.setdefault("state", {})["request_id"] = request_id.decode()
 
-        async def send_identified(message: Message) -> None:
+        def send_identified(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), self._instance]
-            await send(message)
+            return send(message)
 
         app = self._classifications.at(scope)
         if app is None:

@@ -26,7 +26,7 @@ from service import connection, exchange
 from service.admin import build_admin
 from service.artifact import Artifact
 from service.classify import Around
-from service.connection import Impatient
+from service.connection import ClientLeft, Impatient
 from service.exchange import ConnectionPolicy, Exchange
 from service.keys import Keys
 from service.models import Models
@@ -391,6 +391,71 @@ async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_i
         status, headers, body = await answer_of(reader)
         assert (status, headers["connection"], json.loads(body)["error"]["message"]) == (400, "close", "Invalid HTTP request received.")
         assert await reader.read() == b""
+
+
+async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None:
+    go_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        await send({"type": "http.response.body", "body": b"def"})
+
+    async with listening(slow) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.05)
+        go_on.set()
+        assert (await answer_of(reader))[2] == b"abcdef"
+
+
+@pytest.mark.parametrize(("method", "status", "body"), [(b"GET", 204, b""), (b"HEAD", 200, b"abc")])
+async def test_an_answer_without_a_body_is_its_head(method: bytes, status: int, body: bytes) -> None:
+    async def brief(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))] if body else []})
+        await send({"type": "http.response.body", "body": body})
+
+    async with listening(brief) as connect:
+        reader, writer = await connect()
+        writer.write(2 * (method + b" / HTTP/1.1\r\n" + HOST + b"\r\n"))
+        for _ in range(2):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 %d " % status)
+        writer.write(method + b" / HTTP/1.0\r\n" + HOST + b"\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_an_answer_that_breaks_off_behind_its_head_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        raise RuntimeError("a bug")
+
+    async with listening(broken) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (await reader.read()).endswith(b"content-length: 6\r\n\r\n")
+    assert "a bug" in caplog.text
+
+
+async def test_who_left_before_the_work_began_is_not_worked_for() -> None:
+    outcomes: list[str] = []
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        owner = connection.exchange_of(receive)
+        assert owner is not None
+        await until(lambda: owner.disconnected)
+        try:
+            await connection.unless_the_client_leaves(receive, asyncio.Event().wait())
+        except ClientLeft:
+            outcomes.append("left")
+
+    async with listening(late) as connect:
+        _, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+        await until(lambda: outcomes == ["left"])
 
 
 async def test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told() -> None:
