@@ -20,7 +20,6 @@ import httptools
 import orjson
 from starlette.types import Receive
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import (
@@ -281,13 +280,14 @@ class Impatient(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
+        self.cycle.more_body = False
         self._hand_on()
         self._part = IDLE
         self._framing_bytes = 0
         self._is_complete = True
         self._cancel_late()
-        self.cycle.more_body = False
         self.cycle.message_event.set()
+        self.flow.resume_reading()    # There is no more of the body, but the client may leave.
 
     def _describe(self, method: bytes, version: str) -> None:
         """Fills in the scope, as uvicorn does."""
@@ -367,10 +367,11 @@ class Impatient(HttpToolsProtocol):
         if exchange.response_complete or exchange.disconnected:
             return
         exchange.body += body
-        if len(exchange.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
         if len(exchange.body) >= BODY_WAKE_BYTES or self._body_bytes == len(body):
             exchange.message_event.set()
+            if exchange.more_body:
+                # Until it is asked for more: a body that waits for room waits in the system's buffers.
+                self.flow.pause_reading()
 
     def _head_without_upgrade(self) -> bytes:
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]

@@ -393,6 +393,26 @@ async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_i
         assert await reader.read() == b""
 
 
+async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
+    exchanges: list[Exchange] = []
+    go_on = asyncio.Event()
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        exchanges.append(connection.exchange_of(receive) or pytest.fail("no exchange"))
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with listening(waiting) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(1_000))
+        await until(lambda: bool(exchanges) and len(exchanges[0].body) > 0)
+        writer.write(bytes(3_999_000))
+        await asyncio.sleep(0.1)
+        assert len(exchanges[0].body) == 1_000
+        go_on.set()
+        assert json.loads((await answer_of(reader))[2])["bytes"] == 4_000_000
+
+
 async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None:
     go_on = asyncio.Event()
 
