@@ -15,7 +15,7 @@ from service.errors import BodyTooSlow, Overloaded, TooLarge
 
 # Smaller bodies are read as they come, and parsed on the event loop.
 SMALL_BYTES = 65_536
-# More are refused at once: what the system has read of each of them is up to 256 KiB.
+# More are refused at once: of each of them up to 64 KiB have been read.
 MOST_WAITING = 256
 # Within which a large body must come where others wait for its room.
 READ_S = 5.0

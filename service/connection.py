@@ -527,6 +527,25 @@ class Impatient(HttpToolsProtocol):
         self._look_in(min(1.0, 2 * waited_s))
 
 
+class BoundedReads(asyncio.BufferedProtocol):
+    """Hands on to a connection what was read for it, READ_BYTES at most at a time."""
+
+    def __init__(self, *arguments: Any, policy: ConnectionPolicy, **more: Any) -> None:
+        connection = Impatient(*arguments, policy=policy, **more)
+        self._buffer = policy.buffer
+        self._data_received = connection.data_received
+        # The loop looks them up once or not at all: nothing stands between.
+        self.connection_made, self.connection_lost = connection.connection_made, connection.connection_lost    # type: ignore[assignment, method-assign]
+        self.eof_received = connection.eof_received    # type: ignore[method-assign]
+        self.pause_writing, self.resume_writing = connection.pause_writing, connection.resume_writing    # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._data_received(bytes(memoryview(self._buffer)[:nbytes]))
+
+
 class ClientLeft(Exception):
     """The client closed the connection before its request was answered."""
 

@@ -28,6 +28,10 @@ HOST = re.compile(rb"(?:\[([^\[\]]*)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-
 IP_FUTURE = re.compile(rb"v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+")
 
 
+READ_BYTES = 65_536
+"""Read from a connection at once. The loop's own reads are up to 256 KiB, and what waits for its turn keeps what was read with it."""
+
+
 @dataclass
 class ConnectionPolicy:
     """What the connections of a process share: their limits, and whether they are to end."""
@@ -44,6 +48,8 @@ class ConnectionPolicy:
     """Whether each answer closes its connection, so that clients go elsewhere."""
     lingering: int = 0
     """Connections that are read only to be closed."""
+    buffer: bytearray = field(default_factory=lambda: bytearray(READ_BYTES), repr=False)
+    """What is read goes through it, one connection after the other."""
     _reports: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def report(self, code: str, message: str) -> None:

@@ -32,7 +32,7 @@ from service import logs
 from service.admin import build_admin
 from service.certificate import Certificate
 from service.classify import Around, limits_of
-from service.connection import Impatient
+from service.connection import BoundedReads, Impatient
 from service.exchange import ConnectionPolicy
 from service.keys import Keys
 from service.models import Models
@@ -176,7 +176,7 @@ def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any
     return uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
         # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
-        timeout_keep_alive=75, ws="none", http=functools.partial(Impatient, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
+        timeout_keep_alive=75, ws="none", http=functools.partial(BoundedReads, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
         **more,
     )
 

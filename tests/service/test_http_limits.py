@@ -411,6 +411,14 @@ async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
         assert len(exchanges[0].body) == 1_000
         go_on.set()
         assert json.loads((await answer_of(reader))[2])["bytes"] == 4_000_000
+        # By now the system takes more of this connection at once.
+        go_on.clear()
+        writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000))
+        await until(lambda: len(exchanges) == 2)
+        await asyncio.sleep(0.1)
+        assert len(exchanges[1].body) <= exchange.READ_BYTES
+        go_on.set()
+        assert json.loads((await answer_of(reader))[2])["bytes"] == 4_000_000
 
 
 async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None:
@@ -712,6 +720,10 @@ async def test_refusals_are_counted_each_and_logged_now_and_then(monkeypatch: py
     partial(test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held, b"abc"),
     test_what_is_no_request_is_refused_after_the_answers_to_those_before_it,
     test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told,
+    test_no_more_of_a_body_is_read_than_was_asked_for,
+    test_an_answer_s_head_comes_with_the_first_piece_of_its_body,
+    partial(test_an_answer_without_a_body_is_its_head, b"HEAD", 200, b"abc"),
+    test_who_left_before_the_work_began_is_not_worked_for,
     partial(test_a_client_that_sends_before_it_reads_reads_an_early_answer, 8_000_000),
     test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only,
     partial(test_a_client_that_half_closes_gets_its_answers, 1, False),
