@@ -45,7 +45,6 @@ async def never_readers(seconds: float) -> Row:
     """Clients that ask for a lot on one connection and read nothing."""
     return await under_attack(
         "clients that never read", f"{NEVER_READERS} connections with 200 requests each, for /metrics or a script of 1.7 MB", ask_and_never_read, seconds,
-        WRITE_TIMEOUT_S="5",
     )
 
 

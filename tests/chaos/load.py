@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from benchmarks.processes import halves
 from tests.chaos.attack import MEMORY_AT_MOST, Watch, under_attack
 from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request
-from tests.chaos.scenarios import LONG, Row, kept_to, row, served, settled, told
+from tests.chaos.scenarios import LONG, Row, gauge, kept_to, row, served, settled, told
 
 DEADLINE_S = 30.0
 LATE_AT_MOST = 0.001
@@ -36,6 +36,7 @@ async def overload(seconds: float) -> Row:
         before = server.anonymous_bytes()
         with Watch(server) as watch:
             await opened(server.port, LONG, 10 * rate, seconds, seen)
+            lag = gauge(server, "drbert_event_loop_lag_seconds")
         grown = watch.peak_bytes / before - 1
         slowest = max(seen.seconds.get(200, [0.0]))
         ok = (
@@ -44,8 +45,8 @@ async def overload(seconds: float) -> Row:
         )
     return row(
         "ten times too much", f"{10 * rate:,.0f} requests/s for {seconds:.0f} s, of which it can answer {rate:,.0f}; default settings", seen, seen.unanswered,
-        f"{told(seen)}; of the answered p50 {seen.percentile(50):.2f} s, slowest {slowest:.2f} s, limit {DEADLINE_S:.0f} s; "
-        f"refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}", ok,
+        f"{told(seen)}; of the answered p50 {seen.percentile(50):.2f} s, p99 {seen.percentile(99):.2f} s, slowest {slowest:.2f} s, limit {DEADLINE_S:.0f} s; "
+        f"refused within {1000 * seen.percentile(50, 429):.0f} ms (p50); memory {grown:+.1%}; worst event loop lag {1000 * lag:.0f} ms", ok,
     )
 
 

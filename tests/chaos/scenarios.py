@@ -135,7 +135,7 @@ def schemas(cases: int) -> Row:
 async def half_requests(clients: int) -> Row:
     """Clients that send half a head or half a body and wait, beside one that asks as always."""
     seen, answers = Seen(), Seen()
-    with served(REQUEST_TIMEOUT_S="5") as server:
+    with served() as server:
         idle = await _answered_alone(server, answers)
         halves = [b"POST /classify HTTP/1.1\r\nHost: cha", request(b'{"input": "good"}')[:-5]]
         streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(clients)]
@@ -153,7 +153,7 @@ async def half_requests(clients: int) -> Row:
             writer.close()
         ok = settled(server) and answers.statuses[200] == answers.requests and seen.statuses[408] == clients // 2 and seen.requests == clients
     return row(
-        "half a request", f"{clients:,} clients stop in a head or a body", answers, answers.requests - answers.statuses[200],
+        "half a request", f"{clients:,} clients stop in a head or a body; default settings", answers, answers.requests - answers.statuses[200],
         f"all {clients:,} closed, half with 408; p50 of others {1000 * beside:.1f} ms, {1000 * idle:.1f} before", ok,
     )
 
@@ -303,7 +303,7 @@ async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
         ok = code == 70 and ended < 5 and waiting.statuses[500] > 0 and lost == 0
         return row("an engine that breaks for good", "a text that it does not survive", seen, lost, f"waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}", ok)
     return row(
-        "an engine that stalls", "with a limit of 1 s", seen, lost,
+        "an engine that stalls", "DRBERT_STALL_AFTER_S=1", seen, lost,
         f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
         code == 70 and not_ready is not None and lost == 0,
     )
