@@ -37,7 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     if not chosen:
         raise BadUsage(f"No scenario is called {' or '.join(given.only)}; there are {', '.join(plan(False))}.")
     allow_many_connections()
-    command = " ".join(["python -m tests.chaos", *(word for word in arguments if word != "--resume")])
+    # What makes the whole page: what was resumed is a part of it.
+    only = given.only if given.only is not None and not given.resume else []
+    command = " ".join(["python -m tests.chaos", *["--long"] * given.long, *(["--only", *only] if only else []), *(["--out", str(given.out)] if given.out else [])])
     rows = kept(given.out) if given.resume and given.out is not None else {}
     for name, run in chosen.items():
         if name in rows:
