@@ -99,6 +99,9 @@ class Impatient(HttpToolsProtocol):
     _is_half_closed = False
     _has_begun_early = False
     """Whether the first bytes of the next answer have been sent."""
+    _idle_since: float | None = None
+    """When the last answer was given, by the loop's clock, and nothing has come since."""
+    _idle_watch: asyncio.TimerHandle | None = None
     _late: asyncio.TimerHandle | None = None
     _probe: asyncio.TimerHandle | None = None
     _write_watch: asyncio.TimerHandle | None = None
@@ -175,7 +178,7 @@ class Impatient(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_late()
-        for timer in (self._probe, self._write_watch):
+        for timer in (self._probe, self._write_watch, self._idle_watch):
             if timer is not None:
                 timer.cancel()
         if self._is_lingering:
@@ -302,7 +305,7 @@ class Impatient(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Gives the parser what came, in pieces, as long as no message waits for its turn."""
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._unparsed = b""
         place, size = 0, len(data)
         try:
@@ -388,16 +391,30 @@ class Impatient(HttpToolsProtocol):
         if self._late is not None and self._part == BODY:    # it has waited for its turn until now, and its body with it
             self._cancel_late()
             self._expire_in(self.policy.body_timeout_s)
-        super()._start_asgi_task(cycle, app)
+        self.tasks.add(self.loop.create_task(self._run(cycle, app)))
+
+    async def _run(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # A task that takes itself out: a callback behind it would cost a round of the event loop.
+        try:
+            await cycle.run_asgi(app)
+        finally:
+            self.tasks.discard(cast(asyncio.Task[None], asyncio.current_task()))
 
     def on_response_complete(self) -> None:
         self._write_held()
         if self._is_lingering:
             return
         self.flow.is_held = len(self.pipeline) > 1 or self._refusal is not None
-        super().on_response_complete()    # starts the next one
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()
+            if self._idle_watch is None:
+                self._idle_watch = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
         if self._unparsed and not self.pipeline:
             self._parse(self._unparsed)
         if not self.is_answered:
@@ -457,7 +474,7 @@ class Impatient(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self._is_lingering = True
             self.policy.lingering += 1
-            self._unset_keepalive_if_required()
+            self._idle_since = None
             self.flow.is_held = False
             self.flow.resume_reading()
             if self.scheme == "http":    # over TLS there is no end of one side alone
@@ -497,6 +514,17 @@ class Impatient(HttpToolsProtocol):
             self._expire_in(HEAD_WITHIN_S)    # what is not read yet waits for our answers, not for the client
         else:
             self.transport.close()
+
+    def _check_idle(self) -> None:
+        """Closes a connection on which nothing has come for too long. One timer for many requests: to set one and take it back costs a request 1 %."""
+        self._idle_watch = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self._idle_watch = self.loop.call_later(left_s, self._check_idle)
 
     def _check_progress(self) -> None:
         """Aborts a connection whose client has taken nothing of its answer for too long."""

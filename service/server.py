@@ -42,6 +42,9 @@ from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 75
+"""Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset."""
+
 # Often enough that a loop held up for 20 ms is always seen, and one held up for 5 ms one time in four.
 LAG_EVERY_S = 0.02
 LAG_OVER_S = 30.0
@@ -175,8 +178,7 @@ def policy_of(models: Models) -> ConnectionPolicy:
 def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
-        # Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset.
-        timeout_keep_alive=75, ws="none", http=functools.partial(BoundedReads, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
+        timeout_keep_alive=KEEP_ALIVE_S, ws="none", http=functools.partial(BoundedReads, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
         **more,
     )
 

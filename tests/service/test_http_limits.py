@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import connection, exchange
+from service import connection, exchange, server
 from service.admin import build_admin
 from service.artifact import Artifact
 from service.classify import Around
@@ -391,6 +391,22 @@ async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_i
         status, headers, body = await answer_of(reader)
         assert (status, headers["connection"], json.loads(body)["error"]["message"]) == (400, "close", "Invalid HTTP request received.")
         assert await reader.read() == b""
+
+
+async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
+    async with listening(echo) as connect:
+        (idle, writer), (used, user) = await connect(), await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        await answer_of(idle)
+        for _ in range(6):
+            user.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            assert (await answer_of(used))[0] == 200
+            await asyncio.sleep(0.15)
+        assert await asyncio.wait_for(idle.read(), 5) == b""
+        user.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (await answer_of(used))[0] == 200
+        assert await asyncio.wait_for(used.read(), 5) == b""
 
 
 async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
