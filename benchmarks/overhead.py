@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.before is None:
         found = measure(given.sizes, lines, rounds, seconds)
     else:
-        found = compare(given.before.resolve(), lines, 2 * rounds, min(seconds, 5))
+        found = compare(given.before.resolve(), lines, 4 * rounds, min(seconds, 2))
     print(markdown(found))
     if given.out is not None:
         write(given.out, "python -m benchmarks overhead" + (" --before CHECKOUT" if given.before else ""), [found])
