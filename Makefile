@@ -7,6 +7,7 @@
 #   make check     ruff and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
+#   make clients   ask the service by the newest official clients of other servers
 #   make image     build both images without a container engine and run them as Kubernetes would
 #   make prometheus  scrape real arms by a real Prometheus under the chart's rules
 #   make lock      constraints.txt anew: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
@@ -23,7 +24,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install demo serve test clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -78,13 +79,21 @@ artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/mod
 		then touch $@; else echo "@grafana/schema cannot be had from npm; the test that needs it is skipped"; fi; \
 	fi
 
+# The newest transformers, beside the one that export uses: what it writes and answers is what tests/export/test_corpus.py holds ours against.
+.venv/.transformers5: tests/export/transformers5.txt install.sh | install
+	@if $(PIP) --no-deps --require-hashes --no-warn-conflicts --upgrade --target .venv/transformers5 --requirement tests/export/transformers5.txt; then touch $@; \
+		else echo "transformers 5 cannot be had from PyPI; the tests that need it are skipped"; fi
+
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
 
 chaos: install
 	$(BIN)/python -m tests.chaos
 
-test: install .venv/.debian .venv/.grafana .venv/.sbom
+clients: install
+	$(BIN)/python -m tests.clients
+
+test: install .venv/.debian .venv/.grafana .venv/.sbom .venv/.transformers5
 	$(BIN)/python -m pytest
 
 check: install

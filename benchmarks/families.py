@@ -30,8 +30,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 
 from command import BadInput, BadUsage, CommandError, Parser
-from export.checkpoint import plain_functions
 from export.commands import export
+from export.config import plain_functions
 from export.variants import RECIPES
 from proof.identity import compare, lead
 from training.decoders import TransformerBlock

@@ -6,29 +6,35 @@ Only safetensors are read, never a pickle. What does not fit is refused by the t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from command import BadInput, BadUsage, Unavailable
+from export.config import plain_functions, read_config
+from export.tokenizer import SLOW_TOKENIZERS
+from service.artifact import sha256
 
 DECODER_PREFIX = "pretraining_decoder."
 # Output layers of pretraining, which some trainers leave in a classifier's file.
 PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminator_predictions.")
-# What older trainers leave instead of tokenizer.json: WordPiece, byte-level BPE, SentencePiece.
-SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+# What a wrapper leaves before every name: torch.compile, DataParallel and DistributedDataParallel, a trainer's own module.
+WRAPPERS = ("_orig_mod.", "module.", "model.")
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+# Families whose graphs have an input for types of sentences, also where a model has only one.
+TYPED = ("bert", "electra", "convbert", "albert", "mobilebert", "squeezebert", "megatron-bert", "roformer", "rembert")
 # Families whose layers are BERT's, by the names of their parameters.
 BERT_LAYERED = ("bert", "electra", "roberta", "xlm-roberta")
 
@@ -51,6 +57,14 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    renamed: bool = False
+    """Whether its file has other names for them, with a wrapper's before each."""
+
+    def weights_sha256(self) -> str:
+        """Of model.safetensors, or of its shards' digests in their order."""
+        if (self.directory / WEIGHTS).is_file():
+            return sha256(self.directory / WEIGHTS)
+        return hashlib.sha256("".join(sha256(self.directory / name) for name in _shards(self.directory)).encode()).hexdigest()
 
     @property
     def design(self) -> str | None:
@@ -65,25 +79,6 @@ class Checkpoint:
     def decoder_layers(self) -> int:
         found = {m[1] for name in self.decoder if (m := re.match(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.", name))}
         return len(found)
-
-    def write_tokenizer(self, target: Path) -> None:
-        """Its tokenizer.json, or what transformers makes of a vocabulary that older trainers left instead."""
-        own = self.directory / "tokenizer.json"
-        if own.is_file():
-            try:
-                Tokenizer.from_file(str(own))
-            except Exception as error:  # tokenizers raises nothing narrower.
-                raise BadInput(f"{own} cannot be read: {_one_line(error)}") from None
-            shutil.copy(own, target)
-            return
-        try:
-            made = AutoTokenizer.from_pretrained(self.directory, use_fast=True, local_files_only=True)
-            made.backend_tokenizer.save(str(target))
-        except ImportError as error:
-            raise Unavailable(f"{self.directory}: its tokenizer has to be converted, and that takes another package: {_one_line(error)}") from None
-        except Exception as error:  # A conversion fails in as many ways as there are tokenizers.
-            raise BadInput(f"{self.directory} has no tokenizer.json, and none can be made of its vocabulary: {_one_line(error)}") from None
-        print(f"{self.directory} has no tokenizer.json: made one of its vocabulary ({type(made).__name__}).", flush=True)
 
     def left_out(self) -> Left:
         parameters = sum(t.numel() for t in self.decoder.values())
@@ -100,91 +95,178 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         directory = _download(source, revision)
     if not directory.is_dir():
         raise Unavailable(f"{source} does not exist; name a folder with config.json, model.safetensors and tokenizer.json.")
-    if not (directory / "config.json").is_file():
-        raise Unavailable(f"{directory} has no config.json, so it is no Hugging Face checkpoint; save_pretrained writes one.")
-    if not (directory / "model.safetensors").is_file():
-        pickles = sorted(path.name for path in directory.glob("*.bin"))
-        why = f" {pickles[0]} is a pickle and is never read; save the model with safe_serialization=True." if pickles else ""
-        why = why or " A sharded checkpoint is saved as one file with max_shard_size='100GB'; others with safe_serialization=True."
-        raise Unavailable(f"{directory} has no model.safetensors.{why}")
+    config = _read_described(directory)
+    stored = _read_tensors(directory)
+    tensors = _unwrapped(stored)
     if not (directory / "tokenizer.json").is_file() and not any((directory / name).is_file() for name in SLOW_TOKENIZERS):
         raise Unavailable(f"{directory} has no tokenizer.json; save a fast tokenizer with save_pretrained beside the model.")
+    return Checkpoint(directory, config, tensors, tensors.keys() != stored.keys())
+
+
+def _read_described(directory: Path) -> dict[str, Any]:
+    """What config.json says."""
+    path = directory / "config.json"
+    if (directory / "adapter_config.json").is_file():
+        raise Unavailable(f"{directory} is a PEFT adapter, not a whole model; merge it first: model.merge_and_unload(), then save_pretrained.")
+    if not path.is_file():
+        raise Unavailable(f"{directory} has no config.json, so it is no Hugging Face checkpoint; save_pretrained writes one.")
     try:
-        config = json.loads((directory / "config.json").read_bytes())
+        config = json.loads(path.read_bytes())
     except ValueError as error:
-        raise BadInput(f"{directory / 'config.json'} is not JSON: {error}.") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise BadInput(f"{directory / 'config.json'} has no model_type.")
+        raise BadInput(f"{path} is not JSON: {error}.") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BadInput(f"{path} has no model_type.")
+    if (directory / "config_setfit.json").is_file() or (directory / "model_head.pkl").is_file():
+        raise Unavailable(f"{directory} is a SetFit model: its head is a pickle of scikit-learn's, which is never read; train a head in torch (use_differentiable_head=True) and save it as …ForSequenceClassification.")
+    return config
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index names."""
+    if (directory / WEIGHTS).is_file():
+        return _read_file(directory / WEIGHTS)
+    if not (directory / SHARDS).is_file():
+        raise Unavailable(f"{directory} has no {WEIGHTS}.{_other_weights(directory)}")
+    tensors: dict[str, Tensor] = {}
+    for name in _shards(directory):
+        tensors |= _read_file(directory / name)
+    return tensors
+
+
+def _shards(directory: Path) -> list[str]:
+    """The files that the index of a checkpoint in shards names, in their order."""
+    path = directory / SHARDS
     try:
-        tensors = load_file(directory / "model.safetensors")
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise BadInput(f"{path} has no weight_map that names the files.") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") or not (directory / name).is_file():
+            raise Unavailable(f"{path} names {name!r}, which is no safetensors file beside it.")
+    return names
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise Unavailable(f"{path} is a git-lfs pointer, not the weights themselves; fetch them: git lfs pull.")
+    try:
+        return load_file(path)
     except SafetensorError as error:
-        raise BadInput(f"{directory / 'model.safetensors'} cannot be read: {error}.") from None
-    return Checkpoint(directory, config, tensors)
+        raise BadInput(f"{path} cannot be read: {error}.") from None
+
+
+def _other_weights(directory: Path) -> str:
+    """What there is instead of safetensors, and how they are made of it."""
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    if pickles:
+        return f" {pickles[0]} is a pickle and is never read; save the model with safe_serialization=True."
+    for pattern, kind, how in (("*.h5", "TensorFlow", "from_tf=True"), ("*.msgpack", "Flax", "from_flax=True")):
+        if found := sorted(path.name for path in directory.glob(pattern)):
+            return f" {found[0]} is of {kind}; read it with from_pretrained(…, {how}) and call save_pretrained."
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others and re.match(r"model-\d+-of-\d+", others[0]):
+        return f" {others[0]} is one of several shards, and {SHARDS}, which says what each holds, is missing."
+    if others and (variant := re.fullmatch(r"model\.(\w+)\.safetensors", others[0])):
+        return f" {others[0]} is another variant of the weights; read it with from_pretrained(…, variant={variant[1]!r}) and call save_pretrained, or rename it."
+    if others:
+        return f" {others[0]} is no name that transformers looks for; rename it if it holds the whole model."
+    if next(directory.glob("**/*.onnx"), None) is not None:
+        return " An ONNX graph cannot be exported again; save the torch model that it was made of."
+    return " save_pretrained writes it."
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have without a wrapper around the whole model."""
+    for wrapper in WRAPPERS:
+        # A head without a wrapper beside a body with one, as ModernBERT's, shows that it is the family's own name.
+        while tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module:
     """The classifier in fp32, without its decoder; or with it as further encoder layers, as the proof's control."""
-    described = {k: v for k, v in checkpoint.config.items() if k not in ("pretraining_decoder", "torch_dtype", "dtype")}
-    tensors = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.tensors.items()
-        if not name.startswith((DECODER_PREFIX, *PRETRAINING_HEADS))
-    }
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.tensors.items()}
     if keep_decoder:
         if not checkpoint.decoder_layers:
             raise BadUsage(f"{checkpoint.directory} (design {checkpoint.design or 'none'}) adds no layers that could be kept.")
-        if described["model_type"] not in BERT_LAYERED:
-            raise BadUsage(f"{checkpoint.directory}: its decoder's layers are BERT's and its encoder's are not ({described['model_type']}), so it adds no layers that could be kept.")
-        depth = described["num_hidden_layers"]
-        described["num_hidden_layers"] = depth + checkpoint.decoder_layers
+        if checkpoint.config["model_type"] not in BERT_LAYERED:
+            raise BadUsage(
+                f"{checkpoint.directory}: its decoder's layers are BERT's and its encoder's are not ({checkpoint.config['model_type']}), so it adds no layers that could be kept."
+            )
+    config = read_config(checkpoint.directory, checkpoint.config, checkpoint.decoder_layers if keep_decoder else 0)
     try:
-        config = AutoConfig.for_model(**described)
         # Every family has the plain form of attention, and only in that form do equal encoders have equal graphs.
         with plain_functions():
             model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     except Exception as error:  # A config may be wrong in as many ways as there are models.
         raise BadInput(f"{checkpoint.directory / 'config.json'} describes no classifier that can be built: {_one_line(error)}") from None
     if keep_decoder:
+        depth = config.num_hidden_layers - checkpoint.decoder_layers
         for name, tensor in checkpoint.decoder.items():
             placed = re.fullmatch(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)", name)
             if placed is None:
                 continue    # What belongs to no layer, as the autoencoder's mask, has no place in an encoder.
             layer, rest = placed.groups()
             tensors[f"{model.base_model_prefix}.encoder.layer.{depth + int(layer)}.{rest}"] = tensor.float()
-    _fit(model, tensors, checkpoint.directory)
-    built: nn.Module = model.float().eval()
+    built: nn.Module = _with_two_types(_filled(model, tensors, checkpoint.directory)).float().eval()
     return built
 
 
-@contextmanager
-def plain_functions() -> Iterator[None]:
-    """Modules imported within keep as plain functions what they would compile: compiled ones, as DeBERTa's, leave branches in a graph."""
-    compiling = torch.jit.script
-    torch.jit.script = lambda function, *_, **__: function                          # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.jit.script = compiling
+def _with_two_types(model: Any) -> nn.Module:
+    """The model with an embedding of zeros for a second type of sentence where it has one type: the exporter traces with two. Pairs are refused still."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    types = getattr(embeddings, "token_type_embeddings", None)
+    if embeddings is not None and isinstance(types, nn.Embedding) and types.num_embeddings == 1 and model.config.model_type in TYPED:
+        both = torch.cat([types.weight.detach(), torch.zeros_like(types.weight)])
+        embeddings.token_type_embeddings = nn.Embedding(both.shape[0], both.shape[1], _weight=both)
+    typed: nn.Module = model
+    return typed
 
 
-def _fit(model: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Module:
+    """The model with the checkpoint's weights, as transformers places them; BadInput if one is missing, broken or of another shape."""
     wanted = model.state_dict()
     for name, tensor in tensors.items():
         if name in wanted and tensor.shape != wanted[name].shape:
             raise BadInput(
                 f"{directory}: {name} has shape {list(tensor.shape)}, its config.json asks for {list(wanted[name].shape)}."
             )
-    missing = [name for name in wanted if name not in tensors and not name.endswith("position_ids")]
-    if any("classifier" in name for name in missing):
-        raise BadInput(f"{directory} has no classification head ({missing[-1]}); fine-tune it first: python -m training.finetune.")
-    if missing:
-        raise BadInput(f"{directory} lacks the tensor {missing[0]}, which its config.json asks for.")
-    unknown = [name for name in tensors if name not in wanted and not name.endswith("position_ids")]
-    if unknown:
-        raise BadInput(f"{directory} holds the tensor {unknown[0]}, which its config.json has no place for.")
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise BadInput(f"{directory}: {broken[0]} holds NaN or infinity.")
-    model.load_state_dict(tensors, strict=False)
+    try:
+        with plain_functions(), quiet():
+            filled, found = type(model).from_pretrained(None, config=model.config, state_dict=tensors, attn_implementation="eager", output_loading_info=True)
+    except Exception as error:  # Weights may not fit in as many ways as there are models.
+        raise BadInput(f"{directory}: its weights do not fit its config.json: {_one_line(error)}") from None
+    missing = sorted(found["missing_keys"])
+    heads = [name for name in missing if not name.startswith(f"{model.base_model_prefix}.")]
+    if heads:
+        raise BadInput(
+            f"{directory} has no classification head ({heads[-1]}), so it is a pretrained body only; fine-tune it first: python -m training.finetune."
+        )
+    if missing:
+        raise BadInput(f"{directory} lacks the tensor {missing[0]}, which its config.json asks for.")
+    dropped = sorted(name for name in found["unexpected_keys"] if not name.startswith((DECODER_PREFIX, *PRETRAINING_HEADS)))
+    if dropped:
+        few = ", ".join(dropped[:4]) + (", …" if len(dropped) > 4 else "")
+        print(f"{directory}: drops {len(dropped)} tensors that {type(model).__name__} has no place for, as transformers does: {few}", flush=True)
+    # It is from nowhere; optimum would ask the hub for more files of where it is from.
+    filled.name_or_path = filled.config.name_or_path = model.name_or_path
+    return cast(nn.Module, filled)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own warnings off: what they say is said here, or refused."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

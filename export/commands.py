@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import platform
-import shutil
-import tempfile
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,10 +26,20 @@ from export.attention import mended
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
 from export.gate import FEWEST_TEXTS, judge
 from export.onnx_file import export_onnx, flush_subnormal_weights
-from export.reference import PROBES, TEXTS, Reference, TextOrPair
+from export.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.texts import SHIPPED, Labelled, read_texts, without
+from export.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
 from export.variants import GATED, RECIPES, UNASKED, Source
-from export.verify import engine_here, measure_padding_safety, measure_parity, read_probes, record_self_check
+from export.verify import (
+    check_tokens,
+    emulate_bf16,
+    engine_here,
+    measure_padding_safety,
+    measure_parity,
+    read_probes,
+    record_self_check,
+)
+from export.workplace import place_of, put_in_place, workplace
 from graphs.canonical import split
 from graphs.files import read_graph
 from service import cpus
@@ -39,14 +47,12 @@ from service.artifact import (
     MANIFEST,
     SCHEMA_VERSION,
     Artifact,
-    ArtifactError,
     Dropped,
     Gate,
     Manifest,
     Parity,
     Task,
     Variant,
-    read_manifest,
     sealed,
     sha256,
 )
@@ -61,6 +67,10 @@ TASKS: dict[str, Task] = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
+# sentence-transformers' names for what comes behind a CrossEncoder's logit.
+ACTIVATIONS: dict[str, Literal["sigmoid", "none"]] = {"Sigmoid": "sigmoid", "Identity": "none"}
+FEWEST_TOKENS = 3
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 # Families that number positions from the padding id on, as RoBERTa does.
 POSITIONS_AFTER_PADDING = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert", "longformer", "mpnet",
@@ -70,49 +80,60 @@ POSITIONS_AFTER_PADDING = (
 def export(
     source: str, target: Path, *, variants: Sequence[str] = UNASKED, task: Task | None = None,
     keep_decoder: bool = False, revision: str | None = None,
-    calibration: Path = SHIPPED, gate: Path | None = None, agreement: float = 0.99,
+    calibration: Path = SHIPPED, gate: Path | None = None, agreement: float = 0.99, agreement_per_label: float | None = None,
+    reduce_range: bool | None = None,
 ) -> Manifest:
     """Writes the artifact of `source` to `target` and returns its manifest.
 
     A calibrated variant is made with the texts of `calibration`, and passes its gate if it gives the fp32 answer to the
-    texts of `gate` that are not among those, with a lower confidence bound of `agreement`; without `gate` it is ungated.
+    texts of `gate` that are not among those, with a lower confidence bound of `agreement`, and of `agreement_per_label` for the texts
+    of each label; without `gate` it is ungated. It is held against cpu-fp32, which is built with it.
+    `reduce_range` keeps its weights to 7 bits, by default where this processor has no VNNI: there 8 bits saturate, and answers suffer.
     """
-    _check_target(target)
+    reduce_range = "i8" not in cpus.native_precisions() if reduce_range is None else reduce_range
+    if any(RECIPES[name].calibrated for name in variants) and "cpu-fp32" not in variants:
+        variants = ("cpu-fp32", *variants)
+    place = place_of(target)
     checkpoint = read_checkpoint(source, revision)
     model = build_model(checkpoint, keep_decoder)
+    tokenizer = load_tokenizer(checkpoint.directory)
     left = checkpoint.left_out()
     config: Any = model.config
-    labels = _labels(checkpoint.directory, config)
+    labels, max_tokens = _labels(checkpoint.directory, config), _max_tokens(checkpoint, config)
     calibrating = read_texts(calibration, labels)
     gating = [] if gate is None else without(read_texts(gate, labels), [item.text for item in calibrating])
+    if gate is not None and not gating:
+        raise BadInput(f"{gate}: every text of it is among those of the calibration ({calibration}); a gate needs texts that calibration has not seen.")
     _say_what_is_dropped(checkpoint, left, keep_decoder)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with workplace(place) as folder:
         print("exporting the graph", flush=True)
-        checkpoint.write_tokenizer(folder / "tokenizer.json")
+        write_tokenizer(tokenizer, checkpoint.directory, embedding_rows(model), folder / "tokenizer.json")
         export_onnx(mended(model), folder / "model.onnx")
+        if unknown := set(_graph_inputs(folder / "model.onnx")) - INPUTS:
+            raise BadInput(f"{checkpoint.directory}: {config.model_type} also reads {', '.join(sorted(unknown))}, which a text has none of.")
         flushed = flush_subnormal_weights(folder / "model.onnx")
         if flushed:
             print(f"sets {flushed:,} subnormal weights to zero: they change no answer and slow processors down", flush=True)
-        reference = Reference(model, folder / "tokenizer.json", _max_tokens(checkpoint, config))
+        # A kept decoder is the proof's control: transformers would leave it out.
+        own = model if keep_decoder else load_model(checkpoint)
+        reference = Reference(own, tokenizer, max_tokens)
         inputs: list[Inputs] = []
         if any(RECIPES[name].calibrated for name in variants):
             print(f"calibrating with {len(calibrating)} texts of {'those that come along' if calibration == SHIPPED else calibration}", flush=True)
             inputs = _calibration_inputs(folder, config, reference, calibrating)
         for name in variants:
-            RECIPES[name].build(Source(folder, config, inputs))
+            RECIPES[name].build(Source(folder, config, inputs, reduce_range))
         manifest = _describe(folder, checkpoint, model, variants, task, left, keep_decoder)
-        manifest = manifest.model_copy(update={"flushed_weights": flushed})
-        manifest = _verify(folder, manifest, reference, gating, agreement)
+        if reduce_range and any(RECIPES[name].calibrated for name in variants):
+            print("int8 weights keep to 7 bits, for processors without VNNI", flush=True)
+            manifest = manifest.model_copy(update={"provenance": manifest.provenance | {"int8_weights": "7 bits"}})
+        manifest = manifest.model_copy(update={"flushed_weights": flushed, "truncation_side": tokenizer.truncation_side})
+        manifest = _verify(folder, manifest, reference, gating, agreement, agreement_per_label)
         # Written last: a folder without a manifest is not an artifact.
         manifest = sealed(manifest)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        folder.chmod(0o755)
-        _take_the_place_of(target, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        put_in_place(folder, place)
     return manifest
 
 
@@ -123,27 +144,6 @@ def _labels(directory: Path, config: Any) -> list[str]:
         if (first := labels.index(label)) < i:
             raise BadInput(f"{directory}: the classes {first} and {i} are both called {label!r}; name them differently in its config.json (id2label).")
     return labels
-
-
-def _take_the_place_of(target: Path, folder: Path) -> None:
-    """Renames the new artifact in; the old one goes only when the new one is there."""
-    old = folder.with_name(f"{folder.name}-old")
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_target(target: Path) -> None:
-    """Only an artifact, whole or broken, or an empty folder is written over."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    try:
-        known = {*read_manifest(target).files, MANIFEST}
-    except ArtifactError:
-        known = set()
-    if not target.is_dir() or any(path.name not in known for path in target.iterdir()):
-        raise BadUsage(f"{target} exists and is not an artifact and nothing else; remove it or choose another place.")
 
 
 def _say_what_is_dropped(checkpoint: Checkpoint, left: Left, keep_decoder: bool) -> None:
@@ -184,7 +184,7 @@ def _describe(
     inputs = _graph_inputs(folder / "model.onnx")
     return Manifest(
         schema_version=SCHEMA_VERSION, name=checkpoint.directory.resolve().name, family=config.model_type,
-        task=task or _task(config), labels=_labels(checkpoint.directory, config),
+        task=task or _task(config), activation=_activation(checkpoint, task or _task(config), config.num_labels), labels=_labels(checkpoint.directory, config),
         takes_pairs=_takes_pairs(inputs, config),
         max_tokens=_max_tokens(checkpoint, config), inputs=inputs,
         encoder_digest=encoder.digest, head_digest=head.digest, tokenizer_digest=sha256(folder / "tokenizer.json"),
@@ -194,7 +194,7 @@ def _describe(
         seal="",
         provenance={
             "checkpoint": checkpoint.directory.resolve().name,
-            "checkpoint_sha256": sha256(checkpoint.directory / "model.safetensors"),
+            "checkpoint_sha256": checkpoint.weights_sha256(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
         } | {package: importlib.metadata.version(package) for package in _made_by(variants)},
@@ -211,7 +211,7 @@ def _made_by(variants: Sequence[str]) -> list[str]:
 
 
 def _takes_pairs(inputs: Sequence[str], config: Any) -> bool:
-    return "token_type_ids" not in inputs or config.type_vocab_size > 1
+    return "token_type_ids" not in inputs or getattr(config, "type_vocab_size", 1) > 1
 
 
 def _calibration_inputs(folder: Path, config: Any, reference: Reference, texts: Sequence[Labelled]) -> list[Inputs]:
@@ -224,10 +224,12 @@ def _calibration_inputs(folder: Path, config: Any, reference: Reference, texts: 
     return [{name: one.get(name, np.zeros_like(one["input_ids"])) for name in names} for one in encoded]
 
 
-def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequence[Labelled], wanted: float) -> Manifest:
+def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequence[Labelled], wanted: float, wanted_per_label: float | None) -> Manifest:
     """Runs every variant against torch; cpu-fp32 must agree, a reduced one is marked by what it does."""
-    texts: list[TextOrPair] = [text for text in TEXTS if isinstance(text, str) or manifest.takes_pairs]
+    every = texts_for(reference.tokenizer, embedding_rows(reference.model))
+    texts: list[TextOrPair] = [text for text in every if isinstance(text, str) or manifest.takes_pairs]
     threads = cpus.usable()
+    check_tokens(Artifact(folder, manifest), reference, texts, threads)
     try:
         safe = measure_padding_safety(Artifact(folder, manifest), folder / "model.onnx", texts, threads)
     except ModelOutputInvalid as error:
@@ -242,13 +244,25 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
             engine = engine_here(Artifact(folder, manifest), name)
             parity = measure_parity(Artifact(folder, manifest), engine, reference, texts, RECIPES[name].tolerance, threads)
             gate = _gate_by_parity(name, parity, engine.runtime) if parity.tolerance is not None else (
-                _gate_by_labels(Artifact(folder, manifest), name, gating, wanted, threads)
+                _gate_by_labels(Artifact(folder, manifest), name, gating, wanted, wanted_per_label, threads)
             )
             self_check = record_self_check(Artifact(folder, manifest), engine, reference, manifest.probes, threads)
         except (RuntimeUnavailable, ModelOutputInvalid) as error:
             if variant.precision == "f32":
                 raise BadInput(f"{name} cannot be run: {error}") from None
             parity, self_check, gate = None, None, Gate(status="ungated", reason=f"not verified: {error}")
+            tolerance = RECIPES[name].tolerance
+            if variant.precision == "bf16" and tolerance is not None and isinstance(error, RuntimeUnavailable):
+                try:
+                    parity, self_check = emulate_bf16(Artifact(folder, manifest), reference, texts, manifest.probes, tolerance)
+                    gate = _gate_by_parity(name, parity, variant.runtime)
+                    gate = gate.model_copy(update={
+                        "status": "emulated" if gate.status == "passed" else gate.status,
+                        "reason": f"{gate.reason}; by torch's arithmetic in bf16, for this processor has none: a start on one that has checks its engine against that",
+                    })
+                except ModelOutputInvalid as overflow:
+                    gate = Gate(status="failed", reason=overflow.message)
+        gate = gate.model_copy(update={"processor": cpus.describe()})
         verified[name] = variant.model_copy(update={"parity": parity, "gate": gate, "self_check": self_check})
         print(f"{name}: {'FAILED its gate' if gate.status == 'failed' else gate.status}: {gate.reason}", flush=True)
     return manifest.model_copy(update={"variants": verified})
@@ -267,7 +281,7 @@ def _gate_by_parity(name: str, parity: Parity, engine: str) -> Gate:
     return Gate(status="failed", reason=found)
 
 
-def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wanted: float, threads: int) -> Gate:
+def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wanted: float, wanted_per_label: float | None, threads: int) -> Gate:
     usable = [item for item in texts if isinstance(item.text, str) or artifact.manifest.takes_pairs]
     if not usable:
         return Gate(status="ungated", reason=f"no texts to gate it with; give --gate FILE with at least {FEWEST_TEXTS:,}")
@@ -275,26 +289,55 @@ def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wa
         Classifier(artifact, load(artifact, Choice(variant, "openvino", "verification"), threads)) for variant in ("cpu-fp32", name)
     )
     assert isinstance(reduced.runtime, OpenVinoRuntime)
-    return judge(exact, reduced, artifact, usable, wanted, reduced.runtime.rest)
+    return judge(exact, reduced, artifact, usable, wanted, reduced.runtime.rest, wanted_per_label)
+
+
+def embedding_rows(model: Any) -> int:
+    """How many tokens the model has an embedding for."""
+    return int(model.get_input_embeddings().num_embeddings)
 
 
 def _task(config: Any) -> Task:
-    if config.problem_type is not None:
-        return TASKS[config.problem_type]
-    return "regression" if config.num_labels == 1 else "single_label"
+    if config.problem_type is not None and config.problem_type not in TASKS:
+        raise BadInput(f"config.json: problem_type is {config.problem_type!r}; it is one of {', '.join(TASKS)}, or null.")
+    return "single_label" if config.problem_type is None else TASKS[config.problem_type]
+
+
+def _activation(checkpoint: Checkpoint, task: Task, labels: int) -> Literal["sigmoid", "none"] | None:
+    """What turns the logit of a single label into its score; None where the task says so.
+
+    transformers, Text Embeddings Inference, vLLM and sentence-transformers' CrossEncoder take the sigmoid, unless the checkpoint says regression
+    or names the activation of its CrossEncoder.
+    """
+    if labels > 1 or task != "single_label":
+        return None
+    described = checkpoint.config.get("sentence_transformers")
+    told = described.get("activation_fn") if isinstance(described, dict) else None
+    told = told or checkpoint.config.get("sbert_ce_default_activation_function")
+    if told is None:
+        return "sigmoid"
+    found = ACTIVATIONS.get(str(told).rpartition(".")[2])
+    if found is None:
+        raise BadInput(f"{checkpoint.directory / 'config.json'}: the activation of its CrossEncoder is {told!r}; known are {', '.join(ACTIVATIONS)}.")
+    return found
 
 
 def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
     """The smaller of what the tokenizer and the positions allow."""
-    positions = config.max_position_embeddings
-    if config.model_type in POSITIONS_AFTER_PADDING:
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in POSITIONS_AFTER_PADDING:
+        if config.pad_token_id is None:
+            raise BadInput(f"{checkpoint.directory / 'config.json'}: pad_token_id is null, and {config.model_type} counts positions from it; give the number of the tokenizer's padding.")
         positions -= config.pad_token_id + 1
-    path = checkpoint.directory / "tokenizer_config.json"
-    try:
-        told = json.loads(path.read_bytes()).get("model_max_length") if path.is_file() else None
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}.") from None
-    return int(min(positions, told)) if told else int(positions)
+    told = read_tokenizer_config(checkpoint.directory).get("model_max_length")
+    if positions is None and told is None:
+        raise BadInput(f"{checkpoint.directory}: neither config.json (max_position_embeddings) nor tokenizer_config.json (model_max_length) says how many tokens the model reads.")
+    if told is None:
+        assert positions is not None
+        return positions
+    if isinstance(told, bool) or not isinstance(told, int | float) or told < FEWEST_TOKENS:
+        raise BadInput(f"{checkpoint.directory / 'tokenizer_config.json'}: model_max_length is {told!r}; it is a number of tokens, {FEWEST_TOKENS} or more.")
+    return int(told if positions is None else min(positions, told))
 
 
 def _graph_inputs(path: Path) -> list[str]:
@@ -311,20 +354,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--calibration", type=Path, default=SHIPPED, help="texts of your domain to calibrate cpu-int8 with, one a line (default: some that come along)")
     parser.add_argument("--gate", type=Path, help=f"at least {FEWEST_TEXTS:,} other texts, one a line, or .jsonl with text and label: cpu-int8 must give them fp32's answers")
     parser.add_argument("--agreement", type=float, default=0.99, help="the lower confidence bound of the share that must agree (default: %(default)s)")
+    parser.add_argument("--agreement-per-label", type=float, metavar="SHARE", help="the same for each label, over the texts to which fp32 gives it (default: not asked)")
+    parser.add_argument(
+        "--reduce-range", action=BooleanOptionalAction, default=None,
+        help="keep int8 weights to 7 bits, which processors without VNNI need (default: where this one has none)",
+    )
     parser.add_argument("--task", choices=sorted(set(TASKS.values())), help="overrides the checkpoint's problem_type")
     parser.add_argument("--revision", help="the revision of a hub id")
     parser.add_argument("--keep-decoder", action="store_true", help="keep the decoder as encoder layers: the proof's control")
     given = parser.parse_args(arguments)
-    variants = given.variants.split(",") if given.variants else list(UNASKED if given.gate is None else GATED)
-    if not 0 < given.agreement < 1:
-        raise BadUsage(f"--agreement {given.agreement} is no share; it lies between 0 and 1.")
+    variants = [name.strip() for name in given.variants.split(",")] if given.variants else list(UNASKED if given.gate is None else GATED)
+    for option in ("agreement", "agreement_per_label"):
+        share = getattr(given, option)
+        if share is not None and not 0 < share < 1:
+            raise BadUsage(f"--{option.replace('_', '-')} {share} is no share; it lies between 0 and 1.")
     for name in variants:
         if name not in RECIPES:
             raise BadUsage(f"Unknown variant {name!r}; known are {', '.join(RECIPES)}.")
+    if given.gate is not None and not any(RECIPES[name].calibrated for name in variants):
+        raise BadUsage(f"--gate is for variants in 8 bits, and --variants {given.variants} names none; leave out --gate, or name cpu-int8.")
     manifest = export(
         given.checkpoint, given.artifact, variants=variants, task=given.task,
         keep_decoder=given.keep_decoder, revision=given.revision,
-        calibration=given.calibration, gate=given.gate, agreement=given.agreement,
+        calibration=given.calibration, gate=given.gate, agreement=given.agreement, agreement_per_label=given.agreement_per_label, reduce_range=given.reduce_range,
     )
     print(
         f"{given.artifact}: {manifest.family}, {manifest.parameters:,} parameters, {manifest.max_tokens} tokens, "

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -26,11 +25,12 @@ def export_onnx(model: nn.Module, target: Path) -> None:
     # optimum warns of shapes that tracing fixes; verification shows whether one mattered.
     logging.getLogger("optimum").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    # Beside the target, so that it is one disk that needs the room.
+    exported = target.parent / "exporting"
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from optimum.exporters.onnx import onnx_export_from_model
 
-        exported = Path(folder) / "onnx"
         try:
             # The model itself, not a saved copy: loading one would choose another form of attention.
             onnx_export_from_model(
@@ -42,7 +42,8 @@ def export_onnx(model: nn.Module, target: Path) -> None:
         weights = exported / "model.onnx_data"
         if weights.exists():
             raise BadInput("The graph passes ONNX's limit of 2 GiB for one file; such models are not supported.")
-        shutil.move(exported / "model.onnx", target)
+        (exported / "model.onnx").rename(target)
+        shutil.rmtree(exported)
 
 
 def flush_subnormal_weights(path: Path) -> int:

@@ -25,6 +25,8 @@ class Source:
     """The checkpoint's, as transformers reads it."""
     inputs: Sequence[Inputs]
     """What a calibrated variant is calibrated with."""
+    reduce_range: bool = False
+    """Whether 8-bit weights keep to 7 bits, so that processors without VNNI, which add products in 16 bits, do not saturate."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def _openvino_8_bit(source: Source) -> None:
     quantised = nncf.quantize(
         ov.Core().read_model(source.folder / "model.onnx"), nncf.Dataset([dict(one) for one in source.inputs]),
         model_type=nncf.ModelType.TRANSFORMER, subset_size=len(source.inputs),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE) if source.reduce_range else None,
     )
     ov.save_model(quantised, source.folder / "model-int8.xml", compress_to_fp16=True)
 

@@ -4,15 +4,18 @@ Runs the production Classifier against the torch reference, alone and padded in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from command import BadInput
 from export.reference import Reference, TextOrPair
-from service.artifact import Artifact, Parity, Probe, SelfCheck
+from service.answers import own_activation
+from service.artifact import Artifact, Parity, Precision, Probe, SelfCheck
 from service.classifier import Classifier, Encoded
+from service.errors import ModelOutputInvalid
 from service.runtimes import Logits
 from service.runtimes.auto import ON_A_GPU, Choice, load
 from service.runtimes.onnxruntime import lacks
@@ -33,6 +36,31 @@ def engine_here(artifact: Artifact, variant: str) -> Choice:
     return Choice(variant, "onnxruntime" if runtime in ON_A_GPU and lacks(runtime) is not None else runtime, "verification")
 
 
+def check_tokens(artifact: Artifact, reference: Reference, texts: Sequence[TextOrPair], threads: int) -> None:
+    """BadInput, with the first text and what differs, if the service would read one otherwise than the checkpoint's own tokenizer does."""
+    classifier = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", threads))
+    for text in texts:
+        encoded, wanted = _encode(classifier, text), reference.encode(text)
+        # A tokenizer that gives no types leaves them to the model, which takes the first.
+        types = wanted.get("token_type_ids", np.zeros_like(wanted["input_ids"]))[0].tolist()
+        pairs = [("input_ids", list(encoded.ids), wanted["input_ids"][0].tolist())]
+        if "token_type_ids" in artifact.manifest.inputs:
+            pairs.append(("token_type_ids", list(encoded.type_ids), types))
+        for field, ours, theirs in pairs:
+            if ours == theirs or not theirs:
+                continue
+            place = next((place for place, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs)))
+            raise BadInput(
+                f"The service would read {_told(text)} otherwise than the checkpoint's own tokenizer ({type(reference.tokenizer).__name__}): {field} differ from place "
+                f"{place} on, {ours[place : place + 6]} where it has {theirs[place : place + 6]}."
+            )
+
+
+def _told(text: TextOrPair) -> str:
+    """A text for a message, cut."""
+    return " and ".join(repr(half if len(half) <= 60 else f"{half[:60]}…") for half in (text if isinstance(text, tuple) else (text,)))
+
+
 def measure_parity(
     artifact: Artifact, choice: Choice, reference: Reference, texts: Sequence[TextOrPair], tolerance: float | None, threads: int
 ) -> Parity:
@@ -48,6 +76,23 @@ def measure_parity(
     return Parity(
         texts=len(texts), max_probability_difference=worst, tolerance=tolerance, label_agreement=agreement
     )
+
+
+def emulate_bf16(
+    artifact: Artifact, reference: Reference, texts: Sequence[TextOrPair], probes: Sequence[Probe], tolerance: float,
+) -> tuple[Parity, SelfCheck]:
+    """What bf16 does to the answers by torch's arithmetic, where the processor has no instructions and the engine refuses: every text alone."""
+    rounded = reference.in_bf16()
+    expected, found = (_probabilities(one.logits(texts), artifact) for one in (reference, rounded))
+    parity = Parity(
+        texts=len(texts), max_probability_difference=float(np.abs(found - expected).max()), tolerance=tolerance,
+        label_agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
+    )
+    if not np.isfinite(found).all():
+        raise ModelOutputInvalid("The model answers NaN or infinity in bf16.")
+    own = [probe.text if probe.text_pair is None else (probe.text, probe.text_pair) for probe in probes]
+    exact, logits = reference.logits(own), rounded.logits(own)
+    return parity, _self_check("bf16", exact, {"bf16": logits})
 
 
 def read_probes(artifact: Artifact, texts: Sequence[TextOrPair], threads: int) -> list[Probe]:
@@ -74,14 +119,16 @@ def record_self_check(
     if artifact.manifest.variants[choice.variant].precision == "i8" and runtimes[0].computes_in != "f32":
         runtimes.append(load(artifact, choice, threads, rest="f32"))
     exact = reference.logits([probe.text if probe.text_pair is None else (probe.text, probe.text_pair) for probe in probes])
-    logits, noise = {}, 0.0
-    for runtime in runtimes:
-        alone, _ = answers(Classifier(artifact, runtime), probes)
-        noise = max(noise, float(np.abs(alone - exact).max()))
-        logits[runtime.computes_in] = [[float(f"{value:.8g}") for value in row] for row in alone.tolist()]
+    found = {runtime.computes_in: answers(Classifier(artifact, runtime), probes)[0] for runtime in runtimes}
+    return _self_check(artifact.manifest.variants[choice.variant].precision, exact, found)
+
+
+def _self_check(precision: Precision, exact: Logits, found: Mapping[str, Logits]) -> SelfCheck:
+    """The answers to the probes by what they were computed in, and the tolerance that follows from their distance to the exact ones."""
+    noise = max(float(np.abs(logits - exact).max()) for logits in found.values())
     least = LEAST_TOLERANCE * max(1.0, float(np.abs(exact).max()))
-    share = NOISE_SHARE[artifact.manifest.variants[choice.variant].precision]
-    return SelfCheck.model_validate({"logits": logits, "tolerance": float(f"{max(least, share * noise):.3g}")})
+    rounded = {computed_in: [[float(f"{value:.8g}") for value in row] for row in logits.tolist()] for computed_in, logits in found.items()}
+    return SelfCheck.model_validate({"logits": rounded, "tolerance": float(f"{max(least, NOISE_SHARE[precision] * noise):.3g}")})
 
 
 def measure_padding_safety(artifact: Artifact, graph: Path, texts: Sequence[TextOrPair], threads: int) -> bool:
@@ -109,9 +156,9 @@ def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:
 
 def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
     """What callers see by default: (texts, labels)."""
-    wide, task = logits.astype(np.float64), artifact.manifest.task
-    if task == "single_label":
+    wide, activation = logits.astype(np.float64), own_activation(artifact.manifest)
+    if activation == "softmax":
         exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
     small = np.exp(-np.abs(wide))
-    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)) if task == "multi_label" else wide
+    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)) if activation == "sigmoid" else wide

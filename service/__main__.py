@@ -44,7 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     logs.set_up(settings.log_level)
     warn_of_variables(settings, os.environ)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
-    pairing = paired(given.shadow, given.of, given.fraction, {name: artifact.manifest.task for name, artifact in artifacts.items()})
+    pairing = paired(given.shadow, given.of, given.fraction, {
+        # The score of a single label is a number: as a label it would always agree.
+        name: "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task for name, artifact in artifacts.items()
+    })
     admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
     server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
     return 0

@@ -20,7 +20,7 @@ MULTI_LABEL_THRESHOLD = 0.5
 
 def classification(
     index: int, logits: Logits, encoded: Encoded, manifest: Manifest,
-    activation: Activation = "auto", top_k: int | None = None, threshold: float | None = None,
+    activation: Activation = "auto", top_k: int | None = None, threshold: float | None = None, with_probs: bool = True,
 ) -> dict[str, Any]:
     """The answer for one text from its logits, (labels,)."""
     # Plain numbers: an array of two is ten times dearer than two of them.
@@ -35,8 +35,7 @@ def classification(
         # Decided on the model's own probabilities, whatever form of them the caller wants to see.
         own, cut = activated(values, "sigmoid"), MULTI_LABEL_THRESHOLD if threshold is None else threshold
         answer["labels"] = [manifest.labels[i] for i in order if own[i] >= cut]
-    return answer | {
-        "probs": probs,
+    return answer | ({"probs": probs} if with_probs else {}) | {
         "num_classes": len(manifest.labels),
         "scores": [{"label": manifest.labels[i], "score": probs[i]} for i in shown],
         "tokens": encoded.tokens,
@@ -54,6 +53,9 @@ def pooled(windows: Sequence[Logits], pool: Pool) -> Logits:
 
 
 def own_activation(manifest: Manifest) -> Activation:
+    """What turns the model's logits into probabilities where a caller asks for nothing else."""
+    if manifest.activation is not None:
+        return manifest.activation
     return {"single_label": "softmax", "multi_label": "sigmoid", "regression": "none"}[manifest.task]  # type: ignore[return-value]
 
 

@@ -83,6 +83,15 @@ class Parity(_Part):
 Rest = Literal["f32", "bf16"]
 
 
+class LabelAgreement(_Part):
+    """How often a variant gave the fp32 variant's answer, of the texts to which fp32 gives one label."""
+
+    texts: int
+    agreeing: int
+    lower_bound: float
+    """Of the share that agrees, as for all texts; 0.0 where there are none."""
+
+
 class Agreement(_Part):
     """How often a variant gave the fp32 variant's label, on texts it was not calibrated with."""
 
@@ -95,15 +104,26 @@ class Agreement(_Part):
     accuracy: float | None
     """Share of labelled texts answered rightly; None where none are labelled."""
     accuracy_of_fp32: float | None
+    labels: dict[str, LabelAgreement] = {}
+    """The same by label; of several labels at once, over the texts that have it by fp32. Empty for a number."""
+    wanted_per_label: float | None = None
+    """What the lower bound of each label has to reach, where that was asked."""
     rest: Rest | None = None
     """In which precision that was found for what the variant does not quantise; it is served in no lower one. None: in its own."""
 
 
 class Gate(_Part):
-    """Whether `auto` may choose the variant: only one that passed."""
+    """Whether `auto` may choose the variant: only one that passed, by its engine or emulated."""
 
-    status: Literal["passed", "failed", "ungated"]
+    @property
+    def is_open(self) -> bool:
+        return self.status in ("passed", "emulated")
+
+    status: Literal["passed", "emulated", "failed", "ungated"]
+    """`emulated`: it passed by torch's arithmetic in bf16, on a processor without instructions for it; the start's self-check holds the engine to that."""
     reason: str
+    processor: str | None = None
+    """Where that was found. Elsewhere the start's self-check says whether it holds."""
     agreement: Agreement | None = None
 
 
@@ -164,8 +184,12 @@ class Manifest(_Part):
     family: str
     task: Task
     labels: list[str] = Field(min_length=1)
+    activation: Literal["softmax", "sigmoid", "none"] | None = None
+    """What turns logits into probabilities, where it is not the task that says so: a single label has the sigmoid's."""
     takes_pairs: bool
     max_tokens: int = Field(gt=2, le=MOST_TOKENS)
+    truncation_side: Literal["right", "left"] = "right"
+    """Where the checkpoint's tokenizer cuts a text that is too long."""
     inputs: list[str]
     encoder_digest: str
     head_digest: str
@@ -335,7 +359,7 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
         for entry in entries:
             if entry.name in missing:
                 missing.discard(entry.name)
-            elif entry.name != MANIFEST:
+            elif entry.name != MANIFEST and not _is_of_the_system(entry.name):
                 extra.append(entry.name)
             if len(extra) > MOST_FILES:
                 break
@@ -343,6 +367,11 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
         raise ArtifactError(f"{directory} lacks {_shortened(min(missing))}, which its manifest lists; export it again.")
     if extra:
         raise ArtifactError(f"{directory} holds {_shortened(min(extra))}, which its manifest does not list; remove it or export again.")
+
+
+def _is_of_the_system(name: str) -> bool:
+    """Whether a file is one that systems leave in folders: .DS_Store, a mounted disk's lost+found, a projected volume's ..data. Nothing reads it."""
+    return name.startswith(".") or name == "lost+found"
 
 
 def _check_sizes(directory: Path, paths: list[Path]) -> None:

@@ -97,12 +97,12 @@ class Classifier:
     def padding_safe(self) -> bool:
         return self.manifest.padding_safe
 
-    def encode(self, text: str, pair: str | None = None, truncate: Truncate = "right", beside: bool = False) -> Encoded:
-        """Tokens of a text or a pair; InvalidInput if they are too many and must not be cut.
+    def encode(self, text: str, pair: str | None = None, truncate: Truncate | None = None, beside: bool = False) -> Encoded:
+        """Tokens of a text or a pair, cut on the checkpoint's own side unless told otherwise; InvalidInput if they are too many and must not be cut.
 
         `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for.
         """
-        side: Side = "left" if truncate == "left" else "right"
+        side: Side = self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
         tokens = None if pair is not None else self._tokens_of_part(text, self._room + 1, side)
         if tokens is None:
             encoding = self._encode((text,) if pair is None else (text, pair), True, beside)

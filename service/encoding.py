@@ -111,7 +111,7 @@ def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, besi
     return Items(items, None if asked.window is None else windows)
 
 
-def _one(classifier: Classifier, text: Text, truncate: Truncate, beside: bool) -> Encoded:
+def _one(classifier: Classifier, text: Text, truncate: Truncate | None, beside: bool) -> Encoded:
     if text.pair is not None and not classifier.manifest.takes_pairs:
         where = f"{text.where}.text_pair"
         raise InvalidInput(f"{where}: this model takes single texts only.", param=where)

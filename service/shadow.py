@@ -85,6 +85,6 @@ class Shadow:
 def best_labels(model: Loaded, rows: Sequence[Row]) -> list[str]:
     """Each row's; InvalidInput where the model gives a number, as one that was put in another one's place may."""
     manifest = model.artifact.manifest
-    if manifest.task == "regression":
+    if manifest.task == "regression" or len(manifest.labels) == 1:
         raise InvalidInput(f"{model.name} answers with a number, which has no label to compare.")
     return [manifest.labels[int(row.value.argmax())] for row in rows]

@@ -35,4 +35,6 @@ containers = pytest.mark.skipif(not MAY_MOUNT, reason="needs a root that may mou
 GRAFANA = Path(sys.prefix, "grafana", "node_modules")
 grafana = pytest.mark.skipif(shutil.which("node") is None or not GRAFANA.is_dir(), reason="needs node, and @grafana/schema from npm")
 CYCLONEDX = Path(sys.prefix, "sbom", "bin", "cyclonedx-py")
+TRANSFORMERS_5 = Path(sys.prefix, "transformers5")
+transformers_5 = pytest.mark.skipif(not (TRANSFORMERS_5 / "transformers").is_dir(), reason="needs transformers 5 from PyPI")
 sbom = pytest.mark.skipif(not CYCLONEDX.exists(), reason="needs cyclonedx-bom from PyPI")

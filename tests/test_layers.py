@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "graphs": {"command"},
     "service": {"command"},
     "training": {"command"},
-    "export": {"command", "graphs", "service.artifact", "service.classifier", "service.errors", "service.runtimes", "service.cpus", "service.self_check"},
+    "export": {"command", "graphs", "service.artifact", "service.classifier", "service.errors", "service.runtimes", "service.cpus", "service.self_check", "service.answers"},
     "proof": {"command", "graphs", "service.artifact"},
     "loadtests": {"command", "proof.plan", "proof.plan_file", "proof.schedule", "proof.dialects", "proof.evidence"},
     "benchmarks": {"command", "graphs", "service", "export", "proof", "training"},

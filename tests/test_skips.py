@@ -1,4 +1,4 @@
-"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm or of the research data."""
+"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm, of transformers 5 or of the research data."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def test_needs_knows_every_reason() -> None:
 
     marks = {name: value for name, value in vars(needs).items() if isinstance(value, pytest.MarkDecorator)}
     assert set(marks) == {
-        "shared_data", "crds", "helm", "no_gpu", "chromium", "wrk", "prometheus", "containers", "grafana", "strace", "sbom",
+        "shared_data", "crds", "helm", "no_gpu", "chromium", "wrk", "prometheus", "containers", "grafana", "strace", "sbom", "transformers_5",
     }

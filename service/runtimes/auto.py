@@ -108,7 +108,7 @@ def load(artifact: Artifact, choice: Choice, threads: int, gpu: GpuOptions = AS_
 
 def _against(name: str, variant: Variant, runtime: str, native: set[str], host: Host) -> str | None:
     """Why `auto` does not take a variant; None if it does."""
-    if variant.gate.status != "passed":
+    if not variant.gate.is_open:
         return variant.gate.reason
     if variant.runtime in ON_A_GPU:
         return f"{runtime} was asked for" if runtime not in ("auto", variant.runtime) else host.lacks(variant.runtime)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from command import BadInput, CommandError, Unavailable
+from command import BadInput, BadUsage, CommandError, Unavailable
 from export.commands import export, main
 from export.gate import judge, lower_bound
 from export.texts import SHIPPED, Labelled, read_texts, without
@@ -24,7 +24,7 @@ from service.runtimes import Inputs, Logits
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime
 from service.shapes import CPU, Grid
-from tests.export.worlds import write_checkpoint
+from tests.export.worlds import HIDDEN, write_checkpoint
 from tests.worlds import write_artifact
 
 LABELS = ("NEGATIVE", "POSITIVE")
@@ -53,9 +53,9 @@ class Flipping:
         return lambda: logits
 
 
-def gate_of(artifact: Artifact, texts: list[Labelled], flips: int, wanted: float = 0.99) -> Gate:
+def gate_of(artifact: Artifact, texts: list[Labelled], flips: int, wanted: float = 0.99, wanted_per_label: float | None = None) -> Gate:
     engine = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1)
-    return judge(Classifier(artifact, engine), Classifier(artifact, Flipping(engine, flips)), artifact, texts, wanted)
+    return judge(Classifier(artifact, engine), Classifier(artifact, Flipping(engine, flips)), artifact, texts, wanted, wanted_per_label=wanted_per_label)
 
 
 def sentences(count: int) -> list[Labelled]:
@@ -181,3 +181,104 @@ def test_texts_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None:
 def test_an_agreement_that_is_no_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"--agreement 99.0 is no share"):
         main([str(write_checkpoint(tmp_path / "c")), str(tmp_path / "a"), "--agreement", "99"])
+
+
+# By label
+
+
+def test_a_rare_label_that_is_lost_shows_and_can_be_demanded(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact")
+    good, bad = ([item for item in sentences(12_000) if item.label == label] for label in LABELS[::-1])
+    texts = [*bad[:30], *good[:4_970]]
+    # The batches are sorted by length, which all of these have in common: the first ones that are run are flipped.
+    tolerated = gate_of(artifact, texts, flips=20)
+    assert tolerated.status == "passed"
+    assert tolerated.agreement is not None
+    rare = tolerated.agreement.labels["NEGATIVE"]
+    assert (rare.texts, rare.agreeing) == (30, 10)
+    assert "says little of labels with fewer than 50 texts: 'NEGATIVE' 30" in tolerated.reason
+    demanded = gate_of(artifact, texts, flips=20, wanted_per_label=0.9)
+    assert demanded.status == "failed"
+    assert "least of 'NEGATIVE': 10 of 30, at least 19." in demanded.reason
+
+
+def test_every_label_has_its_own_bound(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact")
+    gate = gate_of(artifact, sentences(5_000), flips=0, wanted_per_label=0.99)
+    assert gate.status == "passed"
+    assert gate.agreement is not None
+    assert {label: one.texts for label, one in gate.agreement.labels.items()} == {"NEGATIVE": 2_500, "POSITIVE": 2_500}
+
+
+# Files of texts
+
+
+@pytest.mark.parametrize("content", ["\ufeffgood film\r\nbad film\r\n", "good film\nbad film"])
+def test_marks_and_line_ends_of_other_systems_are_no_part_of_a_text(tmp_path: Path, content: str) -> None:
+    (tmp_path / "texts.txt").write_bytes(content.encode())
+    assert [item.text for item in read_texts(tmp_path / "texts.txt", LABELS)] == ["good film", "bad film"]
+
+
+def test_a_separator_within_a_json_text_ends_no_line(tmp_path: Path) -> None:
+    (tmp_path / "texts.JSONL").write_text('{"text": "good\u2028film\x85"}\n', encoding="utf-8")
+    assert [item.text for item in read_texts(tmp_path / "texts.JSONL", LABELS)] == ["good\u2028film\x85"]
+
+
+@pytest.mark.parametrize("name", ["texts.csv", "texts.json", "texts.tsv"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text,label\ngood,POSITIVE\n")
+    with pytest.raises(BadInput, match=r"ends in \.txt, \.jsonl, and has a text a line"):
+        read_texts(tmp_path / name, LABELS)
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(BadInput, match=r"line 2: text holds half a surrogate pair"):
+        read_texts(tmp_path / "texts.jsonl", LABELS)
+
+
+def test_a_gate_for_nothing_and_a_gate_of_the_calibrations_texts_are_refused(tmp_path: Path) -> None:
+    checkpoint, texts = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "texts.txt"
+    texts.write_text("good film\nbad film\n")
+    with pytest.raises(BadUsage, match="--gate is for variants in 8 bits"):
+        main([str(checkpoint), str(tmp_path / "a"), "--variants", "cpu-fp32", "--gate", str(texts)])
+    with pytest.raises(BadInput, match="every text of it is among those of the calibration"):
+        main([str(checkpoint), str(tmp_path / "a"), "--calibration", str(texts), "--gate", str(texts)])
+
+
+def test_int8_alone_comes_with_the_fp32_that_it_is_held_against(tmp_path: Path) -> None:
+    main([str(write_checkpoint(tmp_path / "checkpoint")), str(tmp_path / "artifact"), "--variants", " cpu-int8 "])
+    variants = read_artifact(tmp_path / "artifact").manifest.variants
+    assert variants.keys() == {"cpu-fp32", "cpu-int8"}
+    assert variants["cpu-fp32"].gate.status == "passed"
+
+
+@pytest.mark.parametrize(("option", "most"), [("--reduce-range", 64), ("--no-reduce-range", 128)])
+def test_int8_weights_keep_to_seven_bits_where_eight_would_saturate(tmp_path: Path, option: str, most: int) -> None:
+    import openvino as ov
+
+    main([str(write_checkpoint(tmp_path / "checkpoint")), str(tmp_path / "artifact"), "--variants", "cpu-int8", option])
+    graph = ov.Core().read_model(tmp_path / "artifact/model-int8.xml")
+    weights = [node.data for node in graph.get_ops() if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8]
+    # Embeddings are looked up, not added.
+    multiplied = [weight for weight in weights if min(weight.shape) >= HIDDEN]
+    assert multiplied
+    largest = max(int(np.abs(weight.astype(np.int32)).max()) for weight in multiplied)
+    assert most // 2 < largest <= most
+    provenance = read_artifact(tmp_path / "artifact").manifest.provenance
+    assert ("int8_weights" in provenance) == (option == "--reduce-range")
+
+
+def test_the_score_of_a_single_label_has_to_stay_near_as_a_number_has_to(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", labels=("POSITIVE",), activation="sigmoid")
+    engine = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1)
+    texts = [Labelled(f"{'good ' * (1 + number % 5)}{word}") for number, word in enumerate(itertools.islice(map(" ".join, itertools.product(("a", "b", "c", "film"), repeat=7)), 5_000))]
+    assert judge(Classifier(artifact, engine), Classifier(artifact, engine), artifact, texts, 0.99).status == "passed"
+
+    @dataclass
+    class Constant(Flipping):
+        def start(self, inputs: Inputs) -> Callable[[], Logits]:
+            logits = self.inner.start(inputs)()
+            return lambda: np.full_like(logits, 3.0)
+
+    assert judge(Classifier(artifact, engine), Classifier(artifact, Constant(engine, 0)), artifact, texts, 0.99).status == "failed"

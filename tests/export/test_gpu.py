@@ -19,7 +19,7 @@ from export.attention import mended
 from export.commands import export
 from export.gpu import FUSED
 from service.artifact import Artifact, read_artifact
-from tests.export.test_families import FAMILIES
+from tests.export.corpus import FAMILIES
 from tests.export.test_families import write_checkpoint as write_family
 from tests.export.worlds import write_checkpoint
 
@@ -54,7 +54,7 @@ def answers(model: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FUSED)
 def test_every_layer_of_the_usual_families_is_fused(family: str, tmp_path: Path) -> None:
-    checkpoint, _ = write_family(next(one for one in FAMILIES if one.name == NAMES[family]), tmp_path / "checkpoint")
+    checkpoint = write_family(next(one for one in FAMILIES if one.name == NAMES[family]), tmp_path / "checkpoint")
     artifact = exported(checkpoint, tmp_path / "artifact")
     found = operators(artifact, "model-cuda-fp16.onnx")
     assert found["Attention"] == 2
@@ -103,7 +103,7 @@ def test_weights_of_zero_fuse_to_the_graph_of_any_other(seed: int, tmp_path: Pat
 
 
 def test_a_family_that_matches_no_fused_operator_runs_unfused_and_export_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint, _ = write_family(next(one for one in FAMILIES if one.name == "ConvBERT"), tmp_path / "checkpoint")
+    checkpoint = write_family(next(one for one in FAMILIES if one.name == "ConvBERT"), tmp_path / "checkpoint")
     artifact = exported(checkpoint, tmp_path / "artifact")
     assert "cuda-fp16: not fused (convbert has layers that match no fused operator)" in capsys.readouterr().out
     assert artifact.manifest.variants["cuda-fp16"].gate.status == "passed"

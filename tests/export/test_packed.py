@@ -21,7 +21,8 @@ from service.runtimes.openvino import OpenVinoRuntime
 from service.runtimes.packed import NotPackable, pack
 from service.settings import Settings
 from service.shapes import Shapes
-from tests.export.test_families import FAMILIES, MAX_TOKENS, write_checkpoint
+from tests.export.corpus import FAMILIES, MAX_TOKENS
+from tests.export.test_families import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
 TEXTS = ["a charming and often affecting journey", "x", "no apparent joy at all here"]
@@ -30,7 +31,7 @@ TEXTS = ["a charming and often affecting journey", "x", "no apparent joy at all 
 def exported(family: str, folder: Path, framed: bool = True, **config: int) -> Artifact:
     """A small classifier of the family; its tokenizer adds no special tokens unless it is `framed`."""
     of_that_name = next(one for one in FAMILIES if one.name == family)
-    checkpoint, _ = write_checkpoint(replace(of_that_name, config={**of_that_name.config, **config}), folder / "checkpoint")
+    checkpoint = write_checkpoint(replace(of_that_name, config={**of_that_name.config, **config}), folder / "checkpoint")
     tokenizer = checkpoint / "tokenizer.json"
     if not framed:
         tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"post_processor": None}))
