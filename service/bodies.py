@@ -49,8 +49,13 @@ class LargeBodies:
         """Whether others wait for room."""
         return bool(self._waiting)
 
-    def guard(self, declared: bytes, receive: Receive, limit: int, wait_s: float) -> LargeBody | None:
-        """What receives a body of the declared length, of at most `limit` bytes; None for one that needs no guard."""
+    def guard(self, declared: bytes, receive: Receive, limit: int, wait_s: float, compressed: bool = False) -> LargeBody | None:
+        """What receives a body of the declared length, of at most `limit` bytes; None for one that needs no guard.
+
+        What is compressed may have any length, so it takes the room of the longest.
+        """
+        if compressed:
+            return LargeBody(self, receive, min(self._most, limit), 0, wait_s)
         size = int(declared) if declared.isdigit() and len(declared) < 20 else None
         if size is not None and not SMALL_BYTES < size <= limit:
             return None

@@ -29,6 +29,7 @@ REFUSALS: dict[int | str, str] = {
     408: "the body was not all there in time",
     413: "the body, the list or a text is over its limit",
     414: "the request's path and query are over their limit",
+    415: "the body is compressed by something else than gzip or deflate",
     422: "a field has a wrong type or value; the message names it",
     429: "the queue is full; Retry-After says when to come back",
     431: "the head or the trailers are over their limit",
@@ -44,16 +45,17 @@ class Classifications:
     def __init__(self, models: Models, around: Around) -> None:
         native = Classify(models, around, Native())
         chosen = Classify(models, around, Infinity()) if models.settings.classify_dialect == "infinity" else native
-        hugging_face = Classify(models, around, HuggingFace(), "inputs")
+        hugging_face, text_embeddings = (Classify(models, around, dialect, "inputs") for dialect in (HuggingFace(), Tei()))
         self._fixed: dict[str, ASGIApp] = {
-            "/v1/classify": native, "/classify": chosen, "/predict": Classify(models, around, Tei(), "inputs"), "/": hugging_face,
+            "/v1/classify": native, "/classify": chosen, "/predict": text_embeddings, "/": text_embeddings if models.settings.root_dialect == "tei" else hugging_face,
         }
         open_inference = Classify(models, around, OpenInference(), "text")
         named: dict[str, ASGIApp] = {
             "/models/{model}": hugging_face, "/v1/models/{model}:predict": Classify(models, around, KServe(), "instances"),
-            "/v2/models/{model}/infer": open_inference, "/v2/models/{model}/versions/{version}/infer": open_inference,
+            "/v2/models/{model}/versions/{version}/infer": open_inference, "/v2/models/{model}/infer": open_inference,
         }
-        self._named = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route)), route, app) for route, app in named.items()]
+        # A model's name may hold slashes, as a hub's do.
+        self._named = [(re.compile(route.replace("{model}", "(?P<model>.+)").replace("{version}", "(?P<version>[^/]+)"), re.DOTALL), route, app) for route, app in named.items()]
 
     def at(self, scope: Scope) -> ASGIApp | None:
         """What answers a POST there; the path's route, and the model and version that it names, are noted in the scope's state."""
@@ -80,11 +82,12 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def describe(app: FastAPI, classify_dialect: str) -> None:
+def describe(app: FastAPI, classify_dialect: str, root_dialect: str) -> None:
     """Puts the paths into the description of `app`, which is never asked on them: Classifications answers before."""
     own = "Classify a text, a pair, or a list of those", inlined(ClassifyRequest.model_json_schema())
     chosen = ("Classify, as Infinity does", infinity.SCHEMA) if classify_dialect == "infinity" else own
-    for path, (summary, schema) in {"/classify": chosen, "/v1/classify": own, **DIALECTS}.items():
+    root = {"/": DIALECTS["/predict"]} if root_dialect == "tei" else {}
+    for path, (summary, schema) in {"/classify": chosen, "/v1/classify": own, **DIALECTS, **root}.items():
         app.post(
             path, summary=summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=ClassifyAnswer if schema is own[1] else None,
             responses={status: {"description": why} for status, why in refusals(path).items()}, openapi_extra={

@@ -13,13 +13,16 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from service.bodies import SMALL_BYTES
+from service.bodies import SMALL_BYTES, LargeBody
 from service.calls import Row
+from service.compression import decompressed, is_compressed
 from service.connection import (
     ClientLeft,
     read_body,
@@ -47,6 +50,8 @@ from service.shadow import Shadow
 from service.tracing import Noted, Tracing
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # What would take the event loop longer than so many labels do, a millisecond or two at worst, goes to a thread.
 LABELS_ON_THE_LOOP = 1_000
@@ -122,12 +127,13 @@ class Classify:
         if self._around.keys is not None and not self._around.keys.admit(given):
             raise Unauthorized(WANTS_A_KEY)
         declared, deadline = given.get(b"content-length", b""), began + timeout_s
-        guard = self._models.large_bodies.guard(declared, receive, settings.max_body_bytes, timeout_s / 2)
+        encoding = given.get(b"content-encoding", b"")
+        guard = self._models.large_bodies.guard(declared, receive, settings.max_body_bytes, timeout_s / 2, is_compressed(encoding))
         try:
             # In no variable here, which would hold it until the end.
             return await self._answer_body(
                 await read_body(declared, guard or receive, settings.max_body_bytes, settings.request_timeout_s, self._models.room),
-                scope, given, receive, noted, deadline, busy_wait,
+                scope, given, receive, noted, deadline, busy_wait, guard,
             )
         finally:
             if guard is not None:
@@ -135,11 +141,17 @@ class Classify:
 
     async def _answer_body(
         self, body: bytes, scope: Scope, given: dict[bytes, bytes], receive: Receive, noted: Noted, deadline: float, busy_wait: float,
+        guard: LargeBody | None,
     ) -> tuple[Headers, list[bytes]]:
         size = len(body)
         try:
             # Before anything is spent on what it holds: under overload the refusals must not cost what the answers need.
             self._models.batcher.check_room(deadline)
+            if is_compressed(encoding := given.get(b"content-encoding", b"")):
+                body = await self._decompressed(body, encoding, deadline)
+                size += len(body)
+                if guard is not None and len(body) <= SMALL_BYTES:
+                    guard.release()
             called = Called(body, given, scope["state"].get("model"), scope["state"].get("version"), scope["state"]["request_id"])
             del body
             try:
@@ -157,14 +169,28 @@ class Classify:
         finally:
             self._models.room.give_back(size)
 
+    async def _decompressed(self, body: bytes, encoding: bytes, deadline: float) -> bytes:
+        """A compressed body's content, which takes room; beside the event loop, for few bytes may become many."""
+        try:
+            content = await self._beside(partial(decompressed, body, encoding, self._models.settings.max_body_bytes), deadline, "decompressed")
+        except ServiceError:
+            await self._models.refusals.wait()
+            raise
+        self._models.room.take(len(content))
+        return content
+
     async def _read(self, called: Called, deadline: float) -> ClassifyRequest:
         if len(called.body) <= SMALL_BYTES:
             return self._dialect.read(called, self._limits)
+        return await self._beside(partial(self._dialect.read, called, self._limits), deadline, "parsed")
+
+    async def _beside(self, work: Callable[[], Result], deadline: float, what: str) -> Result:
+        """What `work` returns from the thread that parses large bodies."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._models.executors.parsing.run(partial(self._dialect.read, called, self._limits))
+                return await self._models.executors.parsing.run(work)
         except TimeoutError:
-            raise DeadlineExceeded("The body was not parsed within the request's time limit.") from None
+            raise DeadlineExceeded(f"The body was not {what} within the request's time limit.") from None
 
     async def _classify(
         self, model: Loaded, called: Called, asked: ClassifyRequest, receive: Receive, noted: Noted, deadline: float, busy_wait: float,

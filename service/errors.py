@@ -11,6 +11,7 @@ What can go wrong with a request, and the one status each case has.
   - LoadInProgress      409   a model of that name is being loaded
   - TooLarge            413   the body, the list or a text is over its limit
   - TargetTooLong       414   the request's path and query are over their limit
+  - UnsupportedEncoding 415   the body is compressed in a way that is not read here
   - InvalidInput        422   the request is JSON, its content is not usable
   - Overloaded          429   the queue is full; Retry-After says when it will not be
   - HeadersTooLarge     431   the head or the trailers are over their limit
@@ -100,6 +101,12 @@ class TargetTooLong(ServiceError):
     """The request's path and query are over their limit."""
 
     status, type, code = HTTPStatus.REQUEST_URI_TOO_LONG, "invalid_request_error", "target_too_long"
+
+
+class UnsupportedEncoding(ServiceError):
+    """The body is compressed in a way that is not read here."""
+
+    status, type, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_encoding"
 
 
 class InvalidInput(ServiceError):

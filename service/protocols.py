@@ -5,17 +5,34 @@ Triton's words.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from service.classifications import REFUSALS
-from service.dialects import plain_refusal
+from service.dialects import plain_refusal, retry_after
 from service.dialects.open_inference import check_version, metadata
-from service.errors import ServiceError
+from service.errors import ServiceError, ShuttingDown
 from service.models import Loaded, Models
+
+
+class NameConvertor(Convertor[str]):
+    """A model's name in a path: it may hold slashes, as a hub's do, but neither begin nor end with one, and is followed by no `/infer`."""
+
+    regex = r"(?!.*/infer/?$)[^/](?:.*[^/])?"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("name", NameConvertor())
 
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": REFUSALS[404]}, 503: {"description": REFUSALS[503]}}
 
@@ -28,7 +45,7 @@ def add_protocols(app: FastAPI, models: Models) -> None:
             {"id": name, "object": "model", "created": models.started, "owned_by": "drbert-serve"} for name in models.loaded
         ], "models": list(models.loaded)}
 
-    @app.get("/v1/models/{model}", responses=UNKNOWN)
+    @app.get("/v1/models/{model:name}", responses=UNKNOWN)
     async def kserve_ready(model: str) -> Response:
         """KServe V1: whether a model is ready."""
         return about(model, readiness)
@@ -38,30 +55,60 @@ def add_protocols(app: FastAPI, models: Models) -> None:
         """Open Inference Protocol: what this server is."""
         return {"name": "drbert-serve", "version": models.version, "extensions": ["classification", "binary_tensor_data"]}
 
-    @app.get("/v2/health/live", response_class=PlainTextResponse)
-    async def open_inference_live() -> str:
+    @app.get("/v2/health/live")
+    async def open_inference_live() -> dict[str, bool]:
         """Open Inference Protocol: 200 while the process answers."""
-        return "ok\n"
+        return {"live": True}
 
-    @app.get("/v2/models/{model}", responses=UNKNOWN)
-    async def open_inference_model(model: str) -> Response:
-        """Open Inference Protocol: a model's inputs and outputs."""
-        return about(model, tensors)
+    @app.get("/v2/health/ready", responses={503: {"description": REFUSALS[503]}})
+    async def open_inference_server_ready() -> Response:
+        """Open Inference Protocol: 200 while the service takes requests, else 503 and why."""
+        try:
+            check_ready(models)
+        except ServiceError as error:
+            return JSONResponse({"ready": False, "error": error.message}, int(error.status), refusal_headers(error))
+        return JSONResponse({"ready": True})
 
-    @app.get("/v2/models/{model}/ready", responses=UNKNOWN)
-    async def open_inference_ready(model: str) -> Response:
-        """Open Inference Protocol: whether a model is ready."""
-        return about(model, readiness)
+    if models.settings.classify_dialect == "infinity":
+        @app.get("/health", responses={503: {"description": REFUSALS[503]}})
+        async def infinity_health() -> Response:
+            """Infinity: the server's time while the service takes requests, else 503 and why."""
+            try:
+                check_ready(models)
+            except ServiceError as error:
+                return JSONResponse(error.body(), int(error.status), refusal_headers(error))
+            return JSONResponse({"unix": time.time()})
 
-    @app.get("/v2/models/{model}/versions/{version}", responses=UNKNOWN)
+        @app.get("/models")
+        async def infinity_models() -> dict[str, Any]:
+            """Infinity: the loaded models, with how full the queue is."""
+            waiting, most = models.batcher.waiting, models.settings.max_waiting
+            stats = {"queue_fraction": waiting / most, "queue_absolute": waiting, "results_pending": models.answering, "batch_size": models.settings.max_batch_size}
+            return {"object": "list", "data": [
+                {"id": name, "object": "model", "created": models.started, "owned_by": "drbert-serve", "backend": loaded.choice.runtime,
+                 "capabilities": ["classify"], "stats": stats} for name, loaded in models.loaded.items()
+            ]}
+
+    # A model's name may hold slashes, so what ends in more comes before what does not.
+    @app.get("/v2/models/{model:name}/versions/{version}/ready", responses=UNKNOWN)
+    async def open_inference_version_ready(model: str, version: str) -> Response:
+        """Open Inference Protocol: whether a model's one version is ready."""
+        return about(model, readiness, version)
+
+    @app.get("/v2/models/{model:name}/versions/{version}", responses=UNKNOWN)
     async def open_inference_version(model: str, version: str) -> Response:
         """Open Inference Protocol: the inputs and outputs of a model's one version."""
         return about(model, tensors, version)
 
-    @app.get("/v2/models/{model}/versions/{version}/ready", responses=UNKNOWN)
-    async def open_inference_version_ready(model: str, version: str) -> Response:
-        """Open Inference Protocol: whether a model's one version is ready."""
-        return about(model, readiness, version)
+    @app.get("/v2/models/{model:name}/ready", responses=UNKNOWN)
+    async def open_inference_ready(model: str) -> Response:
+        """Open Inference Protocol: whether a model is ready."""
+        return about(model, readiness)
+
+    @app.get("/v2/models/{model:name}", responses=UNKNOWN)
+    async def open_inference_model(model: str) -> Response:
+        """Open Inference Protocol: a model's inputs and outputs."""
+        return about(model, tensors)
 
     def about(model: str, told: Callable[[Loaded], dict[str, Any]], version: str | None = None) -> Response:
         try:
@@ -70,6 +117,18 @@ def add_protocols(app: FastAPI, models: Models) -> None:
         except ServiceError as error:
             status, headers, body = plain_refusal(error)
             return Response(body, status, {key.decode(): value.decode() for key, value in headers})
+
+
+def check_ready(models: Models) -> None:
+    """NotReady, ShuttingDown or Overloaded unless requests are taken."""
+    models.check_ready()
+    models.check_not_saturated()
+
+
+def refusal_headers(error: ServiceError) -> dict[str, str]:
+    """What a refusal says beside its body: when to come back, and that a server which drains is to be left."""
+    headers = {name.decode(): value.decode() for name, value in retry_after(error)}
+    return headers | ({"connection": "close"} if isinstance(error, ShuttingDown) else {})
 
 
 def tensors(loaded: Loaded) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.classifications import REFUSALS, Classifications, describe
 from service.classify import Around
+from service.dialects import plain_refusal
 from service.dialects.native import Native
 from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
 from service.keys import Keys
@@ -27,6 +28,8 @@ from service.protocols import add_protocols
 
 # Health, what a scraper reads, and pages that hold nothing of anybody's.
 OPEN = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$")
+# Where errors are `{"error": "…"}`: KServe's and Triton's clients read a text there.
+PLAIN = re.compile(r"/v2(/.*)?$|/v1/models/.+")
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -34,15 +37,17 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: 
     """The ASGI application over `models`, which may still be loading; where there are keys, for whoever brings one."""
     # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
     app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    describe(app, models.settings.classify_dialect)
+    describe(app, models.settings.classify_dialect, models.settings.root_dialect)
     add_operation(app, models)
     add_protocols(app, models)
     add_pages(app)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        body = {"error": {"message": f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is.",
-                          "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
+        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
+        body: dict[str, object] = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
+        if PLAIN.match(request.url.path):
+            body = {"error": message}
         headers = {"allow": allowed_methods(app, request.scope)} if error.status_code == 405 else error.headers
         return JSONResponse(body, error.status_code, headers=headers)
 
@@ -72,7 +77,7 @@ def add_operation(app: FastAPI, models: Models) -> None:
             return error_answer(error)
         return PlainTextResponse("ok\n")
 
-    for path in ("/readyz", "/health", "/v2/health/ready"):
+    for path in ("/readyz", *(("/health",) if models.settings.classify_dialect == "native" else ())):
         app.get(path, response_class=PlainTextResponse, responses={503: {"description": REFUSALS[503]}})(readyz)
 
     @app.get("/info")
@@ -141,12 +146,12 @@ class Identified:
         app = self._classifications.at(scope)
         if app is None:
             allowed = self._keys is None or OPEN.match(scope["path"]) or self._keys.admit(dict(scope["headers"]))
-            app = self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY))
+            app = self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
         await app(scope, receive, send_identified)
 
 
-def error_answer(error: ServiceError) -> Response:
-    status, headers, body = Native().refuse(error)
+def error_answer(error: ServiceError, path: str = "") -> Response:
+    status, headers, body = plain_refusal(error) if PLAIN.match(path) else Native().refuse(error)
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, ShuttingDown):

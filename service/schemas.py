@@ -111,12 +111,19 @@ class ClassifyRequest(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="How many labels `scores` holds; by default all.")
     threshold: float | None = Field(default=None, ge=0, le=1, description="`scores` holds labels at or above it.")
     activation: Activation = Field(default="auto", description="What turns logits into probs; `auto` follows the model's task.")
-    truncate: Literal["right", "left", "none"] = Field(default="right", description="Where a long text is cut; `none` refuses it with 422. Beside `window` only `right`.")
+    truncate: Literal["right", "left", "none"] | None = Field(
+        default=None, description="Where a long text is cut, by default where the checkpoint's tokenizer does, mostly on the right; `none` refuses it with 422. Beside `window` only `right`.",
+    )
     window: Window | None = Field(default=None, description="Classifies a long text by windows instead of cutting it; single texts only.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
     request_id: str | None = Field(default=None, max_length=128, description="Used as the answer's id.")
     use_activation: bool | None = Field(default=None, description="vLLM's name: false means activation none.")
     truncate_prompt_tokens: Literal[-1] | None = Field(default=None, description="vLLM's name: -1, the model's own limit, is what happens anyway.")
+    truncation_side: Literal["right", "left"] | None = Field(default=None, description="vLLM's name for `truncate` left or right.")
+    probs: bool = Field(default=True, description="Whether the answer holds `probs`: of thousands of labels, `scores` cut by `top_k` are all that is wanted.")
+    cache_salt: str | None = Field(default=None, description="vLLM's name: accepted and ignored, nothing is cached.")
+    padding: None = Field(default=None, description="vLLM's name: null.")
+    mm_processor_kwargs: None = Field(default=None, description="vLLM's name: null.")
     add_special_tokens: Literal[True] = Field(default=True, description="vLLM's name: always true.")
     priority: Literal[0] = Field(default=0, description="vLLM's name: there is one priority.")
 
@@ -133,7 +140,7 @@ class Classification(BaseModel):
     label: str = Field(description="The best label.")
     score: float = Field(description="The best label's probability; for regression the value.")
     labels: list[str] | None = Field(default=None, description="Multi-label only: every label above the threshold (0.5).")
-    probs: list[float] = Field(description="All labels, in the model's order.")
+    probs: list[float] | None = Field(default=None, description="Of every label in the model's order, unless the request says `probs: false`.")
     num_classes: int
     scores: list[LabelScore] = Field(description="Best first, cut by top_k and threshold.")
     tokens: int = Field(description="That the model read; of all windows together.")
@@ -195,7 +202,11 @@ def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
         asked = ClassifyRequest.model_validate(values)
     except ValidationError as error:
         raise _refusal(error) from None
-    if asked.window is not None and asked.truncate != "right":
+    if asked.truncation_side is not None:
+        if asked.truncate not in (None, asked.truncation_side):
+            raise InvalidInput(f"truncate is {asked.truncate} and truncation_side {asked.truncation_side}; give one of them.", param="truncation_side")
+        asked.truncate = asked.truncation_side
+    if asked.window is not None and asked.truncate not in (None, "right"):
         raise InvalidInput(f"truncate {asked.truncate} and window do not go together: windows read a text to its end; leave one of them out.", param="truncate")
     return asked
 

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     """The engine; what is asked for by name is in use or the start fails."""
     classify_dialect: Literal["native", "infinity"] = "native"
     """In whose shape POST /classify is answered: our own, a superset of vLLM's, or Infinity's. POST /v1/classify is always ours; the other dialects have paths of their own."""
+    root_dialect: Literal["huggingface", "tei"] = "huggingface"
+    """In whose shape POST / is answered: Hugging Face's, or Text Embeddings Inference's."""
     threads: int | None = Field(default=None, ge=1)
     """Processor threads for the engine; by default what quota and affinity leave."""
     gpu_memory_mib: int | None = Field(default=None, ge=1)

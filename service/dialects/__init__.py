@@ -7,7 +7,7 @@ nothing of queues, engines or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from service import answers
 from service.artifact import Manifest
 from service.calls import Row
 from service.classifier import Encoded
-from service.errors import ServiceError
-from service.schemas import ClassifyRequest, Limits
+from service.errors import InvalidInput, ServiceError
+from service.schemas import ClassifyRequest, Limits, known_fields
 
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
@@ -65,7 +65,7 @@ class Answered:
         asked = self.asked
         activation = "none" if asked.use_activation is False else asked.activation
         encoded = self.encoded[place]
-        answer = answers.classification(place, self.rows[place].value, encoded, self.manifest, activation, asked.top_k, asked.threshold)
+        answer = answers.classification(place, self.rows[place].value, encoded, self.manifest, activation, asked.top_k, asked.threshold, asked.probs)
         return answer if asked.window is None else answer | {"windows": encoded.windows}
 
 
@@ -97,6 +97,16 @@ def in_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[byte
     held.append(after)
     pieces.append(b"".join(held))
     return pieces
+
+
+def asked_activation(values: Mapping[str, Any], known: Collection[str] | None = None) -> object:
+    """The activation among a request's `parameters`, `auto` where there is none; InvalidInput if another one is not `known`."""
+    parameters = values.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidInput("parameters must be an object.", param="parameters")
+    if known is not None:
+        known_fields(parameters, known, "parameters.")
+    return parameters.get("activation") or "auto"
 
 
 def retry_after(error: ServiceError) -> Headers:

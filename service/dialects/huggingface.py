@@ -10,12 +10,14 @@ from service.dialects import JSON, Answered, Called, Headers, in_pieces, plain_r
 from service.errors import InvalidInput, ServiceError
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
+PADDING = (True, False, "longest", "max_length", "do_not_pad", None)
 SCHEMA = {
     "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
         "inputs": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}]},
         "parameters": {"type": "object", "additionalProperties": False, "properties": {
             "top_k": {"type": ["integer", "null"], "minimum": 1}, "function_to_apply": {"enum": ["softmax", "sigmoid", "none", None]},
-            "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]},
+            "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]}, "return_all_scores": {"type": ["boolean", "null"]},
+            "padding": {"enum": list(PADDING)},
         }},
         "options": {"type": ["object", "null"], "additionalProperties": False, "properties": {"use_cache": {}, "wait_for_model": {}}},
     },
@@ -30,14 +32,19 @@ class HuggingFace:
         parameters = values.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise InvalidInput("parameters must be an object.", param="parameters")
-        known_fields(parameters, ("top_k", "function_to_apply", "truncation"), "parameters.")
+        known_fields(parameters, ("top_k", "function_to_apply", "truncation", "return_all_scores", "padding"), "parameters.")
+        if not isinstance(every := parameters.get("return_all_scores"), bool | None):
+            raise InvalidInput("parameters.return_all_scores must be true, false or null.", param="parameters.return_all_scores")
+        if parameters.get("padding") not in PADDING:
+            raise InvalidInput("parameters.padding must be true, false, longest, max_length or do_not_pad; it changes no answer.", param="parameters.padding")
+        # How texts are padded changes no answer. return_all_scores is the pipeline's older word for top_k: false is 1.
         options = values.get("options") or {}
         if not isinstance(options, dict):
             raise InvalidInput("options must be an object.", param="options")
         # Nothing is cached here, and whoever asks is answered by a loaded model or refused.
         known_fields(options, ("use_cache", "wait_for_model"), "options.")
         return read_values({
-            "input": values["inputs"], "model": called.model, "top_k": parameters.get("top_k"),
+            "input": values["inputs"], "model": called.model, "top_k": 1 if every is False and parameters.get("top_k") is None else parameters.get("top_k"),
             "activation": parameters.get("function_to_apply") or "auto", "truncate": _truncate(parameters.get("truncation")),
         }, limits)
 
@@ -48,10 +55,10 @@ class HuggingFace:
         return plain_refusal(error)
 
 
-def _truncate(truncation: object) -> str:
-    """Our own word for it."""
+def _truncate(truncation: object) -> str | None:
+    """Our own word for it; None is the checkpoint's own side."""
     if truncation is None or truncation is True or truncation == "longest_first":
-        return "right"
+        return None
     if truncation is False or truncation == "do_not_truncate":
         return "none"
     raise InvalidInput("parameters.truncation must be true, false, longest_first or do_not_truncate.", param="parameters.truncation")

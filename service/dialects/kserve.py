@@ -3,18 +3,23 @@ KServe's V1 protocol: POST /v1/models/NAME:predict.
 
     {"instances": ["good", "bad"]}      {"predictions": [{"NEGATIVE": 0.1, "POSITIVE": 0.9}, …]}
 
-Every label's score by its name; KServe's own server answers with a class number unless it is told otherwise.
+Every label's score by its name; KServe's own server answers with a class number unless it is told otherwise. `parameters` may hold
+`activation`, as in our own requests: `none` gives logits.
 """
 
 from __future__ import annotations
 
-from service.dialects import JSON, Answered, Called, Headers, in_pieces, plain_refusal
+from typing import get_args
+
+from service.dialects import JSON, Answered, Called, Headers, asked_activation, in_pieces, plain_refusal
 from service.errors import InvalidInput, ServiceError
-from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+from service.schemas import Activation, ClassifyRequest, Limits, known_fields, read_object, read_values
 
 SCHEMA = {
     "type": "object", "required": ["instances"], "additionalProperties": False, "properties": {
-        "instances": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object", "maxProperties": 0},
+        "instances": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "parameters": {
+            "type": "object", "additionalProperties": False, "properties": {"activation": {"enum": list(get_args(Activation))}},
+        },
     },
 }
 
@@ -24,9 +29,7 @@ class KServe:
         values = known_fields(read_object(called.body, limits), ("instances", "parameters"))
         if not isinstance(values.get("instances"), list):
             raise InvalidInput("instances must be a list of texts.", param="instances")
-        if values.get("parameters"):
-            raise InvalidInput("parameters are not supported here; POST /v1/classify takes them.", param="parameters")
-        return read_values({"input": values["instances"], "model": called.model}, limits)
+        return read_values({"input": values["instances"], "model": called.model, "activation": asked_activation(values, ("activation",))}, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         labels = answered.manifest.labels

@@ -5,11 +5,13 @@ The Open Inference Protocol (KServe's V2), as Triton's clients speak it: POST /v
     {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name": "probabilities", …}]}
 
 A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as bytes behind the JSON; an
-output asked for with `classification: k` becomes k strings `score:index:label`, best first.
+output asked for with `classification: k` becomes k strings `score:index:label`, best first. The request's parameter `activation` is our own
+requests' field: `none` gives logits.
 """
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers, plain_refusal
+from service.dialects import JSON, Answered, Called, Headers, asked_activation, plain_refusal
 from service.errors import InvalidInput, InvalidJson, ServiceError, UnknownModel
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
@@ -25,7 +27,7 @@ INPUTS = ("text", "text_pair")
 OUTPUTS = ("label", "score", "probabilities")
 SCHEMA = {
     "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
-        "id": {"type": "string"}, "parameters": {"type": "object"},
+        "id": {"type": "string"}, "parameters": {"type": "object"}, "model_name": {"type": ["string", "null"]}, "model_version": {"enum": ["1", None]},
         "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
             "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": False, "properties": {
                 "name": {"enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"enum": ["BYTES"]},
@@ -37,6 +39,8 @@ SCHEMA = {
         }},
     },
 }
+CONTENT_TYPES = ("str", "base64")
+"""MLServer's words for what a tensor holds."""
 JSON_LENGTH = b"inference-header-content-length"
 VERSION = "1"
 
@@ -45,7 +49,11 @@ class OpenInference:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
         check_version(called.version)
         values, binary = _parts(called, limits)
-        known_fields(values, ("id", "inputs", "outputs", "parameters"))
+        known_fields(values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version"))
+        # KServe's client says both again in the body.
+        if values.get("model_name") not in (None, called.model):
+            raise InvalidInput(f"model_name is {str(values['model_name'])[:64]!r}, and the path names {called.model}.", param="model_name")
+        check_version(values.get("model_version"))
         tensors = values.get("inputs")
         if not isinstance(tensors, list) or not tensors or not all(isinstance(tensor, dict) for tensor in tensors):
             raise InvalidInput("inputs must be a list of tensors.", param="inputs")
@@ -63,7 +71,7 @@ class OpenInference:
         pairs = firsts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
         if not isinstance(values.get("id"), str | None):
             raise InvalidInput("id must be a text.", param="id")
-        return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None}, limits)
+        return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None, "activation": asked_activation(values)}, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         found = [answered.classification(i) for i in range(len(answered.rows))]
@@ -83,10 +91,10 @@ class OpenInference:
         return (400 if status == 422 else status), headers, body
 
 
-def check_version(version: str | None) -> None:
+def check_version(version: object) -> None:
     """UnknownModel unless it is the one that there is, or none was asked for."""
     if version not in (None, VERSION):
-        raise UnknownModel(f"There is no version {version[:64]}; every model has version {VERSION} alone.")
+        raise UnknownModel(f"There is no version {str(version)[:64]}; every model has version {VERSION} alone.")
 
 
 def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, Any]:
@@ -120,7 +128,10 @@ def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
     if not isinstance(shape, list) or not all(_is_number(extent) and extent > 0 for extent in shape) or not shape or any(extent != 1 for extent in shape[1:]):
         raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
-    size = _parameters(tensor, f"{name}: ").get("binary_data_size")
+    parameters = _parameters(tensor, f"{name}: ")
+    size, content = parameters.get("binary_data_size"), parameters.get("content_type", "str")
+    if content not in CONTENT_TYPES:
+        raise InvalidInput(f"{name}: content_type is {str(content)[:64]!r}; texts are of {' or '.join(CONTENT_TYPES)}.", param=name)
     if size is None:
         texts = _flat(tensor.get("data"))
     else:
@@ -129,7 +140,14 @@ def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str
         texts, binary = _unpacked(binary[:size], name), binary[size:]
     if len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
         raise InvalidInput(f"{name} must hold {shape[0]} texts, as its shape says.", param=name)
-    return texts, binary
+    return ([_from_base64(text, name) for text in texts] if content == "base64" else texts), binary
+
+
+def _from_base64(text: str, name: str) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except ValueError:    # binascii's and UTF-8's errors are such.
+        raise InvalidInput(f"{name} holds a text that is no UTF-8 in base64, which its content_type says.", param=name) from None
 
 
 def _flat(data: Any) -> list[Any]:

@@ -24,7 +24,7 @@ Attack = Callable[[int, float], Coroutine[Any, Any, Mapping[str, int]]]
 
 HONEST = texts("good", "a charming and often affecting journey", "the plot is thin", "would buy again")
 HONEST_PER_S = 20.0
-DOCUMENTED = {200, 400, 401, 404, 408, 413, 414, 422, 429, 431, 503, 504}
+DOCUMENTED = {200, 400, 401, 404, 408, 413, 414, 415, 422, 429, 431, 503, 504}
 """Statuses that docs/operations.md names; an honest caller's request is valid, so it may only meet 200, 429, 503 and 504."""
 SLOWER_AT_MOST = 3.0
 MEMORY_AT_MOST = 0.20

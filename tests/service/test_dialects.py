@@ -16,6 +16,9 @@ import tritonclient.http as triton
 from huggingface_hub import InferenceClient
 
 from service.artifact import Artifact
+from service.models import Models
+from service.routes import build_app
+from service.settings import Settings
 from tests.service.test_routes import client_of
 from tests.service.test_server import serving
 from tests.worlds import write_artifact
@@ -307,6 +310,136 @@ async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) ->
         kserve = (await post(client, "/v1/models/reviews:predict", {"instances": ["good good bad"]})).json()["predictions"][0]["POSITIVE"]
         [probabilities] = [o for o in (await post(client, "/v2/models/reviews/infer", tensor(data=["good good bad"]))).json()["outputs"] if o["name"] == "probabilities"]
     assert native == tei == face == kserve == probabilities["data"][1]
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+async def test_every_dialect_gives_raw_scores_on_request(tmp_path: Path, labels: int) -> None:
+    artifact = write_artifact(tmp_path / "reviews", labels=["POSITIVE", "NEGATIVE"][:labels], activation="sigmoid" if labels == 1 else None)
+    async with client_of(artifact) as (client, _), client_of(artifact, classify_dialect="infinity") as (infinity, _):
+        native = (await post(client, "/classify", {"input": "good", "activation": "none"})).json()["data"][0]["scores"]
+        others = [
+            (await post(infinity, "/classify", {"input": ["good"], "raw_scores": True})).json()["data"][0],
+            (await post(client, "/predict", {"inputs": "good", "raw_scores": True})).json(),
+            (await post(client, "/", {"inputs": "good", "parameters": {"function_to_apply": "none"}})).json()[0],
+        ]
+        kserve = (await post(client, "/v1/models/reviews:predict", {"instances": ["good"], "parameters": {"activation": "none"}})).json()["predictions"][0]
+        asked = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}], "parameters": {"activation": "none"}}
+        triton = (await post(client, "/v2/models/reviews/infer", asked)).json()["outputs"]
+        scored = (await post(client, "/classify", {"input": "good"})).json()["data"][0]
+    assert all(other == native for other in others)
+    assert kserve == {one["label"]: one["score"] for one in native}
+    assert next(output["data"] for output in triton if output["name"] == "score") == [native[0]["score"]]
+    own = [1 / (1 + math.exp(-native[0]["score"]))] if labels == 1 else [LIKELY]
+    assert scored["score"] == pytest.approx(own[0])
+
+
+async def test_a_parameter_that_kserve_does_not_know_is_named(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        unknown = await post(client, "/v1/models/reviews:predict", {"instances": ["good"], "parameters": {"top_k": 1}})
+        wrong = await post(client, "/v1/models/reviews:predict", {"instances": ["good"], "parameters": {"activation": "relu"}})
+    assert unknown.status_code == wrong.status_code == 422
+    assert unknown.json()["error"].startswith("parameters.top_k is no field")
+
+
+# What newer clients send
+
+
+async def test_kserves_client_names_the_model_in_the_body_too(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        same = await post(client, "/v2/models/reviews/infer", tensor() | {"model_name": "reviews", "model_version": None})
+        other = await post(client, "/v2/models/reviews/infer", tensor() | {"model_name": "others"})
+        health = [(await client.get(f"/v2/health/{what}")).json() for what in ("live", "ready")]
+    assert same.status_code == 200
+    assert (other.status_code, other.json()["error"]) == (400, "model_name is 'others', and the path names reviews.")
+    assert health == [{"live": True}, {"ready": True}]
+
+
+async def test_a_server_that_drains_is_not_ready_in_kserves_words(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, models):
+        models.start_draining()
+        answer = await client.get("/v2/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False
+
+
+async def test_infinitys_client_asks_for_health_and_models(artifact: Artifact) -> None:
+    async with client_of(artifact, classify_dialect="infinity") as (client, _):
+        health, models = (await client.get("/health")).json(), (await client.get("/models")).json()
+    assert health["unix"] > 1_700_000_000
+    assert [(one["id"], one["capabilities"], one["stats"]["queue_absolute"]) for one in models["data"]] == [("reviews", ["classify"], 0)]
+
+
+@pytest.mark.parametrize(("data", "status"), [("Z29vZA==", 200), ("good!", 400), ("/w==", 400)])
+async def test_a_tensor_in_base64_is_decoded_or_refused(artifact: Artifact, data: str, status: int) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/v2/models/reviews/infer", tensor(data=[data], parameters={"content_type": "base64"}))
+        unknown = await post(client, "/v2/models/reviews/infer", tensor(parameters={"content_type": "np"}))
+    assert answer.status_code == status
+    if status == 200:
+        assert next(output["data"] for output in answer.json()["outputs"] if output["name"] == "label") == ["POSITIVE"]
+    assert (unknown.status_code, unknown.json()["error"]) == (400, "text: content_type is 'np'; texts are of str or base64.")
+
+
+async def test_what_nobody_serves_is_refused_in_the_words_of_its_protocol(artifact: Artifact, tmp_path: Path) -> None:
+    async with client_of(artifact) as (client, _):
+        refusals = [await client.get("/v2/models/reviews/config"), await client.post("/v2/repository/index"), await client.put("/v2/models/reviews/infer"), await client.get("/v1/models/a/b")]
+        ours = await client.get("/nothing")
+    assert all(isinstance(refused.json()["error"], str) for refused in refusals)
+    assert ours.json()["error"]["code"] == "not_found"
+
+
+async def test_the_root_answers_as_text_embeddings_inference_by_setting(artifact: Artifact) -> None:
+    async with client_of(artifact, root_dialect="tei") as (client, _):
+        pair = (await post(client, "/", {"inputs": ["good", "bad"]})).json()
+        described = (await client.get("/openapi.json")).json()["paths"]["/"]["post"]
+    assert {one["label"] for one in pair} == {"NEGATIVE", "POSITIVE"}    # one pair, where Hugging Face's would be two texts
+    assert "truncation_direction" in described["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+async def test_a_models_name_may_hold_slashes(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "reviews")
+    models = Models({"org/reviews": artifact}, Settings(warm_up_s=0))
+    models.load()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(models)), base_url="http://test") as client:
+        answers = [
+            await post(client, "/models/org/reviews", {"inputs": "good"}), await post(client, "/v1/models/org/reviews:predict", {"instances": ["good"]}),
+            await post(client, "/v2/models/org/reviews/infer", tensor()), await post(client, "/v2/models/org%2Freviews/versions/1/infer", tensor()),
+            *[await client.get(path) for path in (
+                "/v1/models/org/reviews", "/v2/models/org/reviews", "/v2/models/org/reviews/ready", "/v2/models/org/reviews/versions/1",
+                "/v2/models/org/reviews/versions/1/ready",
+            )],
+        ]
+        unknown = await client.get("/v2/models/org/others/ready")
+        wrong = [await client.get("/v2/models/reviews/infer"), await client.get("/v2/models/"), await client.post("/v2/models/reviews/infer/"), await post(client, "/models/a%0Ab", {"inputs": "good"})]
+    await models.drain()
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert unknown.status_code == 404
+    assert [answer.status_code for answer in wrong] == [405, 404, 404, 404]
+
+
+async def test_what_vllms_clients_send_today_is_met_or_ignored(artifact: Artifact) -> None:
+    long = "bad " + "good " * 20
+    async with client_of(artifact) as (client, _):
+        harmless = await post(client, "/classify", {"input": "good", "padding": None, "mm_processor_kwargs": None, "cache_salt": "x", "priority": 0})
+        left, right = [(await post(client, "/classify", {"input": long, "truncation_side": side})).json()["data"][0]["score"] for side in ("left", "right")]
+        both = await post(client, "/classify", {"input": long, "truncation_side": "left", "truncate": "right"})
+    assert harmless.status_code == 200
+    assert left > right
+    assert (both.status_code, both.json()["error"]["param"]) == (422, "truncation_side")
+
+
+async def test_probs_can_be_left_out(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        [answer] = (await post(client, "/classify", {"input": "good", "top_k": 1, "probs": False})).json()["data"]
+    assert "probs" not in answer
+    assert len(answer["scores"]) == 1
+
+
+@pytest.mark.parametrize(("every", "labels"), [(True, 2), (False, 1), (None, 2)])
+async def test_hugging_faces_older_words_are_understood(artifact: Artifact, every: bool | None, labels: int) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/", {"inputs": "good", "parameters": {"return_all_scores": every, "padding": True}})
+    assert len(answer.json()[0]) == labels
 
 
 async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None:

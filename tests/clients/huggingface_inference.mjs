@@ -1,0 +1,17 @@
+// @huggingface/inference's client against URL.
+import { createRequire } from "node:module";
+import { InferenceClient } from "@huggingface/inference";
+
+const [url] = process.argv.slice(-2);
+const { version } = createRequire(import.meta.url)("./node_modules/@huggingface/inference/package.json");
+console.log(`@huggingface/inference ${version}`);
+
+function check(condition, answer) {
+  if (!condition) throw new Error(JSON.stringify(answer));
+}
+
+const client = new InferenceClient().endpoint(url);
+const answer = await client.textClassification({ inputs: "a charming and often affecting journey" });
+check(answer[0].label === "POSITIVE" && answer[0].score > 0.9, answer);
+const one = await client.textClassification({ inputs: "no apparent joy", parameters: { top_k: 1 } });
+check(one.length === 1 && one[0].label === "NEGATIVE", one);
