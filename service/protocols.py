@@ -21,9 +21,9 @@ from service.models import Loaded, Models
 
 
 class NameConvertor(Convertor[str]):
-    """A model's name in a path: it may hold slashes, as a hub's do, but neither begin nor end with one, and is followed by no `/infer`."""
+    """A model's name in a path: it may hold slashes, as a hub's do, but neither begin nor end with one, nor with what the protocol asks of a model."""
 
-    regex = r"(?!.*/infer/?$)[^/](?:.*[^/])?"
+    regex = r"(?!.*/(?:infer|config|stats|load|unload)/?$)[^/](?:.*[^/])?"
 
     def convert(self, value: str) -> str:
         return value
@@ -85,7 +85,7 @@ def add_protocols(app: FastAPI, models: Models) -> None:
             waiting, most = models.batcher.waiting, models.settings.max_waiting
             stats = {"queue_fraction": waiting / most, "queue_absolute": waiting, "results_pending": models.answering, "batch_size": models.settings.max_batch_size}
             return {"object": "list", "data": [
-                {"id": name, "object": "model", "created": models.started, "owned_by": "drbert-serve", "backend": loaded.choice.runtime,
+                {"id": name, "object": "model", "created": models.started, "owned_by": "infinity", "backend": loaded.choice.runtime,
                  "capabilities": ["classify"], "stats": stats} for name, loaded in models.loaded.items()
             ]}
 
