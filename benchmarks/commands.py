@@ -17,7 +17,6 @@ The benchmarks, by name: each is a module of this room with a main of its own.
     python -m benchmarks delays PLAN                       are delays of known size, added by a proxy, read as what they are?
     python -m benchmarks random_twins artifacts/random-base   two classifiers of BERT-base's size, exported: twins for a proof
     python -m benchmarks training --data DIR               pretraining steps by their matrix products, and designs by none
-    python -m benchmarks minilm --data DIR                 what int8 does to a real checkpoint, in 8 and in 7 bits
     python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an artifact, in its weights and on real texts
 """
 
@@ -43,7 +42,6 @@ BENCHMARKS = {
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",
     "random_twins": "export two classifiers of BERT-base's size with random weights, twins for a proof at that size",
     "training": "pretraining steps, by what their matrix products alone take and by those of a model without a decoder",
-    "minilm": "what int8 does to a real checkpoint, all-MiniLM-L6-v2 with a head trained here",
     "subnormals": "count the subnormal numbers in artifacts' weights and in what they compute of real texts",
 }
 
