@@ -59,6 +59,11 @@ class Unavailable(CommandError):
     exit_code = UNAVAILABLE
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind where it says nothing; for a message of our own."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors end with 64 instead of argparse's 2."""
 

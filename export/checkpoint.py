@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from command import BadInput, BadUsage, Unavailable
+from command import BadInput, BadUsage, Unavailable, first_line
 from export.config import plain_functions, read_config
 from export.tokenizer import SLOW_TOKENIZERS
 from service.artifact import sha256
@@ -201,7 +201,7 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
         with plain_functions():
             model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     except Exception as error:  # A config may be wrong in as many ways as there are models.
-        raise BadInput(f"{checkpoint.directory / 'config.json'} describes no classifier that can be built: {_one_line(error)}") from None
+        raise BadInput(f"{checkpoint.directory / 'config.json'} describes no classifier that can be built: {first_line(error)}") from None
     if keep_decoder:
         depth = config.num_hidden_layers - checkpoint.decoder_layers
         for name, tensor in checkpoint.decoder.items():
@@ -240,7 +240,7 @@ def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Modul
         with plain_functions(), quiet():
             filled, found = type(model).from_pretrained(None, config=model.config, state_dict=tensors, attn_implementation="eager", output_loading_info=True)
     except Exception as error:  # Weights may not fit in as many ways as there are models.
-        raise BadInput(f"{directory}: its weights do not fit its config.json: {_one_line(error)}") from None
+        raise BadInput(f"{directory}: its weights do not fit its config.json: {first_line(error)}") from None
     missing = sorted(found["missing_keys"])
     heads = [name for name in missing if not name.startswith(f"{model.base_model_prefix}.")]
     if heads:
@@ -275,8 +275,4 @@ def _download(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.json", "*.safetensors", *SLOW_TOKENIZERS, "merges.txt"]))
     except Exception as error:
-        raise Unavailable(f"{hub_id} is no folder, and the hub did not give it: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise Unavailable(f"{hub_id} is no folder, and the hub did not give it: {first_line(error)}") from None

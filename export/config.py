@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from command import BadInput
+from command import BadInput, first_line
 
 # They say where a checkpoint comes from, or are read by others.
 HARMLESS = {
@@ -68,7 +68,7 @@ def read_config(directory: Path, described: dict[str, Any], depth: int = 0) -> P
     try:
         kind = type(AutoConfig.for_model(described["model_type"]))
     except Exception as error:  # for_model raises a ValueError for what it does not know; a family's own default may raise anything.
-        raise BadInput(f"{path} describes no classifier that can be built: {_one_line(error)}") from None
+        raise BadInput(f"{path} describes no classifier that can be built: {first_line(error)}") from None
     described = _rope_of_4(path, described, kind)
     _check_fields(path, described, kind)
     _check_labels(path, described)
@@ -77,7 +77,7 @@ def read_config(directory: Path, described: dict[str, Any], depth: int = 0) -> P
     try:
         return kind.from_dict(described)
     except Exception as error:  # A config may be wrong in as many ways as there are models.
-        raise BadInput(f"{path} describes no classifier that can be built: {_one_line(error)}") from None
+        raise BadInput(f"{path} describes no classifier that can be built: {first_line(error)}") from None
 
 
 def _check_architecture(path: Path, described: dict[str, Any]) -> None:
@@ -173,7 +173,3 @@ def _theta(path: Path, rope: Any, default: float | None = None) -> float:
     if not isinstance(theta, int | float) or rope.get("rope_type", "default") != "default" or not rope.keys() <= {"rope_type", "rope_theta"}:
         raise BadInput(f"{path}: rope_parameters are {rope!r}; only those with a rope_theta and of the type default can be exported.")
     return float(theta)
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from command import BadInput
+from command import BadInput, first_line
 from graphs.subnormals import subnormals
 
 OPSET = 18
@@ -37,8 +37,7 @@ def export_onnx(model: nn.Module, target: Path) -> None:
                 model, exported, task="text-classification", opset=OPSET, device="cpu", do_validation=False, no_post_process=True,
             )
         except Exception as error:  # A model may fail to be traced in as many ways as there are models.
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise BadInput(f"optimum cannot export this model: {said[0]}") from None
+            raise BadInput(f"optimum cannot export this model: {first_line(error)}") from None
         weights = exported / "model.onnx_data"
         if weights.exists():
             raise BadInput("The graph passes ONNX's limit of 2 GiB for one file; such models are not supported.")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from command import BadInput
+from command import BadInput, first_line
 from export.checkpoint import Checkpoint, quiet
 from export.config import read_config
 
@@ -90,7 +90,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
                     checkpoint.directory, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 )
     except Exception as error:  # It was read once already; what fails now fails only for transformers itself.
-        raise BadInput(f"{checkpoint.directory}: transformers cannot load it: {str(error).strip().splitlines()[0]}") from None
+        raise BadInput(f"{checkpoint.directory}: transformers cannot load it: {first_line(error)}") from None
     built: nn.Module = model.eval()
     return built
 
@@ -118,7 +118,7 @@ class Reference:
                 rows.append(self.model(**accepted).logits[0].float().numpy())
             except (IndexError, RuntimeError) as error:
                 tokens = accepted["input_ids"].shape[1]
-                raise BadInput(f"The checkpoint's own model cannot read a text of {tokens} tokens: {str(error).splitlines()[0]}") from None
+                raise BadInput(f"The checkpoint's own model cannot read a text of {tokens} tokens: {first_line(error)}") from None
         return np.stack(rows)
 
     def encode(self, text: TextOrPair) -> dict[str, npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from command import BadInput, Unavailable
+from command import BadInput, Unavailable, first_line
 
 # What older trainers leave instead of tokenizer.json: WordPiece, byte-level BPE, SentencePiece.
 SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "sentencepiece.model")
@@ -34,7 +34,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         try:
             Tokenizer.from_file(str(own))
         except Exception as error:  # tokenizers raises nothing narrower.
-            raise BadInput(f"{own} cannot be read: {_one_line(error)}") from None
+            raise BadInput(f"{own} cannot be read: {first_line(error)}") from None
     described = read_tokenizer_config(directory)
     more: dict[str, Any] = {}
     if isinstance(extra := described.get("extra_special_tokens"), list):
@@ -49,10 +49,10 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     try:
         made = kind.from_pretrained(directory, local_files_only=True, **more, **({} if kind is PreTrainedTokenizerFast else {"use_fast": True, "trust_remote_code": False}))
     except ImportError as error:
-        raise Unavailable(f"{directory}: its tokenizer has to be converted, and that takes another package: {_one_line(error)}") from None
+        raise Unavailable(f"{directory}: its tokenizer has to be converted, and that takes another package: {first_line(error)}") from None
     except Exception as error:  # A tokenizer may be wrong in as many ways as there are tokenizers.
         what = "its tokenizer cannot be made" if own.is_file() else "it has no tokenizer.json, and none can be made of its vocabulary"
-        raise BadInput(f"{directory}: {what}: {_one_line(error)}") from None
+        raise BadInput(f"{directory}: {what}: {first_line(error)}") from None
     if not isinstance(made, PreTrainedTokenizerFast):
         raise BadInput(
             f"{directory}: its tokenizer ({type(made).__name__}) is written in Python and has no fast form, so no tokenizer.json can stand for it; "
@@ -147,7 +147,3 @@ def _strings(values: Any) -> list[str]:
         elif isinstance(value, list):
             found += _strings(value)
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

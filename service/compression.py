@@ -16,6 +16,8 @@ CODINGS = ("gzip", "x-gzip", "deflate")
 
 def is_compressed(encoding: bytes) -> bool:
     """Whether a body of that Content-Encoding has to be decompressed; UnsupportedEncoding where nobody here can."""
+    if not encoding:    # As nearly always, and this is asked for every request.
+        return False
     coding = encoding.decode("latin-1").strip().lower()
     if coding not in ("", "identity", *CODINGS):
         raise UnsupportedEncoding(f"Content-Encoding {coding[:64]} is not read here; send the body as it is, or by gzip or deflate.", param="Content-Encoding")

@@ -516,7 +516,7 @@ class Impatient(HttpToolsProtocol):
             self.transport.close()
 
     def _check_idle(self) -> None:
-        """Closes a connection on which nothing has come for too long. One timer for many requests: to set one and take it back costs a request 1 %."""
+        """Closes a connection on which nothing has come for too long. One timer serves many requests: each does not set one and take it back."""
         self._idle_watch = None
         if self._idle_since is None or self.transport.is_closing():
             return

@@ -24,7 +24,7 @@ from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
 from service.keys import Keys
 from service.models import Models
 from service.pages import add_pages
-from service.protocols import add_protocols
+from service.protocols import add_protocols, check_ready
 
 # Health, what a scraper reads, and pages that hold nothing of anybody's.
 OPEN = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$")
@@ -71,8 +71,7 @@ def add_operation(app: FastAPI, models: Models) -> None:
     async def readyz() -> Response:
         """200 while the service takes requests, else 503 and why."""
         try:
-            models.check_ready()
-            models.check_not_saturated()
+            check_ready(models)
         except ServiceError as error:
             return error_answer(error)
         return PlainTextResponse("ok\n")

@@ -13,6 +13,12 @@ import sys
 
 import pytest
 
+from tests.export.corpus import FAMILIES
+
+# What transformers answers of each family, as test_corpus.py asks it.
+AS_TRANSFORMERS = tuple(
+    f"tests/export/test_corpus.py::test_a_checkpoint_is_answered_as_the_pipeline_answers_it_or_refused[{family.name} (4)]" for family in FAMILIES
+)
 MODULES = (
     "tests/export/test_families.py", "tests/export/test_company.py", "tests/export/test_gate.py", "tests/export/test_packed.py",
     "tests/export/test_export.py", "tests/service/test_runtimes.py", "tests/service/test_self_check.py",
@@ -22,7 +28,7 @@ HELD = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 @pytest.mark.timeout(1800)
 def test_families_gates_and_parity_hold_on_avx2() -> None:
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *MODULES], capture_output=True, text=True, check=False, env=HELD)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *MODULES, *AS_TRANSFORMERS], capture_output=True, text=True, check=False, env=HELD)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
