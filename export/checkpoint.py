@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +93,8 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint in a folder, or of a hub id where there is a network."""
     directory = Path(source)
     if not directory.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not directory.parent.exists():
+        if revision is None and (near := _near(directory)) is not None:
+            raise Unavailable(f"{source} does not exist; did you mean {near}? If it is a hub id, say so with --revision main.")
         directory = _download(source, revision)
     if not directory.is_dir():
         raise Unavailable(f"{source} does not exist; name a folder with config.json, model.safetensors and tokenizer.json.")
@@ -101,6 +104,21 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if not (directory / "tokenizer.json").is_file() and not any((directory / name).is_file() for name in SLOW_TOKENIZERS):
         raise Unavailable(f"{directory} has no tokenizer.json; save a fast tokenizer with save_pretrained beside the model.")
     return Checkpoint(directory, config, tensors, tensors.keys() != stored.keys())
+
+
+def _near(directory: Path) -> Path | None:
+    """A folder whose name and parent's name are almost those, as where a path is misspelt."""
+    for parent in get_close_matches(directory.parent.name, _folders(Path()), cutoff=0.7):
+        for child in get_close_matches(directory.name, _folders(Path(parent)), n=1, cutoff=0.7):
+            return Path(parent, child)
+    return None
+
+
+def _folders(directory: Path) -> list[str]:
+    try:
+        return [child.name for child in directory.iterdir() if child.is_dir()]
+    except OSError:
+        return []
 
 
 def _read_described(directory: Path) -> dict[str, Any]:

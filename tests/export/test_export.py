@@ -207,6 +207,14 @@ def test_a_checkpoint_that_is_nowhere_is_named(tmp_path: Path) -> None:
         export(str(tmp_path / "nowhere"), tmp_path / "artifact")
 
 
+def test_a_misspelt_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "checkpoints/reviews")
+    with pytest.raises(Unavailable, match="checkpoint/review does not exist; did you mean checkpoints/reviews"):
+        export("checkpoint/review", tmp_path / "artifact")
+
+
 def test_a_folder_that_is_no_artifact_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
