@@ -97,27 +97,35 @@ class Classifier:
     def padding_safe(self) -> bool:
         return self.manifest.padding_safe
 
-    def encode(self, text: str, pair: str | None = None, truncate: Truncate | None = None, beside: bool = False) -> Encoded:
+    def encode(
+        self, text: str, pair: str | None = None, truncate: Truncate | None = None, beside: bool = False, most: int | None = None,
+    ) -> Encoded:
         """Tokens of a text or a pair, cut on the checkpoint's own side unless told otherwise; InvalidInput if they are too many and must not be cut.
 
-        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for.
+        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for. `most` is how many tokens
+        stay, those around the text among them, if that is less than the model reads; InvalidInput if it leaves no room for the text.
         """
+        limit = self.manifest.max_tokens if most is None else min(most, self.manifest.max_tokens)
+        shorter = self.manifest.max_tokens - limit
+        room, room_of_pair = self._room - shorter, self._room_of_pair - shorter
+        if shorter and (room if pair is None else room_of_pair) < 1:
+            raise InvalidInput(f"It may have {limit} tokens, and {limit - room if pair is None else limit - room_of_pair} stand around a text; allow more.")
         side: Side = self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
-        tokens = None if pair is not None else self._tokens_of_part(text, self._room + 1, side)
+        tokens = None if pair is not None else self._tokens_of_part(text, room + 1, side)
         if tokens is None:
             encoding = self._encode((text,) if pair is None else (text, pair), True, beside)
             ids: list[int] = encoding.ids
-            if len(ids) <= self.manifest.max_tokens:
+            if len(ids) <= limit:
                 return self._with_tokens(ids, encoding.type_ids, False)
         if truncate == "none":
-            count = f"{len(ids)}" if tokens is None else f"at least {len(tokens) + self.manifest.max_tokens - self._room}"
+            count = f"{len(ids)}" if tokens is None else f"at least {len(tokens) + limit - room}"
             raise InvalidInput(f"It has {count} tokens, the model reads {self.manifest.max_tokens}, and truncate is none.")
         if pair is not None:
-            types, kept = encoding.type_ids, kept_of_pair(encoding, self._room_of_pair, side)
+            types, kept = encoding.type_ids, kept_of_pair(encoding, room_of_pair, side)
             return self._with_tokens([ids[place] for place in kept], [types[place] for place in kept], True)
         if tokens is None:
             tokens = ids[len(self._frame.before) : len(ids) - len(self._frame.after)]
-        return replace(self.window(tokens, 0 if side == "right" else len(tokens) - self._room), truncated=True)
+        return replace(self._framed(tokens[:room] if side == "right" else tokens[len(tokens) - room :]), truncated=True)
 
     def tokens(self, text: str, beside: bool = False, enough: int | None = None) -> list[int]:
         """All tokens of a text of any length, or the first ones and at least `enough`, without those that frame it; to be cut into windows."""
@@ -168,7 +176,11 @@ class Classifier:
 
     def window(self, tokens: Sequence[int], start: int) -> Encoded:
         """The window of a text's tokens that begins there, framed as a text of its own."""
-        own, frame = tokens[start : start + self._room], self._frame
+        return self._framed(tokens[start : start + self._room])
+
+    def _framed(self, own: Sequence[int]) -> Encoded:
+        """A single text of these tokens, with those around it."""
+        frame = self._frame
         return self._with_tokens([*frame.before, *own, *frame.after], [*frame.types_before, *([frame.type] * len(own)), *frame.types_after], False)
 
     def _with_tokens(self, ids: list[int], type_ids: list[int], truncated: bool) -> Encoded:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from service import answers
 from service.calls import Row
-from service.classifier import Classifier, Encoded, Truncate
+from service.classifier import Classifier, Encoded
 from service.errors import DeadlineExceeded, InvalidInput, TooLarge
 from service.executors import Executors, Steps
 from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
@@ -101,7 +101,7 @@ def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, besi
             yield
         cost += _cost(text)
         if asked.window is None:
-            items.append(_one(classifier, text, asked.truncate, beside))
+            items.append(_one(classifier, text, asked, beside))
             continue
         own = _windows(classifier, text, asked.window, limits, beside)
         if limits.items is not None and len(items) + len(own) > limits.items:
@@ -111,12 +111,12 @@ def _encode(classifier: Classifier, asked: ClassifyRequest, limits: Limits, besi
     return Items(items, None if asked.window is None else windows)
 
 
-def _one(classifier: Classifier, text: Text, truncate: Truncate | None, beside: bool) -> Encoded:
+def _one(classifier: Classifier, text: Text, asked: ClassifyRequest, beside: bool) -> Encoded:
     if text.pair is not None and not classifier.manifest.takes_pairs:
         where = f"{text.where}.text_pair"
         raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
     try:
-        return classifier.encode(text.text, text.pair, truncate, beside)
+        return classifier.encode(text.text, text.pair, asked.truncate, beside, asked.most_tokens)
     except InvalidInput as error:
         raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 

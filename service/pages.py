@@ -43,7 +43,7 @@ def add_pages(app: FastAPI) -> None:
     app.mount("/page", Files(directory=PAGE), name="page")
     app.mount("/docs/files", Files(directory=swagger_files()), name="docs")
 
-    @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"application/json": {}}}})
+    @app.get("/", response_class=HTMLResponse, responses={200: {"content": {"application/json": {"schema": {"type": "object", "additionalProperties": {"type": "string"}}}}}})
     async def root(request: Request) -> Response:
         """A page to type texts into, for a browser; where to go on, for everybody else."""
         if "text/html" not in request.headers.get("accept", ""):

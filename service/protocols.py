@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from service.classifications import REFUSALS
+from service.description import REFUSALS
 from service.dialects import plain_refusal, retry_after
 from service.dialects.open_inference import check_version, metadata
 from service.errors import ServiceError, ShuttingDown

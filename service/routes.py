@@ -16,8 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.classifications import REFUSALS, Classifications, describe
+from service.classifications import Classifications
 from service.classify import Around
+from service.description import OPEN, PLAIN, REFUSALS, describe
 from service.dialects import plain_refusal
 from service.dialects.native import Native
 from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
@@ -26,10 +27,6 @@ from service.models import Models
 from service.pages import add_pages
 from service.protocols import add_protocols, check_ready
 
-# Health, what a scraper reads, and pages that hold nothing of anybody's.
-OPEN = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$")
-# Where errors are `{"error": "…"}`: KServe's and Triton's clients read a text there.
-PLAIN = re.compile(r"/v2(/.*)?$|/v1/models/.+")
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -37,7 +34,7 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: 
     """The ASGI application over `models`, which may still be loading; where there are keys, for whoever brings one."""
     # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
     app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    describe(app, models.settings.classify_dialect, models.settings.root_dialect)
+    describe(app, models.settings.classify_dialect, models.settings.root_dialect, keyed=around.keys is not None)
     add_operation(app, models)
     add_protocols(app, models)
     add_pages(app)

@@ -118,14 +118,21 @@ class ClassifyRequest(BaseModel):
     user: str | None = Field(default=None, description="Accepted and ignored.")
     request_id: str | None = Field(default=None, max_length=128, description="Used as the answer's id.")
     use_activation: bool | None = Field(default=None, description="vLLM's name: false means activation none.")
-    truncate_prompt_tokens: Literal[-1] | None = Field(default=None, description="vLLM's name: -1, the model's own limit, is what happens anyway.")
+    truncate_prompt_tokens: int | None = Field(
+        default=None, ge=-1, description="vLLM's name: how many tokens of a long text stay, if that is less than the model reads; -1 is the model's own limit.",
+    )
     truncation_side: Literal["right", "left"] | None = Field(default=None, description="vLLM's name for `truncate` left or right.")
     probs: bool = Field(default=True, description="Whether the answer holds `probs`: of thousands of labels, `scores` cut by `top_k` are all that is wanted.")
     cache_salt: str | None = Field(default=None, description="vLLM's name: accepted and ignored, nothing is cached.")
     padding: None = Field(default=None, description="vLLM's name: null.")
     mm_processor_kwargs: None = Field(default=None, description="vLLM's name: null.")
     add_special_tokens: Literal[True] = Field(default=True, description="vLLM's name: always true.")
-    priority: Literal[0] = Field(default=0, description="vLLM's name: there is one priority.")
+    priority: int = Field(default=0, ge=0, le=0, description="vLLM's name: there is one priority.")
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens of each text or pair are read, if that is less than the model reads."""
+        return None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
 
 
 class LabelScore(BaseModel):
@@ -206,6 +213,11 @@ def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
         if asked.truncate not in (None, asked.truncation_side):
             raise InvalidInput(f"truncate is {asked.truncate} and truncation_side {asked.truncation_side}; give one of them.", param="truncation_side")
         asked.truncate = asked.truncation_side
+    if asked.truncate_prompt_tokens == 0:
+        raise InvalidInput("truncate_prompt_tokens is 0, which leaves no token; give more, or -1 for the model's own limit.", param="truncate_prompt_tokens")
+    if asked.most_tokens is not None and (asked.window is not None or asked.truncate == "none"):
+        other = "window" if asked.window is not None else "truncate none"
+        raise InvalidInput(f"truncate_prompt_tokens and {other} do not go together; leave one of them out.", param="truncate_prompt_tokens")
     if asked.window is not None and asked.truncate not in (None, "right"):
         raise InvalidInput(f"truncate {asked.truncate} and window do not go together: windows read a text to its end; leave one of them out.", param="truncate")
     return asked

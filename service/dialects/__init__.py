@@ -22,6 +22,8 @@ from service.schemas import ClassifyRequest, Limits, known_fields
 
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
+# A text's labels, best first, in the API's description.
+SCORES = {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
 # Of a large answer, so that others get the interpreter and the event loop between one and the next.
 PIECE_BYTES = 131_072
 

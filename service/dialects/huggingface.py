@@ -6,7 +6,7 @@ Hugging Face's Inference API for text classification: POST / and POST /models/NA
 
 from __future__ import annotations
 
-from service.dialects import JSON, Answered, Called, Headers, in_pieces, plain_refusal
+from service.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces, plain_refusal
 from service.errors import InvalidInput, ServiceError
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
@@ -15,13 +15,14 @@ SCHEMA = {
     "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
         "inputs": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}]},
         "parameters": {"type": "object", "additionalProperties": False, "properties": {
-            "top_k": {"type": ["integer", "null"], "minimum": 1}, "function_to_apply": {"enum": ["softmax", "sigmoid", "none", None]},
-            "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]}, "return_all_scores": {"type": ["boolean", "null"]},
-            "padding": {"enum": list(PADDING)},
+            "top_k": {"type": ["integer", "null"], "minimum": 1}, "function_to_apply": {"anyOf": [{"type": "string", "enum": ["softmax", "sigmoid", "none"]}, {"type": "null"}]},
+            "truncation": {"anyOf": [{"type": "string", "enum": ["longest_first", "do_not_truncate"]}, {"type": ["boolean", "null"]}]}, "return_all_scores": {"type": ["boolean", "null"]},
+            "padding": {"anyOf": [{"type": "string", "enum": [word for word in PADDING if isinstance(word, str)]}, {"type": ["boolean", "null"]}]}, "max_length": {"type": ["integer", "null"], "minimum": 1},
         }},
         "options": {"type": ["object", "null"], "additionalProperties": False, "properties": {"use_cache": {}, "wait_for_model": {}}},
     },
 }
+ANSWER = {"type": "array", "items": SCORES}
 
 
 class HuggingFace:
@@ -32,11 +33,14 @@ class HuggingFace:
         parameters = values.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise InvalidInput("parameters must be an object.", param="parameters")
-        known_fields(parameters, ("top_k", "function_to_apply", "truncation", "return_all_scores", "padding"), "parameters.")
+        known_fields(parameters, ("top_k", "function_to_apply", "truncation", "return_all_scores", "padding", "max_length"), "parameters.")
         if not isinstance(every := parameters.get("return_all_scores"), bool | None):
             raise InvalidInput("parameters.return_all_scores must be true, false or null.", param="parameters.return_all_scores")
         if parameters.get("padding") not in PADDING:
             raise InvalidInput("parameters.padding must be true, false, longest, max_length or do_not_pad; it changes no answer.", param="parameters.padding")
+        if not (isinstance(most := parameters.get("max_length"), int | None) and not isinstance(most, bool) and (most is None or most > 0)):
+            raise InvalidInput("parameters.max_length must be a number of tokens, 1 or more, or null.", param="parameters.max_length")
+        truncate = _truncate(parameters.get("truncation"))
         # How texts are padded changes no answer. return_all_scores is the pipeline's older word for top_k: false is 1.
         options = values.get("options") or {}
         if not isinstance(options, dict):
@@ -45,7 +49,8 @@ class HuggingFace:
         known_fields(options, ("use_cache", "wait_for_model"), "options.")
         return read_values({
             "input": values["inputs"], "model": called.model, "top_k": 1 if every is False and parameters.get("top_k") is None else parameters.get("top_k"),
-            "activation": parameters.get("function_to_apply") or "auto", "truncate": _truncate(parameters.get("truncation")),
+            "activation": parameters.get("function_to_apply") or "auto", "truncate": truncate,
+            "truncate_prompt_tokens": None if truncate == "none" else most,    # max_length is heeded by what cuts, as in transformers.
         }, limits)
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:

@@ -14,7 +14,7 @@ import time
 
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers, in_pieces
+from service.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces
 from service.dialects.native import Native
 from service.errors import InvalidInput
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
@@ -24,6 +24,14 @@ SCHEMA = {
     "type": "object", "required": ["input"], "additionalProperties": False, "properties": {
         "input": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "model": {"type": "string"},
         "raw_scores": {"type": "boolean"}, "user": {"type": ["string", "null"]},
+    },
+}
+ANSWER = {
+    "type": "object", "required": ["object", "data", "model", "usage", "id", "created"], "properties": {
+        "object": {"type": "string", "enum": ["classify"]}, "data": {"type": "array", "items": SCORES}, "model": {"type": "string"},
+        "usage": {"type": "object", "required": ["prompt_tokens", "total_tokens"], "properties": {
+            "prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"},
+        }}, "id": {"type": "string"}, "created": {"type": "integer"},
     },
 }
 

@@ -18,8 +18,13 @@ from service.schemas import Activation, ClassifyRequest, Limits, known_fields, r
 SCHEMA = {
     "type": "object", "required": ["instances"], "additionalProperties": False, "properties": {
         "instances": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}, "parameters": {
-            "type": "object", "additionalProperties": False, "properties": {"activation": {"enum": list(get_args(Activation))}},
+            "type": "object", "additionalProperties": False, "properties": {"activation": {"type": "string", "enum": list(get_args(Activation))}},
         },
+    },
+}
+ANSWER = {
+    "type": "object", "required": ["predictions"], "properties": {
+        "predictions": {"type": "array", "items": {"type": "object", "additionalProperties": {"type": "number"}}},
     },
 }
 

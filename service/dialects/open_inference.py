@@ -27,15 +27,27 @@ INPUTS = ("text", "text_pair")
 OUTPUTS = ("label", "score", "probabilities")
 SCHEMA = {
     "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
-        "id": {"type": "string"}, "parameters": {"type": "object"}, "model_name": {"type": ["string", "null"]}, "model_version": {"enum": ["1", None]},
+        "id": {"type": "string"}, "parameters": {"type": "object"}, "model_name": {"type": ["string", "null"]}, "model_version": {"anyOf": [{"type": "string", "enum": ["1"]}, {"type": "null"}]},
         "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
             "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": False, "properties": {
-                "name": {"enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"enum": ["BYTES"]},
+                "name": {"type": "string", "enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"type": "string", "enum": ["BYTES"]},
                 "data": {"type": "array", "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object"},
             },
         }},
         "outputs": {"type": "array", "maxItems": len(OUTPUTS), "items": {
-            "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
+            "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
+        }},
+    },
+}
+ANSWER = {
+    "type": "object", "required": ["model_name", "model_version", "id", "outputs"], "properties": {
+        "model_name": {"type": "string"}, "model_version": {"type": "string"}, "id": {"type": "string"},
+        "outputs": {"type": "array", "items": {
+            "type": "object", "required": ["name", "datatype", "shape"], "properties": {
+                "name": {"type": "string", "enum": list(OUTPUTS)}, "datatype": {"type": "string", "enum": ["BYTES", "FP32"]},
+                "shape": {"type": "array", "items": {"type": "integer"}}, "parameters": {"type": "object"},
+                "data": {"type": "array", "items": {"type": ["string", "number"]}, "description": "Unless the tensor follows the JSON as bytes."},
+            },
         }},
     },
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from service.dialects import JSON, Answered, Called, Headers, in_pieces, retry_after
+from service.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces, retry_after
 from service.errors import (
     InvalidInput,
     InvalidJson,
@@ -34,7 +34,13 @@ SCHEMA = {
             {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "string", "minLength": 1}}},
         ]},
         "truncate": {"type": ["boolean", "null"]}, "raw_scores": {"type": ["boolean", "null"]},
-        "truncation_direction": {"enum": ["Right", "Left"]},
+        "truncation_direction": {"type": "string", "enum": ["Right", "Left"]},
+    },
+}
+ANSWER = {"anyOf": [SCORES, {"type": "array", "items": SCORES}]}
+ERROR = {
+    "type": "object", "required": ["error", "error_type"], "properties": {
+        "error": {"type": "string"}, "error_type": {"enum": ["Overloaded", "Backend", "Unhealthy", "Validation"]},
     },
 }
 DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"}

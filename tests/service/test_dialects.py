@@ -55,8 +55,7 @@ async def test_our_own_shape_has_a_path_that_no_setting_takes(artifact: Artifact
         answer = (await post(client, "/v1/classify", {"input": "good"})).json()
         described = (await client.get("/openapi.json")).json()["paths"]["/v1/classify"]["post"]
     assert answer["data"][0]["label"] == "POSITIVE"
-    assert "threshold" in described["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert "$ref" in described["responses"]["200"]["content"]["application/json"]["schema"]
+    assert described["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ClassifyRequest")
 
 
 # Large answers
@@ -393,7 +392,7 @@ async def test_the_root_answers_as_text_embeddings_inference_by_setting(artifact
         pair = (await post(client, "/", {"inputs": ["good", "bad"]})).json()
         described = (await client.get("/openapi.json")).json()["paths"]["/"]["post"]
     assert {one["label"] for one in pair} == {"NEGATIVE", "POSITIVE"}    # one pair, where Hugging Face's would be two texts
-    assert "truncation_direction" in described["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert described["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/TeiRequest")
 
 
 async def test_a_models_name_may_hold_slashes(tmp_path: Path) -> None:
@@ -450,3 +449,49 @@ async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None
     assert "424" in paths["/predict"]["post"]["responses"]
     assert "424" not in paths["/classify"]["post"]["responses"]
     assert all("500" in paths[path]["post"]["responses"] for path in ("/predict", "/classify", "/v2/models/{model}/infer"))
+
+
+@pytest.mark.parametrize(("path", "asked"), [
+    ("/classify", {"truncate_prompt_tokens": 4}), ("/classify", {"truncate_prompt_tokens": 4, "truncation_side": "right"}),
+    ("/", {"parameters": {"max_length": 4}}), ("/", {"parameters": {"max_length": 4, "truncation": "longest_first"}}),
+])
+async def test_a_request_may_have_texts_cut_shorter_than_the_model_reads(artifact: Artifact, path: str, asked: dict[str, Any]) -> None:
+    field = "input" if path == "/classify" else "inputs"
+    async with client_of(artifact) as (client, _):
+        cut, whole = [(await post(client, path, {field: text, **asked})).json() for text in ("good good bad bad", "good good")]
+        wanted = (await post(client, "/classify", {"input": "good good"})).json()["data"][0]["scores"]
+    for answer in (cut, whole):
+        assert (answer["data"][0]["scores"] if path == "/classify" else answer[0]) == wanted
+    if path == "/classify":
+        assert [(one["data"][0]["tokens"], one["data"][0]["truncated"]) for one in (cut, whole)] == [(4, True), (4, False)]
+
+
+async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_not_be_cut_neither(artifact: Artifact) -> None:
+    text = "good " * 100
+    async with client_of(artifact) as (client, _):
+        answers = [(await post(client, "/classify", {"input": text} | asked)).json()["data"] for asked in ({}, {"truncate_prompt_tokens": 10_000}, {"truncate_prompt_tokens": -1})]
+        uncut = await post(client, "/", {"inputs": text, "parameters": {"max_length": 4, "truncation": False}})
+    assert answers[0] == answers[1] == answers[2]
+    assert uncut.status_code == 422
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens is 0, which leaves no token"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens: Input should be greater than or equal to -1."),
+    ({"truncate_prompt_tokens": 2}, "input: It may have 2 tokens, and 2 stand around a text; allow more."),
+    ({"truncate_prompt_tokens": 4, "window": {}}, "truncate_prompt_tokens and window do not go together"),
+    ({"truncate_prompt_tokens": 4, "truncate": "none"}, "truncate_prompt_tokens and truncate none do not go together"),
+])
+async def test_a_limit_that_cannot_be_kept_is_refused(artifact: Artifact, asked: dict[str, Any], message: str) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/classify", {"input": "good"} | asked)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize("most", [0, True, "12", 1.5])
+async def test_a_max_length_that_is_no_number_of_tokens_is_refused(artifact: Artifact, most: object) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/", {"inputs": "good", "parameters": {"max_length": most}})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("parameters.max_length must be a number of tokens")

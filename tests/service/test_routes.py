@@ -390,10 +390,8 @@ async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         page = (await client.get("/docs")).text
         script = await client.get("/docs/files/swagger-ui-bundle.js")
-        described = (await client.get("/openapi.json")).json()
     assert "https://" not in page
     assert script.status_code == 200
-    assert "input" in described["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
 async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) -> None:

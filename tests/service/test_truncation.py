@@ -165,10 +165,11 @@ def test_texts_and_pairs_are_cut_as_tokenizers_cuts_them(kind: Tokenizer, frame:
     texts = ["".join(draw.choices(letters, k=draw.choice((0, 1, 4, 12)))) for _ in range(40)]
     for max_tokens in LENGTHS:
         classifier, cut = classifier_of(made, tokenizer, max_tokens), reference(tokenizer, max_tokens, side)
+        longer = classifier_of(made, tokenizer, max(LENGTHS) + 8)
         for text, pair in zip(texts, [*[None] * 10, *texts[:9:-1]], strict=True):
             for beside in (False, True):
-                found = classifier.encode(text, pair, side, beside)
-                assert (list(found.ids), list(found.type_ids), found.truncated) == cut(text, pair), (max_tokens, text, pair)
+                for found in (classifier.encode(text, pair, side, beside), longer.encode(text, pair, side, beside, max_tokens)):
+                    assert (list(found.ids), list(found.type_ids), found.truncated) == cut(text, pair), (max_tokens, text, pair)
 
 
 @pytest.mark.parametrize("room", range(8))
@@ -192,7 +193,7 @@ def long_texts(draw: random.Random, count: int) -> Iterator[str]:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_long_text_has_the_tokens_that_it_has_as_a_whole(kind: Tokenizer, side: Any, made: Artifact) -> None:
     tokenizer = framed(kind, "template")
-    classifier, cut = classifier_of(made, tokenizer, 16), reference(tokenizer, 16, side)
+    classifier, longer, cut = classifier_of(made, tokenizer, 16), classifier_of(made, tokenizer, 40), reference(tokenizer, 16, side)
     shortened = 0
     for text in long_texts(random.Random(side), 60):
         part = classifier._tokens_of_part(text, 15, side)
@@ -200,8 +201,8 @@ def test_a_long_text_has_the_tokens_that_it_has_as_a_whole(kind: Tokenizer, side
             shortened += 1
             whole = tokenizer.encode(text, add_special_tokens=False).ids
             assert part == (whole[: len(part)] if side == "right" else whole[len(whole) - len(part) :]), text
-        found = classifier.encode(text, None, side, True)
-        assert (list(found.ids), list(found.type_ids), found.truncated) == cut(text), text
+        for found in (classifier.encode(text, None, side, True), longer.encode(text, None, side, True, 16)):
+            assert (list(found.ids), list(found.type_ids), found.truncated) == cut(text), text
     assert shortened > 10
 
 
