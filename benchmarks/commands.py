@@ -13,6 +13,7 @@ The benchmarks, by name: each is a module of this room with a main of its own.
     python -m benchmarks gpu                               all of it on an NVIDIA GPU, in stages
 
     python -m benchmarks families                          which families do BERT's work, and which do not
+    python -m benchmarks minilm --data DIR                 what int8 does to a real checkpoint, in 8 and in 7 bits
     python -m benchmarks judge                             is the judge right as often as it says?
     python -m benchmarks delays PLAN                       are delays of known size, added by a proxy, read as what they are?
     python -m benchmarks random_twins artifacts/random-base   two classifiers of BERT-base's size, exported: twins for a proof
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "overhead": "what HTTP, the queue and the answer add to the engine",
     "peers": "ours beside Infinity, transformers, optimum, OpenVINO and LitServe, on the same processors",
     "gpu": "the service on an NVIDIA GPU: numerics, latency, throughput, PyTorch beside it, the twins' proof",
+    "minilm": "what int8 does to a real checkpoint, a MiniLM with a head trained here: its gate and its speed",
     "judge": "is the judge right as often as it says? simulated runs, real noise, and how long twelve million rows take",
     "delays": "delays from outside, by a proxy: are they read as what they are?",
     "families": "compare every family of encoders with BERT, each with the outcome expected of it",
