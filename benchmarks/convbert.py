@@ -91,7 +91,7 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
     with tempfile.TemporaryDirectory() as folder:
         for name, model in (("bert", bert), ("transformers", conv), ("ours", mended(conv))):
             path = Path(folder) / f"{name}.onnx"
-            export_onnx(model, path)
+            export_onnx(model, path, ["input_ids", "attention_mask", "token_type_ids"])
             engines[name] = OpenVinoRuntime(path, "f32", cpus.usable())
     return engines
 

@@ -34,8 +34,6 @@ PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminato
 # What a wrapper leaves before every name: torch.compile, DataParallel and DistributedDataParallel, a trainer's own module.
 WRAPPERS = ("_orig_mod.", "module.", "model.")
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
-# Families whose graphs have an input for types of sentences, also where a model has only one.
-TYPED = ("bert", "electra", "convbert", "albert", "mobilebert", "squeezebert", "megatron-bert", "roformer", "rembert")
 # Families whose layers are BERT's, by the names of their parameters.
 BERT_LAYERED = ("bert", "electra", "roberta", "xlm-roberta")
 
@@ -228,19 +226,8 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
                 continue    # What belongs to no layer, as the autoencoder's mask, has no place in an encoder.
             layer, rest = placed.groups()
             tensors[f"{model.base_model_prefix}.encoder.layer.{depth + int(layer)}.{rest}"] = tensor.float()
-    built: nn.Module = _with_two_types(_filled(model, tensors, checkpoint.directory)).float().eval()
+    built: nn.Module = _filled(model, tensors, checkpoint.directory).float().eval()
     return built
-
-
-def _with_two_types(model: Any) -> nn.Module:
-    """The model with an embedding of zeros for a second type of sentence where it has one type: the exporter traces with two. Pairs are refused still."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    types = getattr(embeddings, "token_type_embeddings", None)
-    if embeddings is not None and isinstance(types, nn.Embedding) and types.num_embeddings == 1 and model.config.model_type in TYPED:
-        both = torch.cat([types.weight.detach(), torch.zeros_like(types.weight)])
-        embeddings.token_type_embeddings = nn.Embedding(both.shape[0], both.shape[1], _weight=both)
-    typed: nn.Module = model
-    return typed
 
 
 def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Module:
@@ -271,8 +258,6 @@ def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Modul
     if dropped:
         few = ", ".join(dropped[:4]) + (", …" if len(dropped) > 4 else "")
         print(f"{directory}: drops {len(dropped)} tensors that {type(model).__name__} has no place for, as transformers does: {few}", flush=True)
-    # It is from nowhere; optimum would ask the hub for more files of where it is from.
-    filled.name_or_path = filled.config.name_or_path = model.name_or_path
     return cast(nn.Module, filled)
 
 

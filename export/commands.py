@@ -25,7 +25,7 @@ from command import BadInput, BadUsage, Parser
 from export.attention import mended
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
 from export.gate import FEWEST_TEXTS, judge
-from export.onnx_file import export_onnx, flush_subnormal_weights
+from export.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs
 from export.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.texts import SHIPPED, Labelled, read_texts, without
 from export.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
@@ -45,6 +45,7 @@ from graphs.files import read_graph
 from service import cpus
 from service.artifact import (
     MANIFEST,
+    MOST_TOKENS,
     SCHEMA_VERSION,
     Artifact,
     Dropped,
@@ -70,7 +71,6 @@ TASKS: dict[str, Task] = {
 # sentence-transformers' names for what comes behind a CrossEncoder's logit.
 ACTIVATIONS: dict[str, Literal["sigmoid", "none"]] = {"Sigmoid": "sigmoid", "Identity": "none"}
 FEWEST_TOKENS = 3
-INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 # Families that number positions from the padding id on, as RoBERTa does.
 POSITIONS_AFTER_PADDING = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "ibert", "longformer", "mpnet",
@@ -109,9 +109,7 @@ def export(
     with workplace(place) as folder:
         print("exporting the graph", flush=True)
         write_tokenizer(tokenizer, checkpoint.directory, embedding_rows(model), folder / "tokenizer.json")
-        export_onnx(mended(model), folder / "model.onnx")
-        if unknown := set(_graph_inputs(folder / "model.onnx")) - INPUTS:
-            raise BadInput(f"{checkpoint.directory}: {config.model_type} also reads {', '.join(sorted(unknown))}, which a text has none of.")
+        export_onnx(mended(model), folder / "model.onnx", graph_inputs(model, tokenizer.model_input_names))
         flushed = flush_subnormal_weights(folder / "model.onnx")
         if flushed:
             print(f"sets {flushed:,} subnormal weights to zero: they change no answer and slow processors down", flush=True)
@@ -203,7 +201,7 @@ def _describe(
 
 def _made_by(variants: Sequence[str]) -> list[str]:
     """The packages whose versions an artifact depends on."""
-    packages = ["torch", "transformers", "optimum", "onnx", "openvino", "nncf"]
+    packages = ["torch", "transformers", "onnx", "openvino", "nncf"]
     if any(RECIPES[name].runtime != "openvino" for name in variants):
         installed = {distribution.name for distribution in importlib.metadata.distributions()}
         packages += [name for name in ("onnxruntime", "onnxruntime-gpu") if name in installed]
@@ -234,6 +232,10 @@ def _verify(folder: Path, manifest: Manifest, reference: Reference, gating: Sequ
         safe = measure_padding_safety(Artifact(folder, manifest), folder / "model.onnx", texts, threads)
     except ModelOutputInvalid as error:
         raise BadInput(f"The model cannot be served: {error} Its weights may overflow.") from None
+    except RuntimeError:
+        raise BadInput(
+            f"The model cannot be served: code of its family {manifest.family} looks at a text's length, which its graph holds fixed, and the engine fails on others."
+        ) from None
     manifest = manifest.model_copy(update={"padding_safe": safe})
     if not safe:
         print("answers depend on padding: the service will batch equal lengths only")
@@ -294,7 +296,7 @@ def _gate_by_labels(artifact: Artifact, name: str, texts: Sequence[Labelled], wa
 
 def embedding_rows(model: Any) -> int:
     """How many tokens the model has an embedding for."""
-    return int(model.get_input_embeddings().num_embeddings)
+    return len(model.get_input_embeddings().weight)
 
 
 def _task(config: Any) -> Task:
@@ -325,6 +327,8 @@ def _activation(checkpoint: Checkpoint, task: Task, labels: int) -> Literal["sig
 def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
     """The smaller of what the tokenizer and the positions allow."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions == -1:    # XLNet's word for no limit.
+        positions = None
     if positions is not None and config.model_type in POSITIONS_AFTER_PADDING:
         if config.pad_token_id is None:
             raise BadInput(f"{checkpoint.directory / 'config.json'}: pad_token_id is null, and {config.model_type} counts positions from it; give the number of the tokenizer's padding.")
@@ -332,12 +336,15 @@ def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
     told = read_tokenizer_config(checkpoint.directory).get("model_max_length")
     if positions is None and told is None:
         raise BadInput(f"{checkpoint.directory}: neither config.json (max_position_embeddings) nor tokenizer_config.json (model_max_length) says how many tokens the model reads.")
-    if told is None:
-        assert positions is not None
-        return positions
-    if isinstance(told, bool) or not isinstance(told, int | float) or told < FEWEST_TOKENS:
+    if told is not None and (isinstance(told, bool) or not isinstance(told, int | float) or told < FEWEST_TOKENS):
         raise BadInput(f"{checkpoint.directory / 'tokenizer_config.json'}: model_max_length is {told!r}; it is a number of tokens, {FEWEST_TOKENS} or more.")
-    return int(told if positions is None else min(positions, told))
+    most = int(min(limit for limit in (positions, told) if limit is not None))
+    if not FEWEST_TOKENS <= most <= MOST_TOKENS:
+        raise BadInput(
+            f"{checkpoint.directory}: by config.json (max_position_embeddings) and tokenizer_config.json (model_max_length) the model reads {most:,} tokens; "
+            f"{FEWEST_TOKENS} to {MOST_TOKENS:,} can be served. Say in model_max_length how many it was trained with."
+        )
+    return most
 
 
 def _graph_inputs(path: Path) -> list[str]:

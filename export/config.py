@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import InvalidVersion, Version
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -63,11 +64,18 @@ def read_config(directory: Path, described: dict[str, Any], depth: int = 0) -> P
     path = directory / "config.json"
     _check_architecture(path, described)
     described = {name: value for name, value in described.items() if name not in LEFT_OUT}
+    positions = str(described.get("position_embedding_type"))
+    if positions.startswith("relative_key") and _saved_by(described) >= (5, 0) and described["model_type"] != "esm":
+        # Its weights are not in the file either.
+        print(f"{path}: passes over position_embedding_type {positions}, as transformers 5 does, which saved it.", flush=True)
+        del described["position_embedding_type"]
     if described["model_type"] == "modernbert":
         described = _modernbert_of_4(path, described)
+    if described["model_type"] not in CONFIG_MAPPING:
+        raise BadInput(f"{path} describes no classifier that can be built: transformers {transformers.__version__} knows no family {described['model_type']!r}.")
     try:
         kind = type(AutoConfig.for_model(described["model_type"]))
-    except Exception as error:  # for_model raises a ValueError for what it does not know; a family's own default may raise anything.
+    except Exception as error:  # A family's own default may raise anything.
         raise BadInput(f"{path} describes no classifier that can be built: {first_line(error)}") from None
     described = _rope_of_4(path, described, kind)
     _check_fields(path, described, kind)
@@ -100,11 +108,7 @@ def _check_architecture(path: Path, described: dict[str, Any]) -> None:
 
 
 def _check_fields(path: Path, described: dict[str, Any], kind: type[PretrainedConfig]) -> None:
-    saved_by = described.get("transformers_version")
-    try:
-        newer = saved_by is not None and Version(str(saved_by)).release[:2] > Version(transformers.__version__).release[:2]
-    except InvalidVersion:
-        newer = True
+    saved_by, newer = described.get("transformers_version"), _saved_by(described) > Version(transformers.__version__).release[:2]
     unknown = sorted(set(described) - HARMLESS - _fields(kind))
     if unknown and newer:
         raise BadInput(
@@ -114,6 +118,15 @@ def _check_fields(path: Path, described: dict[str, Any], kind: type[PretrainedCo
         )
     if unknown:
         print(f"{path}: passes over {', '.join(unknown)}, which transformers does not know for {described['model_type']}.", flush=True)
+
+
+def _saved_by(described: dict[str, Any]) -> tuple[int, ...]:
+    """Major and minor version of the transformers that saved a config: none where it does not say, beyond all where that is no version."""
+    told = described.get("transformers_version")
+    try:
+        return () if told is None else Version(str(told)).release[:2]
+    except InvalidVersion:
+        return (sys.maxsize,)
 
 
 def _fields(kind: type[PretrainedConfig]) -> set[str]:

@@ -1,48 +1,81 @@
 """
-The only place that knows an exporter: a torch classifier becomes a plain fp32 ONNX graph through optimum.
+The only place that knows an exporter: a torch classifier becomes a plain fp32 ONNX graph, as torch's tracing exporter writes it.
 """
 
 from __future__ import annotations
 
-import logging
+import inspect
+import io
 import shutil
 import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor
 
 from command import BadInput, first_line
+from export.checkpoint import quiet
 from graphs.subnormals import subnormals
 
 OPSET = 18
+# What is traced: no row and no length of one, which a tracer may take for the only one.
+ROWS, LENGTH = 2, 16
+# Families whose graphs have an input for types of sentences, whatever the tokenizer gives and also where a model has only one.
+TYPED = ("bert", "electra", "convbert", "albert", "mobilebert", "squeezebert", "megatron-bert", "roformer", "rembert")
 
 
-def export_onnx(model: nn.Module, target: Path) -> None:
-    """Writes `model` as one .onnx file with symbolic batch and sequence length."""
-    # optimum warns of shapes that tracing fixes; verification shows whether one mattered.
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def graph_inputs(model: Any, tokenizer_gives: Sequence[str]) -> list[str]:
+    """What the graph reads of a text: what the model accepts and its tokenizer gives."""
+    accepted = inspect.signature(model.forward).parameters
+    typed = "token_type_ids" in tokenizer_gives and getattr(model.config, "type_vocab_size", 2) > 1
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed or model.config.model_type in TYPED else [])]
+    return [name for name in names if name in accepted]
+
+
+def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
+    """Writes `model` as one .onnx file that reads `inputs`, (B, L) each with both symbolic, and gives `logits`, (B, labels).
+
+    It is traced in the form of attention that it has; BadInput if it cannot be.
+    """
+    rows = len(model.get_input_embeddings().weight)
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    length = min(LENGTH, positions) if positions > 0 else LENGTH
+    ids = torch.arange(ROWS * length).reshape(ROWS, length) % rows
+    examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    forward = model.forward
+
+    def logits(*given: Tensor) -> Tensor:
+        answer: Tensor = forward(**dict(zip(inputs, given, strict=True)), return_dict=True).logits
+        return answer
+
     # Beside the target, so that it is one disk that needs the room.
-    exported = target.parent / "exporting"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from optimum.exporters.onnx import onnx_export_from_model
-
-        try:
-            # The model itself, not a saved copy: loading one would choose another form of attention.
-            onnx_export_from_model(
-                model, exported, task="text-classification", opset=OPSET, device="cpu", do_validation=False, no_post_process=True,
+    exporting = target.parent / "exporting"
+    exporting.mkdir()
+    # In the model's own place, for a module around it would be in every weight's name.
+    model.forward = logits
+    try:
+        # The tracer warns of shapes that it fixes, and prints a graph that it cannot export; verification shows whether a shape mattered.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model, tuple(examples[name] for name in inputs), str(exporting / "model.onnx"), input_names=list(inputs), output_names=["logits"],
+                dynamic_axes={"logits": {0: "batch_size"}} | {name: {0: "batch_size", 1: "sequence_length"} for name in inputs},
+                opset_version=OPSET, dynamo=False,
             )
-        except Exception as error:  # A model may fail to be traced in as many ways as there are models.
-            raise BadInput(f"optimum cannot export this model: {first_line(error)}") from None
-        weights = exported / "model.onnx_data"
-        if weights.exists():
-            raise BadInput("The graph passes ONNX's limit of 2 GiB for one file; such models are not supported.")
-        (exported / "model.onnx").rename(target)
-        shutil.rmtree(exported)
+    except Exception as error:  # A model may fail to be traced in as many ways as there are models.
+        raise BadInput(f"torch cannot export this model: {first_line(error)}") from None
+    finally:
+        del model.forward
+    if len(list(exporting.iterdir())) > 1:
+        raise BadInput("The graph passes ONNX's limit of 2 GiB for one file; such models are not supported.")
+    (exporting / "model.onnx").rename(target)
+    shutil.rmtree(exporting)
 
 
 def flush_subnormal_weights(path: Path) -> int:

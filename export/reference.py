@@ -8,6 +8,7 @@ neither how weights were placed, nor the form of attention, nor how texts become
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Sequence
 
@@ -133,4 +134,4 @@ class Reference:
         # A tokenizer may number sentences for a model that has one type of them.
         if name == "token_type_ids" and getattr(self.model.config, "type_vocab_size", 2) < 2:
             return False
-        return name in self.model.forward.__code__.co_varnames
+        return name in inspect.signature(self.model.forward).parameters

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
 OURS = {name.removesuffix(".py") for name in ALLOWED} | {"tests"}
 
 # What the base install does not bring.
-NOT_IN_BASE = ("onnxruntime", "torch", "transformers", "optimum", "onnx", "safetensors", "scipy", "pyarrow", "locust", "tqdm")
+NOT_IN_BASE = ("onnxruntime", "torch", "transformers", "onnx", "safetensors", "scipy", "pyarrow", "locust", "tqdm")
 
 
 def imports(path: Path) -> Iterator[str]:

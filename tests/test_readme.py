@@ -58,14 +58,14 @@ def without_what_changes(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+@pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 def test_the_readmes_request_gives_the_readmes_answer(answer: dict[str, Any]) -> None:
     shown = re.search(r"^\$ curl .*\n(\{(?:.*\n)*?\})\n", README, re.M)
     assert shown, "the README shows no answer"
     assert without_what_changes(answer) == without_what_changes(json.loads(shown[1]))
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+@pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Artifact) -> None:
     shown = re.findall(r"^\$ (curl .*)\n(.*)$", Path("docs/dialects.md").read_text(), re.M)
     assert len(shown) == 6

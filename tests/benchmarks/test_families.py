@@ -10,7 +10,7 @@ from benchmarks.commands import main
 from benchmarks.families import FAMILIES, HEAD, SAME
 from command import BadInput, BadUsage
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 TABLE = Path("benchmarks/families.md")
 

@@ -30,7 +30,7 @@ from service.runtimes.auto import Choice, load
 from service.shapes import GPU, Shapes, read_grid
 from tests.needs import no_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
 
 
@@ -63,7 +63,7 @@ def test_on_a_machine_without_a_gpu_the_command_exits_69() -> None:
 
 def test_the_stages_need_nothing_of_what_exports() -> None:
     """A machine that is given skeletons has none of it."""
-    code = "import sys; sys.modules.update(dict.fromkeys(('export', 'optimum', 'openvino', 'nncf'))); import benchmarks.gpu"
+    code = "import sys; sys.modules.update(dict.fromkeys(('export', 'openvino', 'nncf'))); import benchmarks.gpu"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.commands import main
 from service.artifact import read_artifact
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 
 def test_random_twins_do_the_same_work_with_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from command import BadInput, BadUsage, CommandError, Unavailable
 from service.shapes import PACKED, Shapes
 from tests import needs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
 
 

@@ -76,13 +76,14 @@ class Family:
     order: Specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     pair: str = "{b} $A {e} $B:1 {e}:1"
     config: Mapping[str, Any] = field(default_factory=dict)
+    single: str = "{b} $A {e}"
 
     @property
     def special(self) -> dict[str, str]:
-        robertas = "<s>" in self.order
+        first, last = next(pair for pair in (("<cls>", "<sep>"), ("<s>", "</s>"), ("[CLS]", "[SEP]")) if pair[0] in self.order)
         return {
             "pad": next(token for token in self.order if token.lower() in ("[pad]", "<pad>")), "unk": next(token for token in self.order if token.lower() in ("[unk]", "<unk>")),
-            "b": "<s>" if robertas else "[CLS]", "e": "</s>" if robertas else "[SEP]", "mask": next(token for token in self.order if "mask" in token.lower()),
+            "b": first, "e": last, "mask": next(token for token in self.order if "mask" in token.lower()),
         }
 
 
@@ -108,13 +109,32 @@ FAMILIES = [
     Family("SqueezeBERT", "SqueezeBert", wordpiece, config={"embedding_size": 32}),
     Family("Megatron-BERT", "MegatronBert", wordpiece),
     Family("RemBERT", "RemBert", sentencepiece_unigram, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), config={"input_embedding_size": 16, "output_embedding_size": 16}),
+    Family("ERNIE", "Ernie", wordpiece),
+    Family("I-BERT", "IBert", byte_level_bpe, **ROBERTAS, config=POSITIONS_AFTER_PADDING),
+    Family("LayoutLM", "LayoutLM", wordpiece),
+    Family("XLM-RoBERTa-XL", "XLMRobertaXL", sentencepiece_unigram, **ROBERTAS, config=POSITIONS_AFTER_PADDING),
+    Family("RoBERTa-PreLayerNorm", "RobertaPreLayerNorm", byte_level_bpe, **ROBERTAS, config=POSITIONS_AFTER_PADDING),
+    Family("BigBird", "BigBird", sentencepiece_unigram, ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>"), config={"attention_type": "original_full"}),
+    Family(
+        "XLNet", "XLNet", sentencepiece_unigram, ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"), "$A {e} $B:1 {e}:1 {b}:2",
+        {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "max_position_embeddings": None, "intermediate_size": None}, "$A {e} {b}:2",
+    ),
 ]
-UNKNOWN_TO_THE_EXPORTER = [
-    Family("Nyströmformer", "Nystromformer", wordpiece, config={"num_landmarks": 8, "segment_means_seq_len": MAX_TOKENS}),
-    Family("Funnel", "Funnel", wordpiece, config={"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1], "num_hidden_layers": None, "intermediate_size": None}),
-    Family("XLNet", "XLNet", sentencepiece_unigram, SPM, config={"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "max_position_embeddings": None, "intermediate_size": None}),
-]
-BY_NAME = {family.name: family for family in (*FAMILIES, *UNKNOWN_TO_THE_EXPORTER)}
+OF_ONE_VERSION = [Family("YOSO", "Yoso", wordpiece), Family("Nezha", "Nezha", wordpiece)]
+"""Those that transformers 5 has no longer, or cannot save."""
+# Their code looks at a text's length where a graph cannot.
+UNTRACEABLE = {
+    "torch cannot export this model": Family("Nyströmformer", "Nystromformer", wordpiece, config={"num_landmarks": 8, "segment_means_seq_len": MAX_TOKENS}),
+    "looks at a text's length": Family("Longformer", "Longformer", byte_level_bpe, **ROBERTAS, config=POSITIONS_AFTER_PADDING | {"attention_window": [8, 8]}),
+    "its family funnel looks at a text's length": Family(
+        "Funnel", "Funnel", wordpiece, config={"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1], "num_hidden_layers": None, "intermediate_size": None},
+    ),
+    "its family xmod looks at a text's length": Family(
+        "X-MOD", "Xmod", sentencepiece_unigram, **ROBERTAS, config=POSITIONS_AFTER_PADDING | {"languages": ["en_XX"], "default_language": "en_XX"},
+    ),
+}
+ONLY_IN_5 = Family("EuroBERT", "EuroBert", byte_level_bpe)
+BY_NAME = {family.name: family for family in (*FAMILIES, *OF_ONE_VERSION, *UNTRACEABLE.values(), ONLY_IN_5)}
 
 
 def write_family(folder: Path, family: Family, labels: int = 2, lowercase: bool | None = None, resave: bool = True, **more: Any) -> None:
@@ -127,7 +147,7 @@ def write_family(folder: Path, family: Family, labels: int = 2, lowercase: bool 
     ids = {name: family.order.index(token) for name, token in special.items()}
     tokenizer = family.tokenizer(family.order, special["unk"]) if lowercase is None else wordpiece(family.order, special["unk"], lowercase)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="{b} $A {e}".format(**special), pair=family.pair.format(**special), special_tokens=[(special["b"], ids["b"]), (special["e"], ids["e"])],
+        single=family.single.format(**special), pair=family.pair.format(**special), special_tokens=[(special["b"], ids["b"]), (special["e"], ids["e"])],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     described = {
@@ -317,10 +337,12 @@ def quirk(
 
 ROWS = [
     *(Row(family.name, family.name) for family in FAMILIES),
+    *(Row(family.name, family.name, versions=("4",)) for family in OF_ONE_VERSION),
     *(
-        Row(family.name, family.name, refused="cannot export this model", make={"resave": False}, versions=("4",) if family.name == "Funnel" else VERSIONS)
-        for family in UNKNOWN_TO_THE_EXPORTER
+        Row(family.name, family.name, refused=why, make={"resave": False}, versions=("4",) if family.name == "Funnel" else VERSIONS)
+        for why, family in UNTRACEABLE.items()
     ),
+    Row(ONLY_IN_5.name, ONLY_IN_5.name, refused="knows no family 'eurobert'", versions=("5",)),
     # Tokenizers
     quirk("do_lower_case false over a lower-casing tokenizer.json", tokenizer_config(do_lower_case=False)),
     quirk("do_lower_case true over a cased tokenizer.json", tokenizer_config(do_lower_case=True), lowercase=False, resave=False),
@@ -395,6 +417,8 @@ ROWS = [
     quirk("mmBERT's rotary bases", rotary(160_000.0, 160_000.0), family="ModernBERT"),
     quirk("ModernBERT that averages its tokens", family="ModernBERT", classifier_pooling="mean"),
     quirk("BERT with relative positions", position_embedding_type="relative_key", versions=("4",)),
+    quirk("BERT with relative positions in config.json only", config(position_embedding_type="relative_key"), versions=("5",)),
+    quirk("no limit of tokens anywhere", tokenizer_config(model_max_length=10**30), family="XLNet", resave=False, refused="3 to 32,768 can be served"),
     quirk("BERT with pruned heads", pruned, versions=("4",)),
     quirk("RoBERTa without a number for padding", family="RoBERTa", later=null("pad_token_id"), refused="pad_token_id is null"),
     quirk("a hidden_act that nobody knows", config(hidden_act="foo"), refused="describes no classifier"),

@@ -14,7 +14,7 @@ from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, edited
 from tests.export.test_families import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 MODERNBERT_OF_5 = {
     "model_type": "modernbert", "num_hidden_layers": 4, "transformers_version": "5.24.0", "layer_types": ["full_attention", "sliding_attention"] * 2,

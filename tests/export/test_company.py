@@ -18,7 +18,7 @@ from service.classifier import Classifier
 from service.runtimes import RuntimeUnavailable
 from service.runtimes.auto import load
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 # How far a probability may move by what else is in the batch; docs/performance.md tells them.
 TOLERANCES = {"cpu-fp32": 1e-6, "cpu-bf16": 1e-3, "cpu-int8": 1e-3, "cuda-fp16": 1e-3, "tensorrt-fp16": 1e-3}

@@ -21,7 +21,7 @@ from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from tests.worlds import write_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 
 def classifier(**changes: object) -> ConvBertForSequenceClassification:

@@ -20,7 +20,7 @@ from tests.export.corpus import ROWS, VERSIONS, Row, table
 from tests.needs import TRANSFORMERS_5, transformers_5
 from tests.service.test_routes import classify, client_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 CORPUS = Path(__file__).with_name("corpus.py")
 SAME = 1e-4

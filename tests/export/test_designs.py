@@ -28,7 +28,7 @@ from training.model import build_model
 from training.pretrain import pretrain
 from training.tasks import task_named
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 TEXTS = ("the cat", "the dog ran under the tree and then slept all day in the sun", "a")
 

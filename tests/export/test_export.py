@@ -22,7 +22,7 @@ from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from tests.export.worlds import HIDDEN, write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 
 def classifier_of(folder: Path, variant: str = "cpu-fp32") -> Classifier:

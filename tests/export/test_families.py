@@ -15,14 +15,14 @@ import sentencepiece
 import transformers
 from tokenizers import Tokenizer
 
-from command import BadInput, Unavailable
+from command import Unavailable
 from export.commands import export
 from export.config import plain_functions
 from service.artifact import read_artifact
-from tests.export.corpus import BY_NAME, FAMILIES, MAX_TOKENS, UNKNOWN_TO_THE_EXPORTER, Family, write_family
+from tests.export.corpus import BY_NAME, FAMILIES, MAX_TOKENS, Family, write_family
 from tests.service.test_routes import classify, client_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 CORPUS = [*Path("examples/texts/sentences.txt").read_text().splitlines(), "Ein Satz auf Deutsch, mit Umlauten: Übergröße, schön.", "¿Qué? – “quotes” 🙂"] * 3
 TEXTS = ["a charming and often affecting journey", "Übergröße 🙂!", "x", "no apparent joy " * 30, "x <pad> [PAD] y"]
@@ -55,15 +55,6 @@ async def test_a_family_answers_in_any_company_as_alone(family: Family, tmp_path
         for one in in_company:
             assert one["probs"] == pytest.approx(by_itself["probs"], abs=1e-6 if artifact.manifest.padding_safe else 1e-5)
     assert [one["truncated"] for one in alone[:4]] == [False, False, False, True]
-
-
-@pytest.mark.parametrize("family", UNKNOWN_TO_THE_EXPORTER, ids=lambda family: family.name)
-def test_a_family_that_cannot_be_served_is_refused_and_leaves_nothing(family: Family, tmp_path: Path) -> None:
-    with plain_functions():
-        write_family(tmp_path / "checkpoint", family, resave=False)
-    with pytest.raises((BadInput, Unavailable), match="cannot export this model"):
-        export(str(tmp_path / "checkpoint"), tmp_path / "artifact", variants=["cpu-fp32"])
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_the_docs_name_the_families_whose_texts_share_rows() -> None:

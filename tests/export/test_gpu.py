@@ -23,7 +23,7 @@ from tests.export.corpus import FAMILIES
 from tests.export.test_families import write_checkpoint as write_family
 from tests.export.worlds import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 ON_A_GPU = ("cpu-fp32", "cuda-fp16", "tensorrt-fp16")
 NAMES = {"bert": "BERT", "electra": "ELECTRA", "roberta": "RoBERTa", "xlm-roberta": "XLM-RoBERTa", "camembert": "CamemBERT", "distilbert": "DistilBERT"}

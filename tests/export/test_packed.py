@@ -24,7 +24,7 @@ from service.shapes import Shapes
 from tests.export.corpus import FAMILIES, MAX_TOKENS
 from tests.export.test_families import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 TEXTS = ["a charming and often affecting journey", "x", "no apparent joy at all here"]
 
 

@@ -15,7 +15,7 @@ from proof.identity import compare, describe, lead
 from service.artifact import MANIFEST, read_manifest, sealed, sha256
 from tests.export.worlds import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer and optimum warn of what verification checks
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
 
 
 def with_subnormals(checkpoint: Path, count: int) -> Path:
