@@ -1,5 +1,6 @@
 """
-Asks a running service by the newest official clients of other servers, each in an environment of its own.
+Asks a running service by the newest official clients of other servers, and by one that is generated from our own description; each in an
+environment of its own.
 
     python -m tests.clients [NAME …]      make clients
 
@@ -40,6 +41,7 @@ CLIENTS = {
     "tritonclient": Client(("tritonclient[http]",), "triton_client.py"),
     "kserve": Client(("kserve",), "kserve_client.py"),
     "infinity_client": Client(("infinity_client",), "infinity_client_.py", "infinity"),
+    "openapi-python-client": Client(("openapi-python-client", "ruff"), "openapi_client.py"),
 }
 
 
