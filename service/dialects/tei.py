@@ -35,6 +35,7 @@ SCHEMA = {
         ]},
         "truncate": {"type": ["boolean", "null"]}, "raw_scores": {"type": ["boolean", "null"]},
         "truncation_direction": {"type": "string", "enum": ["Right", "Left"]},
+        "parameters": {"type": ["object", "null"], "additionalProperties": {"type": "null"}},
     },
 }
 ANSWER = {"anyOf": [SCORES, {"type": "array", "items": SCORES}]}
@@ -48,7 +49,10 @@ DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"
 
 class Tei:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body, limits), ("inputs", "truncate", "truncation_direction", "raw_scores"))
+        values = read_object(called.body, limits)
+        if "parameters" in values and _is_empty(values["parameters"]):
+            del values["parameters"]
+        known_fields(values, ("inputs", "truncate", "truncation_direction", "raw_scores"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
         direction = values.get("truncation_direction", "Right")
@@ -71,6 +75,11 @@ class Tei:
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return (424 if _kind(error) == "Backend" else int(error.status)), [JSON, *retry_after(error)], orjson.dumps({"error": error.message, "error_type": _kind(error)})
+
+
+def _is_empty(parameters: object) -> bool:
+    """Whether Hugging Face's `parameters` ask for nothing: its client sends them to every path that it is given."""
+    return parameters is None or (isinstance(parameters, dict) and all(value is None for value in parameters.values()))
 
 
 def is_batch(inputs: object) -> bool:

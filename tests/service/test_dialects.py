@@ -495,3 +495,12 @@ async def test_a_max_length_that_is_no_number_of_tokens_is_refused(artifact: Art
         answer = await post(client, "/", {"inputs": "good", "parameters": {"max_length": most}})
     assert answer.status_code == 422
     assert answer.json()["error"].startswith("parameters.max_length must be a number of tokens")
+
+
+@pytest.mark.parametrize(("parameters", "status"), [({}, 200), (None, 200), ({"top_k": None}, 200), ({"top_k": 1}, 422), ([], 422)])
+async def test_parameters_that_ask_for_nothing_are_no_reason_to_refuse_a_client_of_two_servers(artifact: Artifact, parameters: object, status: int) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/predict", {"inputs": "good", "parameters": parameters})
+    assert answer.status_code == status
+    if status == 422:
+        assert answer.json()["error"].startswith("parameters is no field of this request")

@@ -394,6 +394,18 @@ async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
     assert script.status_code == 200
 
 
+async def test_pages_find_their_files_and_the_service_behind_any_prefix(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        pages = {path: (await client.get(path, headers={"Accept": "text/html"})).text for path in ("/", "/docs")}
+        scripts = [(await client.get(path)).text for path in ("/page/page.js", "/page/docs.js")]
+        for path, page in pages.items():
+            linked = re.findall(r'(?:src|href)="([^"#:]+)"', page)
+            assert linked
+            assert not [link for link in linked if link.startswith("/")]    # it would leave a proxy's prefix
+            assert {(await client.get(str(httpx.URL("http://test").join(path).join(link)))).status_code for link in linked} == {200}
+    assert not re.findall(r"""["'`]/\w""", "".join(scripts))
+
+
 async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         pages = [await client.get(path, headers={"Accept": "text/html"}) for path in ("/", "/docs", "/page/index.html", "/page/docs.html")]
