@@ -133,8 +133,12 @@ UNTRACEABLE = {
         "X-MOD", "Xmod", sentencepiece_unigram, **ROBERTAS, config=POSITIONS_AFTER_PADDING | {"languages": ["en_XX"], "default_language": "en_XX"},
     ),
 }
+XLMS: dict[str, Any] = {
+    "config": {"emb_dim": 32, "n_layers": 2, "n_heads": 2} | dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")),
+}
+WITHOUT_A_FAST_TOKENIZER = [Family("XLM", "XLM", wordpiece, **XLMS), Family("FlauBERT", "Flaubert", wordpiece, **XLMS)]
 ONLY_IN_5 = Family("EuroBERT", "EuroBert", byte_level_bpe)
-BY_NAME = {family.name: family for family in (*FAMILIES, *OF_ONE_VERSION, *UNTRACEABLE.values(), ONLY_IN_5)}
+BY_NAME = {family.name: family for family in (*FAMILIES, *OF_ONE_VERSION, *UNTRACEABLE.values(), *WITHOUT_A_FAST_TOKENIZER, ONLY_IN_5)}
 
 
 def write_family(folder: Path, family: Family, labels: int = 2, lowercase: bool | None = None, resave: bool = True, **more: Any) -> None:
@@ -341,6 +345,11 @@ ROWS = [
     *(
         Row(family.name, family.name, refused=why, make={"resave": False}, versions=("4",) if family.name == "Funnel" else VERSIONS)
         for why, family in UNTRACEABLE.items()
+    ),
+    *(Row(family.name, family.name, refused="takes another package", make={"resave": False}) for family in WITHOUT_A_FAST_TOKENIZER),
+    *(
+        quirk(f"{family.name} with a fast tokenizer", tokenizer_config(tokenizer_class="PreTrainedTokenizerFast"), family=family.name, resave=False)
+        for family in WITHOUT_A_FAST_TOKENIZER
     ),
     Row(ONLY_IN_5.name, ONLY_IN_5.name, refused="knows no family 'eurobert'", versions=("5",)),
     # Tokenizers
