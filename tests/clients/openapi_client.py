@@ -14,8 +14,8 @@ with urllib.request.urlopen(f"{url}/openapi.json") as answer:
     described = json.load(answer)
 with tempfile.TemporaryDirectory() as folder:
     client_package = Path(folder) / "reviews_client"
-    generator = [Path(sys.executable).with_name("openapi-python-client"), "generate", "--url", f"{url}/openapi.json", "--meta", "none"]
-    done = subprocess.run([*generator, "--output-path", client_package], capture_output=True, text=True, check=True)
+    generator = [str(Path(sys.executable).with_name("openapi-python-client")), "generate", "--url", f"{url}/openapi.json", "--meta", "none"]
+    done = subprocess.run([*generator, "--output-path", str(client_package)], capture_output=True, text=True, check=True)
     assert "Unable to parse" not in done.stdout + done.stderr, done.stdout
     operations = [operation["operationId"] for methods in described["paths"].values() for operation in methods.values()]
     generated = {path.stem for path in client_package.glob("api/*/*.py")} - {"__init__"}

@@ -33,7 +33,7 @@ REFUSED: list[dict[str, Any]] = [{}, {"inputs": 3}, {"input": []}, {"unknown": T
 
 
 @pytest.mark.parametrize("settings", [{}, {"classify_dialect": "infinity", "root_dialect": "tei"}], ids=["by default", "with other dialects"])
-async def test_requests_answers_and_refusals_keep_their_schemas(artifact: Artifact, settings: dict[str, str]) -> None:
+async def test_requests_answers_and_refusals_keep_their_schemas(artifact: Artifact, settings: dict[str, Any]) -> None:
     asked = ASKED if not settings else ASKED | {"/classify": {"input": ["good"], "raw_scores": True}, "/": {"inputs": ["good", "bad"], "truncation_direction": "Left"}}
     async with client_of(artifact, **settings) as (client, _):
         described = (await client.get("/openapi.json")).json()
