@@ -4,7 +4,7 @@
 #   make demo      export the example twins, serve them, classify a sentence, prove that they are equally fast
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
-#   make check     ruff and mypy
+#   make check     ruff (format and rules) and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
 #   make clients   ask the service by the newest official clients of other servers
@@ -97,6 +97,7 @@ test: install .venv/.debian .venv/.grafana .venv/.sbom .venv/.transformers5
 	$(BIN)/python -m pytest
 
 check: install
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

@@ -1,1 +1,3 @@
-"""Measures that are no proof by themselves: whether the judges judge rightly, and what they are told."""
+"""Measures that are no proof by themselves: whether the judges judge rightly, and what they are
+told.
+"""

@@ -3,8 +3,9 @@ Does ConvBERT keep its promise: is its engine time to BERT's as its operations a
 
     python -m benchmarks convbert [--short] [--out FILE]
 
-Three graphs of one size in turns: BERT, ConvBERT as transformers exports it (the values copied k times, padding convolved),
-and ConvBERT as we export it (a band matrix, deaf to padding). Random weights, fp32.
+Three graphs of one size in turns: BERT, ConvBERT as transformers exports it (the values copied k
+times, padding convolved), and ConvBERT as we export it (a band matrix, deaf to padding). Random
+weights, fp32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification, ConvBertConfig, ConvBertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
+)
 
 from benchmarks.findings import Findings, Table, at_most, markdown, spread, write
 from benchmarks.subjects import shapes_of
@@ -34,7 +40,10 @@ ALLOWED = 1.15
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks convbert", description="Measure ConvBERT's engine time by BERT's.")
+    parser = Parser(
+        prog="python -m benchmarks convbert",
+        description="Measure ConvBERT's engine time by BERT's.",
+    )
     parser.add_argument("--short", action="store_true", help="fewer rounds and shapes")
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=("small", "base"))
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
@@ -54,24 +63,60 @@ def measure(sizes: Sequence[str], shapes: Sequence[tuple[int, int]], rounds: int
             times = seconds(engines, batch, length, rounds)
             plain, ours = times["transformers"] / times["bert"], times["ours"] / times["bert"]
             promised = flops_ratio(size, length)
-            rows.append([size, f"{batch} × {length}", f"{np.median(times['bert']) * 1000:.1f}", f"{promised:.2f}", spread(plain), spread(ours), f"{np.median(ours) / promised:.2f}"])
-            targets.append(at_most(f"{size}, {batch} × {length}: time ratio by FLOPs ratio", float(np.median(ours)) / promised, ALLOWED))
+            rows.append(
+                [
+                    size,
+                    f"{batch} × {length}",
+                    f"{np.median(times['bert']) * 1000:.1f}",
+                    f"{promised:.2f}",
+                    spread(plain),
+                    spread(ours),
+                    f"{np.median(ours) / promised:.2f}",
+                ]
+            )
+            targets.append(
+                at_most(
+                    f"{size}, {batch} × {length}: time ratio by FLOPs ratio",
+                    float(np.median(ours)) / promised,
+                    ALLOWED,
+                )
+            )
             values[f"{size} {batch}x{length}"] = {name: one.tolist() for name, one in times.items()}
     return Findings(
-        "convbert", f"ConvBERT's engine time by that of a BERT of its size (fp32, {cpus.usable()} thread(s)).",
-        [Table("", ("size", "batch × length", "BERT, ms", "FLOPs by BERT's", "transformers' export by BERT", "ours by BERT", "ours by its FLOPs ratio"), rows,
-               "FLOPs: of the layers' matrices, attention and the convolutions, counted from the paper's formulas; the band's zeros are not counted, their time is.")],
-        targets, values,
+        "convbert",
+        f"ConvBERT's engine time by that of a BERT of its size (fp32, {cpus.usable()} thread(s)).",
+        [
+            Table(
+                "",
+                (
+                    "size",
+                    "batch × length",
+                    "BERT, ms",
+                    "FLOPs by BERT's",
+                    "transformers' export by BERT",
+                    "ours by BERT",
+                    "ours by its FLOPs ratio",
+                ),
+                rows,
+                "FLOPs: of the layers' matrices, attention and the convolutions, counted from the"
+                " paper's formulas; the band's zeros are not counted, their time is.",
+            )
+        ],
+        targets,
+        values,
     )
 
 
 def flops_ratio(size: str, length: int) -> float:
-    """ConvBERT's layers by BERT's, for one text of `length` tokens; two FLOPs for a multiplication and addition."""
+    """ConvBERT's layers by BERT's, for one text of `length` tokens; two FLOPs for a multiplication
+    and addition.
+    """
     _, hidden, heads, wide = SIZES[size]
     half = hidden // RATIO
     feed_forward = 2 * hidden * wide
     bert = length * (4 * hidden * hidden + feed_forward) + 2 * length * length * hidden
-    # query, key, value, the convolution's values and the pointwise half of its keys; then the depthwise half, kernels and sums.
+    # query, key, value, the convolution's values and the pointwise half of its keys; then the
+    # depthwise half, kernels and sums.
     mixed = 5 * hidden * half + KERNEL * hidden + half * (heads // RATIO) * KERNEL + KERNEL * half
     convbert = length * (mixed + hidden * hidden + feed_forward) + 2 * length * length * half
     return convbert / bert
@@ -81,12 +126,19 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
     """Each graph on its engine."""
     layers, hidden, heads, wide = SIZES[size]
     told: dict[str, Any] = {
-        "vocab_size": 1000, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": wide,
-        "max_position_embeddings": 512, "pad_token_id": 0,
+        "vocab_size": 1000,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": wide,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
     }
     torch.manual_seed(0)
     bert = BertForSequenceClassification(BertConfig(**told, attn_implementation="eager")).eval()
-    conv = ConvBertForSequenceClassification(ConvBertConfig(**told, embedding_size=hidden, conv_kernel_size=KERNEL, head_ratio=RATIO)).eval()
+    conv = ConvBertForSequenceClassification(
+        ConvBertConfig(**told, embedding_size=hidden, conv_kernel_size=KERNEL, head_ratio=RATIO)
+    ).eval()
     engines = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, model in (("bert", bert), ("transformers", conv), ("ours", mended(conv))):
@@ -96,9 +148,15 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
     return engines
 
 
-def seconds(engines: Mapping[str, OpenVinoRuntime], batch: int, length: int, rounds: int) -> dict[str, np.ndarray]:
+def seconds(
+    engines: Mapping[str, OpenVinoRuntime], batch: int, length: int, rounds: int
+) -> dict[str, np.ndarray]:
     """(rounds) of every engine, in turns; the shortest of three in each."""
-    given = {"input_ids": np.full((batch, length), 7), "attention_mask": np.ones((batch, length), np.int64), "token_type_ids": np.zeros((batch, length), np.int64)}
+    given = {
+        "input_ids": np.full((batch, length), 7),
+        "attention_mask": np.ones((batch, length), np.int64),
+        "token_type_ids": np.zeros((batch, length), np.int64),
+    }
     found: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(rounds + 1):
         for name in list(engines)[:: 1 if number % 2 else -1]:

@@ -4,9 +4,9 @@ A table of all families against BERT: what each should come out as, and what it 
     python -m benchmarks families --out benchmarks/families.md      all of them, some minutes
     python -m benchmarks families ELECTRA ConvBERT                  these two
 
-Every row is a tiny classifier with random weights, of transformers' own class and of one size, saved, exported
-and compared as any other would be. What export refuses stands in the table as refused. Ends with 65 where
-a family comes out as something else than what is expected of it.
+Every row is a tiny classifier with random weights, of transformers' own class and of one size,
+saved, exported and compared as any other would be. What export refuses stands in the table as
+refused. Ends with 65 where a family comes out as something else than what is expected of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ REFUSED = "refused"
 WORDS = ("good", "bad", "film", "a", "the", "is", "it", "not", "of", "and")
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 32, 2, 2, 64, 48
 SIZES = {
-    "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": INTERMEDIATE,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INTERMEDIATE,
     "max_position_embeddings": POSITIONS,
 }
 
@@ -72,53 +75,178 @@ FAMILIES = (
     Family("BERT, other weights", SAME, "weights are no work"),
     Family("BERT, all weights 0", SAME, "not even these", fill=0.0),
     Family("BERT, all weights 1", SAME, "nor these", fill=1.0),
-    Family("BERT, other dropout", SAME, "nothing is dropped at inference", config={"hidden_dropout_prob": 0.5}),
+    Family(
+        "BERT, other dropout",
+        SAME,
+        "nothing is dropped at inference",
+        config={"hidden_dropout_prob": 0.5},
+    ),
     Family("DrBERT", SAME, "its decoder is dropped", decoder=True),
     Family("DrBERT, decoder kept", OTHER, "two more layers", decoder=True, keep_decoder=True),
     Family("BERT, 3 labels", HEAD, "a wider last layer", config={"num_labels": 3}),
-    Family("BERT, other tokenizer", "encoder and head equal, tokenizer not", "other tokens of one text", words=(*WORDS[:-1], "but")),
-    Family("BERT, told to read 24 tokens", "encoder and head equal, max tokens not", "texts are cut earlier", max_tokens=24),
+    Family(
+        "BERT, other tokenizer",
+        "encoder and head equal, tokenizer not",
+        "other tokens of one text",
+        words=(*WORDS[:-1], "but"),
+    ),
+    Family(
+        "BERT, told to read 24 tokens",
+        "encoder and head equal, max tokens not",
+        "texts are cut earlier",
+        max_tokens=24,
+    ),
     Family("BERT, 64 positions", OTHER, "a longer table", config={"max_position_embeddings": 64}),
     Family("BERT, hidden size 48", OTHER, "wider matrices", config={"hidden_size": 48}),
-    Family("BERT, 4 heads", OTHER, "as many weights, other shapes", config={"num_attention_heads": 4}),
+    Family(
+        "BERT, 4 heads", OTHER, "as many weights, other shapes", config={"num_attention_heads": 4}
+    ),
     Family("BERT, 3 layers", OTHER, "a layer more", config={"num_hidden_layers": 3}),
     Family("BERT, gelu_new", OTHER, "tanh for erf", config={"hidden_act": "gelu_new"}),
     Family("BERT, relu", OTHER, "another activation", config={"hidden_act": "relu"}),
-    Family("ELECTRA", HEAD, "BERT's encoder; dense and GELU for a pooler", "Electra", {"embedding_size": HIDDEN}),
-    Family("ELECTRA, narrow embeddings", OTHER, "a projection to the hidden size", "Electra", {"embedding_size": 16}),
-    Family("RoBERTa", OTHER, "positions counted from the ids, no sentence types", "Roberta", {"pad_token_id": 0, "type_vocab_size": 1}),
-    Family("XLM-RoBERTa", OTHER, "as RoBERTa", "XLMRoberta", {"pad_token_id": 0, "type_vocab_size": 1}),
-    Family("CamemBERT", OTHER, "as RoBERTa", "Camembert", {"pad_token_id": 0, "type_vocab_size": 1}),
-    Family("data2vec", OTHER, "as RoBERTa", "Data2VecText", {"pad_token_id": 0, "type_vocab_size": 1}),
-    Family("DistilBERT", OTHER, "no sentence types", "DistilBert", {
-        "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": INTERMEDIATE,
-    }),
+    Family(
+        "ELECTRA",
+        HEAD,
+        "BERT's encoder; dense and GELU for a pooler",
+        "Electra",
+        {"embedding_size": HIDDEN},
+    ),
+    Family(
+        "ELECTRA, narrow embeddings",
+        OTHER,
+        "a projection to the hidden size",
+        "Electra",
+        {"embedding_size": 16},
+    ),
+    Family(
+        "RoBERTa",
+        OTHER,
+        "positions counted from the ids, no sentence types",
+        "Roberta",
+        {"pad_token_id": 0, "type_vocab_size": 1},
+    ),
+    Family(
+        "XLM-RoBERTa", OTHER, "as RoBERTa", "XLMRoberta", {"pad_token_id": 0, "type_vocab_size": 1}
+    ),
+    Family(
+        "CamemBERT", OTHER, "as RoBERTa", "Camembert", {"pad_token_id": 0, "type_vocab_size": 1}
+    ),
+    Family(
+        "data2vec", OTHER, "as RoBERTa", "Data2VecText", {"pad_token_id": 0, "type_vocab_size": 1}
+    ),
+    Family(
+        "DistilBERT",
+        OTHER,
+        "no sentence types",
+        "DistilBert",
+        {
+            "dim": HIDDEN,
+            "n_layers": LAYERS,
+            "n_heads": HEADS,
+            "hidden_dim": INTERMEDIATE,
+        },
+    ),
     Family("ALBERT", OTHER, "narrow embeddings, projected", "Albert", {"embedding_size": 16}),
     Family("MPNet", OTHER, "relative positions as a bias", "MPNet", {"pad_token_id": 0}),
-    Family("ConvBERT", OTHER, "convolutions beside attention", "ConvBert", {"embedding_size": HIDDEN}),
-    Family("DeBERTa", OTHER, "attention to content and position apart", "Deberta", {
-        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0,
-    }),
-    Family("DeBERTa-v2", OTHER, "attention to content and position apart", "DebertaV2", {
-        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0,
-    }),
-    Family("MobileBERT", OTHER, "bottlenecks around every layer", "MobileBert", {"embedding_size": HIDDEN, "intra_bottleneck_size": 16}),
-    Family("SqueezeBERT", OTHER, "grouped convolutions for matrices", "SqueezeBert", {"embedding_size": HIDDEN}),
+    Family(
+        "ConvBERT", OTHER, "convolutions beside attention", "ConvBert", {"embedding_size": HIDDEN}
+    ),
+    Family(
+        "DeBERTa",
+        OTHER,
+        "attention to content and position apart",
+        "Deberta",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "type_vocab_size": 0,
+        },
+    ),
+    Family(
+        "DeBERTa-v2",
+        OTHER,
+        "attention to content and position apart",
+        "DebertaV2",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "type_vocab_size": 0,
+        },
+    ),
+    Family(
+        "MobileBERT",
+        OTHER,
+        "bottlenecks around every layer",
+        "MobileBert",
+        {"embedding_size": HIDDEN, "intra_bottleneck_size": 16},
+    ),
+    Family(
+        "SqueezeBERT",
+        OTHER,
+        "grouped convolutions for matrices",
+        "SqueezeBert",
+        {"embedding_size": HIDDEN},
+    ),
     Family("RoFormer", OTHER, "rotated positions", "RoFormer", {"embedding_size": HIDDEN}),
     Family("Megatron-BERT", OTHER, "LayerNorm before, not after", "MegatronBert"),
-    Family("RemBERT", OTHER, "embeddings projected", "RemBert", {"input_embedding_size": HIDDEN, "output_embedding_size": HIDDEN}),
-    Family("ModernBERT", OTHER, "rotated positions, gated layers, no biases", "ModernBert", {
-        "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "reference_compile": False,
-    }),
-    Family("Nyströmformer", REFUSED, "it reads texts of one length only", "Nystromformer", {
-        "num_landmarks": 8, "segment_means_seq_len": POSITIONS,
-    }),
-    Family("Funnel", REFUSED, "the exporter does not know it", "Funnel", {
-        "d_model": HIDDEN, "n_head": HEADS, "d_head": 16, "d_inner": INTERMEDIATE, "block_sizes": [1, 1], "num_hidden_layers": None,
-    }),
-    Family("XLNet", REFUSED, "the exporter does not know it", "XLNet", {
-        "d_model": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "d_inner": INTERMEDIATE, "max_position_embeddings": None,
-    }),
+    Family(
+        "RemBERT",
+        OTHER,
+        "embeddings projected",
+        "RemBert",
+        {"input_embedding_size": HIDDEN, "output_embedding_size": HIDDEN},
+    ),
+    Family(
+        "ModernBERT",
+        OTHER,
+        "rotated positions, gated layers, no biases",
+        "ModernBert",
+        {
+            "pad_token_id": 0,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "reference_compile": False,
+        },
+    ),
+    Family(
+        "Nyströmformer",
+        REFUSED,
+        "it reads texts of one length only",
+        "Nystromformer",
+        {
+            "num_landmarks": 8,
+            "segment_means_seq_len": POSITIONS,
+        },
+    ),
+    Family(
+        "Funnel",
+        REFUSED,
+        "the exporter does not know it",
+        "Funnel",
+        {
+            "d_model": HIDDEN,
+            "n_head": HEADS,
+            "d_head": 16,
+            "d_inner": INTERMEDIATE,
+            "block_sizes": [1, 1],
+            "num_hidden_layers": None,
+        },
+    ),
+    Family(
+        "XLNet",
+        REFUSED,
+        "the exporter does not know it",
+        "XLNet",
+        {
+            "d_model": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "d_inner": INTERMEDIATE,
+            "max_position_embeddings": None,
+        },
+    ),
 )
 
 
@@ -136,20 +264,28 @@ class Outcome:
 def write_checkpoint(family: Family, folder: Path, seed: int) -> Path:
     """A fine-tuned classifier of that family, as its trainer would leave it."""
     folder.mkdir(parents=True)
-    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *family.words))}
+    vocabulary = {
+        word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *family.words))
+    }
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     if family.max_tokens:
-        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": family.max_tokens}))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"model_max_length": family.max_tokens})
+        )
 
     torch.manual_seed(seed)
     sizes = {"vocab_size": len(vocabulary)} | SIZES | dict(family.config)
-    config = getattr(transformers, f"{family.architecture}Config")(**{name: size for name, size in sizes.items() if size is not None})
+    config = getattr(transformers, f"{family.architecture}Config")(
+        **{name: size for name, size in sizes.items() if size is not None}
+    )
     with plain_functions():
         model = getattr(transformers, f"{family.architecture}ForSequenceClassification")(config)
     if family.fill is not None:
@@ -159,14 +295,24 @@ def write_checkpoint(family: Family, folder: Path, seed: int) -> Path:
     described = config.to_dict()
     if family.decoder:
         described["pretraining_decoder"] = {"design": "drbert", "layers": 2}
-        layers = nn.ModuleDict({"layer": nn.ModuleList(TransformerBlock(HIDDEN, HEADS, INTERMEDIATE) for _ in range(2))})
-        tensors |= {f"pretraining_decoder.{name}": tensor for name, tensor in layers.state_dict().items()}
+        layers = nn.ModuleDict(
+            {
+                "layer": nn.ModuleList(
+                    TransformerBlock(HIDDEN, HEADS, INTERMEDIATE) for _ in range(2)
+                )
+            }
+        )
+        tensors |= {
+            f"pretraining_decoder.{name}": tensor for name, tensor in layers.state_dict().items()
+        }
     (folder / "config.json").write_text(json.dumps(described))
     save_file(tensors, folder / "model.safetensors")
     return folder
 
 
-def table(families: Sequence[Family], variants: Sequence[str], say: Callable[[str], None] = print) -> list[Outcome]:
+def table(
+    families: Sequence[Family], variants: Sequence[str], say: Callable[[str], None] = print
+) -> list[Outcome]:
     """Exports the reference and every family, and compares them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -174,7 +320,8 @@ def table(families: Sequence[Family], variants: Sequence[str], say: Callable[[st
         outcomes = []
         for seed, family in enumerate(families, start=1):
             outcomes.append(outcome := _outcome(family, folder, seed, variants))
-            say(f"{family.name}: {outcome.found}{'' if outcome.agrees else f', where {family.expected!r} was expected'}")
+            expected = "" if outcome.agrees else f", where {family.expected!r} was expected"
+            say(f"{family.name}: {outcome.found}{expected}")
     return outcomes
 
 
@@ -186,7 +333,10 @@ def _outcome(family: Family, folder: Path, seed: int, variants: Sequence[str]) -
         return Outcome(family, REFUSED, str(error).replace(f"{folder}/", "").partition(". ")[0])
     result = compare(folder / "reference" / "artifact", place / "artifact")
     # A graph that differs is named before what follows from it.
-    differences = sorted(result["differences"], key=lambda d: (not d["what"].endswith("encoder"), not d["what"].endswith("head")))
+    differences = sorted(
+        result["differences"],
+        key=lambda d: (not d["what"].endswith("encoder"), not d["what"].endswith("head")),
+    )
     first = f"{differences[0]['what']}: {differences[0]['detail']}" if differences else ""
     return Outcome(family, lead(result), first)
 
@@ -194,29 +344,54 @@ def _outcome(family: Family, folder: Path, seed: int, variants: Sequence[str]) -
 def _export(family: Family, place: Path, seed: int, variants: Sequence[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         checkpoint = write_checkpoint(family, place / "checkpoint", seed)
-        export(str(checkpoint), place / "artifact", variants=variants, keep_decoder=family.keep_decoder)
+        export(
+            str(checkpoint), place / "artifact", variants=variants, keep_decoder=family.keep_decoder
+        )
 
 
 def markdown(outcomes: Sequence[Outcome], command: str) -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "optimum", "onnx", "openvino"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "transformers", "optimum", "onnx", "openvino")
+    )
     rows = [
-        f"| {o.family.name} | {o.family.expected}: {o.family.why} | {o.found if o.agrees else f'**{o.found}**'} | {o.first_difference.replace('|', '/')} |"
+        f"| {o.family.name} | {o.family.expected}: {o.family.why} |"
+        f" {o.found if o.agrees else f'**{o.found}**'} | {o.first_difference.replace('|', '/')} |"
         for o in outcomes
     ]
     agreeing = sum(o.agrees for o in outcomes)
-    return "\n".join([
-        "# Every family against BERT", "",
-        f"Written by `{command}` on {datetime.datetime.now(datetime.UTC).date()} with {versions}.",
-        f"Each row is a tiny classifier with random weights, exported and compared with BERT's by `proof.identity`. "
-        f"{agreeing} of {len(outcomes)} came out as expected.", "",
-        "| family | expected, and why | found | where it begins to differ |", "| --- | --- | --- | --- |", *rows, "",
-    ])
+    return "\n".join(
+        [
+            "# Every family against BERT",
+            "",
+            (
+                f"Written by `{command}` on {datetime.datetime.now(datetime.UTC).date()} with"
+                f" {versions}."
+            ),
+            (
+                "Each row is a tiny classifier with random weights, exported and compared with"
+                f" BERT's by `proof.identity`. {agreeing} of {len(outcomes)} came out as expected."
+            ),
+            "",
+            "| family | expected, and why | found | where it begins to differ |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks families", description="Compare every family of encoders with BERT.")
+    parser = Parser(
+        prog="python -m benchmarks families",
+        description="Compare every family of encoders with BERT.",
+    )
     parser.add_argument("names", nargs="*", metavar="FAMILY", help="only these (default: all)")
-    parser.add_argument("--variants", default="cpu-fp32", help=f"comma-separated (default: cpu-fp32; known: {','.join(RECIPES)})")
+    parser.add_argument(
+        "--variants",
+        default="cpu-fp32",
+        help=f"comma-separated (default: cpu-fp32; known: {','.join(RECIPES)})",
+    )
     parser.add_argument("--out", type=Path, help="write the table to this file")
     given = parser.parse_args(arguments)
     known = {family.name: family for family in FAMILIES}

@@ -21,7 +21,17 @@ from command import BadInput
 from proof.run import processor
 from service import cpus
 
-PACKAGES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "nncf", "uvicorn", "fastapi", "tokenizers")
+PACKAGES = (
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "nncf",
+    "uvicorn",
+    "fastapi",
+    "tokenizers",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,9 @@ class Findings:
     targets: Sequence[Target] = ()
     values: dict[str, Any] = field(default_factory=dict)
     """Every number that the tables are made of, for JSON."""
-    measured: str = field(default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
+    measured: str = field(
+        default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    )
     """When it was done."""
 
 
@@ -61,12 +73,27 @@ def markdown(findings: Findings) -> str:
     for table in findings.tables:
         if table.title:
             lines += [f"**{table.title}**", ""]
-        lines += [_row(table.columns), "|---|" + "--:|" * (len(table.columns) - 1), *map(_row, table.rows), ""]
+        lines += [
+            _row(table.columns),
+            "|---|" + "--:|" * (len(table.columns) - 1),
+            *map(_row, table.rows),
+            "",
+        ]
         if table.note:
             lines += [table.note, ""]
     if findings.targets:
         lines += ["| target | asked | measured | |", "|---|--:|--:|---|"]
-        lines += [_row((t.what, t.asked, t.found, {True: "holds", False: "**missed**", None: "not measurable here"}[t.holds])) for t in findings.targets]
+        lines += [
+            _row(
+                (
+                    t.what,
+                    t.asked,
+                    t.found,
+                    {True: "holds", False: "**missed**", None: "not measurable here"}[t.holds],
+                )
+            )
+            for t in findings.targets
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -78,9 +105,14 @@ def _row(cells: Sequence[str]) -> str:
 def environment() -> dict[str, Any]:
     """Where this runs, as far as it matters to a time."""
     return {
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC", "processor": processor(), "processors": os.cpu_count(),
-        "usable": cpus.usable(), "native_precisions": sorted(cpus.native_precisions()), "python": platform.python_version(),
-        "system": platform.platform(), "packages": installed(PACKAGES),
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "usable": cpus.usable(),
+        "native_precisions": sorted(cpus.native_precisions()),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": installed(PACKAGES),
     }
 
 
@@ -99,29 +131,59 @@ def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:
     where = environment()
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     head = [
-        "# Benchmarks", "",
-        f"Made by `{command}` on {where['date']}: {where['processors']} processors ({where['processor']}), native precisions "
-        f"{', '.join(where['native_precisions'])}, Python {where['python']}, {packages}. The numbers behind the tables are in "
-        f"[{path.with_suffix('.json').name}]({path.with_suffix('.json').name}).", "",
-        "Times of a shared machine move; what is compared was measured in one run, in turns, and is shown as a ratio: the median of the",
-        "rounds' ratios, in brackets their quartiles.", "",
+        "# Benchmarks",
+        "",
+        (
+            f"Made by `{command}` on {where['date']}: {where['processors']} processors"
+            f" ({where['processor']}), native precisions {', '.join(where['native_precisions'])},"
+            f" Python {where['python']}, {packages}. The numbers behind the tables are in"
+            f" [{path.with_suffix('.json').name}]({path.with_suffix('.json').name})."
+        ),
+        "",
+        (
+            "Times of a shared machine move; what is compared was measured in one run, in turns,"
+            " and is shown as a ratio: the median of the"
+        ),
+        "rounds' ratios, in brackets their quartiles.",
+        "",
     ]
     path.write_text("\n".join(head) + "\n" + "\n".join(map(markdown, all_findings)))
-    told = {"command": command, "environment": where, "findings": [asdict(findings) for findings in all_findings]}
+    told = {
+        "command": command,
+        "environment": where,
+        "findings": [asdict(findings) for findings in all_findings],
+    }
     path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def read(path: Path, here_only: bool = False) -> list[Findings]:
-    """What `write` wrote; nothing if there is no such page. `here_only`: BadInput if it is of another machine or other packages."""
+    """What `write` wrote; nothing if there is no such page. `here_only`: BadInput if it is of
+    another machine or other packages.
+    """
     try:
         told = json.loads(path.with_suffix(".json").read_text())
     except FileNotFoundError:
         return []
     here, there = environment(), told["environment"]
-    if here_only and (unlike := [name for name in ("processor", "usable", "native_precisions", "packages") if here[name] != there[name]]):
-        raise BadInput(f"{path} was measured elsewhere ({', '.join(unlike)} differ), and a page is of one place; measure it anew, without --resume.")
+    if here_only and (
+        unlike := [
+            name
+            for name in ("processor", "usable", "native_precisions", "packages")
+            if here[name] != there[name]
+        ]
+    ):
+        raise BadInput(
+            f"{path} was measured elsewhere ({', '.join(unlike)} differ), and a page is of one"
+            " place; measure it anew, without --resume."
+        )
     return [
-        Findings(**one | {"tables": [Table(**table) for table in one["tables"]], "targets": [Target(**target) for target in one["targets"]]})
+        Findings(
+            **one
+            | {
+                "tables": [Table(**table) for table in one["tables"]],
+                "targets": [Target(**target) for target in one["targets"]],
+            }
+        )
         for one in told["findings"]
     ]
 

@@ -1,12 +1,15 @@
 """
-Sends requests to one server and times them: the load generator of the benchmarks, in a process of its own.
+Sends requests to one server and times them: the load generator of the benchmarks, in a process of
+its own.
 
     closed loop   so many connections, each with one request under way
     open loop     requests at random times (Poisson), each timed from when it was due
 
-    echo '{"port": 8000, "path": "/classify", "bodies": ["{\\"input\\": \\"good\\"}"], "connections": 8, "seconds": 5}' | python -m benchmarks.generator
+    echo '{"port": 8000, "path": "/classify", "bodies": ["{\\"input\\": \\"good\\"}"],
+    "connections": 8, "seconds": 5}' | python -m benchmarks.generator
 
-HTTP/1.1 over kept connections, and nothing else of it: what the generator needs of a processor is said with the result.
+HTTP/1.1 over kept connections, and nothing else of it: what the generator needs of a processor is
+said with the result.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Load:
     warm_up_s: float = 1.0
     """Sent and not counted, before; every connection stays busy until the counted time is over."""
     turns: int = 5
-    """Counted as well, at least, in a closed loop: as many answers as there are connections, so many times."""
+    """Counted as well, at least, in a closed loop: as many answers as there are connections, so
+    many times.
+    """
     rate: float = 0.0
     """Requests a second in an open loop; 0 is a closed loop."""
     seed: int = 0
@@ -68,7 +73,11 @@ class Measured:
 def run(load: Load, cpus: set[int] | None = None) -> Measured:
     """Generates the load from a process of its own, on `cpus`."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.generator"], input=json.dumps(asdict(load)), capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "benchmarks.generator"],
+        input=json.dumps(asdict(load)),
+        capture_output=True,
+        text=True,
+        check=True,
         preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
     )
     return Measured(**json.loads(done.stdout))
@@ -85,7 +94,9 @@ async def generate(load: Load) -> Measured:
         await _open(load, bodies, began, until, answers, failed)
     else:
         window = Window(load, began)
-        await asyncio.gather(*(_closed(load, bodies, window, answers, failed) for _ in range(load.connections)))
+        await asyncio.gather(
+            *(_closed(load, bodies, window, answers, failed) for _ in range(load.connections))
+        )
         count_from, until = window.begin, window.end
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
     if load.rate:
@@ -94,16 +105,21 @@ async def generate(load: Load) -> Measured:
     else:
         counted = [answer for answer in answers if count_from < answer[0] <= until]
     return Measured(
-        requests=len(counted), failed=failed[0], rate=len(counted) / (until - count_from), latencies_ms=[1000 * took for _, took, _ in counted],
-        service_ms=[own for _, _, own in counted if own is not None], generator_share=share,
+        requests=len(counted),
+        failed=failed[0],
+        rate=len(counted) / (until - count_from),
+        latencies_ms=[1000 * took for _, took, _ in counted],
+        service_ms=[own for _, _, own in counted if own is not None],
+        generator_share=share,
     )
 
 
 class Window:
     """The part of a closed loop that counts: after the warm-up, for so many seconds and turns.
 
-    A turn is as many answers as there are connections, and the window begins and ends with one. A server that works in
-    batches answers by fits and starts, and a window of few batches that is cut anywhere holds one too many or one too few.
+    A turn is as many answers as there are connections, and the window begins and ends with one. A
+    server that works in batches answers by fits and starts, and a window of few batches that is cut
+    anywhere holds one too many or one too few.
     """
 
     def __init__(self, load: Load, began: float) -> None:
@@ -118,11 +134,21 @@ class Window:
         if self.begin == math.inf:
             if now >= self._warm_at:
                 self.begin, self._answers = now, 0
-        elif self.end == math.inf and now >= self.begin + self._load.seconds and self._answers >= self._load.turns * self._load.connections:
+        elif (
+            self.end == math.inf
+            and now >= self.begin + self._load.seconds
+            and self._answers >= self._load.turns * self._load.connections
+        ):
             self.end = now
 
 
-async def _closed(load: Load, bodies: Iterator[str], window: Window, answers: list[tuple[float, float, float | None]], failed: list[int]) -> None:
+async def _closed(
+    load: Load,
+    bodies: Iterator[str],
+    window: Window,
+    answers: list[tuple[float, float, float | None]],
+    failed: list[int],
+) -> None:
     connection = await Connection.open(load)
     while window.end == math.inf:
         sent = time.perf_counter()
@@ -137,7 +163,12 @@ async def _closed(load: Load, bodies: Iterator[str], window: Window, answers: li
 
 
 async def _open(
-    load: Load, bodies: Iterator[str], began: float, until: float, answers: list[tuple[float, float, float | None]], failed: list[int]
+    load: Load,
+    bodies: Iterator[str],
+    began: float,
+    until: float,
+    answers: list[tuple[float, float, float | None]],
+    failed: list[int],
 ) -> None:
     draw = random.Random(load.seed)
     idle = [await Connection.open(load) for _ in range(load.connections)]
@@ -162,8 +193,13 @@ async def _open(
 
 
 class Connection:
-    def __init__(self, load: Load, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._head = f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+    def __init__(
+        self, load: Load, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._head = (
+            f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
+            " application/json\r\nContent-Length: ".encode()
+        )
         self._reader, self._writer = reader, writer
 
     @classmethod
@@ -171,7 +207,9 @@ class Connection:
         return cls(load, *await asyncio.open_connection("127.0.0.1", load.port))
 
     async def send(self, body: str) -> tuple[int, float | None]:
-        """The answer's status, and the milliseconds in its Server-Timing for tokens and inference."""
+        """The answer's status, and the milliseconds in its Server-Timing for tokens and
+        inference.
+        """
         data = body.encode()
         self._writer.write(b"%s%d\r\n\r\n%s" % (self._head, len(data), data))
         head = await self._reader.readuntil(b"\r\n\r\n")
@@ -193,7 +231,8 @@ def main() -> None:
     import uvloop
 
     measured = uvloop.run(generate(Load(**told)))
-    # Through a buffer, whatever PYTHONUNBUFFERED says: an unbuffered stdout loses what a pipe did not take at once.
+    # Through a buffer, whatever PYTHONUNBUFFERED says: an unbuffered stdout loses what a pipe did
+    # not take at once.
     with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
         output.write(json.dumps(asdict(measured)).encode())
 

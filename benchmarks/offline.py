@@ -1,5 +1,6 @@
 """
-An engine alone, as fast as it goes: texts from stdin, sorted by length, in batches of 16, a row each. Prints texts a second.
+An engine alone, as fast as it goes: texts from stdin, sorted by length, in batches of 16, a row
+each. Prints texts a second.
 
     python -m benchmarks.offline ARTIFACT VARIANT SECONDS < texts.txt
 """

@@ -1,5 +1,6 @@
 """
-Servers to be measured: each a process group of its own on processors of its own, paused while another one is measured.
+Servers to be measured: each a process group of its own on processors of its own, paused while
+another one is measured.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ READY_WITHIN_S = 300
 
 
 def halves() -> tuple[set[int], set[int]]:
-    """Processors for the server and for the generator: the last one generates, where there are two."""
+    """Processors for the server and for the generator: the last one generates, where there
+    are two.
+    """
     available = sorted(os.sched_getaffinity(0))
-    return (set(available[:-1]), {available[-1]}) if len(available) > 1 else (set(available), set(available))
+    return (
+        (set(available[:-1]), {available[-1]})
+        if len(available) > 1
+        else (set(available), set(available))
+    )
 
 
 def free_port() -> int:
@@ -55,7 +62,9 @@ class Process:
         os.killpg(self.process.pid, signal.SIGCONT)
 
     def pin(self, cpus: set[int]) -> None:
-        """Keeps every thread it has on these processors: some engines, as ONNX Runtime, spread theirs over all there are, whatever they inherited."""
+        """Keeps every thread it has on these processors: some engines, as ONNX Runtime, spread
+        theirs over all there are, whatever they inherited.
+        """
         for pid in self.pids():
             for thread in Path(f"/proc/{pid}/task").glob("*"):
                 with contextlib.suppress(OSError):
@@ -80,13 +89,25 @@ class Process:
 
 @contextlib.contextmanager
 def started(
-    name: str, command: Sequence[str], port: int, log: Path, *, path: str = "/readyz", cpus: set[int] | None = None,
+    name: str,
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    path: str = "/readyz",
+    cpus: set[int] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Process]:
-    """The server that `command` starts, as soon as it answers GET `path`; it ends with the block. Unavailable quotes its last words."""
+    """The server that `command` starts, as soon as it answers GET `path`; it ends with the block.
+    Unavailable quotes its last words.
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(
-            list(command), stdout=output, stderr=output, env={**os.environ, **(environment or {})}, start_new_session=True,
+            list(command),
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
             preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
         )
     server = Process(name, port, process, log)

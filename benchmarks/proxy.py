@@ -34,8 +34,12 @@ class Passed:
 
 
 @contextmanager
-def proxy(upstream_port: int, share: float, cpus: set[int], port: int = 0) -> Iterator[tuple[int, Passed]]:
-    """A proxy on 127.0.0.1 before `upstream_port`, its threads on `cpus` if there are any; yields its own port (a free one for 0) and what has passed."""
+def proxy(
+    upstream_port: int, share: float, cpus: set[int], port: int = 0
+) -> Iterator[tuple[int, Passed]]:
+    """A proxy on 127.0.0.1 before `upstream_port`, its threads on `cpus` if there are any; yields
+    its own port (a free one for 0) and what has passed.
+    """
     passed, closing = Passed(), threading.Event()
     with socket.create_server(("127.0.0.1", port)) as listening:
         listening.settimeout(0.2)
@@ -49,7 +53,9 @@ def proxy(upstream_port: int, share: float, cpus: set[int], port: int = 0) -> It
                     client, _ = listening.accept()
                 except TimeoutError:
                     continue
-                threading.Thread(target=_relay, args=(client, upstream_port, share, passed), daemon=True).start()
+                threading.Thread(
+                    target=_relay, args=(client, upstream_port, share, passed), daemon=True
+                ).start()
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
@@ -92,7 +98,14 @@ def _message(source: socket.socket) -> bytes | None:
             return None
         received += part
     head, _, body = received.partition(b"\r\n\r\n")
-    length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+    length = next(
+        (
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        ),
+        0,
+    )
     while len(body) < length:
         part = source.recv(65536)
         if not part:

@@ -20,13 +20,20 @@ from proof import identity
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks random_twins", description="Export two classifiers with random weights.")
+    parser = Parser(
+        prog="python -m benchmarks random_twins",
+        description="Export two classifiers with random weights.",
+    )
     parser.add_argument("out", type=Path, help="the folder for the artifacts bert and drbert")
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
     given = parser.parse_args(arguments)
     for seed, name in enumerate(("bert", "drbert")):
         with tempfile.TemporaryDirectory() as temporary:
-            export(str(write_checkpoint(Path(temporary) / name, given.size, seed)), given.out / name, variants=("cpu-fp32",))
+            export(
+                str(write_checkpoint(Path(temporary) / name, given.size, seed)),
+                given.out / name,
+                variants=("cpu-fp32",),
+            )
     compared = identity.compare(given.out / "bert", given.out / "drbert")
     print(identity.describe(compared))
     return 0 if compared["same"] else 1

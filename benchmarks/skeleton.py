@@ -1,8 +1,10 @@
 """
-An artifact without its weights, small enough to be carried anywhere, and grown again where it is measured.
+An artifact without its weights, small enough to be carried anywhere, and grown again where it is
+measured.
 
-    strip(artifact, skeleton)   where export is installed: keeps the graphs, and of each large weight its shape, mean and spread
-    grow(skeleton, artifact)    anywhere: draws weights of that kind, and seals a whole artifact with one variant or more
+    strip(artifact, skeleton)   where export is installed: keeps the graphs, and of each large
+    weight its shape, mean and spread grow(skeleton, artifact)    anywhere: draws weights of that
+    kind, and seals a whole artifact with one variant or more
 
 A graph's time depends on no weight, so random ones are as good; its answers mean nothing.
 """
@@ -27,16 +29,33 @@ _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 def strip(artifact: Path, skeleton: Path, variants: Sequence[str]) -> None:
-    """Writes those variants of `artifact` without their weights to the new folder `skeleton`; they are .onnx files."""
+    """Writes those variants of `artifact` without their weights to the new folder `skeleton`; they
+    are .onnx files.
+    """
     manifest = read_manifest(artifact)
     skeleton.mkdir(parents=True)
     shutil.copy(artifact / "tokenizer.json", skeleton)
     kept = {name: manifest.variants[name] for name in variants}
-    weights = {file: _strip(artifact / file, skeleton / file) for variant in kept.values() for file in variant.files}
-    told = manifest.model_copy(update={
-        "variants": {name: variant.model_copy(update={"files": [f for file in variant.files for f in (file, weights_of(file))]}) for name, variant in kept.items()},
-    })
-    (skeleton / SKELETON).write_text(json.dumps({"manifest": told.model_dump(), "weights": weights}) + "\n")
+    weights = {
+        file: _strip(artifact / file, skeleton / file)
+        for variant in kept.values()
+        for file in variant.files
+    }
+    told = manifest.model_copy(
+        update={
+            "variants": {
+                name: variant.model_copy(
+                    update={
+                        "files": [f for file in variant.files for f in (file, weights_of(file))]
+                    }
+                )
+                for name, variant in kept.items()
+            },
+        }
+    )
+    (skeleton / SKELETON).write_text(
+        json.dumps({"manifest": told.model_dump(), "weights": weights}) + "\n"
+    )
 
 
 def grow(skeleton: Path, target: Path, seed: int) -> Path:
@@ -44,7 +63,10 @@ def grow(skeleton: Path, target: Path, seed: int) -> Path:
     try:
         told = json.loads((skeleton / SKELETON).read_bytes())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{skeleton} is no skeleton of an artifact ({error}); `python -m benchmarks gpu --pack {skeleton.parent}` makes some.") from None
+        raise BadInput(
+            f"{skeleton} is no skeleton of an artifact ({error}); `python -m benchmarks gpu --pack"
+            f" {skeleton.parent}` makes some."
+        ) from None
     target.mkdir(parents=True)
     for path in skeleton.iterdir():
         if path.name != SKELETON:
@@ -53,12 +75,22 @@ def grow(skeleton: Path, target: Path, seed: int) -> Path:
     for file, tensors in told["weights"].items():
         with (target / weights_of(file)).open("wb") as out:
             for tensor in tensors:
-                drawn = draw.standard_normal(tensor["count"], np.float32) * tensor["deviation"] + tensor["mean"]
+                drawn = (
+                    draw.standard_normal(tensor["count"], np.float32) * tensor["deviation"]
+                    + tensor["mean"]
+                )
                 out.write(drawn.astype(_DTYPES[tensor["dtype"]]).tobytes())
     files = {path.name: sha256(path) for path in sorted(target.iterdir())}
     # The self-check holds the answers of the weights that are gone.
-    variants = {name: variant | {"self_check": None} for name, variant in told["manifest"]["variants"].items()}
-    manifest = sealed(Manifest.model_validate(told["manifest"] | {"files": files, "variants": variants, "probes": []}))
+    variants = {
+        name: variant | {"self_check": None}
+        for name, variant in told["manifest"]["variants"].items()
+    }
+    manifest = sealed(
+        Manifest.model_validate(
+            told["manifest"] | {"files": files, "variants": variants, "probes": []}
+        )
+    )
     (target / MANIFEST).write_text(manifest.model_dump_json())
     return target
 
@@ -68,7 +100,9 @@ def weights_of(file: str) -> str:
 
 
 def _strip(source: Path, target: Path) -> list[dict[str, Any]]:
-    """Writes the graph with its large weights told to lie in a file of their own, one after the other, and says what they are like."""
+    """Writes the graph with its large weights told to lie in a file of their own, one after the
+    other, and says what they are like.
+    """
     import onnx
     from onnx import external_data_helper, numpy_helper
 
@@ -80,8 +114,17 @@ def _strip(source: Path, target: Path) -> list[dict[str, Any]]:
         if array.nbytes < LARGE_BYTES or array.dtype.name not in _DTYPES:
             continue
         wide = array.astype(np.float64)
-        found.append({"count": array.size, "dtype": array.dtype.name, "mean": float(wide.mean()), "deviation": float(wide.std())})
-        external_data_helper.set_external_data(tensor, weights_of(source.name), offset=offset, length=array.nbytes)
+        found.append(
+            {
+                "count": array.size,
+                "dtype": array.dtype.name,
+                "mean": float(wide.mean()),
+                "deviation": float(wide.std()),
+            }
+        )
+        external_data_helper.set_external_data(
+            tensor, weights_of(source.name), offset=offset, length=array.nbytes
+        )
         tensor.ClearField("raw_data")
         offset += array.nbytes
     target.write_bytes(model.SerializeToString())

@@ -1,5 +1,6 @@
 """
-What is measured: the example twin, and a classifier of BERT-base's size with random weights, both in every variant this processor runs.
+What is measured: the example twin, and a classifier of BERT-base's size with random weights, both
+in every variant this processor runs.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ class Subject:
     def variants(self) -> list[str]:
         """Those that this processor has instructions for, fastest last."""
         native = cpus.native_precisions()
-        return [name for name, variant in self.artifact.manifest.variants.items() if variant.precision in native]
+        return [
+            name
+            for name, variant in self.artifact.manifest.variants.items()
+            if variant.precision in native
+        ]
 
 
 def subject(name: str, gate: Path | None = None) -> Subject:
-    """`mini`, `base` or `tiny`, made below FOLDER the first time it is asked for, and again when it has become unreadable.
+    """`mini`, `base` or `tiny`, made below FOLDER the first time it is asked for, and again when it
+    has become unreadable.
 
     Its int8 is held against fp32 by the texts of `gate`; without them it is ungated.
     """
@@ -45,23 +51,39 @@ def subject(name: str, gate: Path | None = None) -> Subject:
     target = FOLDER / "artifacts" / name
     try:
         artifact = read_artifact(target)
-        if gate is not None and any(variant.gate.status == "ungated" for variant in artifact.manifest.variants.values()):
+        if gate is not None and any(
+            variant.gate.status == "ungated" for variant in artifact.manifest.variants.values()
+        ):
             shutil.rmtree(target)
             raise ArtifactError(f"{target} was made without texts to gate it with.")
     except ArtifactError:
         # An emulated precision would take minutes to verify and is measured nowhere.
         native = cpus.native_precisions()
-        export(str(checkpoint), target, variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native], gate=gate)
+        export(
+            str(checkpoint),
+            target,
+            variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native],
+            gate=gate,
+        )
         artifact = read_artifact(target)
     return Subject(name, checkpoint, artifact)
 
 
 def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
     """Batch × length."""
-    return ((1, 16), (1, 128), (8, 32), (8, 128)) if short else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
+    return (
+        ((1, 16), (1, 128), (8, 32), (8, 128))
+        if short
+        else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
+    )
 
 
 def a_row_each(artifact: Artifact, variant: str, threads: int) -> Classifier:
     """A classifier whose texts share no rows."""
     chosen = artifact.manifest.variants[variant]
-    return Classifier(artifact, OpenVinoRuntime(artifact.path(chosen.files[0]), chosen.precision, threads, chosen.lowest_rest))
+    return Classifier(
+        artifact,
+        OpenVinoRuntime(
+            artifact.path(chosen.files[0]), chosen.precision, threads, chosen.lowest_rest
+        ),
+    )

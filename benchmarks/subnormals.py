@@ -1,10 +1,12 @@
 """
-Counts the subnormal numbers in artifacts: among their weights, and among all that they compute of real texts.
+Counts the subnormal numbers in artifacts: among their weights, and among all that they compute of
+real texts.
 
     python -m benchmarks subnormals artifacts/bert artifacts/drbert
 
-Every float that any node of model.onnx makes is an output here, nothing is fused and nothing flushed, so the count is
-of the graph and not of an engine. Numbers for padding are among them, for an engine computes those as well.
+Every float that any node of model.onnx makes is an output here, nothing is fused and nothing
+flushed, so the count is of the graph and not of an engine. Numbers for padding are among them, for
+an engine computes those as well.
 """
 
 from __future__ import annotations
@@ -45,13 +47,17 @@ class CountingRuntime:
         graph = onnx.load(model)
         made = {name: node.name for node in graph.graph.node for name in node.output if name}
         answers = {value.name for value in graph.graph.output}
-        graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in answers)
+        graph.graph.output.extend(
+            onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in answers
+        )
         self._nodes = [made.get(value.name, value.name) for value in graph.graph.output]
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         values = self._session.run(None, dict(inputs))
@@ -73,21 +79,30 @@ def count(artifact: Artifact, texts: Sequence[str]) -> CountingRuntime:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks subnormals", description="Count subnormal weights and activations.")
+    parser = Parser(
+        prog="python -m benchmarks subnormals",
+        description="Count subnormal weights and activations.",
+    )
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
-    parser.add_argument("--texts", type=Path, default=TEXTS, help=f"one text a line (default: {TEXTS})")
+    parser.add_argument(
+        "--texts", type=Path, default=TEXTS, help=f"one text a line (default: {TEXTS})"
+    )
     given = parser.parse_args(arguments)
     if not given.texts.is_file():
         raise Unavailable(f"{given.texts} does not exist; name a file with one text a line.")
     texts = [line for line in given.texts.read_text().splitlines() if line]
-    print("| artifact | parameters | subnormal weights | numbers computed | subnormal among them | most in |")
+    print(
+        "| artifact | parameters | subnormal weights | numbers computed | subnormal among them |"
+        " most in |"
+    )
     print("| --- | --: | --: | --: | --: | --- |")
     for path in given.artifacts:
         artifact = read_artifact(path)
         counted = count(artifact, texts)
-        (node, most), = counted.subnormals.most_common(1)
+        ((node, most),) = counted.subnormals.most_common(1)
         print(
-            f"| {path} | {artifact.manifest.parameters:,} | {subnormal_weights(artifact.path('model.onnx')):,} | "
-            f"{counted.numbers:,} | {counted.subnormals.total():,} | {node if most else ''} |"
+            f"| {path} | {artifact.manifest.parameters:,} |"
+            f" {subnormal_weights(artifact.path('model.onnx')):,} | {counted.numbers:,} |"
+            f" {counted.subnormals.total():,} | {node if most else ''} |"
         )
     return 0

@@ -1,11 +1,13 @@
 """
-How fast is pretraining, of what the processor could do; what does each decoder design add to a step?
+How fast is pretraining, of what the processor could do; what does each decoder design add to a
+step?
 
     python -m benchmarks training --data DIR --out benchmarks/training.md
 
 The matrix products of a step are recorded while it runs, forward and backward, and run again alone,
 same shapes and strides: their time by that of the whole step is the share of the possible. Every
-round measures every design once, so that noise meets all of them; the table holds ratios of a round.
+round measures every design once, so that noise meets all of them; the table holds ratios of a
+round.
 """
 
 from __future__ import annotations
@@ -31,21 +33,33 @@ from training.dice import dice
 from training.model import build_model
 from training.pretrain import autocast, build_optimiser, choose_precision, forward, masked_batch
 
-CONFIGS = ("bert-mini", "plain-mini", "gua-mini", "mix-mini", "drbert-mini", "emd-mini", "mae-mini", "electra-mini", "convbert-mini")
+CONFIGS = (
+    "bert-mini",
+    "plain-mini",
+    "gua-mini",
+    "mix-mini",
+    "drbert-mini",
+    "emd-mini",
+    "mae-mini",
+    "electra-mini",
+    "convbert-mini",
+)
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 CPU = torch.device("cpu")
 
 
-class Products(TorchDispatchMode):    # type: ignore[no-untyped-call]
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers every matrix product that runs within it."""
 
     def __init__(self) -> None:
-        super().__init__()    # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Callable[..., Tensor], list[Tensor]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in PRODUCTS:
-            self.calls.append((func, [_alike(value) for value in args if isinstance(value, Tensor)]))
+            self.calls.append(
+                (func, [_alike(value) for value in args if isinstance(value, Tensor)])
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -76,7 +90,7 @@ class Run:
     def _learn(self) -> None:
         masked = masked_batch(self.corpus, self.config, self.number)
         with autocast(self.precision, CPU):
-            forward(self.model, masked, dice(0, "benchmark", self.number), CPU)["loss"].backward()    # type: ignore[no-untyped-call]
+            forward(self.model, masked, dice(0, "benchmark", self.number), CPU)["loss"].backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> tuple[float, float]:
         """Seconds of a whole training step, and of them those for data."""
@@ -85,7 +99,7 @@ class Run:
         loaded = time.perf_counter()
         with autocast(self.precision, CPU):
             losses = forward(self.model, masked, dice(0, "benchmark", self.number), CPU)
-        losses["loss"].backward()    # type: ignore[no-untyped-call]
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimisation.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -103,9 +117,21 @@ class Run:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m benchmarks training", description="Measure pretraining steps against their matrix products, and designs against none.")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that the configs' text is below")
-    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="names in training/configs, the reference first")
+    parser = Parser(
+        prog="python -m benchmarks training",
+        description=(
+            "Measure pretraining steps against their matrix products, and designs against none."
+        ),
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder that the configs' text is below"
+    )
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=CONFIGS,
+        help="names in training/configs, the reference first",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
@@ -118,17 +144,29 @@ def main(arguments: Sequence[str]) -> int:
     print(text)
     if given.out is not None:
         # Where somebody's data lie is nobody else's concern.
-        pages.write(given.out, "training", ["DATA" if word == str(given.data) else word for word in arguments], text)
+        pages.write(
+            given.out,
+            "training",
+            ["DATA" if word == str(given.data) else word for word in arguments],
+            text,
+        )
     return 0
 
 
 def prepared(name: str, data: Path, beside: Path) -> Run:
     config = read_config(Path("training/configs") / f"{name}.toml")
-    return Run(name, config, prepare(config.data, data, beside), choose_precision(config.optimisation.precision, CPU))
+    return Run(
+        name,
+        config,
+        prepare(config.data, data, beside),
+        choose_precision(config.optimisation.precision, CPU),
+    )
 
 
 def measure(runs: Sequence[Run], rounds: int) -> np.ndarray:
-    """(rounds, runs, 3) seconds of a step, of its data, and of its matrix products alone; the first round, in which caches fill, is left out."""
+    """(rounds, runs, 3) seconds of a step, of its data, and of its matrix products alone; the first
+    round, in which caches fill, is left out.
+    """
     rows = np.zeros((rounds + 1, len(runs), 3))
     for number in range(rounds + 1):
         # Every other round backwards, so that drift within a round favours nobody.
@@ -139,15 +177,25 @@ def measure(runs: Sequence[Run], rounds: int) -> np.ndarray:
 
 def table(runs: Sequence[Run], rows: np.ndarray) -> str:
     lines = [
-        f"One step of every config a round, {len(rows)} rounds, {torch.get_num_threads()} thread(s), {runs[0].precision}. Medians; in brackets the quartiles of the rounds' ratios.", "",
-        f"| config | step, ms | tokens/s | by {runs[0].name}'s step | matrix products alone, by the step | data, by the step |", "|---|--:|--:|--:|--:|--:|",
+        (
+            f"One step of every config a round, {len(rows)} rounds, {torch.get_num_threads()}"
+            f" thread(s), {runs[0].precision}. Medians; in brackets the quartiles of the rounds'"
+            " ratios."
+        ),
+        "",
+        (
+            f"| config | step, ms | tokens/s | by {runs[0].name}'s step | matrix products alone, by"
+            " the step | data, by the step |"
+        ),
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for i, run in enumerate(runs):
         step, data, products = rows[:, i].T
         tokens = run.config.optimisation.batch_size * run.config.data.sequence_length
         lines.append(
-            f"| {run.name} | {np.median(step) * 1000:.0f} | {tokens / np.median(step):,.0f} | {_ratio(step / rows[:, 0, 0])} | "
-            f"{_ratio(products / step)} | {np.median(data / step):.2%} |"
+            f"| {run.name} | {np.median(step) * 1000:.0f} | {tokens / np.median(step):,.0f} |"
+            f" {_ratio(step / rows[:, 0, 0])} | {_ratio(products / step)} |"
+            f" {np.median(data / step):.2%} |"
         )
     return "\n".join(lines)
 

@@ -4,8 +4,9 @@ Classifies texts from the shell: those on the command line, or the lines of stdi
     drbert-classify "a charming and often affecting journey"
     drbert-classify --model drbert --url https://reviews.example < reviews.txt > labels.tsv
 
-A line of output for every line of input, in order: label, score and text with tabs in between, or the service's answer with
---json. Lists of lines are sent over several connections; a service that is full or starting is asked again, later and later.
+A line of output for every line of input, in order: label, score and text with tabs in between, or
+the service's answer with --json. Lists of lines are sent over several connections; a service that
+is full or starting is asked again, later and later.
 """
 
 from __future__ import annotations
@@ -38,21 +39,47 @@ Answer = dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="drbert-classify", description="Classify texts, or the lines of stdin, by a running service.")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to classify; without any, the lines of stdin")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: http://127.0.0.1:8000)")
+    parser = Parser(
+        prog="drbert-classify",
+        description="Classify texts, or the lines of stdin, by a running service.",
+    )
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help="texts to classify; without any, the lines of stdin",
+    )
+    parser.add_argument(
+        "--url",
+        default="http://127.0.0.1:8000",
+        help="where the service is (default: http://127.0.0.1:8000)",
+    )
     parser.add_argument("--model", help="a loaded model's name (default: the service's first)")
     parser.add_argument("--top-k", type=int, help="with --json: how many labels are told")
-    parser.add_argument("--json", action="store_true", help="write the service's answer for each text instead of label, score and text")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="write the service's answer for each text instead of label, score and text",
+    )
     parser.add_argument("--at-once", type=int, default=32, help="texts in a request (default: 32)")
-    parser.add_argument("--connections", type=int, default=4, help="requests under way (default: 4)")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds for which a request is tried again (default: 60)")
+    parser.add_argument(
+        "--connections", type=int, default=4, help="requests under way (default: 4)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        help="seconds for which a request is tried again (default: 60)",
+    )
     given = parser.parse_args(arguments)
     for name in ("at_once", "connections"):
         if getattr(given, name) < 1:
             raise BadUsage(f"--{name.replace('_', '-')} must be at least 1.")
     if not given.texts and sys.stdin.isatty():
-        raise BadUsage('Give texts, or lines on stdin: drbert-classify "good film", or drbert-classify < texts.txt.')
+        raise BadUsage(
+            'Give texts, or lines on stdin: drbert-classify "good film", or drbert-classify <'
+            " texts.txt."
+        )
     check_address(given.url)
     lines, kind = (given.texts, "text") if given.texts else (decoded(sys.stdin.buffer), "line")
     key = os.environ.get("DRBERT_API_KEY")
@@ -75,7 +102,10 @@ def check_address(url: str) -> None:
     except httpx.InvalidURL:
         given = httpx.URL()
     if given.scheme not in ("http", "https") or not given.host:
-        raise BadUsage(f"--url {url!r} is no address of a service; write it as http://127.0.0.1:8000 or https://reviews.example.")
+        raise BadUsage(
+            f"--url {url!r} is no address of a service; write it as http://127.0.0.1:8000 or"
+            " https://reviews.example."
+        )
 
 
 def decoded(file: Iterable[bytes]) -> Iterator[str]:
@@ -84,7 +114,10 @@ def decoded(file: Iterable[bytes]) -> Iterator[str]:
         try:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise BadInput(f"line {number} is not UTF-8 (byte {error.start + 1} of it); convert it first, as with iconv -f LATIN1 -t UTF-8.") from None
+            raise BadInput(
+                f"line {number} is not UTF-8 (byte {error.start + 1} of it); convert it first, as"
+                " with iconv -f LATIN1 -t UTF-8."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -98,8 +131,12 @@ class Service:
     """Set when nobody waits for answers: nothing is tried again."""
 
     def classify(self, texts: Sequence[str], places: Sequence[str] = ()) -> list[Answer]:
-        """One answer a text. BadInput says what is wrong with them, by their `places`; Unavailable that nobody answered in time."""
-        body = {"input": list(texts)} | {name: value for name, value in self.fields.items() if value is not None}
+        """One answer a text. BadInput says what is wrong with them, by their `places`; Unavailable
+        that nobody answered in time.
+        """
+        body = {"input": list(texts)} | {
+            name: value for name, value in self.fields.items() if value is not None
+        }
         give_up = time.monotonic() + self.patience_s
         pause = FIRST_PAUSE_S
         while True:
@@ -110,21 +147,28 @@ class Service:
                     answers: list[Answer] = response.json()["data"]
                     return answers
                 if response.status_code not in AGAIN:
-                    raise BadInput(f"{self.client.base_url} refused: {_placed(_message(response), places)}")
+                    raise BadInput(
+                        f"{self.client.base_url} refused: {_placed(_message(response), places)}"
+                    )
                 why, asked = _message(response), response.headers.get("retry-after")
             except httpx.TransportError as error:
                 why, asked = str(error) or type(error).__name__, None
             # Full jitter: callers that were refused together do not come back together.
             wait = random.uniform(0, pause) + (float(asked) if asked and asked.isdigit() else 0)
             if time.monotonic() + wait > give_up:
-                raise Unavailable(f"{self.client.base_url} did not answer within {self.patience_s:g} s: {why}")
+                raise Unavailable(
+                    f"{self.client.base_url} did not answer within {self.patience_s:g} s: {why}"
+                )
             if self.over.wait(wait):
                 raise Unavailable(f"{self.client.base_url} was given up: {why}")
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
 
-def answered(service: Service, lines: Iterable[str], at_once: int, connections: int, kind: str = "line") -> Iterator[tuple[str, Answer | None]]:
-    """Every line with its answer, in order; an empty line has none. Reads no further ahead than its connections need.
+def answered(
+    service: Service, lines: Iterable[str], at_once: int, connections: int, kind: str = "line"
+) -> Iterator[tuple[str, Answer | None]]:
+    """Every line with its answer, in order; an empty line has none. Reads no further ahead than its
+    connections need.
 
     A refusal names the `kind` of thing a line is, and its number.
     """
@@ -135,7 +179,16 @@ def answered(service: Service, lines: Iterable[str], at_once: int, connections: 
             while True:
                 while len(under_way) < connections and (some := list(islice(rest, at_once))):
                     texts = {f"{kind} {number}": line for number, line in some if line.strip()}
-                    under_way.append((some, pool.submit(service.classify, list(texts.values()), list(texts)) if texts else _nothing()))
+                    under_way.append(
+                        (
+                            some,
+                            (
+                                pool.submit(service.classify, list(texts.values()), list(texts))
+                                if texts
+                                else _nothing()
+                            ),
+                        )
+                    )
                 if not under_way:
                     return
                 some, future = under_way.popleft()
@@ -166,7 +219,7 @@ def _placed(message: str, places: Sequence[str]) -> str:
     if found is None or int(found[2] or 0) >= len(places):
         return message
     place = places[int(found[2])] if found[2] else f"{places[0]} to {places[-1]}"
-    return place + message[found.end():]
+    return place + message[found.end() :]
 
 
 def _message(response: httpx.Response) -> str:

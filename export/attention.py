@@ -1,5 +1,6 @@
 """
-Puts attention in the form in which engines run it fastest in the place of the one a family was written with.
+Puts attention in the form in which engines run it fastest in the place of the one a family was
+written with.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def mended(model: nn.Module) -> nn.Module:
-    """A copy of `model` with our form of attention in the place of every one that has such a form; a model without any as it is."""
+    """A copy of `model` with our form of attention in the place of every one that has such a form;
+    a model without any as it is.
+    """
     if not any(type(part) in FORMS for part in model.modules()):
         return model
     copied = copy.deepcopy(model)

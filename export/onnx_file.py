@@ -1,5 +1,6 @@
 """
-The only place that knows an exporter: a torch classifier becomes a plain fp32 ONNX graph, as torch's tracing exporter writes it.
+The only place that knows an exporter: a torch classifier becomes a plain fp32 ONNX graph, as
+torch's tracing exporter writes it.
 """
 
 from __future__ import annotations
@@ -26,20 +27,36 @@ from graphs.subnormals import subnormals
 OPSET = 18
 # What is traced: no row and no length of one, which a tracer may take for the only one.
 ROWS, LENGTH = 2, 16
-# Families whose graphs have an input for types of sentences, whatever the tokenizer gives and also where a model has only one.
-TYPED = ("bert", "electra", "convbert", "albert", "mobilebert", "squeezebert", "megatron-bert", "roformer", "rembert")
+# Families whose graphs have an input for types of sentences, whatever the tokenizer gives and also
+# where a model has only one.
+TYPED = (
+    "bert",
+    "electra",
+    "convbert",
+    "albert",
+    "mobilebert",
+    "squeezebert",
+    "megatron-bert",
+    "roformer",
+    "rembert",
+)
 
 
 def graph_inputs(model: Any, tokenizer_gives: Sequence[str]) -> list[str]:
     """What the graph reads of a text: what the model accepts and its tokenizer gives."""
     accepted = inspect.signature(model.forward).parameters
     typed = "token_type_ids" in tokenizer_gives and getattr(model.config, "type_vocab_size", 2) > 1
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed or model.config.model_type in TYPED else [])]
+    names = [
+        "input_ids",
+        "attention_mask",
+        *(["token_type_ids"] if typed or model.config.model_type in TYPED else []),
+    ]
     return [name for name in names if name in accepted]
 
 
 def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
-    """Writes `model` as one .onnx file that reads `inputs`, (B, L) each with both symbolic, and gives `logits`, (B, labels).
+    """Writes `model` as one .onnx file that reads `inputs`, (B, L) each with both symbolic, and
+    gives `logits`, (B, labels).
 
     It is traced in the form of attention that it has; BadInput if it cannot be.
     """
@@ -47,7 +64,11 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
     positions = getattr(model.config, "max_position_embeddings", None) or 0
     length = min(LENGTH, positions) if positions > 0 else LENGTH
     ids = torch.arange(ROWS * length).reshape(ROWS, length) % rows
-    examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    examples = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
     forward = model.forward
 
     def logits(*given: Tensor) -> Tensor:
@@ -60,20 +81,29 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
     # In the model's own place, for a module around it would be in every weight's name.
     model.forward = logits
     try:
-        # The tracer warns of shapes that it fixes, and prints a graph that it cannot export; verification shows whether a shape mattered.
+        # The tracer warns of shapes that it fixes, and prints a graph that it cannot export;
+        # verification shows whether a shape mattered.
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model, tuple(examples[name] for name in inputs), str(exporting / "model.onnx"), input_names=list(inputs), output_names=["logits"],
-                dynamic_axes={"logits": {0: "batch_size"}} | {name: {0: "batch_size", 1: "sequence_length"} for name in inputs},
-                opset_version=OPSET, dynamo=False,
+                model,
+                tuple(examples[name] for name in inputs),
+                str(exporting / "model.onnx"),
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_axes={"logits": {0: "batch_size"}}
+                | {name: {0: "batch_size", 1: "sequence_length"} for name in inputs},
+                opset_version=OPSET,
+                dynamo=False,
             )
     except Exception as error:  # A model may fail to be traced in as many ways as there are models.
         raise BadInput(f"torch cannot export this model: {first_line(error)}") from None
     finally:
         del model.forward
     if len(list(exporting.iterdir())) > 1:
-        raise BadInput("The graph passes ONNX's limit of 2 GiB for one file; such models are not supported.")
+        raise BadInput(
+            "The graph passes ONNX's limit of 2 GiB for one file; such models are not supported."
+        )
     (exporting / "model.onnx").rename(target)
     shutil.rmtree(exporting)
 
@@ -81,11 +111,18 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
 def flush_subnormal_weights(path: Path) -> int:
     """Set every subnormal float in an .onnx file to zero, in place; return how many there were.
 
-    None of them changes an answer: the largest is 1.2e-38. Processors that are not told to flush them compute up to a hundred times
-    slower with them, and not every engine can be told (service/runtimes/openvino.py).
+    None of them changes an answer: the largest is 1.2e-38. Processors that are not told to flush
+    them compute up to a hundred times slower with them, and not every engine can be told
+    (service/runtimes/openvino.py).
     """
     model = onnx.load(path)
-    constants = (a.t for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value")
+    constants = (
+        a.t
+        for node in model.graph.node
+        if node.op_type == "Constant"
+        for a in node.attribute
+        if a.name == "value"
+    )
     flushed = 0
     for tensor in (*model.graph.initializer, *constants):
         if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -93,7 +130,11 @@ def flush_subnormal_weights(path: Path) -> int:
         values = numpy_helper.to_array(tensor)
         if count := subnormals(values):
             smallest = np.finfo(np.float32).smallest_normal
-            tensor.CopyFrom(numpy_helper.from_array(np.where(np.abs(values) < smallest, np.float32(0), values), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    np.where(np.abs(values) < smallest, np.float32(0), values), tensor.name
+                )
+            )
             flushed += count
     if flushed:
         onnx.save(model, path)

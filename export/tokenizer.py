@@ -1,8 +1,9 @@
 """
 A checkpoint's tokenizer as transformers makes it: of all its files, not of tokenizer.json alone.
 
-`tokenizer_config.json` overrides what stands in `tokenizer.json` (case, accents, the space before the first word), and tokens may stand in
-`added_tokens.json` or `added_tokens_decoder` only. Code of a checkpoint's own is never run.
+`tokenizer_config.json` overrides what stands in `tokenizer.json` (case, accents, the space before
+the first word), and tokens may stand in `added_tokens.json` or `added_tokens_decoder` only. Code of
+a checkpoint's own is never run.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from command import BadInput, Unavailable, first_line
 
 # What older trainers leave instead of tokenizer.json: WordPiece, byte-level BPE, SentencePiece.
-SLOW_TOKENIZERS = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "sentencepiece.model")
+SLOW_TOKENIZERS = (
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
+)
 # What transformers 5 calls a tokenizer that is its tokenizer.json and nothing else.
 PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
-# Whose tokenizers give types of sentences in transformers 4 and none in 5, which notes its `backend` where it has saved one.
+# Whose tokenizers give types of sentences in transformers 4 and none in 5, which notes its
+# `backend` where it has saved one.
 WITHOUT_TYPES_IN_5 = ("AlbertTokenizer", "RemBertTokenizer")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that `AutoTokenizer` makes of a checkpoint's files.
 
-    Unavailable if a package is missing that converts it, BadInput if it cannot be read, has no fast form, or is code of its own.
+    Unavailable if a package is missing that converts it, BadInput if it cannot be read, has no fast
+    form, or is code of its own.
     """
     own = directory / "tokenizer.json"
     if own.is_file():
@@ -38,30 +48,61 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     described = read_tokenizer_config(directory)
     more: dict[str, Any] = {}
     if isinstance(extra := described.get("extra_special_tokens"), list):
-        # transformers 5 writes the list that 4 calls additional_special_tokens, and 4 reads a dictionary under this name.
+        # transformers 5 writes the list that 4 calls additional_special_tokens, and 4 reads a
+        # dictionary under this name.
         more = {"additional_special_tokens": extra, "extra_special_tokens": {}}
     if "AutoTokenizer" in (described.get("auto_map") or {}):
         raise BadInput(
-            f"{directory / 'tokenizer_config.json'} names a tokenizer that is code of the checkpoint's own (auto_map), which is never run; "
-            "save it as a PreTrainedTokenizerFast, whose tokenizer.json says all of it."
+            f"{directory / 'tokenizer_config.json'} names a tokenizer that is code of the"
+            " checkpoint's own (auto_map), which is never run; save it as a"
+            " PreTrainedTokenizerFast, whose tokenizer.json says all of it."
         )
-    kind = PreTrainedTokenizerFast if described.get("tokenizer_class") in PLAIN and own.is_file() else AutoTokenizer
+    kind = (
+        PreTrainedTokenizerFast
+        if described.get("tokenizer_class") in PLAIN and own.is_file()
+        else AutoTokenizer
+    )
     try:
-        made = kind.from_pretrained(directory, local_files_only=True, **more, **({} if kind is PreTrainedTokenizerFast else {"use_fast": True, "trust_remote_code": False}))
+        made = kind.from_pretrained(
+            directory,
+            local_files_only=True,
+            **more,
+            **(
+                {}
+                if kind is PreTrainedTokenizerFast
+                else {"use_fast": True, "trust_remote_code": False}
+            ),
+        )
     except ImportError as error:
-        raise Unavailable(f"{directory}: its tokenizer has to be converted, and that takes another package: {first_line(error)}") from None
+        raise Unavailable(
+            f"{directory}: its tokenizer has to be converted, and that takes another package:"
+            f" {first_line(error)}"
+        ) from None
     except Exception as error:  # A tokenizer may be wrong in as many ways as there are tokenizers.
-        what = "its tokenizer cannot be made" if own.is_file() else "it has no tokenizer.json, and none can be made of its vocabulary"
+        what = (
+            "its tokenizer cannot be made"
+            if own.is_file()
+            else "it has no tokenizer.json, and none can be made of its vocabulary"
+        )
         raise BadInput(f"{directory}: {what}: {first_line(error)}") from None
     if not isinstance(made, PreTrainedTokenizerFast):
         raise BadInput(
-            f"{directory}: its tokenizer ({type(made).__name__}) is written in Python and has no fast form, so no tokenizer.json can stand for it; "
-            "train the model with a fast tokenizer."
+            f"{directory}: its tokenizer ({type(made).__name__}) is written in Python and has no"
+            " fast form, so no tokenizer.json can stand for it; train the model with a fast"
+            " tokenizer."
         )
-    if described.get("backend") == "tokenizers" and "model_input_names" not in described and described.get("tokenizer_class") in WITHOUT_TYPES_IN_5:
+    if (
+        described.get("backend") == "tokenizers"
+        and "model_input_names" not in described
+        and described.get("tokenizer_class") in WITHOUT_TYPES_IN_5
+    ):
         made.model_input_names = ["input_ids", "attention_mask"]
     if not own.is_file():
-        print(f"{directory} has no tokenizer.json: made one of its vocabulary ({type(made).__name__}).", flush=True)
+        print(
+            f"{directory} has no tokenizer.json: made one of its vocabulary"
+            f" ({type(made).__name__}).",
+            flush=True,
+        )
     return made
 
 
@@ -81,30 +122,39 @@ def _read_object(path: Path) -> dict[str, Any]:
     return described
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, rows: int, target: Path) -> None:
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, directory: Path, rows: int, target: Path
+) -> None:
     """Writes the tokenizer as one file for the service.
 
-    BadInput if it knows a token that has none of the `rows` of the model's embeddings. Special tokens that its class adds by itself, as
-    `[MASK]`, are left out in that case: no text that the model was trained with holds them.
+    BadInput if it knows a token that has none of the `rows` of the model's embeddings. Special
+    tokens that its class adds by itself, as `[MASK]`, are left out in that case: no text that the
+    model was trained with holds them.
     """
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     written = _tokens_in_files(directory)
     kept = []
     for token in whole.get("added_tokens", []):
         if token["id"] >= rows and token["content"] not in written and token["special"]:
-            print(f"{directory}: leaves out {token['content']!r}, which {type(tokenizer).__name__} adds and the model has no embedding for.", flush=True)
+            print(
+                f"{directory}: leaves out {token['content']!r}, which {type(tokenizer).__name__}"
+                " adds and the model has no embedding for.",
+                flush=True,
+            )
         else:
             kept.append(token)
     whole["added_tokens"] = kept
     if "token_type_ids" not in tokenizer.model_input_names:
-        # The checkpoint's tokenizer gives no types, so its model takes the first for both halves of a pair.
+        # The checkpoint's tokenizer gives no types, so its model takes the first for both halves of
+        # a pair.
         _of_the_first_type(whole.get("post_processor"))
     made = Tokenizer.from_str(json.dumps(whole))
     token, number = max(made.get_vocab().items(), key=lambda item: item[1])
     if number >= rows:
         raise BadInput(
-            f"{directory}: its tokenizer knows {token!r} as number {number}, and the embeddings have {rows} rows, numbers 0 to {rows - 1}; "
-            "call model.resize_token_embeddings(len(tokenizer)), train it, and save both."
+            f"{directory}: its tokenizer knows {token!r} as number {number}, and the embeddings"
+            f" have {rows} rows, numbers 0 to {rows - 1}; call"
+            " model.resize_token_embeddings(len(tokenizer)), train it, and save both."
         )
     made.save(str(target))
 
@@ -131,9 +181,21 @@ def _tokens_in_files(directory: Path) -> set[str]:
     for name in ("added_tokens.json", "special_tokens_map.json"):
         if (directory / name).is_file():
             described = _read_object(directory / name)
-            found |= set(_strings(described.values() if name == "special_tokens_map.json" else described.keys()))
+            found |= set(
+                _strings(
+                    described.values() if name == "special_tokens_map.json" else described.keys()
+                )
+            )
     config = read_tokenizer_config(directory)
-    return found | set(_strings([config.get("added_tokens_decoder"), config.get("additional_special_tokens"), config.get("extra_special_tokens")]))
+    return found | set(
+        _strings(
+            [
+                config.get("added_tokens_decoder"),
+                config.get("additional_special_tokens"),
+                config.get("extra_special_tokens"),
+            ]
+        )
+    )
 
 
 def _strings(values: Any) -> list[str]:

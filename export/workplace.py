@@ -1,7 +1,9 @@
 """
-Where an artifact is made: in a folder beside its target, which is renamed in when the artifact is whole.
+Where an artifact is made: in a folder beside its target, which is renamed in when the artifact is
+whole.
 
-The folder is locked while it is used, so that the next export can tell what a killed one left behind, and removes it.
+The folder is locked while it is used, so that the next export can tell what a killed one left
+behind, and removes it.
 """
 
 from __future__ import annotations
@@ -30,24 +32,35 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def place_of(target: Path) -> Path:
-    """Where the artifact goes: the folder that `target` is or links to. BadUsage unless it is free, empty, or an artifact and nothing else."""
+    """Where the artifact goes: the folder that `target` is or links to. BadUsage unless it is free,
+    empty, or an artifact and nothing else.
+    """
     place = target.resolve() if target.is_symlink() else target
     if os.path.ismount(place):
-        raise BadUsage(f"{target} is a mount point, which cannot be replaced at once; export to a folder in it, as {target / 'model'}.")
+        raise BadUsage(
+            f"{target} is a mount point, which cannot be replaced at once; export to a folder in"
+            f" it, as {target / 'model'}."
+        )
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return place
     try:
         known = {*read_manifest(place).files, MANIFEST}
     except ArtifactError:
         known = set()
-    if not place.is_dir() or any(path.name not in known and path.name not in LITTER for path in place.iterdir()):
-        raise BadUsage(f"{target} exists and is not an artifact and nothing else; remove it or choose another place.")
+    if not place.is_dir() or any(
+        path.name not in known and path.name not in LITTER for path in place.iterdir()
+    ):
+        raise BadUsage(
+            f"{target} exists and is not an artifact and nothing else; remove it or choose another"
+            " place."
+        )
     return place
 
 
 @contextmanager
 def workplace(place: Path) -> Iterator[Path]:
-    """A folder to make an artifact in, beside its place; it is gone afterwards, whatever happens, unless it was renamed.
+    """A folder to make an artifact in, beside its place; it is gone afterwards, whatever happens,
+    unless it was renamed.
 
     Unavailable, with the disk's name, if what failed did so for want of room.
     """
@@ -62,7 +75,10 @@ def workplace(place: Path) -> Iterator[Path]:
     except Exception:
         free = shutil.disk_usage(place.parent).free
         if free < FULL_BYTES:
-            raise Unavailable(f"The disk of {place.parent} is full: {free:,} bytes are free. Make room there, or export to another disk.") from None
+            raise Unavailable(
+                f"The disk of {place.parent} is full: {free:,} bytes are free. Make room there, or"
+                " export to another disk."
+            ) from None
         raise
     finally:
         if folder is not None:
@@ -81,13 +97,15 @@ def _locked_folder(place: Path) -> tuple[Path, int]:
             if os.fstat(lock).st_ino == folder.stat().st_ino:
                 return folder, lock
         except (FileNotFoundError, BlockingIOError):
-            pass    # Another export took it for a leftover in the moment before it was locked.
+            pass  # Another export took it for a leftover in the moment before it was locked.
         if lock >= 0:
             os.close(lock)
 
 
 def put_in_place(folder: Path, place: Path) -> None:
-    """Renames the new artifact in; the old one goes only when the new one is there, and comes back if it cannot be."""
+    """Renames the new artifact in; the old one goes only when the new one is there, and comes back
+    if it cannot be.
+    """
     folder.chmod(0o755)
     if not place.exists():
         folder.rename(place)
@@ -105,7 +123,8 @@ def put_in_place(folder: Path, place: Path) -> None:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Removes what exports to the same place left that were killed; what another one works in is locked.
+    """Removes what exports to the same place left that were killed; what another one works in is
+    locked.
 
     An old artifact that one was killed while replacing goes back to its place.
     """
@@ -114,13 +133,18 @@ def _remove_leftovers(place: Path) -> None:
         try:
             with _lock(left):
                 if left.name.endswith(OLD) and not place.exists():
-                    print(f"puts {left} back to {place}: an export was killed while replacing it", flush=True)
+                    print(
+                        f"puts {left} back to {place}: an export was killed while replacing it",
+                        flush=True,
+                    )
                     left.rename(place)
                 else:
-                    print(f"removes {left}, which an export that was killed left behind", flush=True)
+                    print(
+                        f"removes {left}, which an export that was killed left behind", flush=True
+                    )
                     shutil.rmtree(left, ignore_errors=True)
         except OSError:
-            continue    # In use, or no folder.
+            continue  # In use, or no folder.
 
 
 @contextmanager
@@ -136,7 +160,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals_that_tidy_up() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception does, by the code that a shell gives for them."""
+    """SIGTERM and SIGHUP end the process as an exception does, by the code that a shell gives for
+    them.
+    """
+
     def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
@@ -147,7 +174,7 @@ def _signals_that_tidy_up() -> Iterator[None]:
             if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, end)
     except ValueError:
-        pass    # Only the main thread may; another one is not the process's end.
+        pass  # Only the main thread may; another one is not the process's end.
     try:
         yield
     finally:

@@ -55,8 +55,24 @@ class Output:
 
 
 _BYTES = {
-    "float": 4, "f32": 4, "float16": 2, "f16": 2, "bfloat16": 2, "bf16": 2, "double": 8, "f64": 8,
-    "int64": 8, "i64": 8, "int32": 4, "i32": 4, "int8": 1, "i8": 1, "uint8": 1, "u8": 1, "bool": 1, "boolean": 1,
+    "float": 4,
+    "f32": 4,
+    "float16": 2,
+    "f16": 2,
+    "bfloat16": 2,
+    "bf16": 2,
+    "double": 8,
+    "f64": 8,
+    "int64": 8,
+    "i64": 8,
+    "int32": 4,
+    "i32": 4,
+    "int8": 1,
+    "i8": 1,
+    "uint8": 1,
+    "u8": 1,
+    "bool": 1,
+    "boolean": 1,
 }
 
 Value = Leaf | Input | Output | None
@@ -82,7 +98,9 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     hashes: tuple[str, ...] = field(init=False)
-    """Of what each node computes, its inputs included; equal for computations that are equal but for their weights."""
+    """Of what each node computes, its inputs included; equal for computations that are equal but
+    for their weights.
+    """
 
     def __post_init__(self) -> None:
         hashes: list[str] = []
@@ -96,7 +114,8 @@ class Graph:
         order = self._walk()
         number = {node: i for i, node in enumerate(order)}
         lines = [
-            [n.operator, n.attributes, [_describe(v, number) for v in n.inputs], n.outputs] for n in (self.nodes[i] for i in order)
+            [n.operator, n.attributes, [_describe(v, number) for v in n.inputs], n.outputs]
+            for n in (self.nodes[i] for i in order)
         ]
         unused = sorted(self.hashes[i] for i in range(len(self.nodes)) if i not in number)
         return _hash([self.inputs, lines, [_describe(v, number) for v in self.outputs], unused])
@@ -106,7 +125,11 @@ class Graph:
         order: dict[int, None] = {}
         waiting = [v.node for v in reversed(self.outputs) if isinstance(v, Output)]
         while waiting:
-            needs = [v.node for v in self.nodes[waiting[-1]].inputs if isinstance(v, Output) and v.node not in order]
+            needs = [
+                v.node
+                for v in self.nodes[waiting[-1]].inputs
+                if isinstance(v, Output) and v.node not in order
+            ]
             if waiting[-1] in order or not needs:
                 order[waiting.pop()] = None
             else:
@@ -118,23 +141,31 @@ class Graph:
         """Bytes of all weights as they are stored, each counted where it is used."""
         return sum(
             _size(value.shape) * _bytes(value.dtype)
-            for node in self.nodes for value in node.inputs if isinstance(value, Leaf) and value.value is None
+            for node in self.nodes
+            for value in node.inputs
+            if isinstance(value, Leaf) and value.value is None
         )
 
     @property
     def parameters(self) -> int:
         """How many numbers the weights are."""
         return sum(
-            _size(value.shape) for node in self.nodes for value in node.inputs
+            _size(value.shape)
+            for node in self.nodes
+            for value in node.inputs
             if isinstance(value, Leaf) and value.value is None
         )
 
     def flops_per_token(self) -> int:
-        """Multiplications and additions by weight matrices for one token; attention's own products, which grow with length, are not among them."""
+        """Multiplications and additions by weight matrices for one token; attention's own products,
+        which grow with length, are not among them.
+        """
         flops = 0
         for node in self.nodes:
             if node.operator == "MatMul":
-                flops += sum(2 * _size(value.shape) for value in node.inputs if isinstance(value, Leaf))
+                flops += sum(
+                    2 * _size(value.shape) for value in node.inputs if isinstance(value, Leaf)
+                )
         return flops
 
 
@@ -146,22 +177,36 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     """
     scopes = Counter(_scope(node) for node in graph.nodes if _scope(node))
     if not scopes:
-        raise GraphError("The graph's nodes carry no module names, so encoder and head cannot be told apart.")
+        raise GraphError(
+            "The graph's nodes carry no module names, so encoder and head cannot be told apart."
+        )
     encoder_scope = scopes.most_common(1)[0][0]
     head: set[int] = set()
     for i, node in enumerate(graph.nodes):
         scope = _scope(node)
-        outside = scope is not None and (scope != encoder_scope or node.name.startswith(f"/{scope}/pooler/"))
-        if outside or any(isinstance(value, Output) and value.node in head for value in node.inputs):
+        outside = scope is not None and (
+            scope != encoder_scope or node.name.startswith(f"/{scope}/pooler/")
+        )
+        if outside or any(
+            isinstance(value, Output) and value.node in head for value in node.inputs
+        ):
             head.add(i)
     _give_to_head_what_only_it_uses(graph, head)
     crossing = {
-        value for i in head for value in graph.nodes[i].inputs if not isinstance(value, Leaf | None) and
-        not (isinstance(value, Output) and value.node in head)
+        value
+        for i in head
+        for value in graph.nodes[i].inputs
+        if not isinstance(value, Leaf | None)
+        and not (isinstance(value, Output) and value.node in head)
     }
     if len(crossing) != 1 or not isinstance(cut := next(iter(crossing)), Output):
-        raise GraphError(f"{len(crossing)} values cross from encoder to head; one, the last hidden state, is expected.")
-    encoder = _part(graph, [i for i in range(len(graph.nodes)) if i not in head], graph.inputs, (cut,), {})
+        raise GraphError(
+            f"{len(crossing)} values cross from encoder to head; one, the last hidden state, is"
+            " expected."
+        )
+    encoder = _part(
+        graph, [i for i in range(len(graph.nodes)) if i not in head], graph.inputs, (cut,), {}
+    )
     return encoder, _part(graph, sorted(head), ("hidden state",), graph.outputs, {cut: Input(0)})
 
 
@@ -173,12 +218,21 @@ def _give_to_head_what_only_it_uses(graph: Graph, head: set[int]) -> None:
                 users.setdefault(value.node, set()).add(i)
     for i in reversed(range(len(graph.nodes))):
         # A value the head computes from constants alone, an index say, carries no name.
-        if i not in head and users.get(i) and users[i] <= head and all(isinstance(v, Leaf | None) for v in graph.nodes[i].inputs):
+        if (
+            i not in head
+            and users.get(i)
+            and users[i] <= head
+            and all(isinstance(v, Leaf | None) for v in graph.nodes[i].inputs)
+        ):
             head.add(i)
 
 
 def _part(
-    graph: Graph, members: Iterable[int], inputs: tuple[str, ...], outputs: tuple[Value, ...], replaced: dict[Value, Value]
+    graph: Graph,
+    members: Iterable[int],
+    inputs: tuple[str, ...],
+    outputs: tuple[Value, ...],
+    replaced: dict[Value, Value],
 ) -> Graph:
     new: dict[int, int] = {old: i for i, old in enumerate(members)}
 
@@ -188,13 +242,16 @@ def _part(
         return Output(new[value.node], value.place) if isinstance(value, Output) else value
 
     nodes = tuple(
-        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.outputs, n.name) for n in (graph.nodes[old] for old in new)
+        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.outputs, n.name)
+        for n in (graph.nodes[old] for old in new)
     )
     return Graph(inputs, nodes, tuple(map(moved, outputs)))
 
 
 def first_differences(a: Graph, b: Graph, most: int = 5) -> list[tuple[Node | None, Node | None]]:
-    """Pairs of nodes, in running order, where the two graphs begin to differ; what follows a difference is not one."""
+    """Pairs of nodes, in running order, where the two graphs begin to differ; what follows a
+    difference is not one.
+    """
     only_a, only_b = _roots(a, set(b.hashes)), _roots(b, set(a.hashes))
     width = max(len(only_a), len(only_b))
     padded_a: list[Node | None] = [*only_a, *[None] * (width - len(only_a))]
@@ -205,13 +262,19 @@ def first_differences(a: Graph, b: Graph, most: int = 5) -> list[tuple[Node | No
 def _roots(graph: Graph, known: set[str]) -> list[Node]:
     unknown = {i for i, digest in enumerate(graph.hashes) if digest not in known}
     return [
-        graph.nodes[i] for i in sorted(unknown)
-        if not any(isinstance(value, Output) and value.node in unknown for value in graph.nodes[i].inputs)
+        graph.nodes[i]
+        for i in sorted(unknown)
+        if not any(
+            isinstance(value, Output) and value.node in unknown for value in graph.nodes[i].inputs
+        )
     ]
 
 
 def layers_only_in(b: Graph, a: Graph) -> list[str]:
-    """Names of the repeated modules, as /bert/encoder/layer.4, that b has and a has not, whatever their models are called."""
+    """Names of the repeated modules, as /bert/encoder/layer.4, that b has and a has not, whatever
+    their models are called.
+    """
+
     def layers(graph: Graph) -> dict[str, str]:
         found: dict[str, str] = {}
         for node in graph.nodes:
@@ -252,7 +315,9 @@ def _bytes(dtype: str) -> int:
     try:
         return _BYTES[dtype.lower()]
     except KeyError:
-        raise GraphError(f"Weights of type {dtype} are not known here; known are {', '.join(_BYTES)}.") from None
+        raise GraphError(
+            f"Weights of type {dtype} are not known here; known are {', '.join(_BYTES)}."
+        ) from None
 
 
 def _size(shape: tuple[int, ...]) -> int:

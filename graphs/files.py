@@ -12,10 +12,14 @@ from graphs.onnx import read_onnx
 
 
 def read_graph(path: Path) -> Graph:
-    """The canonical graph of an .onnx file or of an OpenVINO .xml with its .bin; GraphError if it is neither."""
+    """The canonical graph of an .onnx file or of an OpenVINO .xml with its .bin; GraphError if it
+    is neither.
+    """
     try:
         return read_ir(path) if path.suffix == ".xml" else read_onnx(path)
     except GraphError:
         raise
     except Exception as error:
-        raise GraphError(f"{path} cannot be read as a graph: {type(error).__name__}: {error}") from None
+        raise GraphError(
+            f"{path} cannot be read as a graph: {type(error).__name__}: {error}"
+        ) from None

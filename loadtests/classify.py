@@ -1,8 +1,9 @@
 """
 Sends a plan's requests to its arms and appends a row for each.
 
-    PLAN=examples/plans/demo.toml locust -f loadtests/ --headless       one restart of a plan against servers that run
-    locust -f loadtests/ --headless --host http://127.0.0.1:8000         a look at one server's first two models
+    PLAN=examples/plans/demo.toml locust -f loadtests/ --headless       one restart of a plan
+    against servers that run locust -f loadtests/ --headless --host http://127.0.0.1:8000         a
+    look at one server's first two models
 
 `python -m proof run` starts this once a restart. Locust's own percentiles are rounded to a
 millisecond and more, so the rows are ours; Locust's page shows the arms while they run.
@@ -42,11 +43,14 @@ from proof.plan import Level, Plan, measuring_capacity, plan_for_two
 from proof.plan_file import read_plan
 from proof.schedule import SLICE_WARM_UP, WARM_UP, Schedule, load_positions, schedule, slice_texts
 
-# Locust patches time.sleep; with one request in flight nothing else is due, and the real one is finer than gevent's 1 ms.
+# Locust patches time.sleep; with one request in flight nothing else is due, and the real one is
+# finer than gevent's 1 ms.
 sleep = monkey.get_original("time", "sleep")
-# gevent's timers have a grain of a millisecond: they wait until shortly before a request is due, and yielding does the rest.
+# gevent's timers have a grain of a millisecond: they wait until shortly before a request is due,
+# and yielding does the rest.
 TIMER_GRAIN_NS = 1_500_000
-# Servers close connections that were idle for some seconds (uvicorn: 5); one that may be closed is not used again.
+# Servers close connections that were idle for some seconds (uvicorn: 5); one that may be closed is
+# not used again.
 IDLE_S = 4.0
 ANSWERED_WITHIN_S = 60.0
 LOOK_TEXTS = Path(__file__).parent.parent / "examples" / "texts" / "sentences.txt"
@@ -54,13 +58,17 @@ _TIMING = re.compile(r'(\w+);dur=([\d.]+)(?:;desc="b=(\d+) t=(\d+)")?')
 
 
 class Dispatcher(User):
-    """Walks through one restart's schedule; there is exactly one, for a second would send everything twice."""
+    """Walks through one restart's schedule; there is exactly one, for a second would send
+    everything twice.
+    """
 
     fixed_count = 1
 
     @task
     def restart(self) -> None:
-        """Sends the schedule once and ends Locust, whatever happens: a task that raised would be run again."""
+        """Sends the schedule once and ends Locust, whatever happens: a task that raised would be
+        run again.
+        """
         try:
             self._restart()
         except CommandError as error:
@@ -87,7 +95,9 @@ class Dispatcher(User):
         finally:
             rows.close()
         if "FACTS" in os.environ:
-            Path(os.environ["FACTS"]).write_text(json.dumps({"generator_cpu_share": max(shares.values())}), encoding="utf-8")
+            Path(os.environ["FACTS"]).write_text(
+                json.dumps({"generator_cpu_share": max(shares.values())}), encoding="utf-8"
+            )
         used = ", ".join(f"{share:.0%} at {name}" for name, share in shares.items())
         print(f"{path}: one row a request; the generator used of a core {used}", file=sys.stderr)
 
@@ -97,9 +107,15 @@ def _plan(host: str | None) -> Plan:
         plan = read_plan(Path(os.environ["PLAN"]))
         plan = dataclasses.replace(plan, texts=Path(os.environ.get("TEXTS", plan.texts)))
         # Before there is a rate to send at, what the arms can do is all there is to measure.
-        return measuring_capacity(plan, float(os.environ["CAPACITY_S"])) if "CAPACITY_S" in os.environ else plan
+        return (
+            measuring_capacity(plan, float(os.environ["CAPACITY_S"]))
+            if "CAPACITY_S" in os.environ
+            else plan
+        )
     if not host:
-        raise BadUsage("Set PLAN=plan.toml, or give --host URL for a look at one server's first two models.")
+        raise BadUsage(
+            "Set PLAN=plan.toml, or give --host URL for a look at one server's first two models."
+        )
     with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
         models = [model["id"] for model in json.load(response)["data"]][:2]
     return plan_for_two(host.rstrip("/"), models, LOOK_TEXTS)
@@ -108,7 +124,9 @@ def _plan(host: str | None) -> Plan:
 class Restart:
     """All requests of one restart, level after level."""
 
-    def __init__(self, plan: Plan, restart: int, slot: int, run: str, rows: RowFile, environment: Any) -> None:
+    def __init__(
+        self, plan: Plan, restart: int, slot: int, run: str, rows: RowFile, environment: Any
+    ) -> None:
         self.plan, self.restart, self.slot, self.run = plan, restart, slot, run
         self.rows, self.environment = rows, environment
         self.texts = plan.read_texts()
@@ -121,7 +139,10 @@ class Restart:
     def walk(self) -> dict[str, float]:
         """Sends everything; returns the share of a core used at each level."""
         walks: dict[str, Callable[[Level, Schedule], None]] = {
-            "unloaded": self.one_in_flight, "mixed": self.open_loop, "switchback": self.slices, "capacity": self.closed_loop,
+            "unloaded": self.one_in_flight,
+            "mixed": self.open_loop,
+            "switchback": self.slices,
+            "capacity": self.closed_loop,
         }
         shares = {}
         for level in self.plan.levels:
@@ -135,7 +156,9 @@ class Restart:
         return shares
 
     def one_in_flight(self, level: Level, due: Schedule) -> None:
-        """With one request in flight nothing is due at a time of its own: a request is scheduled when the pause is over."""
+        """With one request in flight nothing is due at a time of its own: a request is scheduled
+        when the pause is over.
+        """
         service_s, unit_s = [0.002], 0.0
         for i in range(len(due)):
             if due.slice[i] != WARM_UP and not unit_s:
@@ -159,7 +182,9 @@ class Restart:
                 return
 
     def closed_loop(self, level: Level, due: Schedule) -> None:
-        """Slices of one arm with a fixed number in flight; a slice ends when its time is over and all are answered."""
+        """Slices of one arm with a fixed number in flight; a slice ends when its time is over and
+        all are answered.
+        """
         arms = len(self.plan.claimed_arms) + len(self.plan.indices("delayed"))
         for i in range(len(due)):
             self.warm_up_slice(int(due.arm[i]))
@@ -173,7 +198,9 @@ class Restart:
             if self.failed:
                 return
 
-    def _ask_until(self, over_ns: int, numbers: Iterator[int], texts: Any, level: Level, due: Schedule, i: int) -> None:
+    def _ask_until(
+        self, over_ns: int, numbers: Iterator[int], texts: Any, level: Level, due: Schedule, i: int
+    ) -> None:
         while time.monotonic_ns() < over_ns and not self.failed:
             number = next(numbers)
             self.record(self.prepare(level, due, i, number, int(texts[number % len(texts)])))
@@ -202,19 +229,39 @@ class Restart:
             asked = Asked(self.arms[arm], number % len(self.texts), "warm-up")
             asked.send()
             asked.receive()
-            if not asked.status:    # Nobody answers: the first measured request will say so.
+            if not asked.status:  # Nobody answers: the first measured request will say so.
                 return
 
-    def prepare(self, level: Level, due: Schedule, i: int, number: int | None = None, text: int | None = None) -> Asked:
-        """The i-th request of a schedule; in a closed loop, a slice's `number`th with a text of its own."""
+    def prepare(
+        self,
+        level: Level,
+        due: Schedule,
+        i: int,
+        number: int | None = None,
+        text: int | None = None,
+    ) -> Asked:
+        """The i-th request of a schedule; in a closed loop, a slice's `number`th with a text of its
+        own.
+        """
         arm = self.arms[int(due.arm[i])]
         tuple_ = int(due.tuple[i]) if number is None else number
-        asked = Asked(arm, int(due.text[i]) if text is None else text, f"{level.name}.{self.restart}.{due.slice[i]}.{tuple_}.{due.place[i]}")
-        asked.where = {"level": level.name, "slice": int(due.slice[i]), "tuple": tuple_, "place": int(due.place[i])}
+        asked = Asked(
+            arm,
+            int(due.text[i]) if text is None else text,
+            f"{level.name}.{self.restart}.{due.slice[i]}.{tuple_}.{due.place[i]}",
+        )
+        asked.where = {
+            "level": level.name,
+            "slice": int(due.slice[i]),
+            "tuple": tuple_,
+            "place": int(due.place[i]),
+        }
         return asked
 
     def record(self, asked: Asked) -> Row:
-        """Sends one request and appends its row; with nothing else to wait for, it is due when it is sent."""
+        """Sends one request and appends its row; with nothing else to wait for, it is due when it
+        is sent.
+        """
         asked.connect()
         scheduled_ns = time.monotonic_ns()
         asked.send()
@@ -225,12 +272,27 @@ class Restart:
         asked.receive()
         timing, batch_size, batch_tokens = _timing(asked.answered.get("server-timing", ""))
         row = Row(
-            run=self.run, restart=self.restart, instance=asked.answered.get("x-instance-id", f"r{self.restart}"),
-            request_id=asked.request_id, arm=asked.arm.name, load_position=asked.arm.load_position, text_id=asked.text,
-            chars=len(self.texts[asked.text]), tokens=tokens_of(asked.content), scheduled_ns=scheduled_ns, sent_ns=asked.sent_ns,
-            done_ns=asked.done_ns, status=asked.status, tokenize_us=timing.get("tokenize", 0.0), queue_us=timing.get("queue", 0.0),
-            inference_us=timing.get("inference", 0.0), total_us=timing.get("total", 0.0),
-            batch_size=batch_size, batch_tokens=batch_tokens, bytes=len(asked.content), **asked.where,
+            run=self.run,
+            restart=self.restart,
+            instance=asked.answered.get("x-instance-id", f"r{self.restart}"),
+            request_id=asked.request_id,
+            arm=asked.arm.name,
+            load_position=asked.arm.load_position,
+            text_id=asked.text,
+            chars=len(self.texts[asked.text]),
+            tokens=tokens_of(asked.content),
+            scheduled_ns=scheduled_ns,
+            sent_ns=asked.sent_ns,
+            done_ns=asked.done_ns,
+            status=asked.status,
+            tokenize_us=timing.get("tokenize", 0.0),
+            queue_us=timing.get("queue", 0.0),
+            inference_us=timing.get("inference", 0.0),
+            total_us=timing.get("total", 0.0),
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            bytes=len(asked.content),
+            **asked.where,
         )
         try:
             if self.unrecorded is None:
@@ -240,8 +302,12 @@ class Restart:
         good = 200 <= row.status <= 299
         self.failed = self.failed or self.unrecorded is not None or not good
         self.environment.events.request.fire(
-            request_type="POST", name=row.arm, response_time=(row.done_ns - row.scheduled_ns) / 1e6, response_length=row.bytes,
-            exception=None if good else RuntimeError(f"status {row.status}"), context={},
+            request_type="POST",
+            name=row.arm,
+            response_time=(row.done_ns - row.scheduled_ns) / 1e6,
+            response_length=row.bytes,
+            exception=None if good else RuntimeError(f"status {row.status}"),
+            context={},
         )
         return row
 
@@ -249,12 +315,22 @@ class Restart:
 class ArmClient:
     """One arm as it is asked; every text's body is ready before it is due."""
 
-    def __init__(self, plan: Plan, arm: int, load_position: int, connections: Connections, texts: list[str]) -> None:
+    def __init__(
+        self, plan: Plan, arm: int, load_position: int, connections: Connections, texts: list[str]
+    ) -> None:
         # The delayed arm is the second reference, slowed down.
-        asked = plan.arms[plan.indices("reference")[1]] if plan.arms[arm].role == "delayed" else plan.arms[arm]
+        asked = (
+            plan.arms[plan.indices("reference")[1]]
+            if plan.arms[arm].role == "delayed"
+            else plan.arms[arm]
+        )
         dialect = DIALECTS[asked.dialect]
         model = asked.model or (asked.name if asked.artifact else None)
-        self.name, self.load_position, self.connections = plan.arms[arm].name, load_position, connections
+        self.name, self.load_position, self.connections = (
+            plan.arms[arm].name,
+            load_position,
+            connections,
+        )
         self.path = connections.path + dialect.path.format(model=model)
         self.bodies = [json.dumps(dialect.body(model, text)).encode() for text in texts]
         self.headers = {"Content-Type": "application/json"} | headers_from(asked.headers_env)
@@ -267,7 +343,9 @@ class ArmClient:
 
 
 class Asked:
-    """One request on its way: connect, send, receive. No answer leaves status 0, for the judge must see it."""
+    """One request on its way: connect, send, receive. No answer leaves status 0, for the judge must
+    see it.
+    """
 
     def __init__(self, arm: ArmClient, text: int, request_id: str) -> None:
         self.arm, self.text, self.request_id = arm, text, request_id
@@ -296,7 +374,10 @@ class Asked:
                 response = self.connection.getresponse()
                 self.content = response.read()
                 self.done_ns = time.monotonic_ns()
-                self.status, self.answered = response.status, {name.lower(): value for name, value in response.getheaders()}
+                self.status, self.answered = (
+                    response.status,
+                    {name.lower(): value for name, value in response.getheaders()},
+                )
                 self.arm.connections.give_back(self.connection)
             except (OSError, HTTPException):
                 self.lost()
@@ -320,8 +401,10 @@ class Connections:
         self._idle: list[tuple[float, HTTPConnection]] = []
 
     def take(self) -> HTTPConnection:
-        """One that is open, or a new one. The standard library's sends head and body at once and without Nagle's delay,
-        where a client that sends them apart waits 40 ms for an acknowledgement now and then."""
+        """One that is open, or a new one. The standard library's sends head and body at once and
+        without Nagle's delay, where a client that sends them apart waits 40 ms for an
+        acknowledgement now and then.
+        """
         while self._idle:
             since, connection = self._idle.pop()
             if time.monotonic() - since < IDLE_S:
@@ -344,7 +427,9 @@ def _arms(plan: Plan, slot: int, texts: list[str]) -> list[ArmClient]:
     chosen: dict[str, str] = json.loads(os.environ.get("ADDRESSES", "{}"))
     urls = [chosen.get(arm.name) or arm.url or own for arm in asked]
     connections = {url: Connections(url) for url in set(urls)}
-    return [ArmClient(plan, i, positions[i], connections[urls[i]], texts) for i in range(len(plan.arms))]
+    return [
+        ArmClient(plan, i, positions[i], connections[urls[i]], texts) for i in range(len(plan.arms))
+    ]
 
 
 def _wait_until(due_ns: int) -> None:

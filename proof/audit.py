@@ -35,19 +35,27 @@ SAME_NS = 1000
 
 
 def read_sealed_plan(folder: Path) -> Plan:
-    """The plan of a run with the texts beside it; Refused if it cannot be read, or its pilot is not the one it names."""
+    """The plan of a run with the texts beside it; Refused if it cannot be read, or its pilot is not
+    the one it names.
+    """
     try:
         plan = dataclasses.replace(read_plan(folder / "plan.toml"), texts=folder / "texts.txt")
     except CommandError as error:
         raise Refused(f"{folder}: {error}") from None
     _check_pilot(folder, plan)
-    if plan.texts_sha256 is not None and plan.texts.is_file() and hashlib.sha256(plan.texts.read_bytes()).hexdigest() != plan.texts_sha256:
+    if (
+        plan.texts_sha256 is not None
+        and plan.texts.is_file()
+        and hashlib.sha256(plan.texts.read_bytes()).hexdigest() != plan.texts_sha256
+    ):
         raise Refused(f"{plan.texts} does not hold the texts that the plan was made for.")
     return plan
 
 
 def _check_pilot(folder: Path, plan: Plan) -> None:
-    """Refused if the pilot is missing or another, or a gain widens a margin beyond what it found."""
+    """Refused if the pilot is missing or another, or a gain widens a margin beyond what it
+    found.
+    """
     found: dict[str, Any] = {}
     if plan.pilot is not None:
         pilot = folder / "pilot.json"
@@ -59,9 +67,14 @@ def _check_pilot(folder: Path, plan: Plan) -> None:
     for level in plan.levels:
         for metric, of_metric in level.gains.items():
             for name, gain in of_metric.items():
-                measured = _dig(found, "levels", level.name, "statistics", f"{metric}.{name}", "gain")
+                measured = _dig(
+                    found, "levels", level.name, "statistics", f"{metric}.{name}", "gain"
+                )
                 if gain > 1 and not (isinstance(measured, float) and gain <= measured + 1e-9):
-                    raise Refused(f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than its pilot found ({measured}).")
+                    raise Refused(
+                        f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than"
+                        f" its pilot found ({measured})."
+                    )
 
 
 def _dig(values: Any, *keys: str) -> Any:
@@ -71,10 +84,16 @@ def _dig(values: Any, *keys: str) -> Any:
 
 
 def loaded_models(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each arm had loaded, as /info said at the first start; Refused if environment.json is no such thing."""
+    """What each arm had loaded, as /info said at the first start; Refused if environment.json is no
+    such thing.
+    """
     models = _dig(read_json(folder / "environment.json"), "server", "models") or {}
-    if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
-        raise Refused(f"{folder / 'environment.json'} does not say in server.models what was loaded.")
+    if not isinstance(models, dict) or not all(
+        isinstance(model, dict) for model in models.values()
+    ):
+        raise Refused(
+            f"{folder / 'environment.json'} does not say in server.models what was loaded."
+        )
     return models
 
 
@@ -87,7 +106,9 @@ def read_json(path: Path) -> Any:
 
 
 def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]:
-    """The lines of restarts.csv that follow from the rows; Refused, naming the thing, if rows or starts cannot be."""
+    """The lines of restarts.csv that follow from the rows; Refused, naming the thing, if rows or
+    starts cannot be.
+    """
     requests = Requests(folder)
     try:
         texts = plan.read_texts()
@@ -105,27 +126,38 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
     for place, start in enumerate(starts):
         where = f"{folder}: restart {start.restart}"
         if start.restart != place:
-            raise Refused(f"{where} is line {place} of starts.csv; restarts are numbered as they were begun.")
+            raise Refused(
+                f"{where} is line {place} of starts.csv; restarts are numbered as they were begun."
+            )
         rows = requests.of(start.restart)
         _check_rows(where, plan, rows, runs)
         seen |= set(rows["arm"].unique())
         if start.slot != kept:
             raise Refused(f"{where} took slot {start.slot} of the load orders, {kept} was next.")
         if start.load_order.split() != [plan.arms[i].name for i in load_order(plan, start.slot)]:
-            raise Refused(f"{where} was loaded as {start.load_order}, which is not the plan's order.")
-        schedules = {level.name: schedule(plan, level, start.slot, len(texts)) for level in plan.levels}
+            raise Refused(
+                f"{where} was loaded as {start.load_order}, which is not the plan's order."
+            )
+        schedules = {
+            level.name: schedule(plan, level, start.slot, len(texts)) for level in plan.levels
+        }
         _check_fate(where, plan, start, rows, schedules)
         if start.dropped:
             continue
         kept += 1
         for instance in start.instance.split():
             if instances.setdefault(instance, start.restart) != start.restart:
-                raise Refused(f"{where} was answered by the same start of a server as restart {instances[instance]}.")
+                raise Refused(
+                    f"{where} was answered by the same start of a server as restart"
+                    f" {instances[instance]}."
+                )
         _check_order(where, plan, rows)
         positions = load_positions(plan, start.slot)
         for level in plan.levels:
             here = at_level(rows, level.name)
-            _check_schedule(where, plan, level, start, here, schedules[level.name], chars, positions)
+            _check_schedule(
+                where, plan, level, start, here, schedules[level.name], chars, positions
+            )
             lines += read_restart(plan, level, start.restart, positions, rows)
     for arm in plan.arms:
         if kept and arm.name not in seen:
@@ -137,7 +169,10 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
 
 def due_requests(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, int | None]:
     """How many requests each level has in a restart; None where time decides."""
-    return {level.name: None if level.kind == "capacity" else len(schedules[level.name]) for level in plan.levels}
+    return {
+        level.name: None if level.kind == "capacity" else len(schedules[level.name])
+        for level in plan.levels
+    }
 
 
 def _check_order(where: str, plan: Plan, rows: Mapping[str, Any]) -> None:
@@ -147,7 +182,9 @@ def _check_order(where: str, plan: Plan, rows: Mapping[str, Any]) -> None:
         here = rows["level"] == level.name
         if here.any():
             if rows["scheduled_ns"][here].min() < before:
-                raise Refused(f"{where}: level {level.name} began before the one before it was answered.")
+                raise Refused(
+                    f"{where}: level {level.name} began before the one before it was answered."
+                )
             before = int(rows["done_ns"][here].max())
 
 
@@ -155,10 +192,16 @@ def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str,
     """Refuses rows that cannot have come from this plan, or from any clock."""
     for run in rows["run"].unique():
         if not run.endswith(plan.digest[:16]):
-            raise Refused(f"{where}: rows of run {run} were made under another plan than plan.toml ({plan.digest[:16]}).")
+            raise Refused(
+                f"{where}: rows of run {run} were made under another plan than plan.toml"
+                f" ({plan.digest[:16]})."
+            )
         runs[run] = None
     if len(runs) > 1:
-        raise Refused(f"{where}: its rows come from {len(runs)} runs, {' and '.join(list(runs)[:2])} among them.")
+        raise Refused(
+            f"{where}: its rows come from {len(runs)} runs, {' and '.join(list(runs)[:2])} among"
+            " them."
+        )
     for name in sorted(set(rows["level"].unique()) - {level.name for level in plan.levels}):
         raise Refused(f"{where}: rows of another level than the plan's, {name}.")
     for name in sorted(set(rows["arm"].unique()) - {arm.name for arm in plan.arms}):
@@ -175,56 +218,104 @@ def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str,
         raise Refused(f"{where}: the request_id {Counter(ids).most_common(1)[0][0]} occurs twice.")
 
 
-def _check_fate(where: str, plan: Plan, start: Start, rows: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None:
+def _check_fate(
+    where: str, plan: Plan, start: Start, rows: Mapping[str, Any], schedules: Mapping[str, Schedule]
+) -> None:
     """Refuses a restart that was counted or dropped against what its rows say."""
     due = due_requests(plan, schedules)
-    breach = restart_breach(plan, rows, due, start.generator_cpu_share, start.throttled_us, start.gpu_slowed)
-    whole = all((rows["level"] == name).sum() == count for name, count in due.items() if count is not None)
+    breach = restart_breach(
+        plan, rows, due, start.generator_cpu_share, start.throttled_us, start.gpu_slowed
+    )
+    whole = all(
+        (rows["level"] == name).sum() == count for name, count in due.items() if count is not None
+    )
     early = start.dropped in ENDED_EARLY and (not whole or start.generator_cpu_share == UNKNOWN)
     if _words(breach) != _words(start.dropped) and not early:
         raise Refused(f"{where} is {_fate(start.dropped)}, its rows say: {_fate(breach)}.")
 
 
 def _check_schedule(
-    where: str, plan: Plan, level: Level, start: Start, rows: Mapping[str, Any], due: Schedule, chars: Any, positions: Mapping[int, int]
+    where: str,
+    plan: Plan,
+    level: Level,
+    start: Start,
+    rows: Mapping[str, Any],
+    due: Schedule,
+    chars: Any,
+    positions: Mapping[int, int],
 ) -> None:
-    """Refuses rows of a counted restart that differ from its schedule in anything but what was measured."""
-    names, places = [arm.name for arm in plan.arms], np.array([positions[a] for a in range(len(plan.arms))])
+    """Refuses rows of a counted restart that differ from its schedule in anything but what was
+    measured.
+    """
+    names, places = (
+        [arm.name for arm in plan.arms],
+        np.array([positions[a] for a in range(len(plan.arms))]),
+    )
     if level.kind == "capacity":
         # In a closed loop one request may overtake another between its turn and its start.
         order = np.lexsort((rows["tuple"], rows["slice"]))
         rows = {name: values[order] for name, values in rows.items()}
         wanted = _capacity_rows(where, plan, level, start, rows, due, len(chars))
     else:
-        wanted = {"slice": due.slice, "tuple": due.tuple, "place": due.place, "arm": Words(names, due.arm), "text_id": due.text,
-                  "load_position": places[due.arm]}
+        wanted = {
+            "slice": due.slice,
+            "tuple": due.tuple,
+            "place": due.place,
+            "arm": Words(names, due.arm),
+            "text_id": due.text,
+            "load_position": places[due.arm],
+        }
     wanted |= {"chars": chars[wanted["text_id"]]}
     wanted["request_id"] = _request_ids(level, start.restart, wanted)
     for name, values in wanted.items():
         if not (rows[name] == values).all():
             row = int(np.flatnonzero(rows[name] != values)[0])
-            raise Refused(f"{where}: request {rows['request_id'][row]} has {name} {rows[name][row]}, the plan {values[row]}.")
+            raise Refused(
+                f"{where}: request {rows['request_id'][row]} has {name} {rows[name][row]}, the plan"
+                f" {values[row]}."
+            )
     stranger = np.flatnonzero(~rows["instance"].isin(start.instance.split()))
     if len(stranger):
-        raise Refused(f"{where}: request {rows['request_id'][stranger[0]]} was answered by {rows['instance'][stranger[0]]}, which starts.csv does not know.")
+        raise Refused(
+            f"{where}: request {rows['request_id'][stranger[0]]} was answered by"
+            f" {rows['instance'][stranger[0]]}, which starts.csv does not know."
+        )
     if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
         raise Refused(f"{where}: a request was sent before the one before it was answered.")
     if level.kind in ("mixed", "switchback"):
         first = rows["slice"] if level.kind == "switchback" else np.zeros_like(rows["slice"])
         begins = np.flatnonzero(np.diff(first, prepend=first[0] - 1))
         size = np.diff([*begins, len(first)])
-        offset = rows["scheduled_ns"] - np.repeat(rows["scheduled_ns"][begins] - due.offset_ns[begins], size)
+        offset = rows["scheduled_ns"] - np.repeat(
+            rows["scheduled_ns"][begins] - due.offset_ns[begins], size
+        )
         wrong = np.flatnonzero(np.abs(offset - due.offset_ns) > SAME_NS)
         if len(wrong):
-            raise Refused(f"{where}: request {rows['request_id'][wrong[0]]} was due at another time than the plan's.")
+            raise Refused(
+                f"{where}: request {rows['request_id'][wrong[0]]} was due at another time than the"
+                " plan's."
+            )
     if level.kind in ("switchback", "capacity"):
         begins = np.flatnonzero(np.diff(rows["slice"], prepend=-1))
-        answered, sent = np.maximum.reduceat(rows["done_ns"], begins), np.minimum.reduceat(rows["sent_ns"], begins)
+        answered, sent = (
+            np.maximum.reduceat(rows["done_ns"], begins),
+            np.minimum.reduceat(rows["sent_ns"], begins),
+        )
         if (sent[1:] < answered[:-1]).any():
-            raise Refused(f"{where}: a slice of {level.name} began before the one before it was answered.")
+            raise Refused(
+                f"{where}: a slice of {level.name} began before the one before it was answered."
+            )
 
 
-def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Mapping[str, Any], due: Schedule, texts: int) -> dict[str, Any]:
+def _capacity_rows(
+    where: str,
+    plan: Plan,
+    level: Level,
+    start: Start,
+    rows: Mapping[str, Any],
+    due: Schedule,
+    texts: int,
+) -> dict[str, Any]:
     """What the rows of a closed loop must say, given how many there are."""
     numbers = np.unique(rows["slice"])
     if not np.array_equal(numbers, due.slice):
@@ -234,21 +325,33 @@ def _capacity_rows(where: str, plan: Plan, level: Level, start: Start, rows: Map
     counts = [int((rows["slice"] == number).sum()) for number in numbers]
     tuples = [np.arange(count) for count in counts]
     return {
-        "slice": np.repeat(due.slice, counts), "tuple": np.concatenate(tuples), "place": np.repeat(due.place, counts),
+        "slice": np.repeat(due.slice, counts),
+        "tuple": np.concatenate(tuples),
+        "place": np.repeat(due.place, counts),
         "arm": Words([arm.name for arm in plan.arms], np.repeat(due.arm, counts)),
-        "text_id": np.concatenate([slice_texts(plan, level, start.slot, i // arms, texts, 4096)[t % 4096] for i, t in enumerate(tuples)]),
+        "text_id": np.concatenate(
+            [
+                slice_texts(plan, level, start.slot, i // arms, texts, 4096)[t % 4096]
+                for i, t in enumerate(tuples)
+            ]
+        ),
         "load_position": np.repeat([positions[int(a)] for a in due.arm], counts),
     }
 
 
 def _request_ids(level: Level, restart: int, wanted: Mapping[str, Any]) -> npt.NDArray[np.object_]:
     """<level>.<restart>.<slice>.<tuple>.<place>, as the load generator names its requests."""
+
     def each(form: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
         least = int(numbers.min())
-        return np.array([form.format(n) for n in range(least, int(numbers.max()) + 1)], object)[numbers - least]
+        return np.array([form.format(n) for n in range(least, int(numbers.max()) + 1)], object)[
+            numbers - least
+        ]
 
     ids: npt.NDArray[np.object_] = (
-        each(f"{level.name}.{restart}.{{}}.", wanted["slice"]) + each("{}.", wanted["tuple"]) + each("{}", wanted["place"])
+        each(f"{level.name}.{restart}.{{}}.", wanted["slice"])
+        + each("{}.", wanted["tuple"])
+        + each("{}", wanted["place"])
     )
     return ids
 
@@ -275,9 +378,17 @@ def check_restarts(folder: Path, due: list[dict[str, Any]]) -> None:
     if len(found) != len(due):
         raise Refused(f"{path} has {len(found)} lines, the rows give {len(due)}.")
     for has, wants in zip(found, due, strict=True):
-        same = all(has.get(k) == str(v) for k, v in wants.items() if k not in ("microseconds", "log"))
-        if not same or not (_close(has.get("log"), wants["log"]) and _close(has.get("microseconds"), wants["microseconds"])):
-            raise Refused(f"{path} does not follow from the rows: {wants['level']}, restart {wants['restart']}, {wants['arm']}, {wants['metric']} {wants['statistic']}.")
+        same = all(
+            has.get(k) == str(v) for k, v in wants.items() if k not in ("microseconds", "log")
+        )
+        if not same or not (
+            _close(has.get("log"), wants["log"])
+            and _close(has.get("microseconds"), wants["microseconds"])
+        ):
+            raise Refused(
+                f"{path} does not follow from the rows: {wants['level']}, restart"
+                f" {wants['restart']}, {wants['arm']}, {wants['metric']} {wants['statistic']}."
+            )
 
 
 def _close(found: str | None, due: str) -> bool:

@@ -20,11 +20,18 @@ PROBE_S = 2.0
 PAUSE_S = 5.0
 
 STAT = Path("/proc/stat")
-SPIN = "import os, sys, time\nos.sched_setaffinity(0, {int(sys.argv[1])})\nend = time.monotonic() + float(sys.argv[2])\nwhile time.monotonic() < end: pass"
+SPIN = (
+    "import os, sys, time\nos.sched_setaffinity(0, {int(sys.argv[1])})\nend = time.monotonic() +"
+    " float(sys.argv[2])\nwhile time.monotonic() < end: pass"
+)
 
 
-def wait_for_calm(most_s: float, probe: Callable[[], float | None], pause_s: float = PAUSE_S) -> float:
-    """Waits until `probe` says that little is stolen, at most `most_s` seconds; returns the seconds waited."""
+def wait_for_calm(
+    most_s: float, probe: Callable[[], float | None], pause_s: float = PAUSE_S
+) -> float:
+    """Waits until `probe` says that little is stolen, at most `most_s` seconds; returns the seconds
+    waited.
+    """
     began = time.monotonic()
     while most_s > 0:
         stolen = probe()
@@ -36,12 +43,17 @@ def wait_for_calm(most_s: float, probe: Callable[[], float | None], pause_s: flo
 
 
 def stolen_share(cpus: Iterable[int]) -> float | None:
-    """What share of these processors' busy time the hypervisor takes just now; None where the system does not say."""
+    """What share of these processors' busy time the hypervisor takes just now; None where the
+    system does not say.
+    """
     wanted = set(cpus)
     before = _ticks(wanted)
     if before is None:
         return None
-    spinning = [subprocess.Popen([sys.executable, "-S", "-E", "-c", SPIN, str(cpu), str(PROBE_S)]) for cpu in wanted]
+    spinning = [
+        subprocess.Popen([sys.executable, "-S", "-E", "-c", SPIN, str(cpu), str(PROBE_S)])
+        for cpu in wanted
+    ]
     for process in spinning:
         process.wait()
     after = _ticks(wanted)
@@ -52,12 +64,16 @@ def stolen_share(cpus: Iterable[int]) -> float | None:
 
 
 def _ticks(cpus: set[int]) -> tuple[int, int] | None:
-    """Ticks in which the processors worked (user, nice, system), and ticks in which they would have."""
+    """Ticks in which the processors worked (user, nice, system), and ticks in which they would
+    have.
+    """
     try:
         lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return None
-    rows = [[int(field) for field in line[1:]] for line in lines if line[0] in {f"cpu{n}" for n in cpus}]
+    rows = [
+        [int(field) for field in line[1:]] for line in lines if line[0] in {f"cpu{n}" for n in cpus}
+    ]
     if len(rows) != len(cpus) or any(len(row) < 8 for row in rows):
         return None
     return sum(sum(row[:3]) for row in rows), sum(row[7] for row in rows)

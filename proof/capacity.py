@@ -19,17 +19,35 @@ from proof.servers import generate, server
 
 
 def capacity_per_s(path: Path, slice_s: float) -> float:
-    """Texts a second of the plan's reference in a closed loop, in a start of its own; Unavailable if it cannot be measured."""
+    """Texts a second of the plan's reference in a closed loop, in a start of its own; Unavailable
+    if it cannot be measured.
+    """
     plan = measuring_capacity(read_plan(path), slice_s)
     [level] = plan.levels
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows, log = folder / "rows.csv", folder / "run.log"
         with server(plan, load_order(plan, 0), log) as served:
-            generate(plan, {level.name: None}, 0, 0, f"capacity-{plan.digest[:16]}", rows, folder / "facts.json", log, slice_s, served.addresses)
+            generate(
+                plan,
+                {level.name: None},
+                0,
+                0,
+                f"capacity-{plan.digest[:16]}",
+                rows,
+                folder / "facts.json",
+                log,
+                slice_s,
+                served.addresses,
+            )
         columns = read_columns(rows)
         if not len(columns["status"]) or (columns["status"] != 200).any():
-            raise Unavailable(f"The arms did not answer: {log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]}.")
+            raise Unavailable(
+                "The arms did not answer:"
+                f" {log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]}."
+            )
         lines = read_restart(plan, level, 0, load_positions(plan, 0), columns)
     references = [plan.arms[i].name for i in plan.indices("reference")]
-    return 1e6 / float(np.mean([float(line["microseconds"]) for line in lines if line["arm"] in references]))
+    return 1e6 / float(
+        np.mean([float(line["microseconds"]) for line in lines if line["arm"] in references])
+    )

@@ -29,7 +29,8 @@ from proof.drawing import (
     time_ticks,
 )
 
-# Intervals and dots further out than so many of the widest margins are drawn at the edge, as arrows.
+# Intervals and dots further out than so many of the widest margins are drawn at the edge, as
+# arrows.
 REACH_IN_MARGINS = 6
 LEFT, RIGHT = 7.0, 93.0
 
@@ -50,7 +51,9 @@ class Interval:
 
 
 def forest(rows: Sequence[Interval], title: str, small: bool = False, whole: bool = False) -> Html:
-    """A row an interval, its margin shaded; on a log scale with no difference in the middle, or, if `whole`, at the left."""
+    """A row an interval, its margin shaded; on a log scale with no difference in the middle, or, if
+    `whole`, at the left.
+    """
     widest = max(math.log1p(row.margin) for row in rows)
     ends = [math.log(x) for row in rows for x in (*row.interval, row.expected or 1.0)]
     if whole:
@@ -64,18 +67,28 @@ def forest(rows: Sequence[Interval], title: str, small: bool = False, whole: boo
     bottom = height * len(rows) + 4
     shapes, said = ratio_axis(scale, 0, bottom), []
     for n, row in enumerate(rows):
-        said.append(f"{row.name}: {percent(row.ratio)}, 90 % interval {span(*row.interval)}, margin ±{row.margin:.3g}")
+        said.append(
+            f"{row.name}: {percent(row.ratio)}, 90 % interval {span(*row.interval)}, margin"
+            f" ±{row.margin:.3g}"
+        )
         shapes += _interval(row, scale, height * n, height - half - 5, half, small)
     return picture(bottom + 24, title, "; ".join(said), shapes)
 
 
-def _interval(row: Interval, scale: Scale, top: float, middle: float, half: float, small: bool) -> list[str]:
+def _interval(
+    row: Interval, scale: Scale, top: float, middle: float, half: float, small: bool
+) -> list[str]:
     y, bound = top + middle, math.log1p(row.margin)
     low, high = (math.log(x) for x in row.interval)
     shapes = [
         box(scale(-bound), scale(bound), y - half, 2 * half, "band"),
-        *(line(scale(x), y - half, scale(x), y + half, "edge") for x in (-bound, bound) if scale.holds(x)),
-        label(0, top + 14, row.name), label(100, top + 14, f"{percent(row.ratio)} ({span(*row.interval)})", "end", soft=small),
+        *(
+            line(scale(x), y - half, scale(x), y + half, "edge")
+            for x in (-bound, bound)
+            if scale.holds(x)
+        ),
+        label(0, top + 14, row.name),
+        label(100, top + 14, f"{percent(row.ratio)} ({span(*row.interval)})", "end", soft=small),
         line(scale(low), y, scale(high), y, f"whisker {row.kind}"),
     ]
     for end, shape in ((low, "left"), (high, "right")):
@@ -101,7 +114,9 @@ class Strip:
 
 
 def dots(rows: Sequence[Strip], restarts: Sequence[int], title: str) -> Html:
-    """A strip a statistic, a dot a restart, the first on top; the margin is shaded and the estimate a bar."""
+    """A strip a statistic, a dot a restart, the first on top; the margin is shaded and the estimate
+    a bar.
+    """
     widest = max(math.log1p(row.margin) for row in rows)
     furthest = max(abs(math.log(r)) for row in rows for r in row.ratios)
     reach = min(max(1.5 * widest, 1.08 * furthest), 2 * REACH_IN_MARGINS * widest)
@@ -117,18 +132,30 @@ def dots(rows: Sequence[Strip], restarts: Sequence[int], title: str) -> Html:
         shapes += [
             box(scale(-bound), scale(bound), top, inner, "band"),
             *(line(scale(x), top, scale(x), top + inner, "edge") for x in (-bound, bound)),
-            label(0, top - 6, row.name), label(100, top - 6, f"{span(min(row.ratios), max(row.ratios))}", "end"),
+            label(0, top - 6, row.name),
+            label(100, top - 6, f"{span(min(row.ratios), max(row.ratios))}", "end"),
             line(scale(math.log(row.ratio)), top, scale(math.log(row.ratio)), top + inner, "mean"),
         ]
         for i, (restart, ratio) in enumerate(zip(restarts, row.ratios, strict=True)):
             value = math.log(ratio)
             shape = "circle" if scale.holds(value) else "right" if value > 0 else "left"
-            shapes.append(marker(shape, scale(value), top + 5 + step * (i + 0.5), "restart", 3.5, f"restart {restart}: {percent(ratio)}"))
+            shapes.append(
+                marker(
+                    shape,
+                    scale(value),
+                    top + 5 + step * (i + 0.5),
+                    "restart",
+                    3.5,
+                    f"restart {restart}: {percent(ratio)}",
+                )
+            )
     said = "; ".join(f"{row.name}: {', '.join(percent(r) for r in row.ratios)}" for row in rows)
     return picture(bottom + 24, title, said, shapes)
 
 
-def shift(points: Sequence[tuple[str, float, Bounds]], margin: float, title: str, height: float = 190) -> Html:
+def shift(
+    points: Sequence[tuple[str, float, Bounds]], margin: float, title: str, height: float = 190
+) -> Html:
     """Ratio and interval at each decile."""
     bound = math.log1p(margin)
     ends = [math.log(x) for _, _, interval in points for x in interval]
@@ -136,23 +163,45 @@ def shift(points: Sequence[tuple[str, float, Bounds]], margin: float, title: str
     y = Scale(low, high, height - 30, 4)
     x = Scale(0, len(points) - 1, 5, 95)
     shapes = [
-        box(0, 100, y(bound), y(-bound) - y(bound), "band"), line(0, y(bound), 100, y(bound), "edge"), line(0, y(-bound), 100, y(-bound), "edge"),
-        *ratio_levels(y), curve([(x(i), y(math.log(ratio))) for i, (_, ratio, _) in enumerate(points)], height, "thin candidate"),
+        box(0, 100, y(bound), y(-bound) - y(bound), "band"),
+        line(0, y(bound), 100, y(bound), "edge"),
+        line(0, y(-bound), 100, y(-bound), "edge"),
+        *ratio_levels(y),
+        curve(
+            [(x(i), y(math.log(ratio))) for i, (_, ratio, _) in enumerate(points)],
+            height,
+            "thin candidate",
+        ),
     ]
     for i, (name, ratio, (first, last)) in enumerate(points):
         shapes += [
             line(x(i), y(math.log(first)), x(i), y(math.log(last)), "whisker candidate"),
-            marker("circle", x(i), y(math.log(ratio)), "candidate", 4, f"{name}: {percent(ratio)} ({span(first, last)})"),
+            marker(
+                "circle",
+                x(i),
+                y(math.log(ratio)),
+                "candidate",
+                4,
+                f"{name}: {percent(ratio)} ({span(first, last)})",
+            ),
             label(x(i), height - 10, name, "middle", soft=True),
         ]
-    said = "; ".join(f"{name}: {percent(ratio)} ({span(*interval)})" for name, ratio, interval in points)
+    said = "; ".join(
+        f"{name}: {percent(ratio)} ({span(*interval)})" for name, ratio, interval in points
+    )
     return picture(height, title, said, shapes, sided=True)
 
 
 def distributions(
-    reference: Sequence[tuple[float, float]], candidate: Sequence[tuple[float, float]], shares: Sequence[float], title: str, height: float = 260
+    reference: Sequence[tuple[float, float]],
+    candidate: Sequence[tuple[float, float]],
+    shares: Sequence[float],
+    title: str,
+    height: float = 260,
 ) -> Html:
-    """ECDFs of points (share, µs): the reference a broad line, the candidate a dashed one on top, both ends stretched."""
+    """ECDFs of points (share, µs): the reference a broad line, the candidate a dashed one on top,
+    both ends stretched.
+    """
     stretch = NormalDist().inv_cdf
     times = [us for points in (reference, candidate) for _, us in points]
     low, high = min(times), max(times)
@@ -165,34 +214,83 @@ def distributions(
         at = y(stretch(share))
         shapes += [line(0, at, 100, at, "grid"), beside(at, f"{100 * share:g}%")]
     for value, name in time_ticks(low, high):
-        shapes += [line(x(value), 8, x(value), height - 26, "grid"), label(x(value), height - 10, name, "middle", soft=True)]
+        shapes += [
+            line(x(value), 8, x(value), height - 26, "grid"),
+            label(x(value), height - 10, name, "middle", soft=True),
+        ]
     for points, kind in ((reference, "broad reference"), (candidate, "dashed candidate")):
-        shapes.append(curve([(x(math.log(us)), y(stretch(share))) for share, us in points], height, kind))
+        shapes.append(
+            curve([(x(math.log(us)), y(stretch(share))) for share, us in points], height, kind)
+        )
     said = []
     for share in shares:
-        pair = [min(points, key=lambda point: abs(point[0] - share))[1] for points in (reference, candidate)]
-        for us, shape, kind, size in ((pair[0], "ring", "reference", 6.0), (pair[1], "diamond", "candidate", 3.0)):
-            shapes.append(marker(shape, x(math.log(us)), y(stretch(share)), kind, size, f"{100 * share:g} % within {us / 1000:.3f} ms"))
-        said.append(f"{100 * share:g} %: reference {pair[0] / 1000:.3f} ms, candidate {pair[1] / 1000:.3f} ms")
+        pair = [
+            min(points, key=lambda point: abs(point[0] - share))[1]
+            for points in (reference, candidate)
+        ]
+        for us, shape, kind, size in (
+            (pair[0], "ring", "reference", 6.0),
+            (pair[1], "diamond", "candidate", 3.0),
+        ):
+            shapes.append(
+                marker(
+                    shape,
+                    x(math.log(us)),
+                    y(stretch(share)),
+                    kind,
+                    size,
+                    f"{100 * share:g} % within {us / 1000:.3f} ms",
+                )
+            )
+        said.append(
+            f"{100 * share:g} %: reference {pair[0] / 1000:.3f} ms, candidate"
+            f" {pair[1] / 1000:.3f} ms"
+        )
     return picture(height, title, "; ".join(said), shapes, sided=True)
 
 
-def over_time(points: Sequence[tuple[float, Bounds | None]], margin: float, shape: str, kind: str, reach: float, title: str, height: float = 150) -> Html:
+def over_time(
+    points: Sequence[tuple[float, Bounds | None]],
+    margin: float,
+    shape: str,
+    kind: str,
+    reach: float,
+    title: str,
+    height: float = 150,
+) -> Html:
     """Ratio and interval along a restart, from its first tuples to its last."""
     reach = max(reach, 1.2 * math.log1p(margin))
     y = Scale(-reach, reach, height - 26, 4)
     x = Scale(0, max(1, len(points) - 1), 3, 97)
     bound = math.log1p(margin)
     shapes = [
-        box(0, 100, y(bound), y(-bound) - y(bound), "band"), line(0, y(bound), 100, y(bound), "edge"), line(0, y(-bound), 100, y(-bound), "edge"),
+        box(0, 100, y(bound), y(-bound) - y(bound), "band"),
+        line(0, y(bound), 100, y(bound), "edge"),
+        line(0, y(-bound), 100, y(-bound), "edge"),
         *ratio_levels(y),
     ]
     for i, (ratio, interval) in enumerate(points):
         if interval is not None:
-            shapes.append(line(x(i), y(math.log(interval[0])), x(i), y(math.log(interval[1])), f"fine {kind}"))
-        shapes.append(marker(shape, x(i), y(math.log(ratio)), kind, 3.5 if shape == "circle" else 3, f"part {i + 1} of {len(points)}: {percent(ratio)}"))
-    shapes += [label(0, height - 6, "first tuples", "start", soft=True), label(100, height - 6, "last", "end", soft=True)]
-    return picture(height, title, ", ".join(percent(ratio) for ratio, _ in points), shapes, sided=True)
+            shapes.append(
+                line(x(i), y(math.log(interval[0])), x(i), y(math.log(interval[1])), f"fine {kind}")
+            )
+        shapes.append(
+            marker(
+                shape,
+                x(i),
+                y(math.log(ratio)),
+                kind,
+                3.5 if shape == "circle" else 3,
+                f"part {i + 1} of {len(points)}: {percent(ratio)}",
+            )
+        )
+    shapes += [
+        label(0, height - 6, "first tuples", "start", soft=True),
+        label(100, height - 6, "last", "end", soft=True),
+    ]
+    return picture(
+        height, title, ", ".join(percent(ratio) for ratio, _ in points), shapes, sided=True
+    )
 
 
 def phases(rows: Mapping[str, Mapping[str, float]], title: str) -> Html:
@@ -207,11 +305,15 @@ def phases(rows: Mapping[str, Mapping[str, float]], title: str) -> Html:
         for phase, ms in parts.items():
             end = begin + max(0.0, ms)
             shapes.append(
-                f'<rect x="{scale(begin):.2f}%" y="{top + 20}" width="{scale(end) - scale(begin):.2f}%" height="22" class="phase {text(phase)}">'
-                f"<title>{text(role)}: {text(phase)} {ms:.3f} ms</title></rect>"
+                f'<rect x="{scale(begin):.2f}%" y="{top + 20}"'
+                f' width="{scale(end) - scale(begin):.2f}%" height="22" class="phase'
+                f' {text(phase)}"><title>{text(role)}: {text(phase)} {ms:.3f} ms</title></rect>'
             )
             if scale(end) - scale(begin) > 2.4 * len(phase) + 1:
-                shapes.append(f'<text x="{scale((begin + end) / 2):.2f}%" y="{top + 35}" text-anchor="middle" class="on">{text(phase)}</text>')
+                shapes.append(
+                    f'<text x="{scale((begin + end) / 2):.2f}%" y="{top + 35}" text-anchor="middle"'
+                    f' class="on">{text(phase)}</text>'
+                )
             begin = end
         said.append(f"{role}: " + ", ".join(f"{phase} {ms:.3f} ms" for phase, ms in parts.items()))
     return picture(height * len(rows), title, "; ".join(said), shapes)

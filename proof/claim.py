@@ -1,5 +1,6 @@
 """
-The gate for a pipeline: two artifacts do the same work, and sealed evidence says that it takes the same time.
+The gate for a pipeline: two artifacts do the same work, and sealed evidence says that it takes the
+same time.
 
 Weights may have changed since the run, for they are no work; the graphs may not.
 """
@@ -39,7 +40,9 @@ class Verified:
 
 
 def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
-    """Compares the artifacts and judges the evidence again; Refused if the evidence was measured on other graphs."""
+    """Compares the artifacts and judges the evidence again; Refused if the evidence was measured on
+    other graphs.
+    """
     compared = identity.compare(reference, candidate)
     verdict = judge(evidence)
     check_committed(evidence / "verdict.json", verdict)
@@ -58,29 +61,48 @@ def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
 def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> dict[str, Any]:
     name = next(arm.name for arm in plan.arms if arm.role == role)
     if name not in models:
-        raise Refused(f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be held against an artifact.")
+        raise Refused(
+            f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be"
+            " held against an artifact."
+        )
     found: dict[str, Any] = models[name]
-    missing = [key for key in ("digest", "variant", "encoder_digest", "head_digest", "precision") if not isinstance(found.get(key), str)]
+    missing = [
+        key
+        for key in ("digest", "variant", "encoder_digest", "head_digest", "precision")
+        if not isinstance(found.get(key), str)
+    ]
     if missing:
-        raise Refused(f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had loaded.")
+        raise Refused(
+            f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had"
+            " loaded."
+        )
     return found
 
 
-def _check_measured(evidence: Path, artifact: Artifact, measured: dict[str, Any], role: str) -> None:
+def _check_measured(
+    evidence: Path, artifact: Artifact, measured: dict[str, Any], role: str
+) -> None:
     variant = artifact.manifest.variants.get(measured["variant"])
     if variant is None:
-        raise Refused(f"{evidence} measured the variant {measured['variant']}, which {artifact.directory} has not; export it, or measure again.")
+        raise Refused(
+            f"{evidence} measured the variant {measured['variant']}, which {artifact.directory} has"
+            " not; export it, or measure again."
+        )
     for what in ("encoder_digest", "head_digest", "precision"):
         if getattr(variant, what) != measured[what]:
             raise Refused(
-                f"{evidence} measured another {role} than {artifact.directory}: its {what.replace('_', ' ')} is {measured[what][:12]}, "
-                f"not {getattr(variant, what)[:12]}; measure again."
+                f"{evidence} measured another {role} than {artifact.directory}: its"
+                f" {what.replace('_', ' ')} is {measured[what][:12]}, not"
+                f" {getattr(variant, what)[:12]}; measure again."
             )
 
 
 def describe(found: Verified, evidence: Path) -> str:
     lines = [identity.describe(found.compared)]
     if found.retrained:
-        lines.append(f"other weights than those measured: {', '.join(found.retrained)}; the graphs are the measured ones.")
+        lines.append(
+            f"other weights than those measured: {', '.join(found.retrained)}; the graphs are the"
+            " measured ones."
+        )
     lines.append(f"evidence {evidence}: {found.verdict.verdict}. {found.verdict.sentence}")
     return "\n".join(lines)

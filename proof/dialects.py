@@ -31,7 +31,9 @@ def _named(model: str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "drbert": Dialect("/classify", lambda model, text: _named(model, {"input": text}), server_timing=True),
+    "drbert": Dialect(
+        "/classify", lambda model, text: _named(model, {"input": text}), server_timing=True
+    ),
     "vllm": Dialect("/classify", lambda model, text: _named(model, {"input": text})),
     "infinity": Dialect("/classify", lambda model, text: _named(model, {"input": [text]})),
     # A flat list of two is a pair there; a bare string is one text. The server has one model.
@@ -51,17 +53,23 @@ def tokens_of(answer: bytes) -> int:
 
 
 def headers_from(variable: str | None) -> dict[str, str]:
-    """Headers, a `Name: value` a line, from an environment variable: secrets have no place in a plan."""
+    """Headers, a `Name: value` a line, from an environment variable: secrets have no place in a
+    plan.
+    """
     if variable is None:
         return {}
     if variable not in os.environ:
         raise BadInput(f"The plan takes headers from the variable {variable}, which is not set.")
     lines = [line.partition(":") for line in os.environ[variable].splitlines() if line.strip()]
     if not all(colon for _, colon, _ in lines):
-        raise BadInput(f"The variable {variable} holds a line without a colon; write `Name: value` lines.")
+        raise BadInput(
+            f"The variable {variable} holds a line without a colon; write `Name: value` lines."
+        )
     headers = {name.strip(): value.strip() for name, _, value in lines}
     for name in headers:
         # They would make an arm slower, or its rows another's.
         if name.lower() in ("x-busy-wait", "x-request-id", "content-type", "content-length"):
-            raise BadInput(f"The variable {variable} sets {name}, which is the proof's own; leave it out.")
+            raise BadInput(
+                f"The variable {variable} sets {name}, which is the proof's own; leave it out."
+            )
     return headers

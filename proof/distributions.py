@@ -60,7 +60,10 @@ class Phases:
     sums_us: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(PHASES)))
 
     def mean_ms(self) -> dict[str, float]:
-        return {phase: float(us) / 1000 / self.requests for phase, us in zip(PHASES, self.sums_us, strict=True)}
+        return {
+            phase: float(us) / 1000 / self.requests
+            for phase, us in zip(PHASES, self.sums_us, strict=True)
+        }
 
 
 @dataclass
@@ -102,16 +105,26 @@ def shown_metrics(level: Level) -> list[str]:
 
 
 def shift(plan: Plan, portrait: Portrait, metric: str) -> list[Estimate]:
-    """Candidate over reference at each decile, with the verdict's own interval; empty if the restarts are too few."""
+    """Candidate over reference at each decile, with the verdict's own interval; empty if the
+    restarts are too few.
+    """
     found = portrait.deciles.get(metric, [])
     if len(found) < FEWEST_FOR_INTERVAL:
         return []
     logs, positions = np.array(found), np.array(portrait.positions)
-    weights = np.array([0.5 if plan.arms[a].role == "candidate" else -0.5 for a in plan.claimed_arms])
+    weights = np.array(
+        [0.5 if plan.arms[a].role == "candidate" else -0.5 for a in plan.claimed_arms]
+    )
     return [adjusted_contrast(logs[:, :, i], positions, weights) for i in range(len(DECILES))]
 
 
-def _add(portrait: Portrait, plan: Plan, level: Level, positions: Mapping[int, int], rows: Mapping[str, Any]) -> None:
+def _add(
+    portrait: Portrait,
+    plan: Plan,
+    level: Level,
+    positions: Mapping[int, int],
+    rows: Mapping[str, Any],
+) -> None:
     arms = {a: rows["arm"] == plan.arms[a].name for a in range(len(plan.arms))}
     plain = rows["slice"] == PLAIN if level.tuples else rows["slice"] >= PLAIN
     portrait.requests += int((rows["slice"] >= PLAIN).sum())
@@ -119,16 +132,33 @@ def _add(portrait: Portrait, plan: Plan, level: Level, positions: Mapping[int, i
     complete = all((plain & arms[a]).any() for a in plan.claimed_arms)
     for metric, us in metrics.items():
         for a in plan.claimed_arms:
-            portrait.seen.setdefault((plan.arms[a].role, metric), Distribution()).add(us[plain & arms[a]])
+            portrait.seen.setdefault((plan.arms[a].role, metric), Distribution()).add(
+                us[plain & arms[a]]
+            )
         if complete:
-            logs = [np.log(np.maximum(np.percentile(us[plain & arms[a]], DECILES), 1e-3)) for a in plan.claimed_arms]
+            logs = [
+                np.log(np.maximum(np.percentile(us[plain & arms[a]], DECILES), 1e-3))
+                for a in plan.claimed_arms
+            ]
             portrait.deciles.setdefault(metric, []).append(np.array(logs))
     if complete:
         portrait.positions.append([positions[a] for a in plan.claimed_arms])
         if level.tuples:
-            _add_over_time(portrait, plan, latencies_us(level, "inference" if plan.server_timing else "end_to_end", rows), plain, arms, rows)
+            _add_over_time(
+                portrait,
+                plan,
+                latencies_us(level, "inference" if plan.server_timing else "end_to_end", rows),
+                plain,
+                arms,
+                rows,
+            )
     total = latencies_us(level, "end_to_end", rows)
-    blocks: dict[Role, int] = {"reference": PLAIN, "candidate": PLAIN, "delayed": CONTROL, "control": CLOSING}
+    blocks: dict[Role, int] = {
+        "reference": PLAIN,
+        "candidate": PLAIN,
+        "delayed": CONTROL,
+        "control": CLOSING,
+    }
     for role, block in blocks.items():
         chosen = rows["arm"].isin(plan.arms[a].name for a in plan.indices(role))
         chosen &= rows["slice"] == block if level.tuples else plain
@@ -140,7 +170,12 @@ def _add(portrait: Portrait, plan: Plan, level: Level, positions: Mapping[int, i
 
 
 def _add_over_time(
-    portrait: Portrait, plan: Plan, us: npt.NDArray[np.float64], plain: npt.NDArray[np.bool_], arms: Mapping[int, Any], rows: Mapping[str, Any]
+    portrait: Portrait,
+    plan: Plan,
+    us: npt.NDArray[np.float64],
+    plain: npt.NDArray[np.bool_],
+    arms: Mapping[int, Any],
+    rows: Mapping[str, Any],
 ) -> None:
     """Log ratios of each plain tuple, averaged over each part of the restart."""
     logs: dict[int, tuple[Any, Any]] = {}
@@ -153,6 +188,11 @@ def _add_over_time(
         return
     by_arm = {a: values[np.isin(tuples, shared)] for a, (tuples, values) in logs.items()}
     (one, other), (new, newer) = plan.indices("reference"), plan.indices("candidate")
-    ratios = (by_arm[other] - by_arm[one], (by_arm[new] + by_arm[newer] - by_arm[one] - by_arm[other]) / 2)
+    ratios = (
+        by_arm[other] - by_arm[one],
+        (by_arm[new] + by_arm[newer] - by_arm[one] - by_arm[other]) / 2,
+    )
     for kept, ratio in zip((portrait.same_model, portrait.candidate), ratios, strict=True):
-        kept.append(np.array([part.mean() for part in np.array_split(ratio, min(PARTS, len(ratio)))]))
+        kept.append(
+            np.array([part.mean() for part in np.array_split(ratio, min(PARTS, len(ratio)))])
+        )

@@ -22,8 +22,12 @@ class Html(str):
 
 
 def text(value: object) -> Html:
-    """Markup as it is, anything else escaped; two slashes are spelled out, so no address can be mistaken for a request."""
-    return value if isinstance(value, Html) else Html(escape(str(value)).replace("//", "&#47;&#47;"))
+    """Markup as it is, anything else escaped; two slashes are spelled out, so no address can be
+    mistaken for a request.
+    """
+    return (
+        value if isinstance(value, Html) else Html(escape(str(value)).replace("//", "&#47;&#47;"))
+    )
 
 
 def minus(value: str) -> str:
@@ -59,13 +63,18 @@ class Scale:
 
 
 def ratio_ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
-    """(log ratio, label) of round differences between two log ratios, 0 % among them where it lies between."""
+    """(log ratio, label) of round differences between two log ratios, 0 % among them where it lies
+    between.
+    """
     first, last = math.expm1(low), math.expm1(high)
     for step in STEPS:
         multiples = range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1)
         if len(multiples) <= most:
             digits = max(0, -math.floor(math.log10(step)) - 2)
-            return [(math.log1p(k * step), percent(1 + k * step, digits) if k else "0%") for k in multiples]
+            return [
+                (math.log1p(k * step), percent(1 + k * step, digits) if k else "0%")
+                for k in multiples
+            ]
     return [(0.0, "0%")]
 
 
@@ -78,16 +87,22 @@ def time_ticks(low_us: float, high_us: float, most: int = 5) -> list[tuple[float
     else:
         found = next(
             [k * step for k in range(math.ceil(low_us / step), math.floor(high_us / step) + 1)]
-            for step in (d * 10.0**p for p in range(-3, 10) for d in (1, 2, 5)) if high_us / step - low_us / step < most - 1
+            for step in (d * 10.0**p for p in range(-3, 10) for d in (1, 2, 5))
+            if high_us / step - low_us / step < most - 1
         )
     return [(math.log(us), f"{us / 1000:g} ms") for us in found if us > 0]
 
 
-def picture(height: float, title: str, description: str, shapes: Sequence[str], sided: bool = False) -> Html:
-    """One chart, with its words for those who cannot see it; `sided` leaves room for names left of it."""
+def picture(
+    height: float, title: str, description: str, shapes: Sequence[str], sided: bool = False
+) -> Html:
+    """One chart, with its words for those who cannot see it; `sided` leaves room for names left of
+    it.
+    """
     kind = ' class="sided"' if sided else ' width="100%"'
     return Html(
-        f'<svg{kind} height="{height:.0f}" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
+        f'<svg{kind} height="{height:.0f}" role="img"'
+        f' aria-label="{text(title)}"><title>{text(title)}</title>'
         f"<desc>{text(description)}</desc>{''.join(shapes)}</svg>"
     )
 
@@ -102,30 +117,43 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def box(x1: float, x2: float, y: float, height: float, kind: str) -> str:
-    return f'<rect x="{min(x1, x2):.2f}%" y="{y:.1f}" width="{abs(x2 - x1):.2f}%" height="{height:.1f}" class="{kind}"/>'
+    return (
+        f'<rect x="{min(x1, x2):.2f}%" y="{y:.1f}" width="{abs(x2 - x1):.2f}%"'
+        f' height="{height:.1f}" class="{kind}"/>'
+    )
 
 
 def marker(shape: str, x: float, y: float, kind: str, size: float = 5.0, title: str = "") -> str:
     """A mark whose shape says as much as its colour: circle, ring, diamond, right, left or bar."""
     inside = f"<title>{text(title)}</title>" if title else ""
     if shape in ("circle", "ring"):
-        return f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{size:g}" class="{shape} {kind}">{inside}</circle>'
+        return (
+            f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{size:g}" class="{shape}'
+            f' {kind}">{inside}</circle>'
+        )
     s = size * 1.25
     points = {
-        "diamond": ((0, -s), (s, 0), (0, s), (-s, 0)), "right": ((-s, -s), (s, 0), (-s, s)), "left": ((s, -s), (-s, 0), (s, s)),
+        "diamond": ((0, -s), (s, 0), (0, s), (-s, 0)),
+        "right": ((-s, -s), (s, 0), (-s, s)),
+        "left": ((s, -s), (-s, 0), (s, s)),
         "bar": ((-1.5, -s), (1.5, -s), (1.5, s), (-1.5, s)),
     }[shape]
     at = " ".join(f"{a:g},{b:g}" for a, b in points)
-    # A nested picture is the only thing that can be placed by a percentage and still keep its shape.
-    return f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible"><polygon points="{at}" class="{kind}">{inside}</polygon></svg>'
+    # A nested picture is the only thing that can be placed by a percentage and still keep its
+    # shape.
+    return (
+        f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible"><polygon points="{at}"'
+        f' class="{kind}">{inside}</polygon></svg>'
+    )
 
 
 def curve(points: Sequence[tuple[float, float]], height: float, kind: str) -> str:
     """A line through places (percent, pixels); as thick at every width."""
     path = " ".join(f"{x:.2f},{y:.1f}" for x, y in points)
     return (
-        f'<svg width="100%" height="{height:.0f}" viewBox="0 0 100 {height:.0f}" preserveAspectRatio="none">'
-        f'<polyline points="{path}" class="{kind}" vector-effect="non-scaling-stroke"/></svg>'
+        f'<svg width="100%" height="{height:.0f}" viewBox="0 0 100 {height:.0f}"'
+        f' preserveAspectRatio="none"><polyline points="{path}" class="{kind}"'
+        ' vector-effect="non-scaling-stroke"/></svg>'
     )
 
 
@@ -139,7 +167,9 @@ def ratio_axis(scale: Scale, top: float, bottom: float, most: int = 5) -> list[s
     shapes = []
     for value, name in ratio_ticks(scale.low, scale.high, most):
         x = scale(value)
-        shapes.append(line(x, bottom - 4 if value else top, x, bottom + 2, "tick" if value else "zero"))
+        shapes.append(
+            line(x, bottom - 4 if value else top, x, bottom + 2, "tick" if value else "zero")
+        )
         shapes.append(label(x, bottom + 16, name, "middle", soft=True))
     return shapes
 

@@ -1,9 +1,11 @@
 """
 Rows of evidence: appended as they come, sealed once, refused if a byte has changed.
 
-    evidence/<run>/  plan.toml pilot.json texts.txt run.json identity.json environment.json   written at the start
+    evidence/<run>/  plan.toml pilot.json texts.txt run.json identity.json environment.json
+    written at the start
                      rows/<restart>.csv  starts.csv                        appended while it runs
-                     requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the end
+                     requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the
+                     end
 
 Appending needs the standard library alone; the load generator does nothing else here.
 """
@@ -31,8 +33,16 @@ INVALID = 3
 MANIFEST = "MANIFEST.sha256"
 REQUESTS = "requests.parquet"
 REQUIRED = (
-    "plan.toml", "texts.txt", "run.json", "environment.json", "identity.json", "starts.csv", REQUESTS, "restarts.csv",
-    "verdict.json", "report.html",
+    "plan.toml",
+    "texts.txt",
+    "run.json",
+    "environment.json",
+    "identity.json",
+    "starts.csv",
+    REQUESTS,
+    "restarts.csv",
+    "verdict.json",
+    "report.html",
 )
 
 
@@ -44,16 +54,22 @@ class Refused(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request. Times are integers of one monotonic clock, or microseconds as the server gave them."""
+    """One request. Times are integers of one monotonic clock, or microseconds as the server gave
+    them.
+    """
 
     run: str
     level: str
     restart: int
     instance: str
     slice: int
-    """`unloaded`, `mixed`: -1 warm-up, 0 plain tuples, 1 control tuples, 2 closing block. Elsewhere the slice's number."""
+    """`unloaded`, `mixed`: -1 warm-up, 0 plain tuples, 1 control tuples, 2 closing block. Elsewhere
+    the slice's number.
+    """
     tuple: int
-    """Requests with one number are one text sent once to every arm, or, in slices, its place in the set."""
+    """Requests with one number are one text sent once to every arm, or, in slices, its place in the
+    set.
+    """
     place: int
     """When in its tuple, or its slice when in its set, had its turn."""
     request_id: str
@@ -91,13 +107,17 @@ class Start:
     """Who answered: X-Instance-Id, several joined by spaces where arms are servers of their own."""
     seconds: float
     generator_cpu_share: float
-    """Of a core, at the level where it was highest; UNKNOWN if the generator did not come to its end."""
+    """Of a core, at the level where it was highest; UNKNOWN if the generator did not come to its
+    end.
+    """
     throttled_us: int
     """By how much the cgroup was throttled meanwhile; 0 where none is readable."""
     dropped: str
     """Why the whole restart does not count; empty if it does."""
     gpu_slowed: str = ""
-    """Why a GPU of the servers was slowed down meanwhile, as NVML says it, joined by spaces; empty in runs that were begun before it was told."""
+    """Why a GPU of the servers was slowed down meanwhile, as NVML says it, joined by spaces; empty
+    in runs that were begun before it was told.
+    """
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))
@@ -130,7 +150,9 @@ class RowFile:
 
 
 def read_columns(path: Path) -> dict[str, Any]:
-    """The whole rows of one CSV file in the order they were due, a column an array (Words, where few words occur often)."""
+    """The whole rows of one CSV file in the order they were due, a column an array (Words, where
+    few words occur often).
+    """
     return _in_due_order(_columns(_read_rows(path)))
 
 
@@ -182,7 +204,9 @@ def _columns(table: pa.Table) -> dict[str, Any]:
             columns[name] = column.to_numpy(zero_copy_only=False)
             continue
         coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        columns[name] = Words(coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False))
+        columns[name] = Words(
+            coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
+        )
     return columns
 
 
@@ -190,7 +214,11 @@ def append_start(folder: Path, start: Start) -> None:
     path = folder / "starts.csv"
     lines = io.StringIO()
     # A run that goes on keeps the columns that it was begun with.
-    names = path.read_text(encoding="utf-8").partition("\n")[0].split(",") if path.exists() else [f.name for f in fields(Start)]
+    names = (
+        path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+        if path.exists()
+        else [f.name for f in fields(Start)]
+    )
     writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
     if not path.exists():
         writer.writeheader()
@@ -212,7 +240,10 @@ def read_starts(folder: Path) -> list[Start]:
     try:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1].decode()
-        starts = [Start(**{name: casts[kinds[name]](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(whole))]
+        starts = [
+            Start(**{name: casts[kinds[name]](value) for name, value in row.items()})
+            for row in csv.DictReader(io.StringIO(whole))
+        ]
     except FileNotFoundError:
         raise Refused(f"{folder} has no starts.csv.") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -226,7 +257,8 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def seal(folder: Path) -> None:
-    """Turns the appended CSV files into one parquet file, one row group a restart, and only then removes them.
+    """Turns the appended CSV files into one parquet file, one row group a restart, and only then
+    removes them.
 
     Rows that were sealed before stay in front: an interrupted run goes on. So does one that was
     interrupted in here, between the new file and the removal of the old ones.
@@ -254,17 +286,23 @@ def seal(folder: Path) -> None:
 
 
 def compact() -> dict[str, Any]:
-    """How rows take the least room without loss: 35 bytes each, where Parquet's defaults take 56."""
+    """How rows take the least room without loss: 35 bytes each, where Parquet's defaults
+    take 56.
+    """
     rising = ("scheduled_ns", "sent_ns", "done_ns", "tuple")
     encodings = dict.fromkeys(rising, "DELTA_BINARY_PACKED") | {"request_id": "DELTA_BYTE_ARRAY"}
     return {
-        "compression": "zstd", "compression_level": 9, "column_encoding": encodings,
+        "compression": "zstd",
+        "compression_level": 9,
+        "column_encoding": encodings,
         "use_dictionary": [name for name in ROW_FIELDS if name not in encodings],
     }
 
 
 class Requests:
-    """The rows of a sealed run, read a restart at a time: a long run does not fit into memory whole."""
+    """The rows of a sealed run, read a restart at a time: a long run does not fit into memory
+    whole.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Refused if the file is missing, cannot be read, or has other columns."""
@@ -275,10 +313,15 @@ class Requests:
         if not self.path.is_file():
             raise Refused(f"{folder} has no {REQUESTS}; the run was not sealed.")
         try:
-            repeating = [name for name, kind in _KINDS.items() if kind == "str" and name != "request_id"]
+            repeating = [
+                name for name, kind in _KINDS.items() if kind == "str" and name != "request_id"
+            ]
             self._file = pq.ParquetFile(self.path, read_dictionary=repeating)
             self._check_schema(pa)
-            groups = [self._file.read_row_group(i, columns=["restart"])["restart"] for i in range(self._file.num_row_groups)]
+            groups = [
+                self._file.read_row_group(i, columns=["restart"])["restart"]
+                for i in range(self._file.num_row_groups)
+            ]
         except (pa.ArrowInvalid, OSError) as error:
             raise Refused(f"{self.path} cannot be read: {error}.") from None
         if any(restarts.null_count for restarts in groups):
@@ -296,7 +339,9 @@ class Requests:
         return int(self._file.metadata.num_rows)
 
     def of(self, restart: int) -> dict[str, Any]:
-        """The rows of one restart in the order they were due, a column an array or Words; Refused if a cell is empty."""
+        """The rows of one restart in the order they were due, a column an array or Words; Refused
+        if a cell is empty.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -338,7 +383,11 @@ def row_schema() -> pa.Schema:
 
 def write_manifest(folder: Path) -> None:
     """MANIFEST.sha256 over every file of the run, in the form `sha256sum -c` reads."""
-    lines = [f"{_sha256(path)}  {path.name}" for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST]
+    lines = [
+        f"{_sha256(path)}  {path.name}"
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    ]
     draft = folder.with_name(f".{folder.name}-{MANIFEST}")
     draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Last and at once: a folder with a manifest is whole.

@@ -32,7 +32,14 @@ Columns = Mapping[str, Any]
 """The rows of one restart, a column an array or Words."""
 
 
-def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None], generator_cpu_share: float, throttled_us: int, gpu_slowed: str = "") -> str:
+def restart_breach(
+    plan: Plan,
+    rows: Columns,
+    requests: Mapping[str, int | None],
+    generator_cpu_share: float,
+    throttled_us: int,
+    gpu_slowed: str = "",
+) -> str:
     """Why a whole restart is dropped and repeated, or an empty string.
 
     `requests`: how many each level has; None where the schedule leaves that open.
@@ -40,7 +47,10 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
     bad = (rows["status"] < 200) | (rows["status"] > 299)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        return f"{int(bad.sum())} requests without a good answer, the first ({rows['request_id'][first]}) with status {rows['status'][first]}"
+        return (
+            f"{int(bad.sum())} requests without a good answer, the first"
+            f" ({rows['request_id'][first]}) with status {rows['status'][first]}"
+        )
     for level, count in requests.items():
         sent = int((rows["level"] == level).sum())
         if sent != count and (count is not None or not sent):
@@ -51,13 +61,19 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
         parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
         more = parts > rows["total_us"] + CLOCK_GRAIN_US
         if more.any():
-            return f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than its whole"
+            return (
+                f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more"
+                " than its whole"
+            )
     for arm in rows["arm"].unique():
         if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
             return f"the server of {arm} changed within the restart"
     backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
     if backward.any():
-        return f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its server says it spent"
+        return (
+            f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its"
+            " server says it spent"
+        )
     if throttled_us > 0:
         return f"the container was throttled for {throttled_us} µs"
     if gpu_slowed:
@@ -65,7 +81,10 @@ def restart_breach(plan: Plan, rows: Columns, requests: Mapping[str, int | None]
     if generator_cpu_share == UNKNOWN:
         return "what the generator used of its core is not known"
     if generator_cpu_share > MOST_GENERATOR_CPU:
-        return f"the generator used {generator_cpu_share:.0%} of a core, more than {MOST_GENERATOR_CPU:.0%}"
+        return (
+            f"the generator used {generator_cpu_share:.0%} of a core, more than"
+            f" {MOST_GENERATOR_CPU:.0%}"
+        )
     breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
     return next((breach for breach in breaches if breach), "")
 
@@ -77,10 +96,16 @@ def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:
     latency = (rows["done_ns"] - rows["sent_ns"])[measured].astype(float)
     where = f"at level {level.name} "
     if lag.mean() > MOST_SEND_LAG * latency.mean():
-        return f"{where}requests went out {lag.mean() / 1000:.0f} µs late on average, more than {MOST_SEND_LAG:.0%} of the mean latency"
+        return (
+            f"{where}requests went out {lag.mean() / 1000:.0f} µs late on average, more than"
+            f" {MOST_SEND_LAG:.0%} of the mean latency"
+        )
     names = [plan.arms[i].name for i in plan.indices("reference")]
     first, second = (lag[arms == name].mean() for name in names)
     allowed = level.tightest_margin / 4 * latency[arms == names[0]].mean()
     if abs(first - second) > allowed:
-        return f"{where}the two references were sent {abs(first - second) / 1000:.1f} µs apart in lag, more than {allowed / 1000:.1f} µs"
+        return (
+            f"{where}the two references were sent {abs(first - second) / 1000:.1f} µs apart in lag,"
+            f" more than {allowed / 1000:.1f} µs"
+        )
     return ""

@@ -35,19 +35,26 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         for part, left, right in zip(("encoder", "head"), *parts, strict=True):
             same = left.digest == right.digest
             variants.setdefault(name, {})[part] = {
-                "same": same, "digests": [left.digest, right.digest], "nodes": [len(left.nodes), len(right.nodes)],
+                "same": same,
+                "digests": [left.digest, right.digest],
+                "nodes": [len(left.nodes), len(right.nodes)],
             }
             if not same:
                 differences.append(Difference(f"{name} {part}", _explain(left, right)))
         variants[name]["weight_bytes"] = [sum(g.weight_bytes for g in side) for side in parts]
         # No difference of work, but one of speed where the processor does not flush them to zero.
         variants[name]["subnormal_weights"] = [
-            subnormal_weights(side.path(side.manifest.variants[name].files[0])) for side in (first, second)
+            subnormal_weights(side.path(side.manifest.variants[name].files[0]))
+            for side in (first, second)
         ]
     same_encoder = bool(variants) and all(v["encoder"]["same"] for v in variants.values())
     return {
-        "a": str(a), "b": str(b), "same": not differences, "same_encoder": same_encoder,
-        "differences": [{"what": d.what, "detail": d.detail} for d in differences], "variants": variants,
+        "a": str(a),
+        "b": str(b),
+        "same": not differences,
+        "same_encoder": same_encoder,
+        "differences": [{"what": d.what, "detail": d.detail} for d in differences],
+        "variants": variants,
         "encoder_digest": [first.manifest.encoder_digest, second.manifest.encoder_digest],
         "parameters": [first.manifest.parameters, second.manifest.parameters],
         "flops_per_token": [first.manifest.flops_per_token, second.manifest.flops_per_token],
@@ -56,7 +63,14 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
 
 def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:
     """Everything but the graphs that must agree for the same work to be done."""
-    for name in ("tokenizer_digest", "parameters", "flops_per_token", "max_tokens", "padding_safe", "inputs"):
+    for name in (
+        "tokenizer_digest",
+        "parameters",
+        "flops_per_token",
+        "max_tokens",
+        "padding_safe",
+        "inputs",
+    ):
         left, right = getattr(a.manifest, name), getattr(b.manifest, name)
         if left != right:
             yield Difference(name, f"{_short(left)} and {_short(right)}")
@@ -69,14 +83,20 @@ def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:
         left, right = a.manifest.variants[name], b.manifest.variants[name]
         for what in ("runtime", "precision", "weight_bytes"):
             if getattr(left, what) != getattr(right, what):
-                yield Difference(f"{name} {what}", f"{_short(getattr(left, what))} and {_short(getattr(right, what))}")
+                yield Difference(
+                    f"{name} {what}",
+                    f"{_short(getattr(left, what))} and {_short(getattr(right, what))}",
+                )
 
 
 def _parts(artifact: Artifact, name: str) -> tuple[Graph, Graph]:
     variant = artifact.manifest.variants[name]
     encoder, head = split(read_graph(artifact.path(variant.files[0])))
     if (encoder.digest, head.digest) != (variant.encoder_digest, variant.head_digest):
-        raise Refused(f"{artifact.directory}: the digests of {name} in its manifest are not those of its graph; export it again.")
+        raise Refused(
+            f"{artifact.directory}: the digests of {name} in its manifest are not those of its"
+            " graph; export it again."
+        )
     return encoder, head
 
 
@@ -89,7 +109,9 @@ def _explain(a: Graph, b: Graph) -> str:
         lines.append(f"the first has the further layers {', '.join(less)}")
     sides = ("the first", "the second")
     for side, nodes in zip(sides, zip(*first_differences(a, b, most=3), strict=True), strict=False):
-        named = [f"{node.operator.rpartition('::')[2]} {node.name}" for node in nodes if node is not None]
+        named = [
+            f"{node.operator.rpartition('::')[2]} {node.name}" for node in nodes if node is not None
+        ]
         if named:
             lines.append(f"{side} begins to differ at {', '.join(named)}")
     return "; ".join(lines)
@@ -110,25 +132,37 @@ def lead(result: dict[str, Any]) -> str:
         return "they do not do the same work"
     differing = {item["what"].rpartition(" ")[2] for item in result["differences"]}
     if "head" not in differing:
-        return f"encoder and head equal, {' and '.join(sorted(differing)).replace('_digest', '').replace('_', ' ')} not"
+        return (
+            "encoder and head equal,"
+            f" {' and '.join(sorted(differing)).replace('_digest', '').replace('_', ' ')} not"
+        )
     # Another head may have other labels, and other weights to count.
-    return "encoder equal, head differs" if differing <= {"head", "labels", "parameters", "weight_bytes"} else "encoder equal, head and more differ"
+    return (
+        "encoder equal, head differs"
+        if differing <= {"head", "labels", "parameters", "weight_bytes"}
+        else "encoder equal, head and more differ"
+    )
 
 
 def describe(result: dict[str, Any]) -> str:
     if result["same"]:
         graphs = ", ".join(result["variants"])
         return (
-            f"same: {result['a']} and {result['b']} do the same work: one encoder ({result['encoder_digest'][0][:12]}), one head, "
-            f"one tokenizer, {result['parameters'][0]:,} parameters, {result['flops_per_token'][0]:,} FLOPs a token ({graphs}), "
-            f"{_subnormals(result)}."
+            f"same: {result['a']} and {result['b']} do the same work: one encoder"
+            f" ({result['encoder_digest'][0][:12]}), one head, one tokenizer,"
+            f" {result['parameters'][0]:,} parameters, {result['flops_per_token'][0]:,} FLOPs a"
+            f" token ({graphs}), {_subnormals(result)}."
         )
     lines = [f"different: {result['a']} and {result['b']}: {lead(result)}."]
     lines += [f"  {item['what']}: {item['detail']}" for item in result["differences"]]
-    return "\n".join([*lines, f"  not a difference: {_subnormals(result)}"] if result["variants"] else lines)
+    return "\n".join(
+        [*lines, f"  not a difference: {_subnormals(result)}"] if result["variants"] else lines
+    )
 
 
 def _subnormals(result: dict[str, Any]) -> str:
     counts = {name: variant["subnormal_weights"] for name, variant in result["variants"].items()}
-    found = [f"{a:,} and {b:,} subnormal weights in {name}" for name, (a, b) in counts.items() if a or b]
+    found = [
+        f"{a:,} and {b:,} subnormal weights in {name}" for name, (a, b) in counts.items() if a or b
+    ]
     return ", ".join(found) or "no subnormal weights"

@@ -1,8 +1,9 @@
 """
 Takes running servers one by one, where a run cannot restart them: pods of a cluster.
 
-The name in an arm's `url` stands for many servers, told apart by their X-Instance-Id. Each restart of the plan takes, for
-every arm, one that counted in no restart before: what a fresh start is elsewhere, a further pod is here.
+The name in an arm's `url` stands for many servers, told apart by their X-Instance-Id. Each restart
+of the plan takes, for every arm, one that counted in no restart before: what a fresh start is
+elsewhere, a further pod is here.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class Instance:
         return str(self.info["instance_id"])
 
 
-def take(plan: Plan, order: list[int], counted: Collection[str], tried: Collection[str]) -> dict[str, Instance]:
-    """A server for each arm, by its name: none of those that `counted`, those that were `tried` in vain last.
+def take(
+    plan: Plan, order: list[int], counted: Collection[str], tried: Collection[str]
+) -> dict[str, Instance]:
+    """A server for each arm, by its name: none of those that `counted`, those that were `tried` in
+    vain last.
 
     Unavailable if there are not enough, BadInput if one is not what the plan needs.
     """
@@ -55,20 +59,30 @@ def take(plan: Plan, order: list[int], counted: Collection[str], tried: Collecti
 
 
 def check_enough(plan: Plan) -> None:
-    """Unavailable, before anything is measured, if all restarts together need more servers than there are."""
+    """Unavailable, before anything is measured, if all restarts together need more servers than
+    there are.
+    """
     for url, arms in _by_url(plan, plan.claimed_arms).items():
         _wait_for(url, arms, (), plan.restarts * len(arms))
 
 
 def told(taken: Mapping[str, Instance], plan: Plan) -> dict[str, Any]:
-    """What the servers say of themselves, as one server's /info would: each arm's model under the arm's name."""
+    """What the servers say of themselves, as one server's /info would: each arm's model under the
+    arm's name.
+    """
     first = next(iter(taken.values())).info
-    models = {arm.name: taken[arm.name].info["models"][_model(arm, taken[arm.name])] for arm in plan.arms if arm.name in taken}
+    models = {
+        arm.name: taken[arm.name].info["models"][_model(arm, taken[arm.name])]
+        for arm in plan.arms
+        if arm.name in taken
+    }
     return {**first, "models": models}
 
 
 def addresses(url: str) -> list[str]:
-    """Every address that the name in a url stands for, as urls; none while the name is not known."""
+    """Every address that the name in a url stands for, as urls; none while the name is not
+    known.
+    """
     parts = urlsplit(url)
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
@@ -77,7 +91,9 @@ def addresses(url: str) -> list[str]:
     urls = set()
     for family, _, _, _, where in found:
         host, port = cast("tuple[str, int]", where[:2])
-        urls.add(f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}")
+        urls.add(
+            f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
+        )
     return sorted(urls)
 
 
@@ -92,8 +108,9 @@ def _wait_for(url: str, arms: list[Arm], counted: Collection[str], wanted: int) 
             tqdm.write(f"{url}: {said} of the {wanted} servers that are needed answer")
         if time.monotonic() > give_up:
             raise Unavailable(
-                f"Behind {url} are {len(fresh)} servers that answer and have not been measured, and {wanted} are needed: "
-                "each restart takes one for every arm. Give it more replicas, or the plan fewer restarts."
+                f"Behind {url} are {len(fresh)} servers that answer and have not been measured, and"
+                f" {wanted} are needed: each restart takes one for every arm. Give it more"
+                " replicas, or the plan fewer restarts."
             )
         time.sleep(LOOK_EVERY_S)
 
@@ -103,12 +120,18 @@ def _behind(url: str, arm: Arm) -> list[Instance]:
     found: dict[str, Instance] = {}
     for address in addresses(url):
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{address}/info", headers=headers_from(arm.headers_env)), timeout=10) as response:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{address}/info", headers=headers_from(arm.headers_env)),
+                timeout=10,
+            ) as response:
                 info = json.load(response)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403):
-                raise BadInput(f"{address} answers with {error.code}: it wants a key. Give arm {arm.name} headers_env, a variable that holds one.") from None
+                raise BadInput(
+                    f"{address} answers with {error.code}: it wants a key. Give arm {arm.name}"
+                    " headers_env, a variable that holds one."
+                ) from None
             continue
         except (OSError, ValueError):
             continue
@@ -130,12 +153,16 @@ def _check(plan: Plan, taken: Mapping[str, Instance]) -> None:
     for name, instance in taken.items():
         arm = next(arm for arm in plan.arms if arm.name == name)
         if _model(arm, instance) not in instance.info["models"]:
-            raise BadInput(f"{plan.path}: arm {name} asks for the model {arm.model!r}; {instance.address} has {', '.join(instance.info['models'])}.")
+            raise BadInput(
+                f"{plan.path}: arm {name} asks for the model {arm.model!r}; {instance.address} has"
+                f" {', '.join(instance.info['models'])}."
+            )
     slowed = taken[plan.arms[plan.indices("reference")[1]].name]
     by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
     if by_server and slowed.info.get("settings", {}).get("busy_wait") != "anywhere":
         raise BadInput(
-            f'{slowed.address} does not slow down on request, so no control could be seen; start it with DRBERT_BUSY_WAIT=anywhere, or say by = "client" for the delayed arm.'
+            f"{slowed.address} does not slow down on request, so no control could be seen; start it"
+            ' with DRBERT_BUSY_WAIT=anywhere, or say by = "client" for the delayed arm.'
         )
 
 

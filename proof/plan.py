@@ -25,8 +25,8 @@ By = Literal["server", "client"]
 METRICS = ("end_to_end", "inference", "time_per_text")
 STATISTICS = ("p50", "mean", "p95", "p99")
 
-# What can be claimed where. Under load, interleaved arms share a queue and a slow one delays them all, so `mixed`
-# claims the server's own inference time alone; end to end is for slices of one arm.
+# What can be claimed where. Under load, interleaved arms share a queue and a slow one delays them
+# all, so `mixed` claims the server's own inference time alone; end to end is for slices of one arm.
 CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "unloaded": {"end_to_end": STATISTICS, "inference": STATISTICS},
     "mixed": {"inference": ("p50", "mean")},
@@ -53,13 +53,17 @@ class Arm:
     artifact: str | None = None
     """The folder to load it from, where the run starts the server itself."""
     url: str | None = None
-    """Where requests go, if not to the server that the run starts: a server of one's own, or a proxy before it."""
+    """Where requests go, if not to the server that the run starts: a server of one's own, or a
+    proxy before it.
+    """
     model: str | None = None
     dialect: str = "drbert"
     headers_env: str | None = None
     """The environment variable that holds further headers, a `Name: value` a line."""
     by: By = "server"
-    """Who delays the delayed arm: the server's model thread, or, at servers that cannot, the client after the answer."""
+    """Who delays the delayed arm: the server's model thread, or, at servers that cannot, the client
+    after the answer.
+    """
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Level:
     percent: int = 0
     """`mixed` and `switchback`: the arrival rate in parts of the reference's capacity."""
     tuples: int = 0
-    """`unloaded` and `mixed`: texts, each sent once to every arm; a quarter of them control tuples."""
+    """`unloaded` and `mixed`: texts, each sent once to every arm; a quarter of them control tuples.
+    """
     warm_up_tuples: int = 20
     slice_requests: int = 0
     """`switchback`: requests a slice."""
@@ -83,14 +88,20 @@ class Level:
     """`capacity`: requests in flight; twice the server's largest batch."""
     margins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """`switchback`: by how much the queue multiplies a change of service time, measured in the pilot."""
+    """`switchback`: by how much the queue multiplies a change of service time, measured in the
+    pilot.
+    """
 
     @property
     def claimed(self) -> list[tuple[str, str, float]]:
-        """(metric, statistic, margin) of everything the verdict covers; log(1 + margin) has the gain in it."""
+        """(metric, statistic, margin) of everything the verdict covers; log(1 + margin) has the
+        gain in it.
+        """
         return [
             (m, s, math.expm1(self.gains.get(m, {}).get(s, 1.0) * math.log1p(self.margins[m][s])))
-            for m in METRICS for s in STATISTICS if s in self.margins.get(m, {})
+            for m in METRICS
+            for s in STATISTICS
+            if s in self.margins.get(m, {})
         ]
 
     @property
@@ -99,9 +110,14 @@ class Level:
         return min(margin for of_metric in self.margins.values() for margin in of_metric.values())
 
     def rate_per_s(self, plan: Plan) -> float:
-        """Arrivals a second, all arms together; BadInput if the plan does not say what the reference can do."""
+        """Arrivals a second, all arms together; BadInput if the plan does not say what the
+        reference can do.
+        """
         if not plan.capacity_per_s:
-            raise BadInput(f"{plan.path}: [level.{self.name}] needs capacity_per_s; `python -m proof capacity {plan.path}` measures it.")
+            raise BadInput(
+                f"{plan.path}: [level.{self.name}] needs capacity_per_s; `python -m proof capacity"
+                f" {plan.path}` measures it."
+            )
         return plan.capacity_per_s * self.percent / 100
 
 
@@ -123,14 +139,19 @@ class Plan:
     pilot: str | None = None
     """sha256 of the pilot.json beside the plan, from which sizes and gains were computed."""
     wait_for_calm_s: float = 0.0
-    """How long each restart waits at most for the machine's neighbours to be quiet (proof/calm.py)."""
+    """How long each restart waits at most for the machine's neighbours to be quiet (proof/calm.py).
+    """
     port: int = 8008
     server_cpus: tuple[int, ...] = ()
     generator_cpus: tuple[int, ...] = ()
     restart_command: str | None = None
-    """Restarts servers of one's own, in a shell; LOAD_ORDER holds the arms, the first to load first."""
+    """Restarts servers of one's own, in a shell; LOAD_ORDER holds the arms, the first to load
+    first.
+    """
     instances: bool = False
-    """Whether each restart takes further servers behind the arms' urls, which cannot be restarted (proof/instances.py)."""
+    """Whether each restart takes further servers behind the arms' urls, which cannot be restarted
+    (proof/instances.py).
+    """
     settings: Mapping[str, str] = field(default_factory=dict)
     """DRBERT_* variables of the servers this run starts."""
 
@@ -148,13 +169,23 @@ class Plan:
     @property
     def delay(self) -> float:
         """The share of its own duration by which the delayed arm is slower."""
-        return min(1.0, DELAY_IN_MARGINS * min((level.tightest_margin for level in self.levels if level.margins), default=0.0))
+        return min(
+            1.0,
+            DELAY_IN_MARGINS
+            * min((level.tightest_margin for level in self.levels if level.margins), default=0.0),
+        )
 
     def control_statistics(self, level: Level) -> list[tuple[str, str, float]]:
-        """(metric, statistic, margin) of what shows at that level that the delayed arm is told apart: one beyond its margin is enough."""
+        """(metric, statistic, margin) of what shows at that level that the delayed arm is told
+        apart: one beyond its margin is enough.
+        """
         [delayed] = self.indices("delayed")
         if level.kind == "unloaded":
-            metric = "inference" if self.server_timing and self.arms[delayed].by == "server" else "end_to_end"
+            metric = (
+                "inference"
+                if self.server_timing and self.arms[delayed].by == "server"
+                else "end_to_end"
+            )
             return [(metric, name, level.tightest_margin) for name in ("p50", "mean")]
         if level.kind == "mixed":
             return [("inference", name, level.tightest_margin) for name in ("p50", "mean")]
@@ -175,27 +206,54 @@ class Plan:
 
     def read_texts(self) -> list[str]:
         try:
-            texts = [line for line in self.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+            texts = [
+                line for line in self.texts.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         except OSError:
-            raise Unavailable(f"{self.path}: its texts, {self.texts}, cannot be read; give a file with a text a line.") from None
+            raise Unavailable(
+                f"{self.path}: its texts, {self.texts}, cannot be read; give a file with a text a"
+                " line."
+            ) from None
         except UnicodeDecodeError as error:
-            raise BadInput(f"{self.path}: its texts, {self.texts}, are not UTF-8 ({error}).") from None
-        if self.texts_sha256 is not None and hashlib.sha256(self.texts.read_bytes()).hexdigest() != self.texts_sha256:
-            raise BadInput(f"{self.path}: {self.texts} has changed since the plan was made; its sha256 is not texts_sha256.")
+            raise BadInput(
+                f"{self.path}: its texts, {self.texts}, are not UTF-8 ({error})."
+            ) from None
+        if (
+            self.texts_sha256 is not None
+            and hashlib.sha256(self.texts.read_bytes()).hexdigest() != self.texts_sha256
+        ):
+            raise BadInput(
+                f"{self.path}: {self.texts} has changed since the plan was made; its sha256 is not"
+                " texts_sha256."
+            )
         if not texts:
             raise BadInput(f"{self.path}: its texts, {self.texts}, hold no text.")
         return texts
 
 
 def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
-    """The plan's arms at the level `capacity` and nothing else: what a plan needs to know before it can name a rate."""
+    """The plan's arms at the level `capacity` and nothing else: what a plan needs to know before it
+    can name a rate.
+    """
     in_flight = 2 * int(plan.settings.get("DRBERT_MAX_BATCH_SIZE", "16"))
-    level = Level("capacity", "capacity", sets=2, slice_s=slice_s, in_flight=in_flight, margins={"time_per_text": {"mean": 0.02}})
+    level = Level(
+        "capacity",
+        "capacity",
+        sets=2,
+        slice_s=slice_s,
+        in_flight=in_flight,
+        margins={"time_per_text": {"mean": 0.02}},
+    )
     return replace(plan, levels=(level,))
 
 
 def plan_for_two(host: str, models: list[str], texts: Path) -> Plan:
-    """A look at one running server: its first two models, no restarts, nothing that could be claimed."""
-    arms = tuple(Arm(name, role, url=host, model=name) for name, role in zip(models, ("reference", "candidate"), strict=False))  # type: ignore[arg-type]
+    """A look at one running server: its first two models, no restarts, nothing that could be
+    claimed.
+    """
+    roles: tuple[Role, ...] = ("reference", "candidate")
+    arms = tuple(
+        Arm(name, role, url=host, model=name) for name, role in zip(models, roles, strict=False)
+    )
     level = Level("unloaded", "unloaded", tuples=250)
     return Plan(Path("-"), "0" * 64, "look", "equivalence", 0, texts, arms, 1, (level,))

@@ -1,7 +1,8 @@
 """
 A few numbers of each restart: all that a verdict rests on.
 
-    rows of a restart → read_restart → restarts.csv (a line a number) → Readings (an array a statistic)
+    rows of a restart → read_restart → restarts.csv (a line a number) → Readings (an array a
+    statistic)
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from proof.schedule import CLOSING, CONTROL, PLAIN
 from proof.statistics import Matrix, slope, statistics
 
 COLUMNS = (
-    "level", "block", "restart", "arm", "load_position", "metric", "statistic", "requests", "microseconds", "log",
+    "level",
+    "block",
+    "restart",
+    "arm",
+    "load_position",
+    "metric",
+    "statistic",
+    "requests",
+    "microseconds",
+    "log",
 )
 BLOCKS: Mapping[str, int] = {"plain": PLAIN, "control": CONTROL, "closing": CLOSING}
 
@@ -33,7 +43,9 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Readings:
-    """One level's numbers over restarts. Columns are the plan's arms; NaN where an arm had no such requests."""
+    """One level's numbers over restarts. Columns are the plan's arms; NaN where an arm had no such
+    requests.
+    """
 
     restarts: tuple[int, ...]
     positions: npt.NDArray[np.int64]
@@ -41,17 +53,25 @@ class Readings:
     logs: Mapping[Key, Matrix]
     """(K, arms) log of the statistic in microseconds"""
     drift: Matrix
-    """(K,) of the inference time where servers tell it, else end to end; empty where arms are not interleaved"""
+    """(K,) of the inference time where servers tell it, else end to end; empty where arms are not
+    interleaved
+    """
 
 
-def read_restart(plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: dict[str, Any]) -> list[dict[str, Any]]:
+def read_restart(
+    plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Lines of restarts.csv for one level of one restart that counts."""
     here = at_level(rows, level.name)
     if level.kind == "capacity":
         return list(_capacity(plan, level, restart, positions, here))
     microseconds = {metric: latencies_us(level, metric, here) for metric in _metrics(plan, level)}
     lines = []
-    blocks = {"plain": here["slice"] >= PLAIN} if level.kind == "switchback" else {name: here["slice"] == kind for name, kind in BLOCKS.items()}
+    blocks = (
+        {"plain": here["slice"] >= PLAIN}
+        if level.kind == "switchback"
+        else {name: here["slice"] == kind for name, kind in BLOCKS.items()}
+    )
     for block, chosen in blocks.items():
         for a, arm in enumerate(plan.arms):
             mine = chosen & (here["arm"] == arm.name)
@@ -59,14 +79,19 @@ def read_restart(plan: Plan, level: Level, restart: int, positions: Mapping[int,
                 continue
             count = int(mine.sum())
             for metric, values in microseconds.items():
-                lines += [_line(level, block, restart, arm.name, positions[a], metric, name, count, us) for name, us in statistics(values[mine]).items()]
+                lines += [
+                    _line(level, block, restart, arm.name, positions[a], metric, name, count, us)
+                    for name, us in statistics(values[mine]).items()
+                ]
     if level.tuples:
         lines.append(_drift(plan, level, restart, positions, here, microseconds))
     return lines
 
 
 def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-    """Microseconds of each row. Under load a request's time begins when it was due; alone, when it was sent."""
+    """Microseconds of each row. Under load a request's time begins when it was due; alone, when it
+    was sent.
+    """
     if metric == "inference":
         found: npt.NDArray[np.float64] = rows["inference_us"]
         return found
@@ -75,37 +100,91 @@ def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDAr
 
 
 def _metrics(plan: Plan, level: Level) -> list[str]:
-    """What is known of each request at that level; `mixed` judges and shows inference time alone."""
+    """What is known of each request at that level; `mixed` judges and shows inference time
+    alone.
+    """
     known = ["inference"] if level.kind == "mixed" else ["end_to_end", "inference"]
     return [metric for metric in known if metric != "inference" or plan.server_timing]
 
 
-def _drift(plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any], microseconds: Mapping[str, Any]) -> dict[str, Any]:
+def _drift(
+    plan: Plan,
+    level: Level,
+    restart: int,
+    positions: Mapping[int, int],
+    rows: Mapping[str, Any],
+    microseconds: Mapping[str, Any],
+) -> dict[str, Any]:
     first, second = plan.indices("reference")
     metric = "inference" if "inference" in microseconds else "end_to_end"
     plain = rows["slice"] == PLAIN
-    one, other = (microseconds[metric][plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second))
+    one, other = (
+        microseconds[metric][plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second)
+    )
     change = slope(np.log(other) - np.log(one))
-    return _line(level, "plain", restart, plan.arms[second].name, positions[second], metric, DRIFT, len(one), math.exp(change))
+    return _line(
+        level,
+        "plain",
+        restart,
+        plan.arms[second].name,
+        positions[second],
+        metric,
+        DRIFT,
+        len(one),
+        math.exp(change),
+    )
 
 
-def _capacity(plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _capacity(
+    plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any]
+) -> Iterable[dict[str, Any]]:
     for a, arm in enumerate(plan.arms):
         mine = rows["arm"] == arm.name
         if not mine.any():
             continue
         took_ns = sum(
-            int(rows["done_ns"][mine & (rows["slice"] == s)].max() - rows["sent_ns"][mine & (rows["slice"] == s)].min())
+            int(
+                rows["done_ns"][mine & (rows["slice"] == s)].max()
+                - rows["sent_ns"][mine & (rows["slice"] == s)].min()
+            )
             for s in np.unique(rows["slice"][mine])
         )
         count = int(mine.sum())
-        yield _line(level, "plain", restart, arm.name, positions[a], "time_per_text", "mean", count, took_ns / 1000 / count)
+        yield _line(
+            level,
+            "plain",
+            restart,
+            arm.name,
+            positions[a],
+            "time_per_text",
+            "mean",
+            count,
+            took_ns / 1000 / count,
+        )
 
 
-def _line(level: Level, block: str, restart: int, arm: str, position: int, metric: str, name: str, requests: int, value: float) -> dict[str, Any]:
+def _line(
+    level: Level,
+    block: str,
+    restart: int,
+    arm: str,
+    position: int,
+    metric: str,
+    name: str,
+    requests: int,
+    value: float,
+) -> dict[str, Any]:
     return {
-        "level": level.name, "block": block, "restart": restart, "arm": arm, "load_position": position, "metric": metric,
-        "statistic": name, "requests": requests, "microseconds": repr(value), "log": repr(math.log(value)),
+        "level": level.name,
+        "block": block,
+        "restart": restart,
+        "arm": arm,
+        "load_position": position,
+        "metric": metric,
+        "statistic": name,
+        "requests": requests,
+        "microseconds": repr(value),
+        "log": repr(math.log(value)),
     }
 
 
@@ -113,7 +192,10 @@ def readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]]) -> Re
     """The numbers of one level out of the lines of restarts.csv."""
     mine = [line for line in lines if line["level"] == level.name]
     restarts = tuple(sorted({int(line["restart"]) for line in mine}))
-    rows, columns = {restart: i for i, restart in enumerate(restarts)}, {arm.name: i for i, arm in enumerate(plan.arms)}
+    rows, columns = (
+        {restart: i for i, restart in enumerate(restarts)},
+        {arm.name: i for i, arm in enumerate(plan.arms)},
+    )
     shape = (len(restarts), len(plan.arms))
     positions = np.zeros(shape, np.int64)
     drift = np.full(len(restarts), np.nan)

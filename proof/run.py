@@ -64,7 +64,15 @@ from proof.verdict import Verdict
 # What follows from the rows, and is made again when a run goes on.
 DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
 # What must be the same when a run goes on: else its restarts were measured in two places.
-SAME_PLACE = ("processor", "processors", "system", "python", "packages", "server_cpus", "generator_cpus")
+SAME_PLACE = (
+    "processor",
+    "processors",
+    "system",
+    "python",
+    "packages",
+    "server_cpus",
+    "generator_cpus",
+)
 
 
 def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
@@ -79,7 +87,10 @@ def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
         if level.percent:
             level.rate_per_s(plan)
     if not plan.starts_servers and plan.restart_command is None and not plan.instances:
-        raise BadInput(f"{path}: its arms are servers of your own and [server] has no restart command; without restarts there is nothing to infer from.")
+        raise BadInput(
+            f"{path}: its arms are servers of your own and [server] has no restart command; without"
+            " restarts there is nothing to infer from."
+        )
     if plan.pilot is not None and not plan.pilot_path.is_file():
         raise Unavailable(f"{path} was computed from a pilot, and {plan.pilot_path} is not there.")
     compared = _compare_arms(plan)
@@ -97,15 +108,21 @@ def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
 
 
 def resume(folder: Path) -> tuple[Path, Verdict]:
-    """Goes on with a run that was interrupted, sealed or not; Refused if a byte of what was sealed has changed."""
+    """Goes on with a run that was interrupted, sealed or not; Refused if a byte of what was sealed
+    has changed.
+    """
     if not (folder / "run.json").is_file():
-        raise Unavailable(f"{folder} is no run; give the folder under evidence/ that `proof run` named.")
+        raise Unavailable(
+            f"{folder} is no run; give the folder under evidence/ that `proof run` named."
+        )
     sealed = (folder / MANIFEST).exists()
     if sealed:
         check_manifest(folder)
     plan = read_sealed_plan(folder)
     if sealed and _kept(folder) >= plan.restarts:
-        raise BadInput(f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with.")
+        raise BadInput(
+            f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with."
+        )
     for name in DERIVED:
         (folder / name).unlink(missing_ok=True)
     _tell_of_the_killed(plan, folder)
@@ -113,43 +130,66 @@ def resume(folder: Path) -> tuple[Path, Verdict]:
 
 
 def _kept(folder: Path) -> int:
-    return sum(not start.dropped for start in read_starts(folder)) if (folder / "starts.csv").exists() else 0
+    return (
+        sum(not start.dropped for start in read_starts(folder))
+        if (folder / "starts.csv").exists()
+        else 0
+    )
 
 
 def _tell_of_the_killed(plan: Plan, folder: Path) -> None:
     """A restart that was killed together with the run left rows and no line in starts.csv."""
-    told = {start.restart for start in read_starts(folder)} if (folder / "starts.csv").exists() else set()
+    told = (
+        {start.restart for start in read_starts(folder)}
+        if (folder / "starts.csv").exists()
+        else set()
+    )
     for part in sorted((folder / "rows").glob("*.csv")):
         if int(part.stem) not in told:
             slot = _kept(folder)
             order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
-            append_start(folder, Start(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED))
+            append_start(
+                folder, Start(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED)
+            )
 
 
 def _carry_out(folder: Path) -> Verdict:
-    """The restarts that are missing, then the verdict; also when it is interrupted, as far as it came."""
+    """The restarts that are missing, then the verdict; also when it is interrupted, as far as it
+    came.
+    """
     try:
         with _termination_interrupts():
             _restarts(read_sealed_plan(folder), folder)
     except BaseException:
-        if (folder / "starts.csv").exists() and (any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()):
+        if (folder / "starts.csv").exists() and (
+            any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()
+        ):
             goes_on = f"`python -m proof run --resume {folder}` goes on"
             try:
                 finish(folder)
                 print(f"what was measured is sealed in {folder}; {goes_on}", flush=True)
             except (OSError, CommandError) as error:
-                print(f"what was measured is kept in {folder}, but could not be sealed ({error}); {goes_on}", flush=True)
+                print(
+                    f"what was measured is kept in {folder}, but could not be sealed ({error});"
+                    f" {goes_on}",
+                    flush=True,
+                )
         raise
     return finish(folder)
 
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM, which schedulers and CI send, ends a run as Ctrl-C does: servers are stopped, what was measured is sealed."""
+    """SIGTERM, which schedulers and CI send, ends a run as Ctrl-C does: servers are stopped, what
+    was measured is sealed.
+    """
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():    # Python hears signals in its main thread only.
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python hears signals in its main thread only.
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -160,7 +200,9 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def _restarts(plan: Plan, folder: Path) -> None:
-    """Restart after restart, each dropped one repeated at once, until the plan is full or too many were dropped."""
+    """Restart after restart, each dropped one repeated at once, until the plan is full or too many
+    were dropped.
+    """
     name = f"{folder.name}-{plan.digest[:16]}"
     most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
     begun = len(read_starts(folder)) if (folder / "starts.csv").exists() else 0
@@ -171,7 +213,10 @@ def _restarts(plan: Plan, folder: Path) -> None:
                 return
             waited = wait_for_calm(plan.wait_for_calm_s, lambda: stolen_share(cpus))
             if waited > 2 * PROBE_S:
-                tqdm.write(f"restart {attempt} waited {waited:.0f} s for the neighbours of this machine to be quiet")
+                tqdm.write(
+                    f"restart {attempt} waited {waited:.0f} s for the neighbours of this machine to"
+                    " be quiet"
+                )
             start = _restart(plan, attempt, kept, name, folder)
             if start.dropped:
                 tqdm.write(f"restart {start.restart} is dropped and repeated: {start.dropped}")
@@ -181,13 +226,18 @@ def _restarts(plan: Plan, folder: Path) -> None:
 
 
 def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> Start:
-    """One start of the server with all its requests; a line in starts.csv tells of it, however it ended."""
+    """One start of the server with all its requests; a line in starts.csv tells of it, however it
+    ended.
+    """
     order = load_order(plan, slot)
     rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json"
-    # Beside the evidence, not in it: what servers say names places of the machine, and nothing follows from it.
+    # Beside the evidence, not in it: what servers say names places of the machine, and nothing
+    # follows from it.
     log = folder.with_name(f"{folder.name}.log")
     texts = len(plan.read_texts())
-    due = due_requests(plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels})
+    due = due_requests(
+        plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels}
+    )
     began, throttled = time.monotonic(), throttled_us()
     slowed: set[str] = set()
     ended, interrupted = INTERRUPTED, False
@@ -195,7 +245,9 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         with server(plan, order, log, *_measured(folder)) as served:
             _note_environment(plan, served.info, folder)
             with watched(served.with_gpus, slowed):
-                generate(plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses)
+                generate(
+                    plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses
+                )
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -211,15 +263,29 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         throttled = throttled_us() - throttled
         share = _generator_share(facts)
         columns = read_columns(rows)
-        # The generator came to its end, so the rows say all, however the restart ended after that; but what they lack or
-        # what a server that was being stopped refused is the interruption's doing.
+        # The generator came to its end, so the rows say all, however the restart ended after that;
+        # but what they lack or what a server that was being stopped refused is the interruption's
+        # doing.
         if share != UNKNOWN:
-            cut = any((columns["level"] == level).sum() != count for level, count in due.items() if count is not None)
-            ended = why_dropped(restart_breach(plan, columns, due, share, throttled, " ".join(sorted(slowed))), interrupted and cut)
+            cut = any(
+                (columns["level"] == level).sum() != count
+                for level, count in due.items()
+                if count is not None
+            )
+            ended = why_dropped(
+                restart_breach(plan, columns, due, share, throttled, " ".join(sorted(slowed))),
+                interrupted and cut,
+            )
         start = Start(
-            restart=attempt, slot=slot, load_order=" ".join(plan.arms[i].name for i in order),
-            instance=" ".join(sorted(set(columns["instance"].unique()) - {""})), seconds=round(time.monotonic() - began, 3),
-            generator_cpu_share=share, throttled_us=throttled, dropped=ended, gpu_slowed=" ".join(sorted(slowed)),
+            restart=attempt,
+            slot=slot,
+            load_order=" ".join(plan.arms[i].name for i in order),
+            instance=" ".join(sorted(set(columns["instance"].unique()) - {""})),
+            seconds=round(time.monotonic() - began, 3),
+            generator_cpu_share=share,
+            throttled_us=throttled,
+            dropped=ended,
+            gpu_slowed=" ".join(sorted(slowed)),
         )
         append_start(folder, start)
     return start
@@ -228,12 +294,22 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
 def _measured(folder: Path) -> tuple[set[str], set[str]]:
     """The instances that answered in restarts that count, and in others."""
     starts = read_starts(folder) if (folder / "starts.csv").exists() else []
-    counted, tried = ({name for start in starts if bool(start.dropped) is dropped for name in start.instance.split()} for dropped in (False, True))
+    counted, tried = (
+        {
+            name
+            for start in starts
+            if bool(start.dropped) is dropped
+            for name in start.instance.split()
+        }
+        for dropped in (False, True)
+    )
     return counted, tried
 
 
 def why_dropped(breach: str, cut_short: bool) -> str:
-    """What a restart's line says of a breach in its rows: that it was interrupted, if that cut them short; nothing where there is none."""
+    """What a restart's line says of a breach in its rows: that it was interrupted, if that cut them
+    short; nothing where there is none.
+    """
     return INTERRUPTED if breach and cut_short else breach
 
 
@@ -248,7 +324,9 @@ def _generator_share(facts: Path) -> float:
 
 
 def finish(folder: Path) -> Verdict:
-    """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report, manifest."""
+    """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report,
+    manifest.
+    """
     plan = read_sealed_plan(folder)
     _tell_of_the_killed(plan, folder)
     starts = read_starts(folder)
@@ -263,13 +341,18 @@ def finish(folder: Path) -> Verdict:
 
 
 def _compare_arms(plan: Plan) -> dict[str, Any]:
-    """Identity of the reference with the candidate and with each control; also refuses broken artifacts before anything runs."""
+    """Identity of the reference with the candidate and with each control; also refuses broken
+    artifacts before anything runs.
+    """
     if not plan.starts_servers:
         return {}
     # The two loads of each role name one artifact; the plan's reader sees to that.
     reference = Path(plan.arms[plan.indices("reference")[0]].artifact or "")
     others = [plan.indices("candidate")[0], *plan.indices("control")]
-    return {plan.arms[i].name: identity.compare(reference, Path(plan.arms[i].artifact or "")) for i in others}
+    return {
+        plan.arms[i].name: identity.compare(reference, Path(plan.arms[i].artifact or ""))
+        for i in others
+    }
 
 
 def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
@@ -283,19 +366,44 @@ def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
     here = json.loads(json.dumps(here))
     for key in SAME_PLACE:
         if before.get(key) != here[key]:
-            raise BadInput(f"{folder} was begun elsewhere ({key}: {before.get(key)}, here {here[key]}); begin a new run.")
+            raise BadInput(
+                f"{folder} was begun elsewhere ({key}: {before.get(key)}, here {here[key]}); begin"
+                " a new run."
+            )
     for name, model in here["server"].get("models", {}).items():
-        if any(models.get(name, {}).get(key) != model[key] for key in ("digest", "variant", "runtime")):
-            raise BadInput(f"The artifact of arm {name} is not the one this run began with; leave artifacts alone while they are measured.")
+        if any(
+            models.get(name, {}).get(key) != model[key] for key in ("digest", "variant", "runtime")
+        ):
+            raise BadInput(
+                f"The artifact of arm {name} is not the one this run began with; leave artifacts"
+                " alone while they are measured."
+            )
 
 
 def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
-    packages = ("openvino", "onnxruntime", "tokenizers", "fastapi", "uvicorn", "locust", "numpy", "scipy")
+    packages = (
+        "openvino",
+        "onnxruntime",
+        "tokenizers",
+        "fastapi",
+        "uvicorn",
+        "locust",
+        "numpy",
+        "scipy",
+    )
     return {
-        "processor": processor(), "processors": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
-        "server_cpus": sorted(pins(plan)[0]), "generator_cpus": sorted(pins(plan)[1]), "throttling_readable": throttling_readable(),
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "server_cpus": sorted(pins(plan)[0]),
+        "generator_cpus": sorted(pins(plan)[1]),
+        "throttling_readable": throttling_readable(),
         "packages": {name: version for name in packages if (version := _version(name))},
-        "commit": _commit(), "server": {key: value for key, value in info.items() if key not in ("instance_id", "started")},
+        "commit": _commit(),
+        "server": {
+            key: value for key, value in info.items() if key not in ("instance_id", "started")
+        },
     }
 
 
@@ -310,27 +418,41 @@ def processor() -> str:
     """The processor's name, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 
 
 def _commit() -> str | None:
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
 
 
 def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
-    """Adds the run to evidence/index.json before it begins: a run that ended badly is not forgotten."""
+    """Adds the run to evidence/index.json before it begins: a run that ended badly is not
+    forgotten.
+    """
     path = evidence / "index.json"
     with (evidence / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = read_json(path) if path.exists() else []
         number = 1 + sum(entry["plan_digest"] == plan.digest for entry in runs)
-        entry = {"run": folder.name, "plan": plan.name, "plan_digest": plan.digest, "number_for_this_plan": number}
+        entry = {
+            "run": folder.name,
+            "plan": plan.name,
+            "plan_digest": plan.digest,
+            "number_for_this_plan": number,
+        }
         _write_json(path, [*runs, entry])
     _write_json(folder / "run.json", entry)
 

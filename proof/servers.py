@@ -55,14 +55,25 @@ class Served:
 
 
 @contextmanager
-def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (), tried: Collection[str] = ()) -> Iterator[Served]:
-    """A server that has loaded the plan's arms in `order`. ServerNotStarted if it does not get ready.
+def server(
+    plan: Plan,
+    order: list[int],
+    log: Path,
+    counted: Collection[str] = (),
+    tried: Collection[str] = (),
+) -> Iterator[Served]:
+    """A server that has loaded the plan's arms in `order`. ServerNotStarted if it does not get
+    ready.
 
-    Where the plan takes instances: those that neither `counted` nor, if there are others, were `tried` in vain.
+    Where the plan takes instances: those that neither `counted` nor, if there are others, were
+    `tried` in vain.
     """
     if plan.instances:
         taken = instances.take(plan, order, counted, tried)
-        told, urls = instances.told(taken, plan), {name: instance.address for name, instance in taken.items()}
+        told, urls = (
+            instances.told(taken, plan),
+            {name: instance.address for name, instance in taken.items()},
+        )
         yield Served(told, urls, frozenset(urls.values() if told.get("gpus") else ()))
         return
     if not plan.starts_servers:
@@ -70,13 +81,24 @@ def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (
         yield Served({})
         return
     arms = [plan.arms[i] for i in order]
-    command = [sys.executable, "-m", "service", *(f"{arm.name}={arm.artifact}" for arm in arms), "--port", str(plan.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        *(f"{arm.name}={arm.artifact}" for arm in arms),
+        "--port",
+        str(plan.port),
+    ]
     delayed_by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
     switch = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
     _check_port(plan.port)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **switch, **plan.settings}, preexec_fn=_pinned(pins(plan)[0])
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **switch, **plan.settings},
+            preexec_fn=_pinned(pins(plan)[0]),
         )
     try:
         url = f"http://127.0.0.1:{plan.port}"
@@ -94,34 +116,74 @@ def server(plan: Plan, order: list[int], log: Path, counted: Collection[str] = (
 
 
 def generate(
-    plan: Plan, requests: Mapping[str, int | None], restart: int, slot: int, run: str, rows: Path, facts: Path, log: Path,
-    capacity_s: float | None = None, addresses: Mapping[str, str] | None = None,
+    plan: Plan,
+    requests: Mapping[str, int | None],
+    restart: int,
+    slot: int,
+    run: str,
+    rows: Path,
+    facts: Path,
+    log: Path,
+    capacity_s: float | None = None,
+    addresses: Mapping[str, str] | None = None,
 ) -> None:
-    """Runs Locust over one restart's schedule; GeneratorFailed if it breaks or takes unreasonably long."""
-    environment = os.environ | {
-        "PLAN": str(plan.path), "TEXTS": str(plan.texts), "RESTART": str(restart), "SLOT": str(slot), "RUN": run,
-        "ROWS": str(rows), "FACTS": str(facts), "ADDRESSES": json.dumps(dict(addresses or {})),
-    } | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
+    """Runs Locust over one restart's schedule; GeneratorFailed if it breaks or takes unreasonably
+    long.
+    """
+    environment = (
+        os.environ
+        | {
+            "PLAN": str(plan.path),
+            "TEXTS": str(plan.texts),
+            "RESTART": str(restart),
+            "SLOT": str(slot),
+            "RUN": run,
+            "ROWS": str(rows),
+            "FACTS": str(facts),
+            "ADDRESSES": json.dumps(dict(addresses or {})),
+        }
+        | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
+    )
     loadtests = Path(__file__).parent.parent / "loadtests"
-    command = [sys.executable, "-m", "locust", "-f", str(loadtests), "--headless", "-u", "1", "-r", "1", "--only-summary"]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(loadtests),
+        "--headless",
+        "-u",
+        "1",
+        "-r",
+        "1",
+        "--only-summary",
+    ]
     # A pipe, for a disk that is full keeps no complaint.
     reading, writing = os.pipe()
     with log.open("ab") as output, os.fdopen(reading) as complaint:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment | {"COMPLAINT_FD": str(writing)}, pass_fds=(writing,),
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment | {"COMPLAINT_FD": str(writing)},
+            pass_fds=(writing,),
             preexec_fn=_first_in_line(pins(plan)[1]),
         )
         os.close(writing)
         try:
             code = process.wait(longest_s(plan, requests))
         except subprocess.TimeoutExpired:
-            raise GeneratorFailed(f"Locust did not end in time; {log} says how far it came.") from None
+            raise GeneratorFailed(
+                f"Locust did not end in time; {log} says how far it came."
+            ) from None
         finally:
             process.kill()
             process.wait()
         said = complaint.read().strip()
     if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not rows.exists():
-        raise GeneratorFailed(f"The load generator cannot go on: {said or _last_line(log)}", lasting=True)
+        raise GeneratorFailed(
+            f"The load generator cannot go on: {said or _last_line(log)}", lasting=True
+        )
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
         raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")
@@ -135,7 +197,9 @@ def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:
         if level.kind == "capacity":
             seconds += 3 * level.sets * len(plan.arms) * (level.slice_s + 60)
         else:
-            seconds += count * SLOWEST_REQUEST_S + (count / level.rate_per_s(plan) if level.percent else 0.0)
+            seconds += count * SLOWEST_REQUEST_S + (
+                count / level.rate_per_s(plan) if level.percent else 0.0
+            )
     return seconds
 
 
@@ -143,9 +207,18 @@ def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
     """Runs the plan's restart command and waits until every arm answers a text."""
     names = " ".join(plan.arms[i].name for i in order)
     with log.open("ab") as output:
-        done = subprocess.run(plan.restart_command or "true", shell=True, stdout=output, stderr=output, env=os.environ | {"LOAD_ORDER": names}, check=False)
+        done = subprocess.run(
+            plan.restart_command or "true",
+            shell=True,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"LOAD_ORDER": names},
+            check=False,
+        )
     if done.returncode:
-        raise ServerNotStarted(f"The restart command ended with {done.returncode}: {_last_line(log)}")
+        raise ServerNotStarted(
+            f"The restart command ended with {done.returncode}: {_last_line(log)}"
+        )
     text = plan.read_texts()[0]
     for arm in plan.arms:
         if arm.url:
@@ -153,11 +226,15 @@ def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
 
 
 def _wait_until_it_answers(arm: Arm, text: str) -> None:
-    """A port that takes connections is not yet a model that answers: proxies accept before what is behind them."""
+    """A port that takes connections is not yet a model that answers: proxies accept before what is
+    behind them.
+    """
     dialect = DIALECTS[arm.dialect]
     url = f"{(arm.url or '').rstrip('/')}{dialect.path.format(model=arm.model)}"
     body = json.dumps(dialect.body(arm.model, text)).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"} | headers_from(arm.headers_env))
+    request = urllib.request.Request(
+        url, body, {"Content-Type": "application/json"} | headers_from(arm.headers_env)
+    )
     give_up = time.monotonic() + READY_WITHIN_S
     while True:
         try:
@@ -165,12 +242,16 @@ def _wait_until_it_answers(arm: Arm, text: str) -> None:
                 return
         except OSError as error:
             if time.monotonic() > give_up:
-                raise ServerNotStarted(f"Arm {arm.name} does not answer at {url} ({error}); is that where it listens?") from None
+                raise ServerNotStarted(
+                    f"Arm {arm.name} does not answer at {url} ({error}); is that where it listens?"
+                ) from None
             time.sleep(0.1)
 
 
 def pins(plan: Plan) -> tuple[set[int], set[int]]:
-    """Processors of the server and of the generator; both empty where the plan's cannot be had apart from each other."""
+    """Processors of the server and of the generator; both empty where the plan's cannot be had
+    apart from each other.
+    """
     available = os.sched_getaffinity(0)
     ours, theirs = set(plan.server_cpus), set(plan.generator_cpus)
     apart = bool(ours and theirs) and not ours & theirs and (ours | theirs) <= available
@@ -199,7 +280,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     give_up = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < give_up:
         if process.poll() is not None:
-            raise ServerNotStarted(f"The server ended with {process.returncode} before it was ready: {_last_line(log)}")
+            raise ServerNotStarted(
+                f"The server ended with {process.returncode} before it was ready: {_last_line(log)}"
+            )
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=2):
                 return
@@ -219,7 +302,10 @@ def _check_port(port: int) -> None:
                 return
             except OSError as error:
                 if time.monotonic() > give_up:
-                    raise Unavailable(f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another in the plan's [server].") from None
+                    raise Unavailable(
+                        f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another"
+                        " in the plan's [server]."
+                    ) from None
         time.sleep(0.1)
 
 
@@ -233,7 +319,10 @@ def _pinned(cpus: set[int]) -> Callable[[], None] | None:
 
 
 def _first_in_line(cpus: set[int]) -> Callable[[], None]:
-    """Pins the generator and, where that is permitted, lets it go before whatever else runs there: its clock is the run's."""
+    """Pins the generator and, where that is permitted, lets it go before whatever else runs there:
+    its clock is the run's.
+    """
+
     def prepare() -> None:
         if cpus:
             os.sched_setaffinity(0, cpus)

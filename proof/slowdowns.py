@@ -1,8 +1,9 @@
 """
-Watches whether a GPU of the servers is slowed down while a restart is measured: like a throttled processor, that is not the model's doing.
+Watches whether a GPU of the servers is slowed down while a restart is measured: like a throttled
+processor, that is not the model's doing.
 
-The service tells it at /metrics, as drbert_gpu_slowed{reason} (NVML's clock event reasons). Servers without a GPU, and those
-that are not ours, tell nothing.
+The service tells it at /metrics, as drbert_gpu_slowed{reason} (NVML's clock event reasons). Servers
+without a GPU, and those that are not ours, tell nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _SLOWED = re.compile(r'^drbert_gpu_slowed\{(?:.*,)?reason="(\w+)".*\} 1(?:\.0)?$
 
 @contextlib.contextmanager
 def watched(urls: Collection[str], seen: set[str]) -> Iterator[None]:
-    """Puts the reasons that any of the servers tells into `seen`: at the beginning, every EVERY_S seconds, and at the end."""
+    """Puts the reasons that any of the servers tells into `seen`: at the beginning, every EVERY_S
+    seconds, and at the end.
+    """
     if not urls:
         yield
         return

@@ -11,7 +11,8 @@ Orders = npt.NDArray[np.int64]
 
 
 def williams(size: int) -> list[list[int]]:
-    """A Williams design: a Latin square in which, for an even size, every ordered pair of neighbours occurs once.
+    """A Williams design: a Latin square in which, for an even size, every ordered pair of
+    neighbours occurs once.
 
     For an odd size the square and its mirror together have that property, so both are returned.
     E. J. Williams, Australian Journal of Scientific Research 2 (1949).
@@ -34,7 +35,9 @@ def _zigzag(size: int) -> list[int]:
 
 
 def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders:
-    """At least `count` orders of 0…size-1, (rows, size): Williams designs one after the other, rows and labels shuffled in each."""
+    """At least `count` orders of 0…size-1, (rows, size): Williams designs one after the other, rows
+    and labels shuffled in each.
+    """
     square = np.array(williams(size))
     sets = max(1, -(-count // len(square)))
     rows = shuffles(len(square), sets, rng)
@@ -44,6 +47,8 @@ def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders
 
 
 def shuffles(size: int, count: int, rng: np.random.RandomState) -> Orders:
-    """(count, size) permutations of 0…size-1; drawn as the order of uniform numbers, so that they stay what they are."""
+    """(count, size) permutations of 0…size-1; drawn as the order of uniform numbers, so that they
+    stay what they are.
+    """
     order: Orders = np.argsort(rng.random_sample((count, size)), axis=1, kind="stable")
     return order

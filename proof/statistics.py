@@ -45,18 +45,22 @@ class Estimate:
 
 @functools.lru_cache(maxsize=1024)
 def t_quantile(probability: float, freedom: int) -> float:
-    """Student's t; scipy takes a tenth of a millisecond for each, and a simulation asks for the same ones."""
+    """Student's t; scipy takes a tenth of a millisecond for each, and a simulation asks for the
+    same ones.
+    """
     return float(student_t.ppf(probability, freedom))
 
 
 def adjusted_contrast(y: Matrix, positions: npt.NDArray[np.int64], contrast: Matrix) -> Estimate:
-    """The mean contrast over restarts, with the scatter that load position causes taken out of its error.
+    """The mean contrast over restarts, with the scatter that load position causes taken out of its
+    error.
 
     `y` (K, arms) holds log statistics, `positions` (K, arms) each arm's place in the load order,
     `contrast` (arms,) sums to zero. With e the deviations from each restart's mean, π[p] the mean
     of e over the cells loaded at p, and û = e − (arm means of e) − π:
 
-        δ = mean_r Σ_a c·y      s² = Σ_r (Σ_a c·û)² / (K − 2)      error = s / √K,  K − 2 degrees of freedom
+        δ = mean_r Σ_a c·y      s² = Σ_r (Σ_a c·û)² / (K − 2)      error = s / √K,  K − 2 degrees of
+        freedom
     """
     restarts = len(y)
     residual = position_residuals(y, positions) @ contrast
@@ -77,7 +81,11 @@ def position_residuals(y: Matrix, positions: npt.NDArray[np.int64]) -> Matrix:
 def plain_contrast(differences: npt.NDArray[np.float64]) -> Estimate:
     """The mean of one difference a restart, with Student's usual error."""
     restarts = len(differences)
-    return Estimate(float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(restarts), restarts - 1)
+    return Estimate(
+        float(differences.mean()),
+        float(differences.std(ddof=1)) / math.sqrt(restarts),
+        restarts - 1,
+    )
 
 
 def slope(values: npt.NDArray[np.float64]) -> float:
@@ -87,12 +95,17 @@ def slope(values: npt.NDArray[np.float64]) -> float:
 
 
 def sign_flip_p(differences: npt.NDArray[np.float64], bound: float, seed: int = 0) -> float:
-    """A second opinion without a normal law: how often the mean of randomly signed deviations from the nearer bound is as small.
+    """A second opinion without a normal law: how often the mean of randomly signed deviations from
+    the nearer bound is as small.
 
     Tests |δ| ≥ bound against |δ| < bound, one-sided, from one difference a restart, (K,): every
     pattern of signs up to K = 12, 4,096 seeded ones beyond. Small says equivalent.
     """
-    deviations = np.abs(differences.mean()) - bound + (differences - differences.mean()) * np.sign(differences.mean() or 1.0)
+    deviations = (
+        np.abs(differences.mean())
+        - bound
+        + (differences - differences.mean()) * np.sign(differences.mean() or 1.0)
+    )
     count = len(deviations)
     means = _signs(count, seed) @ deviations / count
     return float((means <= deviations.mean() + 1e-15).mean())
@@ -103,5 +116,7 @@ def _signs(count: int, seed: int) -> Matrix:
     """(patterns, count) of −1 and 1."""
     if count <= 12:
         return np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
-    signs: Matrix = np.where(np.random.RandomState(seed).random_sample((4096, count)) < 0.5, -1.0, 1.0)
+    signs: Matrix = np.where(
+        np.random.RandomState(seed).random_sample((4096, count)) < 0.5, -1.0, 1.0
+    )
     return signs

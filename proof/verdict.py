@@ -17,7 +17,13 @@ from proof.evidence import Refused
 
 SCHEMA_VERSION = 2
 Word = Literal["equivalent", "not-slower", "inconclusive", "not-equivalent", "invalid"]
-EXIT_CODES: dict[Word, int] = {"equivalent": 0, "not-slower": 0, "not-equivalent": 1, "inconclusive": 2, "invalid": 3}
+EXIT_CODES: dict[Word, int] = {
+    "equivalent": 0,
+    "not-slower": 0,
+    "not-equivalent": 1,
+    "inconclusive": 2,
+    "invalid": 3,
+}
 Interval = tuple[float, float]
 
 
@@ -62,9 +68,13 @@ class Statistic(_Part):
     interval: Interval
     """90 %"""
     strict_interval: Interval
-    """Corrected for the number of statistics claimed; wholly beyond the margin it says not equivalent."""
+    """Corrected for the number of statistics claimed; wholly beyond the margin it says not
+    equivalent.
+    """
     reference_us: float
-    """The references' statistic, geometric mean over restarts. Interleaved, so colder than production: compare, do not quote."""
+    """The references' statistic, geometric mean over restarts. Interleaved, so colder than
+    production: compare, do not quote.
+    """
     restart_ratios: list[float]
     not_slower: bool
     equivalent: bool
@@ -140,7 +150,10 @@ def read_run(path: Path, plan_digest: str) -> RunName:
     except (OSError, ValidationError) as error:
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
     if run.plan_digest != plan_digest:
-        raise Refused(f"{path} tells of another plan ({run.plan_digest[:16]}) than plan.toml ({plan_digest[:16]}).")
+        raise Refused(
+            f"{path} tells of another plan ({run.plan_digest[:16]}) than plan.toml"
+            f" ({plan_digest[:16]})."
+        )
     return run
 
 
@@ -152,7 +165,9 @@ def read_verdict(path: Path) -> Verdict:
     except (OSError, ValueError, AttributeError) as error:
         raise Refused(f"{path} cannot be read: {error}.") from None
     if version != SCHEMA_VERSION:
-        raise Refused(f"{path}: schema_version {version!r} is unknown; this judge writes {SCHEMA_VERSION}.")
+        raise Refused(
+            f"{path}: schema_version {version!r} is unknown; this judge writes {SCHEMA_VERSION}."
+        )
     try:
         return Verdict.model_validate(values)
     except ValidationError as error:
@@ -175,8 +190,14 @@ def first_difference(before: Any, after: Any, where: str = "verdict") -> str | N
         if before.keys() != after.keys():
             return f"{where}: {', '.join(sorted(before.keys() ^ after.keys()))}"
         parts = [(before[key], after[key], f"{where}.{key}") for key in before]
-    elif isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
-        parts = [(b, a, f"{where}[{i}]") for i, (b, a) in enumerate(zip(before, after, strict=True))]
+    elif (
+        isinstance(before, list | tuple)
+        and isinstance(after, list | tuple)
+        and len(before) == len(after)
+    ):
+        parts = [
+            (b, a, f"{where}[{i}]") for i, (b, a) in enumerate(zip(before, after, strict=True))
+        ]
     elif isinstance(before, float) and isinstance(after, int | float):
         return None if math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9) else where
     else:
@@ -205,18 +226,29 @@ def describe(verdict: Verdict) -> str:
     """The verdict in words, with every claimed interval; for a terminal."""
     lines = []
     for name, level in verdict.levels.items():
-        lines.append(f"level {name}: {level.verdict}; {level.restarts_kept} restarts count, {level.restarts_dropped} dropped")
+        lines.append(
+            f"level {name}: {level.verdict}; {level.restarts_kept} restarts count,"
+            f" {level.restarts_dropped} dropped"
+        )
         for item in level.statistics:
             low, high = item.interval
             lines.append(
-                f"  {words(item.metric):<13} {item.statistic:<5} {percent(item.ratio):>8}   90 % interval {percent(low)} to {percent(high)}"
-                f"   margin ±{100 * item.margin:.3g} %   {reading(item, verdict.claim)}"
+                f"  {words(item.metric):<13} {item.statistic:<5} {percent(item.ratio):>8}   90 %"
+                f" interval {percent(low)} to {percent(high)}   margin ±{100 * item.margin:.3g} %  "
+                f" {reading(item, verdict.claim)}"
             )
         for control in level.controls:
             said = "told apart" if control.told_apart else "not told apart"
             made = f", made {percent(control.expected)}" if control.expected else ""
-            lines.append(f"  control {control.arm} {words(control.metric)} {control.statistic}: {percent(control.ratio)} ({percent(control.interval[0])} to {percent(control.interval[1])}){made}, {said}")
+            lines.append(
+                f"  control {control.arm} {words(control.metric)} {control.statistic}:"
+                f" {percent(control.ratio)} ({percent(control.interval[0])} to"
+                f" {percent(control.interval[1])}){made}, {said}"
+            )
         for gate in level.gates:
             lines.append(f"  gate {'ok  ' if gate.passed else 'FAIL'} {gate.name}: {gate.found}")
-    lines.append(f"verdict: {verdict.verdict}. {verdict.sentence} (run {verdict.run.number_for_this_plan} of this plan)")
+    lines.append(
+        f"verdict: {verdict.verdict}. {verdict.sentence} (run {verdict.run.number_for_this_plan} of"
+        " this plan)"
+    )
     return "\n".join(lines)

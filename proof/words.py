@@ -1,7 +1,9 @@
 """
-A column of text in which few words occur often, as codes: comparing and choosing cost what they cost with integers.
+A column of text in which few words occur often, as codes: comparing and choosing cost what they
+cost with integers.
 
-Runs, levels, arms and instances are such columns; as NumPy text they would take most of the judge's time and memory.
+Runs, levels, arms and instances are such columns; as NumPy text they would take most of the judge's
+time and memory.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Serves artifacts over HTTP.
     python -m service artifacts/drbert
     python -m service bert=artifacts/bert drbert=artifacts/drbert --port 8000
 
-Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0 after SIGTERM, SIGINT or SIGHUP.
+Everything else is told by DRBERT_* variables (service/settings.py). Ends with 0 after SIGTERM,
+SIGINT or SIGHUP.
 """
 
 from __future__ import annotations
@@ -29,13 +30,33 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m service", description="Serve exported classifiers over HTTP.")
-    parser.add_argument("artifacts", nargs="+", metavar="[NAME=]ARTIFACT", help="folders made by python -m export; the first is the default model")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "artifacts",
+        nargs="+",
+        metavar="[NAME=]ARTIFACT",
+        help="folders made by python -m export; the first is the default model",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--variant", default="auto", help="a variant of the artifacts, or auto: the fastest this host can run")
-    parser.add_argument("--shadow", metavar="NAME", help="a model that answers a share of another one's texts too, for the counters only")
+    parser.add_argument(
+        "--variant",
+        default="auto",
+        help="a variant of the artifacts, or auto: the fastest this host can run",
+    )
+    parser.add_argument(
+        "--shadow",
+        metavar="NAME",
+        help="a model that answers a share of another one's texts too, for the counters only",
+    )
     parser.add_argument("--of", metavar="NAME", help="the model it shadows (default: the first)")
-    parser.add_argument("--fraction", type=float, default=0.1, help="the share of that model's requests, 0 to 1 (default: 0.1)")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        default=0.1,
+        help="the share of that model's requests, 0 to 1 (default: 0.1)",
+    )
     given = parser.parse_args(arguments)
     if not 0 <= given.port <= 65535:
         raise BadUsage(f"--port {given.port} is no port; give 0 to 65535.")
@@ -44,25 +65,50 @@ def main(arguments: Sequence[str]) -> int:
     logs.set_up(settings.log_level)
     warn_of_variables(settings, os.environ)
     artifacts = {name: read_artifact(path) for name, path in named(given.artifacts).items()}
-    pairing = paired(given.shadow, given.of, given.fraction, {
-        # The score of a single label is a number: as a label it would always agree.
-        name: "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task for name, artifact in artifacts.items()
-    })
-    admin = None if settings.admin_port is None else server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
-    server.run(Models(artifacts, settings, given.variant), server.bind(given.host, given.port), admin, pairing)
+    pairing = paired(
+        given.shadow,
+        given.of,
+        given.fraction,
+        {
+            # The score of a single label is a number: as a label it would always agree.
+            name: "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task
+            for name, artifact in artifacts.items()
+        },
+    )
+    admin = (
+        None
+        if settings.admin_port is None
+        else server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
+    )
+    server.run(
+        Models(artifacts, settings, given.variant),
+        server.bind(given.host, given.port),
+        admin,
+        pairing,
+    )
     return 0
 
 
 def warn_of_variables(settings: Settings, environment: Mapping[str, str]) -> None:
     """Log what looks like a setting and is none. Values are not logged, they may be keys."""
     if "DRBERT_API_KEY" in environment and settings.api_keys_file is None:
-        log.warning("DRBERT_API_KEY is a variable of the client; this service asks for no key. DRBERT_API_KEYS_FILE names a file of keys.")
+        log.warning(
+            "DRBERT_API_KEY is a variable of the client; this service asks for no key."
+            " DRBERT_API_KEYS_FILE names a file of keys."
+        )
     for name, setting in likely_misspelt(environment):
-        log.warning("a variable looks like a setting and is not read", extra={"variable": name, "setting": setting})
+        log.warning(
+            "a variable looks like a setting and is not read",
+            extra={"variable": name, "setting": setting},
+        )
 
 
-def paired(shadow: str | None, of: str | None, fraction: float, tasks: Mapping[str, Task]) -> Pairing | None:
-    """What --shadow, --of and --fraction ask for, of models with these tasks; BadUsage if they make no sense together."""
+def paired(
+    shadow: str | None, of: str | None, fraction: float, tasks: Mapping[str, Task]
+) -> Pairing | None:
+    """What --shadow, --of and --fraction ask for, of models with these tasks; BadUsage if they make
+    no sense together.
+    """
     if shadow is None:
         if of is not None:
             raise BadUsage("--of names the model that --shadow stands behind; give that too.")
@@ -72,7 +118,10 @@ def paired(shadow: str | None, of: str | None, fraction: float, tasks: Mapping[s
         if name not in tasks:
             raise BadUsage(f"No model is called {name!r}; there are {', '.join(tasks)}.")
         if tasks[name] == "regression":
-            raise BadUsage(f"{name!r} answers with a number, and --shadow counts whether two models give the same label; name two classifiers.")
+            raise BadUsage(
+                f"{name!r} answers with a number, and --shadow counts whether two models give the"
+                " same label; name two classifiers."
+            )
     if shadow == of:
         raise BadUsage(f"{shadow!r} cannot shadow itself; --shadow and --of name two models.")
     if not 0 < fraction <= 1:
@@ -87,12 +136,15 @@ def named(arguments: Sequence[str]) -> dict[str, Path]:
         name, given, path = argument.partition("=")
         directory = Path(path if given else argument)
         name = name if given else directory.resolve().name
-        # As UTF-8 whatever the locale: in C, letters of arguments and folders are bytes that no answer could hold.
+        # As UTF-8 whatever the locale: in C, letters of arguments and folders are bytes that no
+        # answer could hold.
         name = os.fsencode(name).decode("utf-8", "replace")
         if not name:
             raise BadUsage(f"{argument!r} gives an empty model name; write NAME=ARTIFACT.")
         if name in models:
-            raise BadUsage(f"Two models are called {name!r}; write NAME=ARTIFACT to tell them apart.")
+            raise BadUsage(
+                f"Two models are called {name!r}; write NAME=ARTIFACT to tell them apart."
+            )
         models[name] = directory
     return models
 

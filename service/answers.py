@@ -19,8 +19,14 @@ MULTI_LABEL_THRESHOLD = 0.5
 
 
 def classification(
-    index: int, logits: Logits, encoded: Encoded, manifest: Manifest,
-    activation: Activation = "auto", top_k: int | None = None, threshold: float | None = None, with_probs: bool = True,
+    index: int,
+    logits: Logits,
+    encoded: Encoded,
+    manifest: Manifest,
+    activation: Activation = "auto",
+    top_k: int | None = None,
+    threshold: float | None = None,
+    with_probs: bool = True,
 ) -> dict[str, Any]:
     """The answer for one text from its logits, (labels,)."""
     # Plain numbers: an array of two is ten times dearer than two of them.
@@ -33,21 +39,30 @@ def classification(
     answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": probs[best]}
     if manifest.task == "multi_label":
         # Decided on the model's own probabilities, whatever form of them the caller wants to see.
-        own, cut = activated(values, "sigmoid"), MULTI_LABEL_THRESHOLD if threshold is None else threshold
+        own, cut = (
+            activated(values, "sigmoid"),
+            MULTI_LABEL_THRESHOLD if threshold is None else threshold,
+        )
         answer["labels"] = [manifest.labels[i] for i in order if own[i] >= cut]
-    return answer | ({"probs": probs} if with_probs else {}) | {
-        "num_classes": len(manifest.labels),
-        "scores": [{"label": manifest.labels[i], "score": probs[i]} for i in shown],
-        "tokens": encoded.tokens,
-        "truncated": encoded.truncated,
-    }
+    return (
+        answer
+        | ({"probs": probs} if with_probs else {})
+        | {
+            "num_classes": len(manifest.labels),
+            "scores": [{"label": manifest.labels[i], "score": probs[i]} for i in shown],
+            "tokens": encoded.tokens,
+            "truncated": encoded.truncated,
+        }
+    )
 
 
 def pooled(windows: Sequence[Logits], pool: Pool) -> Logits:
-    """The logits of a long text, (labels,), from those of its windows: before any activation, so that probabilities still add up."""
+    """The logits of a long text, (labels,), from those of its windows: before any activation, so
+    that probabilities still add up.
+    """
     if pool == "first":
         return windows[0]
-    stacked = np.stack(windows)                                                  # (windows, labels)
+    stacked = np.stack(windows)  # (windows, labels)
     made: Logits = stacked.mean(axis=0) if pool == "mean" else stacked.max(axis=0)
     return made
 
@@ -56,7 +71,9 @@ def own_activation(manifest: Manifest) -> Activation:
     """What turns the model's logits into probabilities where a caller asks for nothing else."""
     if manifest.activation is not None:
         return manifest.activation
-    return {"single_label": "softmax", "multi_label": "sigmoid", "regression": "none"}[manifest.task]  # type: ignore[return-value]
+    return {"single_label": "softmax", "multi_label": "sigmoid", "regression": "none"}[
+        manifest.task
+    ]  # type: ignore[return-value]
 
 
 def activated(values: list[float], activation: Activation) -> list[float]:

@@ -1,5 +1,6 @@
 """
-The contract between export and service: a folder with a manifest.json that accounts for every byte in it.
+The contract between export and service: a folder with a manifest.json that accounts for every byte
+in it.
 
 The reader owns the schema. An artifact is read whole or refused: an unknown field,
 a file that is missing, changed or not listed is an ArtifactError that names it.
@@ -42,7 +43,13 @@ FOLDER = "."
 # Of a text. Longer rows are beyond every BERT, and their attention alone takes gigabytes.
 MOST_TOKENS = 32_768
 # What lies in a folder of Hugging Face's.
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "tokenizer_config.json")
+CHECKPOINT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "tokenizer_config.json",
+)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Task = Literal["single_label", "multi_label", "regression"]
@@ -75,7 +82,8 @@ class Parity(_Part):
     texts: int
     max_probability_difference: float
     tolerance: float | None
-    """The largest difference that is taken for rounding; None for a variant that its gate judges."""
+    """The largest difference that is taken for rounding; None for a variant that its gate judges.
+    """
     label_agreement: float
     """Share of the texts given the reference's label, 0 to 1."""
 
@@ -84,7 +92,9 @@ Rest = Literal["f32", "bf16"]
 
 
 class LabelAgreement(_Part):
-    """How often a variant gave the fp32 variant's answer, of the texts to which fp32 gives one label."""
+    """How often a variant gave the fp32 variant's answer, of the texts to which fp32 gives one
+    label.
+    """
 
     texts: int
     agreeing: int
@@ -105,11 +115,15 @@ class Agreement(_Part):
     """Share of labelled texts answered rightly; None where none are labelled."""
     accuracy_of_fp32: float | None
     labels: dict[str, LabelAgreement] = {}
-    """The same by label; of several labels at once, over the texts that have it by fp32. Empty for a number."""
+    """The same by label; of several labels at once, over the texts that have it by fp32. Empty for
+    a number.
+    """
     wanted_per_label: float | None = None
     """What the lower bound of each label has to reach, where that was asked."""
     rest: Rest | None = None
-    """In which precision that was found for what the variant does not quantise; it is served in no lower one. None: in its own."""
+    """In which precision that was found for what the variant does not quantise; it is served in no
+    lower one. None: in its own.
+    """
 
 
 class Gate(_Part):
@@ -120,7 +134,9 @@ class Gate(_Part):
         return self.status in ("passed", "emulated")
 
     status: Literal["passed", "emulated", "failed", "ungated"]
-    """`emulated`: it passed by torch's arithmetic in bf16, on a processor without instructions for it; the start's self-check holds the engine to that."""
+    """`emulated`: it passed by torch's arithmetic in bf16, on a processor without instructions for
+    it; the start's self-check holds the engine to that.
+    """
     reason: str
     processor: str | None = None
     """Where that was found. Elsewhere the start's self-check says whether it holds."""
@@ -140,7 +156,9 @@ class SelfCheck(_Part):
     """What a variant answered to the probes where it was exported."""
 
     logits: dict[Literal["f32", "bf16", "f16"], list[list[float]]]
-    """(probes, labels) by the precision of what the variant does not quantise: an int8 graph computes the rest in f32 or in bf16."""
+    """(probes, labels) by the precision of what the variant does not quantise: an int8 graph
+    computes the rest in f32 or in bf16.
+    """
     tolerance: float = Field(gt=0)
     """The largest difference of a logit that may be rounding of another processor."""
 
@@ -163,10 +181,14 @@ class Variant(_Part):
 
     @property
     def lowest_rest(self) -> Rest | None:
-        """The lowest precision for what the variant does not quantise: that of its gate or, ungated, of its self-check; None: any."""
+        """The lowest precision for what the variant does not quantise: that of its gate or,
+        ungated, of its self-check; None: any.
+        """
         if self.gate.agreement is not None:
             return self.gate.agreement.rest
-        return "f32" if self.self_check is not None and "bf16" not in self.self_check.logits else None
+        return (
+            "f32" if self.self_check is not None and "bf16" not in self.self_check.logits else None
+        )
 
 
 class Dropped(_Part):
@@ -185,7 +207,9 @@ class Manifest(_Part):
     task: Task
     labels: list[str] = Field(min_length=1)
     activation: Literal["softmax", "sigmoid", "none"] | None = None
-    """What turns logits into probabilities, where it is not the task that says so: a single label has the sigmoid's."""
+    """What turns logits into probabilities, where it is not the task that says so: a single label
+    has the sigmoid's.
+    """
     takes_pairs: bool
     max_tokens: int = Field(gt=2, le=MOST_TOKENS)
     truncation_side: Literal["right", "left"] = "right"
@@ -200,7 +224,9 @@ class Manifest(_Part):
     """False: answers depend on how far a text is padded, so only equal lengths share a batch."""
     dropped: Dropped | None
     flushed_weights: int = 0
-    """Subnormal weights that export set to zero: they change no answer, and processors multiply them up to a hundred times slower."""
+    """Subnormal weights that export set to zero: they change no answer, and processors multiply
+    them up to a hundred times slower.
+    """
     probes: list[Probe] = []
     """Texts of the self-check."""
     kept_decoder_layers: int
@@ -218,7 +244,10 @@ class Manifest(_Part):
         # Whoever answers by name would merge them.
         twice = next((label for label, times in Counter(labels).items() if times > 1), None)
         if twice is not None:
-            raise ValueError(f"two are called {twice!r}; name every class of the checkpoint differently and export it again")
+            raise ValueError(
+                f"two are called {twice!r}; name every class of the checkpoint differently and"
+                " export it again"
+            )
         return labels
 
     @model_validator(mode="after")
@@ -228,7 +257,9 @@ class Manifest(_Part):
                 raise ValueError(f"{name!r} is no plain file name")
         if self.tokenizer_digest != self.files.get("tokenizer.json"):
             raise ValueError("tokenizer_digest is not the digest of tokenizer.json")
-        used = {"tokenizer.json": "tokenizer"} | {f: v for v, variant in self.variants.items() for f in variant.files}
+        used = {"tokenizer.json": "tokenizer"} | {
+            f: v for v, variant in self.variants.items() for f in variant.files
+        }
         for name, user in used.items():
             if name not in self.files:
                 raise ValueError(f"{user} uses {name}, which files does not list")
@@ -245,9 +276,13 @@ class Artifact:
     """sha256 of the manifest as it was read, which holds the sha256 of everything else."""
 
     resolved: Path | None = None
-    """The folder without symbolic links, so that a link that is changed meanwhile leads to no other folder."""
+    """The folder without symbolic links, so that a link that is changed meanwhile leads to no other
+    folder.
+    """
     stamps: Mapping[str, tuple[Stamp, Stamp]] = field(default_factory=dict)
-    """Of each file as it was verified, and of the link to it where it is one; FOLDER's own where it has steady times."""
+    """Of each file as it was verified, and of the link to it where it is one; FOLDER's own where it
+    has steady times.
+    """
 
     def path(self, name: str) -> Path:
         return (self.resolved or self.directory) / name
@@ -263,11 +298,16 @@ class Artifact:
             except OSError:
                 same = False
             if not same:
-                raise ArtifactError(f"{self.directory / name} was changed or touched after it was verified; load it again.")
+                raise ArtifactError(
+                    f"{self.directory / name} was changed or touched after it was verified; load it"
+                    " again."
+                )
 
 
 def read_artifact(directory: Path) -> Artifact:
-    """The artifact in `directory`, every file checked against the manifest; else an ArtifactError."""
+    """The artifact in `directory`, every file checked against the manifest; else an
+    ArtifactError.
+    """
     try:
         manifest, digest = _read_manifest(directory)
         resolved = directory.resolve(strict=True)
@@ -275,16 +315,30 @@ def read_artifact(directory: Path) -> Artifact:
         _check_names(directory, manifest)
         links = {name: Stamp.of(os.lstat(resolved / name)) for name in manifest.files}
         _check_sizes(directory, [resolved / name for name in manifest.files])
-        # hashlib lets go of the interpreter, and a large artifact's files are half of a start's time.
+        # hashlib lets go of the interpreter, and a large artifact's files are half of a start's
+        # time.
         with ThreadPoolExecutor(cpus.usable(), thread_name_prefix="sha256") as hashing:
-            hashes = dict(zip(manifest.files, hashing.map(_hash, (resolved / name for name in manifest.files)), strict=True))
-        # Some network file systems make up a new time for a folder whenever they are asked; there it says nothing.
+            hashes = dict(
+                zip(
+                    manifest.files,
+                    hashing.map(_hash, (resolved / name for name in manifest.files)),
+                    strict=True,
+                )
+            )
+        # Some network file systems make up a new time for a folder whenever they are asked; there
+        # it says nothing.
         stamps = {FOLDER: folder} if _same(_stamps(resolved), folder) else {}
     except OSError as error:
         raise _unreadable(directory, error) from None
     for name, wanted in manifest.files.items():
         _check_digest(directory / name, hashes[name][0], wanted)
-    return Artifact(directory, manifest, digest, resolved, {name: (links[name], stamp) for name, (_, stamp) in hashes.items()} | stamps)
+    return Artifact(
+        directory,
+        manifest,
+        digest,
+        resolved,
+        {name: (links[name], stamp) for name, (_, stamp) in hashes.items()} | stamps,
+    )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -308,7 +362,10 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
-        raise ArtifactError(f"{path}: schema_version is {_shortened(repr(version))}, this service reads {readable}; export it again.")
+        raise ArtifactError(
+            f"{path}: schema_version is {_shortened(repr(version))}, this service reads {readable};"
+            " export it again."
+        )
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
@@ -318,26 +375,40 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     except RecursionError:
         raise ArtifactError(f"{path} is nested too deeply.") from None
     if manifest.seal != seal_of(values):
-        raise ArtifactError(f"{path} has changed since export: its fields do not give its seal; export it again.")
+        raise ArtifactError(
+            f"{path} has changed since export: its fields do not give its seal; export it again."
+        )
     return manifest, hashlib.sha256(content).hexdigest()
 
 
 def _check_place(directory: Path) -> None:
-    """Raise ArtifactMissing unless `directory` is a folder with a manifest; it says what else was given."""
+    """Raise ArtifactMissing unless `directory` is a folder with a manifest; it says what else was
+    given.
+    """
     if not _is_there(directory):
-        hub = f" If {directory} is a model of Hugging Face's hub: `python -m export {directory} artifacts/{directory.name}`." if (
-            HUB_ID.fullmatch(str(directory)) and not directory.parent.exists()
-        ) else ""
-        raise ArtifactMissing(f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hub}")
+        hub = (
+            f" If {directory} is a model of Hugging Face's hub: `python -m export {directory}"
+            f" artifacts/{directory.name}`."
+            if (HUB_ID.fullmatch(str(directory)) and not directory.parent.exists())
+            else ""
+        )
+        raise ArtifactMissing(
+            f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hub}"
+        )
     if not directory.is_dir():
-        raise ArtifactMissing(f"{directory} is no folder; an artifact is the folder that `python -m export` makes.")
+        raise ArtifactMissing(
+            f"{directory} is no folder; an artifact is the folder that `python -m export` makes."
+        )
     if not _is_there(directory / MANIFEST):
         if any((directory / name).exists() for name in CHECKPOINT_FILES):
             raise ArtifactMissing(
-                f"{directory} is a checkpoint, not an artifact; export it: `python -m export {directory} artifacts/{directory.resolve().name}`, "
-                f"and serve artifacts/{directory.resolve().name}."
+                f"{directory} is a checkpoint, not an artifact; export it: `python -m export"
+                f" {directory} artifacts/{directory.resolve().name}`, and serve"
+                f" artifacts/{directory.resolve().name}."
             )
-        raise ArtifactMissing(f"{directory} has no {MANIFEST}; export writes it last, so run export again.")
+        raise ArtifactMissing(
+            f"{directory} has no {MANIFEST}; export writes it last, so run export again."
+        )
 
 
 def _is_there(path: Path) -> bool:
@@ -346,13 +417,15 @@ def _is_there(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except ValueError:    # a NUL, or characters that no file name can have here
+    except ValueError:  # a NUL, or characters that no file name can have here
         raise UnsuitableFile(errno.EINVAL, "no file can have that name", "the path") from None
     return True
 
 
 def _check_names(directory: Path, manifest: Manifest) -> None:
-    """Raise ArtifactError for a file that the manifest lists and that is not there, or the other way about."""
+    """Raise ArtifactError for a file that the manifest lists and that is not there, or the other
+    way about.
+    """
     missing = set(manifest.files)
     extra: list[str] = []
     with os.scandir(directory) as entries:
@@ -364,26 +437,37 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
             if len(extra) > MOST_FILES:
                 break
     if missing:
-        raise ArtifactError(f"{directory} lacks {_shortened(min(missing))}, which its manifest lists; export it again.")
+        raise ArtifactError(
+            f"{directory} lacks {_shortened(min(missing))}, which its manifest lists; export it"
+            " again."
+        )
     if extra:
-        raise ArtifactError(f"{directory} holds {_shortened(min(extra))}, which its manifest does not list; remove it or export again.")
+        raise ArtifactError(
+            f"{directory} holds {_shortened(min(extra))}, which its manifest does not list; remove"
+            " it or export again."
+        )
 
 
 def _is_of_the_system(name: str) -> bool:
-    """Whether a file is one that systems leave in folders: .DS_Store, a mounted disk's lost+found, a projected volume's ..data. Nothing reads it."""
+    """Whether a file is one that systems leave in folders: .DS_Store, a mounted disk's lost+found,
+    a projected volume's ..data. Nothing reads it.
+    """
     return name.startswith(".") or name == "lost+found"
 
 
 def _check_sizes(directory: Path, paths: list[Path]) -> None:
     size = sum(path.stat().st_size for path in paths)
     if size > ARTIFACT_BYTES:
-        raise ArtifactError(f"The files of {directory} have {size} bytes together, the limit is {ARTIFACT_BYTES}.")
+        raise ArtifactError(
+            f"The files of {directory} have {size} bytes together, the limit is {ARTIFACT_BYTES}."
+        )
 
 
 def _check_digest(path: Path, digest: str, wanted: str) -> None:
     if digest != wanted:
         raise ArtifactError(
-            f"{path} has changed since export: sha256 {digest[:12]}…, the manifest says {wanted[:12]}…; export it again."
+            f"{path} has changed since export: sha256 {digest[:12]}…, the manifest says"
+            f" {wanted[:12]}…; export it again."
         )
 
 
@@ -400,11 +484,18 @@ def _same(stamps: tuple[Stamp, Stamp], others: tuple[Stamp, Stamp]) -> bool:
 
 
 def _unreadable(directory: Path, error: OSError) -> ArtifactError:
-    """The refusal of what the system does not give, or gives as something that no artifact holds."""
+    """The refusal of what the system does not give, or gives as something that no artifact
+    holds.
+    """
     place = error.filename if isinstance(error.filename, str) and error.filename else str(directory)
     if isinstance(error, UnsuitableFile):
-        return ArtifactError(f"{_shortened(place)} cannot be read: {error.strerror}; export writes regular files.")
-    return ArtifactUnreadable(f"{_shortened(place)} cannot be read ({error.strerror}); check the path and its permissions.")
+        return ArtifactError(
+            f"{_shortened(place)} cannot be read: {error.strerror}; export writes regular files."
+        )
+    return ArtifactUnreadable(
+        f"{_shortened(place)} cannot be read ({error.strerror}); check the path and its"
+        " permissions."
+    )
 
 
 def _shortened(text: str, most: int = 300) -> str:
@@ -412,9 +503,13 @@ def _shortened(text: str, most: int = 300) -> str:
 
 
 def seal_of(values: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's fields as they stand in its file, in canonical JSON, the seal itself left out."""
+    """sha256 of a manifest's fields as they stand in its file, in canonical JSON, the seal itself
+    left out.
+    """
     fields = {name: value for name, value in values.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def sealed(manifest: Manifest) -> Manifest:

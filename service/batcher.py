@@ -23,14 +23,22 @@ from typing import Any
 
 from service.calls import Call, Entry, Flow, Item, Model, Row, deliver, expire, fail
 from service.capacity import TEXT_COST, estimated_tokens
-from service.errors import EngineBroken, ModelFailed, ModelOutputInvalid, ServiceError, ShuttingDown, TooLarge
+from service.errors import (
+    EngineBroken,
+    ModelFailed,
+    ModelOutputInvalid,
+    ServiceError,
+    ShuttingDown,
+    TooLarge,
+)
 from service.queue import BatchLimits, Queue
 
 log = logging.getLogger(__name__)
 
 # A text that is tokenized sooner than a place for it would be kept and given up.
 BRIEF_CHARS = 128
-# What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this takes some 10 µs.
+# What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this
+# takes some 10 µs.
 _CHORE = bytes(4096)
 
 
@@ -58,7 +66,9 @@ class _Running:
 
 
 class Place:
-    """Room in the queue for a call whose texts are tokenized, until it is submitted or given up: the end of the block."""
+    """Room in the queue for a call whose texts are tokenized, until it is submitted or given up:
+    the end of the block.
+    """
 
     def __init__(self, batcher: Batcher, flow: Flow | None) -> None:
         self.flow = flow
@@ -76,12 +86,14 @@ class Place:
 class Batcher:
     """Batches for all models on one device.
 
-    Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted
-    (a single item may exceed it), `max_waiting` items in the queue, and in it no more than can be answered in time and
-    within `max_queue_s`. `batch_size` rounds a batch down to one the engine likes, `rows` says how many rows the engine makes of it, where items do not share rows. `in_flight` batches may run at once.
+    Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted (a single
+    item may exceed it), `max_waiting` items in the queue, and in it no more than can be answered in
+    time and within `max_queue_s`. `batch_size` rounds a batch down to one the engine likes, `rows`
+    says how many rows the engine makes of it, where items do not share rows. `in_flight` batches
+    may run at once.
 
-    What is submitted in the background waits beside the queue, at most `max_background` items, and a batch
-    of it begins only when nothing else waits.
+    What is submitted in the background waits beside the queue, at most `max_background` items, and
+    a batch of it begins only when nothing else waits.
     """
 
     models: Mapping[str, Model[Any]]
@@ -126,23 +138,34 @@ class Batcher:
 
     @property
     def queue_s(self) -> float:
-        """How many seconds of the engine wait, by the pace that was measured; texts that are being tokenized count."""
+        """How many seconds of the engine wait, by the pace that was measured; texts that are being
+        tokenized count.
+        """
         with self._changed:
             return self.queue.capacity.queue_s
 
     def check_room(self, deadline: float = math.inf) -> None:
-        """Overloaded if even a short text would be refused just now: whoever asks first need not read what was sent for nothing."""
+        """Overloaded if even a short text would be refused just now: whoever asks first need not
+        read what was sent for nothing.
+        """
         if self.queue.capacity.calm and self.queue.capacity.texts < self.max_waiting:
-            return    # It is so nearly always, and this is asked for every request.
+            return  # It is so nearly always, and this is asked for every request.
         with self._changed:
             if not self._closing:
                 self.queue.capacity.check_room(deadline)
 
-    def reserve(self, model: str, chars: Sequence[int], max_tokens: int | None = None, deadline: float = math.inf) -> Place:
-        """Room for a call whose texts, of so many characters each, are about to be tokenized; raises what `submit` would.
+    def reserve(
+        self,
+        model: str,
+        chars: Sequence[int],
+        max_tokens: int | None = None,
+        deadline: float = math.inf,
+    ) -> Place:
+        """Room for a call whose texts, of so many characters each, are about to be tokenized;
+        raises what `submit` would.
 
-        `max_tokens` is what the model reads of a text. The place is kept for the block that it is used in. A short text has none while
-        there is plenty of room: it is tokenized at once.
+        `max_tokens` is what the model reads of a text. The place is kept for the block that it is
+        used in. A short text has none while there is plenty of room: it is tokenized at once.
         """
         if len(chars) == 1 and chars[0] <= BRIEF_CHARS and self.queue.capacity.calm:
             return Place(self, None)
@@ -155,19 +178,26 @@ class Batcher:
         return Place(self, flow)
 
     async def submit(
-        self, model: str, items: Sequence[Item], timeout_s: float = math.inf, busy_wait: float = 0.0, background: bool = False,
+        self,
+        model: str,
+        items: Sequence[Item],
+        timeout_s: float = math.inf,
+        busy_wait: float = 0.0,
+        background: bool = False,
         place: Place | None = None,
     ) -> list[Row]:
         """Returns the items' rows in order, or raises what became of them.
 
-        Items are admitted together or not at all. Raises Overloaded when the queue has no
-        room for all or they would be late, TooLarge when it never could have, ShuttingDown while draining, DeadlineExceeded if an item could
-        not be answered within `timeout_s`, and what the model raised for a batch of that item alone.
+        Items are admitted together or not at all. Raises Overloaded when the queue has no room for
+        all or they would be late, TooLarge when it never could have, ShuttingDown while draining,
+        DeadlineExceeded if an item could not be answered within `timeout_s`, and what the model
+        raised for a batch of that item alone.
 
-        `busy_wait` makes their batches longer by that share of their own duration, for a proof
-        that must show it would see a slower model. Only items with one `busy_wait` share a batch. `background` is for work that
-        nobody waits for: it takes no room of the queue, and is refused when there is too much of its kind.
-        `place` is what was reserved for them; if they have no more tokens than that, they are admitted.
+        `busy_wait` makes their batches longer by that share of their own duration, for a proof that
+        must show it would see a slower model. Only items with one `busy_wait` share a batch.
+        `background` is for work that nobody waits for: it takes no room of the queue, and is
+        refused when there is too much of its kind. `place` is what was reserved for them; if they
+        have no more tokens than that, they are admitted.
         """
         if not items:
             return []
@@ -190,10 +220,12 @@ class Batcher:
                 self._admit(flow, padded, place)
                 self.queue.append(entries)
             if not self._called:
-                # Once for all that the loop has at hand: called for the first of them, the thread would take it alone.
+                # Once for all that the loop has at hand: called for the first of them, the thread
+                # would take it alone.
                 self._called = True
                 loop.call_soon(self._call_the_thread)
-        # Leaving, by the deadline or because the caller is cancelled, settles the answer: what still waits of it is dropped.
+        # Leaving, by the deadline or because the caller is cancelled, settles the answer: what
+        # still waits of it is dropped.
         late = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, call)
         try:
             return await call.answer
@@ -212,12 +244,23 @@ class Batcher:
         if self._closing:
             raise ShuttingDown("This replica is draining; another one answers.")
         if texts > self.max_waiting:
-            raise TooLarge(f"The request makes {texts} items, and the queue holds {self.max_waiting}; send several requests.")
+            raise TooLarge(
+                f"The request makes {texts} items, and the queue holds {self.max_waiting}; send"
+                " several requests."
+            )
 
-    def _flow(self, model: str, padded: Sequence[int], deadline: float, place: Place | None) -> Flow:
-        """The place that was kept for items of so many tokens each if it is large enough, else one that is not admitted yet."""
+    def _flow(
+        self, model: str, padded: Sequence[int], deadline: float, place: Place | None
+    ) -> Flow:
+        """The place that was kept for items of so many tokens each if it is large enough, else one
+        that is not admitted yet.
+        """
         tokens, kept = sum(padded), None if place is None else place.flow
-        if kept is not None and len(padded) <= kept.texts and tokens + TEXT_COST * len(padded) <= kept.tokens:
+        if (
+            kept is not None
+            and len(padded) <= kept.texts
+            and tokens + TEXT_COST * len(padded) <= kept.tokens
+        ):
             return kept
         return self.queue.capacity.flow(model, len(padded), tokens, deadline)
 
@@ -225,7 +268,9 @@ class Batcher:
         """Admits a call, if it is not admitted already."""
         capacity, kept = self.queue.capacity, None if place is None else place.flow
         if flow is kept:
-            capacity.remove(flow, flow.texts - len(padded), flow.tokens - sum(padded) - TEXT_COST * len(padded))
+            capacity.remove(
+                flow, flow.texts - len(padded), flow.tokens - sum(padded) - TEXT_COST * len(padded)
+            )
             return
         if kept is not None:
             self.queue.drop(kept)
@@ -248,8 +293,14 @@ class Batcher:
 
     @property
     def stuck_s(self) -> float:
-        """For how long the oldest batch that the model was given has been with it; 0 if there is none."""
-        begun = [begun for begun in (self._starting_ns, *(run.started_ns for run in list(self._running))) if begun is not None]
+        """For how long the oldest batch that the model was given has been with it; 0 if there is
+        none.
+        """
+        begun = [
+            begun
+            for begun in (self._starting_ns, *(run.started_ns for run in list(self._running)))
+            if begun is not None
+        ]
         return (time.monotonic_ns() - min(begun)) / 1e9 if begun else 0.0
 
     async def close(self, timeout_s: float) -> bool:
@@ -271,21 +322,34 @@ class Batcher:
         return False
 
     def _abandoned(self) -> list[Entry]:
-        """Whatever was accepted and is not answered; taken from the queue, for whoever gives up on it."""
+        """Whatever was accepted and is not answered; taken from the queue, for whoever gives up on
+        it.
+        """
         with self._changed:
-            return [*self.queue.take_all(), *(entry for run in list(self._running) for entry in run.batch), *list(self._alone)]
+            return [
+                *self.queue.take_all(),
+                *(entry for run in list(self._running) for entry in run.batch),
+                *list(self._alone),
+            ]
 
     # The submitting thread, in the order a batch goes through it.
 
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException:    # A bug: it ends this thread and, by whoever watches `died`, the process.
+        except (
+            BaseException
+        ):  # A bug: it ends this thread and, by whoever watches `died`, the process.
             log.critical("the thread that runs the models has ended", exc_info=True)
         finally:
             self._runs = False
             for entry in self._abandoned():
-                fail(entry.call, ModelFailed("The thread that runs the models has ended; this replica will end."))
+                fail(
+                    entry.call,
+                    ModelFailed(
+                        "The thread that runs the models has ended; this replica will end."
+                    ),
+                )
 
     def _work(self) -> None:
         while True:
@@ -303,7 +367,9 @@ class Batcher:
             while True:
                 if self._closing:
                     self.queue.drop_the_background()
-                limits = BatchLimits(self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows)
+                limits = BatchLimits(
+                    self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows
+                )
                 if batch := self.queue.take(limits):
                     return batch
                 if self._closing:
@@ -314,7 +380,9 @@ class Batcher:
                 self._woken_ns = time.monotonic_ns()
 
     def _start(self, batch: list[Entry]) -> _Running | None:
-        """Hands a batch to its model; None if that failed, and what was to be done about it is done."""
+        """Hands a batch to its model; None if that failed, and what was to be done about it is
+        done.
+        """
         self._starting_ns = started = time.monotonic_ns()
         try:
             rows, length = self._shape(batch)
@@ -340,7 +408,9 @@ class Batcher:
         try:
             values = run.finish()
             if len(values) != len(run.batch):
-                raise ModelOutputInvalid(f"The model answered {len(values)} rows for {len(run.batch)} texts.")
+                raise ModelOutputInvalid(
+                    f"The model answered {len(values)} rows for {len(run.batch)} texts."
+                )
         except Exception as error:  # The worker outlives whatever a model does.
             self._running.remove(run)
             self._failed(run.batch, error)
@@ -354,27 +424,39 @@ class Batcher:
             Row(value, begun_ns - entry.since_ns, now - begun_ns, len(run.batch), run.length)
             for value, entry in zip(values, run.batch, strict=True)
         ]
-        # Counted first: the loop's thread and this one would get in each other's way once the answers are there.
+        # Counted first: the loop's thread and this one would get in each other's way once the
+        # answers are there.
         self._count(run, [row.queue_ns for row in rows], now - begun_ns, now)
         self._finished_ns = now
         deliver(run.batch, rows)
         self._running.remove(run)
 
     def _failed(self, batch: list[Entry], error: Exception) -> None:
-        """Runs the items of a failed batch alone, once, so that a poisonous text hurts nobody else."""
+        """Runs the items of a failed batch alone, once, so that a poisonous text hurts
+        nobody else.
+        """
         if isinstance(error, EngineBroken):
             self.broken = True
-            log.critical("the engine is broken", extra={"model": batch[0].name, "why": error.message}, exc_info=error.__cause__)
+            log.critical(
+                "the engine is broken",
+                extra={"model": batch[0].name, "why": error.message},
+                exc_info=error.__cause__,
+            )
             for entry in batch:
                 fail(entry.call, error)
             return
         if len(batch) == 1:
             if isinstance(error, ServiceError):
-                log.error("model answered no answer", extra={"model": batch[0].name, "why": error.message})
+                log.error(
+                    "model answered no answer", extra={"model": batch[0].name, "why": error.message}
+                )
                 fail(batch[0].call, error)
             else:
                 log.error("model raised", extra={"model": batch[0].name}, exc_info=error)
-                fail(batch[0].call, ModelFailed("The model failed on this text; the failure is in the log."))
+                fail(
+                    batch[0].call,
+                    ModelFailed("The model failed on this text; the failure is in the log."),
+                )
             return
         self._alone.extend(batch)
         while self._alone:
@@ -385,21 +467,38 @@ class Batcher:
 
     def _count(self, run: _Running, queue_ns: list[int], inference_ns: int, now_ns: int) -> None:
         tokens = sum(entry.item.tokens for entry in run.batch)
-        # From one batch's end to the next one's: what happens between them takes the queue's time as well.
+        # From one batch's end to the next one's: what happens between them takes the queue's time
+        # as well.
         busy_s = (now_ns - max(self._woken_ns, self._finished_ns or run.started_ns)) / 1e9
-        self.queue.capacity.note(run.batch[0].name, sum([entry.length for entry in run.batch]) + TEXT_COST * len(run.batch), busy_s, run.full)
+        self.queue.capacity.note(
+            run.batch[0].name,
+            sum([entry.length for entry in run.batch]) + TEXT_COST * len(run.batch),
+            busy_s,
+            run.full,
+        )
         try:
             self.on_batch(
-                Batch(run.batch[0].name, queue_ns, inference_ns, tokens, run.rows * run.length - tokens, run.batch[0].background)
+                Batch(
+                    run.batch[0].name,
+                    queue_ns,
+                    inference_ns,
+                    tokens,
+                    run.rows * run.length - tokens,
+                    run.batch[0].background,
+                )
             )
         except Exception:  # Nor does counting end the worker.
             log.exception("a batch could not be counted")
 
 
 def _keep_busy(started_ns: int, share: float) -> None:
-    """Computes until what began at `started_ns` has taken `share` longer. A sleep would leave the processor to others."""
+    """Computes until what began at `started_ns` has taken `share` longer. A sleep would leave the
+    processor to others.
+    """
     now = time.monotonic_ns()
     due = now + int(share * (now - started_ns))
     while (now := time.monotonic_ns()) < due:
-        if due - now > 20_000:    # the last bit on the clock alone, or a short batch would be late by half a chore
+        if (
+            due - now > 20_000
+        ):  # the last bit on the clock alone, or a short batch would be late by half a chore
             hashlib.sha256(_CHORE)

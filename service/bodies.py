@@ -1,7 +1,9 @@
 """
-Large bodies: how many bytes of them are held at once, and whether their JSON is one that can be parsed at little cost.
+Large bodies: how many bytes of them are held at once, and whether their JSON is one that can be
+parsed at little cost.
 
-orjson holds the interpreter for as long as it parses: 4 MiB of texts take it 4 ms, 4 MiB of `[],[],…` 0.6 s.
+orjson holds the interpreter for as long as it parses: 4 MiB of texts take it 4 ms, 4 MiB of
+`[],[],…` 0.6 s.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ MOST_WAITING = 256
 READ_S = 5.0
 RECHECK_S = 0.5
 
-# What separates values: a text needs at most five of it, as a pair does. The spare ones are for the rest of a request, and
-# let one that is only too long be told so by the number of its texts; to parse them takes 2 ms at most.
+# What separates values: a text needs at most five of it, as a pair does. The spare ones are for the
+# rest of a request, and let one that is only too long be told so by the number of its texts; to
+# parse them takes 2 ms at most.
 MARKS = b"[{,:"
 MARKS_PER_TEXT = 8
 SPARE_MARKS = 16_384
@@ -33,10 +36,12 @@ _SLICE_BYTES = 32_768
 
 
 class LargeBodies:
-    """Room of `most` bytes for the bodies above SMALL_BYTES, from when they are read until they are answered.
+    """Room of `most` bytes for the bodies above SMALL_BYTES, from when they are read until they are
+    answered.
 
-    Bodies that find none wait in the order in which they came, unread, in the system's buffers. One body of the largest
-    size takes all of it: its texts keep the engine busy for longer than the next one needs to be read.
+    Bodies that find none wait in the order in which they came, unread, in the system's buffers. One
+    body of the largest size takes all of it: its texts keep the engine busy for longer than the
+    next one needs to be read.
     """
 
     def __init__(self, most: int) -> None:
@@ -49,8 +54,11 @@ class LargeBodies:
         """Whether others wait for room."""
         return bool(self._waiting)
 
-    def guard(self, declared: bytes, receive: Receive, limit: int, wait_s: float, compressed: bool = False) -> LargeBody | None:
-        """What receives a body of the declared length, of at most `limit` bytes; None for one that needs no guard.
+    def guard(
+        self, declared: bytes, receive: Receive, limit: int, wait_s: float, compressed: bool = False
+    ) -> LargeBody | None:
+        """What receives a body of the declared length, of at most `limit` bytes; None for one that
+        needs no guard.
 
         What is compressed may have any length, so it takes the room of the longest.
         """
@@ -59,7 +67,13 @@ class LargeBodies:
         size = int(declared) if declared.isdigit() and len(declared) < 20 else None
         if size is not None and not SMALL_BYTES < size <= limit:
             return None
-        return LargeBody(self, receive, min(self._most, limit if size is None else size), 0 if size is not None else SMALL_BYTES, wait_s)
+        return LargeBody(
+            self,
+            receive,
+            min(self._most, limit if size is None else size),
+            0 if size is not None else SMALL_BYTES,
+            wait_s,
+        )
 
     async def take(self, size: int, wait_s: float) -> None:
         """Wait for room; Overloaded if there is none in time."""
@@ -67,7 +81,11 @@ class LargeBodies:
             self._free -= size
             return
         if len(self._waiting) >= MOST_WAITING:
-            raise Overloaded(f"{MOST_WAITING} large bodies wait to be read, the limit; retry later, or send smaller requests.", retry_after_s=1)
+            raise Overloaded(
+                f"{MOST_WAITING} large bodies wait to be read, the limit; retry later, or send"
+                " smaller requests.",
+                retry_after_s=1,
+            )
         entry = (size, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         try:
@@ -77,12 +95,13 @@ class LargeBodies:
             if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._hand_on()
-            elif not entry[1].cancelled():    # It got room in the same moment.
+            elif not entry[1].cancelled():  # It got room in the same moment.
                 self.give_back(size)
             if not isinstance(error, TimeoutError):
                 raise
             raise Overloaded(
-                f"The large bodies of other requests take all of {self._most} bytes, and did for {wait_s:g} s; retry later, or send smaller requests.",
+                f"The large bodies of other requests take all of {self._most} bytes, and did for"
+                f" {wait_s:g} s; retry later, or send smaller requests.",
                 retry_after_s=1,
             ) from None
 
@@ -104,7 +123,9 @@ class LargeBody:
     A body without a declared length takes its room when it turns out to be large.
     """
 
-    def __init__(self, bodies: LargeBodies, receive: Receive, size: int, unguarded: int, wait_s: float) -> None:
+    def __init__(
+        self, bodies: LargeBodies, receive: Receive, size: int, unguarded: int, wait_s: float
+    ) -> None:
         self._bodies = bodies
         self._receive = receive
         self._size = size
@@ -118,7 +139,9 @@ class LargeBody:
         if self._until is None and self._received >= self._unguarded:
             await self._bodies.take(self._size, self._wait_s)
             self._until = loop.time() + READ_S
-        message = await (self._receive() if self._until is None else self._receive_in_time(self._until))
+        message = await (
+            self._receive() if self._until is None else self._receive_in_time(self._until)
+        )
         self._received += len(message.get("body", b""))
         return message
 
@@ -137,16 +160,19 @@ class LargeBody:
             except TimeoutError:
                 if self._bodies.is_wanted:
                     raise BodyTooSlow(
-                        f"{self._received} bytes of the body came within {READ_S:g} s, while others wait for the room that it takes; send it faster.",
+                        f"{self._received} bytes of the body came within {READ_S:g} s, while others"
+                        " wait for the room that it takes; send it faster.",
                         param="body",
                     ) from None
                 until = asyncio.get_running_loop().time() + RECHECK_S
 
 
 def check_structure(body: bytes, texts: int) -> None:
-    """Raise TooLarge if a JSON document holds more values than a request of so many texts can have, before it is parsed.
+    """Raise TooLarge if a JSON document holds more values than a request of so many texts can have,
+    before it is parsed.
 
-    What stands within strings does not count. Ends early, for a document of nothing but values after the first few thousand.
+    What stands within strings does not count. Ends early, for a document of nothing but values
+    after the first few thousand.
     """
     # What begins with anything else is no object, and its parsing ends at once.
     if len(body) < CHECKED_FROM_BYTES or body[:64].lstrip()[:1] not in (b"{", b"[", b""):
@@ -170,6 +196,7 @@ def check_structure(body: bytes, texts: int) -> None:
         # Every string has a mark behind it or before it.
         if max(marks, quotes // 2 - 1) > most:
             raise TooLarge(
-                f"The body holds more than {most} values and fields, which no request of {texts} texts, the limit, does; send several requests.",
+                f"The body holds more than {most} values and fields, which no request of {texts}"
+                " texts, the limit, does; send several requests.",
                 param="body",
             )

@@ -1,7 +1,9 @@
 """
-Who waits for what: a caller in its event loop, the items it gave, and how their rows find the way back.
+Who waits for what: a caller in its event loop, the items it gave, and how their rows find the way
+back.
 
-Rows come from the thread that runs the models; a caller is woken in its own loop, once, when all of its rows are there.
+Rows come from the thread that runs the models; a caller is woken in its own loop, once, when all of
+its rows are there.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What waits of a call, in its order; while its texts are tokenized, a place that is kept for them."""
+    """What waits of a call, in its order; while its texts are tokenized, a place that is kept for
+    them.
+    """
 
     model: str
     """What the batcher calls the model."""
@@ -72,7 +76,9 @@ class Flow:
     tokens: int
     """Of these, padding and TEXT_COST counted; an estimate while they are tokenized."""
     due: float
-    """By when its answer is planned, by time.monotonic(): its deadline, or sooner where the queue is bounded so."""
+    """By when its answer is planned, by time.monotonic(): its deadline, or sooner where the queue
+    is bounded so.
+    """
     light: bool
     """One text, or little work: it goes before lists."""
     since: float
@@ -111,7 +117,9 @@ class Entry:
     name: str
     """What the batcher calls its model."""
     model: Model[Any]
-    """The model itself: it may be let go of while what nobody waits for any more is still in the queue."""
+    """The model itself: it may be let go of while what nobody waits for any more is still in the
+    queue.
+    """
     length: int
     """Tokens it is padded to when it runs alone."""
     since_ns: int
@@ -120,7 +128,9 @@ class Entry:
 
 
 def deliver(batch: Sequence[Entry], rows: Sequence[Row]) -> None:
-    """Puts rows in their calls' places and wakes the callers that have all of theirs, with one call into each loop."""
+    """Puts rows in their calls' places and wakes the callers that have all of theirs, with one call
+    into each loop.
+    """
     whole: dict[asyncio.AbstractEventLoop, list[Call]] = {}
     for entry, row in zip(batch, rows, strict=True):
         call = entry.call
@@ -146,7 +156,7 @@ def _answer(calls: list[Call]) -> None:
     for call in calls:
         # The caller may have left, or another of its items may have failed, in the meantime.
         if not call.answer.done():
-            call.answer.set_result(call.rows)    # type: ignore[arg-type]
+            call.answer.set_result(call.rows)  # type: ignore[arg-type]
 
 
 def _refuse(call: Call, error: Exception) -> None:

@@ -1,14 +1,18 @@
 """
-How fast each model computes, measured on its batches, and which calls can therefore be answered in time.
+How fast each model computes, measured on its batches, and which calls can therefore be answered in
+time.
 
-A call of one text, or of little work, is *light*; others are *lists*. `service.queue` takes them in such an order that
+A call of one text, or of little work, is *light*; others are *lists*. `service.queue` takes them in
+such an order that
 
-* lists get the share of the engine that they *need*, or more: with C(k) the seconds of those due up to the k-th, the
-  largest C(k) / (time until the k-th is due). At that share, in order of deadlines, all of them are done in time.
+* lists get the share of the engine that they *need*, or more: with C(k) the seconds of those due up
+  to the k-th, the largest C(k) / (time until the k-th is due). At that share, in order of
+  deadlines, all of them are done in time.
 * light calls wait for the light ones before them, with what lists leave of the engine.
 
-So a list is admitted if the share needed with it is at most LIST_SHARE, or what light calls have left of late; a light call if
-those before it are done in time. Neither is made late by what comes later. Only a part of a call's time is planned with.
+So a list is admitted if the share needed with it is at most LIST_SHARE, or what light calls have
+left of late; a light call if those before it are done in time. Neither is made late by what comes
+later. Only a part of a call's time is planned with.
 """
 
 from __future__ import annotations
@@ -24,14 +28,22 @@ from service.calls import Flow
 from service.errors import Overloaded, TooLarge
 
 TEXT_COST = 1
-"""Tokens that a text costs beside its own: its share of the work that every batch and every row brings."""
+"""Tokens that a text costs beside its own: its share of the work that every batch and every row
+brings.
+"""
 CHARS_PER_TOKEN = 4
-"""Of English in WordPiece, spaces counted, or rather fewer; what a text has in fact is known once it is tokenized."""
+"""Of English in WordPiece, spaces counted, or rather fewer; what a text has in fact is known once
+it is tokenized.
+"""
 LIGHT_TOKENS = 32
-"""A call of several texts is light up to so many tokens: all of it takes a millisecond of a small model."""
+"""A call of several texts is light up to so many tokens: all of it takes a millisecond of a small
+model.
+"""
 LIGHT_PLANNED, LIST_PLANNED = 0.5, 0.75
-"""Of the time that a call has left, the part in which it is to be answered. Many callers who come at once, and are refused, take
-processor time from an engine that was measured without them: it was seen to become slower by a third."""
+"""Of the time that a call has left, the part in which it is to be answered. Many callers who come
+at once, and are refused, take processor time from an engine that was measured without them: it was
+seen to become slower by a third.
+"""
 LIST_SHARE = 0.8
 """Of the engine the part that lists may need: light calls have the rest for themselves."""
 LOAD_OVER_S = 10.0
@@ -43,26 +55,40 @@ FLOOR, CEILING = 0.25, 0.9
 TURN_S = 0.01
 """Seconds of the engine in a list's turn."""
 TURN_TOKENS = 256
-"""Of which it has at least so many: two rows of 128 tokens were measured to compute as many a second as four do."""
+"""Of which it has at least so many: two rows of 128 tokens were measured to compute as many a
+second as four do.
+"""
 LONGEST_RETRY_S = 60
 EPSILON_S = 1e-3
 
 FULL_TOKENS = 128
-"""From so many tokens on a batch says what a token costs; of a smaller one much is overhead, unless it was as full as it gets."""
+"""From so many tokens on a batch says what a token costs; of a smaller one much is overhead, unless
+it was as full as it gets.
+"""
 KEPT = 0.95
 """How much of what was measured still counts after one more batch: the last twenty or so decide."""
 OUTLIER = 4.0
-"""A batch that took so many times as long as expected counts as if it had taken this many: a processor that was taken away comes back."""
+"""A batch that took so many times as long as expected counts as if it had taken this many: a
+processor that was taken away comes back.
+"""
 RELAXED = 1.01
-"""The best pace is forgotten by so much with every batch: after some two hundred slow ones it is theirs."""
+"""The best pace is forgotten by so much with every batch: after some two hundred slow ones it is
+theirs.
+"""
 DOUBTED_AFTER_S, DOUBT = 600.0, 0.5
-"""After so long without a batch that says more, it may be this much better: it was measured on a machine that was busy otherwise."""
+"""After so long without a batch that says more, it may be this much better: it was measured on a
+machine that was busy otherwise.
+"""
 UNMEASURED_S = 25e-6
-"""Seconds for a token of a model that has not run yet, for taking turns only: nothing is refused by it."""
+"""Seconds for a token of a model that has not run yet, for taking turns only: nothing is refused by
+it.
+"""
 
 
 def estimated_tokens(chars: int, max_tokens: int | None = None) -> int:
-    """Tokens of a text of so many characters, before it is tokenized; `max_tokens` is what the model reads of it."""
+    """Tokens of a text of so many characters, before it is tokenized; `max_tokens` is what the
+    model reads of it.
+    """
     tokens = 2 + chars // CHARS_PER_TOKEN
     return tokens if max_tokens is None else min(tokens, max_tokens)
 
@@ -79,7 +105,9 @@ class Pace:
 
     def best_token_s(self, now: float) -> float:
         """The least that a token may take on an idle engine, by what was measured lately."""
-        return self._best_token_s * max(DOUBT, 1 - (1 - DOUBT) * (now - self._noted) / DOUBTED_AFTER_S)
+        return self._best_token_s * max(
+            DOUBT, 1 - (1 - DOUBT) * (now - self._noted) / DOUBTED_AFTER_S
+        )
 
     def note(self, tokens: float, seconds: float, now: float) -> None:
         """Counts a batch of so many tokens, which kept the engine busy for so long."""
@@ -94,11 +122,14 @@ class Pace:
 
 @dataclass
 class Capacity:
-    """What was admitted and is not in a batch yet, in seconds of the engine; all of it or nothing of a call."""
+    """What was admitted and is not in a batch yet, in seconds of the engine; all of it or nothing
+    of a call.
+    """
 
     max_texts: int
     max_queue_s: float = math.inf
-    """Within so many seconds everything is planned to be answered; a call's own deadline holds too."""
+    """Within so many seconds everything is planned to be answered; a call's own deadline holds too.
+    """
     clock: Callable[[], float] = time.monotonic
     lists: list[Flow] = field(default_factory=list, init=False)
     """Those that wait and those that are tokenized, by when they are due."""
@@ -109,7 +140,9 @@ class Capacity:
     calm: bool = field(default=True, init=False)
     """Whether the light call that came last could have waited for twice as much as waits."""
     _light_load: float = field(default=0.0, init=False)
-    """Of the engine, what light calls asked for of late, admitted or not; as it was when the last one came."""
+    """Of the engine, what light calls asked for of late, admitted or not; as it was when the last
+    one came.
+    """
     _paces: dict[str, Pace] = field(default_factory=dict, init=False)
     _light_tokens: dict[str, int] = field(default_factory=dict, init=False)
     """Of these, by model."""
@@ -128,7 +161,9 @@ class Capacity:
             pace.note(tokens, seconds, self.clock())
 
     def expect(self, model: str, tokens: float, seconds: float) -> None:
-        """Takes what a batch took while the model was warmed up for its pace, until others are measured."""
+        """Takes what a batch took while the model was warmed up for its pace, until others are
+        measured.
+        """
         pace = self._paces[model] = Pace()
         pace.note(tokens, seconds, -math.inf)
 
@@ -137,7 +172,9 @@ class Capacity:
         self._paces.pop(model, None)
 
     def seconds(self, model: str, tokens: float) -> float:
-        """How long so many tokens keep the engine busy; 0.0 while nothing of the model is measured."""
+        """How long so many tokens keep the engine busy; 0.0 while nothing of the model is
+        measured.
+        """
         pace = self._paces.get(model)
         return 0.0 if pace is None else tokens * pace.token_s
 
@@ -155,7 +192,9 @@ class Capacity:
         """The place of a call whose texts have so many tokens together; it is not admitted yet."""
         tokens += TEXT_COST * texts
         light, now = texts == 1 or tokens <= LIGHT_TOKENS, self.clock()
-        due = now + (LIGHT_PLANNED if light else LIST_PLANNED) * min(deadline - now, self.max_queue_s)
+        due = now + (LIGHT_PLANNED if light else LIST_PLANNED) * min(
+            deadline - now, self.max_queue_s
+        )
         return Flow(model, texts, tokens, due, light, now)
 
     def check_room(self, deadline: float = math.inf) -> None:
@@ -204,12 +243,15 @@ class Capacity:
     def _check_texts(self, texts: int) -> None:
         if (excess := self.texts + texts - self.max_texts) > 0:
             self._refuse(
-                f"{self.texts} texts wait and {texts} more would pass the limit of {self.max_texts}; retry later.",
+                f"{self.texts} texts wait and {texts} more would pass the limit of"
+                f" {self.max_texts}; retry later.",
                 self.queue_s * min(1.0, excess / max(1, self.texts)),
             )
 
     def _check_light(self, flow: Flow, flow_s: float) -> None:
-        """Overloaded if the light calls before one of so many seconds, with what lists leave of the engine, would make it late."""
+        """Overloaded if the light calls before one of so many seconds, with what lists leave of the
+        engine, would make it late.
+        """
         ahead_s = self._light_s() if self._light_tokens else 0.0
         left_s = max(0.0, flow.due - flow.since)
         # Without lists a turn takes no longer than all that waits does.
@@ -219,24 +261,31 @@ class Capacity:
         wait_s = (ahead_s + flow_s + self._turn_s()) / (1 - self.share_of_lists(self.need()[0]))
         if wait_s > left_s:
             self._refuse(
-                f"The request would wait {wait_s:.2g} s and may wait {left_s:.2g} s, {LIGHT_PLANNED:.0%} of the time that it has left; "
-                "retry later, or give it more time.",
+                f"The request would wait {wait_s:.2g} s and may wait {left_s:.2g} s,"
+                f" {LIGHT_PLANNED:.0%} of the time that it has left; retry later, or give it more"
+                " time.",
                 wait_s - left_s,
             )
 
     def _check_list(self, flow: Flow) -> None:
-        """TooLarge if an idle engine is too slow for it; Overloaded if lists would need too much, or light calls be late by it."""
+        """TooLarge if an idle engine is too slow for it; Overloaded if lists would need too much,
+        or light calls be late by it.
+        """
         pace, now = self._paces.get(flow.model), flow.since
         least_s = 0.0 if pace is None else flow.tokens * pace.best_token_s(now)
         most_s = LIST_SHARE * max(0.0, flow.due - now)
         if least_s > most_s:
             raise TooLarge(
-                f"The {flow.texts} texts have about {flow.tokens} tokens, which take {least_s:.2g} s; a list may take {most_s:.2g} s, "
-                f"{LIST_SHARE * LIST_PLANNED:.0%} of the time that it has left. Send at most {max(1, int(flow.texts * most_s / least_s))} such texts a request, or give it more time.",
+                f"The {flow.texts} texts have about {flow.tokens} tokens, which take {least_s:.2g}"
+                f" s; a list may take {most_s:.2g} s, {LIST_SHARE * LIST_PLANNED:.0%} of the time"
+                f" that it has left. Send at most {max(1, int(flow.texts * most_s / least_s))} such"
+                " texts a request, or give it more time.",
                 param="input",
             )
         if not self.texts:
-            return    # Nobody is ahead of it; if the pace was measured in a bad moment, this list corrects it.
+            # Nobody is ahead of it; if the pace was measured in a bad moment, this list corrects
+            # it.
+            return
         insort(self.lists, flow, key=_due_of)
         need, _ = self.need()
         listed_s = sum([self._flow_s(one) for one in self.lists if one.due <= flow.due])
@@ -246,8 +295,10 @@ class Capacity:
         if need > share or lights_late:
             most_s = share * max(0.0, flow.due - now)
             self._refuse(
-                f"The {flow.texts} texts have about {flow.tokens} tokens, which take {self._flow_s(flow):.2g} s, and with the lists before them {listed_s:.2g} s; "
-                f"lists may take {most_s:.2g} s, {share * LIST_PLANNED:.0%} of the time that this one has left. Retry later, or send fewer texts a request.",
+                f"The {flow.texts} texts have about {flow.tokens} tokens, which take"
+                f" {self._flow_s(flow):.2g} s, and with the lists before them {listed_s:.2g} s;"
+                f" lists may take {most_s:.2g} s, {share * LIST_PLANNED:.0%} of the time that this"
+                " one has left. Retry later, or send fewer texts a request.",
                 self._light_s() + max(0.0, listed_s - most_s),
             )
 
@@ -266,12 +317,16 @@ class Capacity:
 
     @property
     def full_s(self) -> float:
-        """For how long there has been no room: since a call was refused, until half of the queue is free again."""
+        """For how long there has been no room: since a call was refused, until half of the queue is
+        free again.
+        """
         since = self._full_since
         return 0.0 if since is None else self.clock() - since
 
     def need(self) -> tuple[float, float]:
-        """The share of the engine that lists need to be done in time, and when the one is due that decides it."""
+        """The share of the engine that lists need to be done in time, and when the one is due that
+        decides it.
+        """
         now = self.clock()
         before_s = share = 0.0
         decides = -math.inf
@@ -300,9 +355,13 @@ class Capacity:
         return False
 
     def _turn_s(self) -> float:
-        """How long the longest turn takes of what waits: nothing is answered before the end of one."""
+        """How long the longest turn takes of what waits: nothing is answered before the end
+        of one.
+        """
         models = {*self._light_tokens, *(flow.model for flow in self.lists)}
-        return min(self.queue_s, max(self.seconds(model, self.turn_tokens(model)) for model in models))
+        return min(
+            self.queue_s, max(self.seconds(model, self.turn_tokens(model)) for model in models)
+        )
 
     def _light_s(self) -> float:
         seconds = 0.0
@@ -314,7 +373,10 @@ class Capacity:
         return self.seconds(flow.model, flow.tokens)
 
     def _half_free(self) -> bool:
-        return self.texts <= self.max_texts // 2 and self.queue_s <= LIGHT_PLANNED * self.max_queue_s / 2
+        return (
+            self.texts <= self.max_texts // 2
+            and self.queue_s <= LIGHT_PLANNED * self.max_queue_s / 2
+        )
 
 
 def _due_of(flow: Flow) -> float:

@@ -23,21 +23,46 @@ class Classifications:
 
     def __init__(self, models: Models, around: Around) -> None:
         native = Classify(models, around, Native())
-        chosen = Classify(models, around, Infinity()) if models.settings.classify_dialect == "infinity" else native
-        hugging_face, text_embeddings = (Classify(models, around, dialect, "inputs") for dialect in (HuggingFace(), Tei()))
+        chosen = (
+            Classify(models, around, Infinity())
+            if models.settings.classify_dialect == "infinity"
+            else native
+        )
+        hugging_face, text_embeddings = (
+            Classify(models, around, dialect, "inputs") for dialect in (HuggingFace(), Tei())
+        )
         self._fixed: dict[str, ASGIApp] = {
-            "/v1/classify": native, "/classify": chosen, "/predict": text_embeddings, "/": text_embeddings if models.settings.root_dialect == "tei" else hugging_face,
+            "/v1/classify": native,
+            "/classify": chosen,
+            "/predict": text_embeddings,
+            "/": text_embeddings if models.settings.root_dialect == "tei" else hugging_face,
         }
         open_inference = Classify(models, around, OpenInference(), "text")
         named: dict[str, ASGIApp] = {
-            "/models/{model}": hugging_face, "/v1/models/{model}:predict": Classify(models, around, KServe(), "instances"),
-            "/v2/models/{model}/versions/{version}/infer": open_inference, "/v2/models/{model}/infer": open_inference,
+            "/models/{model}": hugging_face,
+            "/v1/models/{model}:predict": Classify(models, around, KServe(), "instances"),
+            "/v2/models/{model}/versions/{version}/infer": open_inference,
+            "/v2/models/{model}/infer": open_inference,
         }
         # A model's name may hold slashes, as a hub's do.
-        self._named = [(re.compile(route.replace("{model}", "(?P<model>.+)").replace("{version}", "(?P<version>[^/]+)"), re.DOTALL), route, app) for route, app in named.items()]
+        self._named = [
+            (
+                re.compile(
+                    route.replace("{model}", "(?P<model>.+)").replace(
+                        "{version}", "(?P<version>[^/]+)"
+                    ),
+                    re.DOTALL,
+                ),
+                route,
+                app,
+            )
+            for route, app in named.items()
+        ]
 
     def at(self, scope: Scope) -> ASGIApp | None:
-        """What answers a POST there; the path's route, and the model and version that it names, are noted in the scope's state."""
+        """What answers a POST there; the path's route, and the model and version that it names, are
+        noted in the scope's state.
+        """
         if scope["method"] != "POST":
             return None
         path: str = scope["path"]

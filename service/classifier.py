@@ -22,13 +22,23 @@ from service.packing import Layout, slots
 from service.runtimes import Inputs, Logits, Runtime
 from service.shapes import Shapes
 from service.tokenizer_limits import read_tokenizer
-from service.truncation import CHARS_PER_TOKEN, GROWTH, MARGIN_CHARS, Boundaries, Side, kept_of_pair, reliable
+from service.truncation import (
+    CHARS_PER_TOKEN,
+    GROWTH,
+    MARGIN_CHARS,
+    Boundaries,
+    Side,
+    kept_of_pair,
+    reliable,
+)
 
-# What families call padding. Any id would do where the mask is heeded, but positions may be counted from what is not padding.
+# What families call padding. Any id would do where the mask is heeded, but positions may be counted
+# from what is not padding.
 PADDING = ("[PAD]", "<pad>")
 # Tokens that neighbouring windows of a long text share, unless a caller says otherwise.
 STRIDE = 64
-# Tokens of longer texts are kept as arrays: of 128 tokens two lists are nine kilobytes, and thousands of texts may wait.
+# Tokens of longer texts are kept as arrays: of 128 tokens two lists are nine kilobytes, and
+# thousands of texts may wait.
 KEPT_AS_LISTS = 32
 
 Truncate = Literal["right", "left", "none"]
@@ -51,7 +61,9 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a tokenizer puts around a text: [CLS] and [SEP], or what the family has in their place."""
+    """What a tokenizer puts around a text: [CLS] and [SEP], or what the family has in their
+    place.
+    """
 
     before: list[int]
     after: list[int]
@@ -70,25 +82,46 @@ class Frame:
 
 
 class Classifier:
-    def __init__(self, artifact: Artifact, runtime: Runtime, max_batch_size: int | None = None, max_batch_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        runtime: Runtime,
+        max_batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
         self.manifest: Manifest = artifact.manifest
         self.runtime = runtime
-        self.shapes = Shapes(self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens)
+        self.shapes = Shapes(
+            self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens
+        )
         self.packing = self.shapes.packing
         self.warm_batch: tuple[int, float] | None = None
-        """Tokens of the largest batch of the warm-up, and the seconds that it took when it was run again."""
-        # One for all kinds of truncation: nothing else runs while it is made, for 0.2 to 0.4 s with 250,000 tokens.
+        """Tokens of the largest batch of the warm-up, and the seconds that it took when it was run
+        again.
+        """
+        # One for all kinds of truncation: nothing else runs while it is made, for 0.2 to 0.4 s with
+        # 250,000 tokens.
         self._tokenizer = Tokenizer.from_buffer(read_tokenizer(artifact))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = next((found for name in PADDING if (found := self._tokenizer.token_to_id(name)) is not None), 0)
+        self._pad = next(
+            (found for name in PADDING if (found := self._tokenizer.token_to_id(name)) is not None),
+            0,
+        )
         self._frame = Frame.of(self._tokenizer)
         self._room = self.manifest.max_tokens - len(self._frame.before) - len(self._frame.after)
-        around = [self._tokenizer.num_special_tokens_to_add(pair) for pair in (False, self.manifest.takes_pairs)]
+        around = [
+            self._tokenizer.num_special_tokens_to_add(pair)
+            for pair in (False, self.manifest.takes_pairs)
+        ]
         if max(around) >= self.manifest.max_tokens:
-            raise ValueError(f"its tokenizer puts so many tokens around a text that none is left of the {self.manifest.max_tokens} that the model reads")
+            raise ValueError(
+                "its tokenizer puts so many tokens around a text that none is left of the"
+                f" {self.manifest.max_tokens} that the model reads"
+            )
         self._room_of_pair = self.manifest.max_tokens - around[1]
-        # encode_batch_fast gives both halves the type 0, unless the post-processor sets types (tokenizers 0.22).
+        # encode_batch_fast gives both halves the type 0, unless the post-processor sets types
+        # (tokenizers 0.22).
         [fast] = self._tokenizer.encode_batch_fast([("a", "a")])
         self._fast_pairs = fast.type_ids == self._tokenizer.encode("a", "a").type_ids
         self._boundaries = Boundaries.of(self._tokenizer)
@@ -98,19 +131,32 @@ class Classifier:
         return self.manifest.padding_safe
 
     def encode(
-        self, text: str, pair: str | None = None, truncate: Truncate | None = None, beside: bool = False, most: int | None = None,
+        self,
+        text: str,
+        pair: str | None = None,
+        truncate: Truncate | None = None,
+        beside: bool = False,
+        most: int | None = None,
     ) -> Encoded:
-        """Tokens of a text or a pair, cut on the checkpoint's own side unless told otherwise; InvalidInput if they are too many and must not be cut.
+        """Tokens of a text or a pair, cut on the checkpoint's own side unless told otherwise;
+        InvalidInput if they are too many and must not be cut.
 
-        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop should ask for. `most` is how many tokens
-        stay, those around the text among them, if that is less than the model reads; InvalidInput if it leaves no room for the text.
+        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop
+        should ask for. `most` is how many tokens stay, those around the text among them, if that is
+        less than the model reads; InvalidInput if it leaves no room for the text.
         """
         limit = self.manifest.max_tokens if most is None else min(most, self.manifest.max_tokens)
         shorter = self.manifest.max_tokens - limit
         room, room_of_pair = self._room - shorter, self._room_of_pair - shorter
         if shorter and (room if pair is None else room_of_pair) < 1:
-            raise InvalidInput(f"It may have {limit} tokens, and {limit - room if pair is None else limit - room_of_pair} stand around a text; allow more.")
-        side: Side = self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
+            raise InvalidInput(
+                f"It may have {limit} tokens, and"
+                f" {limit - room if pair is None else limit - room_of_pair} stand around a text;"
+                " allow more."
+            )
+        side: Side = (
+            self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
+        )
         tokens = None if pair is not None else self._tokens_of_part(text, room + 1, side)
         if tokens is None:
             encoding = self._encode((text,) if pair is None else (text, pair), True, beside)
@@ -119,16 +165,26 @@ class Classifier:
                 return self._with_tokens(ids, encoding.type_ids, False)
         if truncate == "none":
             count = f"{len(ids)}" if tokens is None else f"at least {len(tokens) + limit - room}"
-            raise InvalidInput(f"It has {count} tokens, the model reads {self.manifest.max_tokens}, and truncate is none.")
+            raise InvalidInput(
+                f"It has {count} tokens, the model reads {self.manifest.max_tokens}, and truncate"
+                " is none."
+            )
         if pair is not None:
             types, kept = encoding.type_ids, kept_of_pair(encoding, room_of_pair, side)
-            return self._with_tokens([ids[place] for place in kept], [types[place] for place in kept], True)
+            return self._with_tokens(
+                [ids[place] for place in kept], [types[place] for place in kept], True
+            )
         if tokens is None:
             tokens = ids[len(self._frame.before) : len(ids) - len(self._frame.after)]
-        return replace(self._framed(tokens[:room] if side == "right" else tokens[len(tokens) - room :]), truncated=True)
+        return replace(
+            self._framed(tokens[:room] if side == "right" else tokens[len(tokens) - room :]),
+            truncated=True,
+        )
 
     def tokens(self, text: str, beside: bool = False, enough: int | None = None) -> list[int]:
-        """All tokens of a text of any length, or the first ones and at least `enough`, without those that frame it; to be cut into windows."""
+        """All tokens of a text of any length, or the first ones and at least `enough`, without
+        those that frame it; to be cut into windows.
+        """
         tokens = None if enough is None else self._tokens_of_part(text, enough, "right")
         if tokens is None:
             tokens = self._encode((text,), False, beside).ids
@@ -138,12 +194,17 @@ class Classifier:
         if not beside:
             return self._tokenizer.encode(*texts, add_special_tokens=special)
         # Only its batches let go of the interpreter.
-        encode = self._tokenizer.encode_batch_fast if len(texts) == 1 or self._fast_pairs else self._tokenizer.encode_batch
+        encode = (
+            self._tokenizer.encode_batch_fast
+            if len(texts) == 1 or self._fast_pairs
+            else self._tokenizer.encode_batch
+        )
         [encoding] = encode([texts[0] if len(texts) == 1 else texts], add_special_tokens=special)
         return encoding
 
     def _tokens_of_part(self, text: str, enough: int, side: Side) -> list[int] | None:
-        """At least `enough` tokens of a long text, the first ones or for `left` the last, without reading all of it.
+        """At least `enough` tokens of a long text, the first ones or for `left` the last, without
+        reading all of it.
 
         None where the text is not that long, has fewer tokens, or cannot be cut.
         """
@@ -161,17 +222,24 @@ class Classifier:
         return None
 
     def window_starts(self, tokens: int, stride: int | None = None) -> range:
-        """Where the windows of so many tokens begin, each sharing `stride` of them with the one before.
+        """Where the windows of so many tokens begin, each sharing `stride` of them with the one
+        before.
 
-        By default STRIDE, or half a window if that is less. InvalidInput if a window is left nothing of its own.
+        By default STRIDE, or half a window if that is less. InvalidInput if a window is left
+        nothing of its own.
         """
         stride = min(STRIDE, self._room // 2) if stride is None else stride
         if stride >= self._room:
-            raise InvalidInput(f"A window holds {self._room} tokens of the text, so a stride of {stride} leads nowhere; give at most {self._room - 1}.")
+            raise InvalidInput(
+                f"A window holds {self._room} tokens of the text, so a stride of {stride} leads"
+                f" nowhere; give at most {self._room - 1}."
+            )
         return range(0, max(1, tokens - stride), self._room - stride)
 
     def tokens_in_windows(self, windows: int, stride: int | None = None) -> int:
-        """The most tokens that a text of so many windows has; InvalidInput as for `window_starts`."""
+        """The most tokens that a text of so many windows has; InvalidInput as for
+        `window_starts`.
+        """
         return (windows - 1) * self.window_starts(0, stride).step + self._room
 
     def window(self, tokens: Sequence[int], start: int) -> Encoded:
@@ -181,16 +249,23 @@ class Classifier:
     def _framed(self, own: Sequence[int]) -> Encoded:
         """A single text of these tokens, with those around it."""
         frame = self._frame
-        return self._with_tokens([*frame.before, *own, *frame.after], [*frame.types_before, *([frame.type] * len(own)), *frame.types_after], False)
+        return self._with_tokens(
+            [*frame.before, *own, *frame.after],
+            [*frame.types_before, *([frame.type] * len(own)), *frame.types_after],
+            False,
+        )
 
     def _with_tokens(self, ids: list[int], type_ids: list[int], truncated: bool) -> Encoded:
-        """A text that a tokenizer without special tokens leaves nothing of is one token of padding, for no answer is that of no token."""
+        """A text that a tokenizer without special tokens leaves nothing of is one token of padding,
+        for no answer is that of no token.
+        """
         if len(ids) > KEPT_AS_LISTS:
             return Encoded(array("i", ids), array("b", type_ids), truncated)
         return Encoded(ids, type_ids, truncated) if ids else Encoded([self._pad], [0], truncated)
 
     def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
-        """Hands a batch to the runtime; the call returned waits for its logits, (len(batch), labels).
+        """Hands a batch to the runtime; the call returned waits for its logits, (len(batch),
+        labels).
 
         That call raises ModelOutputInvalid if the model answered NaN, infinity or the wrong shape.
         """
@@ -198,9 +273,13 @@ class Classifier:
         wanted = (len(batch), len(self.manifest.labels))
 
         def finish() -> Logits:
-            logits = pending()[: len(batch)]    # Where texts share rows, the engine is asked for more.
+            logits = pending()[
+                : len(batch)
+            ]  # Where texts share rows, the engine is asked for more.
             if logits.shape != wanted:
-                raise ModelOutputInvalid(f"The model answered shape {logits.shape}, {wanted} was due.")
+                raise ModelOutputInvalid(
+                    f"The model answered shape {logits.shape}, {wanted} was due."
+                )
             if not np.isfinite(logits).all():
                 raise ModelOutputInvalid("The model answered NaN or infinity.")
             return logits
@@ -212,13 +291,20 @@ class Classifier:
         return self.start(batch)()
 
     def batches(self, tokens: Sequence[int]) -> list[list[int]]:
-        """Places of texts of so many tokens, in batches as the service may make of them: in their order, each as large as one may be."""
+        """Places of texts of so many tokens, in batches as the service may make of them: in their
+        order, each as large as one may be.
+        """
         if self.packing is None:
             size = self.shapes.max_batch_size if self.padding_safe else 1
-            return [list(range(first, min(first + size, len(tokens)))) for first in range(0, len(tokens), size)]
+            return [
+                list(range(first, min(first + size, len(tokens))))
+                for first in range(0, len(tokens), size)
+            ]
         found, left = [], list(range(len(tokens)))
         while left:
-            chosen = [left[place] for place in self.packing.choose([tokens[place] for place in left])]
+            chosen = [
+                left[place] for place in self.packing.choose([tokens[place] for place in left])
+            ]
             found.append(chosen)
             gone = set(chosen)
             left = [place for place in left if place not in gone]
@@ -229,9 +315,13 @@ class Classifier:
         return self.shapes.length(tokens) if self.padding_safe else tokens
 
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Runs the likeliest shapes for at most so long, or all where the runtime captures them, and says how many it ran."""
+        """Runs the likeliest shapes for at most so long, or all where the runtime captures them,
+        and says how many it ran.
+        """
         started, done = time.monotonic(), 0
-        batches = [texts for shape in self.shapes.likely_first() if (texts := self.shapes.texts_of(*shape))]
+        batches = [
+            texts for shape in self.shapes.likely_first() if (texts := self.shapes.texts_of(*shape))
+        ]
         if self.shapes.grid.all_warm:
             # What the largest needs of the device's memory serves all others.
             batches.reverse()
@@ -256,7 +346,10 @@ class Classifier:
 
     def _inputs(self, batch: Sequence[Encoded]) -> Inputs:
         if self.packing is None:
-            layout = Layout(self.padded_length(max(item.tokens for item in batch)), tuple((place,) for place in range(len(batch))))
+            layout = Layout(
+                self.padded_length(max(item.tokens for item in batch)),
+                tuple((place,) for place in range(len(batch))),
+            )
         else:
             layout = self.packing.lay_out([item.tokens for item in batch])
         shape = (len(layout.rows), layout.length)
@@ -275,4 +368,8 @@ class Classifier:
                 first_tokens[place] = row * layout.length + begin
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         inputs = {name: arrays[name] for name in self.manifest.inputs}
-        return inputs if self.packing is None else {**inputs, "position_ids": positions, "first_tokens": first_tokens}
+        return (
+            inputs
+            if self.packing is None
+            else {**inputs, "position_ids": positions, "first_tokens": first_tokens}
+        )

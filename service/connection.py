@@ -1,8 +1,9 @@
 """
-What comes over a connection: messages, headers that steer a request, its body, and the client's leaving.
+What comes over a connection: messages, headers that steer a request, its body, and the client's
+leaving.
 
-Everything is bounded: a message in bytes, lines and time, what waits behind it, how long an answer stays unread, all bodies together in
-bytes, a deadline by the service's own.
+Everything is bounded: a message in bytes, lines and time, what waits behind it, how long an answer
+stays unread, all bodies together in bytes, a deadline by the service's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ import httptools
 import orjson
 from starlette.types import Receive
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from service.errors import (
     BodyTooSlow,
@@ -36,42 +41,51 @@ from service.exchange import ConnectionPolicy, Exchange, Flow, check_host
 
 Result = TypeVar("Result")
 
-# Within which a request's head must be there, from its first byte or from the connection's beginning; uvicorn waits for ever.
+# Within which a request's head must be there, from its first byte or from the connection's
+# beginning; uvicorn waits for ever.
 HEAD_WITHIN_S = 30.0
 HEAD_BYTES = 65_536
 HEAD_LINES = 100
 """Header lines of a head, and lines of a body's trailers."""
 TARGET_BYTES = 8_192
 """RFC 9110, 4.1 asks for 8,000 at least; no path here has a hundred."""
-# What of a chunked body is not data (sizes, extensions, trailers) may take so many bytes, and as many more as the data itself: a small body
-# may come in chunks of one byte, a large one in chunks of ten.
+# What of a chunked body is not data (sizes, extensions, trailers) may take so many bytes, and as
+# many more as the data itself: a small body may come in chunks of one byte, a large one in chunks
+# of ten.
 FRAMING_BYTES = 65_536
-# The parser is given so much at once, so that few messages fit in and their bytes can be told apart; a body of known length has no framing.
+# The parser is given so much at once, so that few messages fit in and their bytes can be told
+# apart; a body of known length has no framing.
 PIECE_BYTES = 1_024
 BODY_PIECE_BYTES = 65_536
-# The application writes on until so much waits to be taken by the system; a client that never reads costs that and a piece of the answer.
+# The application writes on until so much waits to be taken by the system; a client that never reads
+# costs that and a piece of the answer.
 UNSENT_BYTES = 16_384
-# A body is handed on when so much of it is there: each time costs ten times what a byte in a segment of its own costs.
+# A body is handed on when so much of it is there: each time costs ten times what a byte in a
+# segment of its own costs.
 BODY_WAKE_BYTES = 8_192
 # After an early answer the client may still send for so long, and so many clients may at once.
 LINGER_S = 10.0
 LINGERING = 256
 # What every answer begins with.
 ANSWER_BEGINS = b"HTTP/1.1 "
-# How soon it is first looked whether a client that says no more has closed altogether; then at twice the time, up to a second.
+# How soon it is first looked whether a client that says no more has closed altogether; then at
+# twice the time, up to a second.
 LOOK_AFTER_S = 0.002
 TCP_CLOSE = 7
 """In TCP_INFO: the state of a socket whose peer has reset the connection."""
 # The part of a message that is being read.
 IDLE, HEAD, BODY = range(3)
-# What asks for another protocol on the same connection. There is none here, so it is as if nobody had asked (RFC 9110, 7.8).
+# What asks for another protocol on the same connection. There is none here, so it is as if nobody
+# had asked (RFC 9110, 7.8).
 UPGRADING = (b"upgrade", b"http2-settings")
 
 
 class Impatient(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 within bounds; who does not keep them is refused, and the connection closed.
+    """uvicorn's HTTP/1.1 within bounds; who does not keep them is refused, and the connection
+    closed.
 
-    Its exchanges write to it as to a transport, so that it sees what is written and can close without a reset.
+    Its exchanges write to it as to a transport, so that it sees what is written and can close
+    without a reset.
     """
 
     cycle: Exchange
@@ -79,7 +93,8 @@ class Impatient(HttpToolsProtocol):
 
     _part = IDLE
     _framing_bytes = 0
-    """Bytes of this message that are not its body; from the head's end on, of the body's framing."""
+    """Bytes of this message that are not its body; from the head's end on, of the body's framing.
+    """
     _body_bytes = 0
     _piece_body_bytes = 0
     _body_left: int | None = None
@@ -112,10 +127,13 @@ class Impatient(HttpToolsProtocol):
     _taken_bytes = -1
     _taken_at = 0.0
 
-    def __init__(self, *arguments: Any, policy: ConnectionPolicy | None = None, **more: Any) -> None:
-        # The parser calls the list itself for each chunk: a call of ours for each would cost ten times as much.
+    def __init__(
+        self, *arguments: Any, policy: ConnectionPolicy | None = None, **more: Any
+    ) -> None:
+        # The parser calls the list itself for each chunk: a call of ours for each would cost ten
+        # times as much.
         self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append    # type: ignore[method-assign, assignment]
+        self.on_body = self._pieces.append  # type: ignore[method-assign, assignment]
         super().__init__(*arguments, **more)
         self.policy = policy or ConnectionPolicy()
         self._hosts: list[bytes] = []
@@ -125,8 +143,14 @@ class Impatient(HttpToolsProtocol):
     @property
     def writes(self) -> bool:
         """Whether an answer was begun that the client has not taken yet."""
-        begun = self._active is not None and self._active.response_started and not self._active.response_complete
-        return (begun and not self.transport.is_closing()) or self.transport.get_write_buffer_size() > 0
+        begun = (
+            self._active is not None
+            and self._active.response_started
+            and not self._active.response_complete
+        )
+        return (
+            begun and not self.transport.is_closing()
+        ) or self.transport.get_write_buffer_size() > 0
 
     @property
     def is_answered(self) -> bool:
@@ -142,7 +166,7 @@ class Impatient(HttpToolsProtocol):
 
     # From the transport
 
-    def connection_made(self, transport: asyncio.Transport) -> None:    # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
         transport.set_write_buffer_limits(UNSENT_BYTES)
@@ -156,12 +180,14 @@ class Impatient(HttpToolsProtocol):
         elif self._refusal is None:
             self._parse(self._unparsed + data if self._unparsed else data)
 
-    def eof_received(self) -> bool:    # type: ignore[override]
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays: a client that will say no more may still read its answers.
 
         One that has closed altogether looks the same from here, until something is sent to it.
         """
-        if self._is_lingering or self.scheme == "https":    # transports over TLS do not stay half closed
+        if (
+            self._is_lingering or self.scheme == "https"
+        ):  # transports over TLS do not stay half closed
             return False
         if self._part == BODY:
             self._abandon(self.cycle)
@@ -190,7 +216,7 @@ class Impatient(HttpToolsProtocol):
         self._unparsed = b""
         super().connection_lost(exc)
         # It and its exchanges know each other, and the garbage collector comes round seldom.
-        self.cycle = self._active = None    # type: ignore[assignment]
+        self.cycle = self._active = None  # type: ignore[assignment]
 
     # As a transport, from the exchanges
 
@@ -212,12 +238,21 @@ class Impatient(HttpToolsProtocol):
         self._written_bytes += len(data)
         self.transport.write(data)
         if self._write_watch is None:
-            self._write_watch = self.loop.call_later(self.policy.write_timeout_s / 4, self._check_progress)
+            self._write_watch = self.loop.call_later(
+                self.policy.write_timeout_s / 4, self._check_progress
+            )
 
     def close(self) -> None:
-        """Closes after the last answer; where the client has more to say, only once it has had time to read that answer."""
+        """Closes after the last answer; where the client has more to say, only once it has had time
+        to read that answer.
+        """
         self._write_held()
-        if self._part == IDLE and self._refusal is None and not self.pipeline and not self._unparsed:
+        if (
+            self._part == IDLE
+            and self._refusal is None
+            and not self.pipeline
+            and not self._unparsed
+        ):
             self.transport.close()
         else:
             self._linger()
@@ -234,14 +269,21 @@ class Impatient(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > TARGET_BYTES:
-            raise TargetTooLong(f"The request's path and query have more than {TARGET_BYTES} bytes, the limit.")
+            raise TargetTooLong(
+                f"The request's path and query have more than {TARGET_BYTES} bytes, the limit."
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines += 1
         if self._lines > HEAD_LINES:
-            raise HeadersTooLarge(f"A request may have {HEAD_LINES} header lines, and as many trailers; there are more.")
+            raise HeadersTooLarge(
+                f"A request may have {HEAD_LINES} header lines, and as many trailers; there are"
+                " more."
+            )
         if self._part == BODY:
-            return    # a trailer: it must not pass for a header (RFC 9110, 6.5.1), and nothing here has a use for it
+            # a trailer: it must not pass for a header (RFC 9110, 6.5.1), and nothing here has a use
+            # for it
+            return
         name = name.lower()
         if name == b"host":
             self._hosts.append(value)
@@ -265,12 +307,21 @@ class Impatient(HttpToolsProtocol):
         self._cancel_late()
         self._framing_bytes = self._body_bytes = self._lines = 0
         self._describe(method, version)
-        self.scope["state"]["began"] = time.monotonic()    # deadlines count from here: the handler may run seconds later
+        self.scope["state"]["began"] = (
+            time.monotonic()
+        )  # deadlines count from here: the handler may run seconds later
         before = self.cycle
         self.cycle = Exchange(
-            scope=self.scope, transport=cast(asyncio.Transport, self), flow=self.flow, logger=self.logger, access_logger=self.access_logger,
-            access_log=self.access_log, default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue, keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            scope=self.scope,
+            transport=cast(asyncio.Transport, self),
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         self.cycle.connection = self
@@ -290,7 +341,7 @@ class Impatient(HttpToolsProtocol):
         self._is_complete = True
         self._cancel_late()
         self.cycle.message_event.set()
-        self.flow.resume_reading()    # There is no more of the body, but the client may leave.
+        self.flow.resume_reading()  # There is no more of the body, but the client may leave.
 
     def _describe(self, method: bytes, version: str) -> None:
         """Fills in the scope, as uvicorn does."""
@@ -340,9 +391,11 @@ class Impatient(HttpToolsProtocol):
                 [place] = behind.args
                 data = self._head_without_upgrade() + data[place:]
                 self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)    # as uvicorn does
+                self.parser.set_dangerous_leniencies(
+                    lenient_data_after_close=True
+                )  # as uvicorn does
             except httptools.HttpParserError as error:
-                if isinstance(error.__context__, ServiceError):    # of a callback of ours
+                if isinstance(error.__context__, ServiceError):  # of a callback of ours
                     raise error.__context__ from None
                 raise InvalidRequest("Invalid HTTP request received.") from None
             else:
@@ -353,7 +406,8 @@ class Impatient(HttpToolsProtocol):
         self._framing_bytes += len(piece) - self._piece_body_bytes
         if self._part == BODY and self._framing_bytes > FRAMING_BYTES + self._body_bytes:
             raise InvalidRequest(
-                f"The sizes, extensions and trailers of the body's chunks take more than {FRAMING_BYTES} bytes and as many as its data; send larger chunks."
+                "The sizes, extensions and trailers of the body's chunks take more than"
+                f" {FRAMING_BYTES} bytes and as many as its data; send larger chunks."
             )
 
     def _hand_on(self) -> None:
@@ -373,13 +427,23 @@ class Impatient(HttpToolsProtocol):
         if len(exchange.body) >= BODY_WAKE_BYTES or self._body_bytes == len(body):
             exchange.message_event.set()
             if exchange.more_body:
-                # Until it is asked for more: a body that waits for room waits in the system's buffers.
+                # Until it is asked for more: a body that waits for room waits in the system's
+                # buffers.
                 self.flow.pause_reading()
 
     def _head_without_upgrade(self) -> bytes:
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines = [
+            b"%b %b HTTP/%b"
+            % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
         for name, value in self.headers:
-            kept = b",".join(token for token in value.split(b",") if token.strip().lower() not in UPGRADING) if name == b"connection" else value
+            kept = (
+                b",".join(
+                    token for token in value.split(b",") if token.strip().lower() not in UPGRADING
+                )
+                if name == b"connection"
+                else value
+            )
             if kept and name not in UPGRADING:
                 lines.append(b"%b: %b" % (name, kept))
         return b"\r\n".join([*lines, b"", b""])
@@ -388,7 +452,9 @@ class Impatient(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cast(Exchange, cycle)
-        if self._late is not None and self._part == BODY:    # it has waited for its turn until now, and its body with it
+        if (
+            self._late is not None and self._part == BODY
+        ):  # it has waited for its turn until now, and its body with it
             self._cancel_late()
             self._expire_in(self.policy.body_timeout_s)
         self.tasks.add(self.loop.create_task(self._run(cycle, app)))
@@ -435,7 +501,9 @@ class Impatient(HttpToolsProtocol):
         self.flow.pause_reading()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answers a message that no application sees, after the answers to those before it, and ends the connection."""
+        """Answers a message that no application sees, after the answers to those before it, and
+        ends the connection.
+        """
         self.policy.report(error.code, error.message)
         # Its frames hold what was read, and would until the garbage collector comes round.
         error.__traceback__ = error.__context__ = None
@@ -452,7 +520,12 @@ class Impatient(HttpToolsProtocol):
 
     def _answer_refusal(self, error: ServiceError) -> None:
         body = orjson.dumps(error.body())
-        headers = [*self.server_state.default_headers, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
         self._linger()
@@ -466,7 +539,9 @@ class Impatient(HttpToolsProtocol):
             self.pipeline.popleft()
 
     def _linger(self) -> None:
-        """Reads what the client still sends and drops it, for a while: a close with something unread is a reset, and may take the answer with it."""
+        """Reads what the client still sends and drops it, for a while: a close with something
+        unread is a reset, and may take the answer with it.
+        """
         self.pipeline.clear()
         self._unparsed = b""
         if self._is_half_closed or self.policy.lingering >= LINGERING:
@@ -477,7 +552,7 @@ class Impatient(HttpToolsProtocol):
             self._idle_since = None
             self.flow.is_held = False
             self.flow.resume_reading()
-            if self.scheme == "http":    # over TLS there is no end of one side alone
+            if self.scheme == "http":  # over TLS there is no end of one side alone
                 self.transport.write_eof()
             self._cancel_late()
             self._expire_in(LINGER_S)
@@ -509,14 +584,24 @@ class Impatient(HttpToolsProtocol):
         if self._is_lingering:
             self.transport.close()
         elif self._part == BODY and self.cycle is self._active:
-            self._refuse(BodyTooSlow(f"The body was not complete after {self.policy.body_timeout_s:g} s; {self._body_bytes} bytes of it came.", param="body"))
+            self._refuse(
+                BodyTooSlow(
+                    f"The body was not complete after {self.policy.body_timeout_s:g} s;"
+                    f" {self._body_bytes} bytes of it came.",
+                    param="body",
+                )
+            )
         elif not self.is_answered:
-            self._expire_in(HEAD_WITHIN_S)    # what is not read yet waits for our answers, not for the client
+            self._expire_in(
+                HEAD_WITHIN_S
+            )  # what is not read yet waits for our answers, not for the client
         else:
             self.transport.close()
 
     def _check_idle(self) -> None:
-        """Closes a connection on which nothing has come for too long. One timer serves many requests: each does not set one and take it back."""
+        """Closes a connection on which nothing has come for too long. One timer serves many
+        requests: each does not set one and take it back.
+        """
         self._idle_watch = None
         if self._idle_since is None or self.transport.is_closing():
             return
@@ -537,18 +622,28 @@ class Impatient(HttpToolsProtocol):
         if taken != self._taken_bytes:
             self._taken_bytes, self._taken_at = taken, now
         elif now - self._taken_at >= self.policy.write_timeout_s:
-            self.policy.report("unread_answer", f"A client took nothing of its answer for {self.policy.write_timeout_s:g} s; its connection was aborted.")
+            self.policy.report(
+                "unread_answer",
+                f"A client took nothing of its answer for {self.policy.write_timeout_s:g} s; its"
+                " connection was aborted.",
+            )
             self.transport.abort()
             return
-        self._write_watch = self.loop.call_later(self.policy.write_timeout_s / 4, self._check_progress)
+        self._write_watch = self.loop.call_later(
+            self.policy.write_timeout_s / 4, self._check_progress
+        )
 
     def _look_in(self, seconds: float) -> None:
         self._probe = self.loop.call_later(seconds, self._look_for_reset, seconds)
 
     def _look_for_reset(self, waited_s: float) -> None:
-        """Aborts a half-closed connection whose client turned out to have closed it: no event says so once there is nothing to read."""
+        """Aborts a half-closed connection whose client turned out to have closed it: no event says
+        so once there is nothing to read.
+        """
         with contextlib.suppress(OSError):
-            state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            state = self.transport.get_extra_info("socket").getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_INFO, 1
+            )[0]
             if state == TCP_CLOSE:
                 self.transport.abort()
                 return
@@ -563,9 +658,11 @@ class BoundedReads(asyncio.BufferedProtocol):
         self._buffer = policy.buffer
         self._data_received = connection.data_received
         # The loop looks them up once or not at all: nothing stands between.
-        self.connection_made, self.connection_lost = connection.connection_made, connection.connection_lost    # type: ignore[assignment, method-assign]
-        self.eof_received = connection.eof_received    # type: ignore[method-assign]
-        self.pause_writing, self.resume_writing = connection.pause_writing, connection.resume_writing    # type: ignore[method-assign]
+        self.connection_made = connection.connection_made  # type: ignore[assignment, method-assign]
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
@@ -579,7 +676,9 @@ class ClientLeft(Exception):
 
 
 def read_timeout(given: bytes | None, limit_s: float) -> float:
-    """Seconds the request may take: what X-Request-Timeout-Ms asks for, at most `limit_s`, which holds without one."""
+    """Seconds the request may take: what X-Request-Timeout-Ms asks for, at most `limit_s`, which
+    holds without one.
+    """
     if given is None:
         return limit_s
     try:
@@ -587,22 +686,34 @@ def read_timeout(given: bytes | None, limit_s: float) -> float:
     except ValueError:
         asked_ms = 0.0
     if not asked_ms > 0:
-        raise InvalidInput("X-Request-Timeout-Ms must be a number of milliseconds above 0.", param="X-Request-Timeout-Ms")
+        raise InvalidInput(
+            "X-Request-Timeout-Ms must be a number of milliseconds above 0.",
+            param="X-Request-Timeout-Ms",
+        )
     return min(limit_s, asked_ms / 1000)
 
 
 def read_busy_wait(given: bytes | None, allowed: bool) -> float:
-    """The share in X-Busy-Wait by which a proof's control is to take longer, 0 to 1; InvalidInput where that is not allowed."""
+    """The share in X-Busy-Wait by which a proof's control is to take longer, 0 to 1; InvalidInput
+    where that is not allowed.
+    """
     if given is None:
         return 0.0
     if not allowed:
-        raise InvalidInput("X-Busy-Wait is for latency proofs and off here; DRBERT_BUSY_WAIT=loopback turns it on.", param="X-Busy-Wait")
+        raise InvalidInput(
+            "X-Busy-Wait is for latency proofs and off here; DRBERT_BUSY_WAIT=loopback turns"
+            " it on.",
+            param="X-Busy-Wait",
+        )
     try:
         share = float(given)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise InvalidInput("X-Busy-Wait must be a number from 0 to 1, the share by which its batch takes longer.", param="X-Busy-Wait")
+        raise InvalidInput(
+            "X-Busy-Wait must be a number from 0 to 1, the share by which its batch takes longer.",
+            param="X-Busy-Wait",
+        )
     return share
 
 
@@ -615,23 +726,31 @@ class Room:
 
     def take(self, size: int) -> None:
         if self._held + size > self._most:
-            raise Overloaded(f"The bodies of all requests hold {self._held} bytes, the limit is {self._most}; retry later.", retry_after_s=1)
+            raise Overloaded(
+                f"The bodies of all requests hold {self._held} bytes, the limit is {self._most};"
+                " retry later.",
+                retry_after_s=1,
+            )
         self._held += size
 
     def give_back(self, size: int) -> None:
         self._held -= size
 
 
-async def read_body(declared: bytes, receive: Receive, limit: int, within_s: float, room: Room) -> bytes:
-    """The body of the length that is `declared`, if it is; TooLarge as soon as it is known to pass `limit` bytes.
+async def read_body(
+    declared: bytes, receive: Receive, limit: int, within_s: float, room: Room
+) -> bytes:
+    """The body of the length that is `declared`, if it is; TooLarge as soon as it is known to pass
+    `limit` bytes.
 
-    BodyTooSlow if it is not all there in time. What is returned has taken `room`, and is to be given back.
+    BodyTooSlow if it is not all there in time. What is returned has taken `room`, and is to be
+    given back.
     """
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
         raise TooLarge(f"The body has {int(declared)} bytes, the limit is {limit}.", param="body")
     exchange = exchange_of(receive)
     body = None if exchange is None else exchange.whole_body()
-    if body is not None:    # As nearly always: it came with its head.
+    if body is not None:  # As nearly always: it came with its head.
         if len(body) > limit:
             raise TooLarge(f"The body has more than {limit} bytes, the limit.", param="body")
         room.take(len(body))
@@ -643,7 +762,9 @@ async def read_body(declared: bytes, receive: Receive, limit: int, within_s: flo
         async with asyncio.timeout(within_s):
             async for chunk in body_chunks(receive):
                 if size + len(chunk) > limit:
-                    raise TooLarge(f"The body has more than {limit} bytes, the limit.", param="body")
+                    raise TooLarge(
+                        f"The body has more than {limit} bytes, the limit.", param="body"
+                    )
                 room.take(len(chunk))
                 size += len(chunk)
                 content.write(chunk)
@@ -651,7 +772,10 @@ async def read_body(declared: bytes, receive: Receive, limit: int, within_s: flo
         room.give_back(size)
         if not isinstance(error, TimeoutError):
             raise
-        raise BodyTooSlow(f"The body was not complete after {within_s:g} s; {size} bytes of it were read.", param="body") from None
+        raise BodyTooSlow(
+            f"The body was not complete after {within_s:g} s; {size} bytes of it were read.",
+            param="body",
+        ) from None
     return content.getvalue()
 
 
@@ -666,7 +790,9 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) -> Result:
-    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes first."""
+    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes
+    first.
+    """
     this = asyncio.current_task()
     assert this is not None, "a request is answered in a task"
     left = False
@@ -682,7 +808,8 @@ async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) ->
         if exchange.disconnected:
             leave()
     else:
-        # Of another server. After the body, the only message there can be is that the client has gone.
+        # Of another server. After the body, the only message there can be is that the client has
+        # gone.
         watching = asyncio.ensure_future(receive())
         watching.add_done_callback(leave)
     try:

@@ -1,7 +1,9 @@
 """
-What /openapi.json says of the API: every path's requests, answers and refusals, in the words of its dialect.
+What /openapi.json says of the API: every path's requests, answers and refusals, in the words of its
+dialect.
 
-The paths that classify are answered before FastAPI is asked (classifications.py), so they are described here by hand.
+The paths that classify are answered before FastAPI is asked (classifications.py), so they are
+described here by hand.
 """
 
 from __future__ import annotations
@@ -36,16 +38,34 @@ COMPONENTS = "#/components/schemas/{model}"
 # Where errors are `{"error": "…"}`: KServe's and Triton's clients read a text there.
 PLAIN = re.compile(r"/v2(/.*)?$|/v1/models/.+")
 # Health, what a scraper reads, and pages that hold nothing of anybody's: no key is asked for.
-OPEN = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$")
+OPEN = re.compile(
+    r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$"
+)
 
 ERROR = {
-    "type": "object", "required": ["error"], "properties": {"error": {
-        "type": "object", "required": ["message", "type", "param", "code"], "properties": {
-            "message": {"type": "string", "description": "What was wrong, with the value, the limit and the remedy; no text is repeated."},
-            "type": {"type": "string"}, "code": {"type": "string"},
-            "param": {"type": ["string", "null"], "description": "The field at fault, as input[3]."},
-        },
-    }},
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {
+                    "type": "string",
+                    "description": (
+                        "What was wrong, with the value, the limit and the remedy; no text is"
+                        " repeated."
+                    ),
+                },
+                "type": {"type": "string"},
+                "code": {"type": "string"},
+                "param": {
+                    "type": ["string", "null"],
+                    "description": "The field at fault, as input[3].",
+                },
+            },
+        }
+    },
 }
 PLAIN_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 SCHEMES = {
@@ -66,69 +86,126 @@ class Operation:
 
 OWN = Operation("Classify a text, a pair, or a list of those", "ClassifyRequest", "ClassifyAnswer")
 INFINITY = Operation("Classify, as Infinity does", "InfinityRequest", "InfinityAnswer")
-TEI = Operation("Classify, as Text Embeddings Inference does", "TeiRequest", "TeiAnswer", "TeiError")
-HUGGING_FACE = Operation("Classify, as Hugging Face's Inference API does", "HuggingFaceRequest", "HuggingFaceAnswer", "PlainError")
-KSERVE = Operation("Classify, as KServe's V1 protocol does", "KServeRequest", "KServeAnswer", "PlainError")
-OPEN_INFERENCE = Operation("Classify, as the Open Inference Protocol does", "OpenInferenceRequest", "OpenInferenceAnswer", "PlainError")
+TEI = Operation(
+    "Classify, as Text Embeddings Inference does", "TeiRequest", "TeiAnswer", "TeiError"
+)
+HUGGING_FACE = Operation(
+    "Classify, as Hugging Face's Inference API does",
+    "HuggingFaceRequest",
+    "HuggingFaceAnswer",
+    "PlainError",
+)
+KSERVE = Operation(
+    "Classify, as KServe's V1 protocol does", "KServeRequest", "KServeAnswer", "PlainError"
+)
+OPEN_INFERENCE = Operation(
+    "Classify, as the Open Inference Protocol does",
+    "OpenInferenceRequest",
+    "OpenInferenceAnswer",
+    "PlainError",
+)
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "Error": ERROR, "PlainError": PLAIN_ERROR, "TeiError": tei.ERROR, "LabelScore": LabelScore.model_json_schema(),
-    "InfinityRequest": infinity.SCHEMA, "InfinityAnswer": infinity.ANSWER, "TeiRequest": tei.SCHEMA, "TeiAnswer": tei.ANSWER,
-    "HuggingFaceRequest": huggingface.SCHEMA, "HuggingFaceAnswer": huggingface.ANSWER, "KServeRequest": kserve.SCHEMA, "KServeAnswer": kserve.ANSWER,
-    "OpenInferenceRequest": open_inference.SCHEMA, "OpenInferenceAnswer": open_inference.ANSWER,
+    "Error": ERROR,
+    "PlainError": PLAIN_ERROR,
+    "TeiError": tei.ERROR,
+    "LabelScore": LabelScore.model_json_schema(),
+    "InfinityRequest": infinity.SCHEMA,
+    "InfinityAnswer": infinity.ANSWER,
+    "TeiRequest": tei.SCHEMA,
+    "TeiAnswer": tei.ANSWER,
+    "HuggingFaceRequest": huggingface.SCHEMA,
+    "HuggingFaceAnswer": huggingface.ANSWER,
+    "KServeRequest": kserve.SCHEMA,
+    "KServeAnswer": kserve.ANSWER,
+    "OpenInferenceRequest": open_inference.SCHEMA,
+    "OpenInferenceAnswer": open_inference.ANSWER,
 }
 
 
 def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]:
     """The paths that classify, as the settings have them."""
     return {
-        "/classify": INFINITY if classify_dialect == "infinity" else OWN, "/v1/classify": OWN, "/predict": TEI,
-        "/": TEI if root_dialect == "tei" else HUGGING_FACE, "/models/{model}": HUGGING_FACE, "/v1/models/{model}:predict": KSERVE,
-        "/v2/models/{model}/infer": OPEN_INFERENCE, "/v2/models/{model}/versions/{version}/infer": OPEN_INFERENCE,
+        "/classify": INFINITY if classify_dialect == "infinity" else OWN,
+        "/v1/classify": OWN,
+        "/predict": TEI,
+        "/": TEI if root_dialect == "tei" else HUGGING_FACE,
+        "/models/{model}": HUGGING_FACE,
+        "/v1/models/{model}:predict": KSERVE,
+        "/v2/models/{model}/infer": OPEN_INFERENCE,
+        "/v2/models/{model}/versions/{version}/infer": OPEN_INFERENCE,
     }
 
 
 def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool) -> None:
-    """Puts the paths that classify into the description of `app`, and what all have in common: refusals and, where there are any, keys."""
+    """Puts the paths that classify into the description of `app`, and what all have in common:
+    refusals and, where there are any, keys.
+    """
     used = operations(classify_dialect, root_dialect)
     for path, operation in used.items():
-        described: dict[int | str, dict[str, Any]] = {200: {"description": "Answered"} | _json(operation.answered)}
-        described |= {status: {"description": why} | _json(operation.error) for status, why in refusals(path).items()}
+        described: dict[int | str, dict[str, Any]] = {
+            200: {"description": "Answered"} | _json(operation.answered)
+        }
+        described |= {
+            status: {"description": why} | _json(operation.error)
+            for status, why in refusals(path).items()
+        }
         app.post(
-            path, summary=operation.summary, operation_id=re.sub(r"\W+", "_", path).strip("_") or "root", response_model=None,
-            responses=described, openapi_extra={
+            path,
+            summary=operation.summary,
+            operation_id=re.sub(r"\W+", "_", path).strip("_") or "root",
+            response_model=None,
+            responses=described,
+            openapi_extra={
                 "requestBody": {"required": True, **_json(operation.asked)},
-                "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)],
+                "parameters": [
+                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                    for name in re.findall(r"{(\w+)}", path)
+                ],
             },
         )(answered_before)
-    named = {"Error", "PlainError", "LabelScore"} | {name for one in used.values() for name in (one.asked, one.answered, one.error)}
+    named = {"Error", "PlainError", "LabelScore"} | {
+        name for one in used.values() for name in (one.asked, one.answered, one.error)
+    }
     schemas = {name: schema for name, schema in SCHEMAS.items() if name in named}
-    schemas |= _with_parts("ClassifyRequest", ClassifyRequest) | _with_parts("ClassifyAnswer", ClassifyAnswer)
+    schemas |= _with_parts("ClassifyRequest", ClassifyRequest) | _with_parts(
+        "ClassifyAnswer", ClassifyAnswer
+    )
 
     def whole() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            app.openapi_schema = get_openapi(
+                title=app.title, version=app.version, routes=app.routes
+            )
             _complete(app.openapi_schema, schemas, keyed)
         return app.openapi_schema
 
     # As FastAPI's own documentation has it.
-    app.openapi = whole    # type: ignore[method-assign]
+    app.openapi = whole  # type: ignore[method-assign]
 
 
 def refusals(path: str) -> dict[int | str, str]:
     """What a path refuses with, by status."""
-    return REFUSALS | ({424: "the model failed on a text, as Text Embeddings Inference says it"} if path == "/predict" else {})
+    return REFUSALS | (
+        {424: "the model failed on a text, as Text Embeddings Inference says it"}
+        if path == "/predict"
+        else {}
+    )
 
 
 async def answered_before(request: Request) -> Response:
-    raise AssertionError("Classifications answers before FastAPI is asked; this stands here for the description.")
+    raise AssertionError(
+        "Classifications answers before FastAPI is asked; this stands here for the description."
+    )
 
 
 def _json(schema: str) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": {"$ref": COMPONENTS.format(model=schema)}}}}
 
 
-def _with_parts(name: str, model: type[ClassifyRequest | ClassifyAnswer]) -> dict[str, dict[str, Any]]:
+def _with_parts(
+    name: str, model: type[ClassifyRequest | ClassifyAnswer]
+) -> dict[str, dict[str, Any]]:
     """A model's schema and those of its parts, each by its name."""
     schema = model.model_json_schema(ref_template=COMPONENTS)
     parts: dict[str, dict[str, Any]] = schema.pop("$defs", {})
@@ -149,7 +226,10 @@ def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], k
                     response |= _json("PlainError" if PLAIN.match(path) else "Error")
             if keyed and (method == "post" or not OPEN.match(path)):
                 operation["security"] = [{name: []} for name in SCHEMES]
-                operation["responses"].setdefault("401", {"description": REFUSALS[401]} | _json("PlainError" if PLAIN.match(path) else "Error"))
+                operation["responses"].setdefault(
+                    "401",
+                    {"description": REFUSALS[401]}
+                    | _json("PlainError" if PLAIN.match(path) else "Error"),
+                )
     if keyed:
         components["securitySchemes"] = SCHEMES
-

@@ -39,14 +39,23 @@ class ServiceError(Exception):
     type = "server_error"
     code = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, object]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
 
 class InvalidJson(ServiceError):
@@ -106,7 +115,11 @@ class TargetTooLong(ServiceError):
 class UnsupportedEncoding(ServiceError):
     """The body is compressed in a way that is not read here."""
 
-    status, type, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_encoding"
+    status, type, code = (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "invalid_request_error",
+        "unsupported_encoding",
+    )
 
 
 class InvalidInput(ServiceError):
@@ -124,7 +137,11 @@ class Overloaded(ServiceError):
 class HeadersTooLarge(ServiceError):
     """The head or the trailers are over their limit."""
 
-    status, type, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request_error", "headers_too_large"
+    status, type, code = (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "invalid_request_error",
+        "headers_too_large",
+    )
 
 
 class ModelOutputInvalid(ServiceError):

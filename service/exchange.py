@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 # A message of a kind is logged at most this often; its metric counts every one.
 REPORT_EVERY_S = 1.0
 # RFC 3986, 3.2.2 and 3.2.3; what stands between brackets is checked apart.
-HOST = re.compile(rb"(?:\[([^\[\]]*)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
+HOST = re.compile(
+    rb"(?:\[([^\[\]]*)\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+)
 IP_FUTURE = re.compile(rb"v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+")
 
 
 READ_BYTES = 65_536
-"""Read from a connection at once. The loop's own reads are up to 256 KiB, and what waits for its turn keeps what was read with it."""
+"""Read from a connection at once. The loop's own reads are up to 256 KiB, and what waits for its
+turn keeps what was read with it.
+"""
 
 
 @dataclass
@@ -65,7 +69,9 @@ class ConnectionPolicy:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control with a hold: nothing is read, whoever asks for it, while messages of this connection wait."""
+    """uvicorn's flow control with a hold: nothing is read, whoever asks for it, while messages of
+    this connection wait.
+    """
 
     is_held = False
 
@@ -85,7 +91,9 @@ class Connection(Protocol):
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's request and answer; when the connection ends with it, and who is told that the client has left."""
+    """uvicorn's request and answer; when the connection ends with it, and who is told that the
+    client has left.
+    """
 
     connection: Connection
     on_leave: Callable[[], None] | None = None
@@ -93,15 +101,21 @@ class Exchange(RequestResponseCycle):
 
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
         if not self.response_started and not self.disconnected:
-            # The rest of a body would be taken for the next request, and clients of a server that drains go elsewhere.
-            if self.more_body or (self.connection.policy.is_draining and not self.connection.pipeline):
+            # The rest of a body would be taken for the next request, and clients of a server that
+            # drains go elsewhere.
+            if self.more_body or (
+                self.connection.policy.is_draining and not self.connection.pipeline
+            ):
                 self.keep_alive = False
-            # The head goes with the first piece of the body: each write is a call of the system, and mostly a packet.
+            # The head goes with the first piece of the body: each write is a call of the system,
+            # and mostly a packet.
             self.connection.hold_next_write()
         return super().send(message)
 
     def whole_body(self) -> bytes | None:
-        """The body, if all of it is there and none was received yet: `receive` without the wait, its timeout and its messages."""
+        """The body, if all of it is there and none was received yet: `receive` without the wait,
+        its timeout and its messages.
+        """
         if self.more_body or self.disconnected or self.response_complete:
             return None
         self.message_event.clear()
@@ -109,7 +123,9 @@ class Exchange(RequestResponseCycle):
         return body
 
     def leave(self) -> None:
-        """Tells the application that the client has left, or that the rest of the request will not come."""
+        """Tells the application that the client has left, or that the rest of the request will not
+        come.
+        """
         self.disconnected = True
         self.message_event.set()
         if self.on_leave is not None:

@@ -1,8 +1,9 @@
 """
-Threads for the work that would hold up the event loop. Each kind of work has its own few threads and its own bounded queue,
-so that work which is slow, or hangs, delays its own kind only.
+Threads for the work that would hold up the event loop. Each kind of work has its own few threads
+and its own bounded queue, so that work which is slow, or hangs, delays its own kind only.
 
-asyncio's default executor has one unbounded queue for everything, and its threads must end before the process can.
+asyncio's default executor has one unbounded queue for everything, and its threads must end before
+the process can.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from service.errors import Overloaded
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
-"""A job that may pause: each `yield` lets another job have the thread, and what it returns is the job's result."""
+"""A job that may pause: each `yield` lets another job have the thread, and what it returns is the
+job's result.
+"""
 
 # A thread without work ends after so long.
 IDLE_S = 10.0
-# Bodies that wait for the one thread that parses large ones, texts too long for the ordinary queue, and changes of models.
+# Bodies that wait for the one thread that parses large ones, texts too long for the ordinary queue,
+# and changes of models.
 PARSE_JOBS = 128
 LONG_JOBS = 64
 LOAD_JOBS = 16
@@ -36,11 +40,15 @@ class _Job(Generic[Result]):
     steps: Steps[Result]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Result] | None
-    """None once it is settled: an error's traceback has this job, and the two would keep a body alive until garbage is collected."""
+    """None once it is settled: an error's traceback has this job, and the two would keep a body
+    alive until garbage is collected.
+    """
     abandoned: bool = False
 
     def step(self) -> bool:
-        """Do the next step; False if there is none left, or if nobody waits for the result any more."""
+        """Do the next step; False if there is none left, or if nobody waits for the result any
+        more.
+        """
         try:
             if self.abandoned:
                 self.steps.close()
@@ -49,7 +57,7 @@ class _Job(Generic[Result]):
         except StopIteration as end:
             self._settle(end.value, None)
             return False
-        except BaseException as error:    # The thread outlives whatever a job does.
+        except BaseException as error:  # The thread outlives whatever a job does.
             self._settle(None, error)
             return False
         return True
@@ -71,9 +79,11 @@ def _answer(future: asyncio.Future[Any] | None, value: Any, error: BaseException
 
 
 class Executor:
-    """At most `threads` daemon threads, and at most `max_jobs` jobs that run or wait; one more is Overloaded.
+    """At most `threads` daemon threads, and at most `max_jobs` jobs that run or wait; one more is
+    Overloaded.
 
-    A thread does one step of the oldest job, then puts the job behind the others: a short job passes a long one.
+    A thread does one step of the oldest job, then puts the job behind the others: a short job
+    passes a long one.
     """
 
     def __init__(self, name: str, threads: int, max_jobs: float) -> None:
@@ -95,13 +105,19 @@ class Executor:
         return await self.run_steps(_one_step(function))
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
-        """Return what the generator returns; it is closed at its next `yield` if the caller is cancelled."""
+        """Return what the generator returns; it is closed at its next `yield` if the caller is
+        cancelled.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         job = _Job(steps, loop, future)
         with self._changed:
             if self._running + len(self._waiting) >= self._max_jobs:
-                raise Overloaded(f"{self._max_jobs} requests are in the queue for {self.name}, the limit; retry later.", retry_after_s=1)
+                raise Overloaded(
+                    f"{self._max_jobs} requests are in the queue for {self.name}, the limit; retry"
+                    " later.",
+                    retry_after_s=1,
+                )
             self._waiting.append(job)
             if self._running + len(self._waiting) > self._threads < self._max_threads:
                 self._threads += 1
@@ -113,7 +129,7 @@ class Executor:
             job.abandoned = True
             if future.cancelled():
                 self._forget(job)
-            del future    # An error's traceback has this frame.
+            del future  # An error's traceback has this frame.
 
     def _forget(self, job: _Job[Any]) -> None:
         with self._changed:
@@ -129,10 +145,12 @@ class Executor:
                 self._running -= 1
                 if unfinished:
                     self._waiting.append(job)
-            del job    # It holds texts.
+            del job  # It holds texts.
 
     def _take(self) -> _Job[Any] | None:
-        """The next job, which counts as running; None if there is none for so long that the thread ends."""
+        """The next job, which counts as running; None if there is none for so long that the thread
+        ends.
+        """
         with self._changed:
             if not self._waiting and not self._changed.wait_for(lambda: self._waiting, IDLE_S):
                 self._threads -= 1
@@ -155,7 +173,8 @@ class Executors:
         self.parsing = Executor("parsing", 1, PARSE_JOBS)
         self.tokenizing = Executor("tokenizing", threads, max_waiting)
         self.tokenizing_long = Executor("tokenizing long texts", max(1, threads - 1), LONG_JOBS)
-        # An answer is computed by then, so it is never refused; the batcher's queue bounds how many there are.
+        # An answer is computed by then, so it is never refused; the batcher's queue bounds how many
+        # there are.
         self.writing = Executor("writing answers", 1, math.inf)
         self.metrics = Executor("metrics", 1, LOAD_JOBS)
         self.loading = Executor("loading models", 1, LOAD_JOBS)
@@ -163,4 +182,6 @@ class Executors:
     @property
     def running(self) -> list[str]:
         """What the threads are doing just now, by kind."""
-        return [one.name for one in vars(self).values() if isinstance(one, Executor) and one.running]
+        return [
+            one.name for one in vars(self).values() if isinstance(one, Executor) and one.running
+        ]

@@ -1,7 +1,8 @@
 """
 Reads files that others write and replace: regular files only, and never more of one than a limit.
 
-A FIFO, a device or a file that grows without end would otherwise be waited for, or read until memory is used up.
+A FIFO, a device or a file that grows without end would otherwise be waited for, or read until
+memory is used up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class UnsuitableFile(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is replaced or written to. The change time cannot be set back as the modification time can."""
+    """What changes when a file is replaced or written to. The change time cannot be set back as the
+    modification time can.
+    """
 
     device: int
     inode: int
@@ -35,31 +38,44 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
 
     def same_content(self, other: Stamp) -> bool:
-        """Whether a file was not written to, nor replaced: a change time cannot be set, so another file cannot have it.
+        """Whether a file was not written to, nor replaced: a change time cannot be set, so another
+        file cannot have it.
 
-        Devices and inodes are left out, as some network file systems number them anew while nothing changes.
+        Devices and inodes are left out, as some network file systems number them anew while nothing
+        changes.
         """
-        return (self.size, self.modified_ns, self.changed_ns) == (other.size, other.modified_ns, other.changed_ns)
+        return (self.size, self.modified_ns, self.changed_ns) == (
+            other.size,
+            other.modified_ns,
+            other.changed_ns,
+        )
 
 
 @contextlib.contextmanager
 def open_regular(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Stamp]]:
-    """Open a regular file of at most `limit` bytes, or a link to one; OSError says what else it is."""
+    """Open a regular file of at most `limit` bytes, or a link to one; OSError says what else
+    it is.
+    """
     try:
-        # Looked at before it is opened, as opening a device may do something, and after, as it may have been replaced.
+        # Looked at before it is opened, as opening a device may do something, and after, as it may
+        # have been replaced.
         _check_regular(path, os.stat(path))
         # Opening a FIFO waits for its other end, unless it is told not to.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:    # a NUL, or characters that no file name can have here
+    except ValueError:  # a NUL, or characters that no file name can have here
         raise UnsuitableFile(errno.EINVAL, "no file can have that name", "the path") from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         _check_regular(path, status)
         if status.st_size > limit:
-            raise UnsuitableFile(errno.EFBIG, f"it has {status.st_size} bytes, the limit is {limit}", str(path))
+            raise UnsuitableFile(
+                errno.EFBIG, f"it has {status.st_size} bytes, the limit is {limit}", str(path)
+            )
         yield file, Stamp.of(status)
 
 
@@ -74,11 +90,13 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, Stamp]:
 
 
 def hash_regular(path: Path, limit: int) -> tuple[str, Stamp]:
-    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal, and its stamp; UnsuitableFile if it changes meanwhile."""
+    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal, and its stamp;
+    UnsuitableFile if it changes meanwhile.
+    """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with open_regular(path, limit) as (file, stamp):
         remaining = stamp.size
-        while remaining and (size := file.readinto(buffer[:remaining])):    # type: ignore[attr-defined]
+        while remaining and (size := file.readinto(buffer[:remaining])):  # type: ignore[attr-defined]
             digest.update(buffer[:size])
             remaining -= size
         if Stamp.of(os.fstat(file.fileno())) != stamp:

@@ -13,7 +13,7 @@ from typing import Any
 
 DRIVER = "libcuda.so.1"
 VERSION = Path("/sys/module/nvidia/version")
-_MAJOR, _MINOR = 75, 76    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
 _UUID_BYTES = 16
 
 
@@ -55,7 +55,9 @@ def _driver() -> Any:
 
 
 def _ask(driver: Any) -> tuple[Gpu, ...]:
-    """What CUDA's driver API tells of each device; it makes no context, so it takes none of their memory."""
+    """What CUDA's driver API tells of each device; it makes no context, so it takes none of their
+    memory.
+    """
     count = ctypes.c_int(0)
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
@@ -74,7 +76,12 @@ def _describe(driver: Any, number: int) -> Gpu:
     driver.cuDeviceGetUuid(uuid, device)
     text = bytes(uuid).hex()
     parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", memory.value, f"GPU-{'-'.join(parts)}")
+    return Gpu(
+        name.value.decode(errors="replace"),
+        f"{major}.{minor}",
+        memory.value,
+        f"GPU-{'-'.join(parts)}",
+    )
 
 
 def _attribute(driver: Any, which: int, device: ctypes.c_int) -> int:
@@ -86,6 +93,12 @@ def _attribute(driver: Any, which: int, device: ctypes.c_int) -> int:
 def told(gpus: Iterable[Gpu]) -> list[dict[str, Any]]:
     """For /info."""
     return [
-        {"name": gpu.name, "compute_capability": gpu.compute_capability, "memory_bytes": gpu.memory_bytes, "uuid": gpu.uuid, "driver": driver_version()}
+        {
+            "name": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "memory_bytes": gpu.memory_bytes,
+            "uuid": gpu.uuid,
+            "driver": driver_version(),
+        }
         for gpu in gpus
     ]

@@ -1,8 +1,9 @@
 """
 A Prometheus histogram with many buckets that is cheap to observe.
 
-prometheus_client's own walks its buckets one by one behind a lock, which is a tenth of a short request when there
-are 64 of them. This finds the bucket by bisection and counts in a list; what is scraped is the same.
+prometheus_client's own walks its buckets one by one behind a lock, which is a tenth of a short
+request when there are 64 of them. This finds the bucket by bisection and counts in a list; what is
+scraped is the same.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ class Series:
 
 
 class Histogram(Collector):
-    """Series by model, with the upper `bounds` of their buckets, ascending; what is above them is counted too.
+    """Series by model, with the upper `bounds` of their buckets, ascending; what is above them is
+    counted too.
 
-        queue = Histogram("drbert_queue_duration_seconds", "A text's wait for the model.", (0.001, 0.01, 0.1), registry)
-        queue.labels("reviews").observe(0.004)
+    queue = Histogram("drbert_queue_duration_seconds", "A text's wait for the model.", (0.001, 0.01,
+    0.1), registry) queue.labels("reviews").observe(0.004)
     """
 
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+    def __init__(
+        self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry
+    ) -> None:
         self._name, self._documentation = name, documentation
         self._bounds = tuple(float(bound) for bound in bounds)
         self._series: dict[str, Series] = {}
@@ -48,7 +52,9 @@ class Histogram(Collector):
 
     def labels(self, model: str) -> Series:
         series = self._series.get(model)
-        return series if series is not None else self._series.setdefault(model, Series(self._bounds))
+        return (
+            series if series is not None else self._series.setdefault(model, Series(self._bounds))
+        )
 
     def remove(self, model: str) -> None:
         self._series.pop(model, None)
@@ -69,7 +75,10 @@ class Histogram(Collector):
                     reached += count
                     told = number(reached)
                 lines.append(f"{begin}{bound}{end}{told}\n")
-            lines.append(f'{self._name}_count{{model="{label}"}} {told}\n{self._name}_sum{{model="{label}"}} {number(series.total)}\n')
+            lines.append(
+                f'{self._name}_count{{model="{label}"}} {told}\n{self._name}_sum{{model="{label}"}}'
+                f" {number(series.total)}\n"
+            )
         return "".join(lines)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:

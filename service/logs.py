@@ -1,9 +1,10 @@
 """
 Logs: one event, one line of JSON, facts as fields. Texts and keys are never among them.
 
-A thread of its own writes the lines, so that a stuck collector (a full pipe that nobody reads) stops nothing else: when its queue
-is full the oldest lines are dropped and counted. Warnings and errors are limited per place in the code, because callers without a
-key can provoke them as fast as they can send.
+A thread of its own writes the lines, so that a stuck collector (a full pipe that nobody reads)
+stops nothing else: when its queue is full the oldest lines are dropped and counted. Warnings and
+errors are limited per place in the code, because callers without a key can provoke them as fast as
+they can send.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class JsonLines(logging.Formatter):
 def json_line(at: float, fields: dict[str, Any]) -> str:
     """Return one line of the log; `at` is in seconds since 1970."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
-    return json.dumps({"time": stamp} | {name: _bounded(value) for name, value in fields.items()}, default=_bounded_text)
+    return json.dumps(
+        {"time": stamp} | {name: _bounded(value) for name, value in fields.items()},
+        default=_bounded_text,
+    )
 
 
 def _bounded(value: Any) -> Any:
@@ -57,7 +61,9 @@ def _bounded(value: Any) -> Any:
 
 
 def _bounded_text(value: object) -> str:
-    """Return a text of at most FIELD_CHARS characters, and a note of how many were cut out of its middle."""
+    """Return a text of at most FIELD_CHARS characters, and a note of how many were cut out of its
+    middle.
+    """
     text = str(value)
     if len(text) <= FIELD_CHARS:
         return text
@@ -75,17 +81,20 @@ class _Bucket:
 
 
 class RateLimit(logging.Filter):
-    """Limits the warnings and errors of each place in the code to LINES_PER_S, after a burst of BURST.
+    """Limits the warnings and errors of each place in the code to LINES_PER_S, after a burst of
+    BURST.
 
-    The place is the key, not the message: a message may hold what a caller sent, and every new one would have an allowance of its
-    own. CRITICAL always passes, and so does INFO, which no request causes.
+    The place is the key, not the message: a message may hold what a caller sent, and every new one
+    would have an allowance of its own. CRITICAL always passes, and so does INFO, which no request
+    causes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._buckets: dict[tuple[str, int], _Bucket] = {}
-        # Reentrant, because the garbage collector may run a __del__ that logs while the lock is held.
+        # Reentrant, because the garbage collector may run a __del__ that logs while the lock is
+        # held.
         self._lock = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -105,11 +114,19 @@ class RateLimit(logging.Filter):
             return False
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Return the fields of a summary line for each place that was limited since the last call."""
+        """Return the fields of a summary line for each place that was limited since the last
+        call.
+        """
         with self._lock:
             limited = [bucket for bucket in self._buckets.values() if bucket.suppressed]
             lines = [
-                {"level": "warning", "event": "log lines suppressed", "of": bucket.event, "lines": bucket.suppressed, "limit_per_s": LINES_PER_S}
+                {
+                    "level": "warning",
+                    "event": "log lines suppressed",
+                    "of": bucket.event,
+                    "lines": bucket.suppressed,
+                    "limit_per_s": LINES_PER_S,
+                }
                 for bucket in limited
             ]
             for bucket in limited:
@@ -120,8 +137,9 @@ class RateLimit(logging.Filter):
 class LineWriter(logging.Handler):
     """Hands lines to a thread that writes them to a file descriptor; never blocks the caller.
 
-    SimpleQueue and not Queue, whose lock is not reentrant: a __del__ that logs, run by the garbage collector inside put(), would
-    wait for itself. os.write and not sys.stderr, whose lock a thread that hangs would still hold when the process ends.
+    SimpleQueue and not Queue, whose lock is not reentrant: a __del__ that logs, run by the garbage
+    collector inside put(), would wait for itself. os.write and not sys.stderr, whose lock a thread
+    that hangs would still hold when the process ends.
     """
 
     def __init__(self, descriptor: int = 2, limit: RateLimit | None = None) -> None:
@@ -141,12 +159,14 @@ class LineWriter(logging.Handler):
         except Exception:
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:    # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         # logging's own prints to sys.stderr, which may block.
         LOST["write_failed"] += 1
 
     def flush(self) -> None:
-        """Wait until what was logged before is written, for at most FLUSH_S: nobody may ever read it."""
+        """Wait until what was logged before is written, for at most FLUSH_S: nobody may ever read
+        it.
+        """
         self.acquire()
         try:
             for fields in self._limit.summaries():
@@ -197,14 +217,16 @@ class LineWriter(logging.Handler):
         dropped = self._dropped
         if dropped > self._reported:
             lost = {"lines": dropped - self._reported, "why": "nobody read them in time"}
-            self._write(json_line(time.time(), {"level": "warning", "event": "log lines dropped"} | lost))
+            self._write(
+                json_line(time.time(), {"level": "warning", "event": "log lines dropped"} | lost)
+            )
             self._reported = dropped
 
     def _write(self, line: str) -> None:
         rest = line.encode() + b"\n"
         while rest:
             try:
-                rest = rest[os.write(self._descriptor, rest):]
+                rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [], 1.0)
             except OSError:
@@ -214,7 +236,9 @@ class LineWriter(logging.Handler):
 
 
 def set_up(level: str) -> None:
-    """Send every log line of the process, warnings and uncaught exceptions of threads too, to stderr as JSON."""
+    """Send every log line of the process, warnings and uncaught exceptions of threads too, to
+    stderr as JSON.
+    """
     logging.basicConfig(level=level, handlers=[LineWriter()], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
@@ -227,7 +251,9 @@ def set_up(level: str) -> None:
 
 
 def flush() -> None:
-    """Write what was logged so far, within FLUSH_S; to be called before os._exit, which runs nothing else."""
+    """Write what was logged so far, within FLUSH_S; to be called before os._exit, which runs
+    nothing else.
+    """
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -238,4 +264,8 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 def _log_unraisable(failure: sys.UnraisableHookArgs) -> None:
-    log.error("an exception could not be raised", exc_info=failure.exc_value, extra={"during": failure.err_msg})
+    log.error(
+        "an exception could not be raised",
+        exc_info=failure.exc_value,
+        extra={"during": failure.err_msg},
+    )

@@ -1,5 +1,6 @@
 """
-Says that memory ran out, where engines and libraries say it in words of their own, and how much there was.
+Says that memory ran out, where engines and libraries say it in words of their own, and how much
+there was.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ from pathlib import Path
 
 from command import Unavailable
 
-# Of C++'s allocator, of the loader, of the system, of Python's threads, and of ONNX Runtime's and oneDNN's allocators.
+# Of C++'s allocator, of the loader, of the system, of Python's threads, and of ONNX Runtime's and
+# oneDNN's allocators.
 WORDS = re.compile(
-    r"bad_alloc|failed to map segment|cannot allocate memory|can't start new thread|cannot create thread|"
+    r"bad_alloc|failed to map segment|cannot allocate memory|can't start new thread|cannot create"
+    r" thread|"
     r"failed to allocate memory|out of memory|not enough memory|could not allocate",
     re.IGNORECASE,
 )
 THREADS = re.compile("can't start new thread|cannot create thread", re.IGNORECASE)
-LIMITS = ((resource.RLIMIT_AS, "its address space is limited to {:,} bytes (ulimit -v)"), (resource.RLIMIT_DATA, "its data is limited to {:,} bytes (ulimit -d)"))
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+LIMITS = (
+    (resource.RLIMIT_AS, "its address space is limited to {:,} bytes (ulimit -v)"),
+    (resource.RLIMIT_DATA, "its data is limited to {:,} bytes (ulimit -d)"),
+)
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -36,10 +45,16 @@ def ran_out(error: BaseException) -> bool:
 def not_enough(name: str, variant: str, weight_bytes: int, error: BaseException) -> NotEnoughMemory:
     """The refusal of a model, with what there is and what it would take."""
     threads = any(THREADS.search(str(link)) for link in _chain(error))
-    also = " A thread could not be started, which the number of processes may forbid too (ulimit -u, a container's pids)." if threads else ""
+    also = (
+        " A thread could not be started, which the number of processes may forbid too (ulimit -u, a"
+        " container's pids)."
+        if threads
+        else ""
+    )
     return NotEnoughMemory(
-        f"There is not enough memory to load {name}: {variant} has {weight_bytes:,} bytes of weights, and loading takes a few times that; {limit()}. "
-        f"Give the process more memory, or choose a smaller variant with --variant.{also}"
+        f"There is not enough memory to load {name}: {variant} has {weight_bytes:,} bytes of"
+        f" weights, and loading takes a few times that; {limit()}. Give the process more memory, or"
+        f" choose a smaller variant with --variant.{also}"
     )
 
 
@@ -52,7 +67,7 @@ def limit() -> str:
     for file in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             most = int(file.read_text(encoding="ascii"))
-            if most < 2**60:    # version 1 says it is unlimited by a number near 2**63
+            if most < 2**60:  # version 1 says it is unlimited by a number near 2**63
                 return f"its container is limited to {most:,} bytes"
     with contextlib.suppress(OSError, AttributeError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="ascii"))

@@ -6,7 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, Metric, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Info,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector as PrometheusCollector
 
@@ -36,51 +44,121 @@ class Metrics:
     """All metrics, by `registry`, and the page that a scraper reads."""
 
     def __init__(
-        self, registry: CollectorRegistry, waiting: Callable[[], int] = lambda: 0, answering: Callable[[], int] = lambda: 0,
-        readings: Callable[[], list[Reading]] = list, waiting_s: Callable[[], float] = lambda: 0.0,
+        self,
+        registry: CollectorRegistry,
+        waiting: Callable[[], int] = lambda: 0,
+        answering: Callable[[], int] = lambda: 0,
+        readings: Callable[[], list[Reading]] = list,
+        waiting_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, self.registry)
 
-        # Histograms are nearly all of the page, and write their own part of it; everything else has a registry within the other.
+        # Histograms are nearly all of the page, and write their own part of it; everything else has
+        # a registry within the other.
         self.registry, self._others = registry, CollectorRegistry()
         registry.register(_Group(self._others))
         registry = self._others
-        self.requests = Counter("drbert_requests_total", "Requests answered, by status.", ["model", "code"], registry=registry)
+        self.requests = Counter(
+            "drbert_requests_total",
+            "Requests answered, by status.",
+            ["model", "code"],
+            registry=registry,
+        )
         self._requests: dict[tuple[str, int], Counter] = {}
         self.request = seconds("request", "From a request's first byte read to its answer.")
         self.tokenize = seconds("tokenize", "Turning a request's texts into tokens.")
         self.queue = seconds("queue", "A text's wait for the model.")
         self.inference = seconds("inference", "One model run.")
-        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", SIZES, self.registry)
-        self.batch_tokens = Histogram("drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, self.registry)
-        self.padding_tokens = Counter("drbert_padding_tokens_total", "Tokens computed only to fill a batch.", ["model"], registry=registry)
-        self.tokens = Counter("drbert_tokens_total", "Tokens of texts computed.", ["model"], registry=registry)
-        self.truncated = Counter("drbert_truncated_total", "Texts that were cut to the model's length.", ["model"], registry=registry)
-        self.rejected = Counter("drbert_rejected_total", "Requests refused before the model.", ["reason"], registry=registry)
-        self.inflight = Gauge("drbert_inflight_requests", "Requests being answered.", registry=registry)
+        self.batch_size = Histogram(
+            "drbert_batch_size", "Texts in a model run.", SIZES, self.registry
+        )
+        self.batch_tokens = Histogram(
+            "drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, self.registry
+        )
+        self.padding_tokens = Counter(
+            "drbert_padding_tokens_total",
+            "Tokens computed only to fill a batch.",
+            ["model"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "drbert_tokens_total", "Tokens of texts computed.", ["model"], registry=registry
+        )
+        self.truncated = Counter(
+            "drbert_truncated_total",
+            "Texts that were cut to the model's length.",
+            ["model"],
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "drbert_rejected_total",
+            "Requests refused before the model.",
+            ["reason"],
+            registry=registry,
+        )
+        self.inflight = Gauge(
+            "drbert_inflight_requests", "Requests being answered.", registry=registry
+        )
         self.inflight.set_function(answering)
         self.queue_depth = Gauge("drbert_queue_depth", "Texts that wait.", registry=registry)
         self.queue_depth.set_function(waiting)
-        self.queue_seconds = Gauge("drbert_queue_seconds", "Seconds of the engine that the texts take that wait, by the measured rate.", registry=registry)
+        self.queue_seconds = Gauge(
+            "drbert_queue_seconds",
+            "Seconds of the engine that the texts take that wait, by the measured rate.",
+            registry=registry,
+        )
         self.queue_seconds.set_function(waiting_s)
         self.ready = Gauge("drbert_ready", "1 while the service takes requests.", registry=registry)
-        self.event_loop_lag = Gauge("drbert_event_loop_lag_seconds", "How late the event loop woke at the worst, over the last half minute or two.", registry=registry)
-        self.shadowed = Counter("drbert_shadow_texts_total", "Texts that a second model answered too, by what became of it.", ["model", "of", "outcome"], registry=registry)
-        self.shadow_seconds = Counter("drbert_shadow_inference_seconds_total", "Time of the engine spent on them.", ["model"], registry=registry)
+        self.event_loop_lag = Gauge(
+            "drbert_event_loop_lag_seconds",
+            "How late the event loop woke at the worst, over the last half minute or two.",
+            registry=registry,
+        )
+        self.shadowed = Counter(
+            "drbert_shadow_texts_total",
+            "Texts that a second model answered too, by what became of it.",
+            ["model", "of", "outcome"],
+            registry=registry,
+        )
+        self.shadow_seconds = Counter(
+            "drbert_shadow_inference_seconds_total",
+            "Time of the engine spent on them.",
+            ["model"],
+            registry=registry,
+        )
         registry.register(Collector(readings))
         registry.register(LogCollector())
         ProcessCollector(registry=registry)
-        self.model_info = Info("drbert_model", "What serves each model.", ["model"], registry=registry)
-        self._histograms = (self.request, self.tokenize, self.queue, self.inference, self.batch_size, self.batch_tokens)
+        self.model_info = Info(
+            "drbert_model", "What serves each model.", ["model"], registry=registry
+        )
+        self._histograms = (
+            self.request,
+            self.tokenize,
+            self.queue,
+            self.inference,
+            self.batch_size,
+            self.batch_tokens,
+        )
 
     def page(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._others) + "".join([histogram.page() for histogram in self._histograms]).encode()
+        return (
+            generate_latest(self._others)
+            + "".join([histogram.page() for histogram in self._histograms]).encode()
+        )
 
-    def add_model(self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str) -> None:
+    def add_model(
+        self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str
+    ) -> None:
         """Names a loaded model and makes its series, so that they start at zero."""
-        facts = {"digest": digest, "encoder_digest": encoder_digest, "runtime": runtime, "variant": variant}
+        facts = {
+            "digest": digest,
+            "encoder_digest": encoder_digest,
+            "runtime": runtime,
+            "variant": variant,
+        }
         self.model_info.labels(model).info(facts)
         for series in self._histograms:
             series.labels(model)
@@ -91,7 +169,9 @@ class Metrics:
             self._counter(model, status)
 
     def remove_model(self, model: str) -> None:
-        """Forgets the series of a model that is gone: the label holds the names of loaded ones only."""
+        """Forgets the series of a model that is gone: the label holds the names of loaded ones
+        only.
+        """
         for series in self._histograms:
             series.remove(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated, self.model_info):
@@ -126,7 +206,11 @@ class LogCollector:
     """Counts the lines that the log lost; the log itself knows nothing of Prometheus."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        lines = CounterMetricFamily("drbert_log_lines_dropped", "Log lines that were not written, by reason.", labels=["reason"])
+        lines = CounterMetricFamily(
+            "drbert_log_lines_dropped",
+            "Log lines that were not written, by reason.",
+            labels=["reason"],
+        )
         for reason, count in logs.LOST.items():
             lines.add_metric([reason], count)
         yield lines

@@ -1,5 +1,6 @@
 """
-The page at /metrics: written at most once a second, in a thread of its own, and sent to all who ask meanwhile.
+The page at /metrics: written at most once a second, in a thread of its own, and sent to all who ask
+meanwhile.
 
 With 61 models it has 1.5 MB, and whoever reaches the port may ask for it.
 """
@@ -50,13 +51,21 @@ class MetricsPage:
         headers = {"vary": "accept-encoding"}
         if not takes_gzip(request.headers.get("accept-encoding", "")):
             return Response(page.text, headers=headers, media_type=CONTENT_TYPE_LATEST)
-        return Response(page.compressed, headers=headers | {"content-encoding": "gzip"}, media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            page.compressed,
+            headers=headers | {"content-encoding": "gzip"},
+            media_type=CONTENT_TYPE_LATEST,
+        )
 
     @staticmethod
     def _is_over(writing: asyncio.Task[Page]) -> bool:
         if not writing.done():
             return False
-        return writing.cancelled() or writing.exception() is not None or time.monotonic() - writing.result().written > FRESH_S
+        return (
+            writing.cancelled()
+            or writing.exception() is not None
+            or time.monotonic() - writing.result().written > FRESH_S
+        )
 
     def _write(self) -> Page:
         text = self._metrics.page()

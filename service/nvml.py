@@ -1,5 +1,6 @@
 """
-What the visible GPUs do just now, by NVML, where nvidia-ml-py is installed: memory, load, clocks, power.
+What the visible GPUs do just now, by NVML, where nvidia-ml-py is installed: memory, load, clocks,
+power.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from prometheus_client.core import GaugeMetricFamily
 from service import gpus
 from service.gpus import Gpu
 
-# The clocks are held back for one of these reasons; NVML gives them as bits. An idle GPU and one that its owner set
-# to a clock are not slowed down by anything.
+# The clocks are held back for one of these reasons; NVML gives them as bits. An idle GPU and one
+# that its owner set to a clock are not slowed down by anything.
 SLOWED_BY = {
-    "power": 0x4 | 0x80,      # the cap on power, in software or by the brake in hardware
+    "power": 0x4 | 0x80,  # the cap on power, in software or by the brake in hardware
     "heat": 0x20 | 0x40,
     "hardware": 0x8,
     "sync": 0x10,
@@ -47,7 +48,9 @@ def readings() -> list[Reading]:
 
 
 def read(nvml: Any, seen: Iterable[Gpu]) -> list[Reading]:
-    """What each of those GPUs does, by the module pynvml; a GPU that it does not know is left out."""
+    """What each of those GPUs does, by the module pynvml; a GPU that it does not know is
+    left out.
+    """
     found = []
     for gpu in seen:
         with contextlib.suppress(nvml.NVMLError):
@@ -74,7 +77,9 @@ def _read(nvml: Any, gpu: Gpu) -> Reading:
     handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
 
     def asked(question: Callable[..., Any], *more: Any) -> Any:
-        with contextlib.suppress(nvml.NVMLError):    # What a device does not tell, as MIG's parts do not their power.
+        with contextlib.suppress(
+            nvml.NVMLError
+        ):  # What a device does not tell, as MIG's parts do not their power.
             return question(handle, *more)
         return None
 
@@ -84,7 +89,8 @@ def _read(nvml: Any, gpu: Gpu) -> Reading:
     power = asked(nvml.nvmlDeviceGetPowerUsage)
     bits = asked(nvml.nvmlDeviceGetCurrentClocksEventReasons) or 0
     return Reading(
-        uuid=gpu.uuid, name=gpu.name,
+        uuid=gpu.uuid,
+        name=gpu.name,
         memory_used_bytes=None if memory is None else memory.used,
         utilization_ratio=None if rates is None else rates.gpu / 100,
         sm_clock_hertz=None if clock is None else clock * 1e6,
@@ -99,7 +105,9 @@ def _slowed(bits: int) -> frozenset[str]:
 
 
 class Collector:
-    """The readings as metrics, taken when they are scraped. A GPU that does not tell a value has no series of it."""
+    """The readings as metrics, taken when they are scraped. A GPU that does not tell a value has no
+    series of it.
+    """
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self._read = read
@@ -112,7 +120,11 @@ class Collector:
                 if (found := value(reading)) is not None:
                     family.add_metric([reading.uuid], found)
             yield family
-        slowed = GaugeMetricFamily("drbert_gpu_slowed", "1 while the GPU's clocks are held back for that reason.", labels=["gpu", "reason"])
+        slowed = GaugeMetricFamily(
+            "drbert_gpu_slowed",
+            "1 while the GPU's clocks are held back for that reason.",
+            labels=["gpu", "reason"],
+        )
         for reading in taken:
             for reason in SLOWED_BY:
                 slowed.add_metric([reading.uuid, reason], float(reason in reading.slowed_by))
@@ -120,8 +132,16 @@ class Collector:
 
 
 _METRICS: tuple[tuple[str, str, Callable[[Reading], float | None]], ...] = (
-    ("memory_used_bytes", "Memory of the GPU that is in use, by whomever.", lambda reading: reading.memory_used_bytes),
-    ("utilization_ratio", "Share of the last moment in which the GPU computed.", lambda reading: reading.utilization_ratio),
+    (
+        "memory_used_bytes",
+        "Memory of the GPU that is in use, by whomever.",
+        lambda reading: reading.memory_used_bytes,
+    ),
+    (
+        "utilization_ratio",
+        "Share of the last moment in which the GPU computed.",
+        lambda reading: reading.utilization_ratio,
+    ),
     ("sm_clock_hertz", "Clock of the GPU's processors.", lambda reading: reading.sm_clock_hertz),
     ("power_watts", "Power that the GPU draws.", lambda reading: reading.power_watts),
     ("temperature_celsius", "Temperature of the GPU.", lambda reading: reading.temperature_celsius),

@@ -1,10 +1,11 @@
 """
 Several texts in one row, so that little of what is computed is padding.
 
-A row that holds several texts is to the engine what one long text is; each token attends to its own text's only and
-has the position that it has there (Krell et al., "Efficient Sequence Packing without Cross-contamination",
-arXiv 2107.02027). Where they place texts to fill rows best, this places them in the order in which they came, first fit;
-only where a row is long, those that may begin one come before those that fill it.
+A row that holds several texts is to the engine what one long text is; each token attends to its own
+text's only and has the position that it has there (Krell et al., "Efficient Sequence Packing
+without Cross-contamination", arXiv 2107.02027). Where they place texts to fill rows best, this
+places them in the order in which they came, first fit; only where a row is long, those that may
+begin one come before those that fill it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ROW = 128
-"""Tokens of a row that texts share. A longer one costs more in attention, so it has to save padding."""
+"""Tokens of a row that texts share. A longer one costs more in attention, so it has to save
+padding.
+"""
 LONGEST = 224
-"""The longest row for texts of up to ROW tokens: of any length, two or more of them leave little of one of these."""
+"""The longest row for texts of up to ROW tokens: of any length, two or more of them leave little of
+one of these.
+"""
 MAX_ROWS = 4
 MAX_TEXTS = 32
 PADDING = 0.05
-"""With no more than this share of padding a shorter row is taken, whatever a longer one would hold."""
+"""With no more than this share of padding a shorter row is taken, whatever a longer one would hold.
+"""
 A_BATCH = 40
 """What a batch costs beside its tokens, in tokens."""
 BEGINS = 0.75
 """Share of a row that a text has to fill to begin one, where the oldest made it longer than ROW."""
 SLOTS = (1, 8, 32)
-"""For how many texts' first tokens an engine is asked: a number of its own for each batch would be one more shape."""
+"""For how many texts' first tokens an engine is asked: a number of its own for each batch would be
+one more shape.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +55,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packing:
-    """How texts of a model share rows, whose lengths are among `lengths`: ascending, ROW and LONGEST among them.
+    """How texts of a model share rows, whose lengths are among `lengths`: ascending, ROW and
+    LONGEST among them.
 
-    A batch is at most `max_texts` texts, in rows of at most `max_tokens` tokens together, padding counted; only a text alone may have more.
+    A batch is at most `max_texts` texts, in rows of at most `max_tokens` tokens together, padding
+    counted; only a text alone may have more.
     """
 
     lengths: tuple[int, ...]
@@ -57,10 +67,11 @@ class Packing:
     max_tokens: int = 4096
 
     def choose(self, waiting: Sequence[int], most_tokens: int | None = None) -> list[int]:
-        """Places of those that make the next batch, of texts of so many tokens that wait, oldest first; the oldest is among them.
+        """Places of those that make the next batch, of texts of so many tokens that wait, oldest
+        first; the oldest is among them.
 
-        `most_tokens` is for a smaller batch than `max_tokens` allows. `lay_out` of the texts in the order returned needs no more
-        tokens than were counted on.
+        `most_tokens` is for a smaller batch than `max_tokens` allows. `lay_out` of the texts in the
+        order returned needs no more tokens than were counted on.
         """
         max_tokens = self.max_tokens if most_tokens is None else min(most_tokens, self.max_tokens)
         oldest, shortest = waiting[0], min(waiting)
@@ -86,7 +97,9 @@ class Packing:
         return best
 
     def lay_out(self, texts: Sequence[int]) -> Layout:
-        """Rows for texts of so many tokens, in their order; as many as it takes, whatever the limits are."""
+        """Rows for texts of so many tokens, in their order; as many as it takes, whatever the
+        limits are.
+        """
         longest, together = max(texts), sum(texts)
         if longest > ROW:
             return _next_fit(texts, self._at_least(longest))
@@ -112,8 +125,18 @@ class Packing:
         # What fills no two rows is one, as long as need be.
         return allowed if together >= 2 * ROW else allowed[-1:]
 
-    def _fill(self, waiting: Sequence[int], fitting: Sequence[int], length: int, max_rows: int, begins: int, shortest: int) -> list[list[int]]:
-        """Each row's places, first fit in the order of `fitting`; only a text of `begins` tokens begins another row."""
+    def _fill(
+        self,
+        waiting: Sequence[int],
+        fitting: Sequence[int],
+        length: int,
+        max_rows: int,
+        begins: int,
+        shortest: int,
+    ) -> list[list[int]]:
+        """Each row's places, first fit in the order of `fitting`; only a text of `begins` tokens
+        begins another row.
+        """
         rows, room, chosen = [[0]], [length - waiting[0]], 1
         for place in fitting[1:]:
             if chosen == self.max_texts or (len(rows) == max_rows and max(room) < shortest):
@@ -144,7 +167,9 @@ class Packing:
 
 
 def slots(texts: int) -> int:
-    """For how many first tokens the engine is asked where a batch has so many texts; what is beyond the texts' own is not read."""
+    """For how many first tokens the engine is asked where a batch has so many texts; what is beyond
+    the texts' own is not read.
+    """
     place = bisect_left(SLOTS, texts)
     return SLOTS[place] if place < len(SLOTS) else texts
 

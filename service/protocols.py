@@ -1,6 +1,6 @@
 """
-What clients ask of a server beside its answers: which models there are and whether they are ready, in OpenAI's, KServe's and
-Triton's words.
+What clients ask of a server beside its answers: which models there are and whether they are ready,
+in OpenAI's, KServe's and Triton's words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from service.models import Loaded, Models
 
 
 class NameConvertor(Convertor[str]):
-    """A model's name in a path: it may hold slashes, as a hub's do, but neither begin nor end with one, nor with what the protocol asks of a model."""
+    """A model's name in a path: it may hold slashes, as a hub's do, but neither begin nor end with
+    one, nor with what the protocol asks of a model.
+    """
 
     regex = r"(?!.*/(?:infer|config|stats|load|unload)/?$)[^/](?:.*[^/])?"
 
@@ -34,16 +36,29 @@ class NameConvertor(Convertor[str]):
 
 register_url_convertor("name", NameConvertor())
 
-UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": REFUSALS[404]}, 503: {"description": REFUSALS[503]}}
+UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"description": REFUSALS[404]},
+    503: {"description": REFUSALS[503]},
+}
 
 
 def add_protocols(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The loaded models, in OpenAI's form and in KServe's."""
-        return {"object": "list", "data": [
-            {"id": name, "object": "model", "created": models.started, "owned_by": "drbert-serve"} for name in models.loaded
-        ], "models": list(models.loaded)}
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": models.started,
+                    "owned_by": "drbert-serve",
+                }
+                for name in models.loaded
+            ],
+            "models": list(models.loaded),
+        }
 
     @app.get("/v1/models/{model:name}", responses=UNKNOWN)
     async def kserve_ready(model: str) -> Response:
@@ -53,7 +68,11 @@ def add_protocols(app: FastAPI, models: Models) -> None:
     @app.get("/v2")
     async def open_inference_server() -> dict[str, Any]:
         """Open Inference Protocol: what this server is."""
-        return {"name": "drbert-serve", "version": models.version, "extensions": ["classification", "binary_tensor_data"]}
+        return {
+            "name": "drbert-serve",
+            "version": models.version,
+            "extensions": ["classification", "binary_tensor_data"],
+        }
 
     @app.get("/v2/health/live")
     async def open_inference_live() -> dict[str, bool]:
@@ -66,10 +85,13 @@ def add_protocols(app: FastAPI, models: Models) -> None:
         try:
             check_ready(models)
         except ServiceError as error:
-            return JSONResponse({"ready": False, "error": error.message}, int(error.status), refusal_headers(error))
+            return JSONResponse(
+                {"ready": False, "error": error.message}, int(error.status), refusal_headers(error)
+            )
         return JSONResponse({"ready": True})
 
     if models.settings.classify_dialect == "infinity":
+
         @app.get("/health", responses={503: {"description": REFUSALS[503]}})
         async def infinity_health() -> Response:
             """Infinity: the server's time while the service takes requests, else 503 and why."""
@@ -83,11 +105,27 @@ def add_protocols(app: FastAPI, models: Models) -> None:
         async def infinity_models() -> dict[str, Any]:
             """Infinity: the loaded models, with how full the queue is."""
             waiting, most = models.batcher.waiting, models.settings.max_waiting
-            stats = {"queue_fraction": waiting / most, "queue_absolute": waiting, "results_pending": models.answering, "batch_size": models.settings.max_batch_size}
-            return {"object": "list", "data": [
-                {"id": name, "object": "model", "created": models.started, "owned_by": "infinity", "backend": loaded.choice.runtime,
-                 "capabilities": ["classify"], "stats": stats} for name, loaded in models.loaded.items()
-            ]}
+            stats = {
+                "queue_fraction": waiting / most,
+                "queue_absolute": waiting,
+                "results_pending": models.answering,
+                "batch_size": models.settings.max_batch_size,
+            }
+            return {
+                "object": "list",
+                "data": [
+                    {
+                        "id": name,
+                        "object": "model",
+                        "created": models.started,
+                        "owned_by": "infinity",
+                        "backend": loaded.choice.runtime,
+                        "capabilities": ["classify"],
+                        "stats": stats,
+                    }
+                    for name, loaded in models.loaded.items()
+                ],
+            }
 
     # A model's name may hold slashes, so what ends in more comes before what does not.
     @app.get("/v2/models/{model:name}/versions/{version}/ready", responses=UNKNOWN)
@@ -110,7 +148,9 @@ def add_protocols(app: FastAPI, models: Models) -> None:
         """Open Inference Protocol: a model's inputs and outputs."""
         return about(model, tensors)
 
-    def about(model: str, told: Callable[[Loaded], dict[str, Any]], version: str | None = None) -> Response:
+    def about(
+        model: str, told: Callable[[Loaded], dict[str, Any]], version: str | None = None
+    ) -> Response:
         try:
             check_version(version)
             return JSONResponse(told(models.using(model)))
@@ -126,7 +166,9 @@ def check_ready(models: Models) -> None:
 
 
 def refusal_headers(error: ServiceError) -> dict[str, str]:
-    """What a refusal says beside its body: when to come back, and that a server which drains is to be left."""
+    """What a refusal says beside its body: when to come back, and that a server which drains is to
+    be left.
+    """
     headers = {name.decode(): value.decode() for name, value in retry_after(error)}
     return headers | ({"connection": "close"} if isinstance(error, ShuttingDown) else {})
 

@@ -1,14 +1,19 @@
 """
-What waits for the engine, and which of it makes the next batch. Whoever holds the batcher's lock uses it; it locks nothing itself.
+What waits for the engine, and which of it makes the next batch. Whoever holds the batcher's lock
+uses it; it locks nothing itself.
 
 The order, which `service.capacity` relies on when it admits a call:
 
-* Light calls go first, in order of arrival, in batches of their own: they wait for the batch that runs and for each other.
-* Lists take turns in what is left: deficit round robin over calls (Shreedhar and Varghese, "Efficient fair queueing using
-  deficit round robin", SIGCOMM 1995), in seconds of the engine, so that a list for a slow model gets no more of it.
-* Lists get at least the share that they need, or FLOOR if that is less; never more than CEILING while light calls wait. As much of
-  it as they need goes to the one that is due first (EDF), so what is admitted is done in time whatever comes later.
-* While there are both, a batch takes no longer than a turn: half of one is what a light call waits for beside lists.
+* Light calls go first, in order of arrival, in batches of their own: they wait for the batch that
+  runs and for each other.
+* Lists take turns in what is left: deficit round robin over calls (Shreedhar and Varghese,
+  "Efficient fair queueing using deficit round robin", SIGCOMM 1995), in seconds of the engine, so
+  that a list for a slow model gets no more of it.
+* Lists get at least the share that they need, or FLOOR if that is less; never more than CEILING
+  while light calls wait. As much of it as they need goes to the one that is due first (EDF), so
+  what is admitted is done in time whatever comes later.
+* While there are both, a batch takes no longer than a turn: half of one is what a light call waits
+  for beside lists.
 """
 
 from __future__ import annotations
@@ -24,22 +29,28 @@ from service.calls import Entry, Flow, fail
 from service.capacity import TEXT_COST, TURN_S, Capacity
 from service.errors import DeadlineExceeded, Overloaded, ShuttingDown
 
-# Texts share a batch if the shorter is at least this share of the longer, or nearly as long in tokens.
+# Texts share a batch if the shorter is at least this share of the longer, or nearly as long in
+# tokens.
 SHARED_LENGTH = 0.75
 NEAR_TOKENS = 4
 
 LIGHT_SEEN_S = 1.0
 """For how long after a light call lists' batches are short."""
 WINDOW_TEXTS = 1024
-"""Texts that are looked at for a batch: 1,000 texts of 5 to 500 tokens are computed with 4.9 % of padding, and with 5.1 % among 512."""
+"""Texts that are looked at for a batch: 1,000 texts of 5 to 500 tokens are computed with 4.9 % of
+padding, and with 5.1 % among 512.
+"""
 WINDOW_BATCHES = 64
-"""The same in tokens, as a multiple of those that a batch may have: with 4 the padding was 9.2 %."""
+"""The same in tokens, as a multiple of those that a batch may have: with 4 the padding was 9.2 %.
+"""
 MOST_OWED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What a batch may hold in which each item has a row of its own; where items share rows, `Packing` says it."""
+    """What a batch may hold in which each item has a row of its own; where items share rows,
+    `Packing` says it.
+    """
 
     size: int
     """Items."""
@@ -57,7 +68,9 @@ Lane = tuple[int, float]
 
 @dataclass
 class Queue:
-    """Light calls and lists, and beside them what is done in the background: a batch of that begins only when nothing else waits."""
+    """Light calls and lists, and beside them what is done in the background: a batch of that begins
+    only when nothing else waits.
+    """
 
     max_waiting: int
     max_background: int
@@ -86,7 +99,9 @@ class Queue:
 
     @property
     def full_s(self) -> float:
-        """For how long there has been no room: since a call was refused, until half of the queue is free again."""
+        """For how long there has been no room: since a call was refused, until half of the queue is
+        free again.
+        """
         return self.capacity.full_s
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -122,7 +137,10 @@ class Queue:
 
     def drop_the_background(self) -> None:
         for entry in self.background:
-            fail(entry.call, ShuttingDown("This replica is draining; nothing is done in the background."))
+            fail(
+                entry.call,
+                ShuttingDown("This replica is draining; nothing is done in the background."),
+            )
         self.background.clear()
 
     def take_all(self) -> list[Entry]:
@@ -137,21 +155,32 @@ class Queue:
     def take(self, limits: BatchLimits) -> list[Entry]:
         """The next batch, of entries of one model and one busy-wait; empty if nothing waits.
 
-        Its first entry is that of the call whose turn it is, so nobody starves; others are those that go well with it, of the calls
-        that follow: whoever fits, where texts share rows; else those nearest in length, and only of one length where the model
-        is not padding-safe.
+        Its first entry is that of the call whose turn it is, so nobody starves; others are those
+        that go well with it, of the calls that follow: whoever fits, where texts share rows; else
+        those nearest in length, and only of one length where the model is not padding-safe.
         """
         now = self.clock()
         light, listed = self._first_light(now), self._first_list(now)
         need, decides = self.capacity.need() if listed else (0.0, 0.0)
         urgent = listed is not None and self._owed_to_due_s > 0
         if urgent:
-            listed = next((flow for flow in list(self.capacity.lists) if flow.waiting and self._awaited(flow, now)), listed)
+            listed = next(
+                (
+                    flow
+                    for flow in list(self.capacity.lists)
+                    if flow.waiting and self._awaited(flow, now)
+                ),
+                listed,
+            )
         if light and (not listed or self._owed_to_lists_s <= 0):
             limits = self._short(light, limits) if listed else limits
             candidates = self._oldest_light(light, limits, now)
         elif listed:
-            limits = self._short(listed, limits) if light or now - self.capacity.light_seen < LIGHT_SEEN_S else limits
+            limits = (
+                self._short(listed, limits)
+                if light or now - self.capacity.light_seen < LIGHT_SEEN_S
+                else limits
+            )
             candidates = self._by_turns(listed, urgent, limits, now)
         else:
             candidates = self._oldest_background(now)
@@ -171,7 +200,9 @@ class Queue:
     # Whose turn it is.
 
     def _awaited(self, flow: Flow, now: float) -> bool:
-        """Whether somebody waits for it still; if not it is dropped, and who comes too late is told."""
+        """Whether somebody waits for it still; if not it is dropped, and who comes too late is
+        told.
+        """
         call = flow.waiting[0].call
         if not call.gone and now <= call.deadline:
             return True
@@ -181,7 +212,9 @@ class Queue:
 
     def _first_light(self, now: float) -> Flow | None:
         """The light call that came first."""
-        firsts = [flow for lane in list(self._lanes.values()) if (flow := self._first_awaited(lane, now))]
+        firsts = [
+            flow for lane in list(self._lanes.values()) if (flow := self._first_awaited(lane, now))
+        ]
         if len(firsts) < 2:
             return firsts[0] if firsts else None
         return min(firsts, key=lambda flow: flow.arrival)
@@ -215,7 +248,9 @@ class Queue:
             if not flow.light:
                 to_lists_s += entry_s
                 to_due_s += entry_s if flow.due <= decides else 0.0
-        self._owed_to_lists_s = _owed(self._owed_to_lists_s, took_s, self.capacity.share_of_lists(need), to_lists_s)
+        self._owed_to_lists_s = _owed(
+            self._owed_to_lists_s, took_s, self.capacity.share_of_lists(need), to_lists_s
+        )
         self._owed_to_due_s = _owed(self._owed_to_due_s, took_s, min(1.0, need), to_due_s)
 
     # What may be in the batch.
@@ -227,7 +262,7 @@ class Queue:
         for flow in self._lanes[_lane(first.waiting[0])]:
             call = flow.waiting[0].call
             if call.gone or now > call.deadline:
-                continue    # Dropped when its turn comes.
+                continue  # Dropped when its turn comes.
             found += flow.waiting
             room -= flow.tokens
             if room <= 0 or len(found) >= WINDOW_TEXTS:
@@ -239,13 +274,18 @@ class Queue:
         return replace(limits, tokens=min(limits.tokens, self.capacity.turn_tokens(flow.model)))
 
     def _by_turns(self, first: Flow, urgent: bool, limits: BatchLimits, now: float) -> list[Entry]:
-        """Entries of `first` and of the lists after it that go with it, a turn each and round by round: a window of them.
+        """Entries of `first` and of the lists after it that go with it, a turn each and round by
+        round: a window of them.
 
         What is urgent takes all turns that it can use.
         """
         lane = _lane(first.waiting[0])
         turn = limits.tokens * WINDOW_BATCHES if urgent else self.capacity.turn_tokens(first.model)
-        others = (flow for flow in list(self._ring) if flow is not first and _lane(flow.waiting[0]) == lane and self._awaited(flow, now))
+        others = (
+            flow
+            for flow in list(self._ring)
+            if flow is not first and _lane(flow.waiting[0]) == lane and self._awaited(flow, now)
+        )
         later: deque[Iterator[Entry]] = deque()
         found: list[Entry] = []
         room = WINDOW_BATCHES * limits.tokens
@@ -270,8 +310,13 @@ class Queue:
         """Entries of the background that go with the oldest."""
         for entry in self.background:
             if now > entry.call.deadline:
-                fail(entry.call, DeadlineExceeded("The text waited longer than the request's time limit."))
-        self.background = deque(entry for entry in self.background if not entry.call.gone and now <= entry.call.deadline)
+                fail(
+                    entry.call,
+                    DeadlineExceeded("The text waited longer than the request's time limit."),
+                )
+        self.background = deque(
+            entry for entry in self.background if not entry.call.gone and now <= entry.call.deadline
+        )
         if not self.background:
             return []
         lane = _lane(self.background[0])
@@ -283,7 +328,10 @@ class Queue:
         packing = candidates[0].model.packing
         if packing is None:
             return self._nearest(candidates, limits)
-        return [candidates[place] for place in packing.choose([entry.item.tokens for entry in candidates], limits.tokens)]
+        return [
+            candidates[place]
+            for place in packing.choose([entry.item.tokens for entry in candidates], limits.tokens)
+        ]
 
     @staticmethod
     def _nearest(alike: Sequence[Entry], limits: BatchLimits) -> list[Entry]:
@@ -292,7 +340,9 @@ class Queue:
         mixes = first.model.padding_safe
         chosen = [first]
         shortest = longest = first.length
-        for entry in heapq.nsmallest(limits.size - 1, alike[1:], key=lambda e: abs(e.length - first.length)):
+        for entry in heapq.nsmallest(
+            limits.size - 1, alike[1:], key=lambda e: abs(e.length - first.length)
+        ):
             low, high = min(shortest, entry.length), max(longest, entry.length)
             fits = low == high or (mixes and _share_a_batch(low, high))
             if fits and high * limits.rows(len(chosen) + 1) <= limits.tokens:
@@ -352,7 +402,9 @@ def _cost(entries: Sequence[Entry]) -> int:
 
 
 def _owed(before_s: float, took_s: float, share: float, had_s: float) -> float:
-    """What is owed after a batch to who has a share of the engine and had so much of it. Nobody saves up more than a batch."""
+    """What is owed after a batch to who has a share of the engine and had so much of it. Nobody
+    saves up more than a batch.
+    """
     return max(-took_s, min(MOST_OWED_S, before_s + share * took_s - had_s))
 
 

@@ -1,5 +1,6 @@
 """
-HTTP: which path is answered by what. Texts are classified in classify.py; here is everything around that.
+HTTP: which path is answered by what. Texts are classified in classify.py; here is everything around
+that.
 """
 
 from __future__ import annotations
@@ -30,11 +31,25 @@ from service.protocols import add_protocols, check_ready
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: B008  it is frozen
-    """The ASGI application over `models`, which may still be loading; where there are keys, for whoever brings one."""
-    # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
-    app = FastAPI(title="DrBERT Serve", version=models.version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    describe(app, models.settings.classify_dialect, models.settings.root_dialect, keyed=around.keys is not None)
+def build_app(models: Models, around: Around = Around()) -> ASGIApp:  # noqa: B008  it is frozen
+    """The ASGI application over `models`, which may still be loading; where there are keys, for
+    whoever brings one.
+    """
+    # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its
+    # body.
+    app = FastAPI(
+        title="DrBERT Serve",
+        version=models.version,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    describe(
+        app,
+        models.settings.classify_dialect,
+        models.settings.root_dialect,
+        keyed=around.keys is not None,
+    )
     add_operation(app, models)
     add_protocols(app, models)
     add_pages(app)
@@ -42,17 +57,35 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
-        body: dict[str, object] = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": str(error.detail).lower().replace(" ", "_")}}
+        body: dict[str, object] = {
+            "error": {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": str(error.detail).lower().replace(" ", "_"),
+            }
+        }
         if PLAIN.match(request.url.path):
             body = {"error": message}
-        headers = {"allow": allowed_methods(app, request.scope)} if error.status_code == 405 else error.headers
+        headers = (
+            {"allow": allowed_methods(app, request.scope)}
+            if error.status_code == 405
+            else error.headers
+        )
         return JSONResponse(body, error.status_code, headers=headers)
 
-    whole: ASGIApp = Identified(Classifications(models, around), HeadAsGet(app), models.instance_id, around.keys)
-    origins = [origin.strip() for origin in models.settings.cors_origins.split(",") if origin.strip()]
+    whole: ASGIApp = Identified(
+        Classifications(models, around), HeadAsGet(app), models.instance_id, around.keys
+    )
+    origins = [
+        origin.strip() for origin in models.settings.cors_origins.split(",") if origin.strip()
+    ]
     if origins:
         whole = CORSMiddleware(
-            whole, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            whole,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
             expose_headers=["X-Request-Id", "X-Instance-Id", "Server-Timing", "Retry-After"],
         )
     return whole
@@ -60,6 +93,7 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:    # noqa: 
 
 def add_operation(app: FastAPI, models: Models) -> None:
     """Health, what is loaded, and metrics."""
+
     @app.get("/livez", response_class=PlainTextResponse)
     async def livez() -> str:
         """200 while the process answers."""
@@ -73,8 +107,13 @@ def add_operation(app: FastAPI, models: Models) -> None:
             return error_answer(error)
         return PlainTextResponse("ok\n")
 
-    for path in ("/readyz", *(("/health",) if models.settings.classify_dialect == "native" else ())):
-        app.get(path, response_class=PlainTextResponse, responses={503: {"description": REFUSALS[503]}})(readyz)
+    for path in (
+        "/readyz",
+        *(("/health",) if models.settings.classify_dialect == "native" else ()),
+    ):
+        app.get(
+            path, response_class=PlainTextResponse, responses={503: {"description": REFUSALS[503]}}
+        )(readyz)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
@@ -82,6 +121,7 @@ def add_operation(app: FastAPI, models: Models) -> None:
         return models.info()
 
     if models.settings.metrics == "service":
+
         @app.get("/metrics", response_class=PlainTextResponse)
         async def metrics_page(request: Request) -> Response:
             """Prometheus' text format, at most a second old."""
@@ -89,7 +129,9 @@ def add_operation(app: FastAPI, models: Models) -> None:
 
 
 class HeadAsGet:
-    """Middleware: HEAD is answered as GET without its body (RFC 9110, 9.3.2), as load balancers and monitors ask for health."""
+    """Middleware: HEAD is answered as GET without its body (RFC 9110, 9.3.2), as load balancers and
+    monitors ask for health.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,13 +142,17 @@ class HeadAsGet:
             return
 
         async def send_without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+            await send(
+                {**message, "body": b""} if message["type"] == "http.response.body" else message
+            )
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
 
 def allowed_methods(app: FastAPI, scope: Scope) -> str:
-    """The methods that a path answers, for the header Allow: of all routes with that path, where Starlette names one's."""
+    """The methods that a path answers, for the header Allow: of all routes with that path, where
+    Starlette names one's.
+    """
     methods: set[str] = set()
     for route in app.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
@@ -115,12 +161,16 @@ def allowed_methods(app: FastAPI, scope: Scope) -> str:
 
 
 class Identified:
-    """Middleware: every answer says which request it answers and which start of the server answered.
+    """Middleware: every answer says which request it answers and which start of the server
+    answered.
 
-    Where there are keys, whoever brings none sees what OPEN matches; classifications look for themselves, to refuse in their dialect.
+    Where there are keys, whoever brings none sees what OPEN matches; classifications look for
+    themselves, to refuse in their dialect.
     """
 
-    def __init__(self, classifications: Classifications, others: ASGIApp, instance: str, keys: Keys | None) -> None:
+    def __init__(
+        self, classifications: Classifications, others: ASGIApp, instance: str, keys: Keys | None
+    ) -> None:
         self._keys = keys
         self._classifications = classifications
         self._others = others
@@ -131,18 +181,32 @@ class Identified:
             await self._others(scope, receive, send)
             return
         asked = dict(scope["headers"]).get(b"x-request-id")
-        request_id = asked if asked is not None and REQUEST_ID.fullmatch(asked) else b"%032x" % getrandbits(128)
+        request_id = (
+            asked
+            if asked is not None and REQUEST_ID.fullmatch(asked)
+            else b"%032x" % getrandbits(128)
+        )
         scope.setdefault("state", {})["request_id"] = request_id.decode()
 
         def send_identified(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id), self._instance]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id),
+                    self._instance,
+                ]
             return send(message)
 
         app = self._classifications.at(scope)
         if app is None:
-            allowed = self._keys is None or OPEN.match(scope["path"]) or self._keys.admit(dict(scope["headers"]))
-            app = self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
+            allowed = (
+                self._keys is None
+                or OPEN.match(scope["path"])
+                or self._keys.admit(dict(scope["headers"]))
+            )
+            app = (
+                self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
+            )
         await app(scope, receive, send_identified)
 
 

@@ -1,5 +1,6 @@
 """
-The life of a server: bind → answer health checks → load → ready → lame duck → drain → gone, with exit code 0.
+The life of a server: bind → answer health checks → load → ready → lame duck → drain → gone, with
+exit code 0.
 
 Two ports at most: one classifies, the other one, if it is asked for, changes what classifies.
 """
@@ -43,9 +44,12 @@ from service.tracing import Tracing
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
-"""Longer than the minute for which proxies and clients keep an idle connection: who closes last meets no reset."""
+"""Longer than the minute for which proxies and clients keep an idle connection: who closes last
+meets no reset.
+"""
 
-# Often enough that a loop held up for 20 ms is always seen, and one held up for 5 ms one time in four.
+# Often enough that a loop held up for 20 ms is always seen, and one held up for 5 ms one time in
+# four.
 LAG_EVERY_S = 0.02
 LAG_OVER_S = 30.0
 SWITCH_S = 0.001
@@ -63,9 +67,11 @@ FILES_EVERY_S = 0.5
 WARN_OF_FILES_EVERY_S = 10.0
 DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
-# A lame duck has done its work when nobody has been connected for so long: who still sends new clients here has seen that it is not ready.
+# A lame duck has done its work when nobody has been connected for so long: who still sends new
+# clients here has seen that it is not ready.
 DESERTED_AFTER_S = 1.0
-# What reading a body may take beyond a request's own time, where nothing but the connection limits it.
+# What reading a body may take beyond a request's own time, where nothing but the connection limits
+# it.
 BODY_GRACE_S = 5.0
 # Within which the process is gone after its drain, whatever it may still be waiting for.
 EXIT_WITHIN_S = 5.0
@@ -80,44 +86,80 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int, option: str = "--port") -> socket.socket:
-    """Return a listening socket, before anything slow is done; Unavailable if the port is taken. `option` is what sets the port.
+    """Return a listening socket, before anything slow is done; Unavailable if the port is taken.
+    `option` is what sets the port.
 
-    It listens at once: with SO_REUSEADDR two servers can bind the same port, and only listen() refuses the second of them.
-    Callers that connect before the event loop accepts wait in the backlog.
+    It listens at once: with SO_REUSEADDR two servers can bind the same port, and only listen()
+    refuses the second of them. Callers that connect before the event loop accepts wait in the
+    backlog.
     """
     try:
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock = socket.socket(
+            socket.AF_INET6 if ":" in host else socket.AF_INET,
+            socket.SOCK_STREAM,
+            socket.IPPROTO_TCP,
+        )
     except OSError as error:
-        raise Unavailable(f"This host cannot listen on {host} ({error.strerror}); choose another address.") from None
+        raise Unavailable(
+            f"This host cannot listen on {host} ({error.strerror}); choose another address."
+        ) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it. Event loops set it themselves only on sockets they made; without it an answer,
-        # sent as head and body, waits 40 ms for the client's delayed acknowledgement.
+        # Accepted connections inherit it. Event loops set it themselves only on sockets they made;
+        # without it an answer, sent as head and body, waits 40 ms for the client's delayed
+        # acknowledgement.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Else the system holds up to 6 MiB of a body that is not read yet, and counts them as the container's memory.
+        # Else the system holds up to 6 MiB of a body that is not read yet, and counts them as the
+        # container's memory.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except (socket.gaierror, UnicodeError, TypeError) as error:    # the last two: no text that a name could be
+    except (
+        socket.gaierror,
+        UnicodeError,
+        TypeError,
+    ) as error:  # the last two: no text that a name could be
         sock.close()
-        raise Unavailable(f"The address {host} is not known ({getattr(error, 'strerror', error)}); choose another with --host.") from None
+        raise Unavailable(
+            f"The address {host} is not known ({getattr(error, 'strerror', error)}); choose another"
+            " with --host."
+        ) from None
     except OSError as error:
         sock.close()
-        taken = "; another server listens there: stop it, or" if error.errno == errno.EADDRINUSE else ";"
-        raise Unavailable(f"Port {port} of {host} cannot be had ({error.strerror}){taken} choose another with {option}.") from None
+        taken = (
+            "; another server listens there: stop it, or"
+            if error.errno == errno.EADDRINUSE
+            else ";"
+        )
+        raise Unavailable(
+            f"Port {port} of {host} cannot be had ({error.strerror}){taken} choose another with"
+            f" {option}."
+        ) from None
     return sock
 
 
-def run(models: Models, sock: socket.socket, admin: socket.socket | None = None, pairing: Pairing | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted; on uvloop where that is installed.
+def run(
+    models: Models,
+    sock: socket.socket,
+    admin: socket.socket | None = None,
+    pairing: Pairing | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what was accepted; on uvloop where that is
+    installed.
 
-    On `admin`, where there is one, models are loaded and unloaded; `pairing` lets one model shadow another.
+    On `admin`, where there is one, models are loaded and unloaded; `pairing` lets one model shadow
+    another.
     """
     settings = models.settings
-    # The batcher's thread waits no longer than this for the interpreter when the event loop is busy, and the loop for it.
+    # The batcher's thread waits no longer than this for the interpreter when the event loop is
+    # busy, and the loop for it.
     sys.setswitchinterval(SWITCH_S)
     allow_many_connections()
-    certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate and settings.tls_key else None
+    certificate = (
+        Certificate(settings.tls_certificate, settings.tls_key)
+        if settings.tls_certificate and settings.tls_key
+        else None
+    )
     around = Around(
         keys=watched_keys(settings.api_keys_file),
         shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
@@ -140,14 +182,18 @@ def run(models: Models, sock: socket.socket, admin: socket.socket | None = None,
 
 
 def exit_within(seconds: float) -> None:
-    """End the process with 0 if it is still there then. Its normal end waits for threads, and one of them may hang."""
+    """End the process with 0 if it is still there then. Its normal end waits for threads, and one
+    of them may hang.
+    """
     timer = threading.Timer(seconds, os._exit, (0,))
     timer.daemon = True
     timer.start()
 
 
 def leave(models: Models) -> None:
-    """End the process here if work is under way that does not end, which the interpreter's own end would meet in a library's code."""
+    """End the process here if work is under way that does not end, which the interpreter's own end
+    would meet in a library's code.
+    """
     work = models.executors.running + (["running a batch"] if models.batcher.alive else [])
     if work:
         log.warning("ending in the middle of work that nobody waits for", extra={"work": work})
@@ -177,31 +223,51 @@ def policy_of(models: Models) -> ConnectionPolicy:
 
 def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
-        timeout_keep_alive=KEEP_ALIVE_S, ws="none", http=functools.partial(BoundedReads, policy=policy or ConnectionPolicy()),    # type: ignore[arg-type]
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        ws="none",
+        http=functools.partial(BoundedReads, policy=policy or ConnectionPolicy()),  # type: ignore[arg-type]
         **more,
     )
 
 
 def allow_many_connections() -> None:
-    """As many open files as the system allows: the usual 1,024 are soon taken by clients that keep their connections."""
+    """As many open files as the system allows: the usual 1,024 are soon taken by clients that keep
+    their connections.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
-        log.warning("this process may open few files, and each connection is one; raise ulimit -n", extra={"limit": limit, "recommended": FEW_FILES})
+        log.warning(
+            "this process may open few files, and each connection is one; raise ulimit -n",
+            extra={"limit": limit, "recommended": FEW_FILES},
+        )
 
 
 async def serve(
-    models: Models, servers: Sequence[tuple[uvicorn.Server, socket.socket]], policy: ConnectionPolicy, certificate: Certificate | None = None,
+    models: Models,
+    servers: Sequence[tuple[uvicorn.Server, socket.socket]],
+    policy: ConnectionPolicy,
+    certificate: Certificate | None = None,
 ) -> None:
     """Runs the servers, the first of which classifies, until a signal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     handle_signals(loop, stop)
 
-    urls = [f"http{'s' if server.config.is_ssl else ''}://{host}:{port}" for server, sock in servers for host, port in [sock.getsockname()[:2]]]
+    urls = [
+        f"http{'s' if server.config.is_ssl else ''}://{host}:{port}"
+        for server, sock in servers
+        for host, port in [sock.getsockname()[:2]]
+    ]
     listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
     watching = [asyncio.create_task(_watch_open_files([server for server, _ in servers]))]
     try:
@@ -212,9 +278,14 @@ async def serve(
             loading.result()
             settle_garbage_collection()
             # Not before: nobody waits for the event loop while models are loaded.
-            watching += [asyncio.create_task(_watch_event_loop(models)), asyncio.create_task(_watch_engine(models))]
+            watching += [
+                asyncio.create_task(_watch_event_loop(models)),
+                asyncio.create_task(_watch_engine(models)),
+            ]
             if certificate is not None:
-                shown = [server.config.ssl for server, _ in servers if server.config.ssl is not None]
+                shown = [
+                    server.config.ssl for server, _ in servers if server.config.ssl is not None
+                ]
                 certificate.watch(shown, loop)
             told = {"url": urls[0], "instance": models.instance_id, "models": list(models.loaded)}
             log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
@@ -224,11 +295,14 @@ async def serve(
         policy.is_draining = True
         models.start_draining()
         if loading.done():
-            await lame_duck(servers[0][0], min(models.settings.lame_duck_s, models.settings.drain_timeout_s / 2))
+            await lame_duck(
+                servers[0][0], min(models.settings.lame_duck_s, models.settings.drain_timeout_s / 2)
+            )
         stop_listening([server for server, _ in servers])
         finished = await models.drain(give_up - loop.time())
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
-        # Answers that were just settled leave before the connections are closed, however slowly they are read.
+        # Answers that were just settled leave before the connections are closed, however slowly
+        # they are read.
         await models.idle(timeout_s=1)
         await written([server for server, _ in servers], give_up)
         end_connections([server for server, _ in servers])
@@ -242,7 +316,9 @@ async def serve(
 
 
 def ignore_signals() -> None:
-    """Let no signal of IGNORED end the process, which is what they do by default; for the time until the loop handles them."""
+    """Let no signal of IGNORED end the process, which is what they do by default; for the time
+    until the loop handles them.
+    """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -262,7 +338,9 @@ def _log_ignored(name: str) -> None:
 
 
 async def lame_duck(server: uvicorn.Server, seconds: float) -> None:
-    """Lets requests be answered, each with Connection: close, until nobody has been connected for a while; at once if nobody is."""
+    """Lets requests be answered, each with Connection: close, until nobody has been connected for a
+    while; at once if nobody is.
+    """
     loop = asyncio.get_running_loop()
     now = loop.time()
     until, deserted_at = now + seconds, now - DESERTED_AFTER_S
@@ -292,17 +370,24 @@ def end_connections(servers: Sequence[uvicorn.Server]) -> None:
 
 
 async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:
-    """Waits until every answer that was begun has been handed to the system, until `give_up` by the loop's clock."""
+    """Waits until every answer that was begun has been handed to the system, until `give_up` by the
+    loop's clock.
+    """
     loop = asyncio.get_running_loop()
-    while loop.time() < give_up and any(one.writes for server in servers for one in server.server_state.connections if isinstance(one, Impatient)):
+    while loop.time() < give_up and any(
+        one.writes
+        for server in servers
+        for one in server.server_state.connections
+        if isinstance(one, Impatient)
+    ):
         await asyncio.sleep(0.01)
 
 
 def settle_garbage_collection() -> None:
     """Takes what is loaded out of the garbage collector's rounds, and lets it come round seldom.
 
-    At its own pace it looks at everything once for every few hundred lists that a request's JSON holds: a second for
-    four megabytes of them, during which nobody else is answered.
+    At its own pace it looks at everything once for every few hundred lists that a request's JSON
+    holds: a second for four megabytes of them, during which nobody else is answered.
     """
     gc.collect()
     gc.freeze()
@@ -324,9 +409,11 @@ def free_files() -> int:
 
 
 async def _watch_open_files(servers: Sequence[uvicorn.Server]) -> None:
-    """Makes room when the limit of open files is near: closes connections that wait for nothing, and others after their answer.
+    """Makes room when the limit of open files is near: closes connections that wait for nothing,
+    and others after their answer.
 
-    At the limit the event loop accepts and drops each new connection without a word, health checks too.
+    At the limit the event loop accepts and drops each new connection without a word, health checks
+    too.
     """
     warned = -math.inf
     while True:
@@ -334,17 +421,27 @@ async def _watch_open_files(servers: Sequence[uvicorn.Server]) -> None:
         free = free_files()
         if free >= FILES_KEPT_FREE:
             continue
-        connections = [connection for server in servers for connection in server.server_state.connections]
-        # Those without a request first: uvicorn closes these at once, and the others once they are answered.
+        connections = [
+            connection for server in servers for connection in server.server_state.connections
+        ]
+        # Those without a request first: uvicorn closes these at once, and the others once they are
+        # answered.
         connections.sort(key=_is_answering)
         closed = connections[: 2 * (FILES_KEPT_FREE - free)]
         for connection in closed:
             connection.shutdown()
         if time.monotonic() - warned >= WARN_OF_FILES_EVERY_S:
             warned = time.monotonic()
-            log.error("the limit of open files is near or reached: new connections may be dropped, and idle ones are closed; raise ulimit -n", extra={
-                "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "free": free, "connections": len(connections), "closed": len(closed),
-            })
+            log.error(
+                "the limit of open files is near or reached: new connections may be dropped, and"
+                " idle ones are closed; raise ulimit -n",
+                extra={
+                    "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                    "free": free,
+                    "connections": len(connections),
+                    "closed": len(closed),
+                },
+            )
 
 
 def _is_answering(connection: Any) -> bool:
@@ -352,7 +449,9 @@ def _is_answering(connection: Any) -> bool:
 
 
 async def _watch_event_loop(models: Models) -> None:
-    """Keeps the metric of the event loop's lag: the worst over this half minute and the one before."""
+    """Keeps the metric of the event loop's lag: the worst over this half minute and the one
+    before.
+    """
     before, worst, until = 0.0, 0.0, time.monotonic() + LAG_OVER_S
     while True:
         due = time.monotonic() + LAG_EVERY_S
@@ -365,7 +464,9 @@ async def _watch_event_loop(models: Models) -> None:
 
 
 class Pauses:
-    """When this process did not run, as under SIGSTOP or in a machine that was paused: seen by a tick that comes late."""
+    """When this process did not run, as under SIGSTOP or in a machine that was paused: seen by a
+    tick that comes late.
+    """
 
     def __init__(self, tick_s: float) -> None:
         self._tick_s = tick_s
@@ -373,20 +474,26 @@ class Pauses:
         self._pauses: list[tuple[float, float]] = []
 
     def tick(self) -> None:
-        """Note the time since the last tick, which was due `tick_s` ago; what it is late by was a pause."""
+        """Note the time since the last tick, which was due `tick_s` ago; what it is late by was a
+        pause.
+        """
         now = time.monotonic()
         if now - self._last > 2 * self._tick_s:
             self._pauses.append((self._last + self._tick_s, now))
         self._last = now
 
     def seconds_since(self, begin: float) -> float:
-        """How much of the time since `begin` was pauses. Those that ended before it are forgotten."""
+        """How much of the time since `begin` was pauses. Those that ended before it are
+        forgotten.
+        """
         self._pauses = [(start, end) for start, end in self._pauses if end > begin]
         return sum(end - max(start, begin) for start, end in self._pauses)
 
 
 async def _watch_engine(models: Models) -> None:
-    """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in it could help, and a supervisor starts another one."""
+    """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in
+    it could help, and a supervisor starts another one.
+    """
     limit_s = models.settings.stall_after_s
     tick_s = min(1.0, limit_s / 10)
     pauses = Pauses(tick_s)
@@ -394,8 +501,12 @@ async def _watch_engine(models: Models) -> None:
         await asyncio.sleep(tick_s)
         pauses.tick()
         if models.batcher.died or models.batcher.broken:
-            log.critical("the thread that runs the models has ended; ending" if models.batcher.died else "the engine is broken; ending")
-            await models.batcher.close(timeout_s=0.1)    # whoever waits is told
+            log.critical(
+                "the thread that runs the models has ended; ending"
+                if models.batcher.died
+                else "the engine is broken; ending"
+            )
+            await models.batcher.close(timeout_s=0.1)  # whoever waits is told
             await models.idle(timeout_s=1)
             logs.flush()
             os._exit(BUG)
@@ -404,10 +515,16 @@ async def _watch_engine(models: Models) -> None:
         stuck_s = elapsed_s - pauses.seconds_since(time.monotonic() - elapsed_s)
         if (stuck_s > limit_s) != models.stalled:
             models.note_stall(stuck_s > limit_s)
-            log.error("the engine is stuck" if models.stalled else "the engine came back", extra={"seconds": round(stuck_s, 1), "limit_s": limit_s})
+            log.error(
+                "the engine is stuck" if models.stalled else "the engine came back",
+                extra={"seconds": round(stuck_s, 1), "limit_s": limit_s},
+            )
         if stuck_s > 2 * limit_s:
-            log.critical("the engine did not come back; ending", extra={"seconds": round(stuck_s, 1), "waiting": models.batcher.waiting})
-            await models.batcher.close(timeout_s=0.1)    # whoever waits is told
+            log.critical(
+                "the engine did not come back; ending",
+                extra={"seconds": round(stuck_s, 1), "waiting": models.batcher.waiting},
+            )
+            await models.batcher.close(timeout_s=0.1)  # whoever waits is told
             await models.idle(timeout_s=1)
             # Not by sys.exit: the thread in the engine would be waited for.
             logs.flush()

@@ -1,7 +1,9 @@
 """
-A second model answers a share of the first one's texts too, for nobody but the counters: would it have said the same?
+A second model answers a share of the first one's texts too, for nobody but the counters: would it
+have said the same?
 
-It runs in the batcher's background: a batch of it begins only when no caller's text waits. What it costs is counted beside it.
+It runs in the batcher's background: a batch of it begins only when no caller's text waits. What it
+costs is counted beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Pairing:
 
 
 class Shadow:
-    """Asks the second model, beside the event loop's other work; agreement is that of the best label."""
+    """Asks the second model, beside the event loop's other work; agreement is that of the best
+    label.
+    """
 
     def __init__(self, models: Models, pairing: Pairing, limits: Limits) -> None:
         self._models = models
@@ -52,13 +56,17 @@ class Shadow:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _ask(self, asked: ClassifyRequest, answered_by: Loaded, answers: Sequence[Row]) -> None:
+    async def _ask(
+        self, asked: ClassifyRequest, answered_by: Loaded, answers: Sequence[Row]
+    ) -> None:
         models, name = self._models, self._pairing.shadow
         try:
             best = best_labels(answered_by, answers)
             with models.using(name) as model:
                 found = await encode(model.classifier, asked, self._limits, models.executors)
-                rows = await models.batcher.submit(model.key, found.items, models.settings.request_timeout_s, background=True)
+                rows = await models.batcher.submit(
+                    model.key, found.items, models.settings.request_timeout_s, background=True
+                )
                 _, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
                 own = best_labels(model, rows)
         except ServiceError as error:
@@ -74,16 +82,27 @@ class Shadow:
     def told(self) -> dict[str, float | str]:
         """What became of the texts so far, and the seconds of the engine that they took."""
         pairing = self._pairing
-        counted = {outcome: self._counted[outcome] for outcome in (AGREED, DIFFERED, DROPPED, FAILED)}
-        return {"shadow": pairing.shadow, "of": pairing.of, **counted, "engine_s": round(self._seconds, 3)}
+        counted = {
+            outcome: self._counted[outcome] for outcome in (AGREED, DIFFERED, DROPPED, FAILED)
+        }
+        return {
+            "shadow": pairing.shadow,
+            "of": pairing.of,
+            **counted,
+            "engine_s": round(self._seconds, 3),
+        }
 
     def _count(self, outcome: str, texts: int) -> None:
         self._counted[outcome] += texts
-        self._models.metrics.shadowed.labels(self._pairing.shadow, self._pairing.of, outcome).inc(texts)
+        self._models.metrics.shadowed.labels(self._pairing.shadow, self._pairing.of, outcome).inc(
+            texts
+        )
 
 
 def best_labels(model: Loaded, rows: Sequence[Row]) -> list[str]:
-    """Each row's; InvalidInput where the model gives a number, as one that was put in another one's place may."""
+    """Each row's; InvalidInput where the model gives a number, as one that was put in another one's
+    place may.
+    """
     manifest = model.artifact.manifest
     if manifest.task == "regression" or len(manifest.labels) == 1:
         raise InvalidInput(f"{model.name} answers with a number, which has no label to compare.")

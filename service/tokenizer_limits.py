@@ -1,8 +1,9 @@
 """
-Refuses a tokenizer.json that would take the process's memory or hold its interpreter: some seconds of work here, or a few
-characters of a text there, are enough to stop everybody's answers.
+Refuses a tokenizer.json that would take the process's memory or hold its interpreter: some seconds
+of work here, or a few characters of a text there, are enough to stop everybody's answers.
 
-These bounds catch what is known to be expensive. They are no proof that a tokenizer is harmless: artifacts must be trusted.
+These bounds catch what is known to be expensive. They are no proof that a tokenizer is harmless:
+artifacts must be trusted.
 """
 
 from __future__ import annotations
@@ -25,25 +26,34 @@ STEP_BYTES = 4 * 1024 * 1024
 TEMPLATE_BYTES = 256 * 1024
 # Keys that change what a tokenizer does, which may also stand behind its vocabulary.
 STEPS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
-# A regular expression with one of these may match between two characters, and so add to each of a text.
+# A regular expression with one of these may match between two characters, and so add to each of a
+# text.
 MAY_MATCH_NOTHING = re.compile(r"\(\?|\\[bBGKAzZ]|[\^$*?|]|\{0|\{,|^$")
 
 
 def read_tokenizer(artifact: Artifact) -> bytes:
-    """Return the bytes of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a bound."""
+    """Return the bytes of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a
+    bound.
+    """
     try:
         content, _ = read_regular(artifact.path(TOKENIZER), TOKENIZER_BYTES)
         check_tokenizer(content)
         return content
     except (OSError, ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{artifact.directory / TOKENIZER} cannot be used: {why}; export it again.") from None
+        raise ArtifactError(
+            f"{artifact.directory / TOKENIZER} cannot be used: {why}; export it again."
+        ) from None
 
 
 def check_tokenizer(content: bytes) -> None:
     """Raise ValueError for a tokenizer.json that would cost too much to load or to use."""
     steps = _steps(content)
-    for name, most in (("normalizer", STEP_BYTES), ("pre_tokenizer", STEP_BYTES), ("post_processor", TEMPLATE_BYTES)):
+    for name, most in (
+        ("normalizer", STEP_BYTES),
+        ("pre_tokenizer", STEP_BYTES),
+        ("post_processor", TEMPLATE_BYTES),
+    ):
         size = len(json.dumps(steps.get(name)))
         if size > most:
             raise ValueError(f"its {name} has {size} bytes, the limit is {most}")
@@ -51,23 +61,35 @@ def check_tokenizer(content: bytes) -> None:
     tokens = tokens if isinstance(tokens, list) else []
     if len(tokens) > MOST_ADDED_TOKENS:
         raise ValueError(f"it adds {len(tokens)} tokens, the limit is {MOST_ADDED_TOKENS}")
-    longest = max((len(str(token.get("content"))) for token in tokens if isinstance(token, dict)), default=0)
+    longest = max(
+        (len(str(token.get("content"))) for token in tokens if isinstance(token, dict)), default=0
+    )
     if longest > ADDED_TOKEN_CHARS:
-        raise ValueError(f"a token that it adds has {longest} characters, the limit is {ADDED_TOKEN_CHARS}")
+        raise ValueError(
+            f"a token that it adds has {longest} characters, the limit is {ADDED_TOKEN_CHARS}"
+        )
     growth = 1
     for step in _dicts([steps.get("normalizer"), steps.get("pre_tokenizer")]):
-        growth = min(growth * _growth(step), 10**9)    # more digits than that tell nobody anything
+        growth = min(growth * _growth(step), 10**9)  # more digits than that tell nobody anything
     if growth > MOST_GROWTH:
-        raise ValueError(f"its replacements make a text up to {growth} times longer, the limit is {MOST_GROWTH}")
+        raise ValueError(
+            f"its replacements make a text up to {growth} times longer, the limit is {MOST_GROWTH}"
+        )
 
 
 def _steps(content: bytes) -> dict[str, Any]:
-    """All of a tokenizer.json but its vocabulary, which takes longer to parse than everything else together."""
+    """All of a tokenizer.json but its vocabulary, which takes longer to parse than everything else
+    together.
+    """
     head, key, vocabulary = content.partition(b'"model"')
-    if key and not any(f'"{name}"'.encode() in vocabulary for name in STEPS) and b"\\u00" not in vocabulary:
+    if (
+        key
+        and not any(f'"{name}"'.encode() in vocabulary for name in STEPS)
+        and b"\\u00" not in vocabulary
+    ):
         try:
             return _object(head + b'"model":null}')
-        except ValueError:    # that was another "model" than the key
+        except ValueError:  # that was another "model" than the key
             pass
     return _object(content)
 
@@ -92,7 +114,11 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
 def _growth(step: dict[str, Any]) -> int:
     """How many times longer a step can make a text, if it is a replacement."""
     content, pattern = step.get("content"), step.get("pattern")
-    if step.get("type") != "Replace" or not isinstance(content, str) or not isinstance(pattern, dict):
+    if (
+        step.get("type") != "Replace"
+        or not isinstance(content, str)
+        or not isinstance(pattern, dict)
+    ):
         return 1
     expression = pattern.get("Regex")
     adds = isinstance(expression, str) and MAY_MATCH_NOTHING.search(expression) is not None

@@ -1,8 +1,9 @@
 """
-Turns: answers that cost little, and are asked for without end, are given one at a time and a pause apart.
+Turns: answers that cost little, and are asked for without end, are given one at a time and a pause
+apart.
 
-Sixty-four callers who do nothing but ask keep the event loop busy with as many requests a round, and everybody else's
-request needs several rounds.
+Sixty-four callers who do nothing but ask keep the event loop busy with as many requests a round,
+and everybody else's request needs several rounds.
 """
 
 from __future__ import annotations

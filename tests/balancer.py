@@ -1,4 +1,6 @@
-"""A small TCP balancer: new connections go to backends that are ready, by turns; those there are stay where they are."""
+"""A small TCP balancer: new connections go to backends that are ready, by turns; those there are
+stay where they are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ ASK_EVERY_S = 0.1
 
 
 class Balancer:
-    """Listens on `port` once it runs. It never tries a second backend, so a connection that one refuses is lost."""
+    """Listens on `port` once it runs. It never tries a second backend, so a connection that one
+    refuses is lost.
+    """
 
     def __init__(self, backends: Sequence[int]) -> None:
         self.port = 0
@@ -64,7 +68,9 @@ class Balancer:
         self._writers.add(writer)
         ready = sorted(self._ready)
         try:
-            behind = await asyncio.open_connection("127.0.0.1", ready[next(self._turn) % len(ready)])
+            behind = await asyncio.open_connection(
+                "127.0.0.1", ready[next(self._turn) % len(ready)]
+            )
         except (OSError, ZeroDivisionError):
             writer.transport.abort()
             return

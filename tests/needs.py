@@ -15,26 +15,55 @@ import pytest
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CRDS = SHARED.with_name("crds")
 
-shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, the project's research data")
-crds = pytest.mark.skipif(not CRDS.is_dir(), reason="needs ../shared/crds, strict schemas of custom resources")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-helm = pytest.mark.skipif(shutil.which("helm") is None, reason="needs the program helm, version 3 or 4")
-no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia").is_dir(), reason="needs a machine without an NVIDIA driver")
+shared_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs ../shared, the project's research data"
+)
+crds = pytest.mark.skipif(
+    not CRDS.is_dir(), reason="needs ../shared/crds, strict schemas of custom resources"
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+helm = pytest.mark.skipif(
+    shutil.which("helm") is None, reason="needs the program helm, version 3 or 4"
+)
+no_gpu = pytest.mark.skipif(
+    Path("/proc/driver/nvidia").is_dir(), reason="needs a machine without an NVIDIA driver"
+)
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
-strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which shows a process's system calls")
+strace = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="needs strace, which shows a process's system calls"
+)
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 
 # Debian's packages may lie beside Python's, where they start no daemon.
 PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-PROMETHEUS, PROMTOOL = (shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool"))
-prometheus = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool")
-CAN_BUILD = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "runc", "unshare")))
+PROMETHEUS, PROMTOOL = (
+    shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool")
+)
+prometheus = pytest.mark.skipif(
+    not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool"
+)
+CAN_BUILD = os.geteuid() == 0 and all(
+    map(shutil.which, ("buildah", "mmdebstrap", "runc", "unshare"))
+)
 # Root in a container often may not mount.
-MAY_MOUNT = CAN_BUILD and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
-containers = pytest.mark.skipif(not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc")
+MAY_MOUNT = (
+    CAN_BUILD
+    and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
+    == 0
+)
+containers = pytest.mark.skipif(
+    not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc"
+)
 GRAFANA = Path(sys.prefix, "grafana", "node_modules")
-grafana = pytest.mark.skipif(shutil.which("node") is None or not GRAFANA.is_dir(), reason="needs node, and @grafana/schema from npm")
+grafana = pytest.mark.skipif(
+    shutil.which("node") is None or not GRAFANA.is_dir(),
+    reason="needs node, and @grafana/schema from npm",
+)
 CYCLONEDX = Path(sys.prefix, "sbom", "bin", "cyclonedx-py")
 TRANSFORMERS_5 = Path(sys.prefix, "transformers5")
-transformers_5 = pytest.mark.skipif(not (TRANSFORMERS_5 / "transformers").is_dir(), reason="needs transformers 5 from PyPI")
+transformers_5 = pytest.mark.skipif(
+    not (TRANSFORMERS_5 / "transformers").is_dir(), reason="needs transformers 5 from PyPI"
+)
 sbom = pytest.mark.skipif(not CYCLONEDX.exists(), reason="needs cyclonedx-bom from PyPI")

@@ -1,4 +1,6 @@
-"""`make chaos` itself is not run here; that its table is whole and that a long run can be taken up are."""
+"""`make chaos` itself is not run here; that its table is whole and that a long run can be taken up
+are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def seen(**statuses: int) -> Seen:
     return found
 
 
-def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran: list[str] = []
 
     def scenario(name: str, holds: bool, lost: int = 0) -> Row:
@@ -58,7 +62,10 @@ def test_a_leak_is_told_from_a_page_now_and_then() -> None:
     when = [30.0 * i for i in range(1, 61)]
     flat = [(at, 340_000_000, 0.05) for at in when]
     assert trends(flat, 1800)[0] == (0.0, 0.0, 0.0)
-    pages = [(at, 340_000_000 + 4096 * (i > 20) + 4096 * (i > 35) + 4096 * (i > 50), 0.05) for i, at in enumerate(when)]
+    pages = [
+        (at, 340_000_000 + 4096 * (i > 20) + 4096 * (i > 35) + 4096 * (i > 50), 0.05)
+        for i, at in enumerate(when)
+    ]
     growth, low, high = trends(pages, 1800)[0]
     assert low == 0 < growth < high < 0.02
     leak = [(at, 340_000_000 + 4096 * i, 0.05) for i, at in enumerate(when)]

@@ -10,9 +10,19 @@ from command import BadInput, Parser, Unavailable, finish
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(BadInput("x"), 65), (Unavailable("x"), 69), (MemoryError(), 69), (RuntimeError("can't start new thread"), 69), (RuntimeError("x"), 70), (KeyboardInterrupt(), 130)]
+    ("raised", "code"),
+    [
+        (BadInput("x"), 65),
+        (Unavailable("x"), 69),
+        (MemoryError(), 69),
+        (RuntimeError("can't start new thread"), 69),
+        (RuntimeError("x"), 70),
+        (KeyboardInterrupt(), 130),
+    ],
 )
-def test_every_way_to_fail_has_its_exit_code(raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_way_to_fail_has_its_exit_code(
+    raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(arguments: object) -> int:
         raise raised
 
@@ -33,31 +43,60 @@ def test_a_wrong_command_line_ends_with_64_and_not_with_a_verdict() -> None:
     assert ended.value.code == 64
 
 
-COMMANDS = ["service", "export", "proof", "training.pretrain", "training.finetune", "training.evaluate", "training.experiment", "training.curves", "benchmarks"]
+COMMANDS = [
+    "service",
+    "export",
+    "proof",
+    "training.pretrain",
+    "training.finetune",
+    "training.evaluate",
+    "training.experiment",
+    "training.curves",
+    "benchmarks",
+]
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_explains_itself_and_refuses_nonsense_with_64(module: str) -> None:
-    helped = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    helped = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False
+    )
     assert helped.returncode == 0
     assert f"python -m {module}" in helped.stdout
-    wrong = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 64
     assert wrong.stderr.splitlines()[-1].startswith(f"{module}: ")
 
 
 @pytest.mark.parametrize(("room", "package"), [("proof", "scipy"), ("export", "torch")])
 def test_a_package_that_is_not_installed_is_69_and_not_a_verdict(room: str, package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None\nfrom {room}.__main__ import run\nsys.argv = ['x', 'y', 'z']\nrun()"
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\nfrom {room}.__main__ import run\nsys.argv ="
+        " ['x', 'y', 'z']\nrun()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69
-    assert f"the package {package} is not installed; pip install 'drbert-serve[{room}]'" in done.stderr
+    assert (
+        f"the package {package} is not installed; pip install 'drbert-serve[{room}]'" in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("body", "code"), [("print('x' * 200_000); return 1", 141), ("print('x'); return 1", 1)])
+@pytest.mark.parametrize(
+    ("body", "code"), [("print('x' * 200_000); return 1", 141), ("print('x'); return 1", 1)]
+)
 def test_a_closed_pipe_never_turns_a_verdict_into_success(body: str, code: int) -> None:
-    program = f"import time\nfrom command import finish\ndef main(arguments):\n    time.sleep(0.3)\n    {body}\nfinish(main, [])"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": ""}) as process:
+    program = (
+        "import time\nfrom command import finish\ndef main(arguments):\n    time.sleep(0.3)\n   "
+        f" {body}\nfinish(main, [])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(30) == code

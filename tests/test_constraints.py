@@ -1,4 +1,6 @@
-"""constraints.txt is a lock: every package that pyproject.toml can bring, at one release, with its hashes."""
+"""constraints.txt is a lock: every package that pyproject.toml can bring, at one release, with its
+hashes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def locked() -> dict[str, tuple[Version, list[str]]]:
         requirement = Requirement(entry.partition(" \\\n")[0])
         [pin] = requirement.specifier
         assert pin.operator == "==", entry
-        found[canonicalize_name(requirement.name)] = Version(pin.version), re.findall(r"--hash=(\S+)", entry)
+        found[canonicalize_name(requirement.name)] = (
+            Version(pin.version),
+            re.findall(r"--hash=(\S+)", entry),
+        )
     return found
 
 
@@ -40,7 +45,11 @@ LOCKED = locked()
 def stated() -> dict[str, list[Requirement]]:
     """What pyproject.toml requires, by the extra or group that requires it."""
     project = PROJECT["project"]
-    groups = {"": project["dependencies"], **project["optional-dependencies"], **PROJECT["dependency-groups"]}
+    groups = {
+        "": project["dependencies"],
+        **project["optional-dependencies"],
+        **PROJECT["dependency-groups"],
+    }
     return {group: [Requirement(need) for need in needs] for group, needs in groups.items()}
 
 
@@ -58,7 +67,9 @@ def test_the_ranges_of_pyproject_admit_the_locked_releases(group: str) -> None:
         name = canonicalize_name(need.name)
         if name not in NOT_LOCKED:
             assert name in LOCKED, f"{need} is not locked; make lock"
-            assert need.specifier.contains(LOCKED[name][0], prereleases=True), f"{need}, and {LOCKED[name][0]} is locked; make lock"
+            assert need.specifier.contains(LOCKED[name][0], prereleases=True), (
+                f"{need}, and {LOCKED[name][0]} is locked; make lock"
+            )
 
 
 def test_what_the_packages_require_themselves_is_locked() -> None:
@@ -76,8 +87,12 @@ def test_what_the_packages_require_themselves_is_locked() -> None:
             inner = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        environments = [{"extra": extra} for extra in (need.extras or [""])]
-        waiting += [each for each in map(Requirement, inner) if not each.marker or any(map(each.marker.evaluate, environments))]
+        environments = [{"extra": extra} for extra in need.extras or [""]]
+        waiting += [
+            each
+            for each in map(Requirement, inner)
+            if not each.marker or any(map(each.marker.evaluate, environments))
+        ]
     assert len(seen) > 100
 
 
@@ -85,12 +100,16 @@ def test_the_service_brings_nothing_that_it_does_not_use() -> None:
     """uvicorn's extra `standard` brings WebSockets, file watching and YAML."""
     needs = {str(canonicalize_name(need.name)): need for need in stated()[""]}
     assert not needs["uvicorn"].extras
-    assert needs["uvicorn"].specifier == Requirement("uvicorn==0.54.0").specifier, "service/connection.py builds on its protocol class"
+    assert needs["uvicorn"].specifier == Requirement("uvicorn==0.54.0").specifier, (
+        "service/connection.py builds on its protocol class"
+    )
     assert not {"websockets", "watchfiles"} & LOCKED.keys()
 
 
 def test_an_extra_made_of_others_is_printed_as_what_these_require() -> None:
-    printed = subprocess.run([sys.executable, "k8s/requirements.py", "dev"], capture_output=True, text=True, check=True).stdout.split("\n")
+    printed = subprocess.run(
+        [sys.executable, "k8s/requirements.py", "dev"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     assert not [line for line in printed if line.startswith("drbert-serve")]
     assert "locust>=2.47,<2.48" in printed
     assert "torch==2.13.0" in printed
@@ -99,15 +118,23 @@ def test_an_extra_made_of_others_is_printed_as_what_these_require() -> None:
 
 @pytest.mark.parametrize("path", ["Makefile", "Dockerfile", "examples/ci/verify-claim.yml"])
 def test_whatever_installs_packages_holds_them_to_their_hashes(path: str) -> None:
-    """torch is the exception; a folder and a wheel made of it have no hash, and bring nothing else along."""
+    """torch is the exception; a folder and a wheel made of it have no hash, and bring nothing else
+    along.
+    """
     text = Path(path).read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#") and ":=" not in line]
+    lines = [
+        line for line in text.splitlines() if not line.lstrip().startswith("#") and ":=" not in line
+    ]
     steps = [step for line in lines for step in line.split("&&") if INSTALLS.search(step)]
     assert len(steps) >= 2
     for step in steps:
         hashed = re.search(r"--constraint (\.venv/)?constraints\.txt|--require-hashes", step)
         folder = re.search(r"""(^|[\s'"])\.(\[|['"\s]|$)|\.whl""", step)
-        local = folder and "--no-deps" in step and ("--no-build-isolation" in step or "--no-index" in step)
+        local = (
+            folder
+            and "--no-deps" in step
+            and ("--no-build-isolation" in step or "--no-index" in step)
+        )
         assert bool(hashed) != bool(local) or "torch==2.13.0" in step, step
 
 
@@ -115,5 +142,7 @@ def test_the_example_for_ci_names_actions_by_commit() -> None:
     used = re.findall(r"uses: (\S+)(.*)", Path("examples/ci/verify-claim.yml").read_text())
     assert used
     for action, comment in used:
-        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), f"{action} names a tag, which moves"
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), (
+            f"{action} names a tag, which moves"
+        )
         assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), f"{action} does not say its release"

@@ -1,4 +1,6 @@
-"""install.sh is pip install that outlasts a registry which breaks off in the middle of a package."""
+"""install.sh is pip install that outlasts a registry which breaks off in the middle of a
+package.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,14 @@ def wheel() -> bytes:
     held = BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         archive.writestr("patience.py", "virtue = True\n" + "#" * 10_000)
-        archive.writestr("patience-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: patience\nVersion: 1.0\n")
-        archive.writestr("patience-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "patience-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: patience\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "patience-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("patience-1.0.dist-info/RECORD", "")
     return held.getvalue()
 
@@ -37,7 +45,9 @@ def a_registry_that_breaks_off(times: int) -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
             if self.path != f"/{WHEEL}":
                 found = self.path == "/simple/patience/"
-                self.send(200 if found else 404, "text/html", f'<a href="/{WHEEL}">{WHEEL}</a>'.encode())
+                self.send(
+                    200 if found else 404, "text/html", f'<a href="/{WHEEL}">{WHEEL}</a>'.encode()
+                )
             else:
                 breaks = asked.count(self.path) <= times
                 self.send(200, "application/zip", wheel(), 100 if breaks else None)
@@ -57,15 +67,33 @@ def a_registry_that_breaks_off(times: int) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def install(registry: str, folder: Path, package: str = "patience") -> subprocess.CompletedProcess[str]:
-    options = ("--isolated", "--no-cache-dir", "--no-deps", "--disable-pip-version-check", "--resume-retries", "1", "--index-url", registry, "--target", str(folder))
+def install(
+    registry: str, folder: Path, package: str = "patience"
+) -> subprocess.CompletedProcess[str]:
+    options = (
+        "--isolated",
+        "--no-cache-dir",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--resume-retries",
+        "1",
+        "--index-url",
+        registry,
+        "--target",
+        str(folder),
+    )
     return subprocess.run(
         ["sh", "install.sh", sys.executable, "--quiet", *options, package],
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "INSTALL_WAITS": "0 0"}, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "INSTALL_WAITS": "0 0"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def test_a_package_is_installed_after_a_registry_broke_off_for_longer_than_pip_waits(tmp_path: Path) -> None:
+def test_a_package_is_installed_after_a_registry_broke_off_for_longer_than_pip_waits(
+    tmp_path: Path,
+) -> None:
     with a_registry_that_breaks_off(times=BY_PIP + 1) as (registry, _):
         done = install(registry, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -17,15 +17,42 @@ ALLOWED: dict[str, set[str]] = {
     "graphs": {"command"},
     "service": {"command"},
     "training": {"command"},
-    "export": {"command", "graphs", "service.artifact", "service.classifier", "service.errors", "service.runtimes", "service.cpus", "service.self_check", "service.answers"},
+    "export": {
+        "command",
+        "graphs",
+        "service.artifact",
+        "service.classifier",
+        "service.errors",
+        "service.runtimes",
+        "service.cpus",
+        "service.self_check",
+        "service.answers",
+    },
     "proof": {"command", "graphs", "service.artifact"},
-    "loadtests": {"command", "proof.plan", "proof.plan_file", "proof.schedule", "proof.dialects", "proof.evidence"},
+    "loadtests": {
+        "command",
+        "proof.plan",
+        "proof.plan_file",
+        "proof.schedule",
+        "proof.dialects",
+        "proof.evidence",
+    },
     "benchmarks": {"command", "graphs", "service", "export", "proof", "training"},
 }
 OURS = {name.removesuffix(".py") for name in ALLOWED} | {"tests"}
 
 # What the base install does not bring.
-NOT_IN_BASE = ("onnxruntime", "torch", "transformers", "onnx", "safetensors", "scipy", "pyarrow", "locust", "tqdm")
+NOT_IN_BASE = (
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "onnx",
+    "safetensors",
+    "scipy",
+    "pyarrow",
+    "locust",
+    "tqdm",
+)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -36,7 +63,11 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path} imports relatively"
             module = node.module or ""
             # `from service import answers` names a module of the package.
-            inner = [f"{module}.{alias.name}" for alias in node.names if Path(module.replace(".", "/"), f"{alias.name}.py").exists()]
+            inner = [
+                f"{module}.{alias.name}"
+                for alias in node.names
+                if Path(module.replace(".", "/"), f"{alias.name}.py").exists()
+            ]
             yield from inner or [module]
 
 
@@ -47,7 +78,13 @@ def test_a_room_imports_only_what_its_place_allows(room: str) -> None:
     assert files
     for file in files:
         crossing = {name for name in imports(file) if name.split(".")[0] in OURS - {own}}
-        wrong = {name for name in crossing if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[room])}
+        wrong = {
+            name
+            for name in crossing
+            if not any(
+                name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[room]
+            )
+        }
         assert not wrong, f"{file} reaches across: {sorted(wrong)}"
 
 
@@ -72,7 +109,9 @@ def test_the_load_generator_reads_plans_and_writes_rows_without_the_judges_libra
 
 def test_loadtests_holds_locustfiles_only() -> None:
     for file in Path("loadtests").rglob("*.py"):
-        assert "class " in file.read_text(), f"{file}: `locust -f loadtests/` loads every file there"
+        assert "class " in file.read_text(), (
+            f"{file}: `locust -f loadtests/` loads every file there"
+        )
 
 
 def test_there_is_no_drawer_for_odds_and_ends() -> None:

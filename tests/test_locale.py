@@ -26,7 +26,9 @@ BINARY = {"os", "tarfile", "zipfile"}
 def reads_in_the_locale(tree: ast.AST) -> Iterator[ast.Call]:
     """Calls that open a file as text and name no encoding."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or any(keyword.arg in ("encoding", None) for keyword in node.keywords):
+        if not isinstance(node, ast.Call) or any(
+            keyword.arg in ("encoding", None) for keyword in node.keywords
+        ):
             continue
         match node.func:
             case ast.Attribute(attr="read_text"):
@@ -46,7 +48,9 @@ def reads_in_the_locale(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def mode_of(call: ast.Call, place: int) -> str:
-    given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[place : place + 1]
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[
+        place : place + 1
+    ]
     return str(given[0].value) if given and isinstance(given[0], ast.Constant) else "r"
 
 
@@ -54,15 +58,27 @@ def mode_of(call: ast.Call, place: int) -> str:
 def test_every_text_file_names_its_encoding(place: str) -> None:
     files = [Path(place)] if place.endswith(".py") else sorted(Path(place).rglob("*.py"))
     assert files
-    unnamed = [f"{file}:{call.lineno}" for file in files for call in reads_in_the_locale(ast.parse(file.read_text(encoding="utf-8")))]
+    unnamed = [
+        f"{file}:{call.lineno}"
+        for file in files
+        for call in reads_in_the_locale(ast.parse(file.read_text(encoding="utf-8")))
+    ]
     assert not unnamed
 
 
 def test_an_artifact_of_many_letters_is_served_in_locale_c(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews", labels=["ŠPATNÉ", "良い"])
-    tokenizer = artifact.path("tokenizer.json").read_text(encoding="utf-8").replace('"endless"', '"žluťoučký"')
+    tokenizer = (
+        artifact.path("tokenizer.json")
+        .read_text(encoding="utf-8")
+        .replace('"endless"', '"žluťoučký"')
+    )
     (tmp_path / "again").mkdir()
-    served = write_artifact(tmp_path / "again" / "reviews", labels=["ŠPATNÉ", "良い"], files_as={"tokenizer.json": tokenizer})
+    served = write_artifact(
+        tmp_path / "again" / "reviews",
+        labels=["ŠPATNÉ", "良い"],
+        files_as={"tokenizer.json": tokenizer},
+    )
     named = served.directory.rename(tmp_path / "známky")
     with running(str(named), **LOCALE_C) as (url, process):
         answer = classify(url, "good žluťoučký")
@@ -70,16 +86,31 @@ def test_an_artifact_of_many_letters_is_served_in_locale_c(tmp_path: Path) -> No
         with urllib.request.urlopen(f"{url}/info", timeout=30) as response:
             assert "známky" in json.load(response)["models"]
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=30)[0].isascii()    # its log is JSON
+        assert process.communicate(timeout=30)[0].isascii()  # its log is JSON
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("body", ["print('žluťoučký'); return 0", "raise BadInput('žluťoučký')", "print(sys.stdin.read().strip()); return 0"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('žluťoučký'); return 0",
+        "raise BadInput('žluťoučký')",
+        "print(sys.stdin.read().strip()); return 0",
+    ],
+)
 def test_a_command_speaks_utf8_in_locale_c(body: str) -> None:
-    program = f"import sys\nfrom command import BadInput, finish\ndef main(arguments):\n    {body.encode('unicode_escape').decode()}\nfinish(main, [])"
+    program = (
+        "import sys\nfrom command import BadInput, finish\ndef main(arguments):\n   "
+        f" {body.encode('unicode_escape').decode()}\nfinish(main, [])"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program], input="žluťoučký".encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"} | LOCALE_C,
+        [sys.executable, "-c", program],
+        input="žluťoučký".encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+        | LOCALE_C,
     )
     assert "žluťoučký" in done.stdout.decode(), done.stdout
     assert done.returncode in (0, 65)
@@ -87,5 +118,10 @@ def test_a_command_speaks_utf8_in_locale_c(body: str) -> None:
 
 @pytest.mark.parametrize("module", ["service", "proof", "client"])
 def test_help_is_printed_in_locale_c(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, check=False, env=os.environ | LOCALE_C)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        check=False,
+        env=os.environ | LOCALE_C,
+    )
     assert done.returncode == 0, done.stderr

@@ -18,11 +18,16 @@ PUBLISHED = sorted(path for path in Path("evidence/published").glob("*") if path
 
 def test_some_evidence_is_published() -> None:
     assert PUBLISHED
-    assert sum(file.stat().st_size for file in Path("evidence/published").rglob("*") if file.is_file()) < 20e6
+    assert (
+        sum(file.stat().st_size for file in Path("evidence/published").rglob("*") if file.is_file())
+        < 20e6
+    )
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_published_evidence_is_judged_as_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_evidence_is_judged_as_it_was(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     committed = read_verdict(folder / "verdict.json")
     assert main(["judge", str(folder)]) == EXIT_CODES[committed.verdict]
     assert f"verdict: {committed.verdict}." in capsys.readouterr().out

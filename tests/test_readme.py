@@ -35,7 +35,9 @@ def drbert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return read_artifact(folder)
 
 
-def serving_fp32(artifact: Artifact, **environment: str) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+def serving_fp32(
+    artifact: Artifact, **environment: str
+) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
     """The variant of the documents' answers, whatever this processor would choose."""
     return running(f"drbert={artifact.directory}", "--variant", "cpu-fp32", **environment)
 
@@ -73,20 +75,32 @@ def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Arti
         with serving_fp32(drbert, DRBERT_CLASSIFY_DIALECT=dialect) as (url, _):
             for command, answer in shown:
                 if ("/classify" in command) == (dialect == "infinity"):
-                    arguments = shlex.split(command.replace("localhost:8000", url.removeprefix("http://")))
-                    found = json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
-                    assert without_what_changes(found) == without_what_changes(json.loads(answer)), command
+                    arguments = shlex.split(
+                        command.replace("localhost:8000", url.removeprefix("http://"))
+                    )
+                    found = json.loads(
+                        subprocess.run(arguments, capture_output=True, check=True).stdout
+                    )
+                    assert without_what_changes(found) == without_what_changes(
+                        json.loads(answer)
+                    ), command
 
 
 def test_every_make_target_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z/.-]+):", Path("Makefile").read_text(), re.M))
-    named = {target for line in re.findall(r"(?:^|`|\$ )make ([a-z/. -]+)", README, re.M) for target in line.split("  ")[0].split()}
+    named = {
+        target
+        for line in re.findall(r"(?:^|`|\$ )make ([a-z/. -]+)", README, re.M)
+        for target in line.split("  ")[0].split()
+    }
     assert {"demo", "test", "artifacts/bert/manifest.json"} <= named <= targets
 
 
 def test_every_python_command_the_readme_names_exists() -> None:
     for module in sorted(set(re.findall(r"python -m ([a-z_.]+)", README))):
-        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, check=False
+        )
         assert done.returncode == 0, f"python -m {module}"
 
 
@@ -101,7 +115,10 @@ def test_a_card_says_what_was_measured_through_the_service(name: str, examples: 
     assert measured["examples"] == examples
     card = (CHECKPOINTS / name / "README.md").read_text()
     assert f"**{measured['accuracy']:.4f} ({measured['date']})**" in card
-    assert f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * examples):,} of {examples:,})" in README
+    assert (
+        f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * examples):,} of {examples:,})"
+        in README
+    )
     assert "What it is not" in card
 
 
@@ -121,7 +138,14 @@ def test_the_twins_differ_in_nothing_but_the_decoder() -> None:
     assert settings[0].pop("decoder") != settings[1].pop("decoder")
     assert settings[0] == settings[1]
     assert described[0]["pretraining"]["sources"] == described[1]["pretraining"]["sources"]
-    fine = [{k: v for k, v in d["finetuning"].items() if k in ("epochs", "batch_size", "learning_rate", "seed")} for d in described]
+    fine = [
+        {
+            k: v
+            for k, v in d["finetuning"].items()
+            if k in ("epochs", "batch_size", "learning_rate", "seed")
+        }
+        for d in described
+    ]
     assert fine[0] == fine[1]
 
 
@@ -129,22 +153,42 @@ def test_the_pipeline_example_names_what_there_is() -> None:
     text = Path("examples/ci/verify-claim.yml").read_text()
     workflow = yaml.safe_load(text)
     steps = workflow["jobs"]["verify-claim"]["steps"]
-    assert any("verify-claim artifacts/bert artifacts/drbert" in step.get("run", "") for step in steps)
+    assert any(
+        "verify-claim artifacts/bert artifacts/drbert" in step.get("run", "") for step in steps
+    )
     for path in re.findall(r"(?:examples/checkpoints|evidence/published)/[\w-]+", text):
         assert Path(path).is_dir(), path
     for command in ("verify-claim", "report"):
-        done = subprocess.run([sys.executable, "-m", "proof", command, "--help"], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "proof", command, "--help"], capture_output=True, check=False
+        )
         assert done.returncode == 0
 
 
 def test_the_peers_table_is_what_the_benchmark_measured() -> None:
-    measured = {found["name"]: found["tables"] for found in json.loads(Path("benchmarks/RESULTS.json").read_text())["findings"]}
-    rows = re.findall(r"^\| ([^|]+) \| (fp32|int8|bf16) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", README, re.M)
+    measured = {
+        found["name"]: found["tables"]
+        for found in json.loads(Path("benchmarks/RESULTS.json").read_text())["findings"]
+    }
+    rows = re.findall(
+        r"^\| ([^|]+) \| (fp32|int8|bf16) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|"
+        r" ([^|]*) \|$",
+        README,
+        re.M,
+    )
     assert len(rows) == len(measured["peers mini"][0]["rows"])
     for server, _, *cells in rows:
         for place, size in enumerate(("mini", "base")):
             rates, ratios = measured[f"peers {size}"]
             [rate] = [row[4] for row in rates["rows"] if row[0] == server]
-            most = [max(i for i, name in enumerate(ratios["columns"]) if name.startswith(start)) for start in ("our best", "ours in")]
-            ratio = next(([row[i] for i in most] for row in ratios["rows"] if row[0] == server), ["", ""])
-            assert [cells[place], cells[2 + place], cells[4 + place]] == [rate, *ratio], (server, size)
+            most = [
+                max(i for i, name in enumerate(ratios["columns"]) if name.startswith(start))
+                for start in ("our best", "ours in")
+            ]
+            ratio = next(
+                ([row[i] for i in most] for row in ratios["rows"] if row[0] == server), ["", ""]
+            )
+            assert [cells[place], cells[2 + place], cells[4 + place]] == [rate, *ratio], (
+                server,
+                size,
+            )

@@ -21,14 +21,29 @@ def test_the_bill_lists_what_is_installed_and_fits_its_schema(tmp_path: Path) ->
     assert stated
     written = tmp_path / "full.json"
     # It fails where what it wrote does not fit CycloneDX's schema.
-    subprocess.run([needs.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable], capture_output=True, check=True)
+    subprocess.run(
+        [needs.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable],
+        capture_output=True,
+        check=True,
+    )
     bill = json.loads(written.read_text())
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "drbert-serve"
-    listed = {(canonicalize_name(component["name"]), component["version"]) for component in bill["components"]}
-    # Not of sys.path: setuptools, once a test has imported it, adds the folder of the packages that it brings.
+    listed = {
+        (canonicalize_name(component["name"]), component["version"])
+        for component in bill["components"]
+    }
+    # Not of sys.path: setuptools, once a test has imported it, adds the folder of the packages that
+    # it brings.
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    installed = {(canonicalize_name(each.name), each.version) for each in importlib.metadata.distributions(path=folders)}
+    installed = {
+        (canonicalize_name(each.name), each.version)
+        for each in importlib.metadata.distributions(path=folders)
+    }
     assert listed | {("drbert-serve", importlib.metadata.version("drbert-serve"))} == installed
     assert {"fastapi", "openvino", "tokenizers"} <= {name for name, _ in listed}
-    assert all(component["purl"].startswith("pkg:pypi/") for component in bill["components"] if component["name"] != "drbert-serve")
+    assert all(
+        component["purl"].startswith("pkg:pypi/")
+        for component in bill["components"]
+        if component["name"] != "drbert-serve"
+    )

@@ -1,4 +1,6 @@
-"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm, of transformers 5 or of the research data."""
+"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm, of
+transformers 5 or of the research data.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,36 @@ def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
         if file.name == "needs.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "importorskip", "xfail"):
-                raise AssertionError(f"{file}:{node.lineno} skips by itself; use a marker of tests/needs.py")
+            if isinstance(node, ast.Attribute) and node.attr in (
+                "skip",
+                "skipif",
+                "importorskip",
+                "xfail",
+            ):
+                raise AssertionError(
+                    f"{file}:{node.lineno} skips by itself; use a marker of tests/needs.py"
+                )
 
 
 def test_needs_knows_every_reason() -> None:
     from tests import needs
 
-    marks = {name: value for name, value in vars(needs).items() if isinstance(value, pytest.MarkDecorator)}
+    marks = {
+        name: value
+        for name, value in vars(needs).items()
+        if isinstance(value, pytest.MarkDecorator)
+    }
     assert set(marks) == {
-        "shared_data", "crds", "helm", "no_gpu", "chromium", "wrk", "prometheus", "containers", "grafana", "strace", "sbom", "transformers_5",
+        "shared_data",
+        "crds",
+        "helm",
+        "no_gpu",
+        "chromium",
+        "wrk",
+        "prometheus",
+        "containers",
+        "grafana",
+        "strace",
+        "sbom",
+        "transformers_5",
     }

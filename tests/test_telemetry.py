@@ -1,4 +1,6 @@
-"""Nothing phones home: what is run connects nowhere, leaves nothing in the home folder, and starts no child that would."""
+"""Nothing phones home: what is run connects nowhere, leaves nothing in the home folder, and starts
+no child that would.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,21 @@ from tests.needs import strace
 from tests.service.test_server import serving
 from tests.worlds import write_model
 
-# Python imports it at every start, in children too: it notes each connect, lookup of a name, datagram and child.
+# Python imports it at every start, in children too: it notes each connect, lookup of a name,
+# datagram and child.
 TRAP = """
 import os, sys
 def note(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"):
+    if event in (
+        "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto",
+        "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen",
+    ):
         with open(os.environ["TRAP"], "a") as file:
             print(event, [str(argument)[:200] for argument in arguments], file=file)
 sys.addaudithook(note)
 """
-# Its own processors are looked up by platform.processor, and the compiler by torch: programs of this machine.
+# Its own processors are looked up by platform.processor, and the compiler by torch: programs of
+# this machine.
 OWN_CHILDREN = ("uname", "gcc", "g++", "c++", "ldconfig", "lscpu", "/proc")
 
 
@@ -36,7 +43,12 @@ def trapped(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "trap" / "sitecustomize.py").write_text(TRAP)
     (tmp_path / "home").mkdir()
     path = os.pathsep.join(filter(None, (str(tmp_path / "trap"), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": path, "TRAP": str(tmp_path / "noted"), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home" / "cache")}
+    return {
+        "PYTHONPATH": path,
+        "TRAP": str(tmp_path / "noted"),
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
+    }
 
 
 def noted(environment: dict[str, str]) -> list[str]:
@@ -50,7 +62,9 @@ def home(environment: dict[str, str]) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_service_connects_nowhere_and_writes_nothing_at_home(artifact: Artifact, trapped: dict[str, str]) -> None:
+def test_the_service_connects_nowhere_and_writes_nothing_at_home(
+    artifact: Artifact, trapped: dict[str, str]
+) -> None:
     with serving(artifact, **trapped):
         pass
     assert noted(trapped) == []
@@ -58,7 +72,9 @@ def test_the_service_connects_nowhere_and_writes_nothing_at_home(artifact: Artif
 
 
 @strace
-def test_no_engine_connects_by_itself_beneath_python(tmp_path: Path, trapped: dict[str, str]) -> None:
+def test_no_engine_connects_by_itself_beneath_python(
+    tmp_path: Path, trapped: dict[str, str]
+) -> None:
     code = (
         "import sys, command, openvino, onnxruntime\n"
         "openvino.Core().compile_model(sys.argv[1], 'CPU')\n"
@@ -66,27 +82,76 @@ def test_no_engine_connects_by_itself_beneath_python(tmp_path: Path, trapped: di
     )
     write_model(tmp_path / "model.onnx")
     calls = tmp_path / "calls"
-    command = ["strace", "-f", "-e", "trace=connect,sendto", "-o", str(calls), sys.executable, "-c", code, str(tmp_path / "model.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | trapped)
+    command = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=connect,sendto",
+        "-o",
+        str(calls),
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "model.onnx"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | trapped
+    )
     assert done.returncode == 0, done.stderr
     assert [line for line in calls.read_text().splitlines() if "AF_INET" in line] == []
     assert home(trapped) == []
 
 
-def test_export_connects_nowhere_and_writes_nothing_at_home(tmp_path: Path, trapped: dict[str, str]) -> None:
+def test_export_connects_nowhere_and_writes_nothing_at_home(
+    tmp_path: Path, trapped: dict[str, str]
+) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     (tmp_path / "texts.txt").write_text("".join(f"a film number {i}\n" for i in range(20)))
-    command = [sys.executable, "-m", "export", str(checkpoint), str(tmp_path / "artifact"), "--variants", "cpu-fp32,cpu-int8", "--gate", str(tmp_path / "texts.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | trapped)
+    command = [
+        sys.executable,
+        "-m",
+        "export",
+        str(checkpoint),
+        str(tmp_path / "artifact"),
+        "--variants",
+        "cpu-fp32,cpu-int8",
+        "--gate",
+        str(tmp_path / "texts.txt"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | trapped
+    )
     assert done.returncode == 0, done.stderr
     assert noted(trapped) == []
     assert home(trapped) == []
 
 
-@pytest.mark.parametrize("module", ["service.runtimes.openvino", "service.runtimes.packed", "export.commands", "export.variants", "graphs.files", "benchmarks.commands", "proof.commands"])
-def test_the_reporter_is_out_of_reach_whatever_is_imported_first(module: str, trapped: dict[str, str]) -> None:
-    code = f"import {module}, sys, json; import openvino; print(json.dumps(sys.modules['openvino_telemetry']))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, env=os.environ | trapped)
+@pytest.mark.parametrize(
+    "module",
+    [
+        "service.runtimes.openvino",
+        "service.runtimes.packed",
+        "export.commands",
+        "export.variants",
+        "graphs.files",
+        "benchmarks.commands",
+        "proof.commands",
+    ],
+)
+def test_the_reporter_is_out_of_reach_whatever_is_imported_first(
+    module: str, trapped: dict[str, str]
+) -> None:
+    code = (
+        f"import {module}, sys, json; import openvino;"
+        " print(json.dumps(sys.modules['openvino_telemetry']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | trapped,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) is None
     assert noted(trapped) == []

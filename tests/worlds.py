@@ -1,5 +1,6 @@
 """
-Small real things for tests to work on: a tokenizer, an ONNX model whose answers can be added up by hand, an artifact.
+Small real things for tests to work on: a tokenizer, an ONNX model whose answers can be added up by
+hand, an artifact.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from service.artifact import (
 WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
 # What each word adds to the logits (NEGATIVE, POSITIVE).
 WEIGHTS: Mapping[str, tuple[float, float]] = {
-    "good": (0.0, 1.0), "bad": (1.0, 0.0), "poison": (float("nan"), 0.0), "endless": (float("inf"), 0.0),
+    "good": (0.0, 1.0),
+    "bad": (1.0, 0.0),
+    "poison": (float("nan"), 0.0),
+    "endless": (float("inf"), 0.0),
 }
 MAX_TOKENS = 16
 PROBE = Probe(text="good", text_pair=None, input_ids=[2, 4, 3], token_type_ids=[0, 0, 0])
@@ -42,7 +46,9 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer.save(str(path))
 
@@ -52,7 +58,10 @@ def write_model(path: Path, labels: int = 2) -> None:
     table = np.zeros((4 + len(WORDS), labels), np.float32)
     for word, weights in WEIGHTS.items():
         table[4 + WORDS.index(word)] = (weights * labels)[:labels]
-    integers = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"]) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    integers = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
+        for n in ("input_ids", "attention_mask", "token_type_ids")
+    ]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["seen"], "/bert/embeddings/Gather"),
         helper.make_node("Cast", ["attention_mask"], ["mask"], "/bert/Cast", to=TensorProto.FLOAT),
@@ -60,19 +69,40 @@ def write_model(path: Path, labels: int = 2) -> None:
         # Where, not Mul: a masked NaN is still NaN times zero.
         helper.make_node("Cast", ["column"], ["real"], "/bert/Cast_1", to=TensorProto.BOOL),
         helper.make_node("Where", ["real", "seen", "nothing"], ["kept"], "/bert/Where"),
-        helper.make_node("Cast", ["token_type_ids"], ["types"], "/bert/Cast_2", to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["kept", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0),
+        helper.make_node(
+            "Cast", ["token_type_ids"], ["types"], "/bert/Cast_2", to=TensorProto.FLOAT
+        ),
+        helper.make_node(
+            "ReduceSum", ["kept", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0
+        ),
     ]
-    constants = {"table": table, "last": np.array([2]), "axis": np.array([1]), "nothing": np.zeros((), np.float32)}
+    constants = {
+        "table": table,
+        "last": np.array([2]),
+        "axis": np.array([1]),
+        "nothing": np.zeros((), np.float32),
+    }
     graph = helper.make_graph(
-        nodes, "bag", integers, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        nodes,
+        "bag",
+        integers,
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
 
 
-def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"), files_as: Mapping[str, str] | None = None, **changes: Any) -> Artifact:
-    """A whole artifact, read back through the reader that the service uses; `files_as` puts other content into its files."""
+def write_artifact(
+    folder: Path,
+    labels: Sequence[str] = ("NEGATIVE", "POSITIVE"),
+    files_as: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> Artifact:
+    """A whole artifact, read back through the reader that the service uses; `files_as` puts other
+    content into its files.
+    """
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer.json")
     write_model(folder / "model.onnx", len(labels))
@@ -80,16 +110,43 @@ def write_artifact(folder: Path, labels: Sequence[str] = ("NEGATIVE", "POSITIVE"
         (folder / name).write_text(content, encoding="utf-8")
     parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
     variant = Variant(
-        runtime="openvino", precision="f32", files=["model.onnx"], encoder_digest="e" * 64, head_digest="d" * 64,
-        weight_bytes=96, parity=parity, gate=Gate(status="passed", reason="made by hand"),
-        self_check=SelfCheck(logits={"f32": [[float(weight) for weight in (WEIGHTS["good"] * len(labels))[: len(labels)]]]}, tolerance=1e-3),
+        runtime="openvino",
+        precision="f32",
+        files=["model.onnx"],
+        encoder_digest="e" * 64,
+        head_digest="d" * 64,
+        weight_bytes=96,
+        parity=parity,
+        gate=Gate(status="passed", reason="made by hand"),
+        self_check=SelfCheck(
+            logits={
+                "f32": [
+                    [float(weight) for weight in (WEIGHTS["good"] * len(labels))[: len(labels)]]
+                ]
+            },
+            tolerance=1e-3,
+        ),
     )
     values: dict[str, Any] = {
-        "schema_version": 3, "probes": [] if files_as else [PROBE], "name": folder.name, "family": "bag", "task": "single_label", "labels": list(labels),
-        "takes_pairs": True, "max_tokens": MAX_TOKENS, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
-        "encoder_digest": "e" * 64, "head_digest": "d" * 64, "tokenizer_digest": sha256(folder / "tokenizer.json"),
-        "parameters": 24, "flops_per_token": 0, "padding_safe": True, "dropped": None, "kept_decoder_layers": 0,
-        "variants": {"cpu-fp32": variant}, "provenance": {},
+        "schema_version": 3,
+        "probes": [] if files_as else [PROBE],
+        "name": folder.name,
+        "family": "bag",
+        "task": "single_label",
+        "labels": list(labels),
+        "takes_pairs": True,
+        "max_tokens": MAX_TOKENS,
+        "inputs": ["input_ids", "attention_mask", "token_type_ids"],
+        "encoder_digest": "e" * 64,
+        "head_digest": "d" * 64,
+        "tokenizer_digest": sha256(folder / "tokenizer.json"),
+        "parameters": 24,
+        "flops_per_token": 0,
+        "padding_safe": True,
+        "dropped": None,
+        "kept_decoder_layers": 0,
+        "variants": {"cpu-fp32": variant},
+        "provenance": {},
         "files": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
     }
     manifest = sealed(Manifest.model_validate({"seal": ""} | values | changes))

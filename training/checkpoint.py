@@ -1,5 +1,6 @@
 """
-Checkpoints: Hugging Face directories of safetensors, and what a run needs to go on as if it had never stopped.
+Checkpoints: Hugging Face directories of safetensors, and what a run needs to go on as if it had
+never stopped.
 
 Nothing here writes or reads a pickle. A folder is written beside its place and
 renamed, so an interrupted save leaves the previous one whole.
@@ -57,25 +58,36 @@ def _old(directory: Path) -> Path:
 
 
 ARCHITECTURES = {
-    ("bert", "mlm"): "BertForMaskedLM", ("electra", "mlm"): "ElectraForMaskedLM", ("convbert", "mlm"): "ConvBertForMaskedLM",
-    # transformers knows no pretraining form of ConvBERT; the detector's head lies beside the encoder.
-    ("electra", "rtd"): "ElectraForPreTraining", ("convbert", "rtd"): "ConvBertModel",
+    ("bert", "mlm"): "BertForMaskedLM",
+    ("electra", "mlm"): "ElectraForMaskedLM",
+    ("convbert", "mlm"): "ConvBertForMaskedLM",
+    # transformers knows no pretraining form of ConvBERT; the detector's head lies beside the
+    # encoder.
+    ("electra", "rtd"): "ElectraForPreTraining",
+    ("convbert", "rtd"): "ConvBertModel",
 }
 # What BERT's output layer is called in the other families.
-RENAMED = {"cls.predictions.transform.": "generator_predictions.", "cls.predictions.bias": "generator_lm_head.bias"}
+RENAMED = {
+    "cls.predictions.transform.": "generator_predictions.",
+    "cls.predictions.bias": "generator_lm_head.bias",
+}
 GENERATOR = ("generator.", "generator_predictions.")
 
 
 def save_pretrained(model: nn.Module, config: Config, tokenizer: Path, directory: Path) -> None:
-    """Writes config.json, model.safetensors (fp32) and the tokenizer of a pretrained model into `directory`; a generator stays behind."""
+    """Writes config.json, model.safetensors (fp32) and the tokenizer of a pretrained model into
+    `directory`; a generator stays behind.
+    """
     family, objective = config.encoder.family, config.objective.name
-    described = model.encoder.config.to_dict()                                # type: ignore[union-attr, operator]
+    described = model.encoder.config.to_dict()  # type: ignore[union-attr, operator]
     described["architectures"] = [ARCHITECTURES[family, objective]]
     if config.decoder.design != "none":
         described["pretraining_decoder"] = config.as_dict()["decoder"]
     weights = contiguous(model.state_dict())
     if objective == "rtd":
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(GENERATOR)}
+        weights = {
+            name: tensor for name, tensor in weights.items() if not name.startswith(GENERATOR)
+        }
     elif family != "bert":
         weights = {_renamed(name): tensor for name, tensor in weights.items()}
     write_json(directory / "config.json", described)
@@ -94,19 +106,31 @@ def copy_tokenizer(source: Path, directory: Path, max_tokens: int) -> None:
     shutil.copy(source / "tokenizer.json", directory / "tokenizer.json")
     write_json(
         directory / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens, "do_lower_case": True,
-         "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
-         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_tokens,
+            "do_lower_case": True,
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        },
     )
 
 
 def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the tensors; Unavailable or BadInput names the file that is missing or broken."""
+    """config.json and the tensors; Unavailable or BadInput names the file that is missing or
+    broken.
+    """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (directory / name).is_file():
             raise Unavailable(f"{directory} is no checkpoint: it has no {name}.")
     try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8")), load_file(directory / "model.safetensors")
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")), load_file(
+            directory / "model.safetensors"
+        )
     except (json.JSONDecodeError, SafetensorError) as error:
         raise BadInput(f"{directory} cannot be read: {error}.") from None
 
@@ -120,7 +144,8 @@ def save_progress(
         names = {id(p): name for name, p in model.named_parameters()}
         moments = {
             f"{names[id(parameter)]}:{key}": value
-            for parameter, state in optimiser.state.items() for key, value in state.items()
+            for parameter, state in optimiser.state.items()
+            for key, value in state.items()
         }
         save_file(contiguous(moments), building / "optimiser.safetensors")
         write_json(building / "progress.json", dict(progress))
@@ -137,10 +162,15 @@ def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Opti
     model.load_state_dict(load_file(directory / "model.safetensors"))
     moments = load_file(directory / "optimiser.safetensors")
     for name, parameter in model.named_parameters():
-        state = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
+        state = {
+            key.rpartition(":")[2]: value
+            for key, value in moments.items()
+            if key.rpartition(":")[0] == name
+        }
         if state:
             optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                key: value if key == "step" else value.to(parameter.device)
+                for key, value in state.items()
             }
 
 

@@ -1,5 +1,6 @@
 """
-Turns text shards into a WordPiece vocabulary and memory-mapped token ids, once for all runs on the same text.
+Turns text shards into a WordPiece vocabulary and memory-mapped token ids, once for all runs on the
+same text.
 
 A shard holds a paragraph a line and an empty line between documents, plain or
 gzipped; a Hugging Face dataset holds a document a row. The ids are one stream,
@@ -37,7 +38,9 @@ Ids = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of the training and the held-out text, and the folder that holds their tokenizer."""
+    """Token ids of the training and the held-out text, and the folder that holds their
+    tokenizer.
+    """
 
     directory: Path
     ids: Ids
@@ -49,7 +52,9 @@ class Corpus:
         return len(self.ids) // (self.sequence_length - 2)
 
     def batch(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
-        """The sequences of one step, (batch_size, sequence_length): a function of step and seed alone, so a resumed run sees what it would have seen."""
+        """The sequences of one step, (batch_size, sequence_length): a function of step and seed
+        alone, so a resumed run sees what it would have seen.
+        """
         places = []
         for i in range(step * batch_size, (step + 1) * batch_size):
             epoch, offset = divmod(i, len(self))
@@ -70,7 +75,9 @@ class Corpus:
             yield self.sequences(self.held_out, range(start, min(start + batch_size, available)))
 
     def _order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        cached: dict[tuple[int, int], npt.NDArray[np.int64]] = self.__dict__.setdefault("_orders", {})
+        cached: dict[tuple[int, int], npt.NDArray[np.int64]] = self.__dict__.setdefault(
+            "_orders", {}
+        )
         if (seed, epoch) not in cached:
             cached.clear()
             cached[seed, epoch] = np.random.default_rng([seed, epoch]).permutation(len(self))
@@ -84,13 +91,20 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
     empty or broken, or a given tokenizer does not fit.
     """
     held_out = [Shard(path) for path in _find(folder, data.held_out)]
-    text: list[Source] = [Dataset(data)] if data.dataset else [Shard(path) for path in _find(folder, data.text)]
+    text: list[Source] = (
+        [Dataset(data)] if data.dataset else [Shard(path) for path in _find(folder, data.text)]
+    )
     both = {source.name for source in text} & {shard.name for shard in held_out}
     if both:
-        raise BadInput(f"{sorted(both)[0]} is among the text and the held-out text; what is trained on cannot be held out.")
+        raise BadInput(
+            f"{sorted(both)[0]} is among the text and the held-out text; what is trained on cannot"
+            " be held out."
+        )
     given = _find(folder, [data.tokenizer])[0] if data.tokenizer else None
     sources = {source.name: source.digest() for source in [*text, *held_out]}
-    directory = beside / f"corpus-{_fingerprint(sources, len(text), given, data.vocabulary_size)[:12]}"
+    directory = (
+        beside / f"corpus-{_fingerprint(sources, len(text), given, data.vocabulary_size)[:12]}"
+    )
     if not directory.exists():
         _build(directory, text, held_out, sources, given, data.vocabulary_size)
     corpus = Corpus(
@@ -102,7 +116,9 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
     )
     for what, ids in (("text", corpus.ids), ("held_out", corpus.held_out)):
         if len(ids) < data.sequence_length:
-            raise Unavailable(f"{folder}: {what} holds less than one sequence of {data.sequence_length} tokens.")
+            raise Unavailable(
+                f"{folder}: {what} holds less than one sequence of {data.sequence_length} tokens."
+            )
     return corpus
 
 
@@ -148,24 +164,37 @@ class Shard:
 
 
 class Dataset:
-    """A column of a dataset of the Hugging Face hub, or of a folder in that form; a document a row."""
+    """A column of a dataset of the Hugging Face hub, or of a folder in that form; a document
+    a row.
+    """
 
     def __init__(self, data: Data) -> None:
         try:
             import datasets
         except ModuleNotFoundError:
-            raise Unavailable("The package datasets is not installed; pip install 'drbert-serve[training]'.") from None
+            raise Unavailable(
+                "The package datasets is not installed; pip install 'drbert-serve[training]'."
+            ) from None
         self._data = data
         try:
-            self._rows = datasets.load_dataset(data.dataset, data.dataset_config or None, split=data.dataset_split)
+            self._rows = datasets.load_dataset(
+                data.dataset, data.dataset_config or None, split=data.dataset_split
+            )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise Unavailable(f"The dataset {data.dataset!r} cannot be had: {str(error).splitlines()[0]}") from None
+            raise Unavailable(
+                f"The dataset {data.dataset!r} cannot be had: {str(error).splitlines()[0]}"
+            ) from None
         if data.text_column not in self._rows.column_names:
-            raise BadInput(f"The dataset {data.dataset!r} has no column {data.text_column!r}; it has {', '.join(self._rows.column_names)}.")
+            raise BadInput(
+                f"The dataset {data.dataset!r} has no column {data.text_column!r}; it has"
+                f" {', '.join(self._rows.column_names)}."
+            )
 
     @property
     def name(self) -> str:
-        return ":".join(filter(None, (self._data.dataset, self._data.dataset_config, self._data.dataset_split)))
+        return ":".join(
+            filter(None, (self._data.dataset, self._data.dataset_config, self._data.dataset_split))
+        )
 
     def digest(self) -> str:
         return f"{self._rows._fingerprint}:{self._data.text_column}"
@@ -176,29 +205,46 @@ class Dataset:
 
 def _find(folder: Path, patterns: list[str]) -> list[Path]:
     if not folder.is_dir():
-        raise Unavailable(f"The data folder {folder} does not exist; --data names the folder that holds {patterns[0]}.")
+        raise Unavailable(
+            f"The data folder {folder} does not exist; --data names the folder that holds"
+            f" {patterns[0]}."
+        )
     found = []
     for pattern in patterns:
         matches = sorted(folder.glob(pattern))
         if not matches:
-            raise Unavailable(f"{folder} holds no {pattern}; --data names the folder that the config's text is below.")
+            raise Unavailable(
+                f"{folder} holds no {pattern}; --data names the folder that the config's text is"
+                " below."
+            )
         found += matches
     return found
 
 
-def _fingerprint(sources: dict[str, str], trained_on: int, given: Path | None, vocabulary_size: int) -> str:
+def _fingerprint(
+    sources: dict[str, str], trained_on: int, given: Path | None, vocabulary_size: int
+) -> str:
     """Of everything the ids follow from."""
     told = json.dumps([list(sources.items()), trained_on, vocabulary_size]).encode()
     return hashlib.sha256(told + (given.read_bytes() if given else b"")).hexdigest()
 
 
 def _build(
-    directory: Path, text: Sequence[Source], held_out: Sequence[Source], sources: dict[str, str], given: Path | None, vocabulary_size: int
+    directory: Path,
+    text: Sequence[Source],
+    held_out: Sequence[Source],
+    sources: dict[str, str],
+    given: Path | None,
+    vocabulary_size: int,
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".corpus-", dir=directory.parent))
     try:
-        tokenizer = read_tokenizer(given, vocabulary_size) if given else learn(lambda: _documents(text), vocabulary_size)
+        tokenizer = (
+            read_tokenizer(given, vocabulary_size)
+            if given
+            else learn(lambda: _documents(text), vocabulary_size)
+        )
         tokenizer.save(str(building / "tokenizer.json"))
         for name, of in (("ids.bin", text), ("held_out.bin", held_out)):
             with (building / name).open("wb") as file:

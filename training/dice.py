@@ -1,5 +1,6 @@
 """
-Where a run's randomness comes from: every use has a stream of its own, a function of the run's seed and of what it is for.
+Where a run's randomness comes from: every use has a stream of its own, a function of the run's seed
+and of what it is for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 
 def seed_of(seed: int, purpose: str, *numbers: int) -> int:
     """A 63-bit seed; streams of other seeds, purposes and numbers do not overlap it."""
-    state = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]).generate_state(
+        1, np.uint64
+    )[0]
     return int(state >> np.uint64(1))
 
 

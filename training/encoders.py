@@ -34,7 +34,11 @@ def build_encoder(config: Config, vocabulary: Vocabulary) -> PreTrainedModel:
         model = ConvBertModel(described)
         convbert.initialise(model, described)
         return convbert.mend(model)
-    model = ElectraModel(described) if config.encoder.family == "electra" else BertModel(described, add_pooling_layer=False)
+    model = (
+        ElectraModel(described)
+        if config.encoder.family == "electra"
+        else BertModel(described, add_pooling_layer=False)
+    )
     if config.encoder.initialisation == "neighbours":
         neighbours.initialise(model)
     return model
@@ -43,9 +47,16 @@ def build_encoder(config: Config, vocabulary: Vocabulary) -> PreTrainedModel:
 def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> PretrainedConfig:
     """transformers' description of the encoder."""
     common = {
-        "vocab_size": len(vocabulary), "hidden_size": shape.hidden_size, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-        "intermediate_size": shape.intermediate_size, "max_position_embeddings": positions, "hidden_dropout_prob": shape.dropout,
-        "attention_probs_dropout_prob": shape.dropout, "pad_token_id": vocabulary.pad, "layer_norm_eps": 1e-12,
+        "vocab_size": len(vocabulary),
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": positions,
+        "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.dropout,
+        "pad_token_id": vocabulary.pad,
+        "layer_norm_eps": 1e-12,
     }
     embedding_size = shape.embedding_size or shape.hidden_size
     match shape.family:
@@ -55,22 +66,33 @@ def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> Pr
             return ElectraConfig(**common, embedding_size=embedding_size)
         case _:
             return ConvBertConfig(
-                **common, embedding_size=embedding_size, head_ratio=2, conv_kernel_size=shape.kernel_size, num_groups=shape.groups
+                **common,
+                embedding_size=embedding_size,
+                head_ratio=2,
+                conv_kernel_size=shape.kernel_size,
+                num_groups=shape.groups,
             )
 
 
 def narrowed(shape: Encoder, width: float) -> Encoder:
-    """The generator beside an encoder: as deep, `width` times as wide, on the encoder's own embeddings."""
+    """The generator beside an encoder: as deep, `width` times as wide, on the encoder's own
+    embeddings.
+    """
     heads = max(1, round(shape.heads * width))
     return dataclasses.replace(
-        shape, hidden_size=round(shape.hidden_size * width / heads) * heads, heads=heads,
-        intermediate_size=round(shape.intermediate_size * width), embedding_size=shape.embedding_size or shape.hidden_size,
-        initialisation="bert",    # a projection stands between its layers and the positions
+        shape,
+        hidden_size=round(shape.hidden_size * width / heads) * heads,
+        heads=heads,
+        intermediate_size=round(shape.intermediate_size * width),
+        embedding_size=shape.embedding_size or shape.hidden_size,
+        initialisation="bert",  # a projection stands between its layers and the positions
     )
 
 
 def transform(encoder: PreTrainedModel, embedded: Tensor) -> Tensor:
-    """Projection and layers of an ELECTRA or ConvBERT on embeddings (B, L, E) made elsewhere: (B, L, D)."""
+    """Projection and layers of an ELECTRA or ConvBERT on embeddings (B, L, E) made elsewhere: (B,
+    L, D).
+    """
     if hasattr(encoder, "embeddings_project"):
         embedded = encoder.embeddings_project(embedded)
     hidden: Tensor = encoder.encoder(embedded).last_hidden_state

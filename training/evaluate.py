@@ -1,7 +1,8 @@
 """
 Measures a classifier through the running service, where its users meet it.
 
-    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR --url http://127.0.0.1:8000 --model bert
+    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR --url
+    http://127.0.0.1:8000 --model bert
 
 The result goes into the checkpoint's evaluation.json and model card.
 """
@@ -32,27 +33,45 @@ def evaluate(task: Task, data: Path, url: str, model: str) -> dict[str, Any]:
     examples, names = read_examples(task, data, "dev"), task.class_names(data)
     answers: list[float] = []
     for start in range(0, len(examples), TEXTS_A_REQUEST):
-        items = classify(url, model, [_item(example) for example in examples[start : start + TEXTS_A_REQUEST]])
-        answers += [item["score"] if task.kind == "regression" else _number(names, item["label"], model) for item in items]
+        items = classify(
+            url, model, [_item(example) for example in examples[start : start + TEXTS_A_REQUEST]]
+        )
+        answers += [
+            item["score"] if task.kind == "regression" else _number(names, item["label"], model)
+            for item in items
+        ]
     labels = np.array([example.label for example in examples])
     return {
-        "task": task.name, "split": "dev", "examples": len(examples), **measure(task.metrics, np.array(answers, float), labels),
-        "through": "POST /classify", "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "task": task.name,
+        "split": "dev",
+        "examples": len(examples),
+        **measure(task.metrics, np.array(answers, float), labels),
+        "through": "POST /classify",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
 def _item(example: Example) -> str | dict[str, str]:
-    return example.text if example.text_pair is None else {"text": example.text, "text_pair": example.text_pair}
+    return (
+        example.text
+        if example.text_pair is None
+        else {"text": example.text, "text_pair": example.text_pair}
+    )
 
 
 def _number(names: Sequence[str], label: str, model: str) -> int:
     if label not in names:
-        raise BadInput(f"The model {model!r} answers {label!r}, which is none of the task's labels; name the task it was trained for.")
+        raise BadInput(
+            f"The model {model!r} answers {label!r}, which is none of the task's labels; name the"
+            " task it was trained for."
+        )
     return names.index(label)
 
 
 def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(f"{url}/classify", json.dumps({"model": model, "input": items}).encode())
+    request = urllib.request.Request(
+        f"{url}/classify", json.dumps({"model": model, "input": items}).encode()
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             answered: list[dict[str, Any]] = json.load(response)["data"]
@@ -60,19 +79,28 @@ def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[di
     except urllib.error.HTTPError as error:
         raise BadInput(f"{url} refused: {error.read().decode(errors='replace')}") from None
     except OSError as error:
-        raise Unavailable(f"No service answers at {url} ({error}); start one with `python -m service`.") from None
+        raise Unavailable(
+            f"No service answers at {url} ({error}); start one with `python -m service`."
+        ) from None
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m training.evaluate", description="Measure a classifier through the running service.")
+    parser = Parser(
+        prog="python -m training.evaluate",
+        description="Measure a classifier through the running service.",
+    )
     parser.add_argument("checkpoint", type=Path, help="the classifier whose card takes the result")
     parser.add_argument("--task", default="sst2", help="the labelled task (default: sst2)")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the task's folder")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder that holds the task's folder"
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the running service")
     parser.add_argument("--model", required=True, help="the name the service gives the model")
     given = parser.parse_args(arguments)
     if not (given.checkpoint / "training.json").is_file():
-        raise Unavailable(f"{given.checkpoint} has no training.json; name a checkpoint of training.finetune.")
+        raise Unavailable(
+            f"{given.checkpoint} has no training.json; name a checkpoint of training.finetune."
+        )
     result = evaluate(task_named(given.task), given.data, given.url.rstrip("/"), given.model)
     write_json(given.checkpoint / "evaluation.json", result)
     write_card(given.checkpoint, name=given.checkpoint.resolve().name)

@@ -1,8 +1,10 @@
 """
-Compares pretraining designs: pretrains each at one budget, fine-tunes each on several tasks with several seeds, and tells of all of it.
+Compares pretraining designs: pretrains each at one budget, fine-tunes each on several tasks with
+several seeds, and tells of all of it.
 
-    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment --threads 1
-    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment --report training/RESULTS.md
+    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment
+    --threads 1 python -m training.experiment training/experiments/mini.toml --data DIR --out
+    build/experiment --report training/RESULTS.md
 
 A unit is one pretraining or one fine-tuning. What is done is skipped, what was interrupted goes on,
 and several processes may work on one folder at once: each unit is taken by one of them.
@@ -50,7 +52,10 @@ class Pretraining:
         """BadInput if what lies there was trained otherwise."""
         told = self.folder(out) / "checkpoint/training.json"
         if told.is_file() and results.read_json(told)["config"] != self.config.as_dict():
-            raise BadInput(f"{self.folder(out)} was trained with another config; give another --out, or remove it to train it again.")
+            raise BadInput(
+                f"{self.folder(out)} was trained with another config; give another --out, or remove"
+                " it to train it again."
+            )
         return told.is_file()
 
 
@@ -78,7 +83,10 @@ class Finetuning:
         recipe = {key: before["finetuning"][key] for key in dataclasses.asdict(self.recipe)}
         encoder = results.read_json(self.encoder.folder(out) / "checkpoint/training.json")
         if recipe != dataclasses.asdict(self.recipe) or before["pretraining"] != encoder:
-            raise BadInput(f"{self.folder(out)} was trained by another recipe or on another encoder; give another --out, or remove it to train it again.")
+            raise BadInput(
+                f"{self.folder(out)} was trained by another recipe or on another encoder; give"
+                " another --out, or remove it to train it again."
+            )
         return True
 
 
@@ -109,26 +117,42 @@ def read_experiment(path: Path) -> Experiment:
     tasks = tuple(task_named(name) for name in told["tasks"])
     for design, of in told["pretraining"].items():
         if not isinstance(of, dict) or of.keys() != {"config", "seeds"}:
-            raise BadInput(f"{path}: [pretraining] {design} is {of!r}; it takes a config and seeds, and nothing else.")
+            raise BadInput(
+                f"{path}: [pretraining] {design} is {of!r}; it takes a config and seeds, and"
+                " nothing else."
+            )
     budget = {"steps": told["steps"]} if "steps" in told else {}
     pretrainings = tuple(
-        Pretraining(design, seed, with_optimisation(read_config(CONFIGS / of["config"]), {**budget, "seed": seed}, path))
-        for design, of in told["pretraining"].items() for seed in of["seeds"]
+        Pretraining(
+            design,
+            seed,
+            with_optimisation(read_config(CONFIGS / of["config"]), {**budget, "seed": seed}, path),
+        )
+        for design, of in told["pretraining"].items()
+        for seed in of["seeds"]
     )
     if told["reference"] not in told["pretraining"]:
-        raise BadInput(f"{path}: reference {told['reference']!r} is none of {', '.join(told['pretraining'])}.")
+        raise BadInput(
+            f"{path}: reference {told['reference']!r} is none of {', '.join(told['pretraining'])}."
+        )
     epochs = told.get("epochs", {})
     for name in sorted(epochs.keys() - set(told["tasks"])):
         raise BadInput(f"{path}: [epochs] {name} is none of the tasks, {', '.join(told['tasks'])}.")
     finetunings = tuple(
         Finetuning(encoder, task, Recipe(epochs=epochs.get(task.name, task.epochs), seed=seed))
-        for seed in told["finetuning_seeds"] for encoder in pretrainings for task in tasks
+        for seed in told["finetuning_seeds"]
+        for encoder in pretrainings
+        for task in tasks
     )
-    return Experiment(path, told.get("history", ""), told["reference"], tasks, pretrainings, finetunings)
+    return Experiment(
+        path, told.get("history", ""), told["reference"], tasks, pretrainings, finetunings
+    )
 
 
 def carry_out(experiment: Experiment, data: Path, out: Path) -> None:
-    """Every unit that is not done and not in another process's hands; pretraining before fine-tuning."""
+    """Every unit that is not done and not in another process's hands; pretraining before
+    fine-tuning.
+    """
     # What was trained otherwise is refused before anything is trained.
     units: list[Pretraining | Finetuning] = [*experiment.pretrainings, *experiment.finetunings]
     for unit in units:
@@ -137,7 +161,8 @@ def carry_out(experiment: Experiment, data: Path, out: Path) -> None:
         with _taken(out, pretraining.name) as free:
             if free and not pretraining.is_done(out):
                 pretrain(pretraining.config, data, pretraining.folder(out), resume=True)
-    # Again as long as there was something to do: another process may have finished an encoder meanwhile.
+    # Again as long as there was something to do: another process may have finished an encoder
+    # meanwhile.
     while sum(_finetune(finetuning, data, out) for finetuning in experiment.finetunings):
         pass
 
@@ -147,7 +172,9 @@ def _finetune(unit: Finetuning, data: Path, out: Path) -> bool:
     with _taken(out, unit.name) as free:
         if not free or not unit.encoder.is_done(out) or unit.is_done(out):
             return False
-        finetune(unit.encoder.folder(out) / "checkpoint", unit.task, data, unit.folder(out), unit.recipe)
+        finetune(
+            unit.encoder.folder(out) / "checkpoint", unit.task, data, unit.folder(out), unit.recipe
+        )
         # What it answered is kept; hundreds of classifiers' weights are not.
         (unit.folder(out) / "model.safetensors").unlink()
         return True
@@ -168,25 +195,66 @@ def _taken(out: Path, name: str) -> Iterator[bool]:
 
 
 def records(experiment: Experiment, out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is known so far: a record for every pretraining and for every fine-tuning that is done."""
-    pretrained = [results.of_pretraining(p.design, p.seed, p.folder(out)) for p in experiment.pretrainings if p.is_done(out)]
-    finetuned = [results.of_finetuning(f.encoder.design, f.encoder.seed, f.folder(out)) for f in experiment.finetunings if f.is_done(out)]
+    """What is known so far: a record for every pretraining and for every fine-tuning that is
+    done.
+    """
+    pretrained = [
+        results.of_pretraining(p.design, p.seed, p.folder(out))
+        for p in experiment.pretrainings
+        if p.is_done(out)
+    ]
+    finetuned = [
+        results.of_finetuning(f.encoder.design, f.encoder.seed, f.folder(out))
+        for f in experiment.finetunings
+        if f.is_done(out)
+    ]
     return pretrained, finetuned
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m training.experiment", description="Compare pretraining designs at one budget, on several tasks and seeds.")
+    parser = Parser(
+        prog="python -m training.experiment",
+        description="Compare pretraining designs at one budget, on several tasks and seeds.",
+    )
     parser.add_argument("experiment", type=Path, help="a TOML file, see training/experiments")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the text and the tasks")
-    parser.add_argument("--out", type=Path, required=True, help="where the units go; what is done there is not done again")
-    parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
-    parser.add_argument("--report", type=Path, help="train nothing; write what is known so far to this Markdown file, with its tables and plot beside it")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder that holds the text and the tasks"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="where the units go; what is done there is not done again",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="processor threads to use (default: torch's choice)"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help=(
+            "train nothing; write what is known so far to this Markdown file, with its tables and"
+            " plot beside it"
+        ),
+    )
     given = parser.parse_args(arguments)
     experiment = read_experiment(given.experiment)
     if given.report is not None:
         pretrained, finetuned = records(experiment, given.out)
-        results.write(given.report, experiment.path, experiment.history, experiment.reference, experiment.tasks, len(experiment.finetunings), pretrained, finetuned)
-        print(f"{given.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders, {len(finetuned)} of {len(experiment.finetunings)} classifiers")
+        results.write(
+            given.report,
+            experiment.path,
+            experiment.history,
+            experiment.reference,
+            experiment.tasks,
+            len(experiment.finetunings),
+            pretrained,
+            finetuned,
+        )
+        print(
+            f"{given.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders,"
+            f" {len(finetuned)} of {len(experiment.finetunings)} classifiers"
+        )
         return 0
     if given.threads:
         torch.set_num_threads(given.threads)

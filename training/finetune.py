@@ -1,7 +1,9 @@
 """
-Fine-tunes a pretrained encoder into a classifier; the pretraining decoder is carried along untouched.
+Fine-tunes a pretrained encoder into a classifier; the pretraining decoder is carried along
+untouched.
 
-    python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 --data DIR --out DIR
+    python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 --data
+    DIR --out DIR
 
 The loop is transformers' Trainer. The last epoch is kept, whatever the development set says of
 it, so what is reported there was not selected on it.
@@ -66,15 +68,28 @@ class Recipe:
     seed: int = 0
 
 
-def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, precision: str = "auto", limit: int | None = None) -> dict[str, float]:
-    """Trains a classifier on top of `encoder`, writes it to `out` as fp16 safetensors with a model card, and returns its measures.
+def finetune(
+    encoder: Path,
+    task: Task,
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    precision: str = "auto",
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Trains a classifier on top of `encoder`, writes it to `out` as fp16 safetensors with a model
+    card, and returns its measures.
 
-    `precision` is pretraining's (bf16 autocast where `auto` finds it native); the measures are fp32's.
-    `out`/predictions.json holds what it answered on the development set. Nothing is written before the end.
+    `precision` is pretraining's (bf16 autocast where `auto` finds it native); the measures are
+    fp32's. `out`/predictions.json holds what it answered on the development set. Nothing is written
+    before the end.
     """
     described, tensors = read_checkpoint(encoder)
     if not (encoder / "training.json").is_file():
-        raise Unavailable(f"{encoder} has no training.json, which the model card is written from; name a checkpoint of training.pretrain.")
+        raise Unavailable(
+            f"{encoder} has no training.json, which the model card is written from; name a"
+            " checkpoint of training.pretrain."
+        )
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; remove it or give another --out.")
     names = task.class_names(data)
@@ -87,7 +102,9 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, p
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = ClassifierTrainer(
-            model, training_arguments(recipe, steps, scratch), train_dataset=encode(tokenizer, train, task),
+            model,
+            training_arguments(recipe, steps, scratch),
+            train_dataset=encode(tokenizer, train, task),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         trainer.precision = choose_precision(precision, trainer.args.device)
@@ -98,36 +115,68 @@ def finetune(encoder: Path, task: Task, data: Path, out: Path, recipe: Recipe, p
         seconds = time.monotonic() - started
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         if not np.isfinite(losses).all():
-            raise BadInput(f"The loss became {losses[int(np.flatnonzero(~np.isfinite(losses))[0])]}; lower learning_rate ({recipe.learning_rate}).")
+            raise BadInput(
+                f"The loss became {losses[int(np.flatnonzero(~np.isfinite(losses))[0])]}; lower"
+                f" learning_rate ({recipe.learning_rate})."
+            )
         # What is written is what is measured: the weights go through fp16 first.
         model.half().float()
         answers = answer(trainer.predict(encode(tokenizer, dev, task)).predictions, task)
     if not np.isfinite(answers).all():
-        raise BadInput(f"The classifier answers {answers[~np.isfinite(answers)][0]} in fp16; lower learning_rate ({recipe.learning_rate}).")
+        raise BadInput(
+            f"The classifier answers {answers[~np.isfinite(answers)][0]} in fp16; lower"
+            f" learning_rate ({recipe.learning_rate})."
+        )
     labels = np.array([example.label for example in dev], float)
     measures = measure(task.metrics, answers, labels)
 
     with written_whole(out) as directory:
         save_classifier(model, described, tensors, encoder, directory)
-        write_json(directory / "predictions.json", {"task": task.name, "split": "dev", "answers": answers.tolist(), "labels": labels.tolist(), "majority": majority(np.array([example.label for example in train]))})
-        write_json(directory / "training.json", {
-            "pretraining": json.loads((encoder / "training.json").read_text(encoding="utf-8")),
-            "finetuning": {
-                "task": task.name, "source": task.source, "examples": len(train), "steps": steps, **asdict(recipe),
-                "seconds": round(seconds, 1), "training_loss_last_100": float(np.mean(losses[-100:])),
-                "dev_examples": len(dev), "dev_in_torch": measures, "device": device_name(next(model.parameters()).device),
-                "threads": torch.get_num_threads(), "precision": trainer.precision,
-                "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        write_json(
+            directory / "predictions.json",
+            {
+                "task": task.name,
+                "split": "dev",
+                "answers": answers.tolist(),
+                "labels": labels.tolist(),
+                "majority": majority(np.array([example.label for example in train])),
             },
-        })
+        )
+        write_json(
+            directory / "training.json",
+            {
+                "pretraining": json.loads((encoder / "training.json").read_text(encoding="utf-8")),
+                "finetuning": {
+                    "task": task.name,
+                    "source": task.source,
+                    "examples": len(train),
+                    "steps": steps,
+                    **asdict(recipe),
+                    "seconds": round(seconds, 1),
+                    "training_loss_last_100": float(np.mean(losses[-100:])),
+                    "dev_examples": len(dev),
+                    "dev_in_torch": measures,
+                    "device": device_name(next(model.parameters()).device),
+                    "threads": torch.get_num_threads(),
+                    "precision": trainer.precision,
+                    "versions": {
+                        "torch": torch.__version__,
+                        "transformers": transformers.__version__,
+                        "python": platform.python_version(),
+                    },
+                },
+            },
+        )
         write_card(directory, name=out.name)
     said = ", ".join(f"{name} {value:.4f}" for name, value in measures.items())
     print(f"{out}: {steps:,} steps in {seconds:,.0f} s, dev {said} ({len(dev)} examples)")
     return measures
 
 
-class ClassifierTrainer(Trainer):    # type: ignore[misc]
-    """transformers' Trainer, but that it trains in our `precision` and answers in fp32, in the order it was asked."""
+class ClassifierTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer, but that it trains in our `precision` and answers in fp32, in the
+    order it was asked.
+    """
 
     precision = "fp32"
 
@@ -140,8 +189,10 @@ class ClassifierTrainer(Trainer):    # type: ignore[misc]
         return SequentialSampler(eval_dataset)
 
 
-class Progress(ProgressCallback):    # type: ignore[misc]
-    """transformers' progress bar, with the run's name and its loss on it instead of a line a step below it."""
+class Progress(ProgressCallback):  # type: ignore[misc]
+    """transformers' progress bar, with the run's name and its loss on it instead of a line a step
+    below it.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -151,7 +202,9 @@ class Progress(ProgressCallback):    # type: ignore[misc]
         super().on_train_begin(*arguments, **others)
         self.training_bar.set_description(self._name)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
@@ -160,35 +213,75 @@ def training_arguments(recipe: Recipe, steps: int, scratch: str) -> TrainingArgu
     """BERT's: AdamW, linear warm-up and decay, clipping at 1; batches of neighbours in length."""
     # Renamed in transformers 5.
     old = "group_by_length" in {field.name for field in fields(TrainingArguments)}
-    grouped: dict[str, Any] = {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
+    grouped: dict[str, Any] = (
+        {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
+    )
     told = TrainingArguments(
-        output_dir=scratch, num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=64,
-        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, warmup_steps=max(1, round(recipe.warmup_share * steps)),
-        max_grad_norm=1.0, optim="adamw_torch_fused", seed=recipe.seed, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to=[],
-        dataloader_pin_memory=False, **grouped,
+        output_dir=scratch,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=max(1, round(recipe.warmup_share * steps)),
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        seed=recipe.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        dataloader_pin_memory=False,
+        **grouped,
     )
     if told.n_gpu > 1:
-        told._n_gpu = 1    # transformers would take batch_size for that of each GPU, and several times as large a step
+        # transformers would take batch_size for that of each GPU, and several times as large a step
+        told._n_gpu = 1
     return told
 
 
 def build_classifier(
-    described: dict[str, Any], tensors: dict[str, Tensor], task: Task, labels: Sequence[str], dropout: float
+    described: dict[str, Any],
+    tensors: dict[str, Tensor],
+    task: Task,
+    labels: Sequence[str],
+    dropout: float,
 ) -> PreTrainedModel:
     """The family's classifier with the checkpoint's encoder and a fresh head."""
-    known = {k: v for k, v in described.items() if k not in ("pretraining_decoder", "architectures", "torch_dtype", "dtype")}
-    config = AutoConfig.for_model(**{
-        **known, "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "regression" if task.kind == "regression" else "single_label_classification",
-        "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "classifier_dropout": dropout,
-        # transformers refuses the others' models by that name where they know no other attention than their own.
-        **({"attn_implementation": transformers_name()} if known["model_type"] == "bert" else {}),
-    })
+    known = {
+        k: v
+        for k, v in described.items()
+        if k not in ("pretraining_decoder", "architectures", "torch_dtype", "dtype")
+    }
+    config = AutoConfig.for_model(
+        **{
+            **known,
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": (
+                "regression" if task.kind == "regression" else "single_label_classification"
+            ),
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "classifier_dropout": dropout,
+            # transformers refuses the others' models by that name where they know no other
+            # attention than their own.
+            **(
+                {"attn_implementation": transformers_name()}
+                if known["model_type"] == "bert"
+                else {}
+            ),
+        }
+    )
     model = AutoModelForSequenceClassification.from_config(config)
     prefix = f"{model.base_model_prefix}."
-    encoder = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    encoder = {
+        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+    }
     unplaced = model.base_model.load_state_dict(encoder, strict=False)
-    wrong = [n for n in unplaced.missing_keys if not n.startswith("pooler.")] + unplaced.unexpected_keys
+    wrong = [
+        n for n in unplaced.missing_keys if not n.startswith("pooler.")
+    ] + unplaced.unexpected_keys
     if wrong:
         raise BadInput(f"The encoder's tensors do not fit its config.json: {wrong[0]}.")
     if config.model_type == "convbert":
@@ -197,25 +290,38 @@ def build_classifier(
 
 
 def save_classifier(
-    model: PreTrainedModel, described: dict[str, Any], tensors: dict[str, Tensor], encoder: Path, directory: Path
+    model: PreTrainedModel,
+    described: dict[str, Any],
+    tensors: dict[str, Tensor],
+    encoder: Path,
+    directory: Path,
 ) -> None:
     config = model.config.to_dict()
     config |= {"architectures": [type(model).__name__], "torch_dtype": "float16"}
     weights = {name: tensor.half() for name, tensor in contiguous(model.state_dict()).items()}
     if "pretraining_decoder" in described:
         config["pretraining_decoder"] = described["pretraining_decoder"]
-        weights |= {name: t.half() for name, t in tensors.items() if name.startswith(DECODER_PREFIX)}
+        weights |= {
+            name: t.half() for name, t in tensors.items() if name.startswith(DECODER_PREFIX)
+        }
     write_json(directory / "config.json", config)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     copy_tokenizer(encoder, directory, config["max_position_embeddings"])
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], task: Task) -> list[dict[str, Any]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], task: Task
+) -> list[dict[str, Any]]:
     """What the Trainer reads: token ids, segments and mask of each text or pair, and its label."""
     pairs = [example.text_pair for example in examples]
-    encoded = tokenizer([example.text for example in examples], None if None in pairs else pairs, truncation=True)
+    encoded = tokenizer(
+        [example.text for example in examples], None if None in pairs else pairs, truncation=True
+    )
     return [
-        {**{name: encoded[name][i] for name in encoded}, "labels": example.label if task.kind == "regression" else int(example.label)}
+        {
+            **{name: encoded[name][i] for name in encoded},
+            "labels": example.label if task.kind == "regression" else int(example.label),
+        }
         for i, example in enumerate(examples)
     ]
 
@@ -227,22 +333,49 @@ def answer(logits: Any, task: Task) -> Answers:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m training.finetune", description="Fine-tune an encoder into a classifier.")
-    parser.add_argument("--encoder", type=Path, required=True, help="a checkpoint of training.pretrain")
-    parser.add_argument("--task", default="sst2", help=f"the labelled task: {', '.join(TASKS)} (default: sst2)")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the task's folder")
+    parser = Parser(
+        prog="python -m training.finetune", description="Fine-tune an encoder into a classifier."
+    )
+    parser.add_argument(
+        "--encoder", type=Path, required=True, help="a checkpoint of training.pretrain"
+    )
+    parser.add_argument(
+        "--task", default="sst2", help=f"the labelled task: {', '.join(TASKS)} (default: sst2)"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder that holds the task's folder"
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the classifier goes")
     parser.add_argument("--epochs", type=int, help="(default: the task's)")
     for field in fields(Recipe)[1:]:
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the matrix products while training (default: bf16 where it is native)")
-    parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help=f"(default: {field.default})",
+        )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="of the matrix products while training (default: bf16 where it is native)",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="processor threads to use (default: torch's choice)"
+    )
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     task = task_named(given.task)
     told = {field.name: getattr(given, field.name) for field in fields(Recipe)}
-    finetune(given.encoder, task, given.data, given.out, Recipe(**{**told, "epochs": given.epochs or task.epochs}), given.precision)
+    finetune(
+        given.encoder,
+        task,
+        given.data,
+        given.out,
+        Recipe(**{**told, "epochs": given.epochs or task.epochs}),
+        given.precision,
+    )
     return 0
 
 

@@ -36,9 +36,15 @@ def _spearman(answers: Answers, labels: Answers) -> float:
 
 
 MEASURES: dict[str, Callable[[Answers, Answers], float]] = {
-    "accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": _pearson, "spearman": _spearman,
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
 }
-"""By name; each from answers (N) and labels (N). A correlation with answers that are all the same is 0."""
+"""By name; each from answers (N) and labels (N). A correlation with answers that are all the same
+is 0.
+"""
 
 
 def measure(names: tuple[str, ...], answers: Answers, labels: Answers) -> dict[str, float]:
@@ -51,8 +57,11 @@ def majority(trained_on: Answers) -> float:
     return float(values[counts.argmax()])
 
 
-def above(name: str, answers: Answers, constant: float, labels: Answers, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """How far a measure, as a mean over the runs in `answers` (R, N), is above that of always answering `constant`.
+def above(
+    name: str, answers: Answers, constant: float, labels: Answers, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """How far a measure, as a mean over the runs in `answers` (R, N), is above that of always
+    answering `constant`.
 
     95 % percentile bootstrap over examples, both sides on the same draw.
     """
@@ -67,9 +76,15 @@ def above(name: str, answers: Answers, constant: float, labels: Answers, draws: 
 
 
 def paired(differences: Answers, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student t interval of differences (R) between runs that share their seeds; the interval is infinite for R = 1."""
+    """Mean and Student t interval of differences (R) between runs that share their seeds; the
+    interval is infinite for R = 1.
+    """
     mean = float(differences.mean())
     if len(differences) < 2:
         return mean, -np.inf, np.inf
-    half = float(stats.t.ppf(0.5 + level / 2, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences)))
+    half = float(
+        stats.t.ppf(0.5 + level / 2, len(differences) - 1)
+        * differences.std(ddof=1)
+        / np.sqrt(len(differences))
+    )
     return mean, mean - half, mean + half

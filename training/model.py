@@ -1,8 +1,9 @@
 """
 The models that are pretrained: an encoder, what stands on it during pretraining, and the loss.
 
-    MaskedLanguageModel      an encoder, a decoder design, a tied output layer             BERT, arXiv 1810.04805
-    ReplacedTokenDetector    an encoder that tells a small generator's words from real ones    ELECTRA, arXiv 2003.10555
+    MaskedLanguageModel      an encoder, a decoder design, a tied output layer             BERT,
+    arXiv 1810.04805 ReplacedTokenDetector    an encoder that tells a small generator's words from
+    real ones    ELECTRA, arXiv 2003.10555
 
 Parameter names are Hugging Face's (bert.*, cls.predictions.*, …) and pretraining_decoder.layer.*,
 so a saved state dict is a Hugging Face checkpoint with the decoder beside it.
@@ -32,7 +33,10 @@ class PredictionHead(nn.Module):
     def __init__(self, hidden_size: int, embedding_size: int, vocabulary_size: int) -> None:
         super().__init__()
         self.transform = nn.ModuleDict(
-            {"dense": nn.Linear(hidden_size, embedding_size), "LayerNorm": nn.LayerNorm(embedding_size, eps=1e-12)}
+            {
+                "dense": nn.Linear(hidden_size, embedding_size),
+                "LayerNorm": nn.LayerNorm(embedding_size, eps=1e-12),
+            }
         )
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 
@@ -68,7 +72,13 @@ class MaskedLanguageModel(nn.Module):
         torch.manual_seed(seed_of(seed, "encoder"))
         self.family = shape.family
         self.add_module(self.family, build_encoder(config, vocabulary))
-        self.cls = nn.ModuleDict({"predictions": PredictionHead(shape.hidden_size, shape.embedding_size or shape.hidden_size, len(vocabulary))})
+        self.cls = nn.ModuleDict(
+            {
+                "predictions": PredictionHead(
+                    shape.hidden_size, shape.embedding_size or shape.hidden_size, len(vocabulary)
+                )
+            }
+        )
         initialise(self.cls)
         torch.manual_seed(seed_of(seed, "scaffolding"))
         self.pretraining_decoder = build_decoder(config)
@@ -80,21 +90,28 @@ class MaskedLanguageModel(nn.Module):
     def encoder(self) -> PreTrainedModel:
         return self.get_submodule(self.family)
 
-    def forward(self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator) -> Losses:
-        """Mean cross-entropy in nats of `targets` (B, K) at `positions` (B, K) of `inputs` (B, L)."""
+    def forward(
+        self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator
+    ) -> Losses:
+        """Mean cross-entropy in nats of `targets` (B, K) at `positions` (B, K) of `inputs`
+        (B, L).
+        """
         return {"loss": cross_entropy(self.scores(inputs, positions, dice), targets)}
 
     def scores(self, inputs: Tensor, positions: Tensor, dice: torch.Generator) -> Tensor:
         """Scores (B, K, V) at `positions` (B, K) of `inputs` (B, L)."""
-        state = self.pretraining_decoder(self.encoder, inputs, positions, dice)        # (B, K, D)
-        scores: Tensor = self.cls["predictions"](state, self.encoder.embeddings.word_embeddings.weight)
+        state = self.pretraining_decoder(self.encoder, inputs, positions, dice)  # (B, K, D)
+        scores: Tensor = self.cls["predictions"](
+            state, self.encoder.embeddings.word_embeddings.weight
+        )
         return scores
 
 
 class ReplacedTokenDetector(nn.Module):
     """A generator fills the masks in, the encoder says of every token whether it was replaced.
 
-        loss = cross-entropy of the generator at the masks + λ · mean binary cross-entropy of the detector at all tokens
+        loss = cross-entropy of the generator at the masks + λ · mean binary cross-entropy of the
+        detector at all tokens
 
     The generator is as deep as the encoder and narrower, of its family and on its embeddings; its
     words are drawn from its distribution, and no gradient flows through the draw.
@@ -112,8 +129,12 @@ class ReplacedTokenDetector(nn.Module):
         initialise(self.discriminator_predictions)
         torch.manual_seed(seed_of(seed, "scaffolding"))
         narrow = narrowed(shape, objective.generator_width)
-        self.generator = without_embeddings(build_encoder(dataclasses.replace(config, encoder=narrow), vocabulary))
-        self.generator_predictions = PredictionHead(narrow.hidden_size, narrow.embedding_size, len(vocabulary))
+        self.generator = without_embeddings(
+            build_encoder(dataclasses.replace(config, encoder=narrow), vocabulary)
+        )
+        self.generator_predictions = PredictionHead(
+            narrow.hidden_size, narrow.embedding_size, len(vocabulary)
+        )
         initialise(self.generator_predictions)
         self.detection_weight = objective.detection_weight
 
@@ -121,15 +142,23 @@ class ReplacedTokenDetector(nn.Module):
     def encoder(self) -> PreTrainedModel:
         return self.get_submodule(self.family)
 
-    def forward(self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator) -> Losses:
-        """The weighted loss and its two parts in nats; `targets` (B, K) stood at `positions` (B, K) of `inputs` (B, L)."""
+    def forward(
+        self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator
+    ) -> Losses:
+        """The weighted loss and its two parts in nats; `targets` (B, K) stood at `positions` (B, K)
+        of `inputs` (B, L).
+        """
         embeddings = self.encoder.embeddings
-        hidden = transform(self.generator, embeddings(input_ids=inputs))               # (B, L, G)
-        scores = self.generator_predictions(at(hidden, positions), embeddings.word_embeddings.weight)
-        guesses = draw(scores.detach().float(), dice)                                  # (B, K)
-        corrupted = inputs.scatter(1, positions, guesses)                              # (B, L)
+        hidden = transform(self.generator, embeddings(input_ids=inputs))  # (B, L, G)
+        scores = self.generator_predictions(
+            at(hidden, positions), embeddings.word_embeddings.weight
+        )
+        guesses = draw(scores.detach().float(), dice)  # (B, K)
+        corrupted = inputs.scatter(1, positions, guesses)  # (B, L)
         replaced = torch.zeros_like(inputs).scatter(1, positions, (guesses != targets).long())
-        doubts = self.discriminator_predictions(transform(self.encoder, embeddings(input_ids=corrupted)))    # (B, L)
+        doubts = self.discriminator_predictions(
+            transform(self.encoder, embeddings(input_ids=corrupted))
+        )  # (B, L)
         generator_loss = cross_entropy(scores, targets)
         detector_loss = F.binary_cross_entropy_with_logits(doubts.float(), replaced.float())
         total = generator_loss + self.detection_weight * detector_loss
@@ -140,7 +169,9 @@ PretrainingModel = MaskedLanguageModel | ReplacedTokenDetector
 
 
 def build_model(config: Config, vocabulary: Vocabulary) -> PretrainingModel:
-    return (MaskedLanguageModel if config.objective.name == "mlm" else ReplacedTokenDetector)(config, vocabulary)
+    return (MaskedLanguageModel if config.objective.name == "mlm" else ReplacedTokenDetector)(
+        config, vocabulary
+    )
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
@@ -149,11 +180,15 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def draw(scores: Tensor, dice: torch.Generator) -> Tensor:
-    """A word for every position (B, K), each from the softmax of its `scores` (B, K, V), by one throw a position."""
-    cumulated = scores.softmax(-1).cumsum(-1)                                          # (B, K, V)
+    """A word for every position (B, K), each from the softmax of its `scores` (B, K, V), by one
+    throw a position.
+    """
+    cumulated = scores.softmax(-1).cumsum(-1)  # (B, K, V)
     throws = torch.rand(scores.shape[:-1], generator=dice, device=dice.device).to(scores.device)
     # Rounding may leave the last sum a little under 1; a throw beyond it means the last word.
-    return torch.searchsorted(cumulated, throws[..., None]).squeeze(-1).clamp(max=scores.shape[-1] - 1)
+    return (
+        torch.searchsorted(cumulated, throws[..., None]).squeeze(-1).clamp(max=scores.shape[-1] - 1)
+    )
 
 
 def initialise(module: nn.Module) -> None:

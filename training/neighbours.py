@@ -3,7 +3,8 @@ First weights by which an encoder attends to every word's neighbours from the fi
 
 BERT's own attend to all positions alike. Here the first layer begins as a convolution: head by head
 one to the left, one to the right, two to the left, … . Attention can be a convolution (arXiv
-1911.03584), and trains better if it begins as one (ConViT, arXiv 2103.10697). No parameter is added.
+1911.03584), and trains better if it begins as one (ConViT, arXiv 2103.10697). No parameter is
+added.
 """
 
 from __future__ import annotations
@@ -16,24 +17,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SCORE = 8.0
-"""What a head adds to its neighbour's score at first: with 64 columns a head most of its attention among 128 positions, less among more."""
+"""What a head adds to its neighbour's score at first: with 64 columns a head most of its attention
+among 128 positions, less among more.
+"""
 GAIN = 0.7
-"""Of the orthogonal value and output matrices; together they add half of what a neighbour holds to what stands there."""
+"""Of the orthogonal value and output matrices; together they add half of what a neighbour holds to
+what stands there.
+"""
 
 
 @torch.no_grad()
 def initialise(encoder: PreTrainedModel) -> None:
     """Draws the positions and the first layer's attention anew; words, and all else, stay.
 
-    Positions become sines and cosines of evenly spaced frequencies, as strong as the words. As many of them
-    as there are columns are orthogonal to each other, and a step from one to the next turns every such pair
-    by its own angle: so a query matrix that turns its pairs by δ steps finds the key δ positions on.
+    Positions become sines and cosines of evenly spaced frequencies, as strong as the words. As many
+    of them as there are columns are orthogonal to each other, and a step from one to the next turns
+    every such pair by its own angle: so a query matrix that turns its pairs by δ steps finds the
+    key δ positions on.
     """
-    positions = encoder.embeddings.position_embeddings.weight                          # (P, D)
+    positions = encoder.embeddings.position_embeddings.weight  # (P, D)
     size, width = positions.shape
-    turned = torch.arange(size)[:, None] * angles(width)                               # (P, D/2)
+    turned = torch.arange(size)[:, None] * angles(width)  # (P, D/2)
     deviation = float(encoder.embeddings.word_embeddings.weight.std())
-    positions.copy_(math.sqrt(2) * deviation * torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1))
+    positions.copy_(
+        math.sqrt(2) * deviation * torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1)
+    )
     attention = encoder.encoder.layer[0].attention
     initialise_attention(attention, attention.self.num_attention_heads)
 
@@ -44,12 +52,20 @@ def initialise_attention(attention: Any, heads: int, score: float = SCORE) -> No
 
     `score` is what the neighbour's is, where a third of a state's variance is its position.
     """
-    query, key, value, output = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
+    query, key, value, output = (
+        attention.self.query,
+        attention.self.key,
+        attention.self.value,
+        attention.output.dense,
+    )
     width = query.in_features
-    # What the first layer reads is word, segment and position, all alike: the position has 1/3 a column.
+    # What the first layer reads is word, segment and position, all alike: the position has 1/3 a
+    # column.
     scale = math.sqrt(3 * score / math.sqrt(width // heads))
-    pairs = torch.randperm(width // 2).view(heads, -1)                                 # (H, d/2), each head's own
-    query.weight.copy_(scale * torch.cat([turning(own, offset(head), width) for head, own in enumerate(pairs)]))
+    pairs = torch.randperm(width // 2).view(heads, -1)  # (H, d/2), each head's own
+    query.weight.copy_(
+        scale * torch.cat([turning(own, offset(head), width) for head, own in enumerate(pairs)])
+    )
     key.weight.copy_(scale * torch.cat([turning(own, 0, width) for own in pairs]))
     for linear in (value, output):
         nn.init.orthogonal_(linear.weight, GAIN)

@@ -1,9 +1,11 @@
 """
-Pretrains an encoder by masked language modelling or replaced-token detection, with or without a decoder that is thrown away later.
+Pretrains an encoder by masked language modelling or replaced-token detection, with or without a
+decoder that is thrown away later.
 
-    python -m training.pretrain training/configs/bert-mini.toml --data DIR --out build/training/bert-mini
-    python -m training.pretrain training/configs/drbert-mini.toml --data DIR --out build/training/drbert-mini
-    accelerate launch --num_processes 8 -m training.pretrain CONFIG --data DIR --out DIR    # several GPUs, or hosts
+    python -m training.pretrain training/configs/bert-mini.toml --data DIR --out
+    build/training/bert-mini python -m training.pretrain training/configs/drbert-mini.toml --data
+    DIR --out build/training/drbert-mini accelerate launch --num_processes 8 -m training.pretrain
+    CONFIG --data DIR --out DIR    # several GPUs, or hosts
 
 One loop, from top to bottom. Data order, masks and the decoder's randomness are functions of
 the seed and the step alone, so a run that was stopped and resumed ends with the same weights.
@@ -54,18 +56,24 @@ from training.model import Losses, PretrainingModel, build_model
 HELD_OUT_SEQUENCES = 512
 
 
-def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensorboard: bool = False) -> None:
-    """Trains as `config` says and leaves a Hugging Face checkpoint, decoder and all, in `out`/checkpoint.
+def pretrain(
+    config: Config, data: Path, out: Path, resume: bool = False, tensorboard: bool = False
+) -> None:
+    """Trains as `config` says and leaves a Hugging Face checkpoint, decoder and all, in
+    `out`/checkpoint.
 
-    What `out`/log.csv holds is written for TensorBoard too, to `out`/tensorboard, if that is asked for.
-    BadInput or Unavailable if the text, the folder or the loss is not usable; KeyboardInterrupt
-    after SIGINT or SIGTERM, when `resume` goes on from the last step that was made.
+    What `out`/log.csv holds is written for TensorBoard too, to `out`/tensorboard, if that is asked
+    for. BadInput or Unavailable if the text, the folder or the loss is not usable;
+    KeyboardInterrupt after SIGINT or SIGTERM, when `resume` goes on from the last step that was
+    made.
     """
     run, length = config.optimisation, config.data.sequence_length
     if not resume and out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give --resume to go on with it, or another --out.")
     accelerator = accelerate()
-    parts = Parts(run.batch_size, accelerator.num_processes, accelerator.process_index, run.accumulate)
+    parts = Parts(
+        run.batch_size, accelerator.num_processes, accelerator.process_index, run.accumulate
+    )
     device, writes = accelerator.device, accelerator.is_main_process
     with accelerator.main_process_first():
         corpus = prepare(config.data, data, beside=out.parent)
@@ -74,8 +82,13 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
     precision = choose_precision(run.precision, device)
     # What the same weights at the end depend on; a resumed run must be told the same.
     told = {
-        "config": config.as_dict(), "corpus": corpus.directory.name, "precision": precision, "processes": accelerator.num_processes,
-        "device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "config": config.as_dict(),
+        "corpus": corpus.directory.name,
+        "precision": precision,
+        "processes": accelerator.num_processes,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }
 
     out.mkdir(parents=True, exist_ok=True)
@@ -85,9 +98,21 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
     started = time.monotonic() - seconds
     model.train()
     with (
-        Log(out / "log.csv" if writes else None, model.parts, step, out / "tensorboard" if tensorboard and writes else None) as log,
+        Log(
+            out / "log.csv" if writes else None,
+            model.parts,
+            step,
+            out / "tensorboard" if tensorboard and writes else None,
+        ) as log,
         signals_wait() as stop,
-        tqdm(total=run.steps, initial=step, desc=out.name, unit="step", mininterval=2, disable=not writes) as bar,
+        tqdm(
+            total=run.steps,
+            initial=step,
+            desc=out.name,
+            unit="step",
+            mininterval=2,
+            disable=not writes,
+        ) as bar,
     ):
         while step < run.steps:
             rate = learning_rate(step, run)
@@ -99,7 +124,12 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
                 torch.manual_seed(seed_of(run.seed, "dropout", step, number))
                 with contextlib.nullcontext() if last else accelerator.no_sync(trained):
                     with autocast(precision, device):
-                        found = forward(trained, masked.part(rows), dice(run.seed, "decoder", step, number), device)
+                        found = forward(
+                            trained,
+                            masked.part(rows),
+                            dice(run.seed, "decoder", step, number),
+                            device,
+                        )
                     accelerator.backward(found["loss"] / run.accumulate)
                 for name, loss in found.items():
                     losses[name] = losses.get(name, 0.0) + loss.item() / run.accumulate
@@ -107,7 +137,10 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
             norm = float(accelerator.clip_grad_norm_(trained.parameters(), run.clip_norm))
             for what, value in (("loss", losses["loss"]), ("gradient's norm", norm)):
                 if not math.isfinite(value):
-                    raise BadInput(f"The {what} is {value} at step {step}; lower peak_learning_rate ({run.peak_learning_rate}).")
+                    raise BadInput(
+                        f"The {what} is {value} at step {step}; lower peak_learning_rate"
+                        f" ({run.peak_learning_rate})."
+                    )
             stepper.step()
             stepper.zero_grad()
 
@@ -117,7 +150,9 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
             held_out = held_out_losses(model, corpus, config, device) if due and writes else None
             log.add(step, tokens, seconds, rate, losses, held_out["loss"] if held_out else None)
             bar.update()
-            bar.set_postfix(loss=f"{losses['loss']:.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False)
+            bar.set_postfix(
+                loss=f"{losses['loss']:.3f}", tokens_s=f"{tokens / seconds:,.0f}", refresh=False
+            )
             stopping = any_process(accelerator, stop())
             if (due or stopping) and writes:
                 log.flush()
@@ -125,7 +160,10 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
             if stopping and step < run.steps:
                 accelerator.wait_for_everyone()
                 if writes:
-                    tqdm.write(f"{out} stops after step {step:,} of {run.steps:,}; --resume goes on from there.")
+                    tqdm.write(
+                        f"{out} stops after step {step:,} of {run.steps:,}; --resume goes on from"
+                        " there."
+                    )
                 raise KeyboardInterrupt
 
     if writes:
@@ -133,31 +171,63 @@ def pretrain(config: Config, data: Path, out: Path, resume: bool = False, tensor
         flops = step * step_flops(model, corpus, config, parts, device)
         with written_whole(out / "checkpoint") as directory:
             save_pretrained(model, config, corpus.directory, directory)
-            write_json(directory / "training.json", {
-                **told, "device": device_name(device), "steps": step, "tokens": step * run.batch_size * length, "flops": flops, "seconds": round(seconds, 1),
-                "training_loss_last_100": log.mean_loss(100), "held_out_loss": final["loss"], "held_out_parts": {part: final[part] for part in model.parts},
-                "loss_without_context": without_context(corpus, config),
-                "held_out_sequences": sum(len(masked.inputs) for masked in held_out_batches(corpus, config)),
-                "sources": json.loads((corpus.directory / "sources.json").read_text(encoding="utf-8")),
-                "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
-            })
-        print(f"{out / 'checkpoint'}: {step * run.batch_size * length:,} tokens in {seconds:,.0f} s, held-out loss {final['loss']:.3f}")
+            write_json(
+                directory / "training.json",
+                {
+                    **told,
+                    "device": device_name(device),
+                    "steps": step,
+                    "tokens": step * run.batch_size * length,
+                    "flops": flops,
+                    "seconds": round(seconds, 1),
+                    "training_loss_last_100": log.mean_loss(100),
+                    "held_out_loss": final["loss"],
+                    "held_out_parts": {part: final[part] for part in model.parts},
+                    "loss_without_context": without_context(corpus, config),
+                    "held_out_sequences": sum(
+                        len(masked.inputs) for masked in held_out_batches(corpus, config)
+                    ),
+                    "sources": json.loads(
+                        (corpus.directory / "sources.json").read_text(encoding="utf-8")
+                    ),
+                    "versions": {
+                        "torch": torch.__version__,
+                        "transformers": transformers.__version__,
+                        "python": platform.python_version(),
+                    },
+                },
+            )
+        print(
+            f"{out / 'checkpoint'}: {step * run.batch_size * length:,} tokens in {seconds:,.0f} s,"
+            f" held-out loss {final['loss']:.3f}"
+        )
     accelerator.wait_for_everyone()
 
 
 def accelerate() -> Accelerator:
-    """The processes of this run; precision and accumulation are the config's, whatever the launcher was told."""
+    """The processes of this run; precision and accumulation are the config's, whatever the launcher
+    was told.
+    """
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
-        raise BadInput(f"{launched} processes were launched and {accelerator.num_processes} train together; without GPUs set ACCELERATE_USE_CPU=true.")
+        raise BadInput(
+            f"{launched} processes were launched and {accelerator.num_processes} train together;"
+            " without GPUs set ACCELERATE_USE_CPU=true."
+        )
     return accelerator
 
 
 def restore(
-    accelerator: Accelerator, saved: Path, model: PretrainingModel, optimiser: torch.optim.Optimizer, told: Mapping[str, Any]
+    accelerator: Accelerator,
+    saved: Path,
+    model: PretrainingModel,
+    optimiser: torch.optim.Optimizer,
+    told: Mapping[str, Any],
 ) -> tuple[int, float]:
-    """Puts the saved progress in place, if there is any: the steps made and the seconds they took."""
+    """Puts the saved progress in place, if there is any: the steps made and the seconds they
+    took.
+    """
     if accelerator.is_main_process:
         put_back(saved)
     accelerator.wait_for_everyone()
@@ -167,11 +237,17 @@ def restore(
         for what, now in told.items():
             before = progress.get(what)
             if before != now:
-                raise BadInput(f"{saved.parent} was begun with another {what}, {difference(before, now)}; go on with the one it was begun with, or give another --out.")
+                raise BadInput(
+                    f"{saved.parent} was begun with another {what}, {difference(before, now)}; go"
+                    " on with the one it was begun with, or give another --out."
+                )
         load_progress(saved, model, optimiser)
         step, seconds = progress["step"], progress["seconds"]
     if any_process(accelerator, step != first_process_says(accelerator, step)):
-        raise BadInput(f"The processes find different progress in {saved.parent}; it must be one folder, shared by all hosts.")
+        raise BadInput(
+            f"The processes find different progress in {saved.parent}; it must be one folder,"
+            " shared by all hosts."
+        )
     return step, seconds
 
 
@@ -184,13 +260,21 @@ def difference(before: Any, now: Any) -> str:
 
 
 class Parts:
-    """Which rows of a batch this process computes, part by part; a part's number does not depend on who computes it."""
+    """Which rows of a batch this process computes, part by part; a part's number does not depend on
+    who computes it.
+    """
 
     def __init__(self, batch_size: int, processes: int, process: int, accumulate: int) -> None:
         self.count = processes * accumulate
         if batch_size % self.count:
-            raise BadInput(f"batch_size {batch_size} is no multiple of {processes} processes × accumulate {accumulate}.")
-        self._rows, self._own = batch_size // self.count, range(process * accumulate, (process + 1) * accumulate)
+            raise BadInput(
+                f"batch_size {batch_size} is no multiple of {processes} processes × accumulate"
+                f" {accumulate}."
+            )
+        self._rows, self._own = (
+            batch_size // self.count,
+            range(process * accumulate, (process + 1) * accumulate),
+        )
 
     def __iter__(self) -> Iterator[tuple[int, slice, bool]]:
         """(number, rows, whether it is this process's last)."""
@@ -203,26 +287,50 @@ class Parts:
 def masked_batch(corpus: Corpus, config: Config, step: int) -> Masked:
     """The whole batch of one step, for all processes: a function of seed and step alone."""
     run = config.optimisation
-    return mask(corpus, config, corpus.batch(step, run.batch_size, run.seed), np.random.default_rng([run.seed, step]))
+    return mask(
+        corpus,
+        config,
+        corpus.batch(step, run.batch_size, run.seed),
+        np.random.default_rng([run.seed, step]),
+    )
 
 
 def mask(corpus: Corpus, config: Config, ids: Ids, rng: np.random.Generator) -> Masked:
     told = config.objective
-    return mask_tokens(ids, told.mask_rate, corpus.vocabulary, rng, fates=FATES[told.name], whole_words=told.whole_words)
+    return mask_tokens(
+        ids,
+        told.mask_rate,
+        corpus.vocabulary,
+        rng,
+        fates=FATES[told.name],
+        whole_words=told.whole_words,
+    )
 
 
-def forward(model: nn.Module, masked: Masked, dice: torch.Generator, device: torch.device) -> Losses:
+def forward(
+    model: nn.Module, masked: Masked, dice: torch.Generator, device: torch.device
+) -> Losses:
     """The model's losses in nats, each a mean over what it predicts."""
-    inputs, positions, targets = (torch.from_numpy(ids).to(device) for ids in (masked.inputs, masked.positions, masked.targets))
+    inputs, positions, targets = (
+        torch.from_numpy(ids).to(device)
+        for ids in (masked.inputs, masked.positions, masked.targets)
+    )
     losses: Losses = model(inputs, positions, targets, dice)
     return losses
 
 
 @torch.no_grad()
-def held_out_losses(model: PretrainingModel, corpus: Corpus, config: Config, device: torch.device) -> dict[str, float]:
-    """The losses on unseen text, through the whole model as it is trained; the masks are the same at every call."""
+def held_out_losses(
+    model: PretrainingModel, corpus: Corpus, config: Config, device: torch.device
+) -> dict[str, float]:
+    """The losses on unseen text, through the whole model as it is trained; the masks are the same
+    at every call.
+    """
     model.eval()
-    found = [forward(model, masked, dice(7, "held out", i), device) for i, masked in enumerate(held_out_batches(corpus, config))]
+    found = [
+        forward(model, masked, dice(7, "held out", i), device)
+        for i, masked in enumerate(held_out_batches(corpus, config))
+    ]
     model.train()
     return {name: sum(losses[name].item() for losses in found) / len(found) for name in found[0]}
 
@@ -234,31 +342,47 @@ def held_out_batches(corpus: Corpus, config: Config) -> Iterator[Masked]:
         yield mask(corpus, config, ids, np.random.default_rng([7, i]))
 
 
-def step_flops(model: PretrainingModel, corpus: Corpus, config: Config, parts: Parts, device: torch.device) -> int:
-    """Floating-point operations of one step's matrix products, forward and backward, counted while a part of it runs."""
+def step_flops(
+    model: PretrainingModel, corpus: Corpus, config: Config, parts: Parts, device: torch.device
+) -> int:
+    """Floating-point operations of one step's matrix products, forward and backward, counted while
+    a part of it runs.
+    """
     part = masked_batch(corpus, config, 0).part(parts.rows(0))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        forward(model, part, dice(0, "flops"), device)["loss"].backward()    # type: ignore[no-untyped-call]
+        forward(model, part, dice(0, "flops"), device)["loss"].backward()  # type: ignore[no-untyped-call]
     model.zero_grad()
     return int(counter.get_total_flops()) * parts.count
 
 
 def without_context(corpus: Corpus, config: Config) -> float:
-    """What the held-out loss would be, by the training text's frequencies, if nothing were learned from words' neighbours.
+    """What the held-out loss would be, by the training text's frequencies, if nothing were learned
+    from words' neighbours.
 
     Of replaced-token detection it is the generator's loss.
     """
     # MAE-LM's encoder is not shown what stands at a predicted position.
-    fates = Fates(hidden=1.0, random=0.0) if config.decoder.design == "mae" else FATES[config.objective.name]
-    targets = np.concatenate([masked.targets.ravel() for masked in held_out_batches(corpus, config)])
-    seen, due = (np.bincount(ids, minlength=len(corpus.vocabulary))[corpus.vocabulary.ordinary] for ids in (corpus.ids, targets))
+    fates = (
+        Fates(hidden=1.0, random=0.0)
+        if config.decoder.design == "mae"
+        else FATES[config.objective.name]
+    )
+    targets = np.concatenate(
+        [masked.targets.ravel() for masked in held_out_batches(corpus, config)]
+    )
+    seen, due = (
+        np.bincount(ids, minlength=len(corpus.vocabulary))[corpus.vocabulary.ordinary]
+        for ids in (corpus.ids, targets)
+    )
     return loss_without_context(fates, seen, due)
 
 
 def mean_over_processes(accelerator: Accelerator, losses: Mapping[str, float]) -> dict[str, float]:
     if accelerator.num_processes == 1:
         return dict(losses)
-    means: Tensor = accelerator.reduce(torch.tensor(list(losses.values()), device=accelerator.device), "mean")
+    means: Tensor = accelerator.reduce(
+        torch.tensor(list(losses.values()), device=accelerator.device), "mean"
+    )
     return dict(zip(losses, means.tolist(), strict=True))
 
 
@@ -266,18 +390,25 @@ def any_process(accelerator: Accelerator, yes: bool) -> bool:
     """Whether one process says yes: all of them must leave the loop after the same step."""
     if accelerator.num_processes == 1:
         return yes
-    return bool(accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum").item())
+    return bool(
+        accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum").item()
+    )
 
 
 def first_process_says(accelerator: Accelerator, step: int) -> int:
-    return step if accelerator.num_processes == 1 else int(broadcast(torch.tensor(step, device=accelerator.device)).item())
+    return (
+        step
+        if accelerator.num_processes == 1
+        else int(broadcast(torch.tensor(step, device=accelerator.device)).item())
+    )
 
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM wait for the end of a step; what is yielded says whether one came.
 
-    One that comes seconds after the first does not wait: a launcher repeats a signal at once, a person later.
+    One that comes seconds after the first does not wait: a launcher repeats a signal at once, a
+    person later.
     """
     came: list[float] = []
 
@@ -286,7 +417,9 @@ def signals_wait() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         came.append(time.monotonic())
 
-    if threading.current_thread() is not threading.main_thread():    # Python hears signals in its main thread only.
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python hears signals in its main thread only.
         yield lambda: False
         return
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -305,15 +438,28 @@ def learning_rate(step: int, run: Optimisation) -> float:
 
 
 def build_optimiser(model: nn.Module, run: Optimisation) -> torch.optim.AdamW:
-    """AdamW with decoupled decay of matrices, eps as in BERT's, ELECTRA's and RoBERTa's releases."""
-    return torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.peak_learning_rate, betas=(0.9, run.beta2), eps=1e-6, fused=True)
+    """AdamW with decoupled decay of matrices, eps as in BERT's, ELECTRA's and RoBERTa's
+    releases.
+    """
+    return torch.optim.AdamW(
+        parameter_groups(model, run.weight_decay),
+        lr=run.peak_learning_rate,
+        betas=(0.9, run.beta2),
+        eps=1e-6,
+        fused=True,
+    )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices decay; biases and LayerNorms do not, as in BERT."""
-    matrices = {id(p) for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
+    matrices = {
+        id(p) for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("bias")
+    }
     return [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": weight_decay},
+        {
+            "params": [p for p in model.parameters() if id(p) in matrices],
+            "weight_decay": weight_decay,
+        },
         {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
     ]
 
@@ -324,7 +470,11 @@ def choose_precision(asked: str, device: torch.device) -> str:
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return (
+        "bf16"
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        else "fp32"
+    )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -346,32 +496,62 @@ def processor_name() -> str:
 
 
 class Log:
-    """log.csv: a row a step; rows of steps that a resumed run repeats are dropped first. Without a path it only remembers.
+    """log.csv: a row a step; rows of steps that a resumed run repeats are dropped first. Without a
+    path it only remembers.
 
     With a `board`, a folder, TensorBoard is told the same.
     """
 
-    def __init__(self, path: Path | None, parts: Sequence[str], keep_before: int, board: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None, parts: Sequence[str], keep_before: int, board: Path | None = None
+    ) -> None:
         self._board = None if board is None else open_board(board, keep_before)
-        header, kept = ["step", "tokens", "seconds", "learning_rate", "loss", "held_out_loss", *parts], []
+        header, kept = (
+            ["step", "tokens", "seconds", "learning_rate", "loss", "held_out_loss", *parts],
+            [],
+        )
         if path is not None and keep_before and path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                # A process that was killed may have left half a row, always beyond the step that is resumed.
-                kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(header) and int(row[0]) <= keep_before]
+                # A process that was killed may have left half a row, always beyond the step that is
+                # resumed.
+                kept = [
+                    row
+                    for row in list(csv.reader(file))[1:]
+                    if len(row) == len(header) and int(row[0]) <= keep_before
+                ]
         self._parts, self._losses = parts, [float(row[4]) for row in kept]
-        self._file = open(os.devnull if path is None else path, "w", newline="", encoding="utf-8")    # noqa: SIM115 -- closed by __exit__
+        self._file = open(os.devnull if path is None else path, "w", newline="", encoding="utf-8")  # noqa: SIM115 -- closed by __exit__
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerows([header, *kept])
         self.flush()
 
-    def add(self, step: int, tokens: int, seconds: float, rate: float, losses: Mapping[str, float], held_out: float | None) -> None:
+    def add(
+        self,
+        step: int,
+        tokens: int,
+        seconds: float,
+        rate: float,
+        losses: Mapping[str, float],
+        held_out: float | None,
+    ) -> None:
         self._losses.append(losses["loss"])
-        self._rows.writerow([
-            step, tokens, f"{seconds:.2f}", f"{rate:.3e}", f"{losses['loss']:.5f}", "" if held_out is None else f"{held_out:.5f}",
-            *(f"{losses[part]:.5f}" for part in self._parts),
-        ])
+        self._rows.writerow(
+            [
+                step,
+                tokens,
+                f"{seconds:.2f}",
+                f"{rate:.3e}",
+                f"{losses['loss']:.5f}",
+                "" if held_out is None else f"{held_out:.5f}",
+                *(f"{losses[part]:.5f}" for part in self._parts),
+            ]
+        )
         if self._board is not None:
-            for name, value in {"learning_rate": rate, **losses, **({} if held_out is None else {"held_out_loss": held_out})}.items():
+            for name, value in {
+                "learning_rate": rate,
+                **losses,
+                **({} if held_out is None else {"held_out_loss": held_out}),
+            }.items():
                 self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> Log:
@@ -391,22 +571,41 @@ class Log:
 
 
 def open_board(folder: Path, keep_before: int) -> Any:
-    """TensorBoard's writer, which hides what it wrote of later steps; Unavailable without the package."""
+    """TensorBoard's writer, which hides what it wrote of later steps; Unavailable without the
+    package.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise Unavailable("--tensorboard needs TensorBoard: pip install 'drbert-serve[tensorboard]'.") from None
+        raise Unavailable(
+            "--tensorboard needs TensorBoard: pip install 'drbert-serve[tensorboard]'."
+        ) from None
     return SummaryWriter(str(folder), purge_step=keep_before + 1)
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m training.pretrain", description="Pretrain an encoder, with or without a decoder.")
+    parser = Parser(
+        prog="python -m training.pretrain",
+        description="Pretrain an encoder, with or without a decoder.",
+    )
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")
-    parser.add_argument("--data", type=Path, required=True, help="the folder that the config's text is below")
-    parser.add_argument("--out", type=Path, required=True, help="where the run's log, progress and checkpoint go")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    parser.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too, to tensorboard in --out")
-    parser.add_argument("--threads", type=int, help="processor threads to use (default: torch's choice)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the folder that the config's text is below"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the run's log, progress and checkpoint go"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in --out stopped"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the log for TensorBoard too, to tensorboard in --out",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="processor threads to use (default: torch's choice)"
+    )
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)

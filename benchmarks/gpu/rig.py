@@ -24,7 +24,16 @@ VARIANT = "cuda-fp16"
 POSITIONS = {"base": 512, "tiny": 64}
 # A decoder kept as two layers more is the proof's control.
 MODELS = {"bert": 0, "drbert": 0, "drbert-with-decoder": 2}
-PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "transformers", "tokenizers", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
+PACKAGES = (
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "nvidia-cudnn-cu13",
+    "nvidia-cublas",
+    "tensorrt",
+)
 
 
 class Rehearsal(CudaRuntime):
@@ -60,8 +69,15 @@ class Rig:
     def _load(self, artifact: Artifact) -> CudaRuntime:
         manifest = artifact.manifest
         if self.rehearsal:
-            grid = Grid((1, 2, 4), ((16, 8),), 16, max_batch_tokens=256, padded_rows=True, all_warm=True)
-            return Rehearsal(artifact.path(manifest.variants[VARIANT].files[0]), len(manifest.labels), manifest.max_tokens, grid)
+            grid = Grid(
+                (1, 2, 4), ((16, 8),), 16, max_batch_tokens=256, padded_rows=True, all_warm=True
+            )
+            return Rehearsal(
+                artifact.path(manifest.variants[VARIANT].files[0]),
+                len(manifest.labels),
+                manifest.max_tokens,
+                grid,
+            )
         runtime = load(artifact, Choice(VARIANT, "cuda", "benchmark"), 1)
         assert isinstance(runtime, CudaRuntime)
         return runtime
@@ -71,9 +87,15 @@ class Rig:
         return self.engine().grid if self.rehearsal else GPU
 
     def versions(self) -> str:
-        installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+        installed = {
+            distribution.name: distribution.version
+            for distribution in importlib.metadata.distributions()
+        }
         driver = gpus.driver_version()
-        return ", ".join([f"{name} {installed[name]}" for name in PACKAGES if name in installed] + ([f"NVIDIA driver {driver}"] if driver else []))
+        return ", ".join(
+            [f"{name} {installed[name]}" for name in PACKAGES if name in installed]
+            + ([f"NVIDIA driver {driver}"] if driver else [])
+        )
 
 
 def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
@@ -88,19 +110,47 @@ def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
         for name, more_layers in MODELS.items():
             checkpoint, artifact = Path(temporary) / f"{name}-checkpoint", Path(temporary) / name
             layers = SIZES[size]["num_hidden_layers"] + more_layers
-            # Weights as they are drawn for training make attention look everywhere alike, and answers that hardly depend on who is masked.
+            # Weights as they are drawn for training make attention look everywhere alike, and
+            # answers that hardly depend on who is masked.
             deviation = 1.5 / math.sqrt(SIZES[size]["hidden_size"])
-            write_checkpoint(checkpoint, size, seed=0, positions=POSITIONS[size], num_hidden_layers=layers, initializer_range=deviation)
+            write_checkpoint(
+                checkpoint,
+                size,
+                seed=0,
+                positions=POSITIONS[size],
+                num_hidden_layers=layers,
+                initializer_range=deviation,
+            )
             export(str(checkpoint), artifact, variants=("cpu-fp32", VARIANT))
             strip(artifact, folder / name, variants)
-            print(f"{folder / name}: {sum(path.stat().st_size for path in (folder / name).iterdir()) / 1e6:.1f} MB", flush=True)
+            print(
+                f"{folder / name}:"
+                f" {sum(path.stat().st_size for path in (folder / name).iterdir()) / 1e6:.1f} MB",
+                flush=True,
+            )
 
 
-def build(folder: Path, models: Path | None, size: str, texts: Sequence[str], rehearsal: bool, evidence: Path | None = None) -> Rig:
-    """The artifacts in `folder`, grown from the skeletons in `models`, or from ones that are made now."""
+def build(
+    folder: Path,
+    models: Path | None,
+    size: str,
+    texts: Sequence[str],
+    rehearsal: bool,
+    evidence: Path | None = None,
+) -> Rig:
+    """The artifacts in `folder`, grown from the skeletons in `models`, or from ones that are made
+    now.
+    """
     if models is None:
         models = folder / "skeletons"
         # A rehearsal's servers run on the CPU.
         pack(models, size, ("cpu-fp32", VARIANT) if rehearsal else (VARIANT,))
     grown = {name: grow(models / name, folder / name, seed) for seed, name in enumerate(MODELS)}
-    return Rig(size, {name: read_artifact(path) for name, path in grown.items()}, texts, folder, rehearsal, evidence)
+    return Rig(
+        size,
+        {name: read_artifact(path) for name, path in grown.items()},
+        texts,
+        folder,
+        rehearsal,
+        evidence,
+    )

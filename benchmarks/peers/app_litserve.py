@@ -11,14 +11,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
-class Classifier(litserve.LitAPI):    # type: ignore[misc]
+class Classifier(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.tokenizer = AutoTokenizer.from_pretrained(os.environ["CHECKPOINT"])
-        self.model = AutoModelForSequenceClassification.from_pretrained(os.environ["CHECKPOINT"]).eval()
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            os.environ["CHECKPOINT"]
+        ).eval()
 
-    # Without annotations, as its documentation has it: LitServe reads them, and would look for these in the query.
-    def decode_request(self, request):    # type: ignore[no-untyped-def]
+    # Without annotations, as its documentation has it: LitServe reads them, and would look for
+    # these in the query.
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
         return request["input"]
 
     def batch(self, inputs: list[str]) -> list[str]:
@@ -32,13 +35,21 @@ class Classifier(litserve.LitAPI):    # type: ignore[misc]
     def unbatch(self, output: Any) -> Any:
         return list(output)
 
-    def encode_response(self, output):    # type: ignore[no-untyped-def]
+    def encode_response(self, output):  # type: ignore[no-untyped-def]
         labels = self.model.config.id2label
-        return sorted(({"label": labels[i], "score": float(score)} for i, score in enumerate(output)), key=lambda one: -one["score"])
+        return sorted(
+            ({"label": labels[i], "score": float(score)} for i, score in enumerate(output)),
+            key=lambda one: -one["score"],
+        )
 
 
 if __name__ == "__main__":
     api = Classifier(max_batch_size=16, batch_timeout=0.01, api_path="/classify")
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=1, healthcheck_path="/readyz").run(
-        host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning",
+    litserve.LitServer(
+        api, accelerator="cpu", workers_per_device=1, healthcheck_path="/readyz"
+    ).run(
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        generate_client_file=False,
+        log_level="warning",
     )

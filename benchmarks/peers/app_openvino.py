@@ -1,4 +1,6 @@
-"""FastAPI over OpenVINO, one request at a time: the same engine and graph as ours, without a batcher."""
+"""FastAPI over OpenVINO, one request at a time: the same engine and graph as ours, without a
+batcher.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,15 @@ MANIFEST = json.loads((ARTIFACT / "manifest.json").read_text())
 VARIANT = MANIFEST["variants"][os.environ["VARIANT"]]
 tokenizer = Tokenizer.from_file(str(ARTIFACT / "tokenizer.json"))
 tokenizer.enable_truncation(MANIFEST["max_tokens"])
-compiled = ov.Core().compile_model(ARTIFACT / VARIANT["files"][0], "CPU", {
-    "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": ov.Type.bf16 if VARIANT["precision"] == "bf16" else ov.Type.f32,
-    "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
-})
+compiled = ov.Core().compile_model(
+    ARTIFACT / VARIANT["files"][0],
+    "CPU",
+    {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": ov.Type.bf16 if VARIANT["precision"] == "bf16" else ov.Type.f32,
+        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+    },
+)
 request_of = threading.local()
 app = FastAPI()
 
@@ -41,8 +48,17 @@ def classify(request: Request) -> Any:
     if not hasattr(request_of, "infer"):
         request_of.infer = compiled.create_infer_request()
     encoded = tokenizer.encode(request.input)
-    arrays = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}
-    [logits] = request_of.infer.infer({name: np.array([arrays[name]]) for name in MANIFEST["inputs"]}).values()
+    arrays = {
+        "input_ids": encoded.ids,
+        "attention_mask": encoded.attention_mask,
+        "token_type_ids": encoded.type_ids,
+    }
+    [logits] = request_of.infer.infer(
+        {name: np.array([arrays[name]]) for name in MANIFEST["inputs"]}
+    ).values()
     exponents = np.exp(logits[0] - logits[0].max())
-    scores = [{"label": label, "score": float(score)} for label, score in zip(MANIFEST["labels"], exponents / exponents.sum(), strict=True)]
+    scores = [
+        {"label": label, "score": float(score)}
+        for label, score in zip(MANIFEST["labels"], exponents / exponents.sum(), strict=True)
+    ]
     return sorted(scores, key=lambda one: -one["score"])

@@ -1,4 +1,6 @@
-"""FastAPI over optimum's ORTModel in transformers' pipeline, in fp32 or dynamically quantised to int8, as optimum's documentation shows it."""
+"""FastAPI over optimum's ORTModel in transformers' pipeline, in fp32 or dynamically quantised to
+int8, as optimum's documentation shows it.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,23 @@ from transformers import AutoTokenizer, pipeline
 options = ort.SessionOptions()
 options.intra_op_num_threads = len(os.sched_getaffinity(0))
 tokenizer = AutoTokenizer.from_pretrained(os.environ["CHECKPOINT"])
-model = ORTModelForSequenceClassification.from_pretrained(os.environ["CHECKPOINT"], export=True, session_options=options)
+model = ORTModelForSequenceClassification.from_pretrained(
+    os.environ["CHECKPOINT"], export=True, session_options=options
+)
 if os.environ["PRECISION"] == "int8":
     folder = tempfile.mkdtemp()
     model.save_pretrained(folder)
     quantizer = ORTQuantizer.from_pretrained(folder, file_name="model.onnx")
-    quantizer.quantize(save_dir=folder, quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True))
-    model = ORTModelForSequenceClassification.from_pretrained(folder, file_name="model_quantized.onnx", session_options=options)
-classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None)
+    quantizer.quantize(
+        save_dir=folder,
+        quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True),
+    )
+    model = ORTModelForSequenceClassification.from_pretrained(
+        folder, file_name="model_quantized.onnx", session_options=options
+    )
+classifier = pipeline(
+    "text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None
+)
 app = FastAPI()
 
 

@@ -10,7 +10,11 @@ from pydantic import BaseModel
 from transformers import pipeline
 
 classifier = pipeline(
-    "text-classification", model=os.environ["CHECKPOINT"], device=os.environ.get("DEVICE", "cpu"), dtype=os.environ.get("DTYPE", "float32"), top_k=None,
+    "text-classification",
+    model=os.environ["CHECKPOINT"],
+    device=os.environ.get("DEVICE", "cpu"),
+    dtype=os.environ.get("DTYPE", "float32"),
+    top_k=None,
 )
 app = FastAPI()
 

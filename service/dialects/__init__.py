@@ -1,8 +1,8 @@
 """
 The shapes in which callers ask and are answered: one file each, over the one core in classify.py.
 
-A dialect reads a body into our own request, writes what became of it, and says what went wrong in its own words. It knows
-nothing of queues, engines or HTTP.
+A dialect reads a body into our own request, writes what became of it, and says what went wrong in
+its own words. It knows nothing of queues, engines or HTTP.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Called:
     """The version of it, where the path names one."""
     request_id: str
     kept: dict[str, Any] = field(default_factory=dict)
-    """What the dialect has read and needs again for the answer, and under `model` what the body says of it."""
+    """What the dialect has read and needs again for the answer, and under `model` what the body
+    says of it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,16 @@ class Answered:
         asked = self.asked
         activation = "none" if asked.use_activation is False else asked.activation
         encoded = self.encoded[place]
-        answer = answers.classification(place, self.rows[place].value, encoded, self.manifest, activation, asked.top_k, asked.threshold, asked.probs)
+        answer = answers.classification(
+            place,
+            self.rows[place].value,
+            encoded,
+            self.manifest,
+            activation,
+            asked.top_k,
+            asked.threshold,
+            asked.probs,
+        )
         return answer if asked.window is None else answer | {"windows": encoded.windows}
 
 
@@ -77,7 +88,9 @@ class Dialect(Protocol):
         ...
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        """Headers of the answer, and its body in pieces. Large ones are written beside the event loop, so nothing is kept in the dialect."""
+        """Headers of the answer, and its body in pieces. Large ones are written beside the event
+        loop, so nothing is kept in the dialect.
+        """
         ...
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
@@ -86,7 +99,9 @@ class Dialect(Protocol):
 
 
 def in_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:
-    """The JSON of `items` between two others', commas in between; one item at a time, in pieces of about PIECE_BYTES."""
+    """The JSON of `items` between two others', commas in between; one item at a time, in pieces of
+    about PIECE_BYTES.
+    """
     pieces: list[bytes] = []
     held, size, comma = [before], 0, b""
     for item in items:
@@ -102,7 +117,9 @@ def in_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[byte
 
 
 def asked_activation(values: Mapping[str, Any], known: Collection[str] | None = None) -> object:
-    """The activation among a request's `parameters`, `auto` where there is none; InvalidInput if another one is not `known`."""
+    """The activation among a request's `parameters`, `auto` where there is none; InvalidInput if
+    another one is not `known`.
+    """
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise InvalidInput("parameters must be an object.", param="parameters")
@@ -112,7 +129,9 @@ def asked_activation(values: Mapping[str, Any], known: Collection[str] | None = 
 
 
 def retry_after(error: ServiceError) -> Headers:
-    return [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]
+    return (
+        [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]
+    )
 
 
 def plain_refusal(error: ServiceError) -> tuple[int, Headers, bytes]:

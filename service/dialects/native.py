@@ -21,11 +21,18 @@ class Native:
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         tokens = answered.tokens
-        head = orjson.dumps({
-            "id": answered.asked.request_id or f"classify-{answered.called.request_id}", "object": "list", "created": int(time.time()),
-            "model": answered.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
-        })
-        return [JSON], in_pieces(head[:-1] + b',"data":[', map(answered.classification, range(len(answered.rows))), b"]}")
+        head = orjson.dumps(
+            {
+                "id": answered.asked.request_id or f"classify-{answered.called.request_id}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": answered.model,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+            }
+        )
+        return [JSON], in_pieces(
+            head[:-1] + b',"data":[', map(answered.classification, range(len(answered.rows))), b"]}"
+        )
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())

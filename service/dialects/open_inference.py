@@ -2,11 +2,13 @@
 The Open Inference Protocol (KServe's V2), as Triton's clients speak it: POST /v2/models/NAME/infer.
 
     {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
-    {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name": "probabilities", …}]}
+    {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name":
+    "probabilities", …}]}
 
-A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as bytes behind the JSON; an
-output asked for with `classification: k` becomes k strings `score:index:label`, best first. The request's parameter `activation` is our own
-requests' field: `none` gives logits.
+A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as
+bytes behind the JSON; an output asked for with `classification: k` becomes k strings
+`score:index:label`, best first. The request's parameter `activation` is our own requests' field:
+`none` gives logits.
 """
 
 from __future__ import annotations
@@ -26,29 +28,71 @@ from service.schemas import ClassifyRequest, Limits, known_fields, read_object, 
 INPUTS = ("text", "text_pair")
 OUTPUTS = ("label", "score", "probabilities")
 SCHEMA = {
-    "type": "object", "required": ["inputs"], "additionalProperties": False, "properties": {
-        "id": {"type": "string"}, "parameters": {"type": "object"}, "model_name": {"type": ["string", "null"]}, "model_version": {"anyOf": [{"type": "string", "enum": ["1"]}, {"type": "null"}]},
-        "inputs": {"type": "array", "minItems": 1, "maxItems": 2, "items": {
-            "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": False, "properties": {
-                "name": {"type": "string", "enum": list(INPUTS)}, "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}}, "datatype": {"type": "string", "enum": ["BYTES"]},
-                "data": {"type": "array", "items": {"type": "string", "minLength": 1}}, "parameters": {"type": "object"},
+    "type": "object",
+    "required": ["inputs"],
+    "additionalProperties": False,
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "model_name": {"type": ["string", "null"]},
+        "model_version": {"anyOf": [{"type": "string", "enum": ["1"]}, {"type": "null"}]},
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 2,
+            "items": {
+                "type": "object",
+                "required": ["name", "shape", "datatype"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string", "enum": list(INPUTS)},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                    "datatype": {"type": "string", "enum": ["BYTES"]},
+                    "data": {"type": "array", "items": {"type": "string", "minLength": 1}},
+                    "parameters": {"type": "object"},
+                },
             },
-        }},
-        "outputs": {"type": "array", "maxItems": len(OUTPUTS), "items": {
-            "type": "object", "required": ["name"], "additionalProperties": False, "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
-        }},
+        },
+        "outputs": {
+            "type": "array",
+            "maxItems": len(OUTPUTS),
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string", "enum": list(OUTPUTS)},
+                    "parameters": {"type": "object"},
+                },
+            },
+        },
     },
 }
 ANSWER = {
-    "type": "object", "required": ["model_name", "model_version", "id", "outputs"], "properties": {
-        "model_name": {"type": "string"}, "model_version": {"type": "string"}, "id": {"type": "string"},
-        "outputs": {"type": "array", "items": {
-            "type": "object", "required": ["name", "datatype", "shape"], "properties": {
-                "name": {"type": "string", "enum": list(OUTPUTS)}, "datatype": {"type": "string", "enum": ["BYTES", "FP32"]},
-                "shape": {"type": "array", "items": {"type": "integer"}}, "parameters": {"type": "object"},
-                "data": {"type": "array", "items": {"type": ["string", "number"]}, "description": "Unless the tensor follows the JSON as bytes."},
+    "type": "object",
+    "required": ["model_name", "model_version", "id", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"type": "string", "enum": list(OUTPUTS)},
+                    "datatype": {"type": "string", "enum": ["BYTES", "FP32"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "parameters": {"type": "object"},
+                    "data": {
+                        "type": "array",
+                        "items": {"type": ["string", "number"]},
+                        "description": "Unless the tensor follows the JSON as bytes.",
+                    },
+                },
             },
-        }},
+        },
     },
 }
 CONTENT_TYPES = ("str", "base64")
@@ -61,29 +105,60 @@ class OpenInference:
     def read(self, called: Called, limits: Limits) -> ClassifyRequest:
         check_version(called.version)
         values, binary = _parts(called, limits)
-        known_fields(values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version"))
+        known_fields(
+            values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
+        )
         # KServe's client says both again in the body.
         if values.get("model_name") not in (None, called.model):
-            raise InvalidInput(f"model_name is {str(values['model_name'])[:64]!r}, and the path names {called.model}.", param="model_name")
+            raise InvalidInput(
+                f"model_name is {str(values['model_name'])[:64]!r}, and the path names"
+                f" {called.model}.",
+                param="model_name",
+            )
         check_version(values.get("model_version"))
         tensors = values.get("inputs")
-        if not isinstance(tensors, list) or not tensors or not all(isinstance(tensor, dict) for tensor in tensors):
+        if (
+            not isinstance(tensors, list)
+            or not tensors
+            or not all(isinstance(tensor, dict) for tensor in tensors)
+        ):
             raise InvalidInput("inputs must be a list of tensors.", param="inputs")
         # One tensor may have any name, as clients of other servers give it.
         names = INPUTS[:1] if len(tensors) == 1 else [tensor.get("name") for tensor in tensors]
-        if not all(isinstance(name, str) for name in names) or not {INPUTS[0]} <= set(names) <= set(INPUTS) or len(set(names)) < len(tensors):
-            raise InvalidInput(f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs")
+        if (
+            not all(isinstance(name, str) for name in names)
+            or not {INPUTS[0]} <= set(names) <= set(INPUTS)
+            or len(set(names)) < len(tensors)
+        ):
+            raise InvalidInput(
+                f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs"
+            )
         texts = {}
         for name, tensor in zip(names, tensors, strict=True):
             texts[name], binary = _strings(name, tensor, binary)
         called.kept["outputs"] = _wanted(values)
         firsts, seconds = texts[INPUTS[0]], texts.get(INPUTS[1])
         if seconds is not None and len(seconds) != len(firsts):
-            raise InvalidInput(f"{INPUTS[1]} holds {len(seconds)} texts and {INPUTS[0]} {len(firsts)}.", param=INPUTS[1])
-        pairs = firsts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
+            raise InvalidInput(
+                f"{INPUTS[1]} holds {len(seconds)} texts and {INPUTS[0]} {len(firsts)}.",
+                param=INPUTS[1],
+            )
+        pairs = (
+            firsts
+            if seconds is None
+            else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
+        )
         if not isinstance(values.get("id"), str | None):
             raise InvalidInput("id must be a text.", param="id")
-        return read_values({"input": pairs, "model": called.model, "request_id": values.get("id") or None, "activation": asked_activation(values)}, limits)
+        return read_values(
+            {
+                "input": pairs,
+                "model": called.model,
+                "request_id": values.get("id") or None,
+                "activation": asked_activation(values),
+            },
+            limits,
+        )
 
     def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
         found = [answered.classification(i) for i in range(len(answered.rows))]
@@ -92,10 +167,20 @@ class OpenInference:
             output, tail = _tensor(name, parameters, found, answered.manifest.labels)
             outputs.append(output)
             tails.append(tail)
-        head = orjson.dumps({"model_name": answered.model, "model_version": VERSION, "id": answered.asked.request_id or answered.called.request_id, "outputs": outputs})
+        head = orjson.dumps(
+            {
+                "model_name": answered.model,
+                "model_version": VERSION,
+                "id": answered.asked.request_id or answered.called.request_id,
+                "outputs": outputs,
+            }
+        )
         if not any(tails):
             return [JSON], [head]
-        return [(b"content-type", b"application/octet-stream"), (JSON_LENGTH, str(len(head)).encode())], [head, *tails]
+        return [
+            (b"content-type", b"application/octet-stream"),
+            (JSON_LENGTH, str(len(head)).encode()),
+        ], [head, *tails]
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         # The protocol knows 400 for whatever is wrong with a request.
@@ -106,17 +191,28 @@ class OpenInference:
 def check_version(version: object) -> None:
     """UnknownModel unless it is the one that there is, or none was asked for."""
     if version not in (None, VERSION):
-        raise UnknownModel(f"There is no version {str(version)[:64]}; every model has version {VERSION} alone.")
+        raise UnknownModel(
+            f"There is no version {str(version)[:64]}; every model has version {VERSION} alone."
+        )
 
 
 def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, Any]:
     """What GET /v2/models/NAME says."""
     inputs = INPUTS if takes_pairs else INPUTS[:1]
-    shapes = {"label": ("BYTES", [-1]), "score": ("FP32", [-1]), "probabilities": ("FP32", [-1, len(labels)])}
+    shapes = {
+        "label": ("BYTES", [-1]),
+        "score": ("FP32", [-1]),
+        "probabilities": ("FP32", [-1, len(labels)]),
+    }
     return {
-        "name": model, "versions": [VERSION], "platform": "drbert-serve",
+        "name": model,
+        "versions": [VERSION],
+        "platform": "drbert-serve",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in inputs],
-        "outputs": [{"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]} for name in OUTPUTS],
+        "outputs": [
+            {"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]}
+            for name in OUTPUTS
+        ],
         "parameters": {"labels": list(labels)},
     }
 
@@ -127,7 +223,11 @@ def _parts(called: Called, limits: Limits) -> tuple[dict[str, Any], bytes]:
     if declared is None:
         return read_object(called.body, limits), b""
     # No more digits than the body's own length has: Python refuses to read thousands of them.
-    if not declared.isdigit() or len(declared) > len(str(len(called.body))) or int(declared) > len(called.body):
+    if (
+        not declared.isdigit()
+        or len(declared) > len(str(len(called.body)))
+        or int(declared) > len(called.body)
+    ):
         raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
     return read_object(called.body[: int(declared)], limits), called.body[int(declared) :]
 
@@ -138,12 +238,21 @@ def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str
     shape = tensor.get("shape")
     if tensor.get("datatype") != "BYTES":
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
-    if not isinstance(shape, list) or not all(_is_number(extent) and extent > 0 for extent in shape) or not shape or any(extent != 1 for extent in shape[1:]):
+    if (
+        not isinstance(shape, list)
+        or not all(_is_number(extent) and extent > 0 for extent in shape)
+        or not shape
+        or any(extent != 1 for extent in shape[1:])
+    ):
         raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
     parameters = _parameters(tensor, f"{name}: ")
     size, content = parameters.get("binary_data_size"), parameters.get("content_type", "str")
     if content not in CONTENT_TYPES:
-        raise InvalidInput(f"{name}: content_type is {str(content)[:64]!r}; texts are of {' or '.join(CONTENT_TYPES)}.", param=name)
+        raise InvalidInput(
+            f"{name}: content_type is {str(content)[:64]!r}; texts are of"
+            f" {' or '.join(CONTENT_TYPES)}.",
+            param=name,
+        )
     if size is None:
         texts = _flat(tensor.get("data"))
     else:
@@ -158,8 +267,11 @@ def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str
 def _from_base64(text: str, name: str) -> str:
     try:
         return base64.b64decode(text, validate=True).decode()
-    except ValueError:    # binascii's and UTF-8's errors are such.
-        raise InvalidInput(f"{name} holds a text that is no UTF-8 in base64, which its content_type says.", param=name) from None
+    except ValueError:  # binascii's and UTF-8's errors are such.
+        raise InvalidInput(
+            f"{name} holds a text that is no UTF-8 in base64, which its content_type says.",
+            param=name,
+        ) from None
 
 
 def _flat(data: Any) -> list[Any]:
@@ -196,12 +308,17 @@ def _wanted(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if output.get("name") not in OUTPUTS:
             raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
         if output["name"] in found:
-            raise InvalidInput(f"outputs: {output['name']} is named twice; ask for each output once.", param="outputs")
+            raise InvalidInput(
+                f"outputs: {output['name']} is named twice; ask for each output once.",
+                param="outputs",
+            )
         known_fields(output, ("name", "parameters"), "outputs.")
         parameters = _parameters(output, "outputs: ")
         most = parameters.get("classification", 0)
         if not _is_number(most) or most < 0:
-            raise InvalidInput("outputs: classification must be a number of labels.", param="outputs")
+            raise InvalidInput(
+                "outputs: classification must be a number of labels.", param="outputs"
+            )
         found[output["name"]] = {"binary_data": binary} | parameters
     return found
 
@@ -211,7 +328,9 @@ def _parameters(of: dict[str, Any], where: str = "") -> dict[str, Any]:
     if not isinstance(parameters, dict | None):
         raise InvalidInput(f"{where}parameters must be an object.", param="parameters")
     if parameters and "shared_memory_region" in parameters:
-        raise InvalidInput(f"{where}shared memory is not supported; send tensors in the body.", param="parameters")
+        raise InvalidInput(
+            f"{where}shared memory is not supported; send tensors in the body.", param="parameters"
+        )
     return parameters or {}
 
 
@@ -220,21 +339,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _tensor(name: str, parameters: dict[str, Any], found: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[dict[str, Any], bytes]:
+def _tensor(
+    name: str, parameters: dict[str, Any], found: Sequence[dict[str, Any]], labels: Sequence[str]
+) -> tuple[dict[str, Any], bytes]:
     """One output as JSON, and the bytes that go behind it."""
     shape = [len(found)]
     if most := parameters.get("classification", 0):
         places = {label: i for i, label in enumerate(labels)}
-        data: list[Any] = [f"{s['score']}:{places[s['label']]}:{s['label']}" for one in found for s in one["scores"][:most]]
+        data: list[Any] = [
+            f"{s['score']}:{places[s['label']]}:{s['label']}"
+            for one in found
+            for s in one["scores"][:most]
+        ]
         datatype, shape = "BYTES", [len(found), min(most, len(labels))]
     elif name == "label":
         datatype, data = "BYTES", [one["label"] for one in found]
     elif name == "score":
         datatype, data = "FP32", [one["score"] for one in found]
     else:
-        datatype, shape, data = "FP32", [len(found), len(labels)], [p for one in found for p in one["probs"]]
+        datatype, shape, data = (
+            "FP32",
+            [len(found), len(labels)],
+            [p for one in found for p in one["probs"]],
+        )
     output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
     if not parameters["binary_data"]:
         return output | {"data": data}, b""
-    packed = b"".join(struct.pack("<I", len(text)) + text for text in (str(one).encode() for one in data)) if datatype == "BYTES" else np.array(data, "<f4").tobytes()
+    packed = (
+        b"".join(
+            struct.pack("<I", len(text)) + text for text in (str(one).encode() for one in data)
+        )
+        if datatype == "BYTES"
+        else np.array(data, "<f4").tobytes()
+    )
     return output | {"parameters": {"binary_data_size": len(packed)}}, packed

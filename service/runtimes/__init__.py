@@ -1,5 +1,6 @@
 """
-Engines. A runtime is the only thing that knows one; the rest of the service sees arrays go in and logits come out.
+Engines. A runtime is the only thing that knows one; the rest of the service sees arrays go in and
+logits come out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Runtime(Protocol):
     computes_in: str
     """f32, bf16 or f16: the precision of what is not quantised."""
     flush_to_zero: bool
-    """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred times slower."""
+    """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred
+    times slower.
+    """
     in_flight: int
     """How many batches may be started before the first is waited for."""
     grid: Grid
@@ -40,7 +43,7 @@ class Runtime(Protocol):
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         """Begins a batch, (B, L) each input; the call returned waits for its logits, (B, labels).
 
-        Where the grid packs, `position_ids`, (B, L), and `first_tokens`, (N), say where the B rows' texts are, and the logits
-        are theirs, (N, labels); without these each row is a text.
+        Where the grid packs, `position_ids`, (B, L), and `first_tokens`, (N), say where the B rows'
+        texts are, and the logits are theirs, (N, labels); without these each row is a text.
         """
         ...

@@ -1,13 +1,17 @@
 """
-ONNX Runtime on an NVIDIA GPU: one captured CUDA graph, with buffers of its own, for every shape of the grid.
+ONNX Runtime on an NVIDIA GPU: one captured CUDA graph, with buffers of its own, for every shape of
+the grid.
 
-A BERT is some hundred small kernels; starting them one by one costs more than they compute for a short text.
-A captured graph starts them all at once, and reads and writes the same addresses each time:
+A BERT is some hundred small kernels; starting them one by one costs more than they compute for a
+short text. A captured graph starts them all at once, and reads and writes the same addresses each
+time:
 
-    start → rows padded to the grid → copied into the shape's buffers → graph replayed → logits copied out
+    start → rows padded to the grid → copied into the shape's buffers → graph replayed → logits
+    copied out
 
-One thread owns the session: ONNX Runtime captures per thread. While it waits for the GPU, the batcher packs the next batch.
-Whatever is done on the GPU breaks a capture that is under way, so runtimes take turns: one lock for all of them.
+One thread owns the session: ONNX Runtime captures per thread. While it waits for the GPU, the
+batcher packs the next batch. Whatever is done on the GPU breaks a capture that is under way, so
+runtimes take turns: one lock for all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +31,13 @@ import numpy.typing as npt
 from service import gpus
 from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
-from service.runtimes.onnxruntime import PROVIDERS, input_types, lacks, open_session, session_options
+from service.runtimes.onnxruntime import (
+    PROVIDERS,
+    input_types,
+    lacks,
+    open_session,
+    session_options,
+)
 from service.runtimes.pinned import pin
 from service.shapes import GPU, Shapes, read_grid
 
@@ -36,7 +46,8 @@ log = logging.getLogger(__name__)
 GRAPH = "gpu_graph_id"
 # Shapes off the grid run without a graph; this is how ONNX Runtime is told so.
 NO_GRAPH = "-1"
-# Runs of a shape before it is captured: what kernels do at their first, such as choosing an algorithm, cannot be captured.
+# Runs of a shape before it is captured: what kernels do at their first, such as choosing an
+# algorithm, cannot be captured.
 RUNS_BEFORE = 2
 
 _turn = threading.Lock()
@@ -79,7 +90,9 @@ class CudaRuntime:
     flush_to_zero = False
     """A GPU computes with subnormal numbers as fast as with others."""
 
-    def __init__(self, model: Path, labels: int, max_tokens: int, options: GpuOptions = AS_IT_COMES) -> None:
+    def __init__(
+        self, model: Path, labels: int, max_tokens: int, options: GpuOptions = AS_IT_COMES
+    ) -> None:
         if (reason := lacks(self.name)) is not None:
             raise RuntimeUnavailable(f"{model.name} needs {PROVIDERS[self.name]}: {reason}.")
         device = gpus.visible()[0]
@@ -87,11 +100,20 @@ class CudaRuntime:
         self.grid = GPU if options.table is None else read_grid(options.table, device.name)
         self._open(model, labels, max_tokens, self.providers(model, max_tokens, options), "cuda")
 
-    def providers(self, model: Path, max_tokens: int, options: GpuOptions) -> list[tuple[str, Mapping[str, str]]]:
+    def providers(
+        self, model: Path, max_tokens: int, options: GpuOptions
+    ) -> list[tuple[str, Mapping[str, str]]]:
         """What ONNX Runtime is asked for, the one to be in use first."""
         return [(PROVIDERS["cuda"], cuda_options(options))]
 
-    def _open(self, model: Path, labels: int, max_tokens: int, providers: list[tuple[str, Mapping[str, str]]], place: str) -> None:
+    def _open(
+        self,
+        model: Path,
+        labels: int,
+        max_tokens: int,
+        providers: list[tuple[str, Mapping[str, str]]],
+        place: str,
+    ) -> None:
         self._labels, self._place = labels, place
         self._shapes = Shapes(max_tokens, grid=self.grid)
         self._buckets: dict[tuple[int, int], _Bucket] = {}
@@ -101,21 +123,32 @@ class CudaRuntime:
 
     def _open_here(self, model: Path, providers: list[tuple[str, Mapping[str, str]]]) -> Any:
         try:
-            self.captures = any("1" in (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable")) for _, options in providers)
+            self.captures = any(
+                "1" in (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable"))
+                for _, options in providers
+            )
             return open_session(model, session_options(1), providers)
         except RuntimeUnavailable as error:
             if "graph capture" not in str(error):
                 raise
-            # Not every family's graph can be captured: one with steps on the CPU cannot. It still runs on the GPU, kernel by kernel.
+            # Not every family's graph can be captured: one with steps on the CPU cannot. It still
+            # runs on the GPU, kernel by kernel.
             log.warning("runs without CUDA graphs", extra={"model": model.name, "why": str(error)})
             self.captures = False
-            return open_session(model, session_options(1), [(name, without_graphs(options)) for name, options in providers])
+            return open_session(
+                model,
+                session_options(1),
+                [(name, without_graphs(options)) for name, options in providers],
+            )
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         return self._thread.submit(self._run, inputs).result
 
-    def replayed(self, rows: int, length: int, at_least: int = 1, seconds: float = 0.0) -> list[float]:
-        """Seconds of each run of a shape that ran before, on what its buffers hold: nothing is copied. For whoever measures the engine alone.
+    def replayed(
+        self, rows: int, length: int, at_least: int = 1, seconds: float = 0.0
+    ) -> list[float]:
+        """Seconds of each run of a shape that ran before, on what its buffers hold: nothing is
+        copied. For whoever measures the engine alone.
 
         As many runs as fit into so many `seconds`, and `at_least` that many.
         """
@@ -152,26 +185,35 @@ class CudaRuntime:
             self._session.run_with_iobinding(bucket.binding, bucket.options)
             # A copy: the next batch of this shape overwrites it.
             logits = np.array(bucket.output.numpy()[:items], np.float32)
-        except Exception as error:    # ONNX Runtime raises a class of its own for each of its codes.
+        except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes.
             raise self._diagnosed(error, bucket) from error
         bucket.works = True
         return logits
 
     def _diagnosed(self, error: Exception, failed: _Bucket) -> Exception:
-        """What a run's error comes down to: a shape that cannot be captured, a GPU that can do nothing any more, or itself."""
+        """What a run's error comes down to: a shape that cannot be captured, a GPU that can do
+        nothing any more, or itself.
+        """
         rows, length = next(iter(failed.host.values())).shape
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not failed.works:
             graphs = "; DRBERT_GPU_GRAPHS=false runs without CUDA graphs" if self.captures else ""
-            return RuntimeUnavailable(f"ONNX Runtime cannot run {rows} texts of {length} tokens on {self.device} ({told}){graphs}.")
-        # An error of CUDA's own stays with the process: then the shape that is least likely to fail fails as well.
+            return RuntimeUnavailable(
+                f"ONNX Runtime cannot run {rows} texts of {length} tokens on {self.device}"
+                f" ({told}){graphs}."
+            )
+        # An error of CUDA's own stays with the process: then the shape that is least likely to fail
+        # fails as well.
         least = next((bucket for bucket in self._buckets.values() if bucket.works), None)
         try:
             if least is not None:
                 self._session.run_with_iobinding(least.binding, least.options)
                 least.output.numpy()
         except Exception:
-            return EngineBroken(f"{self.device} does nothing any more; this replica will end. The failure is in the log.")
+            return EngineBroken(
+                f"{self.device} does nothing any more; this replica will end. The failure is in the"
+                " log."
+            )
         return error
 
     def _bucket(self, items: int, length: int) -> _Bucket:
@@ -179,7 +221,9 @@ class CudaRuntime:
         shape = (self._shapes.rows(items) if on_grid else items, length)
         if (found := self._buckets.get(shape)) is not None:
             return found
-        made = self._make_bucket(shape, str(len(self._buckets)) if on_grid and self.captures else NO_GRAPH)
+        made = self._make_bucket(
+            shape, str(len(self._buckets)) if on_grid and self.captures else NO_GRAPH
+        )
         if on_grid:
             self._buckets[shape] = made
         return made
@@ -187,12 +231,19 @@ class CudaRuntime:
     def _make_bucket(self, shape: tuple[int, int], graph: str) -> _Bucket:
         import onnxruntime as ort
 
-        host: dict[str, npt.NDArray[Any]] = {name: np.zeros(shape, dtype) for name, dtype in self._types.items()}
+        host: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros(shape, dtype) for name, dtype in self._types.items()
+        }
         if self._place == "cuda":
             for array in host.values():
                 pin(array)
-        inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, self._place, 0) for name, array in host.items()}
-        output = ort.OrtValue.ortvalue_from_shape_and_type((shape[0], self._labels), np.float32, self._place, 0)
+        inputs = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, self._place, 0)
+            for name, array in host.items()
+        }
+        output = ort.OrtValue.ortvalue_from_shape_and_type(
+            (shape[0], self._labels), np.float32, self._place, 0
+        )
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -209,10 +260,24 @@ def _run_options(graph: str) -> Any:
 
 
 def cuda_options(options: GpuOptions) -> dict[str, str]:
-    """ONNX Runtime's CUDA provider, told to capture graphs and to take no more memory than it needs."""
-    chosen = {"device_id": "0", "enable_cuda_graph": "1" if options.graphs else "0", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
-    return chosen if options.memory_bytes is None else chosen | {"gpu_mem_limit": str(options.memory_bytes)}
+    """ONNX Runtime's CUDA provider, told to capture graphs and to take no more memory than it
+    needs.
+    """
+    chosen = {
+        "device_id": "0",
+        "enable_cuda_graph": "1" if options.graphs else "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+    }
+    return (
+        chosen
+        if options.memory_bytes is None
+        else chosen | {"gpu_mem_limit": str(options.memory_bytes)}
+    )
 
 
 def without_graphs(options: Mapping[str, str]) -> dict[str, str]:
-    return {name: "0" if name in ("enable_cuda_graph", "trt_cuda_graph_enable") else value for name, value in options.items()}
+    return {
+        name: "0" if name in ("enable_cuda_graph", "trt_cuda_graph_enable") else value
+        for name, value in options.items()
+    }

@@ -1,8 +1,10 @@
 """
-ONNX Runtime: on the CPU the portable fallback, and the way to NVIDIA's GPUs (see cuda.py and tensorrt.py).
+ONNX Runtime: on the CPU the portable fallback, and the way to NVIDIA's GPUs (see cuda.py and
+tensorrt.py).
 
-It takes what it can get: a provider that cannot be loaded is left out with a line in the log, and everything runs on
-the CPU. So what is missing is asked for before, and what is in use is asked for after.
+It takes what it can get: a provider that cannot be loaded is left out with a line in the log, and
+everything runs on the CPU. So what is missing is asked for before, and what is in use is asked for
+after.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ _REMEDIES = {
     "tensorrt": "pip install tensorrt-cu13==10.16.1.11 from NVIDIA's package index",
 }
 
-# The thread that runs every session on the CPU takes part in the work, and ONNX Runtime sets flush-to-zero only for the
-# thread that makes a process's first session. So one thread makes and runs them all, and no other computes differently for it.
+# The thread that runs every session on the CPU takes part in the work, and ONNX Runtime sets
+# flush-to-zero only for the thread that makes a process's first session. So one thread makes and
+# runs them all, and no other computes differently for it.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
 
@@ -43,11 +46,15 @@ class OnnxRuntime:
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         if precision not in ("f32", "f16") or model.suffix != ".onnx":
-            raise RuntimeUnavailable(f"ONNX Runtime runs .onnx files in f32, not {model.name} in {precision}.")
+            raise RuntimeUnavailable(
+                f"ONNX Runtime runs .onnx files in f32, not {model.name} in {precision}."
+            )
         self.precision = self.computes_in = precision
         options = session_options(threads)
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        self._session = _thread.submit(open_session, model, options, [("CPUExecutionProvider", {})]).result()
+        self._session = _thread.submit(
+            open_session, model, options, [("CPUExecutionProvider", {})]
+        ).result()
         self._types = input_types(self._session)
         self.flush_to_zero = _thread.submit(_flushes).result()
 
@@ -55,12 +62,17 @@ class OnnxRuntime:
         return _thread.submit(self._run, inputs).result
 
     def _run(self, inputs: Inputs) -> Logits:
-        logits: Logits = self._session.run(None, {name: inputs[name].astype(dtype, copy=False) for name, dtype in self._types.items()})[0]
+        logits: Logits = self._session.run(
+            None,
+            {name: inputs[name].astype(dtype, copy=False) for name, dtype in self._types.items()},
+        )[0]
         return logits
 
 
 def lacks(runtime: str) -> str | None:
-    """What this host lacks to run models by "cuda" or "tensorrt", with the remedy; None if nothing is known to be missing."""
+    """What this host lacks to run models by "cuda" or "tensorrt", with the remedy; None if nothing
+    is known to be missing.
+    """
     if not gpus.visible():
         return f"{gpus.why_none()}; choose a variant for the CPU"
     if importlib.util.find_spec("onnxruntime") is None:
@@ -68,8 +80,13 @@ def lacks(runtime: str) -> str | None:
     import onnxruntime as ort
 
     if PROVIDERS[runtime] not in ort.get_available_providers():
-        return f"the onnxruntime that is installed is the one for CPUs; pip uninstall onnxruntime, then {_REMEDIES['cuda']}"
-    missing = _missing_library("cuda") or (_missing_library(runtime) if runtime == "tensorrt" else None)
+        return (
+            "the onnxruntime that is installed is the one for CPUs; pip uninstall onnxruntime,"
+            f" then {_REMEDIES['cuda']}"
+        )
+    missing = _missing_library("cuda") or (
+        _missing_library(runtime) if runtime == "tensorrt" else None
+    )
     return missing
 
 
@@ -78,8 +95,11 @@ def _missing_library(runtime: str) -> str | None:
     """The library that ONNX Runtime's provider does not find, as the loader tells it."""
     import onnxruntime as ort
 
-    # From the packages of NVIDIA where they are installed; where torch was imported before, its own are there already.
-    with contextlib.redirect_stdout(io.StringIO()):    # it prints what it does not find, which is told better below
+    # From the packages of NVIDIA where they are installed; where torch was imported before, its own
+    # are there already.
+    with contextlib.redirect_stdout(
+        io.StringIO()
+    ):  # it prints what it does not find, which is told better below
         ort.preload_dlls()
         # It looks beside itself alone; with several folders on the path, they may lie elsewhere.
         for folder in _nvidia_folders():
@@ -99,9 +119,15 @@ def _missing_library(runtime: str) -> str | None:
 
 
 def _nvidia_folders() -> list[Path]:
-    """Where NVIDIA's packages have their libraries, CUDA's before cuDNN's, which is linked with them."""
+    """Where NVIDIA's packages have their libraries, CUDA's before cuDNN's, which is linked with
+    them.
+    """
     found = importlib.util.find_spec("nvidia")
-    folders = [folder for place in (found.submodule_search_locations or () if found else ()) for folder in Path(place).glob("*/lib")]
+    folders = [
+        folder
+        for place in (found.submodule_search_locations or () if found else ())
+        for folder in Path(place).glob("*/lib")
+    ]
     return sorted(folders, key=lambda folder: ("cudnn" in str(folder), str(folder)))
 
 
@@ -109,7 +135,12 @@ def _tensorrt_libraries() -> list[Path]:
     """Those of the package tensorrt-cu13, which nothing else puts on the loader's path."""
     found = importlib.util.find_spec("tensorrt_libs")
     places = found.submodule_search_locations or () if found else ()
-    return [library for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10") for place in places if (library := Path(place) / name).is_file()]
+    return [
+        library
+        for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+        for place in places
+        if (library := Path(place) / name).is_file()
+    ]
 
 
 def session_options(threads: int) -> Any:
@@ -123,18 +154,25 @@ def session_options(threads: int) -> Any:
 
 
 def open_session(model: Path, options: Any, providers: list[tuple[str, Mapping[str, str]]]) -> Any:
-    """A session whose first provider is in use; RuntimeUnavailable if it is not, or if the model cannot be loaded."""
+    """A session whose first provider is in use; RuntimeUnavailable if it is not, or if the model
+    cannot be loaded.
+    """
     import onnxruntime as ort
 
     wanted = providers[0][0]
     try:
         session = ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # ONNX Runtime raises a class of its own for each of its codes, and others for wrong options.
-        raise RuntimeUnavailable(f"ONNX Runtime cannot run {model.name} with {wanted}: {str(error).strip().splitlines()[0]}") from None
+    # ONNX Runtime raises a class of its own for each of its codes, and others for wrong options.
+    except Exception as error:
+        raise RuntimeUnavailable(
+            f"ONNX Runtime cannot run {model.name} with {wanted}:"
+            f" {str(error).strip().splitlines()[0]}"
+        ) from None
     in_use = session.get_providers()[0]
     if in_use != wanted:
         raise RuntimeUnavailable(
-            f"ONNX Runtime was asked for {wanted} and took {in_use}; the reason is in its own lines above. Choose another --variant, or mend it."
+            f"ONNX Runtime was asked for {wanted} and took {in_use}; the reason is in its own lines"
+            " above. Choose another --variant, or mend it."
         )
     # Providers that fail while they run are replaced by others otherwise, without a word.
     session.disable_fallback()

@@ -15,9 +15,14 @@ from tests.service.test_server import serving
 
 
 def test_a_proxy_adds_its_share_of_the_servers_own_time(artifact: Artifact) -> None:
-    with serving(artifact) as (url, _), proxy(int(url.rpartition(":")[2]), 1.0, set()) as (port, passed):
+    with (
+        serving(artifact) as (url, _),
+        proxy(int(url.rpartition(":")[2]), 1.0, set()) as (port, passed),
+    ):
         for _ in range(5):
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", b'{"input": "good"}')
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/classify", b'{"input": "good"}'
+            )
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert response.status == 200
                 assert b"POSITIVE" in response.read()
@@ -26,7 +31,10 @@ def test_a_proxy_adds_its_share_of_the_servers_own_time(artifact: Artifact) -> N
 
 
 def test_a_delay_is_measured_through_the_whole_run(plan: Path, tmp_path: Path) -> None:
-    text = plan.read_text().replace("margins = { inference = { p50 = 0.5 }, end_to_end = { p50 = 0.5 } }", "margins = { end_to_end = { p50 = 0.3 } }")
+    text = plan.read_text().replace(
+        "margins = { inference = { p50 = 0.5 }, end_to_end = { p50 = 0.5 } }",
+        "margins = { end_to_end = { p50 = 0.3 } }",
+    )
     plan.write_text(text)
     outcome = measure(read_plan(plan), 2.0, tmp_path / "evidence")
     assert outcome.true_ratio > 1.5
@@ -40,8 +48,16 @@ def test_only_no_delay_at_all_must_be_equivalent(plan: Path) -> None:
     def outcome(share: float, word: str) -> Outcome:
         return Outcome(share, 1 + share, Verdict.model_construct(verdict=word))
 
-    read = read_plan(plan)    # its tightest margin is 50 %
-    assert holds(read, [outcome(0.0, "equivalent"), outcome(0.2, "equivalent"), outcome(0.5, "inconclusive"), outcome(0.9, "not-equivalent")])
+    read = read_plan(plan)  # its tightest margin is 50 %
+    assert holds(
+        read,
+        [
+            outcome(0.0, "equivalent"),
+            outcome(0.2, "equivalent"),
+            outcome(0.5, "inconclusive"),
+            outcome(0.9, "not-equivalent"),
+        ],
+    )
     assert not holds(read, [outcome(0.0, "inconclusive")])
     assert not holds(read, [outcome(0.5, "equivalent")])
     assert not holds(read, [outcome(0.5, "invalid")])

@@ -36,13 +36,20 @@ def test_a_plan_is_large_enough_for_its_delayed_arm_to_be_told_apart() -> None:
     rng = np.random.default_rng(3)
     seen = []
     for _ in range(6):
-        plan, offer = plan_from(pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf)
+        plan, offer = plan_from(
+            pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf
+        )
         # One claim alone, so whatever the joint power lacks of it is the control's.
         assert 0.8 <= offer.power < min(offer.alone.values())
         starts = [Start(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
         for _ in range(20):
-            found = run_of(WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng)
-            seen.append("bert-delayed is told apart" not in judge_level(plan, plan.levels[0], found, starts).breached)
+            found = run_of(
+                WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng
+            )
+            seen.append(
+                "bert-delayed is told apart"
+                not in judge_level(plan, plan.levels[0], found, starts).breached
+            )
     assert np.mean(seen) > 0.8
 
 
@@ -52,18 +59,27 @@ def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:
 
 
 def test_runs_are_drawn_from_a_real_one_in_whole_squares(tmp_path: Path) -> None:
-    rates = list(real(write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20))
+    rates = list(
+        real(write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20)
+    )
     wrong = [rate for rate in rates if rate.what == "wrong"]
     assert {rate.restarts for rate in rates} == {8, 12, 20}
-    assert {rate.runs for rate in wrong} == {6, 60}    # ten pairs of squares of five, ten triples, all five; six ways to divide four copies
+    assert {rate.runs for rate in wrong} == {
+        6,
+        60,
+    }  # ten pairs of squares of five, ten triples, all five; six ways to divide four copies
     assert sum(rate.times for rate in wrong) / sum(rate.runs for rate in wrong) < 0.1
     right = [rate for rate in rates if rate.what == "right" and rate.of == "unloaded inference p50"]
     assert all(rate.rate > 0.9 for rate in right)
 
 
-def test_the_large_run_is_judged_and_the_page_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_large_run_is_judged_and_the_page_says_how_it_was_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(large, "RESTARTS", 8)
     monkeypatch.setattr(large, "TUPLES", 64)
     assert main(["--large", "--out", str(tmp_path / "large.md")]) == 0
     assert "| 3,328 | 8 |" in capsys.readouterr().out
-    assert "Made by `python -m benchmarks judge --large --out" in (tmp_path / "large.md").read_text()
+    assert (
+        "Made by `python -m benchmarks judge --large --out" in (tmp_path / "large.md").read_text()
+    )

@@ -1,4 +1,6 @@
-"""The benchmarks of the CPU service, each run whole on a tiny model; what they measure is not looked at, what they count is."""
+"""The benchmarks of the CPU service, each run whole on a tiny model; what they measure is not
+looked at, what they count is.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import batching, convbert, findings, memory, overhead, peers, roofline, startup, subjects
+from benchmarks import (
+    batching,
+    convbert,
+    findings,
+    memory,
+    overhead,
+    peers,
+    roofline,
+    startup,
+    subjects,
+)
 from benchmarks.commands import main
 from benchmarks.findings import Findings, Table, Target
 from benchmarks.flops import flops
@@ -32,8 +44,15 @@ from command import BadInput, BadUsage, CommandError, Unavailable
 from service.shapes import PACKED, Shapes
 from tests import needs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
-TEXTS = ["a charming and often affecting journey", "bad", "no apparent joy", "it is not that the film is dull"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
+TEXTS = [
+    "a charming and often affecting journey",
+    "bad",
+    "no apparent joy",
+    "it is not that the film is dull",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,8 +68,11 @@ def test_the_roofline_counts_the_models_operations() -> None:
     found = roofline.measure("tiny", rounds=1, shapes=((1, 8), (2, 16)))
     config = json.loads((subjects.subject("tiny").checkpoint / "config.json").read_text())
     each = subjects.subject("tiny")
-    # Two layers of 32: 4 × 32² + 2 × 32 × 64 multiplications a token, and attention's two products of L × L × 32 a layer.
-    assert flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32)
+    # Two layers of 32: 4 × 32² + 2 × 32 × 64 multiplications a token, and attention's two products
+    # of L × L × 32 a layer.
+    assert flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (
+        16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32
+    )
     assert {row[0] for row in found.tables[0].rows} == set(each.variants)
     assert all(min(value["ops"]) > 0 for value in found.values.values())
 
@@ -64,11 +86,16 @@ def test_a_start_is_measured_until_ready_with_its_memory() -> None:
         assert one["first_ms"] > 0
 
 
-def test_what_cannot_be_measured_costs_nothing_of_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_costs_nothing_of_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse() -> Findings:
         raise Unavailable("wrk is not installed.")
 
-    monkeypatch.setattr("benchmarks.all.plan", lambda *_: {"first": refuse, "second": lambda: Findings("second", "How many?", [])})
+    monkeypatch.setattr(
+        "benchmarks.all.plan",
+        lambda *_: {"first": refuse, "second": lambda: Findings("second", "How many?", [])},
+    )
     with pytest.raises(Unavailable, match="Not measured: first"):
         main(["all", "--out", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
@@ -80,19 +107,28 @@ def test_memory_is_looked_at_after_every_shape_was_met() -> None:
     found = memory.measure(("tiny",), short=True, requests=20)
     [row], [values] = found.tables[0].rows, found.values.values()
     longest = subjects.subject("tiny").artifact.manifest.max_tokens
-    assert values["shapes"] == sum(length > 2 for _, length in Shapes(longest, grid=PACKED).likely_first())
+    assert values["shapes"] == sum(
+        length > 2 for _, length in Shapes(longest, grid=PACKED).likely_first()
+    )
     assert values["seen"][-1][0] >= 20
     assert row[-1] == "{:+.2f} % ({:+.2f}…{:+.2f})".format(*memory.Growth(**values).percent)
 
 
 def test_batching_holds_every_choice_against_another() -> None:
     found = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
-    assert [table.title for table in found.tables] == ["Padding by backlog", "Shared rows or a row each", "Exact lengths or the grid's", "Streams", "Waiting for a fuller batch"]
+    assert [table.title for table in found.tables] == [
+        "Padding by backlog",
+        "Shared rows or a row each",
+        "Exact lengths or the grid's",
+        "Streams",
+        "Waiting for a fuller batch",
+    ]
     assert all(target.holds is not None for target in found.targets)
 
 
 def test_convberts_operations_are_the_papers() -> None:
-    # papers.md counts 21.23 GFLOP for ConvBERT-base and 22.35 for BERT-base at 128 tokens, 88.56 and 96.64 at 512.
+    # papers.md counts 21.23 GFLOP for ConvBERT-base and 22.35 for BERT-base at 128 tokens, 88.56
+    # and 96.64 at 512.
     assert convbert.flops_ratio("base", 128) == pytest.approx(21.23 / 22.35, abs=0.005)
     assert convbert.flops_ratio("base", 512) == pytest.approx(88.56 / 96.64, abs=0.005)
     found = convbert.measure(("tiny",), ((1, 8), (2, 16)), rounds=1)
@@ -108,9 +144,12 @@ def test_the_overhead_is_what_the_servers_own_times_leave() -> None:
 
 
 def test_requests_that_are_served_in_turn_wait_as_queueing_theory_says() -> None:
-    # M/M/1 at half load: the time in the system is exponential with mean 1 / (mu - lambda), here 20 ms.
+    # M/M/1 at half load: the time in the system is exponential with mean 1 / (mu - lambda), here 20
+    # ms.
     single = np.random.default_rng(0).exponential(10.0, 20_000)
-    assert overhead.in_turn_p99_ms(single.tolist(), 50.0, seed=1) == pytest.approx(20 * np.log(100), rel=0.1)
+    assert overhead.in_turn_p99_ms(single.tolist(), 50.0, seed=1) == pytest.approx(
+        20 * np.log(100), rel=0.1
+    )
     assert overhead.in_turn_p99_ms([10.0], 101.0, seed=1) == float("inf")
     # Hardly any load: nobody waits.
     assert overhead.in_turn_p99_ms([10.0], 0.1, seed=1) == pytest.approx(10.0, rel=0.05)
@@ -127,13 +166,15 @@ def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
 
 @pytest.mark.parametrize("phase", [0.1, 1.3, 2.9])
 @pytest.mark.parametrize("batch", [8, 32])
-def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(batch: int, phase: float) -> None:
+def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(
+    batch: int, phase: float
+) -> None:
     load = Load(1, "/", [], connections=32, seconds=6.0, warm_up_s=2.0, turns=3)
     window, answers = Window(load, began=0.0), []
     for number in itertools.count():
         if window.end < math.inf:
             break
-        for place in range(batch):                       # 8.8 texts a second, like a large model on one processor
+        for place in range(batch):  # 8.8 texts a second, like a large model on one processor
             answers.append(phase + number * batch / 8.8 + place * 1e-6)
             window.answered(answers[-1])
     counted = [at for at in answers if window.begin < at <= window.end]
@@ -146,7 +187,9 @@ def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(batch: int
 def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_path: Path) -> None:
     port = free_port()
     overhead.write_null_artifact(tmp_path / "null")
-    with started("null", our_service(str(tmp_path / "null"), port=port), port, tmp_path / "log") as server:
+    with started(
+        "null", our_service(str(tmp_path / "null"), port=port), port, tmp_path / "log"
+    ) as server:
         bodies = [json.dumps({"input": text}) for text in TEXTS]
         closed = run(Load(port, "/classify", bodies, 3, 0.4, warm_up_s=0.1))
         assert closed.requests == len(closed.latencies_ms) == len(closed.service_ms) > 0
@@ -163,34 +206,64 @@ def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_pat
 def test_a_server_stays_on_its_processors_whatever_its_threads_ask_for(tmp_path: Path) -> None:
     # As ONNX Runtime does it: a thread that puts itself on every processor there is.
     wanders = (
-        "import http.server, os, threading\n"
-        "def wander():\n os.sched_setaffinity(0, range(os.cpu_count())); threading.Event().wait()\n"
-        "threading.Thread(target=wander, daemon=True).start()\n"
-        f"http.server.ThreadingHTTPServer(('127.0.0.1', {(port := free_port())}), http.server.SimpleHTTPRequestHandler).serve_forever()"
+        "import http.server, os, threading\ndef wander():\n os.sched_setaffinity(0,"
+        " range(os.cpu_count())); threading.Event().wait()\nthreading.Thread(target=wander,"
+        " daemon=True).start()\nhttp.server.ThreadingHTTPServer(('127.0.0.1',"
+        f" {(port := free_port())}), http.server.SimpleHTTPRequestHandler).serve_forever()"
     )
     own = {min(os.sched_getaffinity(0))}
-    with started("wanderer", [sys.executable, "-c", wanders], port, tmp_path / "log", path="/", cpus=own) as server:
+    with started(
+        "wanderer", [sys.executable, "-c", wanders], port, tmp_path / "log", path="/", cpus=own
+    ) as server:
         [pid] = server.pids()
-        assert all(os.sched_getaffinity(int(thread.name)) == own for thread in Path(f"/proc/{pid}/task").glob("*"))
+        assert all(
+            os.sched_getaffinity(int(thread.name)) == own
+            for thread in Path(f"/proc/{pid}/task").glob("*")
+        )
 
 
 def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="nobody did not get ready: out of luck"), started(
-        "nobody", [sys.executable, "-c", "raise SystemExit('out of luck')"], free_port(), tmp_path / "log"
+    with (
+        pytest.raises(Unavailable, match="nobody did not get ready: out of luck"),
+        started(
+            "nobody",
+            [sys.executable, "-c", "raise SystemExit('out of luck')"],
+            free_port(),
+            tmp_path / "log",
+        ),
     ):
         pass
 
 
 def plain_openvino() -> Peer:
     """The peer that needs nothing but what is installed here."""
-    found = next(peer for peer in all_peers({"f32"}) if peer.name == "FastAPI + OpenVINO fp32, no batching")
+    found = next(
+        peer for peer in all_peers({"f32"}) if peer.name == "FastAPI + OpenVINO fp32, no batching"
+    )
     return dataclasses.replace(found, requirements=())
 
 
 def test_peers_are_measured_in_turns_and_answer_what_we_answer() -> None:
-    lost = dataclasses.replace(plain_openvino(), name="lost", command=lambda python, subject, port: [sys.executable, "-c", "raise SystemExit('no such engine')"])
-    running, absent = run_all(subjects.subject("tiny"), [ours("cpu-fp32", "fp32"), plain_openvino(), lost], TEXTS, rounds=1, seconds=0.3)
-    assert [one.peer.name for one in running] == ["DrBERT Serve fp32", "FastAPI + OpenVINO fp32, no batching"]
+    lost = dataclasses.replace(
+        plain_openvino(),
+        name="lost",
+        command=lambda python, subject, port: [
+            sys.executable,
+            "-c",
+            "raise SystemExit('no such engine')",
+        ],
+    )
+    running, absent = run_all(
+        subjects.subject("tiny"),
+        [ours("cpu-fp32", "fp32"), plain_openvino(), lost],
+        TEXTS,
+        rounds=1,
+        seconds=0.3,
+    )
+    assert [one.peer.name for one in running] == [
+        "DrBERT Serve fp32",
+        "FastAPI + OpenVINO fp32, no batching",
+    ]
     assert absent == {"lost": "lost did not get ready: no such engine"}
     for one in running:
         assert one.agreement == 1
@@ -199,24 +272,38 @@ def test_peers_are_measured_in_turns_and_answer_what_we_answer() -> None:
 
 
 def measured(peer: Peer, rate: float) -> Running:
-    return Running(peer, None, rates={c: [rate, rate] for c in (1, 8, 32)})    # type: ignore[arg-type]
+    return Running(peer, None, rates={c: [rate, rate] for c in (1, 8, 32)})  # type: ignore[arg-type]
 
 
 def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
     named = {peer.name: peer for peer in all_peers({"f32", "i8"})}
     rates = {
-        "DrBERT Serve fp32": 40.0, "DrBERT Serve int8": 100.0, "Infinity (torch engine)": 10.0, "FastAPI + optimum ORTModel fp32": 20.0,
-        "FastAPI + optimum ORTModel int8": 60.0, "FastAPI + OpenVINO fp32, no batching": 20.0, "FastAPI + OpenVINO int8, no batching": 80.0,
+        "DrBERT Serve fp32": 40.0,
+        "DrBERT Serve int8": 100.0,
+        "Infinity (torch engine)": 10.0,
+        "FastAPI + optimum ORTModel fp32": 20.0,
+        "FastAPI + optimum ORTModel int8": 60.0,
+        "FastAPI + OpenVINO fp32, no batching": 20.0,
+        "FastAPI + OpenVINO int8, no batching": 80.0,
     }
     running = [measured(named[name], rate) for name, rate in rates.items()]
     table = _ratios("base", running, CONNECTIONS, "int8: ungated")
     rows = {row[0]: row for row in table.rows}
     assert table.note == "int8: ungated"
-    assert table.columns[2:] == tuple(f"{whose}, {c}" for whose in ("our best (int8)", "ours in its precision") for c in (1, 8, 32))
-    assert [cell[:5] for cell in rows["Infinity (torch engine)"][2:]] == ["10.00"] * 3 + ["4.00 "] * 3
+    assert table.columns[2:] == tuple(
+        f"{whose}, {c}"
+        for whose in ("our best (int8)", "ours in its precision")
+        for c in (1, 8, 32)
+    )
+    assert [cell[:5] for cell in rows["Infinity (torch engine)"][2:]] == ["10.00"] * 3 + [
+        "4.00 "
+    ] * 3
     held = {target.what: (target.found, target.holds) for target in _targets(running, 32)}
     assert held["our best by Infinity's torch engine"] == ("10.00", True)
-    assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == ("1.67", False)
+    assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == (
+        "1.67",
+        False,
+    )
     assert held["ours in int8 by OpenVINO without a batcher"] == ("1.25", False)
 
 
@@ -228,12 +315,20 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
 
 def test_a_server_that_answers_something_else_is_an_error() -> None:
     wrong = dataclasses.replace(plain_openvino(), answer=lambda told: ("NEGATIVE", 0.99))
-    with pytest.raises(CommandError, match="answers something else than our fp32: a probability differs by 0"):
-        run_all(subjects.subject("tiny"), [ours("cpu-fp32", "fp32"), wrong], TEXTS, rounds=1, seconds=0.3)
+    with pytest.raises(
+        CommandError, match="answers something else than our fp32: a probability differs by 0"
+    ):
+        run_all(
+            subjects.subject("tiny"),
+            [ours("cpu-fp32", "fp32"), wrong],
+            TEXTS,
+            rounds=1,
+            seconds=0.3,
+        )
 
 
 def test_any_few_texts_in_a_row_are_about_as_long_as_all() -> None:
-    texts = ["x" * (1 + i * i // 40) for i in range(128)]    # most are short, some very long
+    texts = ["x" * (1 + i * i // 40) for i in range(128)]  # most are short, some very long
     ordered = evenly(texts)
     assert sorted(ordered) == sorted(texts)
     mean = sum(map(len, texts)) / len(texts)
@@ -257,6 +352,7 @@ def test_a_page_of_another_machine_is_not_gone_on_with(tmp_path: Path) -> None:
 @contextmanager
 def slow_answers(seconds: float) -> Iterator[int]:
     """A server that takes its time with each answer; its port."""
+
     class Slow(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -289,10 +385,27 @@ def test_an_answer_that_comes_after_an_open_loops_end_counts() -> None:
 
 
 def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:
-    found = Findings("x", "Why?", [Table("t", ("a", "b"), [["1", "2"]], "Note.")], [Target("w", "≥ 1", "2", True), Target("v", "≥ 1", "0", False), Target("u", "≥ 1", "", None)], {"n": [1.5]})
+    found = Findings(
+        "x",
+        "Why?",
+        [Table("t", ("a", "b"), [["1", "2"]], "Note.")],
+        [
+            Target("w", "≥ 1", "2", True),
+            Target("v", "≥ 1", "0", False),
+            Target("u", "≥ 1", "", None),
+        ],
+        {"n": [1.5]},
+    )
     findings.write(tmp_path / "R.md", "make it", [found])
     page = (tmp_path / "R.md").read_text()
-    for words in ("Made by `make it`", "## x", "| a | b |", "| w | ≥ 1 | 2 | holds |", "| v | ≥ 1 | 0 | **missed** |", "not measurable here"):
+    for words in (
+        "Made by `make it`",
+        "## x",
+        "| a | b |",
+        "| w | ≥ 1 | 2 | holds |",
+        "| v | ≥ 1 | 0 | **missed** |",
+        "not measurable here",
+    ):
         assert words in page
     assert json.loads((tmp_path / "R.json").read_text())["findings"][0]["values"] == {"n": [1.5]}
     assert findings.spread(np.array([1, 2, 3])) == "2.00 (1.50–2.50)"

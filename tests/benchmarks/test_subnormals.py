@@ -25,7 +25,9 @@ def with_subnormals(artifact: Artifact) -> Artifact:
     table.CopyFrom(numpy_helper.from_array(values, "table"))
     onnx.save(model, path)
     files = artifact.manifest.files | {"model.onnx": sha256(path)}
-    (artifact.directory / MANIFEST).write_text(sealed(artifact.manifest.model_copy(update={"files": files})).model_dump_json())
+    (artifact.directory / MANIFEST).write_text(
+        sealed(artifact.manifest.model_copy(update={"files": files})).model_dump_json()
+    )
     return read_artifact(artifact.directory)
 
 
@@ -33,7 +35,9 @@ def test_what_an_artifact_computes_is_counted_node_by_node(artifact: Artifact) -
     counted = count(with_subnormals(artifact), ["c", "good", "c c"])
     # Looked up, kept under the mask and added: two labels each, for one `c` and for two.
     assert {name: found for name, found in counted.subnormals.items() if found} == {
-        "/bert/embeddings/Gather": 6, "/bert/Where": 6, "/classifier/ReduceSum": 4,
+        "/bert/embeddings/Gather": 6,
+        "/bert/Where": 6,
+        "/classifier/ReduceSum": 4,
     }
     assert count(artifact, ["good"]).subnormals.total() == 0
 
@@ -42,13 +46,28 @@ def test_counting_computes_what_serving_computes(artifact: Artifact) -> None:
     counting = Classifier(artifact, count(artifact, ["good"]))
     serving = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1))
     for text in ("good film", "bad", "a b c"):
-        assert np.allclose(counting.predict([counting.encode(text)]), serving.predict([serving.encode(text)]))
+        assert np.allclose(
+            counting.predict([counting.encode(text)]), serving.predict([serving.encode(text)])
+        )
 
 
-def test_the_table_has_a_row_for_each_artifact(artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_for_each_artifact(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "texts.txt").write_text("c\ngood\n")
     with_subnormals(artifact)
-    assert main(["subnormals", str(artifact.directory), str(artifact.directory), "--texts", str(tmp_path / "texts.txt")]) == 0
+    assert (
+        main(
+            [
+                "subnormals",
+                str(artifact.directory),
+                str(artifact.directory),
+                "--texts",
+                str(tmp_path / "texts.txt"),
+            ]
+        )
+        == 0
+    )
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == 2
     assert rows[0].split(" | ")[2] == "2"

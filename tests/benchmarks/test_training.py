@@ -20,8 +20,10 @@ def test_the_products_that_are_run_again_are_those_of_a_step(runs: list[Run]) ->
         runs[0].multiply()
     config, rows, length = runs[0].config, 8, 32
     d, f, masked, words = 32, 64, 8 * 4, len(runs[0].corpus.vocabulary)
-    attention = 2 * (2 * rows * length * length * d)                    # scores and mixing
-    forward = config.encoder.layers * (2 * rows * length * (4 * d * d + 2 * d * f) + attention) + 2 * masked * (d * d + d * words)
+    attention = 2 * (2 * rows * length * length * d)  # scores and mixing
+    forward = config.encoder.layers * (
+        2 * rows * length * (4 * d * d + 2 * d * f) + attention
+    ) + 2 * masked * (d * d + d * words)
     assert counter.get_total_flops() == pytest.approx(3 * forward, rel=0.02)
 
 

@@ -1,8 +1,10 @@
 """
-Measures what an attacker does to honest callers: their latency, the server's memory and its event loop, before and during.
+Measures what an attacker does to honest callers: their latency, the server's memory and its event
+loop, before and during.
 
-An attack is a coroutine function `attack(port, seconds)` at the top level of a module. It runs in a process of its own, so that its work
-delays neither the honest callers nor what times them, and returns what it did, as counts for the table.
+An attack is a coroutine function `attack(port, seconds)` at the top level of a module. It runs in a
+process of its own, so that its work delays neither the honest callers nor what times them, and
+returns what it did, as counts for the table.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from tests.chaos.scenarios import Row, gauge, kept_to, row, served, settled, tol
 
 Attack = Callable[[int, float], Coroutine[Any, Any, Mapping[str, int]]]
 
-HONEST = texts("good", "a charming and often affecting journey", "the plot is thin", "would buy again")
+HONEST = texts(
+    "good", "a charming and often affecting journey", "the plot is thin", "would buy again"
+)
 HONEST_PER_S = 20.0
 DOCUMENTED = {200, 400, 401, 404, 408, 413, 414, 415, 422, 429, 431, 503, 504}
-"""Statuses that docs/operations.md names; an honest caller's request is valid, so it may only meet 200, 429, 503 and 504."""
+"""Statuses that docs/operations.md names; an honest caller's request is valid, so it may only meet
+200, 429, 503 and 504.
+"""
 SLOWER_AT_MOST = 3.0
 MEMORY_AT_MOST = 0.20
 # Below these a ratio measures the machine's noise and not the attack.
@@ -56,17 +62,33 @@ class Watch:
                 return
 
 
-async def under_attack(scenario: str, done: str, attack: Attack, seconds: float, *, honest: float = HONEST_PER_S, **variables: str) -> Row:
-    """Honest callers at `honest` requests/s, alone for `seconds` and then for as long beside `attack`.
+async def under_attack(
+    scenario: str,
+    done: str,
+    attack: Attack,
+    seconds: float,
+    *,
+    honest: float = HONEST_PER_S,
+    **variables: str,
+) -> Row:
+    """Honest callers at `honest` requests/s, alone for `seconds` and then for as long beside
+    `attack`.
 
-    Holds if every honest request was answered with 200, their p50 and p99 are at most SLOWER_AT_MOST times those before, memory grew by
-    at most MEMORY_AT_MOST, and nothing is left behind. `variables` are DRBERT_* settings; without any the row is of the defaults.
+    Holds if every honest request was answered with 200, their p50 and p99 are at most
+    SLOWER_AT_MOST times those before, memory grew by at most MEMORY_AT_MOST, and nothing is left
+    behind. `variables` are DRBERT_* settings; without any the row is of the defaults.
     """
     ours, theirs = halves()
     context = multiprocessing.get_context("spawn")
-    with kept_to(theirs), served(cpus=ours, settings=variables) as server, ProcessPoolExecutor(1, context, initializer=os.nice, initargs=(10,)) as attackers:
+    with (
+        kept_to(theirs),
+        served(cpus=ours, settings=variables) as server,
+        ProcessPoolExecutor(1, context, initializer=os.nice, initargs=(10,)) as attackers,
+    ):
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(attackers, int)    # starts the process: its imports are no part of the attack
+        await loop.run_in_executor(
+            attackers, int
+        )  # starts the process: its imports are no part of the attack
         await opened(server.port, HONEST, honest, 3, Seen())
         quiet, during = Seen(), Seen()
         await opened(server.port, HONEST, honest, seconds, quiet)
@@ -82,14 +104,32 @@ async def under_attack(scenario: str, done: str, attack: Attack, seconds: float,
     p50 = during.percentile(50) / max(QUIET_P50_S, quiet.percentile(50))
     p99 = during.percentile(99) / max(QUIET_P99_S, quiet.percentile(99))
     answered = during.statuses[200] == during.requests and set(during.statuses) <= DOCUMENTED
-    holds = gone and answered and p50 <= SLOWER_AT_MOST and p99 <= SLOWER_AT_MOST and grown <= MEMORY_AT_MOST
-    settings = ", ".join(f"DRBERT_{name}={value}" for name, value in variables.items()) or "default settings"
-    figures = (
-        f"honest callers {told(during)}; p50 {1000 * quiet.percentile(50):.1f} → {1000 * during.percentile(50):.1f} ms, "
-        f"p99 {1000 * quiet.percentile(99):.1f} → {1000 * during.percentile(99):.1f} ms; memory {grown:+.1%}; worst event loop lag {1000 * lag:.0f} ms; "
-        f"attacker: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
+    holds = (
+        gone
+        and answered
+        and p50 <= SLOWER_AT_MOST
+        and p99 <= SLOWER_AT_MOST
+        and grown <= MEMORY_AT_MOST
     )
-    return row(scenario, f"{done}; {settings}", during, during.requests - during.statuses[200], figures, holds)
+    settings = (
+        ", ".join(f"DRBERT_{name}={value}" for name, value in variables.items())
+        or "default settings"
+    )
+    figures = (
+        f"honest callers {told(during)}; p50 {1000 * quiet.percentile(50):.1f} →"
+        f" {1000 * during.percentile(50):.1f} ms, p99 {1000 * quiet.percentile(99):.1f} →"
+        f" {1000 * during.percentile(99):.1f} ms; memory {grown:+.1%}; worst event loop lag"
+        f" {1000 * lag:.0f} ms; attacker:"
+        f" {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
+    )
+    return row(
+        scenario,
+        f"{done}; {settings}",
+        during,
+        during.requests - during.statuses[200],
+        figures,
+        holds,
+    )
 
 
 def run_attack(attack: Attack, port: int, seconds: float) -> Mapping[str, int]:

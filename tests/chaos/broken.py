@@ -1,5 +1,6 @@
 """
-The service with an engine that fails on purpose, whenever a batch holds a text of a certain number of tokens.
+The service with an engine that fails on purpose, whenever a batch holds a text of a certain number
+of tokens.
 
     python -m tests.chaos.broken raises|nan|few|slow|stalls|breaks ARTIFACT --port 8000
 """
@@ -44,7 +45,9 @@ class Broken:
         if self._how == "raises":
             raise RuntimeError("the engine failed on purpose")
         if self._how == "few":
-            return logits[:0]    # Where texts share rows, the engine answers more than there are texts.
+            return logits[
+                :0
+            ]  # Where texts share rows, the engine answers more than there are texts.
         if self._how == "slow":
             # In steps, as an engine works: a process that is paused goes on where it was.
             for _ in range(SLOW_STEPS):
@@ -60,7 +63,9 @@ class Broken:
 
 
 def tokens_of(inputs: Inputs) -> np.ndarray:
-    """How many tokens each text of a batch has, (answers of the engine). Where texts share a row, the mask numbers them."""
+    """How many tokens each text of a batch has, (answers of the engine). Where texts share a row,
+    the mask numbers them.
+    """
     mask = inputs["attention_mask"]
     if "first_tokens" not in inputs:
         return np.asarray(mask.sum(axis=1))
@@ -71,5 +76,5 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
 if __name__ == "__main__":
     how, *rest = sys.argv[1:]
     real = auto.load
-    setattr(models, "load", lambda *arguments: Broken(real(*arguments), how))    # noqa: B010  what it imported by name
+    setattr(models, "load", lambda *arguments: Broken(real(*arguments), how))  # noqa: B010  what it imported by name
     sys.exit(main(rest))

@@ -1,5 +1,6 @@
 """
-Callers that note what became of every request: an answer with its status, no answer on a closed connection, or none at all.
+Callers that note what became of every request: an answer with its status, no answer on a closed
+connection, or none at all.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Seen:
 
 def request(body: bytes, path: str = "/classify", **headers: str) -> bytes:
     more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"POST {path} HTTP/1.1\r\nHost: chaos\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: chaos\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode()
+        + body
+    )
 
 
 def texts(*given: str) -> list[bytes]:
@@ -63,7 +67,9 @@ class Caller:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, message: bytes) -> int | None:
-        """The answer's status; None if the connection closed without one, 0 if nothing came for HUNG_AFTER_S."""
+        """The answer's status; None if the connection closed without one, 0 if nothing came for
+        HUNG_AFTER_S.
+        """
         try:
             async with asyncio.timeout(HUNG_AFTER_S):
                 if self._streams is None:
@@ -89,8 +95,11 @@ class Caller:
             self._streams = None
 
 
-async def closed(port: int, messages: Sequence[bytes], callers: int, until: Callable[[], bool], seen: Seen) -> None:
+async def closed(
+    port: int, messages: Sequence[bytes], callers: int, until: Callable[[], bool], seen: Seen
+) -> None:
     """So many callers, each with one request under way, until told otherwise."""
+
     async def one(first: int) -> None:
         caller, number = Caller(port), first
         while not until():
@@ -102,11 +111,16 @@ async def closed(port: int, messages: Sequence[bytes], callers: int, until: Call
     await asyncio.gather(*(one(i) for i in range(callers)))
 
 
-async def opened(port: int, messages: Sequence[bytes], rate: float, seconds: float, seen: Seen, seed: int = 0) -> None:
-    """Requests at random times (Poisson), each timed from when it was due, whatever became of the ones before."""
+async def opened(
+    port: int, messages: Sequence[bytes], rate: float, seconds: float, seen: Seen, seed: int = 0
+) -> None:
+    """Requests at random times (Poisson), each timed from when it was due, whatever became of the
+    ones before.
+    """
     draw = random.Random(seed)
     idle: list[Caller] = []
-    # Those that are over are let go of: hundreds of thousands would hold the garbage collector up, and with it what is timed.
+    # Those that are over are let go of: hundreds of thousands would hold the garbage collector up,
+    # and with it what is timed.
     under_way: set[asyncio.Task[None]] = set()
     failures: list[BaseException] = []
 

@@ -1,5 +1,6 @@
 """
-Attacks on HTTP itself, by clients without a key: messages without an end, and answers that nobody reads.
+Attacks on HTTP itself, by clients without a key: messages without an end, and answers that nobody
+reads.
 """
 
 from __future__ import annotations
@@ -22,29 +23,48 @@ TRAILERS = b"a:b\r\n" * 13_000
 ENDLESS_TRAILER = b"a" * 65_536
 CHUNKS = b"1\r\na\r\n" * 11_000
 HEADERS = b"".join(b"x-%d: y\r\n" % number for number in range(12_000))
-# A page that takes the service work, and 1.7 MB that take it none. Lists of texts are an attack of their own, on the queue.
-METRICS, SCRIPT = (f"GET {path} HTTP/1.1\r\nHost: chaos\r\n\r\n".encode() for path in ("/metrics", "/docs/files/swagger-ui-bundle.js"))
+# A page that takes the service work, and 1.7 MB that take it none. Lists of texts are an attack of
+# their own, on the queue.
+METRICS, SCRIPT = (
+    f"GET {path} HTTP/1.1\r\nHost: chaos\r\n\r\n".encode()
+    for path in ("/metrics", "/docs/files/swagger-ui-bundle.js")
+)
 
 
 async def trailers(seconds: float) -> Row:
     """Chunked bodies whose trailers have no end: many short ones, or a single long one."""
-    return await under_attack("trailers without an end", f"{CONNECTIONS} connections, on all of which it goes on", send_trailers, seconds)
+    return await under_attack(
+        "trailers without an end",
+        f"{CONNECTIONS} connections, on all of which it goes on",
+        send_trailers,
+        seconds,
+    )
 
 
 async def one_byte_chunks(seconds: float) -> Row:
     """Chunked bodies whose chunks hold a byte each."""
-    return await under_attack("chunks of one byte", f"{CONNECTIONS} connections, 4 MiB/s together", send_chunks, seconds)
+    return await under_attack(
+        "chunks of one byte", f"{CONNECTIONS} connections, 4 MiB/s together", send_chunks, seconds
+    )
 
 
 async def header_floods(seconds: float) -> Row:
     """Heads of thousands of headers."""
-    return await under_attack("header floods", f"{CONNECTIONS} connections, 12,000 headers a request", send_headers, seconds)
+    return await under_attack(
+        "header floods",
+        f"{CONNECTIONS} connections, 12,000 headers a request",
+        send_headers,
+        seconds,
+    )
 
 
 async def never_readers(seconds: float) -> Row:
     """Clients that ask for a lot on one connection and read nothing."""
     return await under_attack(
-        "clients that never read", f"{NEVER_READERS} connections with 200 requests each, for /metrics or a script of 1.7 MB", ask_and_never_read, seconds,
+        "clients that never read",
+        f"{NEVER_READERS} connections with 200 requests each, for /metrics or a script of 1.7 MB",
+        ask_and_never_read,
+        seconds,
     )
 
 
@@ -73,8 +93,15 @@ async def send_headers(port: int, seconds: float) -> Mapping[str, int]:
     return await send_on_all(port, seconds, message)
 
 
-async def send_on_all(port: int, seconds: float, message: Callable[[int], Iterator[bytes]], bytes_per_s: float = float("inf")) -> Mapping[str, int]:
-    """Sends messages on several connections, each until the server has had enough of it, and counts what came back."""
+async def send_on_all(
+    port: int,
+    seconds: float,
+    message: Callable[[int], Iterator[bytes]],
+    bytes_per_s: float = float("inf"),
+) -> Mapping[str, int]:
+    """Sends messages on several connections, each until the server has had enough of it, and counts
+    what came back.
+    """
     counts, ends_at = Counter[str](), time.monotonic() + seconds
 
     async def attack(number: int) -> None:
@@ -107,7 +134,7 @@ async def ask_and_never_read(port: int, seconds: float) -> Mapping[str, int]:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 counts["connections"] += 1
-                writer.transport.pause_reading()    # type: ignore[attr-defined]
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
                 writer.write((METRICS if number % 10 else SCRIPT) * 200)
                 # Whoever does not read does not see the reset either, but in writing.
                 while time.monotonic() < ends_at and not writer.transport.is_closing():

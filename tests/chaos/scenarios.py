@@ -1,5 +1,6 @@
 """
-The scenarios: each starts a service of its own, does its worst, and says what became of every request.
+The scenarios: each starts a service of its own, does its worst, and says what became of every
+request.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from tests.worlds import write_artifact
 
 MIB = 2**20
 SENTENCES = texts(*Path("examples/texts/sentences.txt").read_text().splitlines()[:64])
-LONG = texts(*(f"{number} " + "a charming and often affecting journey " * 20 for number in range(16)))
+LONG = texts(
+    *(f"{number} " + "a charming and often affecting journey " * 20 for number in range(16))
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class Row:
     figures: str
     holds: bool
     series: list[tuple[float, int, float]] = field(default_factory=list)
-    """Of a soak: seconds since its beginning, anonymous bytes, and p99 in seconds since the entry before."""
-    when: str = field(default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
+    """Of a soak: seconds since its beginning, anonymous bytes, and p99 in seconds since the entry
+    before.
+    """
+    when: str = field(
+        default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def row(scenario: str, done: str, seen: Seen, lost: int, figures: str, holds: bool) -> Row:
@@ -62,15 +69,32 @@ def row(scenario: str, done: str, seen: Seen, lost: int, figures: str, holds: bo
 
 @contextlib.contextmanager
 def served(
-    *more: str, module: Sequence[str] | None = None, admin: int | None = None, cpus: set[int] | None = None, settings: Mapping[str, str] | None = None,
+    *more: str,
+    module: Sequence[str] | None = None,
+    admin: int | None = None,
+    cpus: set[int] | None = None,
+    settings: Mapping[str, str] | None = None,
     **variables: str,
 ) -> Iterator[Process]:
-    """The example twin behind a service of its own; `settings` and `variables` are its DRBERT_* variables, without that prefix."""
+    """The example twin behind a service of its own; `settings` and `variables` are its DRBERT_*
+    variables, without that prefix.
+    """
     port = free_port()
     artifact = str(subject("mini").artifact.directory)
-    command = [sys.executable, "-m", *module, f"bert={artifact}", "--port", str(port)] if module else our_service(f"bert={artifact}", *more, port=port)
-    environment = {f"DRBERT_{name}": value for name, value in {**(settings or {}), **variables}.items()} | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
-    with tempfile.TemporaryDirectory() as folder, started("chaos", command, port, Path(folder) / "log", environment=environment, cpus=cpus) as server:
+    command = (
+        [sys.executable, "-m", *module, f"bert={artifact}", "--port", str(port)]
+        if module
+        else our_service(f"bert={artifact}", *more, port=port)
+    )
+    environment = {
+        f"DRBERT_{name}": value for name, value in {**(settings or {}), **variables}.items()
+    } | ({"DRBERT_ADMIN_PORT": str(admin)} if admin else {})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(
+            "chaos", command, port, Path(folder) / "log", environment=environment, cpus=cpus
+        ) as server,
+    ):
         yield server
 
 
@@ -96,7 +120,10 @@ def settled(server: Process) -> bool:
     """Whether, a moment later, nothing is being answered and nothing waits."""
     give_up = time.monotonic() + 30
     while time.monotonic() < give_up:
-        if gauge(server, "drbert_inflight_requests") == 0 and gauge(server, "drbert_queue_depth") == 0:
+        if (
+            gauge(server, "drbert_inflight_requests") == 0
+            and gauge(server, "drbert_queue_depth") == 0
+        ):
             return True
         time.sleep(0.05)
     return False
@@ -109,18 +136,51 @@ def told(seen: Seen) -> str:
 def schemas(cases: int) -> Row:
     """Every operation of the OpenAPI description, with what it allows and what it does not."""
     seen, words, ok = Seen(), [], True
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method"
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance,unsupported_method"
+    )
     for dialect in ("native", "infinity"):
         with tempfile.TemporaryDirectory() as folder:
             bag = write_artifact(Path(folder) / "bag")
             port = free_port()
-            with started("chaos", our_service(f"bert={bag.directory}", port=port), port, Path(folder) / "log", environment={"DRBERT_CLASSIFY_DIALECT": dialect}) as server:
+            with started(
+                "chaos",
+                our_service(f"bert={bag.directory}", port=port),
+                port,
+                Path(folder) / "log",
+                environment={"DRBERT_CLASSIFY_DIALECT": dialect},
+            ) as server:
                 only = ["--include-path", "/classify"] if dialect == "infinity" else []
                 done = subprocess.run(
-                    [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json", "--checks", checks, "--mode", "all",
-                     "--phases", "examples,coverage,fuzzing", "--max-examples", str(cases), "--continue-on-failure", "--no-color", "--seed", "1",
-                     "--request-timeout", "30", "--suppress-health-check", "all", "--generation-database", "none", *only],
-                    capture_output=True, text=True, check=False, cwd=folder,
+                    [
+                        str(Path(sys.executable).with_name("schemathesis")),
+                        "run",
+                        f"{server.url}/openapi.json",
+                        "--checks",
+                        checks,
+                        "--mode",
+                        "all",
+                        "--phases",
+                        "examples,coverage,fuzzing",
+                        "--max-examples",
+                        str(cases),
+                        "--continue-on-failure",
+                        "--no-color",
+                        "--seed",
+                        "1",
+                        "--request-timeout",
+                        "30",
+                        "--suppress-health-check",
+                        "all",
+                        "--generation-database",
+                        "none",
+                        *only,
+                    ],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    cwd=folder,
                 )
                 found = re.search(r"([\d,]+) generated", done.stdout)
                 seen.statuses[200] += int(found[1].replace(",", "")) if found else 0
@@ -129,7 +189,14 @@ def schemas(cases: int) -> Row:
                     words.append(done.stdout[-6000:])
     if words:
         print("\n".join(words), flush=True)
-    return row("schemathesis on every dialect", "valid and invalid requests of each operation", seen, 0, f"{seen.statuses[200]:,} cases, no 500, no undocumented status", ok)
+    return row(
+        "schemathesis on every dialect",
+        "valid and invalid requests of each operation",
+        seen,
+        0,
+        f"{seen.statuses[200]:,} cases, no 500, no undocumented status",
+        ok,
+    )
 
 
 async def half_requests(clients: int) -> Row:
@@ -151,10 +218,20 @@ async def half_requests(clients: int) -> Row:
         await asyncio.gather(*(end(reader) for reader, _ in streams))
         for _, writer in streams:
             writer.close()
-        ok = settled(server) and answers.statuses[200] == answers.requests and seen.statuses[408] == clients // 2 and seen.requests == clients
+        ok = (
+            settled(server)
+            and answers.statuses[200] == answers.requests
+            and seen.statuses[408] == clients // 2
+            and seen.requests == clients
+        )
     return row(
-        "half a request", f"{clients:,} clients stop in a head or a body; default settings", answers, answers.requests - answers.statuses[200],
-        f"all {clients:,} closed, half with 408; p50 of others {1000 * beside:.1f} ms, {1000 * idle:.1f} before", ok,
+        "half a request",
+        f"{clients:,} clients stop in a head or a body; default settings",
+        answers,
+        answers.requests - answers.statuses[200],
+        f"all {clients:,} closed, half with 408; p50 of others {1000 * beside:.1f} ms,"
+        f" {1000 * idle:.1f} before",
+        ok,
     )
 
 
@@ -176,7 +253,14 @@ async def cancellations(seconds: float) -> Row:
         await closed(server.port, SENTENCES, 8, until, seen)
         abandoned = sum(await left)
         ok = settled(server) and seen.statuses[200] == seen.requests
-    return row("clients that leave", f"8 callers stay, {abandoned:,} requests are abandoned in {seconds:.0f} s", seen, seen.requests - seen.statuses[200], f"{told(seen)}; nothing waits afterwards", ok)
+    return row(
+        "clients that leave",
+        f"8 callers stay, {abandoned:,} requests are abandoned in {seconds:.0f} s",
+        seen,
+        seen.requests - seen.statuses[200],
+        f"{told(seen)}; nothing waits afterwards",
+        ok,
+    )
 
 
 async def _leave(port: int, until: Callable[[], bool], draw: random.Random) -> int:
@@ -200,13 +284,19 @@ async def termination(rounds: int) -> Row:
             stopped = asyncio.Event()
             before = Seen()
 
-            async def one(number: int, server: Process = server, stopped: asyncio.Event = stopped, before: Seen = before) -> None:
+            async def one(
+                number: int,
+                server: Process = server,
+                stopped: asyncio.Event = stopped,
+                before: Seen = before,
+            ) -> None:
                 nonlocal lost
                 caller = Caller(server.port)
                 while True:
                     early = not stopped.is_set()
                     status = await caller.ask(SENTENCES[number % len(SENTENCES)])
-                    # Sent before the signal, so it was accepted; a connection that closes on a later one is the refusal of it.
+                    # Sent before the signal, so it was accepted; a connection that closes on a
+                    # later one is the refusal of it.
                     lost += early and status not in (200, 503)
                     if status != 200:
                         break
@@ -220,15 +310,27 @@ async def termination(rounds: int) -> Row:
             await asyncio.gather(*calling)
             codes.append(await asyncio.to_thread(server.process.wait, 30))
             seen.statuses += before.statuses
-    return row("SIGTERM under load", f"{rounds} times with 16 callers", seen, lost, f"{told(seen)}; exit codes {sorted(set(codes))}", lost == 0 and set(codes) == {0})
+    return row(
+        "SIGTERM under load",
+        f"{rounds} times with 16 callers",
+        seen,
+        lost,
+        f"{told(seen)}; exit codes {sorted(set(codes))}",
+        lost == 0 and set(codes) == {0},
+    )
 
 
 def kill_and_restart() -> Row:
-    """SIGKILL in the middle of a file; a supervisor starts the service again and drbert-classify goes on."""
+    """SIGKILL in the middle of a file; a supervisor starts the service again and drbert-classify
+    goes on.
+    """
     seen = Seen()
     lines = [f"{'good' if i % 3 else 'bad'} film number {i}" for i in range(2000)]
     artifact, port = str(subject("mini").artifact.directory), free_port()
-    with tempfile.TemporaryDirectory() as folder, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+    ):
         log = Path(folder) / "log"
         service = Service(http, {}, patience_s=120)
         with started("chaos", our_service(f"bert={artifact}", port=port), port, log) as first:
@@ -239,43 +341,91 @@ def kill_and_restart() -> Row:
         with started("chaos", our_service(f"bert={artifact}", port=port), port, log):
             got += [line for line, answer in rows if answer is not None]
     seen.statuses[200] = len(got)
-    return row("SIGKILL and restart", "in the middle of 2,000 lines of drbert-classify", seen, len(lines) - len(got), "every line answered, in order", got == lines)
+    return row(
+        "SIGKILL and restart",
+        "in the middle of 2,000 lines of drbert-classify",
+        seen,
+        len(lines) - len(got),
+        "every line answered, in order",
+        got == lines,
+    )
 
 
 async def reload(rounds: int) -> Row:
-    """The model is loaded again and again under load, while some callers give up after milliseconds and others leave."""
+    """The model is loaded again and again under load, while some callers give up after milliseconds
+    and others leave.
+    """
     seen, hasty, admin = Seen(), Seen(), free_port()
     with served(admin=admin, WARM_UP_S="0.2") as server:
         done = False
         load = asyncio.gather(
             closed(server.port, SENTENCES, 8, lambda: done, seen),
-            closed(server.port, [request(b'{"input": "good"}', X_Request_Timeout_Ms=str(ms)) for ms in range(1, 30)], 4, lambda: done, hasty),
+            closed(
+                server.port,
+                [
+                    request(b'{"input": "good"}', X_Request_Timeout_Ms=str(ms))
+                    for ms in range(1, 30)
+                ],
+                4,
+                lambda: done,
+                hasty,
+            ),
         )
-        left = asyncio.gather(*(_leave(server.port, lambda: done, random.Random(i)) for i in range(4)))
+        left = asyncio.gather(
+            *(_leave(server.port, lambda: done, random.Random(i)) for i in range(4))
+        )
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}", timeout=120) as private:
             changes = [await private.post("/models/bert", json={}) for _ in range(rounds)]
         done = True
         await load
         abandoned = sum(await left)
         in_time = set(hasty.statuses) <= {200, 429, 504} and hasty.unanswered == hasty.hung == 0
-        ok = settled(server) and in_time and seen.statuses[200] == seen.requests and all(change.status_code == 200 for change in changes)
+        ok = (
+            settled(server)
+            and in_time
+            and seen.statuses[200] == seen.requests
+            and all(change.status_code == 200 for change in changes)
+        )
     took = max(change.json()["seconds"] for change in changes)
     figures = f"{told(seen)}; of the hasty {told(hasty)}; the longest reload {took:.1f} s"
-    return row("reload under load", f"{rounds} times with 8 callers, 4 of little patience, {abandoned:,} requests abandoned", seen, seen.requests - seen.statuses[200], figures, ok)
+    return row(
+        "reload under load",
+        f"{rounds} times with 8 callers, 4 of little patience, {abandoned:,} requests abandoned",
+        seen,
+        seen.requests - seen.statuses[200],
+        figures,
+        ok,
+    )
 
 
 async def engine(how: str) -> Row:
     """An engine that fails on texts of five words, and what the others see of it."""
-    fatal, fine = texts("one two three four five"), texts("one two", "a charming and often affecting journey of many words")
+    fatal, fine = (
+        texts("one two three four five"),
+        texts("one two", "a charming and often affecting journey of many words"),
+    )
     if how in ("stalls", "breaks"):
         return await _end(how, fatal, fine)
     seen, spoiled = Seen(), Seen()
     with served(module=("tests.chaos.broken", how)) as server:
         until = for_seconds(4)
-        await asyncio.gather(closed(server.port, fine, 6, until, seen), closed(server.port, fatal, 2, until, spoiled))
-        ok = settled(server) and seen.statuses[200] == seen.requests and spoiled.statuses[500] == spoiled.requests > 0
+        await asyncio.gather(
+            closed(server.port, fine, 6, until, seen), closed(server.port, fatal, 2, until, spoiled)
+        )
+        ok = (
+            settled(server)
+            and seen.statuses[200] == seen.requests
+            and spoiled.statuses[500] == spoiled.requests > 0
+        )
     words = {"raises": "raises", "nan": "answers NaN", "few": "answers too few rows"}[how]
-    return row(f"an engine that {words}", "on every text of five words, 2 callers with those, 6 with others", seen, seen.requests - seen.statuses[200], f"the others {told(seen)}; its own {told(spoiled)}", ok)
+    return row(
+        f"an engine that {words}",
+        "on every text of five words, 2 callers with those, 6 with others",
+        seen,
+        seen.requests - seen.statuses[200],
+        f"the others {told(seen)}; its own {told(spoiled)}",
+        ok,
+    )
 
 
 async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
@@ -285,11 +435,18 @@ async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
         await closed(server.port, fine, 2, for_seconds(1), seen)
         began = time.monotonic()
         waiting = Seen()
-        asking = asyncio.gather(*(closed(server.port, messages, 1, _once(), waiting) for messages in (fatal, fine, fine)))
+        asking = asyncio.gather(
+            *(
+                closed(server.port, messages, 1, _once(), waiting)
+                for messages in (fatal, fine, fine)
+            )
+        )
         not_ready = None
         while server.process.poll() is None and time.monotonic() < began + 30:
             with contextlib.suppress(OSError):
-                status = await Caller(server.port).ask(b"GET /readyz HTTP/1.1\r\nHost: chaos\r\n\r\n")
+                status = await Caller(server.port).ask(
+                    b"GET /readyz HTTP/1.1\r\nHost: chaos\r\n\r\n"
+                )
                 if status == 503 and not_ready is None:
                     not_ready = time.monotonic() - began
             await asyncio.sleep(0.05)
@@ -301,10 +458,21 @@ async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
         # Of the text that broke it, and of those in its batch.
         lost -= waiting.statuses[500]
         ok = code == 70 and ended < 5 and waiting.statuses[500] > 0 and lost == 0
-        return row("an engine that breaks for good", "a text that it does not survive", seen, lost, f"waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}", ok)
+        return row(
+            "an engine that breaks for good",
+            "a text that it does not survive",
+            seen,
+            lost,
+            f"waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
+            ok,
+        )
     return row(
-        "an engine that stalls", "DRBERT_STALL_AFTER_S=1", seen, lost,
-        f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after {ended:.1f} s with {code}",
+        "an engine that stalls",
+        "DRBERT_STALL_AFTER_S=1",
+        seen,
+        lost,
+        f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after"
+        f" {ended:.1f} s with {code}",
         code == 70 and not_ready is not None and lost == 0,
     )
 
@@ -315,20 +483,31 @@ def _once() -> Callable[[], bool]:
 
 
 async def soak(seconds: float) -> Row:
-    """Hours in small: 70 % of what it can do, after every shape and a full queue were met, and what grows once it has settled.
+    """Hours in small: 70 % of what it can do, after every shape and a full queue were met, and what
+    grows once it has settled.
 
-    Memory must not grow by 1 %, and in ten minutes or more 0 must lie within its slope's interval. Sooner an allocator has not settled.
+    Memory must not grow by 1 %, and in ten minutes or more 0 must lie within its slope's interval.
+    Sooner an allocator has not settled.
     """
     seen = Seen()
     with served() as server:
         await asyncio.to_thread(meet_every_shape, server, 128)
         first = Seen()
-        mixed = [*SENTENCES, *LONG[:4], *(request(json.dumps({"input": ["good", "a bad film", "an affecting journey"]}).encode()) for _ in range(8))]
+        mixed = [
+            *SENTENCES,
+            *LONG[:4],
+            *(
+                request(
+                    json.dumps({"input": ["good", "a bad film", "an affecting journey"]}).encode()
+                )
+                for _ in range(8)
+            ),
+        ]
         probed = max(5.0, seconds / 60)
         await closed(server.port, mixed, 16, for_seconds(probed), first)
         rate = 0.7 * first.statuses[200] / probed
-        # As full as it gets, which it does when a shared machine's processors are taken away for seconds: what that takes of memory stays with
-        # the allocator, and is no growth.
+        # As full as it gets, which it does when a shared machine's processors are taken away for
+        # seconds: what that takes of memory stays with the allocator, and is no growth.
         await opened(server.port, mixed, 3 * rate, probed, Seen())
         parts: list[tuple[float, int, float]] = []
         part = max(2.0, seconds / 60)
@@ -340,29 +519,42 @@ async def soak(seconds: float) -> Row:
             seen.unanswered += own.unanswered
             seen.hung += own.hung
             parts.append((time.monotonic() - began, server.anonymous_bytes(), own.percentile(99)))
-        # On a machine whose processors are taken away for a while, 70 % of what it could do is more than it can: that much is refused.
+        # On a machine whose processors are taken away for a while, 70 % of what it could do is more
+        # than it can: that much is refused.
         ok = settled(server) and set(seen.statuses) <= {200, 429} and not seen.unanswered
     memory, tail = trends(parts, seconds)
     found = row(
-        "soak", f"{rate:,.0f} requests/s (70 %) for {seconds / 60:.0f} min, every shape and a full queue met before", seen, seen.requests - seen.statuses[200] - seen.statuses[429],
-        f"{told(seen)}; memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory, 3)} over so long, its first sixth left out; p99 {_shown(tail)}",
+        "soak",
+        f"{rate:,.0f} requests/s (70 %) for {seconds / 60:.0f} min, every shape and a full queue"
+        " met before",
+        seen,
+        seen.requests - seen.statuses[200] - seen.statuses[429],
+        f"{told(seen)}; memory {parts[-1][1] / MIB:.0f} MiB, {_shown(memory, 3)} over so long, its"
+        f" first sixth left out; p99 {_shown(tail)}",
         ok and memory[0] < 1 and (memory[1] <= 0 or seconds < 600),
     )
     return dataclasses.replace(found, series=parts)
 
 
-def trends(parts: Sequence[tuple[float, int, float]], seconds: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Growth of memory and of the tail over so many seconds, in percent, with intervals; the first sixth of (when, bytes, p99) is left out."""
+def trends(
+    parts: Sequence[tuple[float, int, float]], seconds: float
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Growth of memory and of the tail over so many seconds, in percent, with intervals; the first
+    sixth of (when, bytes, p99) is left out.
+    """
     settled_parts = parts[len(parts) // 6 :]
     when, memory, tail = zip(*settled_parts, strict=True)
     return _growth(memory, when, seconds), _slope(tail, when, seconds)
 
 
-def _growth(values: Sequence[float], when: Sequence[float], over_s: float) -> tuple[float, float, float]:
+def _growth(
+    values: Sequence[float], when: Sequence[float], over_s: float
+) -> tuple[float, float, float]:
     """What the values grow by in `over_s`, in percent of their median, with a 95 % interval.
 
-    Memory is a staircase: each value stands on the one before, so it is the steps that are drawn again (percentile bootstrap), not the values.
-    A leak steps all the time, and 0 is far outside; a page now and then leaves it inside.
+    Memory is a staircase: each value stands on the one before, so it is the steps that are drawn
+    again (percentile bootstrap), not the values. A leak steps all the time, and 0 is far outside; a
+    page now and then leaves it inside.
     """
     steps = np.diff(values)
     draws = np.random.default_rng(0).choice(steps, (10_000, len(steps))).sum(axis=1)
@@ -371,11 +563,15 @@ def _growth(values: Sequence[float], when: Sequence[float], over_s: float) -> tu
     return float(steps.sum() * scale), float(low * scale), float(high * scale)
 
 
-def _slope(values: Sequence[float], when: Sequence[float], over_s: float) -> tuple[float, float, float]:
-    """What the values grow by in `over_s`, in percent of their median: by all pairs' slopes (Theil and Sen), with a 95 % interval."""
+def _slope(
+    values: Sequence[float], when: Sequence[float], over_s: float
+) -> tuple[float, float, float]:
+    """What the values grow by in `over_s`, in percent of their median: by all pairs' slopes (Theil
+    and Sen), with a 95 % interval.
+    """
     slope, _, low, high = stats.theilslopes(values, when)
     level = sorted(values)[len(values) // 2]
-    return tuple(float(100 * over_s * one / level) for one in (slope, low, high))    # type: ignore[return-value]
+    return tuple(float(100 * over_s * one / level) for one in (slope, low, high))  # type: ignore[return-value]
 
 
 def _shown(slope: tuple[float, float, float], digits: int = 2) -> str:

@@ -1,11 +1,11 @@
 """
-Asks a running service by the newest official clients of other servers, and by one that is generated from our own description; each in an
-environment of its own.
+Asks a running service by the newest official clients of other servers, and by one that is generated
+from our own description; each in an environment of its own.
 
     python -m tests.clients [NAME …]      make clients
 
-What each client does is in the script of its name; it prints the client's version and ends with 0 if every answer was right. Environments lie in
-build/clients and are brought up to date each time.
+What each client does is in the script of its name; it prints the client's version and ends with 0
+if every answer was right. Environments lie in build/clients and are brought up to date each time.
 """
 
 from __future__ import annotations
@@ -46,8 +46,13 @@ CLIENTS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="python -m tests.clients", description="Ask a service by the newest official clients of other servers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these, of {', '.join(CLIENTS)}")
+    parser = Parser(
+        prog="python -m tests.clients",
+        description="Ask a service by the newest official clients of other servers.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"only these, of {', '.join(CLIENTS)}"
+    )
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - CLIENTS.keys():
         raise BadUsage(f"There is no client {min(unknown)!r}; known are {', '.join(CLIENTS)}.")
@@ -61,10 +66,19 @@ def asks(name: str, client: Client) -> bool:
     """Whether everything that its script asks is answered as it expects."""
     command = [*_environment(name, client), str(HERE / client.script)]
     port, artifact = free_port(), str(subject("mini").artifact.directory)
-    with tempfile.TemporaryDirectory() as folder, started(
-        name, our_service(f"{MODEL}={artifact}", port=port), port, Path(folder) / "log", environment={"DRBERT_CLASSIFY_DIALECT": client.dialect},
-    ) as server:
-        done = subprocess.run([*command, server.url, MODEL], capture_output=True, text=True, check=False, timeout=120)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(
+            name,
+            our_service(f"{MODEL}={artifact}", port=port),
+            port,
+            Path(folder) / "log",
+            environment={"DRBERT_CLASSIFY_DIALECT": client.dialect},
+        ) as server,
+    ):
+        done = subprocess.run(
+            [*command, server.url, MODEL], capture_output=True, text=True, check=False, timeout=120
+        )
     print(f"{'right' if done.returncode == 0 else 'WRONG'}  {done.stdout.strip()}", flush=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
@@ -78,10 +92,28 @@ def _environment(name: str, client: Client) -> list[str]:
         if shutil.which("npm") is None:
             raise Unavailable("npm is not installed (apt-get install npm).")
         folder.mkdir(parents=True, exist_ok=True)
-        _run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *(f"{one}@latest" for one in client.packages)])
+        _run(
+            [
+                "npm",
+                "install",
+                "--silent",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                "--prefix",
+                str(folder),
+                *(f"{one}@latest" for one in client.packages),
+            ]
+        )
         # An import is looked for beside the script.
         shutil.copy(HERE / client.script, folder)
-        return ["node", "--input-type=module", "--eval", f"await import('{(folder / client.script).resolve()}')", "--"]
+        return [
+            "node",
+            "--input-type=module",
+            "--eval",
+            f"await import('{(folder / client.script).resolve()}')",
+            "--",
+        ]
     _run([sys.executable, "-m", "venv", str(folder)])
     python = str(folder / "bin/python")
     _run(["sh", "install.sh", python, "--quiet", "--upgrade", "pip", *client.packages])

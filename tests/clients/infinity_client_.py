@@ -13,5 +13,13 @@ with Client(base_url=url) as client:
     assert health.sync(client=client)["unix"] > 0
     known = models.sync(client=client)
     assert [one.id for one in known.data] == [model], known
-    answer = classify.sync(client=client, body=ClassifyInput.from_dict({"input": ["a charming and often affecting journey", "no apparent joy"], "model": model}))
-    assert [max(scores, key=lambda score: score.score).label for scores in answer.data] == ["POSITIVE", "NEGATIVE"], answer
+    answer = classify.sync(
+        client=client,
+        body=ClassifyInput.from_dict(
+            {"input": ["a charming and often affecting journey", "no apparent joy"], "model": model}
+        ),
+    )
+    assert [max(scores, key=lambda score: score.score).label for scores in answer.data] == [
+        "POSITIVE",
+        "NEGATIVE",
+    ], answer

@@ -17,7 +17,9 @@ async def ask() -> None:
     assert await second.is_server_live(url)
     assert await second.is_server_ready(url)
     assert await second.is_model_ready(url, model)
-    answer = await second.infer(url, InferRequest(model, [InferInput("text", [2], "BYTES", data=TEXTS)]), model_name=model)
+    answer = await second.infer(
+        url, InferRequest(model, [InferInput("text", [2], "BYTES", data=TEXTS)]), model_name=model
+    )
     labels = next(output.data for output in answer.outputs if output.name == "label")
     assert labels == ["POSITIVE", "NEGATIVE"], labels
     first = InferenceRESTClient(RESTConfig(protocol="v1"))

@@ -1,4 +1,6 @@
-"""A client that openapi-python-client generates from URL's own description: every path is in it, and refusals have a type."""
+"""A client that openapi-python-client generates from URL's own description: every path is in it,
+and refusals have a type.
+"""
 
 import importlib.metadata
 import json
@@ -14,10 +16,26 @@ with urllib.request.urlopen(f"{url}/openapi.json") as answer:
     described = json.load(answer)
 with tempfile.TemporaryDirectory() as folder:
     client_package = Path(folder) / "reviews_client"
-    generator = [str(Path(sys.executable).with_name("openapi-python-client")), "generate", "--url", f"{url}/openapi.json", "--meta", "none"]
-    done = subprocess.run([*generator, "--output-path", str(client_package)], capture_output=True, text=True, check=True)
+    generator = [
+        str(Path(sys.executable).with_name("openapi-python-client")),
+        "generate",
+        "--url",
+        f"{url}/openapi.json",
+        "--meta",
+        "none",
+    ]
+    done = subprocess.run(
+        [*generator, "--output-path", str(client_package)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "Unable to parse" not in done.stdout + done.stderr, done.stdout
-    operations = [operation["operationId"] for methods in described["paths"].values() for operation in methods.values()]
+    operations = [
+        operation["operationId"]
+        for methods in described["paths"].values()
+        for operation in methods.values()
+    ]
     generated = {path.stem for path in client_package.glob("api/*/*.py")} - {"__init__"}
     assert len(generated) == len(operations), set(operations) ^ generated
 

@@ -17,10 +17,27 @@ with triton.InferenceServerClient(url.removeprefix("http://")) as client:
     for binary in (True, False):
         for algorithm in (None, "gzip", "deflate"):
             texts = triton.InferInput("text", [2], "BYTES")
-            texts.set_data_from_numpy(np.array([b"a charming and often affecting journey", b"no apparent joy"], dtype=object), binary_data=binary)
-            outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities")]
-            answer = client.infer(model, [texts], outputs=outputs, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
-            assert answer.as_numpy("label").tolist() in ([b"POSITIVE", b"NEGATIVE"], ["POSITIVE", "NEGATIVE"]), answer.get_response()
+            texts.set_data_from_numpy(
+                np.array(
+                    [b"a charming and often affecting journey", b"no apparent joy"], dtype=object
+                ),
+                binary_data=binary,
+            )
+            outputs = [
+                triton.InferRequestedOutput(name, binary_data=binary)
+                for name in ("label", "probabilities")
+            ]
+            answer = client.infer(
+                model,
+                [texts],
+                outputs=outputs,
+                request_compression_algorithm=algorithm,
+                response_compression_algorithm=algorithm,
+            )
+            assert answer.as_numpy("label").tolist() in (
+                [b"POSITIVE", b"NEGATIVE"],
+                ["POSITIVE", "NEGATIVE"],
+            ), answer.get_response()
             assert answer.as_numpy("probabilities").shape == (2, 2)
     for ask in (client.get_model_repository_index, lambda: client.get_model_config(model)):
         try:

@@ -1,4 +1,6 @@
-"""What a checkpoint's own files say is heeded, translated or refused; what is left is in test_corpus.py, against transformers."""
+"""What a checkpoint's own files say is heeded, translated or refused; what is left is in
+test_corpus.py, against transformers.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +16,68 @@ from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, edited
 from tests.export.test_families import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 MODERNBERT_OF_5 = {
-    "model_type": "modernbert", "num_hidden_layers": 4, "transformers_version": "5.24.0", "layer_types": ["full_attention", "sliding_attention"] * 2,
-    "rope_parameters": {"full_attention": {"rope_theta": 80_000.0, "rope_type": "default"}, "sliding_attention": {"rope_theta": 20_000.0, "rope_type": "default"}},
+    "model_type": "modernbert",
+    "num_hidden_layers": 4,
+    "transformers_version": "5.24.0",
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "rope_parameters": {
+        "full_attention": {"rope_theta": 80_000.0, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 20_000.0, "rope_type": "default"},
+    },
 }
 
 
 def test_what_transformers_5_calls_otherwise_is_translated(tmp_path: Path) -> None:
     config = read_config(tmp_path, MODERNBERT_OF_5)
-    assert (config.global_rope_theta, config.local_rope_theta, config.global_attn_every_n_layers) == (80_000.0, 20_000.0, 2)
+    assert (
+        config.global_rope_theta,
+        config.local_rope_theta,
+        config.global_attn_every_n_layers,
+    ) == (80_000.0, 20_000.0, 2)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"layer_types": ["sliding_attention", "full_attention"] * 2}, "layer_types does not have full_attention in every n-th layer"),
-    ({"rope_parameters": {"full_attention": {"rope_theta": 1.0, "rope_type": "yarn", "factor": 4.0}}}, "of the type default"),
-    ({"swirl": 1}, "has the field swirl = 1, which transformers .* does not know for modernbert"),
-])
-def test_what_cannot_be_translated_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"layer_types": ["sliding_attention", "full_attention"] * 2},
+            "layer_types does not have full_attention in every n-th layer",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1.0, "rope_type": "yarn", "factor": 4.0}
+                }
+            },
+            "of the type default",
+        ),
+        (
+            {"swirl": 1},
+            "has the field swirl = 1, which transformers .* does not know for modernbert",
+        ),
+    ],
+)
+def test_what_cannot_be_translated_is_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
     with pytest.raises(BadInput, match=words):
         read_config(tmp_path, MODERNBERT_OF_5 | changes)
 
 
-def test_what_is_dropped_and_passed_over_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_dropped_and_passed_over_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
     edited(folder, "config.json", my_note="of last spring")
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
-    assert "passes over my_note, which transformers does not know for bert" in capsys.readouterr().out
+    assert (
+        "passes over my_note, which transformers does not know for bert" in capsys.readouterr().out
+    )
 
 
 def test_the_side_on_which_a_checkpoint_cuts_is_in_its_manifest(tmp_path: Path) -> None:

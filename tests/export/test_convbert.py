@@ -21,14 +21,26 @@ from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from tests.worlds import write_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 
 def classifier(**changes: object) -> ConvBertForSequenceClassification:
     told = {
-        "vocab_size": 12, "hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-        "conv_kernel_size": 5, "max_position_embeddings": 48, "pad_token_id": 0, "initializer_range": 0.3, "num_labels": 2,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "vocab_size": 12,
+        "hidden_size": 32,
+        "embedding_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_kernel_size": 5,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        "num_labels": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     }
     torch.manual_seed(0)
     return ConvBertForSequenceClassification(ConvBertConfig(**{**told, **changes})).eval()
@@ -67,7 +79,10 @@ def test_a_text_without_padding_gets_what_transformers_computes(changes: dict[st
 def test_padding_moves_transformers_answer_and_not_ours() -> None:
     theirs = classifier()
     ids = torch.randint(1, 12, (1, 9))
-    padded, mask = torch.nn.functional.pad(ids, (0, 7)), torch.nn.functional.pad(torch.ones_like(ids), (0, 7))
+    padded, mask = (
+        torch.nn.functional.pad(ids, (0, 7)),
+        torch.nn.functional.pad(torch.ones_like(ids), (0, 7)),
+    )
     for model, moved in ((theirs, True), (mended(theirs), False)):
         alone, beside = model(ids, torch.ones_like(ids)).logits, model(padded, mask).logits
         assert torch.allclose(alone, beside, atol=1e-5) != moved
@@ -78,11 +93,18 @@ def test_an_exported_convbert_is_padding_safe_and_shares_batches(tmp_path: Path)
     (tmp_path / "checkpoint").mkdir()
     write_tokenizer(tmp_path / "checkpoint/tokenizer.json")
     model.config.save_pretrained(tmp_path / "checkpoint")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "checkpoint/model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        tmp_path / "checkpoint/model.safetensors",
+    )
     manifest = export(str(tmp_path / "checkpoint"), tmp_path / "artifact", variants=["cpu-fp32"])
     assert manifest.padding_safe
     encoder, head = split(read_graph(tmp_path / "artifact/model.onnx"))
-    assert encoder.parameters + head.parameters == manifest.parameters == sum(p.numel() for p in model.parameters())
+    assert (
+        encoder.parameters + head.parameters
+        == manifest.parameters
+        == sum(p.numel() for p in model.parameters())
+    )
 
     artifact = read_artifact(tmp_path / "artifact")
     served = Classifier(artifact, load(artifact, Choice("cpu-fp32", "openvino", "test"), threads=1))

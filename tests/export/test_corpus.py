@@ -1,4 +1,6 @@
-"""Every checkpoint of the corpus is answered over HTTP as transformers.pipeline answers it, alone and in company, or refused with the right word."""
+"""Every checkpoint of the corpus is answered over HTTP as transformers.pipeline answers it, alone
+and in company, or refused with the right word.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.export.corpus import ROWS, VERSIONS, Row, table
 from tests.needs import TRANSFORMERS_5, transformers_5
 from tests.service.test_routes import classify, client_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 CORPUS = Path(__file__).with_name("corpus.py")
 SAME = 1e-4
@@ -37,8 +41,18 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
     def make(version: str) -> Path:
         if version not in made:
             made[version] = tmp_path_factory.mktemp(f"transformers-{version}")
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TRANSFORMERS_5) if version == "5" else ""}
-            done = subprocess.run([sys.executable, "-W", "ignore", str(CORPUS), str(made[version])], env=environment, capture_output=True, text=True, check=False)
+            environment = {
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": str(TRANSFORMERS_5) if version == "5" else "",
+            }
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", str(CORPUS), str(made[version])],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
             assert f"by transformers {version}." in done.stdout
         return made[version]
@@ -49,12 +63,17 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
 def cases() -> list[Any]:
     marks = {"5": transformers_5}
     return [
-        pytest.param(version, row, id=f"{row.name} ({version})", marks=marks.get(version, ())) for version in VERSIONS for row in ROWS if version in row.versions
+        pytest.param(version, row, id=f"{row.name} ({version})", marks=marks.get(version, ()))
+        for version in VERSIONS
+        for row in ROWS
+        if version in row.versions
     ]
 
 
 @pytest.mark.parametrize(("version", "row"), cases())
-async def test_a_checkpoint_is_answered_as_the_pipeline_answers_it_or_refused(version: str, row: Row, corpora: Corpora, tmp_path: Path) -> None:
+async def test_a_checkpoint_is_answered_as_the_pipeline_answers_it_or_refused(
+    version: str, row: Row, corpora: Corpora, tmp_path: Path
+) -> None:
     folder = corpora(version) / f"{ROWS.index(row):02}"
     assert (folder / "checkpoint").is_dir(), f"transformers {version} cannot make it"
     if row.refused is not None:
@@ -67,7 +86,8 @@ async def test_a_checkpoint_is_answered_as_the_pipeline_answers_it_or_refused(ve
     told = json.loads((folder / "answers.json").read_text())
     artifact = read_artifact(tmp_path / "artifact")
     wanted = [
-        (text, answer) for text, answer in zip(told["texts"], told["answers"], strict=True)
+        (text, answer)
+        for text, answer in zip(told["texts"], told["answers"], strict=True)
         if answer is not None and (isinstance(text, str) or artifact.manifest.takes_pairs)
     ]
     assert len(wanted) >= row.answered
@@ -77,7 +97,9 @@ async def test_a_checkpoint_is_answered_as_the_pipeline_answers_it_or_refused(ve
             [alone] = (await classify(client, {"input": text})).json()["data"]
             for found in (alone, beside):
                 scores = {one["label"]: one["score"] for one in found["scores"]}
-                assert scores == pytest.approx(answer, abs=SAME), f"{text!r} is answered otherwise than by the pipeline"
+                assert scores == pytest.approx(answer, abs=SAME), (
+                    f"{text!r} is answered otherwise than by the pipeline"
+                )
 
 
 def test_the_docs_table_has_these_rows() -> None:

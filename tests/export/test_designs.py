@@ -28,7 +28,9 @@ from training.model import build_model
 from training.pretrain import pretrain
 from training.tasks import task_named
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 TEXTS = ("the cat", "the dog ran under the tree and then slept all day in the sun", "a")
 
@@ -39,8 +41,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     folder = tmp_path_factory.mktemp("designs")
     data, made = write_task(folder / "data"), {}
     for name in TINY:
-        pretrain(tiny(name.removeprefix("tiny-"), folder / f"{name}.toml", "[optimisation]\nsteps = 3"), TEXT, folder / name)
-        finetune(folder / name / "checkpoint", task_named("sst2"), data, folder / f"{name}-sst2", Recipe(epochs=1, batch_size=8))
+        pretrain(
+            tiny(name.removeprefix("tiny-"), folder / f"{name}.toml", "[optimisation]\nsteps = 3"),
+            TEXT,
+            folder / name,
+        )
+        finetune(
+            folder / name / "checkpoint",
+            task_named("sst2"),
+            data,
+            folder / f"{name}-sst2",
+            Recipe(epochs=1, batch_size=8),
+        )
         export(str(folder / f"{name}-sst2"), folder / f"{name}-artifact", variants=["cpu-fp32"])
         made[name] = folder / f"{name}-sst2", folder / f"{name}-artifact"
     return made
@@ -50,13 +62,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
 @pytest.mark.parametrize("name", TINY)
 def test_what_is_served_is_what_was_trained(built: dict[str, tuple[Path, Path]], name: str) -> None:
     trained, exported = built[name]
-    described, tensors = json.loads((trained / "config.json").read_text()), load_file(trained / "model.safetensors")
+    described, tensors = (
+        json.loads((trained / "config.json").read_text()),
+        load_file(trained / "model.safetensors"),
+    )
     tensors = {key: tensor.float() for key, tensor in tensors.items()}
-    model = build_classifier(described, tensors, task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0).eval()
+    model = build_classifier(
+        described, tensors, task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0
+    ).eval()
     head = {key: tensor for key, tensor in tensors.items() if key in model.state_dict()}
     model.load_state_dict(head, strict=True)
     artifact = read_artifact(exported)
-    classifier = Classifier(artifact, load(artifact, Choice("cpu-fp32", "openvino", "test"), threads=1))
+    classifier = Classifier(
+        artifact, load(artifact, Choice("cpu-fp32", "openvino", "test"), threads=1)
+    )
     for text in TEXTS:
         encoded = classifier.encode(text)
         expected = model(torch.tensor([encoded.ids])).logits.numpy()
@@ -65,19 +84,32 @@ def test_what_is_served_is_what_was_trained(built: dict[str, tuple[Path, Path]],
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
-def test_what_is_fine_tuned_is_the_encoder_that_was_pretrained(built: dict[str, tuple[Path, Path]], name: str) -> None:
+def test_what_is_fine_tuned_is_the_encoder_that_was_pretrained(
+    built: dict[str, tuple[Path, Path]], name: str
+) -> None:
     folder = built[name][0].parent / name
     config = read_config(folder.with_suffix(".toml"))
     pretrained = build_model(config, prepare(config.data, TEXT, folder.parent).vocabulary).eval()
     pretrained.load_state_dict(load_file(folder / "progress/model.safetensors"))
-    classifier = build_classifier(*read_checkpoint(folder / "checkpoint"), task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0).eval()
+    classifier = build_classifier(
+        *read_checkpoint(folder / "checkpoint"),
+        task_named("sst2"),
+        ("NEGATIVE", "POSITIVE"),
+        dropout=0.0,
+    ).eval()
     ids = torch.randint(5, 100, (3, 17), generator=torch.Generator().manual_seed(0))
     expected = pretrained.encoder(input_ids=ids).last_hidden_state
-    assert torch.allclose(classifier.base_model(input_ids=ids).last_hidden_state, expected, atol=1e-6)
+    assert torch.allclose(
+        classifier.base_model(input_ids=ids).last_hidden_state, expected, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "convbert" not in name and "electra" not in name])
-def test_a_bert_is_a_bert_whatever_stood_on_it_in_pretraining(built: dict[str, tuple[Path, Path]], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in TINY if "convbert" not in name and "electra" not in name]
+)
+def test_a_bert_is_a_bert_whatever_stood_on_it_in_pretraining(
+    built: dict[str, tuple[Path, Path]], name: str
+) -> None:
     assert compare(built["tiny-none"][1], built[name][1])["same"]
 
 
@@ -87,32 +119,50 @@ def test_a_convbert_is_not(built: dict[str, tuple[Path, Path]], name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["tiny-plain", "tiny-gua", "tiny-mix", "tiny-drbert", "tiny-mae"])
-def test_a_kept_decoder_is_seen(built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path) -> None:
+def test_a_kept_decoder_is_seen(
+    built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path
+) -> None:
     export(str(built[name][0]), tmp_path / "kept", variants=["cpu-fp32"], keep_decoder=True)
     found = compare(built["tiny-none"][1], tmp_path / "kept")
     assert not found["same"]
     assert read_artifact(tmp_path / "kept").manifest.kept_decoder_layers == 2
 
 
-@pytest.mark.parametrize("name", ["tiny-none", "tiny-emd", "tiny-electra", "tiny-convbert", "tiny-convbert-drbert"])
-def test_where_no_layer_could_be_kept_that_is_said(built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["tiny-none", "tiny-emd", "tiny-electra", "tiny-convbert", "tiny-convbert-drbert"]
+)
+def test_where_no_layer_could_be_kept_that_is_said(
+    built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path
+) -> None:
     with pytest.raises(BadUsage, match="adds no layers that could be kept"):
         export(str(built[name][0]), tmp_path / "kept", variants=["cpu-fp32"], keep_decoder=True)
 
 
 @pytest.mark.parametrize("name", ["tiny-none", "tiny-electra", "tiny-convbert"])
-def test_every_family_answers_through_the_running_service(built: dict[str, tuple[Path, Path]], name: str) -> None:
+def test_every_family_answers_through_the_running_service(
+    built: dict[str, tuple[Path, Path]], name: str
+) -> None:
     with serving(read_artifact(built[name][1])) as (url, _):
-        request = urllib.request.Request(f"{url}/classify", json.dumps({"input": list(TEXTS)}).encode())
+        request = urllib.request.Request(
+            f"{url}/classify", json.dumps({"input": list(TEXTS)}).encode()
+        )
         with urllib.request.urlopen(request, timeout=30) as response:
             together = json.load(response)["data"]
         alone = []
         for text in TEXTS:
-            request = urllib.request.Request(f"{url}/classify", json.dumps({"input": text}).encode())
+            request = urllib.request.Request(
+                f"{url}/classify", json.dumps({"input": text}).encode()
+            )
             with urllib.request.urlopen(request, timeout=30) as response:
                 alone += json.load(response)["data"]
-    assert [item["probs"] for item in together] == [pytest.approx(item["probs"], abs=1e-4) for item in alone]
+    assert [item["probs"] for item in together] == [
+        pytest.approx(item["probs"], abs=1e-4) for item in alone
+    ]
 
 
 def test_the_configs_families_are_transformers_own(built: dict[str, tuple[Path, Path]]) -> None:
-    assert {AutoConfig.from_pretrained(built[name][0]).model_type for name in TINY} == {"bert", "electra", "convbert"}
+    assert {AutoConfig.from_pretrained(built[name][0]).model_type for name in TINY} == {
+        "bert",
+        "electra",
+        "convbert",
+    }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from tests.export.worlds import HIDDEN, write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 
 def classifier_of(folder: Path, variant: str = "cpu-fp32") -> Classifier:
@@ -30,7 +33,9 @@ def classifier_of(folder: Path, variant: str = "cpu-fp32") -> Classifier:
     return Classifier(artifact, load(artifact, Choice(variant, "openvino", "test"), threads=1))
 
 
-def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     assert main([str(checkpoint), str(tmp_path / "artifact")]) == 0
     printed = capsys.readouterr().out
@@ -47,7 +52,8 @@ def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(tmp_p
     encoder, head = split(read_graph(artifact.path("model.onnx")))
     layers = {node.name.split("/")[3] for node in encoder.nodes if "/layer." in node.name}
     assert layers == {"layer.0", "layer.1"}
-    # Every weight of the graph is one of the model's; types and positions are looked up, pooler and classifier are the head.
+    # Every weight of the graph is one of the model's; types and positions are looked up, pooler and
+    # classifier are the head.
     assert encoder.parameters + head.parameters == manifest.parameters
 
     classifier = classifier_of(tmp_path / "artifact")
@@ -68,7 +74,8 @@ def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Pat
     assert exact.parity.texts >= 16
     assert exact.parity.max_probability_difference < 1e-4
     if reduced.parity is None:
-        # A processor that cannot run bf16 at all leaves the variant unverified, and its gate closed.
+        # A processor that cannot run bf16 at all leaves the variant unverified, and its gate
+        # closed.
         assert reduced.gate.reason.startswith("not verified")
     else:
         assert 0 < reduced.parity.max_probability_difference < 0.1
@@ -78,17 +85,29 @@ def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Pat
 
 
 def test_twins_have_one_digest_whatever_their_weights(tmp_path: Path) -> None:
-    worlds = {"trained": {"seed": 1}, "zeros": {"fill": 0.0}, "ones": {"fill": 1.0}, "vanilla": {"decoder": False}}
+    worlds: dict[str, dict[str, Any]] = {
+        "trained": {"seed": 1},
+        "zeros": {"fill": 0.0},
+        "ones": {"fill": 1.0},
+        "vanilla": {"decoder": False},
+    }
     found = {}
     for name, how in worlds.items():
-        manifest = export(str(write_checkpoint(tmp_path / name, **how)), tmp_path / f"{name}-artifact")  # type: ignore[arg-type]
-        found[name] = {v: (held.encoder_digest, held.head_digest, held.weight_bytes) for v, held in manifest.variants.items()}
+        manifest = export(
+            str(write_checkpoint(tmp_path / name, **how)), tmp_path / f"{name}-artifact"
+        )
+        found[name] = {
+            v: (held.encoder_digest, held.head_digest, held.weight_bytes)
+            for v, held in manifest.variants.items()
+        }
     assert found["trained"] == found["zeros"] == found["ones"] == found["vanilla"]
     result = compare(tmp_path / "vanilla-artifact", tmp_path / "trained-artifact")
     assert result["same"]
 
 
-def test_the_kept_decoder_is_two_more_layers_and_says_it_means_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_kept_decoder_is_two_more_layers_and_says_it_means_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = str(write_checkpoint(tmp_path / "checkpoint"))
     export(checkpoint, tmp_path / "without")
     kept = export(checkpoint, tmp_path / "with", keep_decoder=True)
@@ -107,7 +126,11 @@ def test_the_kept_decoder_is_two_more_layers_and_says_it_means_nothing(tmp_path:
 
 def test_a_design_without_layers_has_nothing_to_keep(tmp_path: Path) -> None:
     with pytest.raises(BadUsage, match="adds no layers that could be kept"):
-        export(str(write_checkpoint(tmp_path / "c", decoder=False)), tmp_path / "artifact", keep_decoder=True)
+        export(
+            str(write_checkpoint(tmp_path / "c", decoder=False)),
+            tmp_path / "artifact",
+            keep_decoder=True,
+        )
 
 
 def test_an_encoder_alone_has_the_same_graph_as_a_hugging_face_model(tmp_path: Path) -> None:
@@ -125,9 +148,13 @@ def test_electras_encoder_is_berts_and_its_head_is_its_own(tmp_path: Path) -> No
     assert lead(compare(tmp_path / "a", tmp_path / "b")) == "encoder equal, head differs"
 
 
-def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(tmp_path: Path) -> None:
+def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(
+    tmp_path: Path,
+) -> None:
     roberta = next(family for family in FAMILIES if family.name == "RoBERTa")
-    manifest = export(str(write_family(roberta, tmp_path / "c", seed=1)), tmp_path / "a", variants=["cpu-fp32"])
+    manifest = export(
+        str(write_family(roberta, tmp_path / "c", seed=1)), tmp_path / "a", variants=["cpu-fp32"]
+    )
     assert manifest.inputs == ["input_ids", "attention_mask"]
     assert manifest.takes_pairs
     assert manifest.variants["cpu-fp32"].gate.status == "passed"
@@ -146,19 +173,25 @@ def broken(folder: Path, what: str) -> None:
         case "no tokenizer":
             (folder / "tokenizer.json").unlink()
         case "cut short":
-            (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+            (folder / "model.safetensors").write_bytes(
+                (folder / "model.safetensors").read_bytes()[:1000]
+            )
         case "a wrong shape":
             (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
         case "a missing tensor":
             del tensors["bert.pooler.dense.bias"]
             save_file(tensors, folder / "model.safetensors")
         case "no head":
-            save_file({n: t for n, t in tensors.items() if not n.startswith("classifier")}, folder / "model.safetensors")
+            save_file(
+                {n: t for n, t in tensors.items() if not n.startswith("classifier")},
+                folder / "model.safetensors",
+            )
         case "NaN":
             tensors["classifier.bias"][0] = float("nan")
             save_file(tensors, folder / "model.safetensors")
         case "logits that overflow":
-            # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what fp32 holds.
+            # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what
+            # fp32 holds.
             tensors["bert.pooler.dense.weight"][:] = 0
             tensors["bert.pooler.dense.bias"][:] = 10
             tensors["classifier.weight"] = torch.full((2, HIDDEN), 3e38)
@@ -168,9 +201,13 @@ def broken(folder: Path, what: str) -> None:
         case "no heads":
             (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
         case "labels alike":
-            (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "GOOD", "1": "GOOD"}}))
+            (folder / "config.json").write_text(
+                json.dumps(config | {"id2label": {"0": "GOOD", "1": "GOOD"}})
+            )
         case "an unknown family":
-            (folder / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+            (folder / "config.json").write_text(
+                json.dumps(config | {"model_type": "no-such-model"})
+            )
 
 
 BROKEN: list[tuple[str, type[CommandError], str]] = [
@@ -207,11 +244,17 @@ def test_a_checkpoint_that_is_nowhere_is_named(tmp_path: Path) -> None:
         export(str(tmp_path / "nowhere"), tmp_path / "artifact")
 
 
-def test_a_misspelt_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+def test_a_misspelt_path_is_not_taken_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked")
+    )
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "checkpoints/reviews")
-    with pytest.raises(Unavailable, match="checkpoint/review does not exist; did you mean checkpoints/reviews"):
+    with pytest.raises(
+        Unavailable, match="checkpoint/review does not exist; did you mean checkpoints/reviews"
+    ):
         export("checkpoint/review", tmp_path / "artifact")
 
 
@@ -235,7 +278,9 @@ def test_a_folder_that_holds_an_artifact_and_more_is_not_written_over(tmp_path: 
 
 
 def test_padding_safety_is_asked_of_fp32_whatever_is_built(tmp_path: Path) -> None:
-    assert export(str(write_checkpoint(tmp_path / "c")), tmp_path / "a", variants=["cpu-bf16"]).padding_safe
+    assert export(
+        str(write_checkpoint(tmp_path / "c")), tmp_path / "a", variants=["cpu-bf16"]
+    ).padding_safe
 
 
 def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """
-Families of Hugging Face classifiers, each with its own kind of tokenizer: what is served is what transformers computes.
+Families of Hugging Face classifiers, each with its own kind of tokenizer: what is served is what
+transformers computes.
 
 What they answer is compared with transformers in test_corpus.py.
 """
@@ -22,10 +23,22 @@ from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, FAMILIES, MAX_TOKENS, Family, write_family
 from tests.service.test_routes import classify, client_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
-CORPUS = [*Path("examples/texts/sentences.txt").read_text().splitlines(), "Ein Satz auf Deutsch, mit Umlauten: Übergröße, schön.", "¿Qué? – “quotes” 🙂"] * 3
-TEXTS = ["a charming and often affecting journey", "Übergröße 🙂!", "x", "no apparent joy " * 30, "x <pad> [PAD] y"]
+CORPUS = [
+    *Path("examples/texts/sentences.txt").read_text().splitlines(),
+    "Ein Satz auf Deutsch, mit Umlauten: Übergröße, schön.",
+    "¿Qué? – “quotes” 🙂",
+] * 3
+TEXTS = [
+    "a charming and often affecting journey",
+    "Übergröße 🙂!",
+    "x",
+    "no apparent joy " * 30,
+    "x <pad> [PAD] y",
+]
 PAIR = {"text": "is the film any good?", "text_pair": "it is, often"}
 
 SHARE_ROWS = ("BERT", "RoBERTa", "XLM-RoBERTa", "CamemBERT", "DistilBERT", "ELECTRA", "ALBERT")
@@ -40,7 +53,11 @@ def write_checkpoint(family: Family, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 async def test_a_family_answers_in_any_company_as_alone(family: Family, tmp_path: Path) -> None:
-    export(str(write_checkpoint(family, tmp_path / "checkpoint")), tmp_path / "artifact", variants=["cpu-fp32"])
+    export(
+        str(write_checkpoint(family, tmp_path / "checkpoint")),
+        tmp_path / "artifact",
+        variants=["cpu-fp32"],
+    )
     artifact = read_artifact(tmp_path / "artifact")
     assert artifact.manifest.max_tokens == MAX_TOKENS
     texts = [*TEXTS, PAIR] if artifact.manifest.takes_pairs else TEXTS
@@ -49,16 +66,24 @@ async def test_a_family_answers_in_any_company_as_alone(family: Family, tmp_path
         assert (loaded.classifier.packing is not None) == (family.name in SHARE_ROWS)
         # Each in three companies, some of which fill several rows.
         answers = (await classify(client, {"input": [*texts, *texts[::-1], *texts]})).json()["data"]
-        companies = answers[: len(texts)], answers[len(texts) : 2 * len(texts)][::-1], answers[2 * len(texts) :]
+        companies = (
+            answers[: len(texts)],
+            answers[len(texts) : 2 * len(texts)][::-1],
+            answers[2 * len(texts) :],
+        )
         alone = [(await classify(client, {"input": text})).json()["data"][0] for text in texts]
     for by_itself, *in_company in zip(alone, *companies, strict=True):
         for one in in_company:
-            assert one["probs"] == pytest.approx(by_itself["probs"], abs=1e-6 if artifact.manifest.padding_safe else 1e-5)
+            assert one["probs"] == pytest.approx(
+                by_itself["probs"], abs=1e-6 if artifact.manifest.padding_safe else 1e-5
+            )
     assert [one["truncated"] for one in alone[:4]] == [False, False, False, True]
 
 
 def test_the_docs_name_the_families_whose_texts_share_rows() -> None:
-    assert f"of {', '.join(SHARE_ROWS[:-1])} and {SHARE_ROWS[-1]}" in " ".join(Path("docs/families.md").read_text().split())
+    assert f"of {', '.join(SHARE_ROWS[:-1])} and {SHARE_ROWS[-1]}" in " ".join(
+        Path("docs/families.md").read_text().split()
+    )
 
 
 # Checkpoints of older trainers, whose tokenizers are not in tokenizer.json
@@ -67,15 +92,29 @@ def test_the_docs_name_the_families_whose_texts_share_rows() -> None:
 def assert_same_tokens(artifact: Path, own: Any) -> None:
     """The artifact's tokenizer reads texts as `own`, a slow one of transformers, does."""
     made = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    assert [list(made.encode(text).ids) for text in CORPUS[:40]] == [own(text)["input_ids"] for text in CORPUS[:40]]
+    assert [list(made.encode(text).ids) for text in CORPUS[:40]] == [
+        own(text)["input_ids"] for text in CORPUS[:40]
+    ]
 
 
-def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(tmp_path: Path) -> None:
+def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(
+    tmp_path: Path,
+) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.__getitem__)))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    (folder / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.__getitem__))
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "model_max_length": MAX_TOKENS,
+                "tokenizer_class": "BertTokenizer",
+                "do_lower_case": True,
+            }
+        )
+    )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.BertTokenizer(str(folder / "vocab.txt"))
     assert_same_tokens(tmp_path / "artifact", own)
@@ -86,22 +125,42 @@ def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_p
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{' '.join(merge)}\n" for merge in model["merges"]))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "RobertaTokenizer"}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{' '.join(merge)}\n" for merge in model["merges"])
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "RobertaTokenizer"})
+    )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     assert_same_tokens(tmp_path / "artifact", own)
 
 
-def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_it(tmp_path: Path) -> None:
+def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_it(
+    tmp_path: Path,
+) -> None:
     folder = write_checkpoint(BY_NAME["ALBERT"], tmp_path / "checkpoint")
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     (folder / "tokenizer.json").unlink()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_prefix=str(folder / "spiece"), vocab_size=rows, hard_vocab_limit=False, minloglevel=2,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="<pad>", unk_piece="<unk>", bos_piece="[CLS]", eos_piece="[SEP]", user_defined_symbols=["[MASK]"],
+        sentence_iterator=iter(CORPUS),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=rows,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece="<pad>",
+        unk_piece="<unk>",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        user_defined_symbols=["[MASK]"],
     )
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "AlbertTokenizer"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "AlbertTokenizer"})
+    )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     own = transformers.AlbertTokenizer(str(folder / "spiece.model"))
     assert_same_tokens(tmp_path / "artifact", own)

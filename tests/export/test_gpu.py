@@ -1,4 +1,6 @@
-"""The graphs for GPUs, run by ONNX Runtime on the CPU: every layer fused, in 16 bits, and still the checkpoint's answers."""
+"""The graphs for GPUs, run by ONNX Runtime on the CPU: every layer fused, in 16 bits, and still the
+checkpoint's answers.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,25 @@ from tests.export.corpus import FAMILIES
 from tests.export.test_families import write_checkpoint as write_family
 from tests.export.worlds import write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
 
 ON_A_GPU = ("cpu-fp32", "cuda-fp16", "tensorrt-fp16")
-NAMES = {"bert": "BERT", "electra": "ELECTRA", "roberta": "RoBERTa", "xlm-roberta": "XLM-RoBERTa", "camembert": "CamemBERT", "distilbert": "DistilBERT"}
+NAMES = {
+    "bert": "BERT",
+    "electra": "ELECTRA",
+    "roberta": "RoBERTa",
+    "xlm-roberta": "XLM-RoBERTa",
+    "camembert": "CamemBERT",
+    "distilbert": "DistilBERT",
+}
 # Three texts, the second and third padded on the right.
 LENGTHS = (20, 12, 3)
 
 
 def exported(checkpoint: Path, folder: Path, **told: object) -> Artifact:
-    export(str(checkpoint), folder, variants=ON_A_GPU, **told)    # type: ignore[arg-type]
+    export(str(checkpoint), folder, variants=ON_A_GPU, **told)  # type: ignore[arg-type]
     return read_artifact(folder)
 
 
@@ -47,20 +58,36 @@ def answers(model: Path) -> np.ndarray:
     session = ort.InferenceSession(model, options)
     ids = np.random.default_rng(0).integers(5, 12, (len(LENGTHS), max(LENGTHS)))
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
-    given = {"input_ids": np.where(mask, ids, 0), "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    given = {
+        "input_ids": np.where(mask, ids, 0),
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+    }
     types = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
-    return np.asarray(session.run(None, {value.name: given[value.name].astype(types[value.type]) for value in session.get_inputs()})[0])
+    return np.asarray(
+        session.run(
+            None,
+            {
+                value.name: given[value.name].astype(types[value.type])
+                for value in session.get_inputs()
+            },
+        )[0]
+    )
 
 
 @pytest.mark.parametrize("family", FUSED)
 def test_every_layer_of_the_usual_families_is_fused(family: str, tmp_path: Path) -> None:
-    checkpoint = write_family(next(one for one in FAMILIES if one.name == NAMES[family]), tmp_path / "checkpoint")
+    checkpoint = write_family(
+        next(one for one in FAMILIES if one.name == NAMES[family]), tmp_path / "checkpoint"
+    )
     artifact = exported(checkpoint, tmp_path / "artifact")
     found = operators(artifact, "model-cuda-fp16.onnx")
     assert found["Attention"] == 2
     assert found["SkipLayerNormalization"] == 4
     assert found["BiasGelu"] == 2
-    assert found["EmbedLayerNormalization"] == (1 if family in ("bert", "electra", "distilbert") else 0)
+    assert found["EmbedLayerNormalization"] == (
+        1 if family in ("bert", "electra", "distilbert") else 0
+    )
     assert not found["Softmax"]
     graph = onnx.load(artifact.path("model-cuda-fp16.onnx")).graph
     assert {value.type.tensor_type.elem_type for value in graph.input} == {TensorProto.INT32}
@@ -74,14 +101,21 @@ def test_every_layer_of_the_usual_families_is_fused(family: str, tmp_path: Path)
         assert got == pytest.approx(exact, abs=5e-3)
 
 
-def test_the_weights_are_halved_and_the_graph_for_tensorrt_holds_no_operator_of_onnx_runtimes_own(tmp_path: Path) -> None:
+def test_the_weights_are_halved_and_the_graph_for_tensorrt_holds_no_operator_of_onnx_runtimes_own(
+    tmp_path: Path,
+) -> None:
     artifact = exported(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "artifact")
     graph = onnx.load(artifact.path("model-tensorrt-fp16.onnx"))
     assert {opset.domain for opset in graph.opset_import} <= {"", "ai.onnx"}
     assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
     # A weight, not a constant of the mask or of a shape.
-    assert {tensor.data_type for tensor in graph.graph.initializer if len(tensor.dims) == 2} == {TensorProto.FLOAT16}
-    assert artifact.manifest.variants["tensorrt-fp16"].weight_bytes < 0.6 * artifact.manifest.variants["cpu-fp32"].weight_bytes
+    assert {tensor.data_type for tensor in graph.graph.initializer if len(tensor.dims) == 2} == {
+        TensorProto.FLOAT16
+    }
+    assert (
+        artifact.manifest.variants["tensorrt-fp16"].weight_bytes
+        < 0.6 * artifact.manifest.variants["cpu-fp32"].weight_bytes
+    )
     assert "onnxruntime" in artifact.manifest.provenance
 
 
@@ -90,7 +124,9 @@ def test_twins_have_one_fused_graph_and_a_kept_decoder_another(tmp_path: Path) -
     drbert = exported(write_checkpoint(tmp_path / "drbert", seed=2), tmp_path / "b")
     kept = exported(tmp_path / "drbert", tmp_path / "c", keep_decoder=True)
     for name in ("cuda-fp16", "tensorrt-fp16"):
-        one, other, control = (artifact.manifest.variants[name].encoder_digest for artifact in (bert, drbert, kept))
+        one, other, control = (
+            artifact.manifest.variants[name].encoder_digest for artifact in (bert, drbert, kept)
+        )
         assert one == other != control
     assert operators(kept, "model-cuda-fp16.onnx")["Attention"] == 4
 
@@ -99,36 +135,68 @@ def test_twins_have_one_fused_graph_and_a_kept_decoder_another(tmp_path: Path) -
 def test_weights_of_zero_fuse_to_the_graph_of_any_other(seed: int, tmp_path: Path) -> None:
     zeros = exported(write_checkpoint(tmp_path / "zeros", fill=0.0), tmp_path / "a")
     random = exported(write_checkpoint(tmp_path / "random", seed=seed), tmp_path / "b")
-    assert zeros.manifest.variants["cuda-fp16"].encoder_digest == random.manifest.variants["cuda-fp16"].encoder_digest
+    assert (
+        zeros.manifest.variants["cuda-fp16"].encoder_digest
+        == random.manifest.variants["cuda-fp16"].encoder_digest
+    )
 
 
-def test_a_family_that_matches_no_fused_operator_runs_unfused_and_export_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = write_family(next(one for one in FAMILIES if one.name == "ConvBERT"), tmp_path / "checkpoint")
+def test_a_family_that_matches_no_fused_operator_runs_unfused_and_export_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_family(
+        next(one for one in FAMILIES if one.name == "ConvBERT"), tmp_path / "checkpoint"
+    )
     artifact = exported(checkpoint, tmp_path / "artifact")
-    assert "cuda-fp16: not fused (convbert has layers that match no fused operator)" in capsys.readouterr().out
+    assert (
+        "cuda-fp16: not fused (convbert has layers that match no fused operator)"
+        in capsys.readouterr().out
+    )
     assert artifact.manifest.variants["cuda-fp16"].gate.status == "passed"
     assert not operators(artifact, "model-cuda-fp16.onnx")["Attention"]
 
 
-def test_a_layer_that_is_not_recognised_is_seen_by_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", decoder=False, position_embedding_type="relative_key")
+def test_a_layer_that_is_not_recognised_is_seen_by_counting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint", decoder=False, position_embedding_type="relative_key"
+    )
     artifact = exported(checkpoint, tmp_path / "artifact")
-    assert "cuda-fp16: not fused (0 Attention in a graph of 2 layers, where 2 are due)" in capsys.readouterr().out
-    assert answers(artifact.path("model-cuda-fp16.onnx")) == pytest.approx(answers(artifact.path("model.onnx")), abs=5e-3)
+    assert (
+        "cuda-fp16: not fused (0 Attention in a graph of 2 layers, where 2 are due)"
+        in capsys.readouterr().out
+    )
+    assert answers(artifact.path("model-cuda-fp16.onnx")) == pytest.approx(
+        answers(artifact.path("model.onnx")), abs=5e-3
+    )
 
 
 @torch.no_grad()
 def test_distilberts_attention_in_berts_form_answers_as_before() -> None:
     torch.manual_seed(0)
-    theirs = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=12, dim=32, n_layers=2, n_heads=4, hidden_dim=64, attn_implementation="eager")).eval()
+    theirs = DistilBertForSequenceClassification(
+        DistilBertConfig(
+            vocab_size=12, dim=32, n_layers=2, n_heads=4, hidden_dim=64, attn_implementation="eager"
+        )
+    ).eval()
     ours = mended(theirs)
     assert ours is not theirs
-    ids, mask = torch.randint(1, 12, (3, 9)), torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8])
+    ids, mask = (
+        torch.randint(1, 12, (3, 9)),
+        torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8]),
+    )
     assert torch.allclose(ours(ids, mask).logits, theirs(ids, mask).logits, atol=1e-6)
 
 
-def test_without_onnxruntime_export_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_export_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime.transformers", None)
-    with pytest.raises(Unavailable, match=r"pip install 'drbert-serve\[portable\]', or 'drbert-serve\[gpu\]'"):
-        export(str(write_checkpoint(tmp_path / "checkpoint")), tmp_path / "artifact", variants=ON_A_GPU)
+    with pytest.raises(
+        Unavailable, match=r"pip install 'drbert-serve\[portable\]', or 'drbert-serve\[gpu\]'"
+    ):
+        export(
+            str(write_checkpoint(tmp_path / "checkpoint")), tmp_path / "artifact", variants=ON_A_GPU
+        )
     assert not (tmp_path / "artifact").exists()

@@ -1,4 +1,6 @@
-"""An export leaves an artifact or nothing, however it ends, and takes the place of what was there at once."""
+"""An export leaves an artifact or nothing, however it ends, and takes the place of what was there
+at once.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from tests.worlds import write_artifact
 Usage = namedtuple("Usage", ("total", "used", "free"))
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next_and_what_one_works_in_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_killed_export_left_is_removed_by_the_next_and_what_one_works_in_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     left = tmp_path / ".model-abandond"
     left.mkdir()
     (left / "model.onnx").write_bytes(b"half")
-    (tmp_path / ".model-backup").mkdir()    # somebody's own
+    (tmp_path / ".model-backup").mkdir()  # somebody's own
     with workplace(tmp_path / "model") as first:
         with workplace(tmp_path / "model") as second:
             assert first.is_dir()
@@ -42,7 +46,9 @@ def test_the_artifact_that_an_export_was_killed_while_replacing_is_put_back(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_cannot_be_put_in_its_place_leaves_the_old_artifact_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_put_in_its_place_leaves_the_old_artifact_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_artifact(tmp_path / "model")
     rename = Path.rename
 
@@ -58,11 +64,21 @@ def test_what_cannot_be_put_in_its_place_leaves_the_old_artifact_there(tmp_path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_an_export_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     # Ended by what began it: in a background shell children ignore SIGINT, and under nohup SIGHUP.
-    begin = "import signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (1, 15)]; signal.signal(2, signal.default_int_handler); from command import finish; finish('export.commands:main')"
-    with subprocess.Popen([sys.executable, "-c", begin, str(checkpoint), str(tmp_path / "models/model")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    begin = (
+        "import signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (1, 15)]; signal.signal(2,"
+        " signal.default_int_handler); from command import finish; finish('export.commands:main')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", begin, str(checkpoint), str(tmp_path / "models/model")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         give_up = time.monotonic() + 120
         while not list(tmp_path.glob("models/.model-*")) and time.monotonic() < give_up:
             time.sleep(0.01)
@@ -86,12 +102,19 @@ def test_a_link_keeps_pointing_where_it_did_and_the_artifact_is_there(tmp_path: 
 
 
 def test_a_mount_point_is_no_place_for_an_artifact() -> None:
-    with pytest.raises(BadUsage, match=r"/proc is a mount point.*export to a folder in it, as /proc/model"):
+    with pytest.raises(
+        BadUsage, match=r"/proc is a mount point.*export to a folder in it, as /proc/model"
+    ):
         place_of(Path("/proc"))
 
 
-def test_a_full_disk_is_named_whatever_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_whatever_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 4_096))
-    with pytest.raises(Unavailable, match=rf"The disk of {tmp_path} is full: 4,096 bytes are free"), workplace(tmp_path / "model"):
+    with (
+        pytest.raises(Unavailable, match=rf"The disk of {tmp_path} is full: 4,096 bytes are free"),
+        workplace(tmp_path / "model"),
+    ):
         raise RuntimeError("basic_ios::clear: iostream error")
     assert list(tmp_path.iterdir()) == []

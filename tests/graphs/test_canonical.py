@@ -1,4 +1,6 @@
-"""The laws of the digest, on a small real graph: names, order and weights do not matter, everything else does."""
+"""The laws of the digest, on a small real graph: names, order and weights do not matter, everything
+else does.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from graphs.canonical import GraphError, first_differences, layers_only_in, spli
 from graphs.files import read_graph
 
 
-def small_bert(fill: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.random.default_rng(0).random(shape), layers: int = 2) -> ModelProto:
+def small_bert(
+    fill: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.random.default_rng(0).random(
+        shape
+    ),
+    layers: int = 2,
+) -> ModelProto:
     """An embedding, some layers with a LayerNorm each, a pooler and a classifier."""
     weights: dict[str, np.ndarray] = {"table": fill((10, 4))}
     nodes = [
@@ -26,25 +33,46 @@ def small_bert(fill: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.
         weights |= {f"w{i}": fill((4, 4)), f"g{i}": fill((4,)), f"b{i}": fill((4,))}
         weights |= {f"{part}{i}": fill((4, 4)) for part in ("query", "key", "value")}
         nodes += [
-            *(helper.make_node("MatMul", [f"h{i}", f"{part}{i}"], [f"{part[0]}{i}"], f"{scope}/{part}/MatMul") for part in ("query", "key", "value")),
+            *(
+                helper.make_node(
+                    "MatMul", [f"h{i}", f"{part}{i}"], [f"{part[0]}{i}"], f"{scope}/{part}/MatMul"
+                )
+                for part in ("query", "key", "value")
+            ),
             helper.make_node("Sub", [f"q{i}", f"k{i}"], [f"d{i}"], f"{scope}/Sub"),
             helper.make_node("Mul", [f"d{i}", f"v{i}"], [f"a{i}"], f"{scope}/Mul"),
             helper.make_node("MatMul", [f"a{i}", f"w{i}"], [f"m{i}"], f"{scope}/dense/MatMul"),
             helper.make_node("Add", [f"m{i}", f"h{i}"], [f"s{i}"], f"{scope}/Add"),
-            helper.make_node("LayerNormalization", [f"s{i}", f"g{i}", f"b{i}"], [f"h{i + 1}"], f"{scope}/LayerNorm", axis=-1, epsilon=1e-12),
+            helper.make_node(
+                "LayerNormalization",
+                [f"s{i}", f"g{i}", f"b{i}"],
+                [f"h{i + 1}"],
+                f"{scope}/LayerNorm",
+                axis=-1,
+                epsilon=1e-12,
+            ),
         ]
     weights |= {"p": fill((4, 4)), "c": fill((4, 2))}
     nodes += [
-        helper.make_node("Constant", [], ["zero"], "/bert/Constant", value=numpy_helper.from_array(np.array(0))),
-        helper.make_node("Gather", [f"h{layers}", "zero"], ["first"], "/bert/pooler/Gather", axis=1),
+        helper.make_node(
+            "Constant", [], ["zero"], "/bert/Constant", value=numpy_helper.from_array(np.array(0))
+        ),
+        helper.make_node(
+            "Gather", [f"h{layers}", "zero"], ["first"], "/bert/pooler/Gather", axis=1
+        ),
         helper.make_node("MatMul", ["first", "p"], ["pooled"], "/bert/pooler/dense/MatMul"),
         helper.make_node("Tanh", ["pooled"], ["bounded"], "/bert/pooler/activation/Tanh"),
         helper.make_node("MatMul", ["bounded", "c"], ["logits"], "/classifier/MatMul"),
     ]
     graph = helper.make_graph(
-        nodes, "small", [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+        [
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in weights.items()
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
@@ -67,7 +95,12 @@ def merge_equal_weights(model: ModelProto) -> ModelProto:
     for tensor in list(model.graph.initializer):
         if tensor.raw_data in kept:
             model.graph.initializer.remove(tensor)
-            model.graph.node.insert(0, helper.make_node("Identity", [kept[tensor.raw_data]], [tensor.name], f"Identity_{tensor.name}"))
+            model.graph.node.insert(
+                0,
+                helper.make_node(
+                    "Identity", [kept[tensor.raw_data]], [tensor.name], f"Identity_{tensor.name}"
+                ),
+            )
         else:
             kept[tensor.raw_data] = tensor.name
     return model
@@ -110,7 +143,9 @@ def node_of(model: ModelProto, output: str) -> onnx.NodeProto:
 
 
 @pytest.mark.parametrize("change", [rename, reorder, rename_dimensions, add_identity])
-def test_what_computes_the_same_has_the_same_digest(digest: Digest, change: Callable[[ModelProto], None]) -> None:
+def test_what_computes_the_same_has_the_same_digest(
+    digest: Digest, change: Callable[[ModelProto], None]
+) -> None:
     model = small_bert()
     change(model)
     assert digest(model) == digest(small_bert())
@@ -193,14 +228,31 @@ def unused(m: ModelProto) -> None:
 
 
 MUTATIONS = [
-    swap_inputs, swap_inputs_of_an_addition, read_a_sibling, read_one_sibling_twice, read_a_sibling_of_another_layer,
-    other_operator, other_attribute, one_attribute_less, one_output_more, other_constant, other_shape, other_type,
-    other_input_type, fixed_dimension, other_opset, bypass, twice, unused,
+    swap_inputs,
+    swap_inputs_of_an_addition,
+    read_a_sibling,
+    read_one_sibling_twice,
+    read_a_sibling_of_another_layer,
+    other_operator,
+    other_attribute,
+    one_attribute_less,
+    one_output_more,
+    other_constant,
+    other_shape,
+    other_type,
+    other_input_type,
+    fixed_dimension,
+    other_opset,
+    bypass,
+    twice,
+    unused,
 ]
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS)
-def test_every_single_mutation_changes_the_digest(digest: Digest, mutate: Callable[[ModelProto], None]) -> None:
+def test_every_single_mutation_changes_the_digest(
+    digest: Digest, mutate: Callable[[ModelProto], None]
+) -> None:
     model = small_bert()
     mutate(model)
     assert digest(model) != digest(small_bert())
@@ -208,7 +260,9 @@ def test_every_single_mutation_changes_the_digest(digest: Digest, mutate: Callab
 
 def test_a_file_with_functions_of_its_own_is_refused(tmp_path: Path) -> None:
     model = small_bert()
-    model.functions.append(helper.make_function("own", "F", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], []))
+    model.functions.append(
+        helper.make_function("own", "F", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], [])
+    )
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(GraphError, match="defines functions"):
         read_graph(tmp_path / "a.onnx")
@@ -225,9 +279,18 @@ def test_in_openvinos_form_weights_do_not_matter_and_the_rest_does(tmp_path: Pat
     import openvino as ov
 
     for name, fill in (("trained", None), ("zeros", np.zeros), ("ones", np.ones)):
-        onnx.save(merge_equal_weights(small_bert(fill)) if fill else small_bert(), tmp_path / f"{name}.onnx")
-        ov.save_model(ov.Core().read_model(tmp_path / f"{name}.onnx"), tmp_path / f"{name}.xml", compress_to_fp16=True)
-    found = {name: read_graph(tmp_path / f"{name}.xml").digest for name in ("trained", "zeros", "ones")}
+        onnx.save(
+            merge_equal_weights(small_bert(fill)) if fill else small_bert(),
+            tmp_path / f"{name}.onnx",
+        )
+        ov.save_model(
+            ov.Core().read_model(tmp_path / f"{name}.onnx"),
+            tmp_path / f"{name}.xml",
+            compress_to_fp16=True,
+        )
+    found = {
+        name: read_graph(tmp_path / f"{name}.xml").digest for name in ("trained", "zeros", "ones")
+    }
     assert len(set(found.values())) == 1
     encoder, head = split(read_graph(tmp_path / "trained.xml"))
     assert encoder.digest != head.digest
@@ -268,7 +331,9 @@ def test_a_further_layer_is_named(tmp_path: Path) -> None:
     assert right.name == "/bert/encoder/layer.2/query/MatMul"
 
 
-def test_a_layer_that_only_belongs_to_a_model_of_another_name_is_no_further_layer(tmp_path: Path) -> None:
+def test_a_layer_that_only_belongs_to_a_model_of_another_name_is_no_further_layer(
+    tmp_path: Path,
+) -> None:
     other = small_bert()
     for node in other.graph.node:
         node.name = node.name.replace("/bert/", "/electra/")

@@ -12,9 +12,15 @@ from graphs.subnormals import subnormal_weights, subnormals
 from tests.graphs.test_canonical import small_bert
 
 
-@pytest.mark.parametrize(("dtype", "tiny", "normal"), [(np.float32, 1e-39, 1e-37), (np.float64, 1e-309, 1e-307)])
-def test_only_what_lies_between_zero_and_the_smallest_normal_counts(dtype: type, tiny: float, normal: float) -> None:
-    values: np.ndarray = np.array([[0.0, -0.0, tiny], [-tiny, normal, -normal], [1.0, np.inf, np.nan]], dtype)
+@pytest.mark.parametrize(
+    ("dtype", "tiny", "normal"), [(np.float32, 1e-39, 1e-37), (np.float64, 1e-309, 1e-307)]
+)
+def test_only_what_lies_between_zero_and_the_smallest_normal_counts(
+    dtype: type, tiny: float, normal: float
+) -> None:
+    values: np.ndarray = np.array(
+        [[0.0, -0.0, tiny], [-tiny, normal, -normal], [1.0, np.inf, np.nan]], dtype
+    )
     assert subnormals(values) == 2
     assert subnormals(values.T) == 2
     assert subnormals(values[:1]) == 1
@@ -23,6 +29,7 @@ def test_only_what_lies_between_zero_and_the_smallest_normal_counts(dtype: type,
 
 def with_values(*values: float) -> Callable[[tuple[int, ...]], np.ndarray]:
     """Weights of ones, whose embedding table begins with `values`."""
+
     def fill(shape: tuple[int, ...]) -> np.ndarray:
         weights = np.ones(shape)
         if shape == (10, 4):
@@ -39,10 +46,17 @@ def saved(model: ModelProto, path: Path) -> Path:
 
 def test_weights_are_counted_once_each_in_an_onnx_file(tmp_path: Path) -> None:
     assert subnormal_weights(saved(small_bert(), tmp_path / "a.onnx")) == 0
-    assert subnormal_weights(saved(small_bert(with_values(1e-39, -1e-40, 0.0, 1e-37)), tmp_path / "b.onnx")) == 2
+    assert (
+        subnormal_weights(
+            saved(small_bert(with_values(1e-39, -1e-40, 0.0, 1e-37)), tmp_path / "b.onnx")
+        )
+        == 2
+    )
 
 
-def test_in_openvinos_form_a_16_bit_weight_counts_as_what_it_is_when_widened(tmp_path: Path) -> None:
+def test_in_openvinos_form_a_16_bit_weight_counts_as_what_it_is_when_widened(
+    tmp_path: Path,
+) -> None:
     import openvino as ov
 
     model = ov.Core().read_model(saved(small_bert(with_values(1e-39, 1e-6)), tmp_path / "a.onnx"))

@@ -1,5 +1,6 @@
 """
-Runs an image by runc as a node would run the chart's container: under its securityContext, with /tmp as the one place to write.
+Runs an image by runc as a node would run the chart's container: under its securityContext, with
+/tmp as the one place to write.
 
 It shares the host's network, so what it serves is to listen on 127.0.0.1.
 """
@@ -19,7 +20,11 @@ from tests.k8s.images import FOLDER, said, unpacked
 
 # The chart's securityContext of pod and container, which the tests of the chart hold it to.
 SECURITY: dict[str, Any] = {
-    "runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
 
@@ -39,21 +44,38 @@ class Container:
 
 @contextmanager
 def container(
-    image: str, arguments: Sequence[str], *, command: Sequence[str] | None = None, environment: Mapping[str, str] | None = None,
+    image: str,
+    arguments: Sequence[str],
+    *,
+    command: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
     mounts: Mapping[Path, str] | None = None,
 ) -> Iterator[Container]:
     """A running container of the image, which is gone afterwards.
 
-    `command` takes the place of the image's entrypoint, as in a pod; `mounts` says where folders of the host are, to be read only.
+    `command` takes the place of the image's entrypoint, as in a pod; `mounts` says where folders of
+    the host are, to be read only.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with unpacked(image) as (root, told), TemporaryDirectory(prefix="bundle-", dir=FOLDER) as folder:
+    with (
+        unpacked(image) as (root, told),
+        TemporaryDirectory(prefix="bundle-", dir=FOLDER) as folder,
+    ):
         bundle, name = Path(folder), Path(folder).name
-        variables = [*told["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
+        variables = [
+            *told["Env"],
+            *(f"{name}={value}" for name, value in (environment or {}).items()),
+        ]
         words = [*(command or told["Entrypoint"]), *arguments]
-        (bundle / "config.json").write_text(json.dumps(config(bundle, root, told, words, variables, mounts or {})))
+        (bundle / "config.json").write_text(
+            json.dumps(config(bundle, root, told, words, variables, mounts or {}))
+        )
         process = subprocess.Popen(
-            [*RUNC, "run", "--bundle", str(bundle), name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+            [*RUNC, "run", "--bundle", str(bundle), name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
         )
         try:
             yield Container(name, process)
@@ -64,7 +86,12 @@ def container(
 
 
 def config(
-    bundle: Path, root: Path, told: Mapping[str, Any], words: Sequence[str], variables: Sequence[str], mounts: Mapping[Path, str]
+    bundle: Path,
+    root: Path,
+    told: Mapping[str, Any],
+    words: Sequence[str],
+    variables: Sequence[str],
+    mounts: Mapping[Path, str],
 ) -> dict[str, Any]:
     """runc's own proposal, changed to what Kubernetes makes of the securityContext."""
     assert SECURITY["capabilities"] == {"drop": ["ALL"]}
@@ -72,16 +99,39 @@ def config(
     chosen: dict[str, Any] = json.loads((bundle / "config.json").read_text())
     chosen["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
     chosen["process"] |= {
-        "terminal": False, "args": list(words), "env": list(variables), "cwd": told.get("WorkingDir", "/"),
-        "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]}, "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
-        "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+        "terminal": False,
+        "args": list(words),
+        "env": list(variables),
+        "cwd": told.get("WorkingDir", "/"),
+        "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]},
+        "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
+        "capabilities": {
+            kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        },
     }
     chosen["mounts"] += [
-        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
-        *({"destination": inside, "type": "none", "source": str(folder.resolve()), "options": ["rbind", "ro"]} for folder, inside in mounts.items()),
+        {
+            "destination": "/tmp",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "nodev", "mode=1777"],
+        },
+        *(
+            {
+                "destination": inside,
+                "type": "none",
+                "source": str(folder.resolve()),
+                "options": ["rbind", "ro"],
+            }
+            for folder, inside in mounts.items()
+        ),
     ]
     # No network of its own, and no limits: both are the node's to give.
-    chosen["linux"]["namespaces"] = [space for space in chosen["linux"]["namespaces"] if space["type"] not in ("network", "cgroup")]
+    chosen["linux"]["namespaces"] = [
+        space
+        for space in chosen["linux"]["namespaces"]
+        if space["type"] not in ("network", "cgroup")
+    ]
     chosen["linux"].pop("resources", None)
     return chosen
 

@@ -18,8 +18,25 @@ def golden(profile: str) -> str:
     """The profile's objects as text, template by template, and what Helm says in the end."""
     files = helm.rendered_files(PROFILES[profile])
     [notes] = [text for path, text in files.items() if path.endswith("NOTES.txt")]
-    parts = [f"---\n# {path}\n{body}" for path, text in sorted(files.items()) if path.endswith(".yaml") and (body := text.strip().removeprefix("---").strip())]
-    return "\n".join([f"# Made by `make chart-golden` from the profile {profile}, as release {helm.NAME} in namespace {helm.NAMESPACE}.", *parts, "---", *(f"# {line}".rstrip() for line in notes.splitlines())]) + "\n"
+    parts = [
+        f"---\n# {path}\n{body}"
+        for path, text in sorted(files.items())
+        if path.endswith(".yaml") and (body := text.strip().removeprefix("---").strip())
+    ]
+    return (
+        "\n".join(
+            [
+                (
+                    f"# Made by `make chart-golden` from the profile {profile}, as release"
+                    f" {helm.NAME} in namespace {helm.NAMESPACE}."
+                ),
+                *parts,
+                "---",
+                *(f"# {line}".rstrip() for line in notes.splitlines()),
+            ]
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """
-Helm's own Go library, in a process of its own: a request a line on stdin, an answer a line on stdout, both JSON.
+Helm's own Go library, in a process of its own: a request a line on stdin, an answer a line on
+stdout, both JSON.
 
-Apart, for a Go runtime and the engines that other tests load do not always live in one process: it was seen to abort there.
-Nobody else imports helm-python-sdk, so that the program `helm` could take its place.
+Apart, for a Go runtime and the engines that other tests load do not always live in one process: it
+was seen to abort there. Nobody else imports helm-python-sdk, so that the program `helm` could take
+its place.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from helm_python import _native
 def rendered_files(chart: str, values: dict[str, Any], release: dict[str, str]) -> Any:
     with helm_python.Chart.load(chart) as loaded:
         # The public `render` leaves the version of Kubernetes out.
-        return json.loads(_native.call_string("helm_render", loaded._raw(), json.dumps(values), json.dumps(release)))
+        return json.loads(
+            _native.call_string(
+                "helm_render", loaded._raw(), json.dumps(values), json.dumps(release)
+            )
+        )
 
 
 def installed(chart: str, values: dict[str, Any], name: str, namespace: str) -> Any:
@@ -26,7 +32,9 @@ def installed(chart: str, values: dict[str, Any], name: str, namespace: str) -> 
 
 
 def lint(chart: str, values: dict[str, Any], kubernetes: str, namespace: str) -> Any:
-    return helm_python.lint(chart, values, strict=True, namespace=namespace, kube_version=f"v{kubernetes}.0")
+    return helm_python.lint(
+        chart, values, strict=True, namespace=namespace, kube_version=f"v{kubernetes}.0"
+    )
 
 
 def default_values(chart: str) -> Any:
@@ -34,7 +42,9 @@ def default_values(chart: str) -> Any:
         return loaded.values
 
 
-QUESTIONS = {question.__name__: question for question in (rendered_files, installed, lint, default_values)}
+QUESTIONS = {
+    question.__name__: question for question in (rendered_files, installed, lint, default_values)
+}
 
 
 def main() -> None:

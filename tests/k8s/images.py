@@ -1,7 +1,9 @@
 """
-Builds the images of the Dockerfile without a container engine: by buildah in a chroot, on a base by mmdebstrap.
+Builds the images of the Dockerfile without a container engine: by buildah in a chroot, on a base by
+mmdebstrap.
 
-Everything lies under build/image. Layers are kept there, so that a second build takes what has not changed.
+Everything lies under build/image. Layers are kept there, so that a second build takes what has not
+changed.
 """
 
 from __future__ import annotations
@@ -32,15 +34,22 @@ def build(target: str, **arguments: str) -> str:
     name = f"localhost/{NAMES[target]}:{version()}"
     told = {"BASE": make_base(), "VERSION": version(), "REVISION": revision()} | arguments
     building = (
-        "build", "--isolation", "chroot", "--network", "host", "--pull=never", "--layers",
+        "build",
+        "--isolation",
+        "chroot",
+        "--network",
+        "host",
+        "--pull=never",
+        "--layers",
         *(word for key, value in told.items() for word in ("--build-arg", f"{key}={value}")),
     )
     try:
-        # First and without mounts, for a mount leaves its empty folder in what runs beside it, and this ends in the image.
+        # First and without mounts, for a mount leaves its empty folder in what runs beside it, and
+        # this ends in the image.
         buildah(*building, "--target", "python", ".")
         buildah(*building, "--target", target, "--tag", name, *as_pip_is_told(), ".")
     except AssertionError:
-        buildah("rm", "--all")    # a step that fails leaves its container mounted
+        buildah("rm", "--all")  # a step that fails leaves its container mounted
         raise
     return name
 
@@ -51,13 +60,22 @@ def version() -> str:
 
 
 def revision() -> str:
-    described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return described.stdout.strip() or "unknown"
 
 
 def make_base() -> str:
-    """The name of an image of Debian's packages, in the place of the one that the Dockerfile builds on; it has no digest of that one."""
-    stated = re.search(r"^ARG BASE=(\w+:(\w+)-slim)(@sha256:\w+)?$", Path("Dockerfile").read_text(), re.M)
+    """The name of an image of Debian's packages, in the place of the one that the Dockerfile builds
+    on; it has no digest of that one.
+    """
+    stated = re.search(
+        r"^ARG BASE=(\w+:(\w+)-slim)(@sha256:\w+)?$", Path("Dockerfile").read_text(), re.M
+    )
     assert stated, "The Dockerfile has no ARG BASE=…:RELEASE-slim"
     name, release = f"localhost/{stated[1]}", stated[2]
     if name in said(*BUILDAH, "images", "--format", "{{.Name}}:{{.Tag}}").split():
@@ -66,8 +84,14 @@ def make_base() -> str:
     archive = FOLDER / "base.tar"
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in NOT_IN_SLIM]
     said(
-        "mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", *excluded,
-        '--customize-hook=rm "$1/etc/resolv.conf" "$1/etc/hostname"', release, str(archive),
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        "--include=ca-certificates",
+        *excluded,
+        '--customize-hook=rm "$1/etc/resolv.conf" "$1/etc/hostname"',
+        release,
+        str(archive),
     )
     container = buildah("from", "scratch").strip()
     buildah("add", "--quiet", container, str(archive), "/")
@@ -79,15 +103,29 @@ def make_base() -> str:
 
 
 def as_pip_is_told() -> Iterator[str]:
-    """Mounts by which pip in a build knows what pip on this host is told: its indexes, its certificates. They stay out of the image."""
-    listed = re.findall(r"^(?:global|:env:)\.([a-z-]+)=(.*)$", said(sys.executable, "-m", "pip", "config", "list"), re.M)
-    options = {key: " ".join(str(ast.literal_eval(value)).split()) for key, value in listed if key in INDEXES}
+    """Mounts by which pip in a build knows what pip on this host is told: its indexes, its
+    certificates. They stay out of the image.
+    """
+    listed = re.findall(
+        r"^(?:global|:env:)\.([a-z-]+)=(.*)$",
+        said(sys.executable, "-m", "pip", "config", "list"),
+        re.M,
+    )
+    options = {
+        key: " ".join(str(ast.literal_eval(value)).split())
+        for key, value in listed
+        if key in INDEXES
+    }
     file = FOLDER.resolve() / "pip.conf"
-    file.touch(mode=0o600)    # an index may be told with a password
+    file.touch(mode=0o600)  # an index may be told with a password
     file.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()))
     yield from ("--volume", f"{file}:/etc/pip.conf:ro")
     # An index in a folder keeps its files beside it.
-    places = [Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word) for value in options.values() for word in value.split()]
+    places = [
+        Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word)
+        for value in options.values()
+        for word in value.split()
+    ]
     for place in sorted({place for place in places if place.is_absolute() and place.exists()}):
         yield from ("--volume", f"{place}:{place}:ro")
 
@@ -104,12 +142,26 @@ def unpacked(image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def size_mb(root: Path) -> int:
-    return round(sum(path.lstat().st_blocks * 512 for path in {p.lstat().st_ino: p for p in root.rglob("*")}.values()) / 1e6)
+    return round(
+        sum(
+            path.lstat().st_blocks * 512
+            for path in {p.lstat().st_ino: p for p in root.rglob("*")}.values()
+        )
+        / 1e6
+    )
 
 
 # Overlays do not lie on overlays: inside a container, STORAGE_DRIVER=vfs copies instead.
 DRIVER = os.environ.get("STORAGE_DRIVER", "overlay")
-BUILDAH = ("buildah", "--root", str(FOLDER.resolve() / "store"), "--runroot", str(FOLDER.resolve() / "run"), "--storage-driver", DRIVER)
+BUILDAH = (
+    "buildah",
+    "--root",
+    str(FOLDER.resolve() / "store"),
+    "--runroot",
+    str(FOLDER.resolve() / "run"),
+    "--storage-driver",
+    DRIVER,
+)
 
 
 def buildah(*arguments: str) -> str:
@@ -119,5 +171,8 @@ def buildah(*arguments: str) -> str:
 def said(*command: str) -> str:
     """What a command prints; its complaint where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(command)} ended with"
+        f" {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
     return done.stdout

@@ -1,5 +1,6 @@
 """
-The values that the chart is tried with: the profiles it comes with, and one set for every feature no profile uses.
+The values that the chart is tried with: the profiles it comes with, and one set for every feature
+no profile uses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tests.k8s.helm import Document
 Values = Mapping[str, Any]
 
 PROFILES: dict[str, Values] = {"default": {}} | {
-    path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path("k8s/values").glob("*.yaml"))
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted(Path("k8s/values").glob("*.yaml"))
 }
 
 DIGEST = "0123456789abcdef" * 4
@@ -24,18 +26,29 @@ OPEN: list[Values] = [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]
 FEATURES: dict[str, Values] = {
     "hpa": {"autoscaling": {"hpa": {"enabled": True}}},
     "secrets": {
-        "apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"},
-        "admin": {"enabled": True, "existingSecret": "admins"}, "settings": {"metrics": "admin"},
+        "apiKeys": {"existingSecret": "keys"},
+        "tls": {"existingSecret": "certificate"},
+        "admin": {"enabled": True, "existingSecret": "admins"},
+        "settings": {"metrics": "admin"},
         "monitoring": {"serviceMonitor": {"enabled": True}},
-        "networkPolicy": {"monitoring": [{"namespaceSelector": {}}], "admins": [{"podSelector": {"matchLabels": {"app": "releaser"}}}]},
+        "networkPolicy": {
+            "monitoring": [{"namespaceSelector": {}}],
+            "admins": [{"podSelector": {"matchLabels": {"app": "releaser"}}}],
+        },
     },
-    "tls-metrics": {"tls": {"existingSecret": "certificate"}, "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"team": "nlp"}}}},
+    "tls-metrics": {
+        "tls": {"existingSecret": "certificate"},
+        "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"team": "nlp"}}},
+    },
     "init-container": {
         "model": {
             "source": "initContainer",
             "initContainer": {
-                "image": "store.example/fetch:1", "command": ["fetch"], "args": ["reviews-4", "/models"],
-                "env": [{"name": "REGION", "value": "eu"}], "envFrom": [{"secretRef": {"name": "store"}}],
+                "image": "store.example/fetch:1",
+                "command": ["fetch"],
+                "args": ["reviews-4", "/models"],
+                "env": [{"name": "REGION", "value": "eu"}],
+                "envFrom": [{"secretRef": {"name": "store"}}],
             },
         },
         "arms": {"bert": {"model": {"digest": DIGEST}}, "drbert": {"model": {"digest": DIGEST}}},
@@ -43,32 +56,75 @@ FEATURES: dict[str, Values] = {
     },
     "volumes": {
         "arms": {
-            "bert": {"model": {"source": "pvc", "pvc": {"claimName": "models", "subPath": "bert"}, "digest": DIGEST}, "artifact": "/models/v3"},
-            "drbert": {"image": {"tag": "0.2.0", "pullPolicy": "Always"}, "modelName": "reviews", "model": {"digest": DIGEST}, "replicas": 2},
+            "bert": {
+                "model": {
+                    "source": "pvc",
+                    "pvc": {"claimName": "models", "subPath": "bert"},
+                    "digest": DIGEST,
+                },
+                "artifact": "/models/v3",
+            },
+            "drbert": {
+                "image": {"tag": "0.2.0", "pullPolicy": "Always"},
+                "modelName": "reviews",
+                "model": {"digest": DIGEST},
+                "replicas": 2,
+            },
             "drbert-large": {"role": "candidate", "image": {"digest": f"sha256:{DIGEST}"}},
         },
     },
-    "mig": {"gpu": {"enabled": True, "resourceName": "nvidia.com/mig-1g.10gb", "runtimeClassName": "nvidia"}, "security": {"readOnlyRootFilesystem": False}},
+    "mig": {
+        "gpu": {
+            "enabled": True,
+            "resourceName": "nvidia.com/mig-1g.10gb",
+            "runtimeClassName": "nvidia",
+        },
+        "security": {"readOnlyRootFilesystem": False},
+    },
     "ingress": {
-        "ingress": {"enabled": True, "className": "nginx", "hosts": ["classify.example"], "tlsSecret": "classify-tls", "annotations": {"a": "b"}},
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "hosts": ["classify.example"],
+            "tlsSecret": "classify-tls",
+            "annotations": {"a": "b"},
+        },
         "service": {"annotations": {"c": "d"}, "port": 80},
     },
     "proof-by-client": {
         "replicas": 16,
         "proof": {
-            "enabled": True, "delayBy": "client", "headersSecret": "keys", "capacityPerSecond": 120.5,
-            "pilot": '{"restarts": 12}\n', "texts": "good film\nbad film", "evidence": {"existingClaim": "evidence", "storageClassName": ""},
+            "enabled": True,
+            "delayBy": "client",
+            "headersSecret": "keys",
+            "capacityPerSecond": 120.5,
+            "pilot": '{"restarts": 12}\n',
+            "texts": "good film\nbad film",
+            "evidence": {"existingClaim": "evidence", "storageClassName": ""},
         },
     },
     "tracing": {
-        "settings": {"tracing": True, "max_body_bytes": 4_194_304, "request_timeout_s": 2.5, "cors_origins": "https://a.example"},
-        "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.monitoring:4318"}],
+        "settings": {
+            "tracing": True,
+            "max_body_bytes": 4_194_304,
+            "request_timeout_s": 2.5,
+            "cors_origins": "https://a.example",
+        },
+        "env": [
+            {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.monitoring:4318"}
+        ],
         "networkPolicy": {"egress": OPEN},
     },
     "elsewhere": {
-        "imagePullSecrets": [{"name": "registry"}], "podLabels": {"team": "nlp"}, "podAnnotations": {"a": "b"},
-        "nodeSelector": {"disk": "ssd"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
-        "affinity": {"nodeAffinity": {}}, "serviceAccount": {"create": False}, "networkPolicy": {"enabled": False},
+        "imagePullSecrets": [{"name": "registry"}],
+        "podLabels": {"team": "nlp"},
+        "podAnnotations": {"a": "b"},
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"operator": "Exists"}],
+        "priorityClassName": "high",
+        "affinity": {"nodeAffinity": {}},
+        "serviceAccount": {"create": False},
+        "networkPolicy": {"enabled": False},
         "shutdown": {"preStopSeconds": 0, "graceSeconds": 60},
     },
 }

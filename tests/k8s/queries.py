@@ -1,5 +1,6 @@
 """
-The queries that operators live by: of the rules, of the dashboards and, where the chart can be rendered, of its autoscalers.
+The queries that operators live by: of the rules, of the dashboards and, where the chart can be
+rendered, of its autoscalers.
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ DASHBOARDS = sorted(CHART.glob("dashboards/*.json"))
 RUNBOOKS = Path("k8s/runbooks.md")
 
 # What the settings group is to record for one release; the chart renders it from its values.
-SETTINGS = {"drbert:setting:arm", "drbert:setting:margin", "drbert:setting:error_budget", "drbert:setting:max_waiting"}
+SETTINGS = {
+    "drbert:setting:arm",
+    "drbert:setting:margin",
+    "drbert:setting:error_budget",
+    "drbert:setting:max_waiting",
+}
 # Told by others: Prometheus itself, kube-state-metrics, the kubelet.
 OTHERS = {
-    "up", "kube_pod_container_status_restarts_total", "kube_pod_init_container_status_restarts_total", "container_cpu_cfs_periods_total", "container_cpu_cfs_throttled_periods_total",
+    "up",
+    "kube_pod_container_status_restarts_total",
+    "kube_pod_init_container_status_restarts_total",
+    "container_cpu_cfs_periods_total",
+    "container_cpu_cfs_throttled_periods_total",
 }
 
 
@@ -72,5 +82,12 @@ def served() -> set[str]:
     """The names of series that the service has on /metrics."""
     registry = CollectorRegistry()
     Metrics(registry)
-    endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"], "gauge": [""]}
-    return {f"{family.name}{ending}" for family in registry.collect() for ending in endings[family.type]}
+    endings = {
+        "counter": ["_total"],
+        "histogram": ["_bucket", "_sum", "_count"],
+        "info": ["_info"],
+        "gauge": [""],
+    }
+    return {
+        f"{family.name}{ending}" for family in registry.collect() for ending in endings[family.type]
+    }

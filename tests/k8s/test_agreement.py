@@ -21,10 +21,21 @@ from tests.k8s.helm import CHART, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind, pod_specs
 
 # Set by the blocks of values that mount what they name.
-BY_MOUNTS = {"api_keys_file", "tls_certificate", "tls_key", "admin_port", "admin_host", "admin_keys_file", "gpu_cache"}
+BY_MOUNTS = {
+    "api_keys_file",
+    "tls_certificate",
+    "tls_key",
+    "admin_port",
+    "admin_host",
+    "admin_keys_file",
+    "gpu_cache",
+}
 MOUNTS: Values = {
-    "apiKeys": {"existingSecret": "keys"}, "tls": {"existingSecret": "certificate"}, "admin": {"enabled": True, "existingSecret": "admins"},
-    "networkPolicy": {"admins": [{"podSelector": {}}]}, "gpu": {"enabled": True},
+    "apiKeys": {"existingSecret": "keys"},
+    "tls": {"existingSecret": "certificate"},
+    "admin": {"enabled": True, "existingSecret": "admins"},
+    "networkPolicy": {"admins": [{"podSelector": {}}]},
+    "gpu": {"enabled": True},
 }
 # Not the service's: the client's key, and the switch of a chaos run's service.
 OTHERS = {"DRBERT_API_KEY"}
@@ -33,7 +44,9 @@ IN_WORDS = {"default", "description", "title"}
 
 def variables(values: Values) -> dict[str, str]:
     """What the first arm's container is told."""
-    [spec, *_] = [spec for document, spec in pod_specs(render(values)) if document["kind"] == "Deployment"]
+    [spec, *_] = [
+        spec for document, spec in pod_specs(render(values)) if document["kind"] == "Deployment"
+    ]
     [container] = [c for c in containers(spec) if c["name"] == "drbert"]
     return {variable["name"]: variable["value"] for variable in container.get("env", [])}
 
@@ -44,7 +57,9 @@ def without_words(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits() -> None:
-    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"][
+        "properties"
+    ]
     fields = Settings.model_json_schema()["properties"]
     assert set(known) | BY_MOUNTS == set(fields)
     assert not set(known) & BY_MOUNTS
@@ -53,8 +68,16 @@ def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits()
 
 
 def test_every_variable_of_the_service_can_be_set() -> None:
-    unset = {name: "table.json" if name == "gpu_table" else 3 for name, value in Settings() if value is None}
-    settings = {name: value for name, value in (Settings().model_dump(mode="json") | unset).items() if name not in BY_MOUNTS}
+    unset = {
+        name: "table.json" if name == "gpu_table" else 3
+        for name, value in Settings()
+        if value is None
+    }
+    settings = {
+        name: value
+        for name, value in (Settings().model_dump(mode="json") | unset).items()
+        if name not in BY_MOUNTS
+    }
     given = variables({**MOUNTS, "settings": settings})
     assert set(given) == {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
 
@@ -70,15 +93,27 @@ def test_the_service_reads_what_the_chart_sets(name: str, monkeypatch: pytest.Mo
 
 def test_what_the_chart_computes_with_are_the_services_own_defaults() -> None:
     [deployment, *_] = of_kind(render({"shutdown": {"preStopSeconds": 7}}), "Deployment")
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 7 + Settings().drain_timeout_s + 10
+    assert (
+        deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        == 7 + Settings().drain_timeout_s + 10
+    )
     [rule] = of_kind(render({"monitoring": {"rules": {"enabled": True}}}), "PrometheusRule")
-    [waiting] = [rule["expr"] for rule in rule["spec"]["groups"][0]["rules"] if rule["record"] == "drbert:setting:max_waiting"]
+    [waiting] = [
+        rule["expr"]
+        for rule in rule["spec"]["groups"][0]["rules"]
+        if rule["record"] == "drbert:setting:max_waiting"
+    ]
     assert waiting == f"vector({Settings().max_waiting})"
 
 
 def test_docs_name_only_variables_that_there_are() -> None:
     known = {f"DRBERT_{name.upper()}" for name in Settings.model_fields} | OTHERS
-    for path in (Path("README.md"), *Path("docs").glob("*.md"), *Path("k8s").rglob("*.md"), *Path("k8s").rglob("*.yaml")):
+    for path in (
+        Path("README.md"),
+        *Path("docs").glob("*.md"),
+        *Path("k8s").rglob("*.md"),
+        *Path("k8s").rglob("*.yaml"),
+    ):
         named = set(re.findall(r"\bDRBERT_[A-Z_]*[A-Z]\b", path.read_text()))
         assert named <= known, f"{path}: {named - known}"
 
@@ -89,7 +124,11 @@ def exposed() -> set[str]:
     metrics = Metrics(CollectorRegistry(), readings=lambda: [gpu])
     metrics.add_model("reviews", "d", "e", "openvino", "cpu-fp32")
     metrics.count_request("reviews", 200)
-    for counter, labels in ((metrics.rejected, ["full"]), (metrics.shadowed, ["a", "b", "agreed"]), (metrics.shadow_seconds, ["a"])):
+    for counter, labels in (
+        (metrics.rejected, ["full"]),
+        (metrics.shadowed, ["a", "b", "agreed"]),
+        (metrics.shadow_seconds, ["a"]),
+    ):
         counter.labels(*labels)
     lines = generate_latest(metrics.registry).decode().splitlines()
     return {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
@@ -99,18 +138,44 @@ def expressions() -> Iterator[tuple[str, str]]:
     """Everything that asks Prometheus, and where it stands."""
     for path in sorted((CHART / "rules").glob("*.yaml")):
         for group in yaml.safe_load(path.read_text())["groups"]:
-            yield from ((f"{path} {rule.get('record') or rule.get('alert')}", rule["expr"]) for rule in group["rules"])
+            yield from (
+                (f"{path} {rule.get('record') or rule.get('alert')}", rule["expr"])
+                for rule in group["rules"]
+            )
     for path in sorted((CHART / "dashboards").glob("*.json")):
-        yield from ((str(path), expression) for expression in _expressions(json.loads(path.read_text())))
+        yield from (
+            (str(path), expression) for expression in _expressions(json.loads(path.read_text()))
+        )
     for document in of_kind(render(PROFILES["production"]), "ScaledObject"):
-        yield from (("ScaledObject", trigger["metadata"]["query"]) for trigger in document["spec"]["triggers"])
+        yield from (
+            ("ScaledObject", trigger["metadata"]["query"])
+            for trigger in document["spec"]["triggers"]
+        )
     for document in of_kind(render(PROFILES["production"]), "PrometheusRule"):
-        yield from (("PrometheusRule", rule["expr"]) for group in document["spec"]["groups"] for rule in group["rules"])
-    for rule in yaml.safe_load(Path("k8s/examples/prometheus-adapter.yaml").read_text())["rules"]["custom"]:
-        filled_in = {"<<.Series>>": rule["name"]["as"], "<<.LabelMatchers>>": 'namespace="prod",pod=~"a|b"', "<<.GroupBy>>": "pod"}
-        yield "prometheus-adapter", functools.reduce(lambda query, each: query.replace(*each), filled_in.items(), rule["metricsQuery"])
+        yield from (
+            ("PrometheusRule", rule["expr"])
+            for group in document["spec"]["groups"]
+            for rule in group["rules"]
+        )
+    for rule in yaml.safe_load(Path("k8s/examples/prometheus-adapter.yaml").read_text())["rules"][
+        "custom"
+    ]:
+        filled_in = {
+            "<<.Series>>": rule["name"]["as"],
+            "<<.LabelMatchers>>": 'namespace="prod",pod=~"a|b"',
+            "<<.GroupBy>>": "pod",
+        }
+        yield (
+            "prometheus-adapter",
+            functools.reduce(
+                lambda query, each: query.replace(*each), filled_in.items(), rule["metricsQuery"]
+            ),
+        )
     for document in of_kind(render(EVERYTHING["hpa"]), "HorizontalPodAutoscaler"):
-        yield from (("HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]) for metric in document["spec"]["metrics"])
+        yield from (
+            ("HorizontalPodAutoscaler", metric["pods"]["metric"]["name"])
+            for metric in document["spec"]["metrics"]
+        )
 
 
 def _expressions(part: Any) -> Iterator[str]:
@@ -124,7 +189,11 @@ def _expressions(part: Any) -> Iterator[str]:
 
 def filled(expression: str) -> str:
     """A dashboard's expression as Grafana would send it."""
-    return re.sub(r"\$\{?(__rate_interval|__interval|__range)\}?", "5m", re.sub(r"\$\{?(?!__)\w+(:\w+)?\}?", "x", expression))
+    return re.sub(
+        r"\$\{?(__rate_interval|__interval|__range)\}?",
+        "5m",
+        re.sub(r"\$\{?(?!__)\w+(:\w+)?\}?", "x", expression),
+    )
 
 
 def test_whoever_asks_prometheus_asks_for_metrics_that_the_service_has() -> None:
@@ -139,21 +208,40 @@ def test_whoever_asks_prometheus_asks_for_metrics_that_the_service_has() -> None
 
 def test_rules_ask_for_settings_that_the_chart_records() -> None:
     [rule] = of_kind(render(PROFILES["production"]), "PrometheusRule")
-    recorded = {each["record"] for group in rule["spec"]["groups"] for each in group["rules"] if "record" in each}
+    recorded = {
+        each["record"]
+        for group in rule["spec"]["groups"]
+        for each in group["rules"]
+        if "record" in each
+    }
     for where, expression in expressions():
         named = set(re.findall(r"\bdrbert:[\w:]+", expression))
         assert named <= recorded, f"{where} asks for {sorted(named - recorded)}"
 
 
-@pytest.mark.parametrize(("size", "variant"), [("mini", "cpu-fp32"), ("mini", "cpu-int8"), ("base", "cpu-fp32"), ("base", "cpu-int8")])
+@pytest.mark.parametrize(
+    ("size", "variant"),
+    [("mini", "cpu-fp32"), ("mini", "cpu-int8"), ("base", "cpu-fp32"), ("base", "cpu-int8")],
+)
 def test_sizes_in_the_docs_are_those_that_were_measured(size: str, variant: str) -> None:
     results = Path("benchmarks/RESULTS.md").read_text()
     precision = variant.removeprefix("cpu-")
     peers = results.partition(f"## peers {size}\n")[2]
-    [rate] = re.findall(rf"^\| DrBERT Serve {precision} \| openvino \| [\d.,]+ \| [\d.,]+ \| ([\d.,]+) \|", peers.partition("\n## ")[0], re.MULTILINE)
-    [memory] = re.findall(rf"^\| {size} \| {variant} \| [\d.]+ \| [\d,]+ \| ([\d,]+) \|", results.partition("## startup\n")[2].partition("\n## ")[0], re.MULTILINE)
+    [rate] = re.findall(
+        rf"^\| DrBERT Serve {precision} \| openvino \| [\d.,]+ \| [\d.,]+ \| ([\d.,]+) \|",
+        peers.partition("\n## ")[0],
+        re.MULTILINE,
+    )
+    [memory] = re.findall(
+        rf"^\| {size} \| {variant} \| [\d.]+ \| [\d,]+ \| ([\d,]+) \|",
+        results.partition("## startup\n")[2].partition("\n## ")[0],
+        re.MULTILINE,
+    )
     hours = 1e6 / (3600 * float(rate.replace(",", "")))
-    assert f"| {size}, `{variant}` | {rate} | {memory} | {hours:.1f} |" in Path("k8s/README.md").read_text()
+    assert (
+        f"| {size}, `{variant}` | {rate} | {memory} | {hours:.1f} |"
+        in Path("k8s/README.md").read_text()
+    )
 
 
 def test_the_docs_commands_name_what_there_is() -> None:
@@ -176,4 +264,6 @@ def test_the_docs_tell_the_services_own_defaults() -> None:
     defaults = dict(Settings())
     for name, words in told:
         number, _, unit = words.strip().replace(",", "").partition(" ")
-        assert defaults[name.lower()] == (None if number == "none" else float(number) * {"": 1, "MiB": 2**20}[unit]), name
+        assert defaults[name.lower()] == (
+            None if number == "none" else float(number) * {"": 1, "MiB": 2**20}[unit]
+        ), name

@@ -1,4 +1,6 @@
-"""Every profile and every feature renders to objects that Kubernetes and its operators would take."""
+"""Every profile and every feature renders to objects that Kubernetes and its operators would
+take.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,29 @@ from tests.k8s.helm import Document, Refused, installed, lint, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, minors, of_kind
 from tests.needs import CRDS, crds
 
-CUSTOM = {"ServiceMonitor": "servicemonitor_v1", "PrometheusRule": "prometheusrule_v1", "ScaledObject": "scaledobject_v1alpha1", "HTTPRoute": "httproute_v1"}
+CUSTOM = {
+    "ServiceMonitor": "servicemonitor_v1",
+    "PrometheusRule": "prometheusrule_v1",
+    "ScaledObject": "scaledobject_v1alpha1",
+    "HTTPRoute": "httproute_v1",
+}
 
 
 def chart_with_files(folder: Path) -> Path:
-    """The chart with a rule file and a dashboard more, whose braces Prometheus and Grafana fill in, not Helm."""
+    """The chart with a rule file and a dashboard more, whose braces Prometheus and Grafana fill in,
+    not Helm.
+    """
     chart = folder / "chart"
     shutil.copytree(helm.CHART, chart)
     (chart / "rules").mkdir(exist_ok=True)
     (chart / "rules" / "further.yaml").write_text(
-        'groups:\n- name: further\n  rules:\n  - alert: Odd\n    expr: drbert_ready < 1\n    annotations: {summary: "{{ $labels.arm }} of {{ $labels.release }}"}\n'
+        "groups:\n- name: further\n  rules:\n  - alert: Odd\n    expr: drbert_ready < 1\n   "
+        ' annotations: {summary: "{{ $labels.arm }} of {{ $labels.release }}"}\n'
     )
     (chart / "dashboards").mkdir(exist_ok=True)
-    (chart / "dashboards" / "further.json").write_text('{\n  "title": "Further",\n  "legend": "{{arm}}"\n}\n')
+    (chart / "dashboards" / "further.json").write_text(
+        '{\n  "title": "Further",\n  "legend": "{{arm}}"\n}\n'
+    )
     return chart
 
 
@@ -40,13 +52,21 @@ def test_lint_has_nothing_to_complain_of(name: str) -> None:
 
 
 @pytest.mark.parametrize("minor", minors("default"))
-def test_kubernetes_knows_every_field_on_every_version(minor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_knows_every_field_on_every_version(
+    minor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # It reads its schemas, 3 MB of them, anew for every object.
-    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", functools.cache(kubernetes_validate.utils.schema_contents))
+    monkeypatch.setattr(
+        kubernetes_validate.utils,
+        "schema_contents",
+        functools.cache(kubernetes_validate.utils.schema_contents),
+    )
     objects = {
         json.dumps(document): document
-        for name, values in EVERYTHING.items() if minor in minors(name)
-        for document in render(values, kubernetes=f"1.{minor}") if document["kind"] not in CUSTOM
+        for name, values in EVERYTHING.items()
+        if minor in minors(name)
+        for document in render(values, kubernetes=f"1.{minor}")
+        if document["kind"] not in CUSTOM
     }
     for document in objects.values():
         kubernetes_validate.validate(document, f"1.{minor}", strict=True)
@@ -64,13 +84,27 @@ def test_a_misspelt_field_would_be_seen() -> None:
 def test_operators_know_every_field(name: str) -> None:
     for document in of_kind(render(EVERYTHING[name]), *CUSTOM):
         schema = json.loads((CRDS / f"{CUSTOM[document['kind']]}.json").read_text())
-        faults = [f"{fault.json_path}: {fault.message}" for fault in jsonschema.Draft7Validator(schema).iter_errors(document)]
+        faults = [
+            f"{fault.json_path}: {fault.message}"
+            for fault in jsonschema.Draft7Validator(schema).iter_errors(document)
+        ]
         assert not faults, f"{document['kind']}: {faults}"
 
 
 def test_every_kind_of_object_is_rendered_by_some_values() -> None:
     seen = {document["kind"] for values in EVERYTHING.values() for document in render(values)}
-    assert seen >= {*CUSTOM, "Deployment", "Service", "Job", "Pod", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "Ingress", "ConfigMap"}
+    assert seen >= {
+        *CUSTOM,
+        "Deployment",
+        "Service",
+        "Job",
+        "Pod",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+        "Ingress",
+        "ConfigMap",
+    }
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -82,7 +116,9 @@ def test_what_is_installed_is_what_was_checked(name: str) -> None:
     manifest = sorted(helm.documents(told["manifest"]), key=key)
     # Rendered for the engine's own version of Kubernetes, as the dry run is.
     checked = render(EVERYTHING[name], kubernetes="1.36")
-    assert manifest == sorted((d for d in checked if "helm.sh/hook" not in d["metadata"].get("annotations", {})), key=key)
+    assert manifest == sorted(
+        (d for d in checked if "helm.sh/hook" not in d["metadata"].get("annotations", {})), key=key
+    )
     assert "port-forward svc/demo" in told["notes"]
 
 
@@ -90,7 +126,10 @@ def test_what_is_installed_is_what_was_checked(name: str) -> None:
 def test_the_rendered_profiles_are_those_in_the_repository(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     assert path.exists(), f"{path} is missing; make chart-golden writes it"
-    assert path.read_text() == golden(name), f"{path} is not what the chart renders; `make chart-golden` writes it anew, git diff shows what changed"
+    assert path.read_text() == golden(name), (
+        f"{path} is not what the chart renders; `make chart-golden` writes it anew, git diff shows"
+        " what changed"
+    )
 
 
 def test_the_repository_holds_no_rendered_profile_that_is_gone() -> None:
@@ -98,45 +137,92 @@ def test_the_repository_holds_no_rendered_profile_that_is_gone() -> None:
 
 
 def test_an_old_kubernetes_sleeps_by_a_command_before_a_pod_goes() -> None:
-    for kubernetes, handler in (("1.29", {"exec": {"command": ["sleep", "5"]}}), ("1.30", {"sleep": {"seconds": 5}})):
+    for kubernetes, handler in (
+        ("1.29", {"exec": {"command": ["sleep", "5"]}}),
+        ("1.30", {"sleep": {"seconds": 5}}),
+    ):
         [first, *_] = of_kind(render({}, kubernetes=kubernetes), "Deployment")
         assert first["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] == handler
 
 
 def test_an_old_kubernetes_is_told_that_it_cannot_mount_images() -> None:
-    with pytest.raises(Refused, match=r"Kubernetes v1\.30\.0 cannot mount; it takes 1\.35, or 1\.31 with the feature gate ImageVolume, or model\.source: initContainer"):
+    with pytest.raises(
+        Refused,
+        match=(
+            r"Kubernetes v1\.30\.0 cannot mount; it takes 1\.35, or 1\.31 with the feature gate"
+            r" ImageVolume, or model\.source: initContainer"
+        ),
+    ):
         render(PROFILES["production"], kubernetes="1.30")
 
 
 def test_rules_and_dashboards_come_through_unchanged(tmp_path: Path) -> None:
     chart = chart_with_files(tmp_path)
-    values = {"monitoring": {"rules": {"enabled": True}, "dashboards": {"enabled": True, "annotations": {"folder": "Models"}}}}
+    values = {
+        "monitoring": {
+            "rules": {"enabled": True},
+            "dashboards": {"enabled": True, "annotations": {"folder": "Models"}},
+        }
+    }
     documents = render(values, chart=chart)
     [rule] = of_kind(documents, "PrometheusRule")
     groups = {group["name"]: group for group in rule["spec"]["groups"]}
     for path in (chart / "rules").glob("*.yaml"):
         for group in yaml.safe_load(path.read_text())["groups"]:
             assert groups[group["name"]] == group
-    boards = {name: text for config in of_kind(documents, "ConfigMap") for name, text in config["data"].items()}
+    boards = {
+        name: text
+        for config in of_kind(documents, "ConfigMap")
+        for name, text in config["data"].items()
+    }
     for path in (chart / "dashboards").glob("*.json"):
         assert boards[path.name] == path.read_text().strip()
-    labels = [config["metadata"]["labels"]["grafana_dashboard"] for config in of_kind(documents, "ConfigMap")]
+    labels = [
+        config["metadata"]["labels"]["grafana_dashboard"]
+        for config in of_kind(documents, "ConfigMap")
+    ]
     assert labels == ["1"] * len(boards)
 
 
 def test_alerts_lead_to_the_runbooks_that_the_values_name() -> None:
-    [rule] = of_kind(render({"monitoring": {"rules": {"enabled": True, "runbooks": "https://wiki.example/drbert"}}}), "PrometheusRule")
-    pages = {each["annotations"]["runbook_url"].partition("#")[0] for group in rule["spec"]["groups"] for each in group["rules"] if "alert" in each}
+    [rule] = of_kind(
+        render(
+            {"monitoring": {"rules": {"enabled": True, "runbooks": "https://wiki.example/drbert"}}}
+        ),
+        "PrometheusRule",
+    )
+    pages = {
+        each["annotations"]["runbook_url"].partition("#")[0]
+        for group in rule["spec"]["groups"]
+        for each in group["rules"]
+        if "alert" in each
+    }
     assert pages == {"https://wiki.example/drbert"}
 
 
 def test_rules_are_told_what_the_values_say() -> None:
-    [rule] = of_kind(render({"monitoring": {"rules": {"enabled": True, "margin": 0.01}}, "settings": {"max_waiting": 5_000_000}}), "PrometheusRule")
+    [rule] = of_kind(
+        render(
+            {
+                "monitoring": {"rules": {"enabled": True, "margin": 0.01}},
+                "settings": {"max_waiting": 5_000_000},
+            }
+        ),
+        "PrometheusRule",
+    )
     [settings] = [group for group in rule["spec"]["groups"] if group["name"] == "settings"]
     release = {"namespace": "prod", "release": "demo"}
     assert settings["rules"] == [
-        {"record": "drbert:setting:arm", "expr": "vector(1)", "labels": {"arm": "bert", "role": "reference"} | release},
-        {"record": "drbert:setting:arm", "expr": "vector(1)", "labels": {"arm": "drbert", "role": "candidate"} | release},
+        {
+            "record": "drbert:setting:arm",
+            "expr": "vector(1)",
+            "labels": {"arm": "bert", "role": "reference"} | release,
+        },
+        {
+            "record": "drbert:setting:arm",
+            "expr": "vector(1)",
+            "labels": {"arm": "drbert", "role": "candidate"} | release,
+        },
         {"record": "drbert:setting:margin", "expr": "vector(0.01)", "labels": release},
         {"record": "drbert:setting:error_budget", "expr": "vector(0.001)", "labels": release},
         {"record": "drbert:setting:max_waiting", "expr": "vector(5000000)", "labels": release},

@@ -11,54 +11,99 @@ import pytest
 
 
 def test_the_dockerfile_has_nothing_that_hadolint_minds() -> None:
-    done = subprocess.run([Path(sys.executable).with_name("hadolint"), "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), "Dockerfile"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_a_file_that_changes_often_does_not_fetch_the_requirements_again() -> None:
     """In the Dockerfile the requirements are installed before the sources are copied."""
-    steps = [line for line in Path("Dockerfile").read_text().splitlines() if line.startswith(("COPY", "RUN", "FROM"))]
-    first = next(i for i, step in enumerate(steps) if "requirements.txt" in step and step.startswith("RUN"))
+    steps = [
+        line
+        for line in Path("Dockerfile").read_text().splitlines()
+        if line.startswith(("COPY", "RUN", "FROM"))
+    ]
+    first = next(
+        i for i, step in enumerate(steps) if "requirements.txt" in step and step.startswith("RUN")
+    )
     assert first < steps.index("COPY . .")
 
 
 @pytest.mark.parametrize("extra", ["gpu", "gpu,tracing"])
 def test_extras_are_told_to_pip_as_pyproject_states_them(extra: str) -> None:
-    said = subprocess.run([sys.executable, "k8s/requirements.py", extra], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "k8s/requirements.py", extra], capture_output=True, text=True, check=True
+    ).stdout
     assert "onnxruntime-gpu[cuda,cudnn]" in said
     assert "openvino" in said
     assert "torch" not in said
 
 
 def test_no_image_keeps_what_reports_to_others() -> None:
-    """Whatever installs OpenVINO brings its telemetry, which the same step removes again: each layer stays in the image."""
-    installing = [step for step in steps("RUN") if "requirements.txt" in step and "install.sh" in step]
+    """Whatever installs OpenVINO brings its telemetry, which the same step removes again: each
+    layer stays in the image.
+    """
+    installing = [
+        step for step in steps("RUN") if "requirements.txt" in step and "install.sh" in step
+    ]
     assert len(installing) == 2
     for step in installing:
-        assert "uninstall --yes openvino-telemetry" in step.partition("--requirement requirements.txt")[2]
+        assert (
+            "uninstall --yes openvino-telemetry"
+            in step.partition("--requirement requirements.txt")[2]
+        )
 
 
 def test_the_base_is_named_by_a_release_and_perhaps_a_digest() -> None:
     stated = re.search(r"^ARG BASE=(\S+)$", Path("Dockerfile").read_text(), re.M)
     assert stated
     assert re.fullmatch(r"debian:[a-z]+-slim(@sha256:[0-9a-f]{64})?", stated[1])
-    others = {words.split()[1] for words in steps("FROM")} - {words.split()[-1] for words in steps("FROM") if " AS " in words}
+    others = {words.split()[1] for words in steps("FROM")} - {
+        words.split()[-1] for words in steps("FROM") if " AS " in words
+    }
     assert others == {"${BASE}"}, "every image is built on BASE"
 
 
 @pytest.mark.parametrize("pinned_before", [False, True])
-@pytest.mark.parametrize(("digest", "pins"), [(f"sha256:{'a1' * 32}", True), ("sha256:a1", False), ("", False)])
-def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(tmp_path: Path, digest: str, pins: bool, pinned_before: bool) -> None:
-    before = re.sub(r"^(ARG BASE=[^@\n]+).*$", rf"\1@sha256:{'0' * 64}" if pinned_before else r"\1", Path("Dockerfile").read_text(), flags=re.M)
+@pytest.mark.parametrize(
+    ("digest", "pins"), [(f"sha256:{'a1' * 32}", True), ("sha256:a1", False), ("", False)]
+)
+def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(
+    tmp_path: Path, digest: str, pins: bool, pinned_before: bool
+) -> None:
+    before = re.sub(
+        r"^(ARG BASE=[^@\n]+).*$",
+        rf"\1@sha256:{'0' * 64}" if pinned_before else r"\1",
+        Path("Dockerfile").read_text(),
+        flags=re.M,
+    )
     (tmp_path / "Dockerfile").write_text(before)
     # Its own answers need a registry.
-    (tmp_path / "skopeo").write_text(f'#!/bin/sh\n[ "$5" = docker://docker.io/library/debian:bookworm-slim ] && echo "{digest}"\n')
+    (tmp_path / "skopeo").write_text(
+        '#!/bin/sh\n[ "$5" = docker://docker.io/library/debian:bookworm-slim ] && echo'
+        f' "{digest}"\n'
+    )
     (tmp_path / "skopeo").chmod(0o755)
     script = Path("k8s/pin_base.sh").resolve()
-    done = subprocess.run(["sh", script], cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", script],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     after = (tmp_path / "Dockerfile").read_text()
     assert (done.returncode == 0) == pins, done.stderr
-    expected = re.sub(r"^ARG BASE=([^@\n]+).*$", rf"ARG BASE=\1@{digest}", before, flags=re.M) if pins else before
+    expected = (
+        re.sub(r"^ARG BASE=([^@\n]+).*$", rf"ARG BASE=\1@{digest}", before, flags=re.M)
+        if pins
+        else before
+    )
     assert after == expected
 
 
@@ -69,6 +114,8 @@ def steps(name: str) -> list[str]:
 
 
 def test_an_extra_that_is_not_there_is_named() -> None:
-    done = subprocess.run([sys.executable, "k8s/requirements.py", "cuda"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "k8s/requirements.py", "cuda"], capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "pyproject.toml has no extra cuda" in done.stderr

@@ -13,7 +13,15 @@ import pytest
 
 from proof.plan_file import read_plan
 from tests.k8s.helm import Document, render
-from tests.k8s.profiles import DIGEST, EVERYTHING, FEATURES, PROFILES, containers, of_kind, pod_specs
+from tests.k8s.profiles import (
+    DIGEST,
+    EVERYTHING,
+    FEATURES,
+    PROFILES,
+    containers,
+    of_kind,
+    pod_specs,
+)
 
 LONGEST_NAME = "a-release-whose-name-is-as-long-as-helm-permits-it-be"
 GOODBYE_S = 10
@@ -36,16 +44,23 @@ def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 
 def arms(documents: list[Document]) -> dict[str, Document]:
-    return {document["metadata"]["labels"]["arm"]: document for document in of_kind(documents, "Deployment")}
+    return {
+        document["metadata"]["labels"]["arm"]: document
+        for document in of_kind(documents, "Deployment")
+    }
 
 
 def drbert(deployment: Document) -> Document:
-    [found] = [c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == "drbert"]
+    [found] = [
+        c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == "drbert"
+    ]
     assert isinstance(found, dict)
     return found
 
 
-def test_every_object_is_in_the_releases_namespace_and_alone_by_its_name(documents: list[Document]) -> None:
+def test_every_object_is_in_the_releases_namespace_and_alone_by_its_name(
+    documents: list[Document],
+) -> None:
     names = [(document["kind"], document["metadata"]["name"]) for document in documents]
     assert len(set(names)) == len(names)
     assert {document["metadata"]["namespace"] for document in documents} == {"prod"}
@@ -57,9 +72,14 @@ def test_names_fit_also_for_the_longest_release(name: str) -> None:
     documents = render(EVERYTHING[name], name=LONGEST_NAME)
     for document in documents:
         # KEDA puts "keda-hpa-" before it and makes a label of both.
-        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,52}[a-z0-9])?", document["metadata"]["name"]), document["metadata"]["name"]
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,52}[a-z0-9])?", document["metadata"]["name"]), (
+            document["metadata"]["name"]
+        )
         labels = document["metadata"].get("labels", {})
-        assert all(re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value) for value in labels.values()), labels
+        assert all(
+            re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
+            for value in labels.values()
+        ), labels
     kinds = [(document["kind"], document["metadata"]["name"]) for document in documents]
     assert len(set(kinds)) == len(kinds)
 
@@ -67,66 +87,122 @@ def test_names_fit_also_for_the_longest_release(name: str) -> None:
 def test_a_deployment_selects_its_own_pods_and_no_others(documents: list[Document]) -> None:
     for arm, deployment in arms(documents).items():
         selector = deployment["spec"]["selector"]["matchLabels"]
-        assert [labels["arm"] for labels, _ in pods(documents) if selects(selector, labels)] == [arm]
-        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(selector), "a selector cannot change, and these do"
+        assert [labels["arm"] for labels, _ in pods(documents) if selects(selector, labels)] == [
+            arm
+        ]
+        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(selector), (
+            "a selector cannot change, and these do"
+        )
 
 
 def test_arms_differ_in_their_model_alone() -> None:
-    two: dict[str, Any] = {"bert": None, "drbert": None, "one": {"role": "reference"}, "two": {"role": "candidate"}}
+    two: dict[str, Any] = {
+        "bert": None,
+        "drbert": None,
+        "one": {"role": "reference"},
+        "two": {"role": "candidate"},
+    }
     for values in EVERYTHING.values():
         found = arms(render({**values, "arms": two}))
         assert set(found) == {"one", "two"}
-        digests = [deployment["spec"]["template"]["metadata"]["labels"].pop("pod-spec") for deployment in found.values()]
+        digests = [
+            deployment["spec"]["template"]["metadata"]["labels"].pop("pod-spec")
+            for deployment in found.values()
+        ]
         assert len(set(digests)) == 2
-        assert len({re.sub(r"\b(one|two)\b", "ARM", json.dumps(deployment["spec"])) for deployment in found.values()}) == 1
+        assert (
+            len(
+                {
+                    re.sub(r"\b(one|two)\b", "ARM", json.dumps(deployment["spec"]))
+                    for deployment in found.values()
+                }
+            )
+            == 1
+        )
 
 
 def test_services_select_the_arms_pods_by_ports_that_they_have(documents: list[Document]) -> None:
-    services = {document["metadata"]["name"]: document for document in of_kind(documents, "Service")}
+    services = {
+        document["metadata"]["name"]: document for document in of_kind(documents, "Service")
+    }
     assert {"demo", "demo-bert", "demo-drbert"} <= set(services)
     for name, service in services.items():
-        found = [(labels, spec) for labels, spec in pods(documents) if selects(service["spec"]["selector"], labels)]
+        found = [
+            (labels, spec)
+            for labels, spec in pods(documents)
+            if selects(service["spec"]["selector"], labels)
+        ]
         assert len(found) == (len(arms(documents)) if name == "demo" else 1), name
         for labels, spec in found:
             assert labels["app.kubernetes.io/component"] == "arm"
-            assert {port["targetPort"] for port in service["spec"]["ports"]} <= {port["name"] for c in spec["containers"] for port in c["ports"]}
+            assert {port["targetPort"] for port in service["spec"]["ports"]} <= {
+                port["name"] for c in spec["containers"] for port in c["ports"]
+            }
 
 
 def test_whatever_a_pod_takes_is_there_or_said_to_exist(documents: list[Document]) -> None:
     own = {(document["kind"], document["metadata"]["name"]) for document in documents}
     existing = {
         ("Secret", name) for name in ("keys", "certificate", "admins", "store", "drbert-keys")
-    } | {("PersistentVolumeClaim", "models"), ("PersistentVolumeClaim", "engines"), ("PersistentVolumeClaim", "evidence"), ("ServiceAccount", "default")}
+    } | {
+        ("PersistentVolumeClaim", "models"),
+        ("PersistentVolumeClaim", "engines"),
+        ("PersistentVolumeClaim", "evidence"),
+        ("ServiceAccount", "default"),
+    }
     for _, spec in pod_specs(documents):
         wanted = {("ServiceAccount", spec["serviceAccountName"])}
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         for volume in volumes.values():
             wanted |= {("Secret", volume["secret"]["secretName"])} if "secret" in volume else set()
-            wanted |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
-            wanted |= {("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])} if "persistentVolumeClaim" in volume else set()
+            wanted |= (
+                {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
+            )
+            wanted |= (
+                {("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])}
+                if "persistentVolumeClaim" in volume
+                else set()
+            )
         mounted = set()
         for container in containers(spec):
             mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
             assert set(mounts) <= set(volumes), f"{container['name']} mounts what is no volume"
-            assert len({mount["mountPath"] for mount in container.get("volumeMounts", [])}) == len(mounts)
+            assert len({mount["mountPath"] for mount in container.get("volumeMounts", [])}) == len(
+                mounts
+            )
             mounted |= set(mounts)
             for source in container.get("envFrom", []):
                 wanted |= {("Secret", source["secretRef"]["name"])}
             for variable in container.get("env", []):
-                wanted |= {("Secret", variable["valueFrom"]["secretKeyRef"]["name"])} if "valueFrom" in variable else set()
+                wanted |= (
+                    {("Secret", variable["valueFrom"]["secretKeyRef"]["name"])}
+                    if "valueFrom" in variable
+                    else set()
+                )
         assert mounted == set(volumes), "a volume that nobody mounts"
         assert wanted <= own | existing, wanted - own - existing
 
 
-def test_probes_ask_ports_that_are_there_and_a_restart_is_no_readiness(documents: list[Document]) -> None:
+def test_probes_ask_ports_that_are_there_and_a_restart_is_no_readiness(
+    documents: list[Document],
+) -> None:
     for deployment in arms(documents).values():
         container = drbert(deployment)
         probes = {name: container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
-        assert {probe["httpGet"]["port"] for probe in probes.values()} <= {port["name"] for port in container["ports"]}
-        assert probes["liveness"]["httpGet"]["path"] == "/livez" != probes["readiness"]["httpGet"]["path"] == "/readyz"
+        assert {probe["httpGet"]["port"] for probe in probes.values()} <= {
+            port["name"] for port in container["ports"]
+        }
+        assert (
+            probes["liveness"]["httpGet"]["path"]
+            == "/livez"
+            != probes["readiness"]["httpGet"]["path"]
+            == "/readyz"
+        )
         assert probes["liveness"]["failureThreshold"] >= 5
         https = any(mount["name"] == "tls" for mount in container["volumeMounts"])
-        assert {probe["httpGet"].get("scheme", "HTTP") for probe in probes.values()} == {"HTTPS" if https else "HTTP"}
+        assert {probe["httpGet"].get("scheme", "HTTP") for probe in probes.values()} == {
+            "HTTPS" if https else "HTTP"
+        }
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -139,7 +215,9 @@ def test_a_model_has_the_time_it_is_given_to_load(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_a_model_that_takes_the_time_it_is_given_is_no_failed_rollout(name: str) -> None:
-    given = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120) + EVERYTHING[name].get("rollout", {}).get("minReadySeconds", 0)
+    given = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120) + EVERYTHING[name].get(
+        "rollout", {}
+    ).get("minReadySeconds", 0)
     for deployment in arms(render(EVERYTHING[name])).values():
         assert deployment["spec"]["progressDeadlineSeconds"] >= given + 600
 
@@ -147,15 +225,29 @@ def test_a_model_that_takes_the_time_it_is_given_is_no_failed_rollout(name: str)
 def test_a_pod_that_goes_away_is_given_the_time_to_drain(documents: list[Document]) -> None:
     for deployment in arms(documents).values():
         container = drbert(deployment)
-        variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
-        pre_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"] if "lifecycle" in container else 0
+        variables = {
+            variable["name"]: variable.get("value") for variable in container.get("env", [])
+        }
+        pre_stop = (
+            container["lifecycle"]["preStop"]["sleep"]["seconds"] if "lifecycle" in container else 0
+        )
         drain = float(variables.get("DRBERT_DRAIN_TIMEOUT_S") or 20)
-        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= pre_stop + drain + GOODBYE_S
+        assert (
+            deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            >= pre_stop + drain + GOODBYE_S
+        )
 
 
-def test_an_autoscaler_finds_its_deployment_and_alone_says_how_many_pods(documents: list[Document]) -> None:
-    targets = [document["spec"]["scaleTargetRef"]["name"] for document in of_kind(documents, "HorizontalPodAutoscaler", "ScaledObject")]
-    deployments = {deployment["metadata"]["name"]: deployment for deployment in arms(documents).values()}
+def test_an_autoscaler_finds_its_deployment_and_alone_says_how_many_pods(
+    documents: list[Document],
+) -> None:
+    targets = [
+        document["spec"]["scaleTargetRef"]["name"]
+        for document in of_kind(documents, "HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    deployments = {
+        deployment["metadata"]["name"]: deployment for deployment in arms(documents).values()
+    }
     assert len(set(targets)) == len(targets)
     assert set(targets) in (set(), set(deployments))
     for name, deployment in deployments.items():
@@ -166,7 +258,8 @@ def test_losing_prometheus_takes_no_pod_away() -> None:
     scaled = of_kind(render(PROFILES["production"]), "ScaledObject")
     assert scaled
     for document in scaled:
-        # KEDA would ask for the number given there, on versions before 2.17 whatever its `behavior` says.
+        # KEDA would ask for the number given there, on versions before 2.17 whatever its `behavior`
+        # says.
         assert "fallback" not in document["spec"]
         assert document["spec"]["minReplicaCount"] >= 1
         for trigger in document["spec"]["triggers"]:
@@ -178,48 +271,93 @@ def test_losing_prometheus_takes_no_pod_away() -> None:
         assert metric["type"] == "Pods"
 
 
-def test_budgets_cover_every_arm_and_block_no_drain_of_a_single_pod(documents: list[Document]) -> None:
+def test_budgets_cover_every_arm_and_block_no_drain_of_a_single_pod(
+    documents: list[Document],
+) -> None:
     budgets = of_kind(documents, "PodDisruptionBudget")
     for budget in budgets:
         assert "minAvailable" not in budget["spec"]
-        assert [labels["arm"] for labels, _ in pods(documents) if selects(budget["spec"]["selector"]["matchLabels"], labels)] == [budget["metadata"]["labels"]["arm"]]
+        assert [
+            labels["arm"]
+            for labels, _ in pods(documents)
+            if selects(budget["spec"]["selector"]["matchLabels"], labels)
+        ] == [budget["metadata"]["labels"]["arm"]]
     assert len(budgets) in (0, len(arms(documents)))
 
 
-def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_proof_in(documents: list[Document]) -> None:
+def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_proof_in(
+    documents: list[Document],
+) -> None:
     for policy in of_kind(documents, "NetworkPolicy"):
-        chosen = [labels["app.kubernetes.io/component"] for labels, _ in pods(documents) if selects(policy["spec"]["podSelector"]["matchLabels"], labels)]
+        chosen = [
+            labels["app.kubernetes.io/component"]
+            for labels, _ in pods(documents)
+            if selects(policy["spec"]["podSelector"]["matchLabels"], labels)
+        ]
         assert chosen == ["arm"] * len(arms(documents))
         [clients, *others] = policy["spec"]["ingress"]
         assert clients["ports"] == [{"port": "http", "protocol": "TCP"}]
-        for port in {endpoint["port"] for monitor in of_kind(documents, "ServiceMonitor") for endpoint in monitor["spec"]["endpoints"]}:
+        for port in {
+            endpoint["port"]
+            for monitor in of_kind(documents, "ServiceMonitor")
+            for endpoint in monitor["spec"]["endpoints"]
+        }:
             anybody = port == "http" and "from" not in clients
-            assert anybody or [rule for rule in others if rule["ports"] == [{"port": port, "protocol": "TCP"}] and rule["from"]], "nobody can scrape it"
+            assert anybody or [
+                rule
+                for rule in others
+                if rule["ports"] == [{"port": port, "protocol": "TCP"}] and rule["from"]
+            ], "nobody can scrape it"
         for labels, _ in pods(documents):
             if labels["app.kubernetes.io/component"] in ("test", "proof") and "from" in clients:
-                assert any(selects(peer["podSelector"]["matchLabels"], labels) for peer in clients["from"] if "podSelector" in peer)
+                assert any(
+                    selects(peer["podSelector"]["matchLabels"], labels)
+                    for peer in clients["from"]
+                    if "podSelector" in peer
+                )
 
 
 def test_metrics_are_read_by_the_scheme_that_the_pods_speak(documents: list[Document]) -> None:
-    variables = {variable["name"] for _, pod in pods(documents) for container in pod["containers"] for variable in container.get("env", [])}
+    variables = {
+        variable["name"]
+        for _, pod in pods(documents)
+        for container in pod["containers"]
+        for variable in container.get("env", [])
+    }
     for monitor in of_kind(documents, "ServiceMonitor"):
         [endpoint] = monitor["spec"]["endpoints"]
-        assert endpoint.get("scheme", "http") == ("https" if "DRBERT_TLS_CERTIFICATE" in variables else "http")
+        assert endpoint.get("scheme", "http") == (
+            "https" if "DRBERT_TLS_CERTIFICATE" in variables else "http"
+        )
 
 
 def test_every_pod_is_scraped_once_and_named_by_release_and_arm(documents: list[Document]) -> None:
     for monitor in of_kind(documents, "ServiceMonitor"):
         [endpoint] = monitor["spec"]["endpoints"]
-        services = [s for s in of_kind(documents, "Service") if selects(monitor["spec"]["selector"]["matchLabels"], s["metadata"]["labels"])]
+        services = [
+            s
+            for s in of_kind(documents, "Service")
+            if selects(monitor["spec"]["selector"]["matchLabels"], s["metadata"]["labels"])
+        ]
         for service in services:
             assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
         for arm in arms(documents):
             [labels] = [labels for labels, _ in pods(documents) if labels.get("arm") == arm]
             assert sum(selects(service["spec"]["selector"], labels) for service in services) == 1
             # What the relabelings take from the pod is what the rules join by.
-            sources = {rule["targetLabel"]: rule["sourceLabels"][0].removeprefix("__meta_kubernetes_pod_label_") for rule in endpoint["relabelings"]}
-            by_meta_name = {re.sub(r"[^a-zA-Z0-9_]", "_", name): value for name, value in labels.items()}
-            assert {target: by_meta_name[source] for target, source in sources.items()} == {"arm": arm, "release": "demo"}
+            sources = {
+                rule["targetLabel"]: (
+                    rule["sourceLabels"][0].removeprefix("__meta_kubernetes_pod_label_")
+                )
+                for rule in endpoint["relabelings"]
+            }
+            by_meta_name = {
+                re.sub(r"[^a-zA-Z0-9_]", "_", name): value for name, value in labels.items()
+            }
+            assert {target: by_meta_name[source] for target, source in sources.items()} == {
+                "arm": arm,
+                "release": "demo",
+            }
 
 
 def test_no_pod_may_more_than_it_needs(documents: list[Document]) -> None:
@@ -227,7 +365,9 @@ def test_no_pod_may_more_than_it_needs(documents: list[Document]) -> None:
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
-        assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {10001}
+        assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {
+            10001
+        }
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
         for container in containers(spec):
@@ -247,12 +387,18 @@ def test_the_roots_are_read_only_but_where_the_values_say_otherwise() -> None:
             assert not any("hostPath" in volume for volume in spec.get("volumes", []))
 
 
-@pytest.mark.parametrize(("name", "resource"), [("gpu", "nvidia.com/gpu"), ("mig", "nvidia.com/mig-1g.10gb")])
+@pytest.mark.parametrize(
+    ("name", "resource"), [("gpu", "nvidia.com/gpu"), ("mig", "nvidia.com/mig-1g.10gb")]
+)
 def test_gpus_are_whole_and_requested_as_they_are_limited(name: str, resource: str) -> None:
     for deployment in arms(render(EVERYTHING[name])).values():
         resources = drbert(deployment)["resources"]
         assert resources["requests"][resource] == resources["limits"][resource] == 1
-        assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in deployment["spec"]["template"]["spec"]["tolerations"]
+        assert {
+            "key": "nvidia.com/gpu",
+            "operator": "Exists",
+            "effect": "NoSchedule",
+        } in deployment["spec"]["template"]["spec"]["tolerations"]
 
 
 def test_a_model_from_elsewhere_is_mounted_to_read_and_held_against_its_digest() -> None:
@@ -264,8 +410,13 @@ def test_a_model_from_elsewhere_is_mounted_to_read_and_held_against_its_digest()
             if arm == "drbert-large":
                 assert not checks
                 continue
-            variables = {variable["name"]: variable["value"] for variable in checks["digest"]["env"]}
-            assert variables == {"DIGEST": DIGEST, "MANIFEST": f"{argument.partition('=')[2]}/manifest.json"}
+            variables = {
+                variable["name"]: variable["value"] for variable in checks["digest"]["env"]
+            }
+            assert variables == {
+                "DIGEST": DIGEST,
+                "MANIFEST": f"{argument.partition('=')[2]}/manifest.json",
+            }
             assert list(checks)[-1] == "digest", "it is checked after it was brought"
             for mount in drbert(deployment)["volumeMounts"]:
                 assert mount["name"] != "models" or mount["readOnly"]
@@ -276,21 +427,40 @@ def test_every_arm_may_be_different_where_it_says_so() -> None:
     assert drbert(found["bert"])["args"][0] == "bert=/models/v3"
     assert drbert(found["drbert"])["args"][0] == "reviews=/models/drbert"
     assert drbert(found["drbert"])["image"] == "drbert-serve:0.2.0"
-    policies = {arm: {c["imagePullPolicy"] for c in containers(deployment["spec"]["template"]["spec"])} for arm, deployment in found.items()}
-    assert policies == {"bert": {"IfNotPresent"}, "drbert": {"Always"}, "drbert-large": {"IfNotPresent"}}
+    policies = {
+        arm: {c["imagePullPolicy"] for c in containers(deployment["spec"]["template"]["spec"])}
+        for arm, deployment in found.items()
+    }
+    assert policies == {
+        "bert": {"IfNotPresent"},
+        "drbert": {"Always"},
+        "drbert-large": {"IfNotPresent"},
+    }
     assert drbert(found["drbert-large"])["image"] == f"drbert-serve@sha256:{DIGEST}"
-    assert {arm: deployment["spec"]["replicas"] for arm, deployment in found.items()} == {"bert": 1, "drbert": 2, "drbert-large": 1}
+    assert {arm: deployment["spec"]["replicas"] for arm, deployment in found.items()} == {
+        "bert": 1,
+        "drbert": 2,
+        "drbert-large": 1,
+    }
 
 
 def test_routes_lead_to_services_and_ports_of_the_release() -> None:
     for name, kind in (("production", "HTTPRoute"), ("ingress", "Ingress")):
         documents = render(EVERYTHING[name])
-        services = {d["metadata"]["name"]: {p["name"]: p["port"] for p in d["spec"]["ports"]} for d in of_kind(documents, "Service")}
+        services = {
+            d["metadata"]["name"]: {p["name"]: p["port"] for p in d["spec"]["ports"]}
+            for d in of_kind(documents, "Service")
+        }
         [route] = of_kind(documents, kind)
         if kind == "HTTPRoute":
             backends: list[dict[str, Any]] = route["spec"]["rules"][0]["backendRefs"]
-            assert {backend["name"]: backend["weight"] for backend in backends} == {"demo-bert": 90, "demo-drbert": 10}
-            assert all(backend["port"] in services[backend["name"]].values() for backend in backends)
+            assert {backend["name"]: backend["weight"] for backend in backends} == {
+                "demo-bert": 90,
+                "demo-drbert": 10,
+            }
+            assert all(
+                backend["port"] in services[backend["name"]].values() for backend in backends
+            )
         else:
             backend = route["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
             assert backend["port"]["name"] in services[backend["name"]]
@@ -303,20 +473,31 @@ def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Pa
     [config] = [c for c in of_kind(documents, "ConfigMap") if "plan.toml" in c["data"]]
     (tmp_path / "plan.toml").write_text(config["data"]["plan.toml"])
     plan = read_plan(tmp_path / "plan.toml")
-    headless = {f"http://{s['metadata']['name']}.prod.svc:8000": s["metadata"]["labels"]["arm"] for s in of_kind(documents, "Service") if s["spec"].get("clusterIP") == "None"}
+    headless = {
+        f"http://{s['metadata']['name']}.prod.svc:8000": s["metadata"]["labels"]["arm"]
+        for s in of_kind(documents, "Service")
+        if s["spec"].get("clusterIP") == "None"
+    }
     assert [(arm.name, arm.role, headless.get(arm.url or "")) for arm in plan.arms] == [
-        ("bert", "reference", "bert"), ("bert-again", "reference", "bert"),
-        ("drbert", "candidate", "drbert"), ("drbert-again", "candidate", "drbert"), ("bert-delayed", "delayed", None),
+        ("bert", "reference", "bert"),
+        ("bert-again", "reference", "bert"),
+        ("drbert", "candidate", "drbert"),
+        ("drbert-again", "candidate", "drbert"),
+        ("bert-delayed", "delayed", None),
     ]
     deployment = arms(documents)["bert"]
     assert deployment["spec"]["replicas"] >= 2 * plan.restarts
     assert plan.instances
     if plan.pilot is not None:
-        assert hashlib.sha256(config["data"][plan.pilot_path.name].encode()).hexdigest() == plan.pilot
+        assert (
+            hashlib.sha256(config["data"][plan.pilot_path.name].encode()).hexdigest() == plan.pilot
+        )
     assert (plan.pilot is None) == (name == "ab-proof")
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["run", "/plan/plan.toml", "--evidence", "/evidence"]
-    assert {arm.headers_env for arm in plan.arms if arm.url} <= {None} | {variable["name"] for variable in container["env"]}
+    assert {arm.headers_env for arm in plan.arms if arm.url} <= {None} | {
+        variable["name"] for variable in container["env"]
+    }
     assert job["spec"]["backoffLimit"] == 0
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
@@ -324,30 +505,56 @@ def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Pa
 def test_another_plan_or_image_is_another_job() -> None:
     values = PROFILES["ab-proof"]
     names = {
-        of_kind(render({**values, "proof": {"enabled": True, **more}}), "Job")[0]["metadata"]["name"]
-        for more in ({}, {"seed": 2}, {"texts": "good film"}, {"resources": {"limits": {"cpu": "3"}}}, {"image": {"tag": "0.2.0"}})
+        of_kind(render({**values, "proof": {"enabled": True, **more}}), "Job")[0]["metadata"][
+            "name"
+        ]
+        for more in (
+            {},
+            {"seed": 2},
+            {"texts": "good film"},
+            {"resources": {"limits": {"cpu": "3"}}},
+            {"image": {"tag": "0.2.0"}},
+        )
     }
     assert len(names) == 5
 
 
-@pytest.mark.parametrize("changed", [
-    {"arms": {"drbert": {"image": {"tag": "0.2.0"}}}}, {"arms": {"bert": {"artifact": "/models/drbert"}}},
-    {"arms": {"drbert": {"model": {"digest": DIGEST}}}}, {"settings": {**PROFILES["ab-proof"]["settings"], "max_batch_size": 8}}, {"variant": "cpu-fp32"},
-], ids=str)
-def test_other_pods_are_another_job_which_takes_none_of_an_earlier_rollout(changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"arms": {"drbert": {"image": {"tag": "0.2.0"}}}},
+        {"arms": {"bert": {"artifact": "/models/drbert"}}},
+        {"arms": {"drbert": {"model": {"digest": DIGEST}}}},
+        {"settings": {**PROFILES["ab-proof"]["settings"], "max_batch_size": 8}},
+        {"variant": "cpu-fp32"},
+    ],
+    ids=str,
+)
+def test_other_pods_are_another_job_which_takes_none_of_an_earlier_rollout(
+    changed: dict[str, Any],
+) -> None:
     before, after = render(PROFILES["ab-proof"]), render({**PROFILES["ab-proof"], **changed})
     [old], [new] = of_kind(before, "Job"), of_kind(after, "Job")
     assert old["metadata"]["name"] != new["metadata"]["name"]
-    selectors = [service["spec"]["selector"] for service in of_kind(after, "Service") if service["spec"].get("clusterIP") == "None"]
+    selectors = [
+        service["spec"]["selector"]
+        for service in of_kind(after, "Service")
+        if service["spec"].get("clusterIP") == "None"
+    ]
     for arm, deployment in arms(after).items():
         [selector] = [selector for selector in selectors if selector["arm"] == arm]
         assert selects(selector, deployment["spec"]["template"]["metadata"]["labels"])
         earlier = arms(before)[arm]["spec"]["template"]
-        assert selects(selector, earlier["metadata"]["labels"]) == (earlier == deployment["spec"]["template"])
+        assert selects(selector, earlier["metadata"]["labels"]) == (
+            earlier == deployment["spec"]["template"]
+        )
 
 
 def test_a_pod_that_is_no_other_is_not_measured_again() -> None:
-    one, two = render(PROFILES["ab-proof"]), render({**PROFILES["ab-proof"], "podDisruptionBudget": {"enabled": True}})
+    one, two = (
+        render(PROFILES["ab-proof"]),
+        render({**PROFILES["ab-proof"], "podDisruptionBudget": {"enabled": True}}),
+    )
     assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in (one, two)}) == 1
 
 
@@ -355,10 +562,18 @@ def test_no_alert_misses_a_parked_arm_but_one_whose_pods_a_rollout_makes() -> No
     def watched(**arm: Any) -> set[str]:
         documents = render({"arms": {"drbert": arm}, "monitoring": {"rules": {"enabled": True}}})
         [rules] = of_kind(documents, "PrometheusRule")
-        return {rule["labels"]["arm"] for group in rules["spec"]["groups"] for rule in group["rules"] if rule.get("record") == "drbert:setting:arm"}
+        return {
+            rule["labels"]["arm"]
+            for group in rules["spec"]["groups"]
+            for rule in group["rules"]
+            if rule.get("record") == "drbert:setting:arm"
+        }
 
     assert watched() == {"bert", "drbert"}
     assert watched(replicas=0) == {"bert"}
     assert watched(madeByRollout=True) == {"bert", "drbert"}
     deployments = arms(render({"arms": {"drbert": {"madeByRollout": True}}}))
-    assert {arm: deployment["spec"]["replicas"] for arm, deployment in deployments.items()} == {"bert": 1, "drbert": 0}
+    assert {arm: deployment["spec"]["replicas"] for arm, deployment in deployments.items()} == {
+        "bert": 1,
+        "drbert": 0,
+    }

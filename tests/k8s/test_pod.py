@@ -1,4 +1,6 @@
-"""A pod of the chart without a cluster: the service with the pod's own arguments, asked by the script of `helm test`."""
+"""A pod of the chart without a cluster: the service with the pod's own arguments, asked by the
+script of `helm test`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ def default_pods() -> tuple[Document, Document]:
 def helm_test(*urls: str, **environment: str) -> subprocess.CompletedProcess[str]:
     python, *command = default_pods()[1]["command"]
     assert python == "python"
-    return subprocess.run([sys.executable, *command, *urls], capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(
+        [sys.executable, *command, *urls],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
 
 
 def test_a_pod_of_the_default_values_classifies(artifact: Artifact) -> None:
@@ -42,14 +50,18 @@ def test_a_pod_of_the_default_values_classifies(artifact: Artifact) -> None:
     assert done.stdout.splitlines() == 2 * [f"{url}: bert says NEGATIVE 0.500"]
 
 
-def test_the_test_brings_a_key_and_speaks_https_where_the_service_asks_for_it(artifact: Artifact, tmp_path: Path) -> None:
+def test_the_test_brings_a_key_and_speaks_https_where_the_service_asks_for_it(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     issued = trustme.CA().issue_cert("classify.example")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
     issued.private_key_pem.write_to_path(tmp_path / "tls.key")
     keys = "# reviews team\nopen#sesame    # until June\n"
     (tmp_path / "keys").write_text(keys)
     variables: dict[str, Any] = {
-        "DRBERT_API_KEYS_FILE": str(tmp_path / "keys"), "DRBERT_TLS_CERTIFICATE": str(tmp_path / "tls.crt"), "DRBERT_TLS_KEY": str(tmp_path / "tls.key"),
+        "DRBERT_API_KEYS_FILE": str(tmp_path / "keys"),
+        "DRBERT_TLS_CERTIFICATE": str(tmp_path / "tls.crt"),
+        "DRBERT_TLS_KEY": str(tmp_path / "tls.key"),
     }
     with running(f"bert={artifact.directory}", scheme="https", **variables) as (url, _):
         assert helm_test(url, KEYS=keys).returncode == 0
@@ -65,11 +77,19 @@ def test_the_test_fails_for_an_arm_that_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize("status", ["found", "changed", "missing"])
-def test_the_digest_holds_a_model_against_what_was_asked_for(status: str, artifact: Artifact, tmp_path: Path) -> None:
+def test_the_digest_holds_a_model_against_what_was_asked_for(
+    status: str, artifact: Artifact, tmp_path: Path
+) -> None:
     digest = artifact.digest if status == "found" else "0" * 64
     manifest = artifact.directory / ("elsewhere.json" if status == "missing" else "manifest.json")
     [first, *_] = of_kind(render({"arms": {"bert": {"model": {"digest": digest}}}}), "Deployment")
     [check] = first["spec"]["template"]["spec"]["initContainers"]
-    done = subprocess.run(check["command"], env={"DIGEST": digest, "MANIFEST": str(manifest)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        check["command"],
+        env={"DIGEST": digest, "MANIFEST": str(manifest)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 0) == (status == "found")
     assert str(manifest) in done.stdout

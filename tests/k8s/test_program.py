@@ -20,7 +20,18 @@ def test_the_program_renders_the_same(name: str, tmp_path: Path) -> None:
         return document["kind"], document["metadata"]["name"]
 
     (tmp_path / "values.json").write_text(json.dumps(EVERYTHING[name]))
-    command = ["helm", "template", NAME, str(CHART), "--namespace", NAMESPACE, "--kube-version", f"{KUBERNETES}.0", "--values", str(tmp_path / "values.json")]
+    command = [
+        "helm",
+        "template",
+        NAME,
+        str(CHART),
+        "--namespace",
+        NAMESPACE,
+        "--kube-version",
+        f"{KUBERNETES}.0",
+        "--values",
+        str(tmp_path / "values.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(documents(done.stdout), key=key) == sorted(render(EVERYTHING[name]), key=key)

@@ -1,8 +1,10 @@
 """
-A real Prometheus scrapes real services, under the chart's own rules: whatever operators ask for is there, and the alerts see what they are for.
+A real Prometheus scrapes real services, under the chart's own rules: whatever operators ask for is
+there, and the alerts see what they are for.
 
-Two releases: `twins` serves BERT, DrBERT and DrBERT with its decoder kept; `faults` fails, refuses, and lacks an arm. The rules'
-windows and patience are shortened to seconds. Nothing here is a matter of this machine's speed but how long it takes.
+Two releases: `twins` serves BERT, DrBERT and DrBERT with its decoder kept; `faults` fails, refuses,
+and lacks an arm. The rules' windows and patience are shortened to seconds. Nothing here is a matter
+of this machine's speed but how long it takes.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ NAMESPACE = "prod"
 TWINS = {"bert": "reference", "drbert": "candidate", "drbert-with-decoder": "candidate"}
 FAULTS = {"faulty": "reference", "gone": "candidate"}
 MAX_WAITING = 8
-MARGIN = 0.15    # of noise on a shared machine; a kept decoder of two layers on four takes about 1.4 times as long
+# of noise on a shared machine; a kept decoder of two layers on four takes about 1.4 times as long
+MARGIN = 0.15
 WINDOW = "20s"
 PATIENCE_S = 120
 
@@ -54,7 +57,9 @@ class Watch:
         self.url = url
 
     def get(self, path: str, **parameters: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as response:
+        with urllib.request.urlopen(
+            f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=30
+        ) as response:
             return json.load(response)["data"]
 
     def ask(self, query: str) -> list[dict[str, Any]]:
@@ -76,14 +81,22 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     poisoned = write_artifact(folder / "poisoned")
     with ExitStack() as stack:
         urls = {
-            arm: stack.enter_context(running(f"{arm}={twin(arm)}", DRBERT_THREADS="1"))[0] for arm in TWINS
+            arm: stack.enter_context(running(f"{arm}={twin(arm)}", DRBERT_THREADS="1"))[0]
+            for arm in TWINS
         }
-        faulty, _ = stack.enter_context(running(
-            f"bert={twin('bert')}", f"poisoned={poisoned.directory}",
-            DRBERT_THREADS="1", DRBERT_MAX_WAITING=str(MAX_WAITING), DRBERT_MAX_TEXTS=str(MAX_WAITING),
-        ))
+        faulty, _ = stack.enter_context(
+            running(
+                f"bert={twin('bert')}",
+                f"poisoned={poisoned.directory}",
+                DRBERT_THREADS="1",
+                DRBERT_MAX_WAITING=str(MAX_WAITING),
+                DRBERT_MAX_TEXTS=str(MAX_WAITING),
+            )
+        )
         others = stack.enter_context(cluster([pod_of("twins", arm) for arm in TWINS]))
-        targets = [target("twins", arm, url) for arm, url in urls.items()] + [target("faults", "faulty", faulty)]
+        targets = [target("twins", arm, url) for arm, url in urls.items()] + [
+            target("faults", "faulty", faulty)
+        ]
         url = stack.enter_context(scraping(folder, targets, others))
         stack.enter_context(asking(urls))
         stack.enter_context(misusing(faulty))
@@ -95,7 +108,14 @@ def twin(name: str) -> Path:
     artifact = Path("artifacts", name)
     if not (artifact / "manifest.json").exists():
         checkpoint, _, kept = name.partition("-with-")
-        command = [sys.executable, "-m", "export", f"examples/checkpoints/{checkpoint}-mini-sst2", str(artifact), *(["--keep-decoder"] if kept else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "export",
+            f"examples/checkpoints/{checkpoint}-mini-sst2",
+            str(artifact),
+            *(["--keep-decoder"] if kept else []),
+        ]
         subprocess.run(command, check=True, capture_output=True)
     return artifact
 
@@ -106,27 +126,50 @@ def pod_of(release: str, arm: str) -> str:
 
 def target(release: str, arm: str, url: str) -> dict[str, Any]:
     """With the labels that the ServiceMonitor gives it."""
-    labels = {"namespace": NAMESPACE, "release": release, "arm": arm, "pod": pod_of(release, arm), "container": "drbert", "endpoint": "http"}
+    labels = {
+        "namespace": NAMESPACE,
+        "release": release,
+        "arm": arm,
+        "pod": pod_of(release, arm),
+        "container": "drbert",
+        "endpoint": "http",
+    }
     return {"targets": [url.removeprefix("http://")], "labels": labels}
 
 
 @contextmanager
 def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> Iterator[str]:
     for release, arms in {"twins": TWINS, "faults": FAULTS}.items():
-        (folder / f"{release}.rules.yaml").write_text(yaml.safe_dump({"groups": shortened(rule_groups(release, arms))}))
-    (folder / "prometheus.yml").write_text(yaml.safe_dump({
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["*.rules.yaml"],
-        "scrape_configs": [
-            {"job_name": "drbert", "static_configs": list(targets)},
-            {"job_name": "cluster", "honor_labels": True, "static_configs": [{"targets": [others]}]},
-        ],
-    }))
+        (folder / f"{release}.rules.yaml").write_text(
+            yaml.safe_dump({"groups": shortened(rule_groups(release, arms))})
+        )
+    (folder / "prometheus.yml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                "rule_files": ["*.rules.yaml"],
+                "scrape_configs": [
+                    {"job_name": "drbert", "static_configs": list(targets)},
+                    {
+                        "job_name": "cluster",
+                        "honor_labels": True,
+                        "static_configs": [{"targets": [others]}],
+                    },
+                ],
+            }
+        )
+    )
     address = f"127.0.0.1:{free_port()}"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [PROMETHEUS, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"],
-            stdout=log, stderr=log,
+            [
+                PROMETHEUS,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={address}",
+            ],
+            stdout=log,
+            stderr=log,
         )
     try:
         give_up = time.monotonic() + PATIENCE_S
@@ -148,28 +191,44 @@ def answers(url: str) -> bool:
 
 def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
     """The settings of a release and the rules, as the chart renders them."""
-    [rule] = [document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"]
+    [rule] = [
+        document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"
+    ]
     groups: list[dict[str, Any]] = rule["spec"]["groups"]
     return groups
 
 
 def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
     """What the chart makes of these arms, with rules and an autoscaler."""
-    return helm.render({
-        "arms": dict.fromkeys(("bert", "drbert")) | {arm: {"role": role} for arm, role in arms.items()},
-        "settings": {"max_waiting": MAX_WAITING, "max_texts": MAX_WAITING},
-        "monitoring": {"rules": {"enabled": True, "margin": MARGIN}},
-        "autoscaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
-    }, name=release)
+    return helm.render(
+        {
+            "arms": (
+                dict.fromkeys(("bert", "drbert"))
+                | {arm: {"role": role} for arm, role in arms.items()}
+            ),
+            "settings": {"max_waiting": MAX_WAITING, "max_texts": MAX_WAITING},
+            "monitoring": {"rules": {"enabled": True, "margin": MARGIN}},
+            "autoscaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
+        },
+        name=release,
+    )
 
 
 def shortened(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rules in a hurry: every window and patience is seconds, and a slow machine's requests are enough."""
+    """The same rules in a hurry: every window and patience is seconds, and a slow machine's
+    requests are enough.
+    """
+
     def in_a_hurry(rule: dict[str, Any]) -> dict[str, Any]:
-        expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(">= 40", ">= 0.05")
+        expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(
+            ">= 40", ">= 0.05"
+        )
         return rule | {"expr": expression} | ({"for": "1s"} if "for" in rule else {})
 
-    return [{"name": group["name"], "rules": [in_a_hurry(rule) for rule in group["rules"]]} for group in groups]
+    return [
+        {"name": group["name"], "rules": [in_a_hurry(rule) for rule in group["rules"]]}
+        for group in groups
+    ]
 
 
 @contextmanager
@@ -232,23 +291,34 @@ def post(url: str, body: dict[str, Any]) -> int:
 
 @contextmanager
 def cluster(pods: Sequence[str]) -> Iterator[str]:
-    """What kube-state-metrics and the kubelet would tell of these pods, held up and restarted every second; and of a GPU in each, the service."""
+    """What kube-state-metrics and the kubelet would tell of these pods, held up and restarted every
+    second; and of a GPU in each, the service.
+    """
     began = time.monotonic()
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             passed = int(time.monotonic() - began)
             told = {
-                "kube_pod_container_status_restarts_total": passed, "container_cpu_cfs_periods_total": 10 * passed,
+                "kube_pod_container_status_restarts_total": passed,
+                "container_cpu_cfs_periods_total": 10 * passed,
                 "container_cpu_cfs_throttled_periods_total": 5 * passed,
-                "container_memory_working_set_bytes": 3e8, 'kube_pod_container_resource_limits{resource="memory"}': 1e9,
-                **{f'drbert_gpu_{name}{{release="twins",arm="bert",gpu="GPU-1"}}': 1.0 for name in ("utilization_ratio", "memory_used_bytes", "sm_clock_hertz")},
+                "container_memory_working_set_bytes": 3e8,
+                'kube_pod_container_resource_limits{resource="memory"}': 1e9,
+                **{
+                    f'drbert_gpu_{name}{{release="twins",arm="bert",gpu="GPU-1"}}': 1.0
+                    for name in ("utilization_ratio", "memory_used_bytes", "sm_clock_hertz")
+                },
                 'drbert_gpu_slowed{release="twins",arm="bert",gpu="GPU-1",reason="power"}': 1.0,
             }
             lines = []
             for name, value in told.items():
                 series, _, more = name.removesuffix("}").partition("{")
-                lines += [f'{series}{{namespace="{NAMESPACE}",pod="{pod}",container="drbert"{"," if more else ""}{more}}} {value}\n' for pod in pods]
+                lines += [
+                    f'{series}{{namespace="{NAMESPACE}",pod="{pod}",container="drbert"'
+                    f"{',' if more else ''}{more}}} {value}\n"
+                    for pod in pods
+                ]
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
@@ -267,7 +337,9 @@ def cluster(pods: Sequence[str]) -> Iterator[str]:
             serving.join()
 
 
-@pytest.mark.parametrize("rule", RECORDED, ids=lambda rule: "-".join([rule["record"], *rule.get("labels", {}).values()]))
+@pytest.mark.parametrize(
+    "rule", RECORDED, ids=lambda rule: "-".join([rule["record"], *rule.get("labels", {}).values()])
+)
 def test_every_recording_rule_records(watch: Watch, rule: dict[str, Any]) -> None:
     labels = "".join(f'{name}="{value}",' for name, value in rule.get("labels", {}).items())
     watch.wait_for(f"{rule['record']}{{{labels}}}")
@@ -281,39 +353,69 @@ def test_the_settings_are_what_rules_join_with(watch: Watch) -> None:
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_fires_on_what_it_is_for(watch: Watch, alert: str) -> None:
     watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
-    [firing, *_] = [found for found in watch.get("alerts")["alerts"] if found["labels"]["alertname"] == alert]
+    [firing, *_] = [
+        found for found in watch.get("alerts")["alerts"] if found["labels"]["alertname"] == alert
+    ]
     for said in firing["annotations"].values():
         assert "error expanding template" not in said
         assert "<no value>" not in said
 
 
 def test_no_rule_fails(watch: Watch) -> None:
-    """At its latest evaluation: a rule that is wrong fails at every one, a slow machine's at some."""
+    """At its latest evaluation: a rule that is wrong fails at every one, a slow machine's at
+    some.
+    """
     watch.wait_for("drbert:ratio:p99")
     give_up = time.monotonic() + PATIENCE_S
-    while failing := [(rule["name"], rule.get("lastError")) for group in watch.get("rules")["groups"] for rule in group["rules"] if rule["health"] != "ok"]:
+    while failing := [
+        (rule["name"], rule.get("lastError"))
+        for group in watch.get("rules")["groups"]
+        for rule in group["rules"]
+        if rule["health"] != "ok"
+    ]:
         assert time.monotonic() < give_up, failing
         time.sleep(0.25)
 
 
 def test_a_kept_decoder_is_seen_and_a_dropped_one_is_not(watch: Watch) -> None:
     ratio = 'drbert:ratio:mean{release="twins",phase="inference",arm="%s"}'
-    near, far = f'abs({ratio % "drbert"} - 1) < {MARGIN}', f'{ratio % "drbert-with-decoder"} > 1 + {MARGIN}'
-    firing = 'ALERTS{alertname="DrbertRatioOutOfMargin",alertstate="firing",release="twins",arm="%s",phase="inference"}'
+    near, far = (
+        f"abs({ratio % 'drbert'} - 1) < {MARGIN}",
+        f"{ratio % 'drbert-with-decoder'} > 1 + {MARGIN}",
+    )
+    firing = (
+        'ALERTS{alertname="DrbertRatioOutOfMargin",alertstate="firing",release="twins",arm="%s",'
+        'phase="inference"}'
+    )
     # At one and the same moment: the alert has fired for the one arm and is silent for the other.
-    alarmed = f'{firing % "drbert-with-decoder"} and on () ({near}) and on () ({far}) unless on () {firing % "drbert"}'
+    alarmed = (
+        f"{firing % 'drbert-with-decoder'} and on () ({near}) and on () ({far}) unless on ()"
+        f" {firing % 'drbert'}"
+    )
     watch.wait_for(alarmed)
 
 
 def test_alerts_of_what_is_broken_are_silent_where_nothing_is(watch: Watch) -> None:
-    for alert, broken in {"DrbertErrorBudgetBurnsFast": "faulty", "DrbertErrorBudgetBurnsSlowly": "faulty", "DrbertQueueSaturated": "faulty"}.items():
+    for alert, broken in {
+        "DrbertErrorBudgetBurnsFast": "faulty",
+        "DrbertErrorBudgetBurnsSlowly": "faulty",
+        "DrbertQueueSaturated": "faulty",
+    }.items():
         firing = watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
-        assert {(found["metric"]["release"], found["metric"]["arm"]) for found in firing} == {("faults", broken)}
+        assert {(found["metric"]["release"], found["metric"]["arm"]) for found in firing} == {
+            ("faults", broken)
+        }
     for alert in ("DrbertNoReadyPod", "DrbertTargetMissing"):
-        watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing",release="faults",arm="gone"}}')
+        watch.wait_for(
+            f'ALERTS{{alertname="{alert}",alertstate="firing",release="faults",arm="gone"}}'
+        )
 
 
-@pytest.mark.parametrize("query", [query for _, query in dashboard_queries()], ids=[name for name, _ in dashboard_queries()])
+@pytest.mark.parametrize(
+    "query",
+    [query for _, query in dashboard_queries()],
+    ids=[name for name, _ in dashboard_queries()],
+)
 def test_every_dashboard_query_returns_data(watch: Watch, query: str) -> None:
     watch.wait_for(filled_in(query, VARIABLES))
 
@@ -323,8 +425,12 @@ def test_the_dashboards_variables_find_the_releases(watch: Watch) -> None:
     for path in CHART.glob("dashboards/*.json"):
         for variable in json.loads(path.read_text())["templating"]["list"]:
             if variable["type"] == "query":
-                [(series, label)] = re.findall(r"^label_values\((.*), (\w+)\)$", variable["query"]["query"])
-                assert watch.get(f"label/{label}/values", **{"match[]": filled_in(series, VARIABLES)}), variable["name"]
+                [(series, label)] = re.findall(
+                    r"^label_values\((.*), (\w+)\)$", variable["query"]["query"]
+                )
+                assert watch.get(
+                    f"label/{label}/values", **{"match[]": filled_in(series, VARIABLES)}
+                ), variable["name"]
 
 
 @pytest.mark.parametrize("query", runbook_queries())
@@ -335,7 +441,9 @@ def test_what_the_runbooks_ask_returns_data(watch: Watch, query: str) -> None:
 
 def test_an_autoscalers_query_returns_one_number(watch: Watch) -> None:
     """KEDA takes exactly one."""
-    scaled = [document for document in manifests("twins", TWINS) if document["kind"] == "ScaledObject"]
+    scaled = [
+        document for document in manifests("twins", TWINS) if document["kind"] == "ScaledObject"
+    ]
     assert len(scaled) == len(TWINS)
     for document in scaled:
         for trigger in document["spec"]["triggers"]:
@@ -344,7 +452,11 @@ def test_an_autoscalers_query_returns_one_number(watch: Watch) -> None:
 
 def test_a_page_of_metrics_is_well_formed(watch: Watch) -> None:
     [found] = watch.wait_for('up{release="twins",arm="bert"}')
-    with urllib.request.urlopen(f"http://{found['metric']['instance']}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(
+        f"http://{found['metric']['instance']}/metrics", timeout=10
+    ) as response:
         page = response.read()
-    done = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False)
+    done = subprocess.run(
+        [PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

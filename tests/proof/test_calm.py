@@ -33,12 +33,18 @@ def test_it_does_not_wait_where_the_system_does_not_say() -> None:
     assert wait_for_calm(600, lambda: None) < 600
 
 
-def test_the_share_is_of_the_time_in_which_there_was_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_is_of_the_time_in_which_there_was_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stat = tmp_path / "stat"
     #                         user nice system idle iowait irq softirq steal guest guest_nice
-    stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 100 0 20 9000 0 0 0 50 0 0\ncpu1 500 0 0 0 0 0 0 900 0 0\n")
+    stat.write_text(
+        "cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 100 0 20 9000 0 0 0 50 0 0\ncpu1 500 0 0 0 0 0 0 900 0 0\n"
+    )
     monkeypatch.setattr(calm, "STAT", stat)
-    monkeypatch.setattr(calm, "SPIN", f"open({str(stat)!r}, 'w').write('cpu0 150 10 40 9500 0 0 0 70 0 0')")
+    monkeypatch.setattr(
+        calm, "SPIN", f"open({str(stat)!r}, 'w').write('cpu0 150 10 40 9500 0 0 0 70 0 0')"
+    )
     assert stolen_share({0}) == pytest.approx(20 / (80 + 20))
     assert stolen_share({7}) is None
     stat.unlink()

@@ -29,7 +29,9 @@ from tests.service.test_server import free_port
         ("kserve-v1", "/v1/models/m:predict", {"instances": ["good"]}),
     ],
 )
-def test_a_dialect_asks_as_its_server_wants_to_be_asked(dialect: str, path: str, body: dict[str, Any]) -> None:
+def test_a_dialect_asks_as_its_server_wants_to_be_asked(
+    dialect: str, path: str, body: dict[str, Any]
+) -> None:
     assert DIALECTS[dialect].path.format(model="m") == path
     assert DIALECTS[dialect].body("m", "good") == body
 
@@ -54,7 +56,7 @@ def test_secret_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
         headers_from("KEYS")
 
 
-THEIRS = '''
+THEIRS = """
 import http.server, json, os, sys
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -62,7 +64,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.headers["Authorization"] == "Bearer abc"
-        body = json.dumps({"data": [[{"label": "POSITIVE", "score": 0.9}]], "usage": {"prompt_tokens": len(asked["input"][0].split())}}).encode()
+        usage = {"prompt_tokens": len(asked["input"][0].split())}
+        data = [[{"label": "POSITIVE", "score": 0.9}]]
+        body = json.dumps({"data": data, "usage": usage}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -72,18 +76,29 @@ class Answer(http.server.BaseHTTPRequestHandler):
 open("pid", "w").write(str(os.getpid()))
 open("orders", "a").write(os.environ["LOAD_ORDER"] + "\\n")
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
-'''
+"""
 
 
-def test_a_swap_on_a_stack_of_ones_own_is_judged_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swap_on_a_stack_of_ones_own_is_judged_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = free_port()
     (tmp_path / "theirs.py").write_text(THEIRS)
     (tmp_path / "texts.txt").write_text("good film\nbad\n")
     arms = "\n".join(
-        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nurl = "http://127.0.0.1:{port}"\nmodel = "{model}"\ndialect = "infinity"\nheaders_env = "KEYS"'
-        for name, role, model in (("a", "reference", "old"), ("a2", "reference", "old"), ("b", "candidate", "new"), ("b2", "candidate", "new"))
+        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nurl = "http://127.0.0.1:{port}"\nmodel ='
+        f' "{model}"\ndialect = "infinity"\nheaders_env = "KEYS"'
+        for name, role, model in (
+            ("a", "reference", "old"),
+            ("a2", "reference", "old"),
+            ("b", "candidate", "new"),
+            ("b2", "candidate", "new"),
+        )
     )
-    restart = f"cd {tmp_path} && (kill $(cat pid) 2>/dev/null; {sys.executable} theirs.py {port} </dev/null >/dev/null 2>&1 &) && sleep 0.5"
+    restart = (
+        f"cd {tmp_path} && (kill $(cat pid) 2>/dev/null; {sys.executable} theirs.py {port}"
+        " </dev/null >/dev/null 2>&1 &) && sleep 0.5"
+    )
     (tmp_path / "plan.toml").write_text(f"""
 name = "theirs"
 seed = 1
@@ -124,7 +139,12 @@ def test_inference_time_can_be_claimed_only_where_it_is_told(tmp_path: Path) -> 
     path = tmp_path / "plan.toml"
     arms = ", ".join(
         f'{{ name = "{name}", role = "{role}", url = "http://127.0.0.1:1", dialect = "vllm" }}'
-        for name, role in (("a", "reference"), ("a2", "reference"), ("b", "candidate"), ("b2", "candidate"))
+        for name, role in (
+            ("a", "reference"),
+            ("a2", "reference"),
+            ("b", "candidate"),
+            ("b2", "candidate"),
+        )
     )
     text = f"""
 name = "theirs"
@@ -137,8 +157,12 @@ tuples = 32
 margins = {{ METRIC = {{ p50 = 0.1 }} }}
 """
     path.write_text(text.replace("BY", "client").replace("METRIC", "inference"))
-    with pytest.raises(BadInput, match="claims inference time, which only the dialect drbert tells"):
+    with pytest.raises(
+        BadInput, match="claims inference time, which only the dialect drbert tells"
+    ):
         read_plan(path)
     path.write_text(text.replace("BY", "server").replace("METRIC", "end_to_end"))
-    with pytest.raises(BadInput, match='servers of another dialect cannot delay; say by = "client"'):
+    with pytest.raises(
+        BadInput, match='servers of another dialect cannot delay; say by = "client"'
+    ):
         read_plan(path)

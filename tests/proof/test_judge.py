@@ -23,17 +23,25 @@ from proof.statistics import adjusted_contrast, plain_contrast, slope, statistic
 from tests.proof.worlds import write_evidence
 
 
-def test_equal_arms_are_equivalent_and_the_kept_decoder_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_arms_are_equivalent_and_the_kept_decoder_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_evidence(tmp_path / "run", noise=0.02)
     assert main(["judge", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "verdict: equivalent. drbert is as fast as bert" in printed
-    assert re.search(r"control drbert-with-decoder inference p50: \+(39|40)\.\d\d% .*, told apart", printed)
-    assert re.search(r"control bert-delayed inference p50: \+[56]\.\d\d% .*, made \+6.00%, told apart", printed)
+    assert re.search(
+        r"control drbert-with-decoder inference p50: \+(39|40)\.\d\d% .*, told apart", printed
+    )
+    assert re.search(
+        r"control bert-delayed inference p50: \+[56]\.\d\d% .*, made \+6.00%, told apart", printed
+    )
 
 
 def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
-    folder = write_evidence(tmp_path / "run", factors={"drbert": 1.1, "drbert-again": 1.1}, noise=0.02)
+    folder = write_evidence(
+        tmp_path / "run", factors={"drbert": 1.1, "drbert-again": 1.1}, noise=0.02
+    )
     verdict = judge(folder)
     assert verdict.verdict == "not-equivalent"
     assert verdict.levels["unloaded"].direction == "slower"
@@ -43,7 +51,9 @@ def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
 def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Path) -> None:
     factors = {"drbert": 0.9, "drbert-again": 0.9}
     equivalence = judge(write_evidence(tmp_path / "a", factors=factors, noise=0.02))
-    inferiority = judge(write_evidence(tmp_path / "b", factors=factors, noise=0.02, claim="non-inferiority"))
+    inferiority = judge(
+        write_evidence(tmp_path / "b", factors=factors, noise=0.02, claim="non-inferiority")
+    )
     assert equivalence.verdict == "not-equivalent"
     assert equivalence.levels["unloaded"].direction == "faster"
     assert inferiority.verdict == "not-slower"
@@ -89,30 +99,50 @@ def test_a_dropped_restart_keeps_its_rows_and_does_not_count(tmp_path: Path) -> 
     assert verdict.verdict == "equivalent"
     assert verdict.levels["unloaded"].restarts_kept == 8
     assert 3 in pq.read_table(folder / "requests.parquet")["restart"].to_pylist()
-    assert "3" not in {row["restart"] for row in csv.DictReader((folder / "restarts.csv").read_text().splitlines())}
+    assert "3" not in {
+        row["restart"] for row in csv.DictReader((folder / "restarts.csv").read_text().splitlines())
+    }
 
 
 ALL_LEVELS = ("unloaded", "mixed-50", "switchback-50", "capacity")
 
 
-def test_every_level_has_a_verdict_and_the_run_takes_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_level_has_a_verdict_and_the_run_takes_the_worst(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_evidence(tmp_path / "run", noise=0.02, levels=ALL_LEVELS)
     assert main(["judge", str(folder)]) == 0
     verdict = judge(folder)
-    assert {name: level.verdict for name, level in verdict.levels.items()} == dict.fromkeys(ALL_LEVELS, "equivalent")
-    assert [(s.metric, s.statistic) for s in verdict.levels["mixed-50"].statistics] == [("inference", "p50"), ("inference", "mean")]
+    assert {name: level.verdict for name, level in verdict.levels.items()} == dict.fromkeys(
+        ALL_LEVELS, "equivalent"
+    )
+    assert [(s.metric, s.statistic) for s in verdict.levels["mixed-50"].statistics] == [
+        ("inference", "p50"),
+        ("inference", "mean"),
+    ]
     # What the queue multiplies, the margin is widened by.
     widened = verdict.levels["switchback-50"].statistics[0]
     assert widened.gain == 1.5
     assert widened.margin == pytest.approx(1.02**1.5 - 1)
-    slower = judge(write_evidence(tmp_path / "slower", noise=0.02, levels=("mixed-50", "capacity"), factors={"drbert": 1.1, "drbert-again": 1.1}))
+    slower = judge(
+        write_evidence(
+            tmp_path / "slower",
+            noise=0.02,
+            levels=("mixed-50", "capacity"),
+            factors={"drbert": 1.1, "drbert-again": 1.1},
+        )
+    )
     assert slower.verdict == "not-equivalent"
-    assert "slower than bert by more than a claimed margin at mixed-50 and capacity" in slower.sentence
+    assert (
+        "slower than bert by more than a claimed margin at mixed-50 and capacity" in slower.sentence
+    )
 
 
 @pytest.mark.parametrize("level", ALL_LEVELS)
 def test_a_delay_that_is_not_seen_makes_the_level_invalid(tmp_path: Path, level: str) -> None:
-    verdict = judge(write_evidence(tmp_path / "run", noise=0.02, levels=(level,), factors={"bert-delayed": 1.0}))
+    verdict = judge(
+        write_evidence(tmp_path / "run", noise=0.02, levels=(level,), factors={"bert-delayed": 1.0})
+    )
     assert verdict.verdict == "invalid"
     assert "bert-delayed is told apart" in verdict.levels[level].breached
 
@@ -122,7 +152,9 @@ def test_a_delay_that_is_read_as_another_makes_the_run_invalid(tmp_path: Path) -
     assert verdict.levels["unloaded"].breached == ["bert-delayed is as slow as it was made"]
 
 
-def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(tmp_path: Path) -> None:
+def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(
+    tmp_path: Path,
+) -> None:
     def common(row: dict[str, Any]) -> None:
         row["inference_us"] *= 1 + row["tuple"] / 100
 
@@ -130,15 +162,22 @@ def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(tmp
         if row["arm"] == "bert-again":
             row["inference_us"] *= 1 + 0.1 * (row["tuple"] / 64 - 0.5)
 
-    drifting = judge(write_evidence(tmp_path / "common", noise=0.02, change=common, control=False)).levels["unloaded"]
+    drifting = judge(
+        write_evidence(tmp_path / "common", noise=0.02, change=common, control=False)
+    ).levels["unloaded"]
     assert "no drift of the ratio within restarts" not in drifting.breached
-    alone = judge(write_evidence(tmp_path / "alone", noise=0.02, change=of_one_copy, control=False)).levels["unloaded"]
+    alone = judge(
+        write_evidence(tmp_path / "alone", noise=0.02, change=of_one_copy, control=False)
+    ).levels["unloaded"]
     assert "no drift of the ratio within restarts" in alone.breached
 
 
 def test_a_same_model_pair_is_reported_in_full(tmp_path: Path) -> None:
     level = judge(write_evidence(tmp_path / "run", noise=0.02)).levels["unloaded"]
-    assert {contrast.arms for contrast in level.same_model} == {("bert", "bert-again"), ("drbert", "drbert-again")}
+    assert {contrast.arms for contrast in level.same_model} == {
+        ("bert", "bert-again"),
+        ("drbert", "drbert-again"),
+    }
     assert len(level.same_model) == 2 * len(level.statistics)
     assert not any(contrast.biased for contrast in level.same_model)
 
@@ -172,24 +211,37 @@ def test_two_restarts_of_one_start_of_a_server_are_no_two(tmp_path: Path) -> Non
 
 def test_a_plan_computed_from_a_pilot_is_nothing_without_it(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    (folder / "plan.toml").write_text(f'pilot = "{"0" * 64}"\n' + (folder / "plan.toml").read_text())
+    (folder / "plan.toml").write_text(
+        f'pilot = "{"0" * 64}"\n' + (folder / "plan.toml").read_text()
+    )
     write_manifest(folder)
     with pytest.raises(Refused, match=r"has no pilot\.json"):
         judge(folder)
     (folder / "pilot.json").write_text("{}")
     write_manifest(folder)
-    with pytest.raises(Refused, match=r"pilot\.json is not the pilot that the plan was computed from"):
+    with pytest.raises(
+        Refused, match=r"pilot\.json is not the pilot that the plan was computed from"
+    ):
         judge(folder)
 
 
 def test_a_gain_beyond_what_the_pilot_found_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", levels=("switchback-50",))
-    small = json.dumps({"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.2}}}}})
+    small = json.dumps(
+        {"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.2}}}}}
+    )
     digest = hashlib.sha256(small.encode()).hexdigest()
     (folder / "pilot.json").write_text(small)
-    (folder / "plan.toml").write_text(re.sub(r'pilot = "\w+"', f'pilot = "{digest}"', (folder / "plan.toml").read_text()))
+    (folder / "plan.toml").write_text(
+        re.sub(r'pilot = "\w+"', f'pilot = "{digest}"', (folder / "plan.toml").read_text())
+    )
     write_manifest(folder)
-    with pytest.raises(Refused, match=r"the gain 1\.5 of switchback-50 end_to_end p50 is more than its pilot found \(1\.2\)"):
+    with pytest.raises(
+        Refused,
+        match=(
+            r"the gain 1\.5 of switchback-50 end_to_end p50 is more than its pilot found \(1\.2\)"
+        ),
+    ):
         judge(folder)
 
 
@@ -202,8 +254,13 @@ def test_texts_the_plan_binds_are_the_texts_of_the_evidence(tmp_path: Path) -> N
         judge(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"run": "r", "plan": "p", "plan_digest": "0", "number_for_this_plan": 1}'])
-def test_a_run_json_that_tells_of_no_run_or_another_plan_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"run": "r", "plan": "p", "plan_digest": "0", "number_for_this_plan": 1}'],
+)
+def test_a_run_json_that_tells_of_no_run_or_another_plan_is_refused(
+    tmp_path: Path, content: str
+) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / "run.json").write_text(content)
     write_manifest(folder)
@@ -222,17 +279,23 @@ def test_a_byte_flipped_in_the_manifest_itself_is_refused(tmp_path: Path) -> Non
             judge(folder)
 
 
-def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_count(tmp_path: Path) -> None:
+def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_count(
+    tmp_path: Path,
+) -> None:
     folder = write_evidence(tmp_path / "run", sealed=False)
     lines = (folder / "starts.csv").read_text().splitlines(keepends=True)
-    (folder / "starts.csv").write_text("".join(lines[:-1]) + lines[-1][:9])    # the line itself was cut short
+    (folder / "starts.csv").write_text(
+        "".join(lines[:-1]) + lines[-1][:9]
+    )  # the line itself was cut short
     verdict = runs.finish(folder)
     level = verdict.levels["unloaded"]
     assert (level.restarts_kept, level.restarts_dropped) == (7, 1)
     assert judge(folder) == verdict
 
 
-def test_a_run_that_was_killed_while_it_was_sealed_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_while_it_was_sealed_loses_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
     folder = write_evidence(tmp_path / "run", sealed=False)
     shutil.copytree(folder / "rows", tmp_path / "rows")
     whole = runs.finish(folder)
@@ -258,9 +321,15 @@ def test_a_run_interrupted_before_its_first_control_is_sealed_all_the_same(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("values", "words"), [({"generator_cpu_share": "nan"}, "generator_cpu_share = nan"), ({"throttled_us": "-5"}, "throttled_us = -5")]
+    ("values", "words"),
+    [
+        ({"generator_cpu_share": "nan"}, "generator_cpu_share = nan"),
+        ({"throttled_us": "-5"}, "throttled_us = -5"),
+    ],
 )
-def test_a_start_with_a_number_that_cannot_be_is_refused(tmp_path: Path, values: dict[str, str], words: str) -> None:
+def test_a_start_with_a_number_that_cannot_be_is_refused(
+    tmp_path: Path, values: dict[str, str], words: str
+) -> None:
     folder = write_evidence(tmp_path / "run")
     change_starts(folder, **values)
     with pytest.raises(Refused, match=words):
@@ -278,7 +347,10 @@ def test_levels_that_ran_side_by_side_are_refused(tmp_path: Path) -> None:
 
 def test_a_verdict_of_another_schema_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    for change, words in (({"schema_version": 99}, "schema_version 99 is unknown"), ({"colour": 1}, "colour: Extra inputs")):
+    for change, words in (
+        ({"schema_version": 99}, "schema_version 99 is unknown"),
+        ({"colour": 1}, "colour: Extra inputs"),
+    ):
         verdict = json.loads((folder / "verdict.json").read_text())
         (folder / "verdict.json").write_text(json.dumps(verdict | change))
         write_manifest(folder)
@@ -316,7 +388,9 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("level", "switchback-80", "rows of another level"),
     ],
 )
-def test_rows_that_cannot_be_are_refused(tmp_path: Path, column: str, value: Any, words: str) -> None:
+def test_rows_that_cannot_be_are_refused(
+    tmp_path: Path, column: str, value: Any, words: str
+) -> None:
     folder = write_evidence(tmp_path / "run")
     change_table(folder, column, value)
     with pytest.raises(Refused, match=words):
@@ -333,7 +407,16 @@ def test_one_changed_byte_is_refused(tmp_path: Path) -> None:
         judge(folder)
 
 
-FILES = ["requests.parquet", "restarts.csv", "starts.csv", "plan.toml", "texts.txt", "verdict.json", "run.json", "report.html"]
+FILES = [
+    "requests.parquet",
+    "restarts.csv",
+    "starts.csv",
+    "plan.toml",
+    "texts.txt",
+    "verdict.json",
+    "run.json",
+    "report.html",
+]
 
 
 @pytest.mark.parametrize("name", [*FILES, "MANIFEST.sha256"])
@@ -355,9 +438,18 @@ def test_a_file_left_out_of_the_manifest_too_is_still_missed(tmp_path: Path, nam
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("plan.toml", "["), ("starts.csv", "restart\nx\n"), ("verdict.json", "{"), ("verdict.json", "[]"), ("run.json", "?"), ("requests.parquet", "?")],
+    [
+        ("plan.toml", "["),
+        ("starts.csv", "restart\nx\n"),
+        ("verdict.json", "{"),
+        ("verdict.json", "[]"),
+        ("run.json", "?"),
+        ("requests.parquet", "?"),
+    ],
 )
-def test_a_file_that_cannot_be_read_is_refused_and_no_bug(tmp_path: Path, name: str, content: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused_and_no_bug(
+    tmp_path: Path, name: str, content: str
+) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / name).write_text(content)
     write_manifest(folder)
@@ -377,16 +469,27 @@ def change_starts(folder: Path, **values: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"dropped": "a neighbour was noisy"}, r"dropped \(a neighbour was noisy\), its rows say: counted"),
+        (
+            {"dropped": "a neighbour was noisy"},
+            r"dropped \(a neighbour was noisy\), its rows say: counted",
+        ),
         ({"dropped": "interrupted"}, r"dropped \(interrupted\), its rows say: counted"),
-        ({"throttled_us": "5"}, r"counted, its rows say: dropped \(the container was throttled for 5"),
+        (
+            {"throttled_us": "5"},
+            r"counted, its rows say: dropped \(the container was throttled for 5",
+        ),
         ({"gpu_slowed": "heat"}, r"counted, its rows say: dropped \(a GPU was slowed down by heat"),
         ({"slot": "1"}, "took slot 1 of the load orders, 2 was next"),
-        ({"load_order": "drbert-with-decoder drbert bert bert-again drbert-again"}, "is not the plan's order"),
+        (
+            {"load_order": "drbert-with-decoder drbert bert bert-again drbert-again"},
+            "is not the plan's order",
+        ),
         ({"load_order": "nobody"}, "is not the plan's order"),
     ],
 )
-def test_a_start_told_otherwise_than_it_was_is_refused(tmp_path: Path, values: dict[str, str], words: str) -> None:
+def test_a_start_told_otherwise_than_it_was_is_refused(
+    tmp_path: Path, values: dict[str, str], words: str
+) -> None:
     folder = write_evidence(tmp_path / "run")
     change_starts(folder, **values)
     with pytest.raises(Refused, match=words):
@@ -437,7 +540,9 @@ def test_restarts_that_do_not_follow_from_the_rows_are_refused(tmp_path: Path) -
 
 def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    (folder / "plan.toml").write_text((folder / "plan.toml").read_text().replace("p50 = 0.02", "p50 = 0.20"))
+    (folder / "plan.toml").write_text(
+        (folder / "plan.toml").read_text().replace("p50 = 0.02", "p50 = 0.20")
+    )
     write_manifest(folder)
     with pytest.raises(Refused, match="made under another plan"):
         judge(folder)
@@ -461,26 +566,48 @@ def test_judging_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    item = next(i for i in judge(folder).levels["unloaded"].statistics if (i.metric, i.statistic) == ("inference", "p50"))
-    rows = [r for r in csv.DictReader((folder / "restarts.csv").read_text().splitlines()) if (r["block"], r["metric"], r["statistic"]) == ("plain", "inference", "p50")]
+    item = next(
+        i
+        for i in judge(folder).levels["unloaded"].statistics
+        if (i.metric, i.statistic) == ("inference", "p50")
+    )
+    rows = [
+        r
+        for r in csv.DictReader((folder / "restarts.csv").read_text().splitlines())
+        if (r["block"], r["metric"], r["statistic"]) == ("plain", "inference", "p50")
+    ]
     logs = {(int(r["restart"]), r["arm"]): float(r["log"]) for r in rows}
-    delta = np.mean([
-        (logs[r, "drbert"] + logs[r, "drbert-again"] - logs[r, "bert"] - logs[r, "bert-again"]) / 2 for r in range(8)
-    ])
+    delta = np.mean(
+        [
+            (logs[r, "drbert"] + logs[r, "drbert-again"] - logs[r, "bert"] - logs[r, "bert-again"])
+            / 2
+            for r in range(8)
+        ]
+    )
     assert item.ratio == pytest.approx(math.exp(delta), abs=1e-12)
-    # The interval, too: deviations from restart, arm and load position, as a spreadsheet would do it.
+    # The interval, too: deviations from restart, arm and load position, as a spreadsheet would do
+    # it.
     arms = ["bert", "bert-again", "drbert", "drbert-again"]
     place = {(int(r["restart"]), r["arm"]): int(r["load_position"]) for r in rows}
     e = {(r, a): logs[r, a] - np.mean([logs[r, b] for b in arms]) for r in range(8) for a in arms}
     by_arm = {a: np.mean([e[r, a] for r in range(8)]) for a in arms}
     by_place = {p: np.mean([e[cell] for cell in e if place[cell] == p]) for p in range(4)}
-    u = [sum(c * (e[r, a] - by_arm[a] - by_place[place[r, a]]) for a, c in zip(arms, (-0.5, -0.5, 0.5, 0.5), strict=True)) for r in range(8)]
+    u = [
+        sum(
+            c * (e[r, a] - by_arm[a] - by_place[place[r, a]])
+            for a, c in zip(arms, (-0.5, -0.5, 0.5, 0.5), strict=True)
+        )
+        for r in range(8)
+    ]
     reach = stats.t.ppf(0.95, 6) * math.sqrt(sum(x * x for x in u) / 6 / 8)
-    assert item.interval == pytest.approx((math.exp(delta - reach), math.exp(delta + reach)), abs=1e-12)
+    assert item.interval == pytest.approx(
+        (math.exp(delta - reach), math.exp(delta + reach)), abs=1e-12
+    )
 
 
 def test_the_interval_is_students_when_load_position_has_no_effect() -> None:
-    # Two arms a restart, each at both positions equally: removing the (zero) position effect costs one degree of freedom.
+    # Two arms a restart, each at both positions equally: removing the (zero) position effect costs
+    # one degree of freedom.
     rng = np.random.default_rng(0)
     y = rng.standard_normal((12, 2))
     positions = np.array([[0, 1], [1, 0]] * 6)
@@ -501,7 +628,9 @@ def test_a_load_position_effect_does_not_widen_the_interval() -> None:
     positions = np.array([np.roll(np.arange(4), shift) for shift in range(8)])
     contrast = np.array([-0.5, -0.5, 0.5, 0.5])
     without = adjusted_contrast(noise, positions, contrast)
-    large = adjusted_contrast(noise + np.array([0.5, 0.1, -0.2, -0.4])[positions], positions, contrast)
+    large = adjusted_contrast(
+        noise + np.array([0.5, 0.1, -0.2, -0.4])[positions], positions, contrast
+    )
     assert large.delta == pytest.approx(without.delta)
     assert large.error == pytest.approx(without.error)
 
@@ -519,14 +648,19 @@ def test_statistics_are_numpys() -> None:
 
 
 def test_wrong_equivalence_at_the_margin_is_rare() -> None:
-    # The truth exactly on the margin: a right judge says "equivalent" in about 5 % of the cases. Seeded, so it cannot flicker.
+    # The truth exactly on the margin: a right judge says "equivalent" in about 5 % of the cases.
+    # Seeded, so it cannot flicker.
     rng = np.random.default_rng(3)
     positions = np.array([np.roll(np.arange(4), shift) for shift in range(8)])
     contrast = np.array([-0.5, -0.5, 0.5, 0.5])
     margin = math.log1p(0.02)
     wrong = 0
     for _ in range(2000):
-        y = 0.004 * rng.standard_normal((8, 4)) + rng.standard_normal((8, 1)) + np.array([0, 0, margin, margin])
+        y = (
+            0.004 * rng.standard_normal((8, 4))
+            + rng.standard_normal((8, 1))
+            + np.array([0, 0, margin, margin])
+        )
         y += np.array([0.01, 0, -0.006, -0.007])[positions]
         low, high = adjusted_contrast(y, positions, contrast).interval(0.9)
         wrong += -margin < low and high < margin

@@ -16,7 +16,9 @@ from tests.proof.worlds import write_plan
 
 
 @pytest.mark.parametrize("size", [2, 4, 6])
-def test_in_a_williams_square_every_arm_has_each_place_and_follows_every_other_once(size: int) -> None:
+def test_in_a_williams_square_every_arm_has_each_place_and_follows_every_other_once(
+    size: int,
+) -> None:
     square = williams(size)
     for place in range(size):
         assert sorted(row[place] for row in square) == list(range(size))
@@ -42,7 +44,9 @@ def plan(tmp_path: Path) -> Plan:
     return write_plan(tmp_path, levels=("unloaded", "mixed-50", "switchback-50", "capacity"))
 
 
-def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_control_last(plan: Plan) -> None:
+def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_control_last(
+    plan: Plan,
+) -> None:
     for first in (0, 4):
         orders = [load_order(plan, slot) for slot in range(first, first + 4)]
         assert all(sorted(order[place] for order in orders) == [0, 1, 2, 3] for place in range(4))
@@ -61,11 +65,19 @@ def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
         assert {tuple(sorted(arms)) for arms in tuples.values()} == {(0, 1, 2, 3), (0, 2, 3, 4)}
         assert all(len(set(due.text[due.tuple == number])) == 1 for number in tuples)
         measured = due.slice >= PLAIN
-        places = Counter(zip(due.arm[measured & (due.slice < CLOSING)] % 4, due.place[measured & (due.slice < CLOSING)], strict=True))
+        places = Counter(
+            zip(
+                due.arm[measured & (due.slice < CLOSING)] % 4,
+                due.place[measured & (due.slice < CLOSING)],
+                strict=True,
+            )
+        )
         assert len({count for (arm, _), count in places.items() if arm in (2, 3)}) == 1
 
 
-def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_reference(plan: Plan) -> None:
+def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_reference(
+    plan: Plan,
+) -> None:
     due = schedule(plan, plan.level("unloaded"), 0, 2)
     control = due.slice == CONTROL
     assert len(set(due.tuple[control])) == 16
@@ -88,7 +100,8 @@ def test_the_kept_decoder_runs_in_a_closing_block_of_a_quarter_and_nowhere_else(
 def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan: Plan) -> None:
     due = schedule(plan, plan.level("mixed-50"), 0, 2)
     gaps = np.diff(due.offset_ns, prepend=0) / 1e9
-    # 500 a second, and as scattered as exponential gaps are; the draw is the plan's, so this cannot flicker.
+    # 500 a second, and as scattered as exponential gaps are; the draw is the plan's, so this cannot
+    # flicker.
     assert gaps.mean() == pytest.approx(1 / 500, rel=0.15)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.2)
 
@@ -101,7 +114,9 @@ def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: P
         assert len(rows) == 300
         assert np.array_equal(due.offset_ns[rows], due.offset_ns[slices[0]])
         assert np.array_equal(due.text[rows], due.text[slices[0]])
-    first = Counter(int(schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10))
+    first = Counter(
+        int(schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10)
+    )
     assert first == dict.fromkeys(range(5), 2)
 
 
@@ -110,12 +125,16 @@ def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_
     path.write_text(plan.path.read_text().replace("seed = 7", "seed = 8"))
     for level in plan.levels:
         one, again, other = (schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path)))
-        assert all(np.array_equal(getattr(one, name), getattr(again, name)) for name in ("arm", "text", "offset_ns", "pause"))
+        assert all(
+            np.array_equal(getattr(one, name), getattr(again, name))
+            for name in ("arm", "text", "offset_ns", "pause")
+        )
         assert not np.array_equal(one.arm, other.arm) or level.kind == "capacity"
 
 
 def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan: Plan) -> None:
-    # A judge of years from now must draw the same: NumPy's legacy stream is frozen, and this says if it ever thaws.
+    # A judge of years from now must draw the same: NumPy's legacy stream is frozen, and this says
+    # if it ever thaws.
     due = schedule(plan, plan.level("mixed-50"), 2, 50)
     assert due.arm[:12].tolist() == [1, 3, 0, 2, 0, 1, 2, 3, 2, 1, 3, 0]
     assert due.text[::40].tolist() == [0, 23, 0, 41, 6, 49, 42]
@@ -139,18 +158,38 @@ def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan:
         ('name = "bert",', 'name = "bert base",', "may hold letters, digits"),
         ('artifact = "c"', 'artifact = "c", dialect = "vllm"', "speaks vllm"),
         ('artifact = "c"', 'artifact = "c", model = "bert"', "names a model beside its artifact"),
-        ('artifact = "c"', 'artifact = "c", url = "http://x", dialect = "kserve-v1"', "whose path needs a model"),
+        (
+            'artifact = "c"',
+            'artifact = "c", url = "http://x", dialect = "kserve-v1"',
+            "whose path needs a model",
+        ),
         ("seed = 7", "seed = 7\nserver = { port = 99999 }", "99999 is no port"),
         ("slice_requests = 300", "slice_requests = 300\nin_flight = 3", "has no key 'in_flight'"),
-        ("margins = { inference = { p50 = 0.02, mean = 0.02 } }", "margins = { inference = 0.02 }", "is 0.02 and no table"),
-        ("margins = { inference = { p50 = 0.02, mean = 0.02 } }", "margins = { inference = { p50 = 0.2 } }", "would not be seen at"),
+        (
+            "margins = { inference = { p50 = 0.02, mean = 0.02 } }",
+            "margins = { inference = 0.02 }",
+            "is 0.02 and no table",
+        ),
+        (
+            "margins = { inference = { p50 = 0.02, mean = 0.02 } }",
+            "margins = { inference = { p50 = 0.2 } }",
+            "would not be seen at",
+        ),
         ("seed = 7", "", "'seed' is missing"),
         ("seed = 7", 'seed = "x"', "is not of type int"),
         ('role = "control"', 'role = "boss"', "role 'boss' is unknown"),
         ('name = "drbert-again"', 'name = "drbert"', "two arms are called 'drbert'"),
-        ('name = "drbert-again", role = "candidate"', 'name = "x", role = "reference"', "3 arms are reference"),
+        (
+            'name = "drbert-again", role = "candidate"',
+            'name = "x", role = "reference"',
+            "3 arms are reference",
+        ),
         ('artifact = "c"', 'model = "c"', "needs an artifact to start"),
-        ('name = "bert-again", role = "reference", artifact = "a"', 'name = "x", role = "reference", artifact = "slow"', "name different artifacts"),
+        (
+            'name = "bert-again", role = "reference", artifact = "a"',
+            'name = "x", role = "reference", artifact = "slow"',
+            "name different artifacts",
+        ),
         ("seed = 7", 'seed = 7\nserver = { cpus = ["x"] }', "cpus holds 'x'"),
         ("p99 = 0.10", "p98 = 0.10", "has no key 'p98'"),
         ("p99 = 0.10", "p99 = 10.0", "is not between 0 and 1"),
@@ -159,7 +198,9 @@ def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan:
         ("[level.unloaded]", "[[level.unloaded", "is not TOML"),
     ],
 )
-def test_a_wrong_plan_is_refused_by_the_name_of_the_key(plan: Plan, old: str, new: str, words: str) -> None:
+def test_a_wrong_plan_is_refused_by_the_name_of_the_key(
+    plan: Plan, old: str, new: str, words: str
+) -> None:
     text = plan.path.read_text()
     assert old in text
     plan.path.write_text(text.replace(old, new, 1))

@@ -1,4 +1,6 @@
-"""A whole run, with real servers and a real load generator; what it finds is the machine's business."""
+"""A whole run, with real servers and a real load generator; what it finds is the machine's
+business.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,15 @@ def honest_artifact(folder: Path) -> Artifact:
     """With the digests that its graph really has."""
     draft = write_artifact(folder.with_name(f"{folder.name}-draft"))
     encoder, head = split(read_graph(draft.path("model.onnx")))
-    variant = draft.manifest.variants["cpu-fp32"].model_copy(update={"encoder_digest": encoder.digest, "head_digest": head.digest})
-    return write_artifact(folder, encoder_digest=encoder.digest, head_digest=head.digest, variants={"cpu-fp32": variant})
+    variant = draft.manifest.variants["cpu-fp32"].model_copy(
+        update={"encoder_digest": encoder.digest, "head_digest": head.digest}
+    )
+    return write_artifact(
+        folder,
+        encoder_digest=encoder.digest,
+        head_digest=head.digest,
+        variants={"cpu-fp32": variant},
+    )
 
 
 @pytest.fixture
@@ -48,7 +57,12 @@ def plan(tmp_path: Path) -> Path:
     honest_artifact(tmp_path / "artifact")
     arms = "\n".join(
         f'[[arm]]\nname = "{name}"\nrole = "{role}"\nartifact = "{tmp_path / "artifact"}"'
-        for name, role in (("a", "reference"), ("a2", "reference"), ("b", "candidate"), ("b2", "candidate"))
+        for name, role in (
+            ("a", "reference"),
+            ("a2", "reference"),
+            ("b", "candidate"),
+            ("b2", "candidate"),
+        )
     )
     arms += '\n[[arm]]\nname = "slow"\nrole = "delayed"'
     (tmp_path / "texts.txt").write_text("good\nbad film a b c\n")
@@ -74,7 +88,9 @@ cpus = [1]
     return path
 
 
-def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = main(["run", str(plan), "--evidence", str(tmp_path / "evidence")])
     printed = capsys.readouterr().out
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
@@ -84,8 +100,17 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     assert f"report: {folder / 'report.html'}" in printed
     assert main(["judge", str(folder)]) == code
     assert {path.name for path in folder.iterdir()} == {
-        "plan.toml", "texts.txt", "identity.json", "environment.json", "starts.csv", "restarts.csv", "requests.parquet",
-        "verdict.json", "report.html", "run.json", "MANIFEST.sha256",
+        "plan.toml",
+        "texts.txt",
+        "identity.json",
+        "environment.json",
+        "starts.csv",
+        "restarts.csv",
+        "requests.parquet",
+        "verdict.json",
+        "report.html",
+        "run.json",
+        "MANIFEST.sha256",
     }
     rows = read_rows(folder)
     starts = len({row["restart"] for row in rows})
@@ -94,7 +119,10 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
     assert {row["status"] for row in rows} == {200}
     assert verdict["run"]["number_for_this_plan"] == 1
     assert all(row["scheduled_ns"] <= row["sent_ns"] < row["done_ns"] for row in rows)
-    assert all(0 < row["inference_us"] < row["total_us"] < (row["done_ns"] - row["sent_ns"]) / 1000 for row in rows)
+    assert all(
+        0 < row["inference_us"] < row["total_us"] < (row["done_ns"] - row["sent_ns"]) / 1000
+        for row in rows
+    )
     assert len({row["instance"] for row in rows}) == starts
     [entry] = json.loads((tmp_path / "evidence/index.json").read_text())
     assert entry["number_for_this_plan"] == 1
@@ -104,16 +132,29 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(plan: Path, tmp
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_sealed_with_what_was_measured(sent: signal.Signals, plan: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_sealed_with_what_was_measured(
+    sent: signal.Signals, plan: Path, tmp_path: Path
+) -> None:
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 4000", 1))
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
-    # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear it.
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear
+    # it.
     hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
     ) as process:
         give_up = time.monotonic() + 120
-        while not any(file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/*.csv")):
+        while not any(
+            file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/*.csv")
+        ):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < give_up
             time.sleep(0.05)
@@ -124,7 +165,7 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(sent: signal.Signal
     assert "--resume" in printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
     assert len(read_rows(folder)) > 50
-    with socket.socket() as probe:    # The server is gone too.
+    with socket.socket() as probe:  # The server is gone too.
         assert probe.connect_ex(("127.0.0.1", read_plan(plan).port)) != 0
     assert main(["judge", str(folder)]) == EXIT_CODES["invalid"]
 
@@ -132,16 +173,31 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(sent: signal.Signal
 def test_what_a_stopping_server_refuses_is_put_down_to_the_interruption() -> None:
     refused = "1 requests without a good answer, the first (unloaded.1.-1.0.1) with status 503"
     assert why_dropped(refused, cut_short=True) == "interrupted"
-    assert why_dropped(refused, cut_short=False) == refused    # every request was sent: the judge finds the same in the rows
+    assert (
+        why_dropped(refused, cut_short=False) == refused
+    )  # every request was sent: the judge finds the same in the rows
     assert why_dropped("", cut_short=False) == ""
 
 
-def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Long enough that the interruption cannot fall after a restart's last row, which would make it count.
+def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it
+    # count.
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
     hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
+    ) as process:
         give_up = time.monotonic() + 120
         while not any(tmp_path.glob("evidence/*/rows/001.csv")):
             assert process.poll() is None, process.communicate()[0]
@@ -156,7 +212,9 @@ def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path,
     verdict = json.loads((folder / "verdict.json").read_text())
     level = verdict["levels"]["unloaded"]
     assert code == EXIT_CODES[verdict["verdict"]]
-    assert level["restarts_kept"] + level["restarts_dropped"] == len({row["restart"] for row in read_rows(folder)})
+    assert level["restarts_kept"] + level["restarts_dropped"] == len(
+        {row["restart"] for row in read_rows(folder)}
+    )
     assert [row for row in read_rows(folder) if row["restart"] < 2] == before
     assert "interrupted" in (folder / "starts.csv").read_text()
     assert main(["judge", str(folder)]) == code
@@ -165,12 +223,25 @@ def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(plan: Path,
 
 
 def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
-    # Long enough that the interruption cannot fall after a restart's last row, which would make it count.
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it
+    # count.
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         give_up = time.monotonic() + 120
-        while not any(file.stat().st_size > 5000 for file in tmp_path.glob("evidence/*/rows/001.csv")):
+        while not any(
+            file.stat().st_size > 5000 for file in tmp_path.glob("evidence/*/rows/001.csv")
+        ):
             assert time.monotonic() < give_up
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
@@ -181,9 +252,19 @@ def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
     assert "interrupted" in (folder / "starts.csv").read_text()
 
 
-def test_rows_survive_a_full_disk_and_the_run_says_what_is_wrong(plan: Path, tmp_path: Path) -> None:
+def test_rows_survive_a_full_disk_and_the_run_says_what_is_wrong(
+    plan: Path, tmp_path: Path
+) -> None:
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 400", 1))
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
     # No file may grow beyond 60 kB: what a full disk does, to one process and its children.
     small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small)
@@ -195,7 +276,11 @@ def test_rows_survive_a_full_disk_and_the_run_says_what_is_wrong(plan: Path, tmp
 
 
 def test_all_levels_run_and_are_audited(plan: Path, tmp_path: Path) -> None:
-    plan.write_text(plan.read_text().replace("[server]", """
+    plan.write_text(
+        plan.read_text()
+        .replace(
+            "[server]",
+            """
 [level.mixed-50]
 tuples = 32
 warm_up_tuples = 2
@@ -206,9 +291,16 @@ margins = { end_to_end = { p50 = 0.5 } }
 slice_s = 0.2
 in_flight = 4
 margins = { time_per_text = { mean = 0.5 } }
-[server]""").replace("capacity_per_s = 100.0", "capacity_per_s = 1000.0").replace("tuples = 32", "tuples = 64", 1))
+[server]""",
+        )
+        .replace("capacity_per_s = 100.0", "capacity_per_s = 1000.0")
+        .replace("tuples = 32", "tuples = 64", 1)
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in EXIT_CODES.values(), done.stderr
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
@@ -219,7 +311,9 @@ margins = { time_per_text = { mean = 0.5 } }
     assert len(delayed) == len({row["restart"] for row in rows}) * 16
 
 
-def test_the_capacity_of_the_reference_is_a_number_for_the_plan(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_capacity_of_the_reference_is_a_number_for_the_plan(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["capacity", str(plan), "--seconds", "0.3"]) == 0
     name, _, value = capsys.readouterr().out.strip().partition(" = ")
     assert name == "capacity_per_s"
@@ -227,17 +321,36 @@ def test_the_capacity_of_the_reference_is_a_number_for_the_plan(plan: Path, caps
 
 
 def test_a_level_with_a_rate_needs_the_capacity_first(plan: Path) -> None:
-    plan.write_text(plan.read_text().replace("capacity_per_s = 100.0\n", "").replace("[server]", "[level.mixed-50]\ntuples = 32\nmargins = { inference = { p50 = 0.5 } }\n[server]"))
+    plan.write_text(
+        plan.read_text()
+        .replace("capacity_per_s = 100.0\n", "")
+        .replace(
+            "[server]",
+            "[level.mixed-50]\ntuples = 32\nmargins = { inference = { p50 = 0.5 } }\n[server]",
+        )
+    )
     with pytest.raises(BadInput, match="needs capacity_per_s; `python -m proof capacity"):
         main(["run", str(plan)])
 
 
 def test_a_server_that_dies_costs_its_restart_and_no_more(plan: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 100", 1))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         give_up = time.monotonic() + 120
-        while not any(file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/000.csv")):
+        while not any(
+            file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/000.csv")
+        ):
             assert time.monotonic() < give_up
             time.sleep(0.05)
         for child in psutil.Process(process.pid).children():
@@ -249,8 +362,18 @@ def test_a_server_that_dies_costs_its_restart_and_no_more(plan: Path, tmp_path: 
     assert "requests without a good answer" in printed
 
 
-def test_an_artifact_that_is_not_there_is_named_before_anything_runs(plan: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")]
+def test_an_artifact_that_is_not_there_is_named_before_anything_runs(
+    plan: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
     (tmp_path / "artifact/manifest.json").unlink()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 69
@@ -260,8 +383,24 @@ def test_an_artifact_that_is_not_there_is_named_before_anything_runs(plan: Path,
 
 def test_locust_alone_looks_at_a_running_server(artifact: Artifact, tmp_path: Path) -> None:
     with serving(artifact) as (url, _):
-        command = [sys.executable, "-m", "locust", "-f", "loadtests/", "--headless", "--only-summary", "--host", url]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"ROWS": str(tmp_path / "rows.csv")})
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            "loadtests/",
+            "--headless",
+            "--only-summary",
+            "--host",
+            url,
+        ]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"ROWS": str(tmp_path / "rows.csv")},
+        )
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert lines[0].startswith("run,level,restart,instance")
@@ -269,9 +408,16 @@ def test_locust_alone_looks_at_a_running_server(artifact: Artifact, tmp_path: Pa
 
 
 def test_a_plan_for_servers_of_ones_own_is_not_restarted(plan: Path, tmp_path: Path) -> None:
-    changed = plan.read_text().replace(f'artifact = "{tmp_path / "artifact"}"', 'url = "http://127.0.0.1:1"')
+    changed = plan.read_text().replace(
+        f'artifact = "{tmp_path / "artifact"}"', 'url = "http://127.0.0.1:1"'
+    )
     plan.write_text(changed)
     assert read_plan(plan).arms[0].url
-    done = subprocess.run([sys.executable, "-m", "proof", "run", str(plan)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "proof", "run", str(plan)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 65
     assert "[server] has no restart command" in done.stderr

@@ -15,12 +15,23 @@ from proof.servers import server
 from tests.proof.worlds import write_plan
 
 
-def test_a_port_that_another_holds_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_another_holds_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(servers, "PORT_FREE_WITHIN_S", 0)
     with (
         socket.create_server(("127.0.0.1", 0)) as held,
-        pytest.raises(Unavailable, match=r"Port \d+ of 127.0.0.1 cannot be had .*; choose another in the plan's \[server\]"),
-        server(dataclasses.replace(write_plan(tmp_path), port=held.getsockname()[1]), [0], tmp_path / "log"),
+        pytest.raises(
+            Unavailable,
+            match=(
+                r"Port \d+ of 127.0.0.1 cannot be had .*; choose another in the plan's \[server\]"
+            ),
+        ),
+        server(
+            dataclasses.replace(write_plan(tmp_path), port=held.getsockname()[1]),
+            [0],
+            tmp_path / "log",
+        ),
     ):
         pass
 

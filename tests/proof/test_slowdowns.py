@@ -23,14 +23,18 @@ class Telling(ThreadingHTTPServer):
     asked = 0
 
     def reading(self) -> Reading:
-        return Reading("GPU-0011", "NVIDIA H100 80GB HBM3", None, None, None, None, None, self.slowed)
+        return Reading(
+            "GPU-0011", "NVIDIA H100 80GB HBM3", None, None, None, None, None, self.slowed
+        )
 
 
 @pytest.fixture
 def server() -> Iterator[Telling]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told = generate_latest(Metrics(CollectorRegistry(), readings=lambda: [one.reading()]).registry)
+            told = generate_latest(
+                Metrics(CollectorRegistry(), readings=lambda: [one.reading()]).registry
+            )
             one.asked += 1
             self.send_response(200)
             self.send_header("Content-Length", str(len(told)))
@@ -48,7 +52,9 @@ def server() -> Iterator[Telling]:
         thread.join()
 
 
-def test_every_reason_that_was_told_meanwhile_is_kept(server: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reason_that_was_told_meanwhile_is_kept(
+    server: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slowdowns, "EVERY_S", 0.01)
     url, seen = f"http://127.0.0.1:{server.server_port}", set[str]()
     with watched([url], seen):

@@ -22,12 +22,19 @@ def test_softmax_and_sigmoid_bear_any_finite_logits() -> None:
 def test_the_larger_logit_is_first_where_both_probabilities_round_to_one(tmp_path: Path) -> None:
     several = write_artifact(tmp_path / "several", task="multi_label").manifest
     single = write_artifact(tmp_path / "single").manifest
-    cases: list[tuple[Manifest, Activation]] = [(several, "auto"), (single, "sigmoid"), (single, "none")]
+    cases: list[tuple[Manifest, Activation]] = [
+        (several, "auto"),
+        (single, "sigmoid"),
+        (single, "none"),
+    ]
     for manifest, activation in cases:
         answer = classification(0, np.array([40.0, 60.0], np.float32), TEXT, manifest, activation)
         assert answer["label"] == "POSITIVE"
         assert [score["label"] for score in answer["scores"]] == ["POSITIVE", "NEGATIVE"]
-    assert classification(0, np.array([40.0, 60.0], np.float32), TEXT, several)["labels"] == ["POSITIVE", "NEGATIVE"]
+    assert classification(0, np.array([40.0, 60.0], np.float32), TEXT, several)["labels"] == [
+        "POSITIVE",
+        "NEGATIVE",
+    ]
 
 
 def test_labels_of_one_score_keep_the_models_order(artifact: Artifact) -> None:

@@ -70,7 +70,9 @@ def test_an_unknown_field_is_named(artifact: Artifact) -> None:
         ({"labels": ["GOOD", "BAD", "GOOD"]}, "labels: .*two are called 'GOOD'"),
     ],
 )
-def test_a_changed_field_of_the_manifest_is_refused(artifact: Artifact, changes: dict[str, Any], words: str) -> None:
+def test_a_changed_field_of_the_manifest_is_refused(
+    artifact: Artifact, changes: dict[str, Any], words: str
+) -> None:
     change_manifest(artifact, **changes)
     with pytest.raises(ArtifactError, match=words):
         read_artifact(artifact.directory)
@@ -83,7 +85,9 @@ def test_another_schema_version_is_refused(artifact: Artifact) -> None:
 
 
 def test_a_file_outside_the_folder_is_refused(artifact: Artifact) -> None:
-    change_manifest(artifact, files={"../secret": "0" * 64, "model.onnx": "0" * 64, "tokenizer.json": "0" * 64})
+    change_manifest(
+        artifact, files={"../secret": "0" * 64, "model.onnx": "0" * 64, "tokenizer.json": "0" * 64}
+    )
     with pytest.raises(ArtifactError, match="is no plain file name"):
         read_artifact(artifact.directory)
 
@@ -120,7 +124,11 @@ def a_file(folder: Path) -> Path:
     return below_a_file(folder).parent
 
 
-@pytest.mark.parametrize("make", [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, a_file], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, a_file],
+    ids=lambda make: make.__name__,
+)
 def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     with pytest.raises(ArtifactError):
         read_artifact(make(tmp_path))
@@ -145,12 +153,23 @@ def put(path: Path, kind: str) -> None:
             path.symlink_to(kind)
 
 
-KINDS = ["folder", "FIFO", "loop", "dangling link", "sparse terabyte", "/dev/zero", "/dev/random", "/proc/self/mem"]
+KINDS = [
+    "folder",
+    "FIFO",
+    "loop",
+    "dangling link",
+    "sparse terabyte",
+    "/dev/zero",
+    "/dev/random",
+    "/proc/self/mem",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
-def test_what_is_no_file_is_refused_in_a_files_place(artifact: Artifact, name: str, kind: str) -> None:
+def test_what_is_no_file_is_refused_in_a_files_place(
+    artifact: Artifact, name: str, kind: str
+) -> None:
     put(artifact.path(name), kind)
     with pytest.raises(ArtifactError):
         read_artifact(artifact.directory)
@@ -158,13 +177,18 @@ def test_what_is_no_file_is_refused_in_a_files_place(artifact: Artifact, name: s
 
 def test_a_socket_is_refused_in_a_files_place(artifact: Artifact) -> None:
     artifact.path("model.onnx").unlink()
-    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(artifact.directory):    # its path may have 108 bytes
+    with (
+        socket.socket(socket.AF_UNIX) as listening,
+        contextlib.chdir(artifact.directory),
+    ):  # its path may have 108 bytes
         listening.bind("model.onnx")
     with pytest.raises(ArtifactError, match="it is no regular file"):
         read_artifact(artifact.directory)
 
 
-def test_a_file_behind_links_is_read_as_in_the_cache_of_the_hub(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_file_behind_links_is_read_as_in_the_cache_of_the_hub(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     for name in ("manifest.json", "model.onnx", "tokenizer.json"):
         (tmp_path / f"blob-{name}").write_bytes(artifact.path(name).read_bytes())
         artifact.path(name).unlink()
@@ -172,12 +196,24 @@ def test_a_file_behind_links_is_read_as_in_the_cache_of_the_hub(artifact: Artifa
     read_artifact(artifact.directory).check_unchanged()
 
 
-@pytest.mark.parametrize("content", [
-    b"[" * 100_000, b'{"schema_version": 2, "name": ' + b"[" * 100_000, b'{"schema_version": 2, "labels": ' + b"[" * 900 + b"]" * 900 + b"}",
-    b'{"a":' * 100_000, b"\xff\xfe", b'{"schema_version": ' + b"9" * 10_000 + b"}", b'{"schema_version": 2, "' + b"x" * 100_000 + b'": 1}', b"null", b"",
-    b'{"schema_version": "' + b"x" * 1_000_000 + b'"}',
-])
-def test_a_manifest_that_is_none_is_refused_in_few_words(artifact: Artifact, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"schema_version": 2, "name": ' + b"[" * 100_000,
+        b'{"schema_version": 2, "labels": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"a":' * 100_000,
+        b"\xff\xfe",
+        b'{"schema_version": ' + b"9" * 10_000 + b"}",
+        b'{"schema_version": 2, "' + b"x" * 100_000 + b'": 1}',
+        b"null",
+        b"",
+        b'{"schema_version": "' + b"x" * 1_000_000 + b'"}',
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_in_few_words(
+    artifact: Artifact, content: bytes
+) -> None:
     artifact.path("manifest.json").write_bytes(content)
     with pytest.raises(ArtifactError) as refused:
         read_artifact(artifact.directory)
@@ -193,7 +229,9 @@ def test_a_manifest_beyond_its_limit_is_refused(artifact: Artifact) -> None:
 
 def test_a_text_of_too_many_tokens_is_refused(artifact: Artifact) -> None:
     change_manifest(artifact, max_tokens=1_000_000_000)
-    with pytest.raises(ArtifactError, match="max_tokens: Input should be less than or equal to 32768"):
+    with pytest.raises(
+        ArtifactError, match="max_tokens: Input should be less than or equal to 32768"
+    ):
         read_artifact(artifact.directory)
 
 
@@ -206,7 +244,7 @@ def written_to_in_place(path: Path) -> None:
     status = path.stat()
     content = path.read_bytes()
     path.write_bytes(content[::-1])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))    # as one would who wants to hide it
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as one would who wants to hide it
 
 
 def moved_away_and_back(path: Path) -> None:
@@ -219,35 +257,61 @@ def made_a_link(path: Path) -> None:
     path.symlink_to("away")
 
 
-@pytest.mark.parametrize("change", [replaced, written_to_in_place, moved_away_and_back, made_a_link, Path.unlink], ids=lambda change: change.__name__)
-def test_a_file_that_changes_after_it_was_verified_is_found_out(artifact: Artifact, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [replaced, written_to_in_place, moved_away_and_back, made_a_link, Path.unlink],
+    ids=lambda change: change.__name__,
+)
+def test_a_file_that_changes_after_it_was_verified_is_found_out(
+    artifact: Artifact, change: Callable[[Path], None]
+) -> None:
     verified = read_artifact(artifact.directory)
     verified.check_unchanged()
-    time.sleep(0.02)    # the system's clock for files ticks a hundred times a second or more
+    time.sleep(0.02)  # the system's clock for files ticks a hundred times a second or more
     change(verified.path("model.onnx"))
-    with pytest.raises(ArtifactError, match=r"model\.onnx was changed or touched after it was verified"):
+    with pytest.raises(
+        ArtifactError, match=r"model\.onnx was changed or touched after it was verified"
+    ):
         verified.check_unchanged()
 
 
-def test_a_link_to_the_folder_that_is_changed_meanwhile_leads_to_no_other_folder(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_link_to_the_folder_that_is_changed_meanwhile_leads_to_no_other_folder(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     (tmp_path / "current").symlink_to(artifact.directory)
     verified = read_artifact(tmp_path / "current")
     (tmp_path / "current").unlink()
     (tmp_path / "current").symlink_to(tmp_path / "nowhere")
-    assert verified.directory == tmp_path / "current"    # loaded again, it is the new one that is read
+    assert (
+        verified.directory == tmp_path / "current"
+    )  # loaded again, it is the new one that is read
     assert verified.path("model.onnx") == artifact.directory / "model.onnx"
     verified.check_unchanged()
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
-def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(
+    tmp_path: Path, name: str
+) -> None:
     folder = tmp_path / "reviews"
     folder.mkdir()
     (folder / name).write_text("{}")
-    with pytest.raises(ArtifactMissing, match=f"{folder} is a checkpoint, not an artifact; export it: `python -m export {folder} artifacts/reviews`"):
+    with pytest.raises(
+        ArtifactMissing,
+        match=(
+            f"{folder} is a checkpoint, not an artifact; export it: `python -m export {folder}"
+            " artifacts/reviews`"
+        ),
+    ):
         read_artifact(folder)
 
 
 def test_a_model_of_the_hub_is_told_how_it_is_exported() -> None:
-    with pytest.raises(ArtifactMissing, match="`python -m export textattack/bert-base-uncased-SST-2 artifacts/bert-base-uncased-SST-2`"):
+    with pytest.raises(
+        ArtifactMissing,
+        match=(
+            "`python -m export textattack/bert-base-uncased-SST-2"
+            " artifacts/bert-base-uncased-SST-2`"
+        ),
+    ):
         read_artifact(Path("textattack/bert-base-uncased-SST-2"))

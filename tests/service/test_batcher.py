@@ -31,7 +31,9 @@ class Word:
 
 @dataclass
 class Echo:
-    """A model that answers each item with itself, once the gate is open; it remembers its batches."""
+    """A model that answers each item with itself, once the gate is open; it remembers its
+    batches.
+    """
 
     padding_safe: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
@@ -69,8 +71,13 @@ async def running(model: Echo, **limits: Any) -> AsyncIterator[Batcher]:
         assert await batcher.close(10)
 
 
-async def ask(batcher: Batcher, *names: str, tokens: int = 4, timeout_s: float = math.inf) -> list[str]:
-    return [row.value for row in await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)]
+async def ask(
+    batcher: Batcher, *names: str, tokens: int = 4, timeout_s: float = math.inf
+) -> list[str]:
+    return [
+        row.value
+        for row in await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)
+    ]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -101,7 +108,9 @@ async def test_a_cancelled_caller_does_not_disturb_its_neighbours() -> None:
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
-        first, gone, last = [asyncio.create_task(ask(batcher, name)) for name in ("first", "gone", "last")]
+        first, gone, last = [
+            asyncio.create_task(ask(batcher, name)) for name in ("first", "gone", "last")
+        ]
         await until(lambda: batcher.waiting == 3)
         gone.cancel()
         await asyncio.wait([gone])
@@ -115,7 +124,9 @@ async def test_a_poisonous_text_hurts_nobody_else() -> None:
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
-        good, poison, fine = [asyncio.create_task(ask(batcher, name)) for name in ("good", "poison", "fine")]
+        good, poison, fine = [
+            asyncio.create_task(ask(batcher, name)) for name in ("good", "poison", "fine")
+        ]
         await until(lambda: batcher.waiting == 3)
         model.gate.set()
         assert await good == ["good"]
@@ -307,7 +318,10 @@ async def test_two_models_share_the_queue_in_order_of_arrival() -> None:
     batcher.start()
     first = asyncio.create_task(batcher.submit("one", [Word("blocker")]))
     await until(lambda: bool(one.batches))
-    tasks = [asyncio.create_task(batcher.submit(model, [Word(name)])) for model, name in (("two", "a"), ("one", "b"), ("two", "c"))]
+    tasks = [
+        asyncio.create_task(batcher.submit(model, [Word(name)]))
+        for model, name in (("two", "a"), ("one", "b"), ("two", "c"))
+    ]
     await until(lambda: batcher.waiting == 3)
     one.gate.set()
     await asyncio.gather(first, *tasks)
@@ -378,7 +392,10 @@ async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_shar
         first = asyncio.create_task(ask(batcher, "first"))
         while not model.batches:
             await asyncio.sleep(0.001)
-        waiting = [asyncio.create_task(batcher.submit("echo", [Word(name)], busy_wait=share)) for name, share in (("a", 0.0), ("b", 0.5), ("c", 0.0), ("d", 0.5))]
+        waiting = [
+            asyncio.create_task(batcher.submit("echo", [Word(name)], busy_wait=share))
+            for name, share in (("a", 0.0), ("b", 0.5), ("c", 0.0), ("d", 0.5))
+        ]
         while batcher.waiting < 4:
             await asyncio.sleep(0.001)
         model.gate.set()
@@ -407,12 +424,22 @@ async def test_what_is_done_in_the_background_begins_only_when_nothing_else_wait
     async with running(model, max_batch_size=2) as batcher:
         first = asyncio.create_task(ask(batcher, "first"))
         await until(lambda: model.batches == [["first"]])
-        hidden = asyncio.create_task(batcher.submit("echo", [Word("hidden"), Word("hidden too"), Word("hidden three")], background=True))
+        hidden = asyncio.create_task(
+            batcher.submit(
+                "echo", [Word("hidden"), Word("hidden too"), Word("hidden three")], background=True
+            )
+        )
         live = [asyncio.create_task(ask(batcher, name)) for name in ("a", "b", "c")]
-        await until(lambda: batcher.waiting == 3)    # what is hidden takes no room among them
+        await until(lambda: batcher.waiting == 3)  # what is hidden takes no room among them
         model.gate.set()
         await asyncio.gather(first, hidden, *live)
-    assert model.batches == [["first"], ["a", "b"], ["c"], ["hidden", "hidden too"], ["hidden three"]]
+    assert model.batches == [
+        ["first"],
+        ["a", "b"],
+        ["c"],
+        ["hidden", "hidden too"],
+        ["hidden three"],
+    ]
 
 
 async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -> None:
@@ -453,7 +480,7 @@ async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free(
         await until(lambda: model.batches == [["first"]])
         asking += [asyncio.create_task(ask(batcher, name)) for name in ("a", "b")]
         await until(lambda: batcher.waiting == 2)
-        assert batcher.queue.full_s == 0.0    # full, and nobody was refused
+        assert batcher.queue.full_s == 0.0  # full, and nobody was refused
         with pytest.raises(Overloaded):
             await ask(batcher, "c")
         await until(lambda: batcher.queue.full_s > 0.01)
@@ -468,7 +495,7 @@ async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
             await ask(batcher, "a", "b", "c")
 
 
-async def test_what_was_accepted_is_answered_by_the_model_it_was_given_to_even_if_that_is_let_go() -> None:
+async def test_what_was_accepted_is_answered_by_its_model_even_if_that_is_let_go() -> None:
     model, models = Echo(), {"echo": Echo(), "other": Echo()}
     models["echo"] = models["other"] = model
     batcher = Batcher(models)
@@ -483,7 +510,9 @@ async def test_what_was_accepted_is_answered_by_the_model_it_was_given_to_even_i
     assert await batcher.close(10)
 
 
-async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = Echo()
     batcher = Batcher({"echo": model})
     batcher.start()
@@ -516,7 +545,7 @@ async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_to
             raise ValueError("too many")
         return lambda: [word.name for word in batch] if held.wait(10) else []
 
-    model.start = start    # type: ignore[method-assign]
+    model.start = start  # type: ignore[method-assign]
     model.gate.set()
     await until(lambda: model.batches[-1] == ["poison"])
     await until(lambda: batcher.stuck_s > 0.01)

@@ -20,11 +20,15 @@ def runtime(request: pytest.FixtureRequest, artifact: Artifact) -> Runtime:
 
 def test_both_runtimes_give_the_same_logits(artifact: Artifact, runtime: Runtime) -> None:
     classifier = Classifier(artifact, runtime)
-    logits = classifier.predict([classifier.encode("good good"), classifier.encode("bad film a b c")])
+    logits = classifier.predict(
+        [classifier.encode("good good"), classifier.encode("bad film a b c")]
+    )
     assert logits.tolist() == [[0.0, 2.0], [1.0, 0.0]]
 
 
-def test_a_result_is_not_overwritten_by_the_next_batch(artifact: Artifact, runtime: Runtime) -> None:
+def test_a_result_is_not_overwritten_by_the_next_batch(
+    artifact: Artifact, runtime: Runtime
+) -> None:
     classifier = Classifier(artifact, runtime)
     first = classifier.predict([classifier.encode("good")])
     classifier.predict([classifier.encode("bad")])
@@ -38,7 +42,9 @@ def test_nan_is_an_error_and_not_an_answer(artifact: Artifact, runtime: Runtime)
 
 
 def test_a_wrong_number_of_labels_is_an_error(artifact: Artifact, runtime: Runtime) -> None:
-    changed = Artifact(artifact.directory, artifact.manifest.model_copy(update={"labels": ["a", "b", "c"]}))
+    changed = Artifact(
+        artifact.directory, artifact.manifest.model_copy(update={"labels": ["a", "b", "c"]})
+    )
     classifier = Classifier(changed, runtime)
     with pytest.raises(ModelOutputInvalid, match=r"\(1, 2\), \(1, 3\) was due"):
         classifier.predict([classifier.encode("good")])
@@ -49,14 +55,18 @@ def test_a_pair_is_encoded_with_its_types(artifact: Artifact, runtime: Runtime) 
     assert list(encoded.type_ids) == [0, 0, 0, 0, 1, 1]
 
 
-def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(artifact: Artifact, runtime: Runtime) -> None:
+def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(
+    artifact: Artifact, runtime: Runtime
+) -> None:
     classifier = Classifier(artifact, runtime)
     assert classifier.encode("good " * 14, truncate="none").tokens == 16
     with pytest.raises(InvalidInput, match="17 tokens, the model reads 16"):
         classifier.encode("good " * 15, truncate="none")
 
 
-def test_warming_up_runs_at_least_one_shape_and_ends_in_time(artifact: Artifact, runtime: Runtime) -> None:
+def test_warming_up_runs_at_least_one_shape_and_ends_in_time(
+    artifact: Artifact, runtime: Runtime
+) -> None:
     classifier = Classifier(artifact, runtime)
     assert classifier.warm_up(0) >= 1
     assert classifier.warm_up(60) == len(list(classifier.shapes.likely_first()))
@@ -73,19 +83,29 @@ def test_onnx_runtime_refuses_what_it_would_run_in_fp32(artifact: Artifact) -> N
 
 def test_auto_takes_the_variant_that_passed_its_gate(artifact: Artifact) -> None:
     held = artifact.manifest.variants["cpu-fp32"]
-    failed = held.model_copy(update={"gate": held.gate.model_copy(update={"status": "failed", "reason": "too far off"})})
-    both = Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-bf16": failed, "cpu-fp32": held}}))
+    failed = held.model_copy(
+        update={"gate": held.gate.model_copy(update={"status": "failed", "reason": "too far off"})}
+    )
+    both = Artifact(
+        artifact.directory,
+        artifact.manifest.model_copy(update={"variants": {"cpu-bf16": failed, "cpu-fp32": held}}),
+    )
     choice = choose(both)
     assert choice.variant == "cpu-fp32"
     assert "too far off" in choice.why
-    none = Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-fp32": failed}}))
+    none = Artifact(
+        artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-fp32": failed}})
+    )
     with pytest.raises(RuntimeUnavailable, match="too far off"):
         choose(none)
 
 
 CPUS = {
     "Cascade Lake": ("flags\t\t: fpu avx2 avx512f avx512_vnni", "cpu-int8"),
-    "Sapphire Rapids": ("flags\t\t: fpu avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8", "cpu-int8"),
+    "Sapphire Rapids": (
+        "flags\t\t: fpu avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8",
+        "cpu-int8",
+    ),
     "Haswell": ("flags\t\t: fpu avx2 fma", "cpu-fp32"),
     "Graviton 3": ("Features\t: fp asimd asimddp i8mm bf16", "cpu-int8"),
     "one that says nothing": ("", "cpu-fp32"),
@@ -93,7 +113,9 @@ CPUS = {
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instructions_for(cpu: str, artifact: Artifact, tmp_path: Path) -> None:
+def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instructions_for(
+    cpu: str, artifact: Artifact, tmp_path: Path
+) -> None:
     flags, best = CPUS[cpu]
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
     choice = choose(with_all_precisions(artifact), host=Host(tmp_path / "cpuinfo"))
@@ -103,12 +125,19 @@ def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instruction
         assert "cpu-int8: this CPU has no instructions for i8 (avx512_vnni" in choice.why
 
 
-def test_auto_never_takes_an_int8_variant_that_nobody_gated(artifact: Artifact, tmp_path: Path) -> None:
+def test_auto_never_takes_an_int8_variant_that_nobody_gated(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx512_vnni avx512_bf16\n")
     held = with_all_precisions(artifact)
-    ungated = held.manifest.variants["cpu-int8"].model_copy(update={"gate": Gate(status="ungated", reason="no texts to gate it with")})
+    ungated = held.manifest.variants["cpu-int8"].model_copy(
+        update={"gate": Gate(status="ungated", reason="no texts to gate it with")}
+    )
     variants = held.manifest.variants | {"cpu-int8": ungated}
-    choice = choose(Artifact(held.directory, held.manifest.model_copy(update={"variants": variants})), host=Host(tmp_path / "cpuinfo"))
+    choice = choose(
+        Artifact(held.directory, held.manifest.model_copy(update={"variants": variants})),
+        host=Host(tmp_path / "cpuinfo"),
+    )
     assert choice.variant == "cpu-bf16"
     assert "no texts to gate it with" in choice.why
 
@@ -116,7 +145,9 @@ def test_auto_never_takes_an_int8_variant_that_nobody_gated(artifact: Artifact, 
 def with_all_precisions(artifact: Artifact) -> Artifact:
     held = artifact.manifest.variants["cpu-fp32"]
     variants = {
-        "cpu-fp32": held, "cpu-bf16": held.model_copy(update={"precision": "bf16"}), "cpu-int8": held.model_copy(update={"precision": "i8"}),
+        "cpu-fp32": held,
+        "cpu-bf16": held.model_copy(update={"precision": "bf16"}),
+        "cpu-int8": held.model_copy(update={"precision": "i8"}),
     }
     return Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": variants}))
 
@@ -129,7 +160,13 @@ def test_what_is_asked_for_by_name_and_not_held_is_an_error(artifact: Artifact) 
 
 @pytest.mark.parametrize("truncate", ["right", "left", "none"])
 @pytest.mark.parametrize("pair", [None, "bad film"])
-def test_tokens_are_the_same_beside_the_event_loop(artifact: Artifact, runtime: Runtime, pair: str | None, truncate: Truncate) -> None:
+def test_tokens_are_the_same_beside_the_event_loop(
+    artifact: Artifact, runtime: Runtime, pair: str | None, truncate: Truncate
+) -> None:
     classifier = Classifier(artifact, runtime)
-    for text in ("good film a b c", "a " * 7) if truncate == "none" else ("good film a b c", "a b " * 40):
-        assert classifier.encode(text, pair, truncate, beside=True) == classifier.encode(text, pair, truncate)
+    for text in (
+        ("good film a b c", "a " * 7) if truncate == "none" else ("good film a b c", "a b " * 40)
+    ):
+        assert classifier.encode(text, pair, truncate, beside=True) == classifier.encode(
+            text, pair, truncate
+        )

@@ -1,4 +1,6 @@
-"""What a connection may take of time: heads and bodies that never come, and deadlines that callers set."""
+"""What a connection may take of time: heads and bodies that never come, and deadlines that callers
+set.
+"""
 
 from __future__ import annotations
 
@@ -40,20 +42,26 @@ async def test_a_caller_may_ask_for_less_time_than_the_service_allows(artifact: 
         async with stuck(models):
             first = asyncio.create_task(classify(client, {"input": "good"}))
             await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
-            late = await client.post("/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": "60"})
+            late = await client.post(
+                "/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": "60"}
+            )
             assert not first.done()
         answered = await first
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "deadline_exceeded"
     assert answered.status_code == 200
     # The late one never reached the model.
-    assert models.metrics.registry.get_sample_value("drbert_batch_size_sum", {"model": "reviews"}) == 1
+    assert (
+        models.metrics.registry.get_sample_value("drbert_batch_size_sum", {"model": "reviews"}) == 1
+    )
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", ""])
 async def test_a_deadline_that_is_none_is_refused_by_name(artifact: Artifact, given: str) -> None:
     async with client_of(artifact) as (client, _):
-        response = await client.post("/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": given})
+        response = await client.post(
+            "/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": given}
+        )
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "X-Request-Timeout-Ms"
 
@@ -74,13 +82,18 @@ async def test_a_body_that_never_ends_is_408(artifact: Artifact) -> None:
         response = await client.post("/classify", content=half())
     assert response.status_code == 408
     assert response.json()["error"] == {
-        "message": "The body was not complete after 0.1 s; 13 bytes of it were read.", "type": "timeout_error", "param": "body", "code": "body_too_slow",
+        "message": "The body was not complete after 0.1 s; 13 bytes of it were read.",
+        "type": "timeout_error",
+        "param": "body",
+        "code": "body_too_slow",
     }
     assert response.headers["connection"] == "close"
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, policy: ConnectionPolicy | None = None) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
+async def listening(
+    app: ASGIApp, policy: ConnectionPolicy | None = None
+) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
     """The app behind our HTTP, and how to connect to it."""
     sock = bind("127.0.0.1", 0)
     server = uvicorn.Server(configured(app, policy))
@@ -104,7 +117,9 @@ async def listening(app: ASGIApp, policy: ConnectionPolicy | None = None) -> Asy
         await running
 
 
-async def test_a_connection_that_never_says_what_it_wants_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_never_says_what_it_wants_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connection, "HEAD_WITHIN_S", 0.2)
 
     async def app(scope: object, receive: object, send: object) -> None:
@@ -113,13 +128,15 @@ async def test_a_connection_that_never_says_what_it_wants_is_closed(monkeypatch:
     async with listening(app) as connect:
         silent, slow = await connect(), await connect()
         slow[1].write(b"POST /classify HTTP/1.1\r\nHost: a\r\nX-")
-        for _ in range(3):    # a byte now and then makes it no better
+        for _ in range(3):  # a byte now and then makes it no better
             await asyncio.sleep(0.05)
             slow[1].write(b"a")
         assert [await reader.read() for reader, _ in (silent, slow)] == [b"", b""]
 
 
-async def test_a_body_that_was_answered_before_its_end_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_was_answered_before_its_end_keeps_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connection, "HEAD_WITHIN_S", 0.2)
     async with listening(PlainTextResponse("no", 405)) as connect:
         reader, writer = await connect()
@@ -138,24 +155,39 @@ async def test_a_head_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(1000):
                 writer.write(line)
                 await writer.drain()
-        with contextlib.suppress(ConnectionResetError):    # what was sent after the answer may take the answer with it
+        with contextlib.suppress(
+            ConnectionResetError
+        ):  # what was sent after the answer may take the answer with it
             assert b"The head is longer than 65536 bytes." in await reader.read()
 
 
-UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+UPGRADE = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:"
+    b" AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+)
 
 
-@pytest.mark.parametrize("upgrade", [UPGRADE, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n", b""])
+@pytest.mark.parametrize(
+    "upgrade", [UPGRADE, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n", b""]
+)
 @pytest.mark.parametrize("pieces", [1, 2, 3])
-async def test_who_asks_for_another_protocol_is_answered_in_this_one(upgrade: bytes, pieces: int) -> None:
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    upgrade: bytes, pieces: int
+) -> None:
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        await PlainTextResponse(f"{request.url.path} {(await request.body()).decode()}")(scope, receive, send)
+        await PlainTextResponse(f"{request.url.path} {(await request.body()).decode()}")(
+            scope, receive, send
+        )
 
     async with listening(echo) as connect:
         reader, writer = await connect()
         for body in (b"first", b"second"):
-            head = b"POST /%b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n" % (body, upgrade, len(body))
+            head = b"POST /%b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n" % (
+                body,
+                upgrade,
+                len(body),
+            )
             for piece in ((head + body,), (head, body), (head[:30], head[30:], body))[pieces - 1]:
                 writer.write(piece)
                 await writer.drain()
@@ -174,18 +206,24 @@ async def test_no_tunnel_is_built() -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 400")
 
 
-async def test_without_a_key_nothing_of_a_body_is_kept(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_key_nothing_of_a_body_is_kept(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Room, "take", lambda *_: pytest.fail("it was kept"))
     (tmp_path / "keys").write_text("secret\n")
     models = Models({"reviews": artifact}, Settings(warm_up_s=0))
     models.load()
     app = build_app(models, Around(keys=Keys(tmp_path / "keys")))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
         assert (await client.post("/classify", content=b" " * 100_000)).status_code == 401
     await models.drain()
 
 
-async def test_all_bodies_together_have_a_limit_and_give_their_room_back(artifact: Artifact) -> None:
+async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
+    artifact: Artifact,
+) -> None:
     body, go_on = b'{"input":"good"}', asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -199,10 +237,17 @@ async def test_all_bodies_together_have_a_limit_and_give_their_room_back(artifac
         refused = await client.post("/classify", content=body)
         go_on.set()
         assert (await first).status_code == 200
-        assert [(await client.post("/classify", content=body)).status_code for _ in range(3)] == [200, 200, 200]
+        assert [(await client.post("/classify", content=body)).status_code for _ in range(3)] == [
+            200,
+            200,
+            200,
+        ]
         too_large = await client.post("/classify", content=body + b" ")
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert refused.json()["error"]["message"] == "The bodies of all requests hold 10 bytes, the limit is 20; retry later."
+    assert (
+        refused.json()["error"]["message"]
+        == "The bodies of all requests hold 10 bytes, the limit is 20; retry later."
+    )
     assert too_large.status_code == 413
 
 
@@ -214,7 +259,9 @@ def test_an_answer_that_is_read_slowly_is_finished_after_sigterm(tmp_path: Path)
         client.connect((host, int(port)))
         client.settimeout(30)
         body = json.dumps({"input": ["good"] * 1000}).encode()
-        client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         stream = client.makefile("rb")
         assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
         length = 0
@@ -222,7 +269,7 @@ def test_an_answer_that_is_read_slowly_is_finished_after_sigterm(tmp_path: Path)
             if line.lower().startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
         process.send_signal(signal.SIGTERM)
-        time.sleep(3)    # longer than connections were given once
+        time.sleep(3)  # longer than connections were given once
         assert len(stream.read(length)) == length > 8_000_000
         assert process.wait(timeout=30) == 0
 

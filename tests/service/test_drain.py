@@ -28,12 +28,16 @@ BODY = json.dumps({"input": "good"})
 
 @contextlib.contextmanager
 def kept_connection(url: str) -> Iterator[http.client.HTTPConnection]:
-    with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)) as connection:
+    with contextlib.closing(
+        http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    ) as connection:
         connection.connect()
         yield connection
 
 
-def ask(connection: http.client.HTTPConnection, method: str = "POST", path: str = "/classify") -> tuple[int, dict[str, str]]:
+def ask(
+    connection: http.client.HTTPConnection, method: str = "POST", path: str = "/classify"
+) -> tuple[int, dict[str, str]]:
     connection.request(method, path, BODY if method == "POST" else None)
     answer = connection.getresponse()
     answer.read()
@@ -54,7 +58,7 @@ def wait_until_it_listens_no_more(url: str) -> None:
                 time.sleep(0.02)
         except ConnectionRefusedError:
             return
-        except ConnectionResetError:    # it waited to be accepted
+        except ConnectionResetError:  # it waited to be accepted
             continue
     raise AssertionError("it listens still")
 
@@ -68,7 +72,9 @@ def unread_answer(url: str, texts: int = 1000) -> Iterator[socket.socket]:
         client.connect((host, int(port)))
         client.settimeout(30)
         body = json.dumps({"input": ["good"] * texts}).encode()
-        client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         assert client.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         yield client
 
@@ -78,16 +84,25 @@ def many_labels(tmp_path: Path) -> Artifact:
     return write_artifact(tmp_path / "many", labels=[f"label-{i}" for i in range(150)])
 
 
-def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(artifact: Artifact) -> None:
+def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(
+    artifact: Artifact,
+) -> None:
     with contextlib.ExitStack() as stack:
-        url, process = stack.enter_context(serving(artifact, DRBERT_LAME_DUCK_S="9", DRBERT_ADMIN_PORT=str(admin := free_port())))
-        first, second, private = [stack.enter_context(kept_connection(at)) for at in (url, url, f"http://127.0.0.1:{admin}")]
+        url, process = stack.enter_context(
+            serving(artifact, DRBERT_LAME_DUCK_S="9", DRBERT_ADMIN_PORT=str(admin := free_port()))
+        )
+        first, second, private = [
+            stack.enter_context(kept_connection(at))
+            for at in (url, url, f"http://127.0.0.1:{admin}")
+        ]
         for connection in (first, second):
             status, headers = ask(connection)
             assert (status, headers.get("connection")) == (200, None)
         process.send_signal(signal.SIGTERM)
         wait_until_not_ready(url)
-        late = stack.enter_context(kept_connection(url))    # whoever sends it here has not seen yet that it is not ready
+        late = stack.enter_context(
+            kept_connection(url)
+        )  # whoever sends it here has not seen yet that it is not ready
         status, headers = ask(late, "GET", "/readyz")
         assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
         for connection in (first, second, late):
@@ -97,14 +112,26 @@ def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(artifa
         assert (status, headers["connection"]) == (200, "close")
         output = process.communicate(timeout=30)[0]
         assert process.returncode == 0
-    assert [json.loads(line)["event"] for line in output.splitlines()] == ["model ready", "ready", "draining", "drained"]
+    assert [json.loads(line)["event"] for line in output.splitlines()] == [
+        "model ready",
+        "ready",
+        "draining",
+        "drained",
+    ]
 
 
 def test_requests_that_are_pipelined_while_it_drains_are_all_answered(artifact: Artifact) -> None:
-    with serving(artifact, DRBERT_LAME_DUCK_S="9") as (url, process), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
+    with (
+        serving(artifact, DRBERT_LAME_DUCK_S="9") as (url, process),
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
+    ):
         process.send_signal(signal.SIGTERM)
         wait_until_not_ready(url)
-        client.sendall(f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode() * 20)
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(BODY), BODY.encode())
+            * 20
+        )
         answers = b""
         while data := client.recv(65_536):
             answers += data
@@ -120,15 +147,23 @@ def test_without_a_client_the_drain_ends_at_once(artifact: Artifact) -> None:
 
 
 def test_once_all_clients_have_gone_the_drain_ends(artifact: Artifact) -> None:
-    with serving(artifact, DRBERT_LAME_DUCK_S="300", DRBERT_DRAIN_TIMEOUT_S="600") as (url, process), kept_connection(url) as kept:
+    with (
+        serving(artifact, DRBERT_LAME_DUCK_S="300", DRBERT_DRAIN_TIMEOUT_S="600") as (url, process),
+        kept_connection(url) as kept,
+    ):
         process.send_signal(signal.SIGTERM)
         wait_until_not_ready(url)
         assert ask(kept)[0] == 200
         assert process.wait(timeout=60) == 0
 
 
-@pytest.mark.parametrize("settings", [{"DRBERT_LAME_DUCK_S": "0.3"}, {"DRBERT_LAME_DUCK_S": "600", "DRBERT_DRAIN_TIMEOUT_S": "1"}])
-def test_a_connection_that_stays_idle_is_closed_in_the_end(artifact: Artifact, settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"DRBERT_LAME_DUCK_S": "0.3"}, {"DRBERT_LAME_DUCK_S": "600", "DRBERT_DRAIN_TIMEOUT_S": "1"}],
+)
+def test_a_connection_that_stays_idle_is_closed_in_the_end(
+    artifact: Artifact, settings: dict[str, str]
+) -> None:
     with serving(artifact, **settings) as (url, process), kept_connection(url) as idle:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
@@ -136,9 +171,16 @@ def test_a_connection_that_stays_idle_is_closed_in_the_end(artifact: Artifact, s
 
 
 def test_after_the_lame_duck_requests_are_refused_and_told_so(many_labels: Artifact) -> None:
-    with serving(many_labels, DRBERT_LAME_DUCK_S="0.2", DRBERT_DRAIN_TIMEOUT_S="60") as (url, process), unread_answer(url) as client, kept_connection(url) as kept:
+    with (
+        serving(many_labels, DRBERT_LAME_DUCK_S="0.2", DRBERT_DRAIN_TIMEOUT_S="60") as (
+            url,
+            process,
+        ),
+        unread_answer(url) as client,
+        kept_connection(url) as kept,
+    ):
         process.send_signal(signal.SIGTERM)
-        wait_until_it_listens_no_more(url)    # the unread answer holds the end up
+        wait_until_it_listens_no_more(url)  # the unread answer holds the end up
         status, headers = ask(kept)
         assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
         while client.recv(1_000_000):
@@ -149,12 +191,40 @@ def test_after_the_lame_duck_requests_are_refused_and_told_so(many_labels: Artif
 async def test_a_drain_is_told_in_every_dialect(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, models):
         await models.drain()
-        for path in ("/classify", "/v1/classify", "/predict", "/", "/models/reviews", "/v1/models/reviews:predict", "/v2/models/reviews/infer"):
-            instances = {"instances": ["good"]} if "v1/models" in path else {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]} if "v2" in path else {"inputs": "good"}
+        for path in (
+            "/classify",
+            "/v1/classify",
+            "/predict",
+            "/",
+            "/models/reviews",
+            "/v1/models/reviews:predict",
+            "/v2/models/reviews/infer",
+        ):
+            instances = (
+                {"instances": ["good"]}
+                if "v1/models" in path
+                else (
+                    {
+                        "inputs": [
+                            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}
+                        ]
+                    }
+                    if "v2" in path
+                    else {"inputs": "good"}
+                )
+            )
             answer = await client.post(path, json=instances)
-            assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "1"), path
+            assert (
+                answer.status_code,
+                answer.headers["connection"],
+                answer.headers["retry-after"],
+            ) == (503, "close", "1"), path
         answer = await client.get("/readyz")
-        assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (503, "close", "1")
+        assert (
+            answer.status_code,
+            answer.headers["connection"],
+            answer.headers["retry-after"],
+        ) == (503, "close", "1")
 
 
 async def test_a_lame_duck_is_not_ready_and_answers(artifact: Artifact) -> None:
@@ -166,17 +236,33 @@ async def test_a_lame_duck_is_not_ready_and_answers(artifact: Artifact) -> None:
 
 
 def test_clients_that_never_read_leave_no_traceback_at_the_end(many_labels: Artifact) -> None:
-    with serving(many_labels, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process), contextlib.ExitStack() as clients:
+    with (
+        serving(many_labels, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process),
+        contextlib.ExitStack() as clients,
+    ):
         for _ in range(3):
             clients.enter_context(unread_answer(url))
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 0
-    assert [json.loads(line)["event"] for line in output.splitlines()] == ["model ready", "ready", "draining", "drained"]
+    assert [json.loads(line)["event"] for line in output.splitlines()] == [
+        "model ready",
+        "ready",
+        "draining",
+        "drained",
+    ]
 
 
 def test_a_client_that_never_reads_does_not_hold_up_the_end(many_labels: Artifact) -> None:
-    with serving(many_labels, DRBERT_LAME_DUCK_S="0", DRBERT_WRITE_TIMEOUT_S="1", DRBERT_DRAIN_TIMEOUT_S="600") as (url, process), unread_answer(url):
+    with (
+        serving(
+            many_labels,
+            DRBERT_LAME_DUCK_S="0",
+            DRBERT_WRITE_TIMEOUT_S="1",
+            DRBERT_DRAIN_TIMEOUT_S="600",
+        ) as (url, process),
+        unread_answer(url),
+    ):
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 0
@@ -184,7 +270,10 @@ def test_a_client_that_never_reads_does_not_hold_up_the_end(many_labels: Artifac
 
 
 def test_half_a_body_leaves_no_traceback_at_the_end(artifact: Artifact) -> None:
-    with serving(artifact, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
+    with (
+        serving(artifact, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process),
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
+    ):
         client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nabc")
         give_up = time.monotonic() + 30
         while "drbert_inflight_requests 1.0" not in httpx.get(f"{url}/metrics").text:
@@ -192,18 +281,34 @@ def test_half_a_body_leaves_no_traceback_at_the_end(artifact: Artifact) -> None:
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 0
-    assert [json.loads(line)["event"] for line in output.splitlines()] == ["model ready", "ready", "draining", "drained"]
+    assert [json.loads(line)["event"] for line in output.splitlines()] == [
+        "model ready",
+        "ready",
+        "draining",
+        "drained",
+    ]
 
 
 def test_what_lingers_does_not_hold_up_the_end(artifact: Artifact) -> None:
-    with serving(artifact) as (url, process), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client:
-        client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+    with (
+        serving(artifact) as (url, process),
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
+    ):
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+        )
         assert client.recv(12) == b"HTTP/1.1 400"
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 0
     events = [json.loads(line)["event"] for line in output.splitlines()]
-    assert events == ["model ready", "ready", "Invalid HTTP request received.", "draining", "drained"]
+    assert events == [
+        "model ready",
+        "ready",
+        "Invalid HTTP request received.",
+        "draining",
+        "drained",
+    ]
 
 
 async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Artifact) -> None:
@@ -212,7 +317,9 @@ async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Ar
     stop, outcomes = asyncio.Event(), Counter[str]()
 
     async def begin(port: int) -> None:
-        processes[port] = start(f"reviews={artifact.directory}", "--port", str(port), DRBERT_LAME_DUCK_S="2")
+        processes[port] = start(
+            f"reviews={artifact.directory}", "--port", str(port), DRBERT_LAME_DUCK_S="2"
+        )
         while not await asyncio.to_thread(ready, f"http://127.0.0.1:{port}"):
             assert processes[port].poll() is None
             await asyncio.sleep(0.05)
@@ -228,7 +335,12 @@ async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Ar
     try:
         await asyncio.gather(*map(begin, ports))
         async with Balancer(ports).running() as balancer, contextlib.AsyncExitStack() as pools:
-            clients = [await pools.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{balancer.port}", timeout=60)) for _ in range(8)]
+            clients = [
+                await pools.enter_async_context(
+                    httpx.AsyncClient(base_url=f"http://127.0.0.1:{balancer.port}", timeout=60)
+                )
+                for _ in range(8)
+            ]
             calls = [asyncio.create_task(call(client)) for client in clients for _ in range(2)]
             for port in ports:
                 await asyncio.sleep(0.3)

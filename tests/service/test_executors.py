@@ -1,4 +1,6 @@
-"""Work of one kind has its own threads and its own queue: it may be slow, full or stuck, and the others go on."""
+"""Work of one kind has its own threads and its own queue: it may be slow, full or stuck, and the
+others go on.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ WAIT_S = 30
 
 @contextmanager
 def stuck_on(monkeypatch: pytest.MonkeyPatch, chars: int) -> Iterator[list[str]]:
-    """Tokenizing hangs on texts of so many characters and more; the list holds those that it has begun."""
+    """Tokenizing hangs on texts of so many characters and more; the list holds those that it has
+    begun.
+    """
     begun, go_on, encode = [], threading.Event(), Classifier.encode
 
     def slow(self: Classifier, text: str, *more: Any) -> Encoded:
@@ -38,11 +42,18 @@ def stuck_on(monkeypatch: pytest.MonkeyPatch, chars: int) -> Iterator[list[str]]
         go_on.set()
 
 
-async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    long, short = "good " * (LONG_CHARS // 4), "good " * 234    # 1,170 characters are tokenized in a thread too
+async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = (
+        "good " * (LONG_CHARS // 4),
+        "good " * 234,
+    )  # 1,170 characters are tokenized in a thread too
     async with client_of(artifact) as (client, models):
         with stuck_on(monkeypatch, LONG_CHARS) as begun:
-            long_ones = [asyncio.create_task(classify(client, {"input": [long, long]})) for _ in range(40)]
+            long_ones = [
+                asyncio.create_task(classify(client, {"input": [long, long]})) for _ in range(40)
+            ]
             await until(lambda: models.answering == 40 and bool(begun))
             async with asyncio.timeout(WAIT_S):
                 answer = await classify(client, {"input": short})
@@ -52,18 +63,26 @@ async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(artif
         assert {(await one).status_code for one in long_ones} == {200}
 
 
-async def test_requests_beyond_the_queue_of_the_tokenizer_are_refused_at_once(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_beyond_the_queue_of_the_tokenizer_are_refused_at_once(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with client_of(artifact) as (client, models):
         models.executors.tokenizing_long = Executor("tokenizing long texts", 1, 2)
         with stuck_on(monkeypatch, LONG_CHARS):
-            waiting = [asyncio.create_task(classify(client, {"input": "good " * LONG_CHARS})) for _ in range(2)]
+            waiting = [
+                asyncio.create_task(classify(client, {"input": "good " * LONG_CHARS}))
+                for _ in range(2)
+            ]
             await until(lambda: models.answering == 2)
             await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_S):
                 refused = await classify(client, {"input": "good " * LONG_CHARS})
         assert {(await one).status_code for one in waiting} == {200}
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert refused.json()["error"]["message"] == "2 requests are in the queue for tokenizing long texts, the limit; retry later."
+    assert (
+        refused.json()["error"]["message"]
+        == "2 requests are in the queue for tokenizing long texts, the limit; retry later."
+    )
 
 
 async def test_jobs_take_turns_step_by_step() -> None:
@@ -79,7 +98,10 @@ async def test_jobs_take_turns_step_by_step() -> None:
 
     executor = Executor("test", 1, 10)
     blocker = asyncio.create_task(executor.run(lambda: hold.wait(WAIT_S)))
-    jobs = [asyncio.create_task(executor.run_steps(steps(name, count))) for name, count in (("long", 3), ("short", 1), ("middle", 2))]
+    jobs = [
+        asyncio.create_task(executor.run_steps(steps(name, count)))
+        for name, count in (("long", 3), ("short", 1), ("middle", 2))
+    ]
     await asyncio.sleep(0)
     hold.set()
     assert await asyncio.gather(blocker, *jobs) == [True, "long", "short", "middle"]
@@ -130,7 +152,9 @@ async def test_what_a_job_raises_comes_to_its_caller_and_the_thread_goes_on() ->
     assert await executor.run(lambda: 7) == 7
 
 
-async def test_threads_are_few_and_end_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_threads_are_few_and_end_when_there_is_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("service.executors.IDLE_S", 0.01)
     executor = Executor("few threads", 2, 100)
     names: set[int] = set()

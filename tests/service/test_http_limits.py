@@ -1,4 +1,6 @@
-"""Nothing of a message is without a bound, whoever sends it, and what is within the bounds is answered as ever."""
+"""Nothing of a message is without a bound, whoever sends it, and what is within the bounds is
+answered as ever.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,14 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     except ClientDisconnect:
         return
     headers = [name.decode("latin-1") for name, _ in scope["headers"]]
-    await JSONResponse({"headers": headers, "bytes": len(body), "end": body[-20:].decode("latin-1"), "path": scope["path"]})(scope, receive, send)
+    await JSONResponse(
+        {
+            "headers": headers,
+            "bytes": len(body),
+            "end": body[-20:].decode("latin-1"),
+            "path": scope["path"],
+        }
+    )(scope, receive, send)
 
 
 async def no(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,8 +68,15 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], 
     """One answer's status, headers and body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     lines = head.split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
-    return int(lines[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+    headers = {
+        name.lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines[1:] if line)
+    }
+    return (
+        int(lines[0].split()[1]),
+        headers,
+        await reader.readexactly(int(headers["content-length"])),
+    )
 
 
 async def tell(connect: Connect, *segments: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -73,8 +89,12 @@ async def tell(connect: Connect, *segments: bytes) -> tuple[int, dict[str, str],
     return await answer_of(reader)
 
 
-async def sent_until_refused(connect: Connect, head: bytes, endless: bytes, most: int) -> tuple[int, bytes]:
-    """How much of an endless message was taken before the connection was closed, and the answer where it could be read."""
+async def sent_until_refused(
+    connect: Connect, head: bytes, endless: bytes, most: int
+) -> tuple[int, bytes]:
+    """How much of an endless message was taken before the connection was closed, and the answer
+    where it could be read.
+    """
     reader, writer = await connect()
     writer.write(head)
     sent = 0
@@ -91,11 +111,18 @@ async def sent_until_refused(connect: Connect, head: bytes, endless: bytes, most
 
 
 def chunked(*chunks: bytes, trailers: bytes = b"") -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n"
+    return (
+        b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+        + b"0\r\n"
+        + trailers
+        + b"\r\n"
+    )
 
 
 CHUNKED_HEAD = b"POST /classify HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
-TRAILERS = b"X-API-Key: secret\r\nX-Request-Id: mine\r\nX-Request-Timeout-Ms: 0.001\r\nX-Busy-Wait: 1\r\n"
+TRAILERS = (
+    b"X-API-Key: secret\r\nX-Request-Id: mine\r\nX-Request-Timeout-Ms: 0.001\r\nX-Busy-Wait: 1\r\n"
+)
 
 
 # Trailers
@@ -105,53 +132,83 @@ TRAILERS = b"X-API-Key: secret\r\nX-Request-Id: mine\r\nX-Request-Timeout-Ms: 0.
 async def test_trailers_are_dropped_wherever_the_packets_end(segments: int) -> None:
     async with listening(echo) as connect:
         body = chunked(b"abc", trailers=TRAILERS)
-        cut = [(CHUNKED_HEAD + body,), (CHUNKED_HEAD, body), (CHUNKED_HEAD, body[:20], body[20:])][segments - 1]
+        cut = [(CHUNKED_HEAD + body,), (CHUNKED_HEAD, body), (CHUNKED_HEAD, body[:20], body[20:])][
+            segments - 1
+        ]
         status, _, answer = await tell(connect, *cut)
     assert status == 200
-    assert json.loads(answer) == {"headers": ["host", "transfer-encoding"], "bytes": 3, "end": "abc", "path": "/classify"}
+    assert json.loads(answer) == {
+        "headers": ["host", "transfer-encoding"],
+        "bytes": 3,
+        "end": "abc",
+        "path": "/classify",
+    }
 
 
 async def test_the_last_trailer_is_no_header_of_the_next_request() -> None:
     async with listening(echo) as connect:
         reader, writer = await connect()
-        writer.write(CHUNKED_HEAD + chunked(b"abc", trailers=TRAILERS) + b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n")
+        writer.write(
+            CHUNKED_HEAD
+            + chunked(b"abc", trailers=TRAILERS)
+            + b"GET /next HTTP/1.1\r\n"
+            + HOST
+            + b"\r\n"
+        )
         await answer_of(reader)
         assert json.loads((await answer_of(reader))[2])["headers"] == ["host"]
 
 
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-async def test_a_key_in_a_trailer_opens_no_port(artifact: Artifact, tmp_path: Path, private: bool, together: bool) -> None:
+async def test_a_key_in_a_trailer_opens_no_port(
+    artifact: Artifact, tmp_path: Path, private: bool, together: bool
+) -> None:
     (tmp_path / "keys").write_text("secret\n")
     keys, models = Keys(tmp_path / "keys"), Models({"reviews": artifact}, Settings(warm_up_s=0))
     models.load()
     app = build_admin(models, keys) if private else build_app(models, Around(keys=keys))
     target = b"POST /models/reviews" if private else b"POST /classify"
-    head = target + b" HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = (
+        target
+        + b" HTTP/1.1\r\n"
+        + HOST
+        + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     async with listening(app) as connect:
         body = chunked(b"{}" if private else b'{"input": "good"}', trailers=TRAILERS)
         assert (await tell(connect, *((head + body,) if together else (head, body))))[0] == 401
         with_key = head.replace(HOST, HOST + b"X-API-Key: secret\r\n")
         wrong = body.replace(b"X-API-Key: secret", b"X-API-Key: wrong!")
-        assert (await tell(connect, *((with_key + wrong,) if together else (with_key, wrong))))[0] == 200
+        assert (await tell(connect, *((with_key + wrong,) if together else (with_key, wrong))))[
+            0
+        ] == 200
     await models.drain()
 
 
 @pytest.mark.parametrize(
-    "endless", [b"a:b\r\n" * 4000, b"a" * 20_000, b"Name: " + b"a" * 20_000 + b"\r\n"], ids=["many", "one without an end", "long ones"],
+    "endless",
+    [b"a:b\r\n" * 4000, b"a" * 20_000, b"Name: " + b"a" * 20_000 + b"\r\n"],
+    ids=["many", "one without an end", "long ones"],
 )
 @pytest.mark.parametrize("app", [echo, no])
 async def test_trailers_without_an_end_are_refused(endless: bytes, app: ASGIApp) -> None:
     async with listening(app, ConnectionPolicy(linger_bytes=100_000)) as connect:
-        sent, answer = await sent_until_refused(connect, CHUNKED_HEAD + b"0\r\nName: ", endless, 64 * 1024 * 1024)
-    assert sent < 16 * 1024 * 1024    # what the sockets of both sides hold, and no more
+        sent, answer = await sent_until_refused(
+            connect, CHUNKED_HEAD + b"0\r\nName: ", endless, 64 * 1024 * 1024
+        )
+    assert sent < 16 * 1024 * 1024  # what the sockets of both sides hold, and no more
     assert not answer or answer.startswith((b"HTTP/1.1 4",))
 
 
 async def test_trailers_have_as_many_lines_as_a_head() -> None:
     async with listening(echo) as connect:
-        assert (await tell(connect, CHUNKED_HEAD + chunked(b"a", trailers=b"a: b\r\n" * 100)))[0] == 200
-        status, headers, body = await tell(connect, CHUNKED_HEAD + chunked(b"a", trailers=b"a: b\r\n" * 101))
+        assert (await tell(connect, CHUNKED_HEAD + chunked(b"a", trailers=b"a: b\r\n" * 100)))[
+            0
+        ] == 200
+        status, headers, body = await tell(
+            connect, CHUNKED_HEAD + chunked(b"a", trailers=b"a: b\r\n" * 101)
+        )
     assert (status, headers["connection"]) == (431, "close")
     assert json.loads(body)["error"]["code"] == "headers_too_large"
 
@@ -176,7 +233,13 @@ async def test_a_large_body_may_come_in_chunks_of_ten_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "endless", [b"1\r\na\r\n" * 3000, b"1;" + b"x" * 5000 + b"\r\na\r\n", b"2;a=b;c=d;e=f\r\nab\r\n" * 1000, b"0" * 20_000],
+    "endless",
+    [
+        b"1\r\na\r\n" * 3000,
+        b"1;" + b"x" * 5000 + b"\r\na\r\n",
+        b"2;a=b;c=d;e=f\r\nab\r\n" * 1000,
+        b"0" * 20_000,
+    ],
     ids=["chunks of one byte", "long extensions", "short extensions", "zeros before a size"],
 )
 async def test_a_body_of_mostly_framing_is_refused(endless: bytes) -> None:
@@ -189,10 +252,19 @@ async def test_a_body_of_mostly_framing_is_refused(endless: bytes) -> None:
 async def test_an_extension_without_an_end_is_refused_with_its_reason() -> None:
     async with listening(echo) as connect:
         status, headers, body = await tell(connect, CHUNKED_HEAD + b"1;" + b"x" * 70_000)
-    assert (status, headers["connection"], headers["content-type"]) == (400, "close", "application/json")
+    assert (status, headers["connection"], headers["content-type"]) == (
+        400,
+        "close",
+        "application/json",
+    )
     assert json.loads(body)["error"] == {
-        "message": "The sizes, extensions and trailers of the body's chunks take more than 65536 bytes and as many as its data; send larger chunks.",
-        "type": "invalid_request_error", "param": None, "code": "invalid_request",
+        "message": (
+            "The sizes, extensions and trailers of the body's chunks take more than 65536 bytes and"
+            " as many as its data; send larger chunks."
+        ),
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_request",
     }
 
 
@@ -234,21 +306,34 @@ async def test_a_head_has_a_limit_also_in_one_read(pieces: int) -> None:
             whole = head(size)
             assert len(whole) == size
             step = len(whole) // pieces + 1
-            status, headers, body = await tell(connect, *(whole[at : at + step] for at in range(0, size, step)))
+            status, headers, body = await tell(
+                connect, *(whole[at : at + step] for at in range(0, size, step))
+            )
             assert status == wanted, size
         assert headers["connection"] == "close"
         assert json.loads(body)["error"]["message"] == "The head is longer than 65536 bytes."
 
 
-@pytest.mark.parametrize("filler", [b"X:" + b" " * 70_000 + b"a\r\n", b"\r\n" * 35_000], ids=["white space", "empty lines before it"])
+@pytest.mark.parametrize(
+    "filler",
+    [b"X:" + b" " * 70_000 + b"a\r\n", b"\r\n" * 35_000],
+    ids=["white space", "empty lines before it"],
+)
 async def test_what_a_head_is_filled_with_does_not_matter(filler: bytes) -> None:
-    whole = filler + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n" if filler.startswith(b"\r") else b"GET / HTTP/1.1\r\n" + HOST + filler + b"\r\n"
+    whole = (
+        filler + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+        if filler.startswith(b"\r")
+        else b"GET / HTTP/1.1\r\n" + HOST + filler + b"\r\n"
+    )
     async with listening(echo) as connect:
         assert (await tell(connect, whole))[0] == 431
 
 
 async def test_heads_that_share_a_read_have_a_limit_each() -> None:
-    small, large = b"GET /small HTTP/1.1\r\n" + HOST + b"\r\n", b"GET /large HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70_000 + b"\r\n\r\n"
+    small, large = (
+        b"GET /small HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /large HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
+    )
     async with listening(echo) as connect:
         reader, writer = await connect()
         writer.write(small * 5 + large + small)
@@ -260,7 +345,9 @@ async def test_heads_that_share_a_read_have_a_limit_each() -> None:
 async def test_a_head_has_a_hundred_lines() -> None:
     async with listening(echo) as connect:
         for more, wanted in ((99, 200), (100, 431), (20_000, 431)):
-            status, _, body = await tell(connect, b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * more + b"\r\n")
+            status, _, body = await tell(
+                connect, b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * more + b"\r\n"
+            )
             assert status == wanted, more
     assert json.loads(body)["error"]["code"] == "headers_too_large"
 
@@ -268,7 +355,9 @@ async def test_a_head_has_a_hundred_lines() -> None:
 async def test_a_target_has_a_limit() -> None:
     async with listening(echo) as connect:
         for size, wanted in ((8_192, 200), (8_193, 414), (60_000, 414)):
-            status, _, body = await tell(connect, b"GET /" + b"a" * (size - 1) + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+            status, _, body = await tell(
+                connect, b"GET /" + b"a" * (size - 1) + b" HTTP/1.1\r\n" + HOST + b"\r\n"
+            )
             assert status == wanted, size
     assert json.loads(body)["error"]["code"] == "target_too_long"
 
@@ -276,15 +365,40 @@ async def test_a_target_has_a_limit() -> None:
 @pytest.mark.parametrize(
     ("version", "hosts", "wanted"),
     [
-        (b"1.1", [], 400), (b"1.0", [], 200), (b"1.1", [b"a", b"a"], 400), (b"1.1", [b"a", b"b"], 400), (b"1.0", [b"a", b"b"], 400),
-        (b"1.1", [b"a"], 200), (b"1.1", [b""], 200), (b"1.1", [b"a:"], 200), (b"1.1", [b"a.example:8000"], 200), (b"1.1", [b"127.0.0.1:80"], 200),
-        (b"1.1", [b"[::1]:8000"], 200), (b"1.1", [b"[::1"], 400), (b"1.1", [b"[a]"], 400), (b"1.1", [b"[::1]x"], 400), (b"1.1", [b"[fe80::1%eth0]"], 400),
-        (b"1.1", [b"[v1.a:b]"], 200), (b"1.1", [b"my_pod-1"], 200), (b"1.1", [b"a%20b"], 200), (b"1.1", [b"a%2"], 400), (b"1.1", [b"a b"], 400),
-        (b"1.1", [b"a/b"], 400), (b"1.1", [b"u@a"], 400), (b"1.1", [b"a:b"], 400), (b"1.1", [b"a:80:80"], 400), (b"1.1", [b"\xc3\xa4"], 400),
-        (b"1.1", [b"a?b"], 400), (b"1.1", [b"a#b"], 400), (b"1.1", [b"http://a"], 400), (b"1.0", [b"a b"], 400),
+        (b"1.1", [], 400),
+        (b"1.0", [], 200),
+        (b"1.1", [b"a", b"a"], 400),
+        (b"1.1", [b"a", b"b"], 400),
+        (b"1.0", [b"a", b"b"], 400),
+        (b"1.1", [b"a"], 200),
+        (b"1.1", [b""], 200),
+        (b"1.1", [b"a:"], 200),
+        (b"1.1", [b"a.example:8000"], 200),
+        (b"1.1", [b"127.0.0.1:80"], 200),
+        (b"1.1", [b"[::1]:8000"], 200),
+        (b"1.1", [b"[::1"], 400),
+        (b"1.1", [b"[a]"], 400),
+        (b"1.1", [b"[::1]x"], 400),
+        (b"1.1", [b"[fe80::1%eth0]"], 400),
+        (b"1.1", [b"[v1.a:b]"], 200),
+        (b"1.1", [b"my_pod-1"], 200),
+        (b"1.1", [b"a%20b"], 200),
+        (b"1.1", [b"a%2"], 400),
+        (b"1.1", [b"a b"], 400),
+        (b"1.1", [b"a/b"], 400),
+        (b"1.1", [b"u@a"], 400),
+        (b"1.1", [b"a:b"], 400),
+        (b"1.1", [b"a:80:80"], 400),
+        (b"1.1", [b"\xc3\xa4"], 400),
+        (b"1.1", [b"a?b"], 400),
+        (b"1.1", [b"a#b"], 400),
+        (b"1.1", [b"http://a"], 400),
+        (b"1.0", [b"a b"], 400),
     ],
 )
-async def test_a_request_has_one_valid_host(version: bytes, hosts: list[bytes], wanted: int) -> None:
+async def test_a_request_has_one_valid_host(
+    version: bytes, hosts: list[bytes], wanted: int
+) -> None:
     lines = b"".join(b"Host: %b\r\n" % host for host in hosts)
     async with listening(echo) as connect:
         status, headers, body = await tell(connect, b"GET / HTTP/%b\r\n%b\r\n" % (version, lines))
@@ -293,7 +407,9 @@ async def test_a_request_has_one_valid_host(version: bytes, hosts: list[bytes], 
         assert headers["connection"] == "close"
         error = json.loads(body)["error"]
         assert error["code"] == "invalid_request"
-        assert not hosts or not hosts[0] or hosts[0].decode("latin-1") not in error["message"].split()
+        assert (
+            not hosts or not hosts[0] or hosts[0].decode("latin-1") not in error["message"].split()
+        )
 
 
 async def test_the_second_request_of_a_connection_has_its_own_host() -> None:
@@ -309,17 +425,25 @@ async def test_the_second_request_of_a_connection_has_its_own_host() -> None:
 
 def held_exchanges(policy: ConnectionPolicy) -> int:
     """Exchanges in memory that belong to a server of this policy."""
-    # Not by isinstance: it asks an object for its class, and some of torch's warn when they are asked anything.
-    return sum(issubclass(type(each), Exchange) and each.connection.policy is policy for each in gc.get_objects())
+    # Not by isinstance: it asks an object for its class, and some of torch's warn when they are
+    # asked anything.
+    return sum(
+        issubclass(type(each), Exchange) and each.connection.policy is policy
+        for each in gc.get_objects()
+    )
 
 
 def held_connections(policy: ConnectionPolicy) -> int:
     """Connections in memory that belong to a server of this policy."""
-    return sum(issubclass(type(each), Impatient) and each.policy is policy for each in gc.get_objects())
+    return sum(
+        issubclass(type(each), Impatient) and each.policy is policy for each in gc.get_objects()
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"abc", b"a" * 3000])
-async def test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held(body: bytes) -> None:
+async def test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held(
+    body: bytes,
+) -> None:
     go_on, policy = asyncio.Event(), ConnectionPolicy()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -328,13 +452,23 @@ async def test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few
 
     async with listening(slow, policy) as connect:
         reader, writer = await connect()
-        writer.write(b"".join(b"POST /%d HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (number, HOST, len(body), body) for number in range(1000)))
+        writer.write(
+            b"".join(
+                b"POST /%d HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b"
+                % (number, HOST, len(body), body)
+                for number in range(1000)
+            )
+        )
         await asyncio.sleep(0.3)
         held = held_exchanges(policy)
         go_on.set()
         for number in range(1000):
             status, _, answer = await answer_of(reader)
-            assert (status, json.loads(answer)["path"], json.loads(answer)["bytes"]) == (200, f"/{number}", len(body))
+            assert (status, json.loads(answer)["path"], json.loads(answer)["bytes"]) == (
+                200,
+                f"/{number}",
+                len(body),
+            )
     assert 1 <= held <= 50
 
 
@@ -349,32 +483,54 @@ async def test_chunked_requests_are_pipelined_too() -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("private", [False, True])
-async def test_who_pipelines_and_leaves_leaves_no_traceback(artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool, private: bool) -> None:
+async def test_who_pipelines_and_leaves_leaves_no_traceback(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool, private: bool
+) -> None:
     models = Models({"reviews": artifact}, Settings(warm_up_s=0, admin_port=0))
     models.load()
     body = b'{"input": "good"}'
-    request = b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    request = (
+        b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    )
     if private:
-        request = b"POST /models/nothing HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        request = (
+            b"POST /models/nothing HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        )
     policy = ConnectionPolicy()
-    async with listening(build_admin(models, None) if private else build_app(models), policy) as connect:
+    async with listening(
+        build_admin(models, None) if private else build_app(models), policy
+    ) as connect:
         for _ in range(20):
             reader, writer = await connect()
             writer.write(request * 50 + request[:-1])
             await reader.read(100)
             if reset:
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
             writer.close()
-        await until(lambda: models.answering == 0 and models.batcher.waiting == 0 and held_connections(policy) == 0)
+        await until(
+            lambda: (
+                models.answering == 0
+                and models.batcher.waiting == 0
+                and held_connections(policy) == 0
+            )
+        )
     await models.drain()
-    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+    assert not [
+        record for record in caplog.records if record.exc_info or record.levelname == "ERROR"
+    ]
 
 
 async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_it() -> None:
     go_on = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]}
+        )
         await send({"type": "http.response.body", "body": b"abc", "more_body": True})
         await go_on.wait()
         await send({"type": "http.response.body", "body": b"def"})
@@ -389,11 +545,17 @@ async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_i
         assert await reader.readexactly(3) == b"def"
         assert (await answer_of(reader))[2] == b"abcdef"
         status, headers, body = await answer_of(reader)
-        assert (status, headers["connection"], json.loads(body)["error"]["message"]) == (400, "close", "Invalid HTTP request received.")
+        assert (status, headers["connection"], json.loads(body)["error"]["message"]) == (
+            400,
+            "close",
+            "Invalid HTTP request received.",
+        )
         assert await reader.read() == b""
 
 
-async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
     async with listening(echo) as connect:
         (idle, writer), (used, user) = await connect(), await connect()
@@ -420,7 +582,9 @@ async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
 
     async with listening(waiting) as connect:
         reader, writer = await connect()
-        writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(1_000))
+        writer.write(
+            b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(1_000)
+        )
         await until(lambda: bool(exchanges) and len(exchanges[0].body) > 0)
         writer.write(bytes(3_999_000))
         await asyncio.sleep(0.1)
@@ -429,7 +593,9 @@ async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
         assert json.loads((await answer_of(reader))[2])["bytes"] == 4_000_000
         # By now the system takes more of this connection at once.
         go_on.clear()
-        writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000))
+        writer.write(
+            b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000)
+        )
         await until(lambda: len(exchanges) == 2)
         await asyncio.sleep(0.1)
         assert len(exchanges[1].body) <= exchange.READ_BYTES
@@ -441,7 +607,9 @@ async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None
     go_on = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]}
+        )
         await go_on.wait()
         await send({"type": "http.response.body", "body": b"abc", "more_body": True})
         await send({"type": "http.response.body", "body": b"def"})
@@ -456,9 +624,17 @@ async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None
 
 
 @pytest.mark.parametrize(("method", "status", "body"), [(b"GET", 204, b""), (b"HEAD", 200, b"abc")])
-async def test_an_answer_without_a_body_is_its_head(method: bytes, status: int, body: bytes) -> None:
+async def test_an_answer_without_a_body_is_its_head(
+    method: bytes, status: int, body: bytes
+) -> None:
     async def brief(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))] if body else []})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-length", b"%d" % len(body))] if body else [],
+            }
+        )
         await send({"type": "http.response.body", "body": body})
 
     async with listening(brief) as connect:
@@ -470,9 +646,13 @@ async def test_an_answer_without_a_body_is_its_head(method: bytes, status: int, 
         assert (await reader.read()).startswith(b"HTTP/1.1 %d " % status)
 
 
-async def test_an_answer_that_breaks_off_behind_its_head_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answer_that_breaks_off_behind_its_head_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]}
+        )
         raise RuntimeError("a bug")
 
     async with listening(broken) as connect:
@@ -515,12 +695,18 @@ async def test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told()
     assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_request")
 
 
-async def test_half_a_body_on_the_private_port_leaves_no_traceback(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+async def test_half_a_body_on_the_private_port_leaves_no_traceback(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
     models = Models({"reviews": artifact}, Settings(warm_up_s=0))
     models.load()
     policy = ConnectionPolicy()
     async with listening(build_admin(models, None), policy) as connect:
-        head = b"POST /models/reviews HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+        head = (
+            b"POST /models/reviews HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+        )
         for rest, wanted in ((b"no size\r\n", 400), (b"", None)):
             reader, writer = await connect()
             writer.write(head)
@@ -531,7 +717,9 @@ async def test_half_a_body_on_the_private_port_leaves_no_traceback(artifact: Art
             writer.close()
         await until(lambda: held_connections(policy) == 0)
     await models.drain()
-    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+    assert not [
+        record for record in caplog.records if record.exc_info or record.levelname == "ERROR"
+    ]
 
 
 # Answers that come before the body's end
@@ -552,12 +740,24 @@ async def test_a_client_that_sends_before_it_reads_reads_an_early_answer(size: i
 
 
 @pytest.mark.parametrize("without_key", [False, True])
-async def test_every_refusal_of_an_unread_body_closes(artifact: Artifact, tmp_path: Path, without_key: bool) -> None:
+async def test_every_refusal_of_an_unread_body_closes(
+    artifact: Artifact, tmp_path: Path, without_key: bool
+) -> None:
     (tmp_path / "keys").write_text("secret\n")
     models = Models({"reviews": artifact}, Settings(warm_up_s=0, max_body_bytes=100))
     models.load()
-    async with listening(build_app(models, Around(keys=Keys(tmp_path / "keys")) if without_key else Around())) as connect:
-        paths = ["/classify", "/predict", "/", "/models/reviews", "/v1/models/reviews:predict", "/v2/models/reviews/infer", "/nowhere"]
+    async with listening(
+        build_app(models, Around(keys=Keys(tmp_path / "keys")) if without_key else Around())
+    ) as connect:
+        paths = [
+            "/classify",
+            "/predict",
+            "/",
+            "/models/reviews",
+            "/v1/models/reviews:predict",
+            "/v2/models/reviews/infer",
+            "/nowhere",
+        ]
         for path in paths:
             head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n".encode()
             status, headers, _ = await tell(connect, head + b"a" * 50)
@@ -572,14 +772,21 @@ async def test_every_refusal_of_an_unread_body_closes(artifact: Artifact, tmp_pa
 
 async def test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only() -> None:
     async with listening(no, ConnectionPolicy(linger_bytes=1_000_000)) as connect:
-        sent, _ = await sent_until_refused(connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n", b"a" * 65_536, 256 * 1024 * 1024)
+        sent, _ = await sent_until_refused(
+            connect,
+            b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n",
+            b"a" * 65_536,
+            256 * 1024 * 1024,
+        )
     assert sent < 32 * 1024 * 1024
 
 
-async def test_what_comes_after_an_early_answer_is_read_for_so_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_after_an_early_answer_is_read_for_so_long_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 0.2)
     policy = ConnectionPolicy()
-    async with listening(no, policy) as connect:    # which gives up after a while
+    async with listening(no, policy) as connect:  # which gives up after a while
         _, writer = await connect()
         writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999\r\n\r\n")
         await until(lambda: policy.lingering == 1)
@@ -595,15 +802,22 @@ async def test_so_many_connections_linger_and_no_more(monkeypatch: pytest.Monkey
     policy = ConnectionPolicy()
     async with listening(no, policy) as connect:
         for _ in range(10):
-            assert (await tell(connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n"))[0] == 401
+            assert (
+                await tell(connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n")
+            )[0] == 401
         assert policy.lingering == 3
 
 
 async def test_a_body_that_no_application_limits_is_408(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(echo, ConnectionPolicy(body_timeout_s=0.2)) as connect:
-        status, headers, body = await tell(connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n", b"abc")
+        status, headers, body = await tell(
+            connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n", b"abc"
+        )
     assert (status, headers["connection"]) == (408, "close")
-    assert json.loads(body)["error"]["message"] == "The body was not complete after 0.2 s; 3 bytes of it came."
+    assert (
+        json.loads(body)["error"]["message"]
+        == "The body was not complete after 0.2 s; 3 bytes of it came."
+    )
 
 
 # Clients that say no more, and clients that are gone
@@ -613,7 +827,9 @@ async def test_a_body_that_no_application_limits_is_408(caplog: pytest.LogCaptur
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_a_client_that_half_closes_gets_its_answers(requests: int, at_once: bool) -> None:
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0 if at_once else 0.15)    # longer than it takes to look whether the client is gone
+        await asyncio.sleep(
+            0 if at_once else 0.15
+        )  # longer than it takes to look whether the client is gone
         await echo(scope, receive, send)
 
     async with listening(slow) as connect:
@@ -633,7 +849,12 @@ async def test_a_half_closed_client_is_answered_by_the_service(artifact: Artifac
     async with listening(build_app(models)) as connect:
         reader, writer = await connect()
         async with stuck(models):
-            writer.write(b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(
+                b"POST /classify HTTP/1.1\r\n"
+                + HOST
+                + b"Content-Length: %d\r\n\r\n" % len(body)
+                + body
+            )
             writer.write_eof()
             await until(lambda: models.answering == 1)
             await asyncio.sleep(0.2)
@@ -650,19 +871,31 @@ async def test_a_client_that_closes_costs_no_batch(artifact: Artifact) -> None:
     async with listening(build_app(models)) as connect, stuck(models):
         for _ in range(3):
             _, writer = await connect()
-            writer.write(b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(
+                b"POST /classify HTTP/1.1\r\n"
+                + HOST
+                + b"Content-Length: %d\r\n\r\n" % len(body)
+                + body
+            )
         await until(lambda: models.answering == 3)
         _, writer = await connect()
-        writer.write(b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        writer.write(
+            b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
         await until(lambda: models.answering == 4)
         writer.close()
-        await until(lambda: models.answering == 3)    # while the engine is still stuck: it was not waited for
+        await until(
+            lambda: models.answering == 3
+        )  # while the engine is still stuck: it was not waited for
     await models.drain()
 
 
 async def test_half_a_request_before_a_half_close_is_not_waited_for() -> None:
     async with listening(echo) as connect:
-        for half in (b"POST / HT", b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nabc"):
+        for half in (
+            b"POST / HT",
+            b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nabc",
+        ):
             reader, writer = await connect()
             writer.write(half)
             writer.write_eof()
@@ -672,7 +905,9 @@ async def test_half_a_request_before_a_half_close_is_not_waited_for() -> None:
 # Answers that nobody reads
 
 
-async def test_a_connection_whose_answer_is_not_read_is_aborted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_whose_answer_is_not_read_is_aborted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     reasons: list[str] = []
     ended = 0
 
@@ -684,16 +919,20 @@ async def test_a_connection_whose_answer_is_not_read_is_aborted(caplog: pytest.L
         await send({"type": "http.response.body", "body": b""})
         ended += 1
 
-    async with listening(large, ConnectionPolicy(write_timeout_s=0.4, count=reasons.append)) as connect:
+    async with listening(
+        large, ConnectionPolicy(write_timeout_s=0.4, count=reasons.append)
+    ) as connect:
         sockets = []
         for _ in range(3):
             _, writer = await connect()
-            writer.transport.pause_reading()    # type: ignore[attr-defined]
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
             sockets.append(writer)
         await until(lambda: ended == 3)
     assert reasons == ["unread_answer"] * 3
-    assert [record.getMessage() for record in caplog.records] == ["A client took nothing of its answer for 0.4 s; its connection was aborted."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "A client took nothing of its answer for 0.4 s; its connection was aborted."
+    ]
 
 
 async def test_an_answer_that_is_read_slowly_is_read_to_its_end() -> None:
@@ -705,7 +944,7 @@ async def test_an_answer_that_is_read_slowly_is_read_to_its_end() -> None:
         writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
         await reader.readuntil(b"\r\n\r\n")
         size = 0
-        for _ in range(20):    # for longer than the limit
+        for _ in range(20):  # for longer than the limit
             await asyncio.sleep(0.1)
             size += len(await reader.readexactly(1_000_000))
     assert size == 20_000_000
@@ -714,7 +953,9 @@ async def test_an_answer_that_is_read_slowly_is_read_to_its_end() -> None:
 # What is refused is logged once in a while
 
 
-async def test_refusals_are_counted_each_and_logged_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refusals_are_counted_each_and_logged_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     reasons: list[str] = []
     monkeypatch.setattr(exchange, "REPORT_EVERY_S", 1000.0)
     async with listening(echo, ConnectionPolicy(count=reasons.append)) as connect:
@@ -724,30 +965,41 @@ async def test_refusals_are_counted_each_and_logged_now_and_then(monkeypatch: py
     assert len(caplog.records) == 1
 
 
-# The service runs on uvloop where that is installed, and its transports close, hold and count differently; these tests run on asyncio's.
+# The service runs on uvloop where that is installed, and its transports close, hold and count
+# differently; these tests run on asyncio's.
 
 
-@pytest.mark.parametrize("scenario", [
-    partial(test_trailers_are_dropped_wherever_the_packets_end, 3),
-    partial(test_trailers_without_an_end_are_refused, b"a:b\r\n" * 4000, echo),
-    partial(test_trailers_without_an_end_are_refused, b"a" * 20_000, no),
-    partial(test_a_small_body_may_come_in_chunks_of_any_size, 1),
-    partial(test_a_head_has_a_limit_also_in_one_read, 7),
-    partial(test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held, b"abc"),
-    test_what_is_no_request_is_refused_after_the_answers_to_those_before_it,
-    test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told,
-    test_no_more_of_a_body_is_read_than_was_asked_for,
-    test_an_answer_s_head_comes_with_the_first_piece_of_its_body,
-    partial(test_an_answer_without_a_body_is_its_head, b"HEAD", 200, b"abc"),
-    test_who_left_before_the_work_began_is_not_worked_for,
-    partial(test_a_client_that_sends_before_it_reads_reads_an_early_answer, 8_000_000),
-    test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only,
-    partial(test_a_client_that_half_closes_gets_its_answers, 1, False),
-    partial(test_a_client_that_half_closes_gets_its_answers, 3, False),
-    partial(test_a_client_that_half_closes_gets_its_answers, 3, True),
-    test_half_a_request_before_a_half_close_is_not_waited_for,
-    test_an_answer_that_is_read_slowly_is_read_to_its_end,
-], ids=lambda scenario: f"{scenario.func.__name__}-{scenario.args}"[5:60] if isinstance(scenario, partial) else scenario.__name__[5:])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        partial(test_trailers_are_dropped_wherever_the_packets_end, 3),
+        partial(test_trailers_without_an_end_are_refused, b"a:b\r\n" * 4000, echo),
+        partial(test_trailers_without_an_end_are_refused, b"a" * 20_000, no),
+        partial(test_a_small_body_may_come_in_chunks_of_any_size, 1),
+        partial(test_a_head_has_a_limit_also_in_one_read, 7),
+        partial(
+            test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held, b"abc"
+        ),
+        test_what_is_no_request_is_refused_after_the_answers_to_those_before_it,
+        test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told,
+        test_no_more_of_a_body_is_read_than_was_asked_for,
+        test_an_answer_s_head_comes_with_the_first_piece_of_its_body,
+        partial(test_an_answer_without_a_body_is_its_head, b"HEAD", 200, b"abc"),
+        test_who_left_before_the_work_began_is_not_worked_for,
+        partial(test_a_client_that_sends_before_it_reads_reads_an_early_answer, 8_000_000),
+        test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only,
+        partial(test_a_client_that_half_closes_gets_its_answers, 1, False),
+        partial(test_a_client_that_half_closes_gets_its_answers, 3, False),
+        partial(test_a_client_that_half_closes_gets_its_answers, 3, True),
+        test_half_a_request_before_a_half_close_is_not_waited_for,
+        test_an_answer_that_is_read_slowly_is_read_to_its_end,
+    ],
+    ids=lambda scenario: (
+        f"{scenario.func.__name__}-{scenario.args}"[5:60]
+        if isinstance(scenario, partial)
+        else scenario.__name__[5:]
+    ),
+)
 def test_the_same_holds_on_uvloop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     on_uvloop(scenario)
 
@@ -758,11 +1010,17 @@ def test_with_the_artifact_the_same_holds_on_uvloop(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_who_pipelines_and_leaves_leaves_no_traceback_on_uvloop(artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool) -> None:
-    on_uvloop(partial(test_who_pipelines_and_leaves_leaves_no_traceback, artifact, caplog, reset, False))
+def test_who_pipelines_and_leaves_leaves_no_traceback_on_uvloop(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool
+) -> None:
+    on_uvloop(
+        partial(test_who_pipelines_and_leaves_leaves_no_traceback, artifact, caplog, reset, False)
+    )
 
 
-def test_a_connection_whose_answer_is_not_read_is_aborted_on_uvloop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_whose_answer_is_not_read_is_aborted_on_uvloop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     on_uvloop(partial(test_a_connection_whose_answer_is_not_read_is_aborted, caplog))
 
 
@@ -772,12 +1030,19 @@ def on_uvloop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def refused_and_closed() -> int:
-    """How many connections are still in memory after they were refused and closed, without the garbage collector."""
+    """How many connections are still in memory after they were refused and closed, without the
+    garbage collector.
+    """
     policy = ConnectionPolicy()
     gc.disable()
     try:
         async with listening(echo, policy) as connect:
-            for sent in (b"no request\r\n\r\n", CHUNKED_HEAD + b"1;" + b"x" * 70_000, b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 200 + b"\r\n", b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"):
+            for sent in (
+                b"no request\r\n\r\n",
+                CHUNKED_HEAD + b"1;" + b"x" * 70_000,
+                b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 200 + b"\r\n",
+                b"GET / HTTP/1.1\r\n" + HOST + b"\r\n",
+            ):
                 for _ in range(5):
                     reader, writer = await connect()
                     writer.write(sent)
@@ -790,7 +1055,9 @@ async def refused_and_closed() -> int:
 
 
 def test_what_was_refused_is_freed_at_once() -> None:
-    """Its last read holds up to 256 KiB, and the collector comes round once in a hundred thousand objects."""
+    """Its last read holds up to 256 KiB, and the collector comes round once in a hundred thousand
+    objects.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(refused_and_closed()) == 0
 
@@ -798,22 +1065,33 @@ def test_what_was_refused_is_freed_at_once() -> None:
 # Over TLS
 
 
-def test_over_tls_an_early_answer_is_read_and_an_unread_one_aborted(artifact: Artifact, tmp_path: Path) -> None:
+def test_over_tls_an_early_answer_is_read_and_an_unread_one_aborted(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
-    with running(f"reviews={artifact.directory}", scheme="https", **files, DRBERT_WRITE_TIMEOUT_S="1") as (url, process):
+    files = {
+        "DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"),
+        "DRBERT_TLS_KEY": str(tmp_path / "key.pem"),
+    }
+    with running(
+        f"reviews={artifact.directory}", scheme="https", **files, DRBERT_WRITE_TIMEOUT_S="1"
+    ) as (url, process):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
-        with trusting.wrap_socket(socket.create_connection(address, timeout=30), server_hostname="127.0.0.1") as client:
+        with trusting.wrap_socket(
+            socket.create_connection(address, timeout=30), server_hostname="127.0.0.1"
+        ) as client:
             client.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
             for _ in range(800):
                 client.sendall(b"a" * 10_000)
             assert client.recv(12) == b"HTTP/1.1 413"
-        with trusting.wrap_socket(socket.create_connection(address, timeout=30), server_hostname="127.0.0.1") as client:
+        with trusting.wrap_socket(
+            socket.create_connection(address, timeout=30), server_hostname="127.0.0.1"
+        ) as client:
             client.sendall(b"GET /docs/files/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
             assert process.stdout is not None
             while "A client took nothing of its answer for 1 s" not in process.stdout.readline():

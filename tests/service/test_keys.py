@@ -26,7 +26,9 @@ from tests.service.test_server import serving
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
-    path.write_text("# for the web shop\nfirst-key\n\n  # for tests\nsecond-key  # for tests\nab#cd\n")
+    path.write_text(
+        "# for the web shop\nfirst-key\n\n  # for tests\nsecond-key  # for tests\nab#cd\n"
+    )
     return path
 
 
@@ -34,13 +36,26 @@ def admits(keys: Keys, key: str) -> bool:
     return keys.admit({b"x-api-key": key.encode()})
 
 
-@pytest.mark.parametrize(("headers", "admitted"), [
-    ({b"authorization": b"Bearer first-key"}, True), ({b"authorization": b"bearer second-key"}, True), ({b"x-api-key": b"second-key"}, True),
-    ({b"x-api-key": b"ab#cd"}, True), ({b"x-api-key": b"ab"}, False),
-    ({}, False), ({b"authorization": b"Bearer "}, False), ({b"authorization": b"Bearer third"}, False), ({b"x-api-key": b""}, False),
-    ({b"authorization": b"Basic first-key"}, False), ({b"x-api-key": b"# for the web shop"}, False), ({b"x-api-key": b"\xff\xfe"}, False),
-])
-def test_whoever_brings_one_of_the_keys_is_admitted(file: Path, headers: dict[bytes, bytes], admitted: bool) -> None:
+@pytest.mark.parametrize(
+    ("headers", "admitted"),
+    [
+        ({b"authorization": b"Bearer first-key"}, True),
+        ({b"authorization": b"bearer second-key"}, True),
+        ({b"x-api-key": b"second-key"}, True),
+        ({b"x-api-key": b"ab#cd"}, True),
+        ({b"x-api-key": b"ab"}, False),
+        ({}, False),
+        ({b"authorization": b"Bearer "}, False),
+        ({b"authorization": b"Bearer third"}, False),
+        ({b"x-api-key": b""}, False),
+        ({b"authorization": b"Basic first-key"}, False),
+        ({b"x-api-key": b"# for the web shop"}, False),
+        ({b"x-api-key": b"\xff\xfe"}, False),
+    ],
+)
+def test_whoever_brings_one_of_the_keys_is_admitted(
+    file: Path, headers: dict[bytes, bytes], admitted: bool
+) -> None:
     assert Keys(file).admit(headers) is admitted
 
 
@@ -94,12 +109,24 @@ def saved_as_utf16(file: Path) -> None:
     file.write_text("third-key\n", encoding="utf-16")
 
 
-CHANGES = [emptied, commented, removed, made_a_folder, made_a_fifo, made_endless, made_a_loop, made_huge, saved_as_utf16]
+CHANGES = [
+    emptied,
+    commented,
+    removed,
+    made_a_folder,
+    made_a_fifo,
+    made_endless,
+    made_a_loop,
+    made_huge,
+    saved_as_utf16,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_the_last_good_keys_hold_and_an_error_is_logged_once_while_the_file_cannot_be_used(
-    file: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture,
+    file: Path,
+    change: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     keys = Keys(file)
     change(file)
@@ -117,15 +144,22 @@ def test_the_last_good_keys_hold_and_an_error_is_logged_once_while_the_file_cann
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_no_service_starts_on_a_file_that_cannot_be_used(file: Path, change: Callable[[Path], None]) -> None:
+def test_no_service_starts_on_a_file_that_cannot_be_used(
+    file: Path, change: Callable[[Path], None]
+) -> None:
     change(file)
     with pytest.raises(Unavailable, match=re.escape(str(file))):
         Keys(file)
 
 
-@pytest.mark.parametrize("content", [
-    b"\xef\xbb\xbffirst-key\nsecond-key\n", b"\xef\xbb\xbf# comment\r\nfirst-key\r\nsecond-key", b"\xef\xbb\xbfsecond-key\n\xef\xbb\xbffirst-key\n",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbffirst-key\nsecond-key\n",
+        b"\xef\xbb\xbf# comment\r\nfirst-key\r\nsecond-key",
+        b"\xef\xbb\xbfsecond-key\n\xef\xbb\xbffirst-key\n",
+    ],
+)
 def test_a_byte_order_mark_is_no_part_of_a_key(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     keys = Keys(file)
@@ -137,11 +171,13 @@ def test_a_byte_order_mark_is_no_part_of_a_key(file: Path, content: bytes) -> No
 def test_a_request_never_reads_the_file(file: Path) -> None:
     keys = Keys(file)
     file.unlink()
-    os.mkfifo(file)    # opening it would wait for ever
+    os.mkfifo(file)  # opening it would wait for ever
     assert admits(keys, "first-key")
 
 
-def test_keys_are_rotated_in_a_running_service_and_a_fifo_in_their_place_stops_nothing(artifact: Artifact, file: Path) -> None:
+def test_keys_are_rotated_in_a_running_service_and_a_fifo_in_their_place_stops_nothing(
+    artifact: Artifact, file: Path
+) -> None:
     with serving(artifact, DRBERT_API_KEYS_FILE=str(file)) as (url, process):
         assert process.stdout is not None
         made_a_fifo(file)
@@ -163,32 +199,64 @@ def line_with(lines: Iterable[str], event: str) -> None:
 
 def status(url: str, key: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/info", headers={"X-API-Key": key}), timeout=30) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/info", headers={"X-API-Key": key}), timeout=30
+        ) as response:
             return int(response.status)
     except urllib.error.HTTPError as refused:
         refused.close()
         return refused.code
 
 
-@pytest.mark.parametrize(("content", "message"), [("# none\n", "holds none"), (None, "cannot be read")])
-def test_a_file_without_keys_lets_no_service_start(tmp_path: Path, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [("# none\n", "holds none"), (None, "cannot be read")]
+)
+def test_a_file_without_keys_lets_no_service_start(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "keys").write_text(content)
     with pytest.raises(Unavailable, match=message):
         Keys(tmp_path / "keys")
 
 
-async def test_without_a_key_everything_but_health_metrics_and_pages_is_401_in_its_dialect(artifact: Artifact, file: Path) -> None:
+async def test_without_a_key_everything_but_health_metrics_and_pages_is_401_in_its_dialect(
+    artifact: Artifact, file: Path
+) -> None:
     models = Models({"reviews": artifact}, Settings(warm_up_s=0))
     models.load()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(models, Around(keys=Keys(file)))), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(build_app(models, Around(keys=Keys(file)))),
+        base_url="http://test",
+    ) as client:
         closed = [
-            await client.post("/classify", json={"input": "good"}), await client.get("/info"), await client.get("/v1/models"), await client.get("/v2/models/reviews"),
+            await client.post("/classify", json={"input": "good"}),
+            await client.get("/info"),
+            await client.get("/v1/models"),
+            await client.get("/v2/models/reviews"),
             await client.post("/classify", content=b"no JSON", headers={"x-api-key": "no"}),
         ]
-        spoken = [await client.post(path, json={}) for path in ("/predict", "/", "/v1/models/reviews:predict", "/v2/models/reviews/infer")]
-        opened = [await client.get(path) for path in ("/livez", "/readyz", "/health", "/v2/health/live", "/metrics", "/docs", "/openapi.json", "/", "/page/page.js")]
-        answered = await client.post("/classify", json={"input": "good"}, headers={"Authorization": "Bearer first-key"})
+        spoken = [
+            await client.post(path, json={})
+            for path in ("/predict", "/", "/v1/models/reviews:predict", "/v2/models/reviews/infer")
+        ]
+        opened = [
+            await client.get(path)
+            for path in (
+                "/livez",
+                "/readyz",
+                "/health",
+                "/v2/health/live",
+                "/metrics",
+                "/docs",
+                "/openapi.json",
+                "/",
+                "/page/page.js",
+            )
+        ]
+        answered = await client.post(
+            "/classify", json={"input": "good"}, headers={"Authorization": "Bearer first-key"}
+        )
     await models.drain()
     assert [response.status_code for response in [*closed, *spoken]] == [401] * 9
     assert all(response.headers["www-authenticate"] == "Bearer" for response in [*closed, *spoken])

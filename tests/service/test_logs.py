@@ -1,4 +1,6 @@
-"""Logs: lines that a thread writes, so that no reader of them can stop the service, and no caller can fill a disk with them."""
+"""Logs: lines that a thread writes, so that no reader of them can stop the service, and no caller
+can fill a disk with them.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,33 @@ import pytest
 
 from service import logs
 from service.artifact import Artifact
-from service.logs import BURST, FIELD_CHARS, LINES_PER_S, QUEUED_LINES, JsonLines, LineWriter, RateLimit
+from service.logs import (
+    BURST,
+    FIELD_CHARS,
+    LINES_PER_S,
+    QUEUED_LINES,
+    JsonLines,
+    LineWriter,
+    RateLimit,
+)
 from tests.service.test_server import classify, free_port, ready, serving
 
 F_SETPIPE_SZ = 1031
 
 
-def record(event: str = "an event", level: int = logging.WARNING, line: int = 1, **facts: Any) -> logging.LogRecord:
-    return logging.makeLogRecord({"msg": event, "levelno": level, "levelname": logging.getLevelName(level), "pathname": "a.py", "lineno": line} | facts)
+def record(
+    event: str = "an event", level: int = logging.WARNING, line: int = 1, **facts: Any
+) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {
+            "msg": event,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "pathname": "a.py",
+            "lineno": line,
+        }
+        | facts
+    )
 
 
 @contextmanager
@@ -77,7 +98,14 @@ def send_malformed(port: int, times: int) -> None:
 def serving_into(artifact: Artifact, stderr: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A service, ready, that logs into a file descriptor."""
     port = free_port()
-    command = [sys.executable, "-m", "service", f"reviews={artifact.directory}", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        f"reviews={artifact.directory}",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -128,14 +156,18 @@ def test_a_flood_of_malformed_requests_writes_few_lines(artifact: Artifact) -> N
         process.send_signal(signal.SIGTERM)
         lines = parsed(process.communicate(timeout=30)[0].encode())
         took = time.monotonic() - began
-    warnings = [line for line in lines if line["level"] == "warning" and line["event"] != "log lines suppressed"]
+    warnings = [
+        line
+        for line in lines
+        if line["level"] == "warning" and line["event"] != "log lines suppressed"
+    ]
     assert 0 < len(warnings) <= BURST + LINES_PER_S * took
     assert 'drbert_log_lines_dropped_total{reason="rate_limited"}' in page
 
 
 def test_lines_that_are_held_back_are_counted_in_a_summary_and_on_metrics() -> None:
     reading, writing = os.pipe()
-    fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)    # nobody reads before the end
+    fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)  # nobody reads before the end
     before = logs.LOST["rate_limited"]
     writer = LineWriter(writing)
     for _ in range(400):
@@ -178,12 +210,14 @@ def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
     for number in range(100):
         writer.handle(record(f"event {number}", logging.INFO))
     writer.flush()
-    assert [line["event"] for line in parsed(read_available(reading))] == [f"event {number}" for number in range(100)]
+    assert [line["event"] for line in parsed(read_available(reading))] == [
+        f"event {number}" for number in range(100)
+    ]
     writer.close()
     with full_pipe() as (full_reading, full):
         stuck = LineWriter(full)
         stuck.handle(record())
-        stuck.flush()    # returns
+        stuck.flush()  # returns
         stuck.close()
         give_up = time.monotonic() + 60
         while b"an event" not in read_available(full_reading):
@@ -193,7 +227,10 @@ def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
 
 
 def test_a_line_is_there_before_a_process_ends_at_once() -> None:
-    code = "import logging, os; from service import logs; logs.set_up('INFO'); logging.critical('the end', extra={'n': 1}); logs.flush(); os._exit(70)"
+    code = (
+        "import logging, os; from service import logs; logs.set_up('INFO'); logging.critical('the"
+        " end', extra={'n': 1}); logs.flush(); os._exit(70)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 70
     [line] = parsed(done.stderr)
@@ -214,7 +251,9 @@ thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()
 """
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code], capture_output=True, check=True
+    )
     warned, unraisable, failed = parsed(done.stderr)
     assert "UserWarning: beware" in warned["event"]
     assert "ValueError: in __del__" in unraisable["traceback"]
@@ -225,7 +264,9 @@ thread.join()
 def test_a_place_has_its_burst_then_its_rate_and_disturbs_no_other() -> None:
     now = 0.0
     limit = RateLimit(lambda: now)
-    assert [limit.filter(record(f"from a caller: {n}")) for n in range(int(BURST) + 10)] == [True] * int(BURST) + [False] * 10
+    assert [limit.filter(record(f"from a caller: {n}")) for n in range(int(BURST) + 10)] == [
+        True
+    ] * int(BURST) + [False] * 10
     assert limit.filter(record(line=2))
     assert limit.filter(record(level=logging.CRITICAL))
     assert limit.filter(record(level=logging.INFO))
@@ -272,7 +313,9 @@ def test_a_descriptor_that_does_not_block_gets_whole_lines() -> None:
 
 
 def test_a_long_field_keeps_its_beginning_and_its_end() -> None:
-    line = json.loads(JsonLines().format(record("a" + "x" * 100_000 + "z", path=Path("p" * 100_000))))
+    line = json.loads(
+        JsonLines().format(record("a" + "x" * 100_000 + "z", path=Path("p" * 100_000)))
+    )
     assert line["event"].startswith("ax")
     assert line["event"].endswith("xz")
     assert "91810 characters left out" in line["event"]
@@ -280,7 +323,9 @@ def test_a_long_field_keeps_its_beginning_and_its_end() -> None:
 
 
 def test_a_line_that_is_logged_while_another_is_queued_does_not_stop_the_log() -> None:
-    """By a __del__ that the garbage collector runs, or by a signal's handler as here: on the same thread, at any instruction."""
+    """By a __del__ that the garbage collector runs, or by a signal's handler as here: on the same
+    thread, at any instruction.
+    """
     code = """
 import logging, signal
 from service import logs
@@ -293,5 +338,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 logging.info("the end")
 logs.flush()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, timeout=120
+    )
     assert parsed(done.stderr)[-1]["event"] == "the end"

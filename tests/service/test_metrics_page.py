@@ -29,13 +29,15 @@ def test_the_page_is_what_prometheus_client_writes() -> None:
     for number in range(1, 60):
         metrics.request.labels("reviews").observe(number**3 / 1000)
         metrics.batch_size.labels('odd "name"\\ of\nlines').observe(number)
-    metrics.tokenize.labels("reviews").counts[3] = 12_345_678    # as Go writes large numbers
+    metrics.tokenize.labels("reviews").counts[3] = 12_345_678  # as Go writes large numbers
     metrics.count_request("reviews", 200)
     assert lines(metrics.page()) == lines(generate_latest(metrics.registry))
     assert b"process_resident_memory_bytes" in metrics.page()
 
 
-async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loop(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loop(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[threading.Thread] = []
     go_on, page = threading.Event(), Metrics.page
 
@@ -49,7 +51,7 @@ async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loo
     async with client_of(artifact) as (client, _):
         tasks = [asyncio.create_task(client.get("/metrics")) for _ in range(64)]
         await until(lambda: bool(written))
-        tasks[0].cancel()    # who asked first leaves, and the others get their page
+        tasks[0].cancel()  # who asked first leaves, and the others get their page
         assert (await classify(client, {"input": "good"})).status_code == 200
         go_on.set()
         pages = [await task for task in tasks[1:]]
@@ -60,7 +62,9 @@ async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loo
     assert again.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
 
 
-async def test_a_page_that_is_too_old_or_failed_is_written_again(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_that_is_too_old_or_failed_is_written_again(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pages: Iterator[bytes | Exception] = iter([b"first", ZeroDivisionError(), b"second", b"third"])
 
     def write(self: Metrics) -> bytes:
@@ -80,11 +84,15 @@ async def test_a_page_that_is_too_old_or_failed_is_written_again(artifact: Artif
         assert (await client.get("/metrics")).text == "second"
 
 
-async def test_the_page_is_compressed_for_scrapers_that_take_it(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_page_is_compressed_for_scrapers_that_take_it(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
     async with client_of(artifact) as (client, models):
         plain = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
-        async with client.stream("GET", "/metrics", headers={"Accept-Encoding": "gzip"}) as response:
+        async with client.stream(
+            "GET", "/metrics", headers={"Accept-Encoding": "gzip"}
+        ) as response:
             raw = b"".join([piece async for piece in response.aiter_raw()])
         models.metrics.remove_model("reviews")
     assert response.headers["content-encoding"] == "gzip"
@@ -94,9 +102,20 @@ async def test_the_page_is_compressed_for_scrapers_that_take_it(artifact: Artifa
     assert "content-encoding" not in plain.headers
 
 
-@pytest.mark.parametrize(("accepted", "takes"), [
-    ("gzip", True), ("deflate, gzip;q=1.0, *;q=0.5", True), ("GZIP", True), ("gzip; q=0.001", True), ("br,gzip ", True),
-    ("", False), ("identity", False), ("gzip;q=0", False), ("gzip; q=0.000", False), ("xgzip", False),
-])
+@pytest.mark.parametrize(
+    ("accepted", "takes"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("GZIP", True),
+        ("gzip; q=0.001", True),
+        ("br,gzip ", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("xgzip", False),
+    ],
+)
 def test_gzip_is_sent_to_those_alone_who_take_it(accepted: str, takes: bool) -> None:
     assert takes_gzip(accepted) == takes

@@ -40,11 +40,13 @@ def counted(models: Models) -> list[str]:
         texts.append(text)
         return encode(text, *more)
 
-    classifier.encode = noting    # type: ignore[method-assign, assignment]
+    classifier.encode = noting  # type: ignore[method-assign, assignment]
     return texts
 
 
-async def waiting(client: httpx.AsyncClient, models: Models, count: int) -> list[asyncio.Task[httpx.Response]]:
+async def waiting(
+    client: httpx.AsyncClient, models: Models, count: int
+) -> list[asyncio.Task[httpx.Response]]:
     """So many requests that wait while the model is stuck, and one more that has it."""
     asked = [asyncio.create_task(classify(client, {"input": "good"}))]
     await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
@@ -53,11 +55,13 @@ async def waiting(client: httpx.AsyncClient, models: Models, count: int) -> list
     return asked
 
 
-async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_when_to_come_back(artifact: Artifact) -> None:
+async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_when_to_come_back(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, models):
         async with stuck(models):
             asked = await waiting(client, models, 10)
-            as_slow_as(models, 0.5)    # 4 tokens a text, and the next is done in 30 s
+            as_slow_as(models, 0.5)  # 4 tokens a text, and the next is done in 30 s
             texts = counted(models)
             refused = await classify(client, {"input": "bad " * 40})
             assert refused.status_code == 429
@@ -68,13 +72,19 @@ async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_whe
             assert 1 <= int(refused.headers["Retry-After"]) <= 60
             assert not texts
             page = (await client.get("/metrics")).text
-            [seconds] = [float(line.split()[1]) for line in page.splitlines() if line.startswith("drbert_queue_seconds ")]
-            assert seconds == pytest.approx(25, rel=0.01)    # 4 tokens, and a text counts as one more
+            [seconds] = [
+                float(line.split()[1])
+                for line in page.splitlines()
+                if line.startswith("drbert_queue_seconds ")
+            ]
+            assert seconds == pytest.approx(25, rel=0.01)  # 4 tokens, and a text counts as one more
         assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * 11
         assert models.batcher.queue_s == 0
 
 
-async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(artifact: Artifact) -> None:
+async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, models):
         as_slow_as(models, 0.5)
         texts = counted(models)
@@ -99,7 +109,7 @@ async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact)
             assert gate.wait(10)
             return encode(text, *more)
 
-        classifier.encode = slow    # type: ignore[method-assign, assignment]
+        classifier.encode = slow  # type: ignore[method-assign, assignment]
         # Long enough for a thread: 16 tokens of it are read.
         tokenized = asyncio.create_task(classify(client, {"input": "good film " * 200}))
         await until(lambda: models.batcher.queue_s > 0)
@@ -111,7 +121,9 @@ async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact)
         assert models.batcher.queue_s == 0
 
 
-async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(artifact: Artifact) -> None:
+async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, models):
         as_slow_as(models, 0.001)
         failed = await classify(client, {"input": "good " * 40, "truncate": "none"})
@@ -137,7 +149,7 @@ async def test_a_request_says_when_its_head_was_read() -> None:
 
     async with listening(app) as connect:
         reader, writer = await connect()
-        for _ in range(2):    # the second by the same connection
+        for _ in range(2):  # the second by the same connection
             before = time.monotonic()
             writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
@@ -146,14 +158,18 @@ async def test_a_request_says_when_its_head_was_read() -> None:
 
 
 @pytest.mark.parametrize("late_s", [0.0, 31.0])
-async def test_a_request_whose_handler_runs_after_its_deadline_is_504(artifact: Artifact, late_s: float) -> None:
+async def test_a_request_whose_handler_runs_after_its_deadline_is_504(
+    artifact: Artifact, late_s: float
+) -> None:
     async with client_of(artifact) as (_, models):
         inner = build_app(models)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await inner({**scope, "state": {"began": time.monotonic() - late_s}}, receive, send)
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(late), base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(late), base_url="http://test"
+        ) as client:
             response = await classify(client, {"input": "good"})
     assert response.status_code == (504 if late_s else 200)
 
@@ -167,7 +183,8 @@ async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> No
             finish = begin(batch)
 
             def finished() -> Any:
-                # The event loop is busy from before the deadline until after it, and hears of both at once.
+                # The event loop is busy from before the deadline until after it, and hears of both
+                # at once.
                 loop.call_soon_threadsafe(time.sleep, 0.4)
                 time.sleep(0.1)
                 return finish()
@@ -175,7 +192,7 @@ async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> No
             return finished
 
         loop = asyncio.get_running_loop()
-        classifier.start = start    # type: ignore[method-assign]
+        classifier.start = start  # type: ignore[method-assign]
         response = await classify(client, {"input": "good"})
     assert response.status_code == 504
 

@@ -36,7 +36,18 @@ def test_many_texts_fill_several_rows_in_order_of_arrival() -> None:
     assert len(chosen([29] * 32).rows) == MAX_ROWS
 
 
-@pytest.mark.parametrize(("tokens", "length", "in_a_row"), [(32, 128, 4), (66, 208, 3), (72, 144, 2), (80, 160, 2), (100, 208, 2), (110, 224, 2), (125, 128, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "length", "in_a_row"),
+    [
+        (32, 128, 4),
+        (66, 208, 3),
+        (72, 144, 2),
+        (80, 160, 2),
+        (100, 208, 2),
+        (110, 224, 2),
+        (125, 128, 1),
+    ],
+)
 def test_rows_are_as_long_as_leaves_little_of_them(tokens: int, length: int, in_a_row: int) -> None:
     layout = chosen([tokens] * 40)
     assert layout.length == length

@@ -16,18 +16,32 @@ from tests.service.test_server import running
 from tests.worlds import write_artifact
 
 BROWSER = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 )
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
 
 @pytest.fixture(scope="module", params=["native", "infinity"])
-def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with two models that know their labels by other names, whatever dialect /classify speaks."""
+def twins(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a service with two models that know their labels by other names, whatever
+    dialect /classify speaks.
+    """
     folder = tmp_path_factory.mktemp("models")
     first = write_artifact(folder / "bert", labels=["NEGATIVE", "POSITIVE"])
     second = write_artifact(folder / "drbert", labels=["<b>BAD</b>", "GOOD"])
-    with running(f"bert={first.directory}", f"drbert={second.directory}", DRBERT_CLASSIFY_DIALECT=request.param) as (url, _):
+    with running(
+        f"bert={first.directory}",
+        f"drbert={second.directory}",
+        DRBERT_CLASSIFY_DIALECT=request.param,
+    ) as (url, _):
         yield url
 
 
@@ -39,10 +53,20 @@ def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=needs.CHROMIUM, args=list(BROWSER))
         page = browser.new_page(viewport={"width": width, "height": height})
         elsewhere: list[str] = []
-        page.on("request", lambda sent: None if sent.url.startswith((twins, "data:")) else elsewhere.append(sent.url))
+        page.on(
+            "request",
+            lambda sent: (
+                None if sent.url.startswith((twins, "data:")) else elsewhere.append(sent.url)
+            ),
+        )
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda told: (
+                complaints.append(told.text) if told.type in ("error", "warning") else None
+            ),
+        )
         page.goto(twins)
         yield page
         browser.close()
@@ -51,8 +75,12 @@ def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
 
 
 @needs.chromium
-def test_the_api_page_describes_and_tries_a_path_under_a_policy_without_inline_scripts(page: Page, twins: str) -> None:
-    """A violation of the policy, and a file whose digest is another, would be complaints of the browser."""
+def test_the_api_page_describes_and_tries_a_path_under_a_policy_without_inline_scripts(
+    page: Page, twins: str
+) -> None:
+    """A violation of the policy, and a file whose digest is another, would be complaints of the
+    browser.
+    """
     answer = page.goto(f"{twins}/docs")
     assert answer is not None
     policy = answer.headers["content-security-policy"]
@@ -74,15 +102,17 @@ def test_a_text_that_is_typed_gets_both_models_scores(page: Page) -> None:
     expect(cards.nth(0)).to_contain_text("bert")
     expect(cards.nth(0).locator(".label.best")).to_have_text("POSITIVE73.11 %")
     expect(cards.nth(1).locator(".label.best")).to_have_text("GOOD73.11 %")
-    expect(cards.nth(1)).to_contain_text("<b>BAD</b>")    # a label is text, whatever it holds
+    expect(cards.nth(1)).to_contain_text("<b>BAD</b>")  # a label is text, whatever it holds
     expect(cards.nth(0)).to_contain_text("4 tokens")
     expect(cards.nth(0).locator(".legend")).to_contain_text("inference")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is wider than the screen"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+        "the page is wider than the screen"
+    )
 
 
 @needs.chromium
 def test_a_text_too_long_says_that_it_was_cut_and_the_keyboard_is_enough(page: Page) -> None:
-    page.keyboard.type("bad " * 30)    # the text field has the focus
+    page.keyboard.type("bad " * 30)  # the text field has the focus
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers article").first).to_contain_text("cut to the model's length")
     page.keyboard.press("Tab")

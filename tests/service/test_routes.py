@@ -23,11 +23,15 @@ from tests.worlds import MAX_TOKENS, write_artifact
 
 
 @asynccontextmanager
-async def client_of(*artifacts: Artifact, load: bool = True, **settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
+async def client_of(
+    *artifacts: Artifact, load: bool = True, **settings: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
     models = Models({a.manifest.name: a for a in artifacts}, Settings(warm_up_s=0, **settings))
     if load:
         models.load()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(models)), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(build_app(models)), base_url="http://test"
+    ) as client:
         yield client, models
     await models.drain()
 
@@ -56,14 +60,24 @@ async def test_a_text_is_answered_with_its_label_and_all_probabilities(artifact:
 
 async def test_a_list_is_answered_in_its_order(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        answer = (await classify(client, {"inputs": ["good", "bad", {"text": "bad", "text_pair": "good good"}]})).json()
-    assert [(item["index"], item["label"]) for item in answer["data"]] == [(0, "POSITIVE"), (1, "NEGATIVE"), (2, "POSITIVE")]
+        answer = (
+            await classify(
+                client, {"inputs": ["good", "bad", {"text": "bad", "text_pair": "good good"}]}
+            )
+        ).json()
+    assert [(item["index"], item["label"]) for item in answer["data"]] == [
+        (0, "POSITIVE"),
+        (1, "NEGATIVE"),
+        (2, "POSITIVE"),
+    ]
 
 
 async def test_top_k_and_threshold_cut_the_scores_and_not_the_probs(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         top = (await classify(client, {"input": "good", "top_k": 1})).json()["data"][0]
-        above = (await classify(client, {"input": "good good good", "threshold": 0.9})).json()["data"][0]
+        above = (await classify(client, {"input": "good good good", "threshold": 0.9})).json()[
+            "data"
+        ][0]
     assert len(top["scores"]) == 1
     assert len(top["probs"]) == 2
     assert [entry["label"] for entry in above["scores"]] == ["POSITIVE"]
@@ -82,7 +96,10 @@ async def test_a_multi_label_model_names_every_label_above_the_threshold(tmp_pat
 async def test_labels_do_not_depend_on_the_form_of_the_scores(tmp_path: Path) -> None:
     several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
     async with client_of(several) as (client, _):
-        found = [(await classify(client, {"input": "good", "activation": a})).json()["data"][0]["labels"] for a in ("auto", "none", "softmax")]
+        found = [
+            (await classify(client, {"input": "good", "activation": a})).json()["data"][0]["labels"]
+            for a in ("auto", "none", "softmax")
+        ]
     assert found[0] == found[1] == found[2] == ["glad", "angry"]
 
 
@@ -95,8 +112,12 @@ async def test_a_regression_model_answers_its_value(tmp_path: Path) -> None:
 
 async def test_a_caller_may_ask_for_logits(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        ours = (await classify(client, {"input": "good good", "activation": "none"})).json()["data"][0]
-        vllms = (await classify(client, {"input": "good good", "use_activation": False})).json()["data"][0]
+        ours = (await classify(client, {"input": "good good", "activation": "none"})).json()[
+            "data"
+        ][0]
+        vllms = (await classify(client, {"input": "good good", "use_activation": False})).json()[
+            "data"
+        ][0]
     assert ours["probs"] == vllms["probs"] == [0.0, 2.0]
 
 
@@ -116,13 +137,17 @@ async def test_a_long_text_is_cut_where_asked_and_says_so(artifact: Artifact) ->
 async def test_an_answer_does_not_depend_on_its_neighbours(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         alone = (await classify(client, {"input": "good"})).json()["data"][0]
-        company = (await classify(client, {"input": ["good", "bad film a", "bad bad bad"]})).json()["data"][0]
+        company = (await classify(client, {"input": ["good", "bad film a", "bad bad bad"]})).json()[
+            "data"
+        ][0]
     assert alone["probs"] == company["probs"]
 
 
 async def test_a_poisonous_text_is_a_500_of_its_own(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        poisoned, fine = await asyncio.gather(classify(client, {"input": "poison"}), classify(client, {"input": "good"}))
+        poisoned, fine = await asyncio.gather(
+            classify(client, {"input": "poison"}), classify(client, {"input": "good"})
+        )
         endless = await classify(client, {"input": "endless"})
     assert poisoned.status_code == endless.status_code == 500
     assert poisoned.json()["error"]["code"] == "model_output_invalid"
@@ -148,20 +173,60 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     ("both names", {"input": "a", "inputs": "b"}, 422, "inputs", "the same field"),
     ("top_k of nothing", {"input": "a", "top_k": 0}, 422, "top_k", "greater than or equal to 1"),
     ("top_k in words", {"input": "a", "top_k": "two"}, 422, "top_k", "valid integer"),
-    ("a threshold above one", {"input": "a", "threshold": 1.5}, 422, "threshold", "less than or equal to 1"),
-    ("an unknown activation", {"input": "a", "activation": "relu"}, 422, "activation", "'auto', 'softmax'"),
+    (
+        "a threshold above one",
+        {"input": "a", "threshold": 1.5},
+        422,
+        "threshold",
+        "less than or equal to 1",
+    ),
+    (
+        "an unknown activation",
+        {"input": "a", "activation": "relu"},
+        422,
+        "activation",
+        "'auto', 'softmax'",
+    ),
     ("a chat", {"input": "a", "messages": []}, 422, "messages", "messages is not supported"),
     ("a priority", {"input": "a", "priority": 1}, 422, "priority", "0"),
     ("an unknown model", {"input": "a", "model": "b"}, 404, "model", "loaded are reviews"),
     ("10,000 texts", {"input": ["a"] * 10_000}, 413, "input", "10000 texts, the limit is 1000"),
-    ("a 100,000-word text", {"input": LONG_TEXT}, 413, "input", "500000 characters, the limit is 131072"),
-    ("a long half of a pair", {"input": [{"text": "a", "text_pair": LONG_TEXT}]}, 413, "input[0].text_pair", "the limit is 131072"),
-    ("a list of one that must not be cut", {"input": ["good " * 40], "truncate": "none"}, 422, "input[0]", "42 tokens"),
-    ("a 10 MB body", b'{"input":"' + b"a" * 10_000_000 + b'"}', 413, "body", "the limit is 4194304"),
+    (
+        "a 100,000-word text",
+        {"input": LONG_TEXT},
+        413,
+        "input",
+        "500000 characters, the limit is 131072",
+    ),
+    (
+        "a long half of a pair",
+        {"input": [{"text": "a", "text_pair": LONG_TEXT}]},
+        413,
+        "input[0].text_pair",
+        "the limit is 131072",
+    ),
+    (
+        "a list of one that must not be cut",
+        {"input": ["good " * 40], "truncate": "none"},
+        422,
+        "input[0]",
+        "42 tokens",
+    ),
+    (
+        "a 10 MB body",
+        b'{"input":"' + b"a" * 10_000_000 + b'"}',
+        413,
+        "body",
+        "the limit is 4194304",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "param", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [case[1:] for case in REFUSED],
+    ids=[case[0] for case in REFUSED],
+)
 async def test_bad_input_gets_its_status_and_a_message_that_names_it(
     artifact: Artifact, body: Any, status: int, param: str | None, words: str
 ) -> None:
@@ -243,7 +308,9 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
             asked = asyncio.create_task(classify(client, {"input": "good"}))
             await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
             left = asyncio.Event()
-            messages: list[Any] = [{"type": "http.request", "body": b'{"input":"bad"}', "more_body": False}]
+            messages: list[Any] = [
+                {"type": "http.request", "body": b'{"input":"bad"}', "more_body": False}
+            ]
 
             async def receive() -> Any:
                 if messages:
@@ -254,7 +321,14 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
             async def send(message: Any) -> None:
                 pass
 
-            scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [], "query_string": b"", "http_version": "1.1"}
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/classify",
+                "headers": [],
+                "query_string": b"",
+                "http_version": "1.1",
+            }
             leaving = asyncio.ensure_future(app(scope, receive, send))
             await until(lambda: models.batcher.waiting == 1)
             left.set()
@@ -266,14 +340,26 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
         assert value("drbert_tokens_total", {"model": "reviews"}) == 3
 
 
-async def test_a_bug_is_a_500_with_its_ids_and_is_counted(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_is_a_500_with_its_ids_and_is_counted(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
     async with client_of(artifact) as (client, models):
         models.loaded["reviews"].classifier.encode = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
-        response = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-2"})
+        response = await client.post(
+            "/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-2"}
+        )
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
-    assert (response.headers["x-request-id"], response.headers["x-instance-id"]) == ("mine-2", models.instance_id)
-    assert models.metrics.registry.get_sample_value("drbert_requests_total", {"model": "reviews", "code": "500"}) == 1
+    assert (response.headers["x-request-id"], response.headers["x-instance-id"]) == (
+        "mine-2",
+        models.instance_id,
+    )
+    assert (
+        models.metrics.registry.get_sample_value(
+            "drbert_requests_total", {"model": "reviews", "code": "500"}
+        )
+        == 1
+    )
     assert any(getattr(record, "request_id", "") == "mine-2" for record in caplog.records)
 
 
@@ -286,14 +372,18 @@ async def test_thousands_of_unknown_fields_are_refused_by_the_first(artifact: Ar
 
 async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) -> None:
     async with client_of(artifact, load=False) as (client, _):
-        statuses = [(await client.get(path)).status_code for path in ("/livez", "/readyz", "/health")]
+        statuses = [
+            (await client.get(path)).status_code for path in ("/livez", "/readyz", "/health")
+        ]
         refused = await classify(client, {"input": "good"})
     assert statuses == [200, 503, 503]
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "not_ready"
 
 
-async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with client_of(artifact, max_waiting=1, max_texts=1) as (client, models), stuck(models):
         asked = [asyncio.create_task(classify(client, {"input": "good"}))]
         await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
@@ -307,10 +397,15 @@ async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(artifa
     assert [(await task).status_code for task in asked] == [200, 200]
 
 
-async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(artifact: Artifact) -> None:
+async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (_, models):
         value = models.metrics.registry.get_sample_value
-        assert {value("drbert_requests_total", {"model": "reviews", "code": code}) for code in ("200", "429", "500", "503", "504")} == {0.0}
+        assert {
+            value("drbert_requests_total", {"model": "reviews", "code": code})
+            for code in ("200", "429", "500", "503", "504")
+        } == {0.0}
 
 
 async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
@@ -324,7 +419,9 @@ async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
 
 async def test_every_answer_says_where_its_time_went_and_who_gave_it(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, models):
-        response = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-1"})
+        response = await client.post(
+            "/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-1"}
+        )
         other = await client.get("/livez")
     names = [part.strip().split(";")[0] for part in response.headers["server-timing"].split(",")]
     assert names == ["tokenize", "queue", "inference", "total"]
@@ -351,9 +448,22 @@ async def test_metrics_count_requests_texts_and_tokens(artifact: Artifact) -> No
 
 
 METRICS = {
-    "requests_total", "request_duration_seconds", "tokenize_duration_seconds", "queue_duration_seconds",
-    "inference_duration_seconds", "batch_size", "batch_tokens", "padding_tokens_total", "tokens_total", "truncated_total",
-    "queue_depth", "inflight_requests", "rejected_total", "model_info", "ready", "event_loop_lag_seconds",
+    "requests_total",
+    "request_duration_seconds",
+    "tokenize_duration_seconds",
+    "queue_duration_seconds",
+    "inference_duration_seconds",
+    "batch_size",
+    "batch_tokens",
+    "padding_tokens_total",
+    "tokens_total",
+    "truncated_total",
+    "queue_depth",
+    "inflight_requests",
+    "rejected_total",
+    "model_info",
+    "ready",
+    "event_loop_lag_seconds",
 }
 
 
@@ -369,7 +479,11 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
         info = (await client.get("/info")).json()
         listed = (await client.get("/v1/models")).json()
     model = info["models"]["reviews"]
-    assert (model["variant"], model["runtime"], model["precision"]) == ("cpu-fp32", "openvino", "f32")
+    assert (model["variant"], model["runtime"], model["precision"]) == (
+        "cpu-fp32",
+        "openvino",
+        "f32",
+    )
     assert model["flush_to_zero"] is True
     assert model["digest"] == artifact.digest
     assert info["instance_id"] == models.instance_id
@@ -377,13 +491,19 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize(("truncate", "status"), [("right", 200), ("left", 422), ("none", 422)])
-async def test_windows_and_another_way_to_cut_are_not_both_asked_for(artifact: Artifact, truncate: str, status: int) -> None:
+async def test_windows_and_another_way_to_cut_are_not_both_asked_for(
+    artifact: Artifact, truncate: str, status: int
+) -> None:
     async with client_of(artifact) as (client, _):
-        response = await classify(client, {"input": "good " * 40, "window": {}, "truncate": truncate})
+        response = await classify(
+            client, {"input": "good " * 40, "window": {}, "truncate": truncate}
+        )
     assert response.status_code == status
     if status == 422:
         assert response.json()["error"]["param"] == "truncate"
-        assert response.json()["error"]["message"].startswith(f"truncate {truncate} and window do not go together")
+        assert response.json()["error"]["message"].startswith(
+            f"truncate {truncate} and window do not go together"
+        )
 
 
 async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
@@ -396,19 +516,30 @@ async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
 
 async def test_pages_find_their_files_and_the_service_behind_any_prefix(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        pages = {path: (await client.get(path, headers={"Accept": "text/html"})).text for path in ("/", "/docs")}
+        pages = {
+            path: (await client.get(path, headers={"Accept": "text/html"})).text
+            for path in ("/", "/docs")
+        }
         scripts = [(await client.get(path)).text for path in ("/page/page.js", "/page/docs.js")]
         for path, page in pages.items():
             linked = re.findall(r'(?:src|href)="([^"#:]+)"', page)
             assert linked
-            assert not [link for link in linked if link.startswith("/")]    # it would leave a proxy's prefix
-            assert {(await client.get(str(httpx.URL("http://test").join(path).join(link)))).status_code for link in linked} == {200}
+            assert not [
+                link for link in linked if link.startswith("/")
+            ]  # it would leave a proxy's prefix
+            assert {
+                (await client.get(str(httpx.URL("http://test").join(path).join(link)))).status_code
+                for link in linked
+            } == {200}
     assert not re.findall(r"""["'`]/\w""", "".join(scripts))
 
 
 async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        pages = [await client.get(path, headers={"Accept": "text/html"}) for path in ("/", "/docs", "/page/index.html", "/page/docs.html")]
+        pages = [
+            await client.get(path, headers={"Accept": "text/html"})
+            for path in ("/", "/docs", "/page/index.html", "/page/docs.html")
+        ]
     for page in pages:
         assert page.status_code == 200
         policy = page.headers["content-security-policy"]
@@ -418,7 +549,9 @@ async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) ->
 
 
 async def test_the_docs_page_runs_only_the_files_whose_digests_it_names(artifact: Artifact) -> None:
-    """The package that brings them has one maintainer; the digests are those of the makers' own release."""
+    """The package that brings them has one maintainer; the digests are those of the makers' own
+    release.
+    """
     async with client_of(artifact) as (client, _):
         page = (await client.get("/docs")).text
         named = re.findall(r'="(docs/files/[^"]+)" integrity="sha384-([^"]+)"', page)
@@ -442,24 +575,35 @@ async def test_both_names_of_the_field_mean_the_same(artifact: Artifact, name: s
         assert (await classify(client, {name: "good"})).json()["data"][0]["label"] == "POSITIVE"
 
 
-
-
-async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(artifact: Artifact) -> None:
+async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, _):
-        refused = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"})
+        refused = await client.post(
+            "/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"}
+        )
     assert refused.status_code == 422
     assert "DRBERT_BUSY_WAIT=loopback turns it on" in refused.json()["error"]["message"]
     async with client_of(artifact, busy_wait="loopback") as (client, _):
-        allowed = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"})
+        allowed = await client.post(
+            "/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": "0.06"}
+        )
         assert (await client.get("/info")).json()["settings"]["busy_wait"] == "loopback"
         for nonsense in ("2", "-1", "nan", "much"):
-            wrong = await client.post("/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": nonsense})
+            wrong = await client.post(
+                "/classify", content=b'{"input":"good"}', headers={"X-Busy-Wait": nonsense}
+            )
             assert wrong.status_code == 422
     assert allowed.status_code == 200
 
 
-async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wished(artifact: Artifact) -> None:
-    async with client_of(artifact, max_waiting=1, max_texts=1, saturated_after_s=0.01) as (client, models):
+async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wished(
+    artifact: Artifact,
+) -> None:
+    async with client_of(artifact, max_waiting=1, max_texts=1, saturated_after_s=0.01) as (
+        client,
+        models,
+    ):
         async with stuck(models):
             asked = [asyncio.create_task(classify(client, {"input": "good"}))]
             await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
@@ -475,21 +619,40 @@ async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wi
     assert "The queue has been full for" in full.json()["error"]["message"]
 
 
-async def test_pages_of_other_origins_may_call_only_where_they_are_named(artifact: Artifact) -> None:
-    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+async def test_pages_of_other_origins_may_call_only_where_they_are_named(
+    artifact: Artifact,
+) -> None:
+    asked = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
     async with client_of(artifact) as (client, _):
-        silent = await client.post("/classify", json={"input": "good"}, headers={"Origin": "https://a.example"})
-    async with client_of(artifact, cors_origins="https://a.example, https://b.example") as (client, _):
+        silent = await client.post(
+            "/classify", json={"input": "good"}, headers={"Origin": "https://a.example"}
+        )
+    async with client_of(artifact, cors_origins="https://a.example, https://b.example") as (
+        client,
+        _,
+    ):
         before = await client.options("/classify", headers=asked)
-        named = await client.post("/classify", json={"input": "good"}, headers={"Origin": "https://a.example"})
+        named = await client.post(
+            "/classify", json={"input": "good"}, headers={"Origin": "https://a.example"}
+        )
         other = await client.options("/classify", headers=asked | {"Origin": "https://c.example"})
     assert "access-control-allow-origin" not in silent.headers
-    assert before.headers["access-control-allow-origin"] == named.headers["access-control-allow-origin"] == "https://a.example"
+    assert (
+        before.headers["access-control-allow-origin"]
+        == named.headers["access-control-allow-origin"]
+        == "https://a.example"
+    )
     assert "Server-Timing" in named.headers["access-control-expose-headers"]
     assert other.status_code == 400
 
 
-async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_comes_back(artifact: Artifact) -> None:
+async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_comes_back(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, models):
         ready = models.metrics.registry.get_sample_value
         models.note_stall(True)
@@ -500,11 +663,25 @@ async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_come
         assert (await client.get("/readyz")).status_code == 200
         assert ready("drbert_ready") == 1
         await models.drain()
-        models.note_stall(False)    # whatever the engine does, who drains is not ready
+        models.note_stall(False)  # whatever the engine does, who drains is not ready
         assert ready("drbert_ready") == 0
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", "/metrics", "/", "/info", "/v1/models", "/docs"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/livez",
+        "/readyz",
+        "/health",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/metrics",
+        "/",
+        "/info",
+        "/v1/models",
+        "/docs",
+    ],
+)
 async def test_head_is_answered_as_get_without_its_body(artifact: Artifact, path: str) -> None:
     async with client_of(artifact) as (client, _):
         got, headed = await client.get(path), await client.head(path)
@@ -513,16 +690,24 @@ async def test_head_is_answered_as_get_without_its_body(artifact: Artifact, path
     assert headed.headers["content-type"] == got.headers["content-type"]
 
 
-async def test_a_method_that_a_path_does_not_answer_is_refused_with_all_that_it_does(artifact: Artifact) -> None:
+async def test_a_method_that_a_path_does_not_answer_is_refused_with_all_that_it_does(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, _):
-        allowed = {path: (await client.put(path)).headers["allow"] for path in ("/", "/livez", "/classify")}
+        allowed = {
+            path: (await client.put(path)).headers["allow"] for path in ("/", "/livez", "/classify")
+        }
     assert allowed == {"/": "GET, HEAD, POST", "/livez": "GET, HEAD", "/classify": "POST"}
 
 
 @pytest.mark.parametrize("path", ["/classify/", "/predict/", "/livez/", "/v1/models/"])
 async def test_a_slash_too_many_is_404_and_no_redirect(artifact: Artifact, path: str) -> None:
     async with client_of(artifact) as (client, _):
-        answer = await client.request("GET" if path in ("/livez/", "/v1/models/") else "POST", path, content=b'{"input": "good"}')
+        answer = await client.request(
+            "GET" if path in ("/livez/", "/v1/models/") else "POST",
+            path,
+            content=b'{"input": "good"}',
+        )
     assert answer.status_code == 404
     assert "location" not in answer.headers
     assert answer.json()["error"]["code"] == "not_found"

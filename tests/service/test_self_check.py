@@ -1,4 +1,6 @@
-"""Every start shows that this host answers as the exporting one did: a variant that does not is refused by name, or passed over by `auto`."""
+"""Every start shows that this host answers as the exporting one did: a variant that does not is
+refused by name, or passed over by `auto`.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,17 @@ def changed(artifact: Artifact, change: Any) -> Artifact:
     return read_artifact(artifact.directory)
 
 
-def with_logits(values: dict[str, Any], variant: str, logits: Mapping[str, list[list[float]]]) -> None:
+def with_logits(
+    values: dict[str, Any], variant: str, logits: Mapping[str, list[list[float]]]
+) -> None:
     values["variants"][variant]["self_check"] = {"logits": logits, "tolerance": 1e-3}
 
 
 def with_a_wrong_bf16(values: dict[str, Any]) -> None:
     """Adds a variant that `auto` prefers on any processor, whose recorded answers no host gives."""
-    values["variants"]["cpu-int8"] = values["variants"]["cpu-fp32"] | {"self_check": {"logits": {"f32": [[5.0, 5.0]]}, "tolerance": 1e-3}}
+    values["variants"]["cpu-int8"] = values["variants"]["cpu-fp32"] | {
+        "self_check": {"logits": {"f32": [[5.0, 5.0]]}, "tolerance": 1e-3}
+    }
 
 
 def models_of(artifact: Artifact, variant: str = "auto") -> Models:
@@ -53,8 +59,12 @@ def test_a_model_that_answers_as_it_did_at_export_says_so_in_info(artifact: Arti
     assert told["flushed_weights"] == 0
 
 
-def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(artifact: Artifact) -> None:
-    wrong = changed(artifact, lambda values: with_logits(values, "cpu-fp32", {"f32": [[0.0, 1.01]]}))
+def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(
+    artifact: Artifact,
+) -> None:
+    wrong = changed(
+        artifact, lambda values: with_logits(values, "cpu-fp32", {"f32": [[0.0, 1.01]]})
+    )
     with pytest.raises(AnswersDiffer) as refused:
         models_of(wrong, "cpu-fp32")
     message = str(refused.value)
@@ -63,18 +73,24 @@ def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(ar
     assert refused.value.exit_code == 69
 
 
-def test_auto_passes_over_a_variant_that_answers_differently_here_and_says_why(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_passes_over_a_variant_that_answers_differently_here_and_says_why(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
     models = models_of(changed(artifact, with_a_wrong_bf16))
     loaded = models.loaded["reviews"]
     assert loaded.choice.variant == "cpu-fp32"
     assert "cpu-int8: cpu-int8 answers differently on this processor" in loaded.choice.why
-    [record] = [record for record in caplog.records if record.message == "a variant failed its self-check"]
+    [record] = [
+        record for record in caplog.records if record.message == "a variant failed its self-check"
+    ]
     assert record.levelname == "ERROR"
 
 
 def test_where_no_variant_answers_as_it_did_nothing_is_served(artifact: Artifact) -> None:
     wrong = changed(artifact, lambda values: with_logits(values, "cpu-fp32", {"f32": [[0.0, 2.0]]}))
-    with pytest.raises(RuntimeUnavailable, match=r"holds nothing that this host can run.*answers differently"):
+    with pytest.raises(
+        RuntimeUnavailable, match=r"holds nothing that this host can run.*answers differently"
+    ):
         models_of(wrong)
 
 
@@ -83,23 +99,34 @@ def test_an_artifact_that_fails_ends_the_command_with_69(artifact: Artifact) -> 
     process = start(str(artifact.directory), "--variant", "cpu-fp32", "--port", "0")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 69
-    assert output.splitlines()[-1].startswith("service: cpu-fp32 answers differently on this processor")
+    assert output.splitlines()[-1].startswith(
+        "service: cpu-fp32 answers differently on this processor"
+    )
 
 
 def test_a_tokenizer_that_reads_a_probe_differently_is_refused(artifact: Artifact) -> None:
     other = PROBE.model_copy(update={"input_ids": [2, 5, 3]}).model_dump()
     wrong = changed(artifact, lambda values: values.update(probes=[other]))
-    with pytest.raises(AnswersDiffer, match="The tokenizer reads a text of the self-check differently"):
+    with pytest.raises(
+        AnswersDiffer, match="The tokenizer reads a text of the self-check differently"
+    ):
         models_of(wrong, "cpu-fp32")
 
 
 def test_a_precision_that_was_not_verified_is_refused(artifact: Artifact) -> None:
-    wrong = changed(artifact, lambda values: with_logits(values, "cpu-fp32", {"bf16": [[0.0, 1.0]]}))
-    with pytest.raises(AnswersDiffer, match=r"cpu-fp32 was verified in bf16, and this processor .* computes it in f32"):
+    wrong = changed(
+        artifact, lambda values: with_logits(values, "cpu-fp32", {"bf16": [[0.0, 1.0]]})
+    )
+    with pytest.raises(
+        AnswersDiffer,
+        match=r"cpu-fp32 was verified in bf16, and this processor .* computes it in f32",
+    ):
         models_of(wrong, "cpu-fp32")
 
 
-def test_an_engine_that_is_wrong_in_a_batch_alone_is_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_wrong_in_a_batch_alone_is_refused(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1))
     right = self_check.answers(classifier, artifact.manifest.probes)[0]
     monkeypatch.setattr(self_check, "answers", lambda *_: (right, right + 1))
@@ -108,13 +135,26 @@ def test_an_engine_that_is_wrong_in_a_batch_alone_is_refused(artifact: Artifact,
 
 
 def test_an_engine_that_answers_nan_is_refused(artifact: Artifact) -> None:
-    poison = {"text": "poison", "text_pair": None, "input_ids": [2, 10, 3], "token_type_ids": [0, 0, 0]}
+    poison = {
+        "text": "poison",
+        "text_pair": None,
+        "input_ids": [2, 10, 3],
+        "token_type_ids": [0, 0, 0],
+    }
     wrong = changed(artifact, lambda values: values.update(probes=[poison]))
-    with pytest.raises(AnswersDiffer, match=r"cannot compute the self-check on this processor .*ModelOutputInvalid: The model answered NaN or infinity"):
+    with pytest.raises(
+        AnswersDiffer,
+        match=(
+            r"cannot compute the self-check on this processor .*ModelOutputInvalid: The model"
+            r" answered NaN or infinity"
+        ),
+    ):
         models_of(wrong, "cpu-fp32")
 
 
-def test_an_artifact_of_the_version_before_is_served_with_a_warning(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_artifact_of_the_version_before_is_served_with_a_warning(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
     def older(values: dict[str, Any]) -> None:
         values["schema_version"] = 2
         del values["probes"], values["flushed_weights"]
@@ -126,22 +166,48 @@ def test_an_artifact_of_the_version_before_is_served_with_a_warning(artifact: Ar
     assert any("holds no self-check" in record.message for record in caplog.records)
 
 
-@pytest.mark.parametrize(("agreement", "verified", "lowest"), [
-    (None, None, None), (None, ["f32"], "f32"), (None, ["bf16", "f32"], None), ("f32", ["bf16", "f32"], "f32"), ("bf16", ["bf16", "f32"], "bf16"),
-])
+@pytest.mark.parametrize(
+    ("agreement", "verified", "lowest"),
+    [
+        (None, None, None),
+        (None, ["f32"], "f32"),
+        (None, ["bf16", "f32"], None),
+        ("f32", ["bf16", "f32"], "f32"),
+        ("bf16", ["bf16", "f32"], "bf16"),
+    ],
+)
 def test_int8_computes_the_rest_in_no_lower_precision_than_it_was_verified_in(
-    artifact: Artifact, agreement: str | None, verified: list[str] | None, lowest: str | None,
+    artifact: Artifact,
+    agreement: str | None,
+    verified: list[str] | None,
+    lowest: str | None,
 ) -> None:
     values = artifact.manifest.variants["cpu-fp32"].model_dump()
-    values["self_check"] = None if verified is None else {"logits": {name: [[0.0, 1.0]] for name in verified}, "tolerance": 1e-3}
+    values["self_check"] = (
+        None
+        if verified is None
+        else {"logits": {name: [[0.0, 1.0]] for name in verified}, "tolerance": 1e-3}
+    )
     if agreement is not None:
-        counted = {"texts": 1, "agreeing": 1, "lower_bound": 1.0, "wanted": 0.9, "accuracy": None, "accuracy_of_fp32": None}
+        counted = {
+            "texts": 1,
+            "agreeing": 1,
+            "lower_bound": 1.0,
+            "wanted": 0.9,
+            "accuracy": None,
+            "accuracy_of_fp32": None,
+        }
         values["gate"]["agreement"] = counted | {"rest": agreement}
     assert Variant.model_validate(values).lowest_rest == lowest
 
 
 def test_a_text_is_checked_alone_and_in_a_batch(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews")
-    classifier = Classifier(artifact, load(artifact, models_of(artifact).loaded["reviews"].choice, 1))
-    alone, batched = self_check.answers(classifier, [PROBE, PROBE.model_copy(update={"input_ids": [2, 5, 5, 3], "token_type_ids": [0] * 4})])
+    classifier = Classifier(
+        artifact, load(artifact, models_of(artifact).loaded["reviews"].choice, 1)
+    )
+    alone, batched = self_check.answers(
+        classifier,
+        [PROBE, PROBE.model_copy(update={"input_ids": [2, 5, 5, 3], "token_type_ids": [0] * 4})],
+    )
     assert alone.tolist() == batched.tolist() == [[0.0, 1.0], [2.0, 0.0]]

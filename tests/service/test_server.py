@@ -38,13 +38,18 @@ def free_port() -> int:
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "service", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "service", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env=os.environ | environment,
     )
 
 
 @contextmanager
-def running(*arguments: str, scheme: str = "http", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(
+    *arguments: str, scheme: str = "http", **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A service as a process, ready; its address and the process."""
     port = free_port()
     process = start(*arguments, "--port", str(port), **environment)
@@ -62,7 +67,9 @@ def running(*arguments: str, scheme: str = "http", **environment: str) -> Iterat
 
 
 @contextmanager
-def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(
+    artifact: Artifact, name: str = "reviews", **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     with running(f"{name}={artifact.directory}", **environment) as served:
         yield served
 
@@ -70,7 +77,11 @@ def serving(artifact: Artifact, name: str = "reviews", **environment: str) -> It
 def ready(url: str) -> bool:
     try:
         # Whose certificate it is is looked at by the test of it, not here.
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5, context=ssl._create_unverified_context() if url.startswith("https") else None):
+        with urllib.request.urlopen(
+            f"{url}/readyz",
+            timeout=5,
+            context=ssl._create_unverified_context() if url.startswith("https") else None,
+        ):
             return True
     except OSError:
         return False
@@ -105,7 +116,7 @@ def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Art
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_other_signals_than_sigterm_drain_too(artifact: Artifact, number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)    # a child inherits what nohup made of it
+    before = signal.signal(number, signal.SIG_DFL)  # a child inherits what nohup made of it
     try:
         with serving(artifact) as (_, process):
             process.send_signal(number)
@@ -117,7 +128,7 @@ def test_other_signals_than_sigterm_drain_too(artifact: Artifact, number: signal
 
 
 def test_a_service_that_nohup_started_outlives_its_terminal(artifact: Artifact) -> None:
-    ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)    # a child inherits it
+    ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
     try:
         with serving(artifact) as (url, process):
             process.send_signal(signal.SIGHUP)
@@ -137,13 +148,31 @@ def test_signals_for_users_are_ignored_and_logged(artifact: Artifact) -> None:
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=30)[0]
         assert process.returncode == 0
-    assert sorted(json.loads(line).get("signal", "") for line in output.splitlines() if "signal ignored" in line) == ["SIGUSR1", "SIGUSR2"]
+    assert sorted(
+        json.loads(line).get("signal", "")
+        for line in output.splitlines()
+        if "signal ignored" in line
+    ) == ["SIGUSR1", "SIGUSR2"]
 
 
 def breaking(how: str, artifact: Artifact, port: int, **environment: str) -> subprocess.Popen[str]:
     """A service with an engine that fails on FATAL's number of tokens."""
-    command = [sys.executable, "-m", "tests.chaos.broken", how, f"reviews={artifact.directory}", "--port", str(port)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos.broken",
+        how,
+        f"reviews={artifact.directory}",
+        "--port",
+        str(port),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 FATAL = "good a b c a"
@@ -159,7 +188,7 @@ def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artif
             answer = callers.submit(classify, url, FATAL)
             until_one_of([process], lambda: b"drbert_inflight_requests 1" in metrics(url))
             process.send_signal(signal.SIGSTOP)
-            time.sleep(6)    # three times what an engine may take
+            time.sleep(6)  # three times what an engine may take
             process.send_signal(signal.SIGCONT)
             assert answer.result(timeout=60)["data"][0]["label"] == "POSITIVE"
         assert ready(url)
@@ -201,17 +230,22 @@ def metrics(url: str) -> bytes:
         return content
 
 
-def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(artifact: Artifact) -> None:
+def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(
+    artifact: Artifact,
+) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", f"reviews={artifact.directory}", "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+        [sys.executable, "-m", "service", f"reviews={artifact.directory}", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
     )
     idle: list[socket.socket] = []
     try:
         until_one_of([process], lambda: ready(url))
-        for _ in range(200):    # who never say anything
+        for _ in range(200):  # who never say anything
             idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
         until_one_of([process], lambda: ready(url))
         until_one_of([process], lambda: answers(url))
@@ -225,7 +259,11 @@ def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(arti
             connection.close()
     [few] = [line for line in lines if line["event"].startswith("this process may open few files")]
     assert (few["limit"], few["recommended"]) == (64, 1024)
-    near = [line for line in lines if line["event"].startswith("the limit of open files is near or reached")]
+    near = [
+        line
+        for line in lines
+        if line["event"].startswith("the limit of open files is near or reached")
+    ]
     assert near
     assert near[0]["limit"] == 64
     assert len(near) < 10
@@ -236,13 +274,16 @@ def answers(url: str) -> bool:
         return bool(classify(url, "good")["data"][0]["label"] == "POSITIVE")
     except OSError:
         return False
+
+
 HANGING = """
 import itertools, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from service import classifier, models
 from service.__main__ import main
 
-where, calls, load, encode = sys.argv[1], itertools.count(), models.load, classifier.Classifier.encode
+where, calls, load, encode = sys.argv[1], itertools.count(), models.load, \
+classifier.Classifier.encode
 
 def hang(*given):
     print("hangs", flush=True)
@@ -253,7 +294,8 @@ def hanging_load(*given):
     return load(*given) if next(calls) < ("start", "admin").index(where) else hang()
 
 if where == "tokenizer":
-    classifier.Classifier.encode = lambda own, text, *more: encode(own, text, *more) if len(text) < 1000 else hang()
+    classifier.Classifier.encode = lambda own, text, *more: encode(own, text, *more) if len(text) \
+< 1000 else hang()
 else:
     models.load = hanging_load
 sys.exit(main(sys.argv[2:]))
@@ -261,11 +303,23 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("where", ["start", "admin", "tokenizer"])
-def test_the_process_ends_with_0_after_its_drain_whatever_hangs(artifact: Artifact, where: str) -> None:
+def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
+    artifact: Artifact, where: str
+) -> None:
     port, admin = free_port(), free_port()
     environment = os.environ | {"DRBERT_ADMIN_PORT": str(admin), "DRBERT_DRAIN_TIMEOUT_S": "1"}
-    command = [sys.executable, "-c", HANGING, where, f"reviews={artifact.directory}", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    command = [
+        sys.executable,
+        "-c",
+        HANGING,
+        where,
+        f"reviews={artifact.directory}",
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     assert process.stdout is not None
     asking: socket.socket | None = None
     try:
@@ -275,11 +329,17 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(artifact: Artifa
                 assert process.poll() is None
                 assert time.monotonic() < give_up
                 time.sleep(0.02)
-            target, body = {"admin": (f"{admin}/models/reviews", b"{}"), "tokenizer": (f"{port}/classify", json.dumps({"input": "good " * 1000}).encode())}[where]
+            target, body = {
+                "admin": (f"{admin}/models/reviews", b"{}"),
+                "tokenizer": (f"{port}/classify", json.dumps({"input": "good " * 1000}).encode()),
+            }[where]
             asked_port, _, path = target.partition("/")
             # Kept open: nobody reads an answer, and there is none.
             asking = socket.create_connection(("127.0.0.1", int(asked_port)))
-            head = f"POST /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"POST /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
+                f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
             asking.sendall(head.encode() + body)
         while (line := process.stdout.readline()) != "hangs\n":
             assert line, "it ended before it hung"
@@ -293,27 +353,38 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(artifact: Artifa
 
 
 def test_the_system_holds_little_of_what_is_not_read_yet() -> None:
-    """Socket buffers are a container's memory too, and grow to megabytes for each connection where nothing bounds them."""
+    """Socket buffers are a container's memory too, and grow to megabytes for each connection where
+    nothing bounds them.
+    """
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BYTES
 
 
-def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact, tmp_path: Path) -> None:
+def test_requests_come_by_https_where_there_is_a_certificate(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
-    files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
+    files = {
+        "DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"),
+        "DRBERT_TLS_KEY": str(tmp_path / "key.pem"),
+    }
     admin = free_port()
-    with running(f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files) as (url, process):
+    with running(
+        f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files
+    ) as (url, process):
         trusting = ssl.create_default_context(cafile=str(tmp_path / "authority.pem"))
         request = urllib.request.Request(f"{url}/classify", b'{"input": "good"}')
         with urllib.request.urlopen(request, timeout=30, context=trusting) as response:
             assert json.load(response)["data"][0]["label"] == "POSITIVE"
-        with urllib.request.urlopen(f"https://127.0.0.1:{admin}/livez", timeout=30, context=trusting) as response:
+        with urllib.request.urlopen(
+            f"https://127.0.0.1:{admin}/livez", timeout=30, context=trusting
+        ) as response:
             assert response.read() == b"ok\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
@@ -323,7 +394,9 @@ def test_requests_come_by_https_where_there_is_a_certificate(artifact: Artifact,
     assert process.returncode == 69
 
 
-def test_a_renewed_certificate_is_shown_without_a_restart(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_shown_without_a_restart(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     authority = trustme.CA()
     old, new = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
 
@@ -335,16 +408,24 @@ def test_a_renewed_certificate_is_shown_without_a_restart(artifact: Artifact, tm
         return ssl.get_server_certificate(("127.0.0.1", port), timeout=30).strip()
 
     write(old, old)
-    files = {"DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"), "DRBERT_TLS_KEY": str(tmp_path / "key.pem")}
+    files = {
+        "DRBERT_TLS_CERTIFICATE": str(tmp_path / "certificate.pem"),
+        "DRBERT_TLS_KEY": str(tmp_path / "key.pem"),
+    }
     admin = free_port()
-    with running(f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files) as (url, process):
+    with running(
+        f"reviews={artifact.directory}", scheme="https", DRBERT_ADMIN_PORT=str(admin), **files
+    ) as (url, process):
         port = int(url.rpartition(":")[2])
         assert shown(port) == old.cert_chain_pems[0].bytes().decode().strip()
         # Half of a renewal: a certificate of another key than the one that lies there.
         write(new, old)
         give_up = time.monotonic() + 30
         assert process.stdout is not None
-        while "the new certificate cannot be used; the last one holds" not in process.stdout.readline():
+        while (
+            "the new certificate cannot be used; the last one holds"
+            not in process.stdout.readline()
+        ):
             assert time.monotonic() < give_up
         assert shown(port) == old.cert_chain_pems[0].bytes().decode().strip()
         write(new, new)
@@ -356,7 +437,9 @@ def test_a_renewed_certificate_is_shown_without_a_restart(artifact: Artifact, tm
 
 def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Artifact) -> None:
     with serving(artifact) as (url, process):
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as caller:
+        with socket.create_connection(
+            ("127.0.0.1", int(url.rpartition(":")[2])), timeout=30
+        ) as caller:
             caller.sendall(b"no request\r\n\r\n")
             assert caller.recv(100).startswith(b"HTTP/1.1 400")
         process.send_signal(signal.SIGTERM)
@@ -367,13 +450,27 @@ def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Arti
 
 def test_no_text_and_no_key_is_ever_logged(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("zanzibar-key\n")
-    with serving(artifact, DRBERT_LOG_LEVEL="DEBUG", DRBERT_API_KEYS_FILE=str(tmp_path / "keys")) as (url, process):
+    with serving(
+        artifact, DRBERT_LOG_LEVEL="DEBUG", DRBERT_API_KEYS_FILE=str(tmp_path / "keys")
+    ) as (url, process):
         with pytest.raises(urllib.error.HTTPError) as stranger:
             classify(url, "good zanzibar")
         stranger.value.close()
-        urllib.request.urlopen(urllib.request.Request(f"{url}/classify", b'{"input": "good zanzibar"}', {"X-API-Key": "zanzibar-key"}), timeout=30).close()
+        urllib.request.urlopen(
+            urllib.request.Request(
+                f"{url}/classify", b'{"input": "good zanzibar"}', {"X-API-Key": "zanzibar-key"}
+            ),
+            timeout=30,
+        ).close()
         with pytest.raises(urllib.error.HTTPError) as failed:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/classify", b'{"input": "poison zanzibar"}', {"X-API-Key": "zanzibar-key"}), timeout=30)
+            urllib.request.urlopen(
+                urllib.request.Request(
+                    f"{url}/classify",
+                    b'{"input": "poison zanzibar"}',
+                    {"X-API-Key": "zanzibar-key"},
+                ),
+                timeout=30,
+            )
         failed.value.close()
         process.send_signal(signal.SIGTERM)
         assert "zanzibar" not in process.communicate(timeout=30)[0].replace(str(tmp_path), "")
@@ -389,7 +486,11 @@ def test_no_text_of_a_failure_is_logged(artifact: Artifact) -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+    with (
+        bind("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -404,11 +505,19 @@ def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
     assert "choose another with --port" in output
 
 
-def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_ends_with_69(artifact: Artifact) -> None:
+def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_ends_with_69(
+    artifact: Artifact,
+) -> None:
     port = free_port()
     both = [start(str(artifact.directory), "--port", str(port)) for _ in range(2)]
     try:
-        until_one_of(both, lambda: ready(f"http://127.0.0.1:{port}") and any(process.poll() is not None for process in both))
+        until_one_of(
+            both,
+            lambda: (
+                ready(f"http://127.0.0.1:{port}")
+                and any(process.poll() is not None for process in both)
+            ),
+        )
         [refused] = [process for process in both if process.poll() is not None]
         output = refused.communicate(timeout=60)[0]
         assert refused.returncode == 69
@@ -424,13 +533,20 @@ def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_
 def test_a_port_is_had_by_one_socket_only() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(Unavailable, match=f"Port {port} of 127.0.0.1 .*another server listens there.*DRBERT_ADMIN_PORT"):
+        with pytest.raises(
+            Unavailable,
+            match=f"Port {port} of 127.0.0.1 .*another server listens there.*DRBERT_ADMIN_PORT",
+        ):
             bind("127.0.0.1", port, "DRBERT_ADMIN_PORT")
         with pytest.raises(Unavailable, match="another server listens there"):
             bind("0.0.0.0", port)
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "256.0.0.1", "\N{SNOWMAN}" * 70], ids=["unknown", "empty part", "no IPv4", "too long"])
+@pytest.mark.parametrize(
+    "host",
+    ["no-such-host.invalid", "a..b", "256.0.0.1", "\N{SNOWMAN}" * 70],
+    ids=["unknown", "empty part", "no IPv4", "too long"],
+)
 def test_an_address_that_is_none_is_refused_with_the_remedy(host: str) -> None:
     with pytest.raises(Unavailable, match="choose another with --host"):
         bind(host, 0)
@@ -446,7 +562,9 @@ def test_an_address_that_is_none_is_refused_with_the_remedy(host: str) -> None:
         (["a", "--port", "99999"], 64, "--port 99999 is no port"),
     ],
 )
-def test_a_wrong_start_ends_with_its_code_and_the_remedy(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+def test_a_wrong_start_ends_with_its_code_and_the_remedy(
+    tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
     process = start(*arguments)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == code
@@ -462,7 +580,11 @@ def test_a_changed_artifact_ends_with_65(artifact: Artifact) -> None:
 
 
 def test_an_artifact_of_right_digests_that_is_no_model_ends_with_65(tmp_path: Path) -> None:
-    process = start(str(write_artifact(tmp_path / "broken", files_as={"tokenizer.json": "{}"}).directory), "--port", str(free_port()))
+    process = start(
+        str(write_artifact(tmp_path / "broken", files_as={"tokenizer.json": "{}"}).directory),
+        "--port",
+        str(free_port()),
+    )
     output = process.communicate(timeout=60)[0]
     assert "broken cannot be loaded (" in output
     assert "Traceback" not in output
@@ -477,13 +599,19 @@ def test_a_variable_that_makes_no_sense_is_named(artifact: Artifact) -> None:
 
 def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_MAX_WAITING="10")
-    assert "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_WAITING (10)" in process.communicate(timeout=60)[0]
+    assert (
+        "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_WAITING (10)"
+        in process.communicate(timeout=60)[0]
+    )
     assert process.returncode == 64
 
 
 def test_a_body_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_MAX_BODIES_BYTES="1000")
-    assert "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_BODIES_BYTES (1000)" in process.communicate(timeout=60)[0]
+    assert (
+        "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_BODIES_BYTES (1000)"
+        in process.communicate(timeout=60)[0]
+    )
     assert process.returncode == 64
 
 
@@ -497,11 +625,21 @@ def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: 
 def test_a_gpu_that_is_not_there_fails_the_start_and_is_named(tmp_path: Path) -> None:
     held = write_artifact(tmp_path / "held")
     on_cpu = held.manifest.variants["cpu-fp32"]
-    both = write_artifact(tmp_path / "both", variants={"cpu-fp32": on_cpu, "cuda-fp16": on_cpu.model_copy(update={"runtime": "cuda", "precision": "f16"})})
+    both = write_artifact(
+        tmp_path / "both",
+        variants={
+            "cpu-fp32": on_cpu,
+            "cuda-fp16": on_cpu.model_copy(update={"runtime": "cuda", "precision": "f16"}),
+        },
+    )
     by_name = start(str(both.directory), "--port", str(free_port()), "--variant", "cuda-fp16")
     by_runtime = start(str(both.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
     without = start(str(held.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
-    for process, said in ((by_name, "no NVIDIA driver"), (by_runtime, "no NVIDIA driver"), (without, "export it with --variants cpu-fp32,cuda-fp16")):
+    for process, said in (
+        (by_name, "no NVIDIA driver"),
+        (by_runtime, "no NVIDIA driver"),
+        (without, "export it with --variants cpu-fp32,cuda-fp16"),
+    ):
         output = process.communicate(timeout=60)[0]
         assert said in output
         assert output.count("\n") == 1

@@ -5,26 +5,55 @@ from __future__ import annotations
 import pytest
 
 from command import BadUsage
-from service.settings import Settings, check_variables, likely_misspelt, read_settings, variable_names
+from service.settings import (
+    Settings,
+    check_variables,
+    likely_misspelt,
+    read_settings,
+    variable_names,
+)
 from tests.service.test_server import start
 
 SERVICE_LINKS = {
-    "DRBERT_SERVICE_HOST": "10.0.0.1", "DRBERT_SERVICE_PORT": "8000", "DRBERT_SERVICE_PORT_HTTP": "8000", "DRBERT_PORT": "tcp://10.0.0.1:8000",
-    "DRBERT_PORT_8000_TCP": "tcp://10.0.0.1:8000", "DRBERT_PORT_8000_TCP_PROTO": "tcp", "DRBERT_PORT_8000_TCP_PORT": "8000",
+    "DRBERT_SERVICE_HOST": "10.0.0.1",
+    "DRBERT_SERVICE_PORT": "8000",
+    "DRBERT_SERVICE_PORT_HTTP": "8000",
+    "DRBERT_PORT": "tcp://10.0.0.1:8000",
+    "DRBERT_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "DRBERT_PORT_8000_TCP_PROTO": "tcp",
+    "DRBERT_PORT_8000_TCP_PORT": "8000",
     "DRBERT_PORT_8000_TCP_ADDR": "10.0.0.1",
-    "DRBERT_SERVE_SERVICE_HOST": "10.0.0.2", "DRBERT_SERVE_SERVICE_PORT": "8000", "DRBERT_SERVE_PORT": "udp://10.0.0.2:8000",
-    "DRBERT_SERVE_PORT_53_UDP_ADDR": "10.0.0.2", "DRBERT_2_SHOP_PORT_8000_TCP": "tcp://10.0.0.3:8000",
+    "DRBERT_SERVE_SERVICE_HOST": "10.0.0.2",
+    "DRBERT_SERVE_SERVICE_PORT": "8000",
+    "DRBERT_SERVE_PORT": "udp://10.0.0.2:8000",
+    "DRBERT_SERVE_PORT_53_UDP_ADDR": "10.0.0.2",
+    "DRBERT_2_SHOP_PORT_8000_TCP": "tcp://10.0.0.3:8000",
 }
 
 
-@pytest.mark.parametrize(("variable", "nearest"), [
-    ("DRBERT_API_KEY_FILE", "DRBERT_API_KEYS_FILE"), ("DRBERT_APIKEYS", "DRBERT_API_KEYS_FILE"), ("DRBERT_APIKEYS_FILE", "DRBERT_API_KEYS_FILE"),
-    ("DRBERT_API_KEYS", "DRBERT_API_KEYS_FILE"), ("DRBERT__API_KEYS_FILE", "DRBERT_API_KEYS_FILE"), ("DRBERT_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
-    ("drbert_api_key_file", "DRBERT_API_KEYS_FILE"), ("DRBERT_MAX_WAITNG", "DRBERT_MAX_WAITING"), ("DRBERT_ADMN_PORT", "DRBERT_ADMIN_PORT"),
-    ("DRBERT_TLS_CERT", "DRBERT_TLS_CERTIFICATE"), ("DRBERT_THREAD", "DRBERT_THREADS"), ("DRBERT_LOGLEVEL", "DRBERT_LOG_LEVEL"),
-])
-def test_a_misspelt_variable_is_refused_and_the_nearest_setting_named(variable: str, nearest: str) -> None:
-    with pytest.raises(BadUsage, match=f"^{variable} is no setting of this service; did you mean {nearest}\\?$"):
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("DRBERT_API_KEY_FILE", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT_APIKEYS", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT_APIKEYS_FILE", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT_API_KEYS", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT__API_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
+        ("drbert_api_key_file", "DRBERT_API_KEYS_FILE"),
+        ("DRBERT_MAX_WAITNG", "DRBERT_MAX_WAITING"),
+        ("DRBERT_ADMN_PORT", "DRBERT_ADMIN_PORT"),
+        ("DRBERT_TLS_CERT", "DRBERT_TLS_CERTIFICATE"),
+        ("DRBERT_THREAD", "DRBERT_THREADS"),
+        ("DRBERT_LOGLEVEL", "DRBERT_LOG_LEVEL"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_and_the_nearest_setting_named(
+    variable: str, nearest: str
+) -> None:
+    with pytest.raises(
+        BadUsage, match=f"^{variable} is no setting of this service; did you mean {nearest}\\?$"
+    ):
         check_variables({variable: "8001"})
 
 
@@ -35,20 +64,34 @@ def test_a_variable_like_no_setting_is_refused_too(variable: str) -> None:
 
 
 def test_settings_pass_in_any_case_and_so_do_the_clients_key_and_what_kubernetes_sets() -> None:
-    check_variables(dict.fromkeys(variable_names(), "") | {name.lower(): "" for name in variable_names()} | {"DRBERT_API_KEY": "k", "PATH": "/bin"})
+    check_variables(
+        dict.fromkeys(variable_names(), "")
+        | {name.lower(): "" for name in variable_names()}
+        | {"DRBERT_API_KEY": "k", "PATH": "/bin"}
+    )
     check_variables(SERVICE_LINKS)
     assert len(list(variable_names())) >= len(Settings.model_fields)
 
 
-def test_a_service_whose_link_is_a_setting_of_ours_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_whose_link_is_a_setting_of_ours_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DRBERT_ADMIN_PORT", "tcp://10.0.0.1:8001")
-    with pytest.raises(BadUsage, match=r"DRBERT_ADMIN_PORT: .* a Service called drbert-admin: set enableServiceLinks to false"):
+    with pytest.raises(
+        BadUsage,
+        match=(
+            r"DRBERT_ADMIN_PORT: .* a Service called drbert-admin: set enableServiceLinks to false"
+        ),
+    ):
         read_settings()
 
 
 def test_a_prefix_that_is_misspelt_is_warned_of() -> None:
-    assert likely_misspelt({"DBERT_API_KEYS_FILE": "", "drbertapi_keys_file": "", "BERT_HOME": "", "PATH": ""}) == [
-        ("DBERT_API_KEYS_FILE", "DRBERT_API_KEYS_FILE"), ("drbertapi_keys_file", "DRBERT_API_KEYS_FILE"),
+    assert likely_misspelt(
+        {"DBERT_API_KEYS_FILE": "", "drbertapi_keys_file": "", "BERT_HOME": "", "PATH": ""}
+    ) == [
+        ("DBERT_API_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
+        ("drbertapi_keys_file", "DRBERT_API_KEYS_FILE"),
     ]
 
 
@@ -56,7 +99,10 @@ def test_a_server_with_a_misspelt_variable_does_not_start() -> None:
     process = start("nowhere", DRBERT_API_KEY_FILE="/keys")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 64
-    assert output == "service: DRBERT_API_KEY_FILE is no setting of this service; did you mean DRBERT_API_KEYS_FILE?\n"
+    assert (
+        output == "service: DRBERT_API_KEY_FILE is no setting of this service; did you mean"
+        " DRBERT_API_KEYS_FILE?\n"
+    )
 
 
 def test_a_key_in_the_clients_variable_is_warned_of_and_not_logged() -> None:

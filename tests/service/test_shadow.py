@@ -29,26 +29,42 @@ def second(tmp_path: Path) -> Artifact:
 
 
 @asynccontextmanager
-async def shadowed(first: Artifact, second: Artifact, fraction: float = 1.0) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
+async def shadowed(
+    first: Artifact, second: Artifact, fraction: float = 1.0
+) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
     settings = Settings(warm_up_s=0)
     models = Models({"first": first, "second": second, "third": first}, settings)
     models.load()
-    app = build_app(models, Around(shadow=Shadow(models, Pairing("second", "first", fraction), limits_of(settings))))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    app = build_app(
+        models,
+        Around(shadow=Shadow(models, Pairing("second", "first", fraction), limits_of(settings))),
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
         yield client, models
     await models.drain()
 
 
 def shadow_count(models: Models, outcome: str) -> float:
-    return models.metrics.registry.get_sample_value("drbert_shadow_texts_total", {"model": "second", "of": "first", "outcome": outcome}) or 0.0
+    return (
+        models.metrics.registry.get_sample_value(
+            "drbert_shadow_texts_total", {"model": "second", "of": "first", "outcome": outcome}
+        )
+        or 0.0
+    )
 
 
-async def test_texts_are_answered_by_both_and_their_agreement_is_counted(artifact: Artifact, second: Artifact) -> None:
+async def test_texts_are_answered_by_both_and_their_agreement_is_counted(
+    artifact: Artifact, second: Artifact
+) -> None:
     async with shadowed(artifact, second) as (client, models):
         answer = (await classify(client, {"input": ["good", "bad bad"]})).json()
-        await classify(client, {"input": "good", "model": "third"})    # has no shadow
+        await classify(client, {"input": "good", "model": "third"})  # has no shadow
         await until(lambda: shadow_count(models, "differed") == 2)
-        cost = models.metrics.registry.get_sample_value("drbert_shadow_inference_seconds_total", {"model": "second"})
+        cost = models.metrics.registry.get_sample_value(
+            "drbert_shadow_inference_seconds_total", {"model": "second"}
+        )
     assert answer["model"] == "first"
     assert [one["label"] for one in answer["data"]] == ["POSITIVE", "NEGATIVE"]
     assert shadow_count(models, "agreed") == 0
@@ -75,10 +91,14 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
     async with shadowed(artifact, second) as (client, models):
         order: list[str] = []
         for loaded in models.loaded.values():
-            def start(batch: object, name: str = loaded.name, begin: object = loaded.classifier.start) -> object:
+
+            def start(
+                batch: object, name: str = loaded.name, begin: object = loaded.classifier.start
+            ) -> object:
                 order.append(name)
-                return begin(batch)    # type: ignore[operator]
-            loaded.classifier.start = start    # type: ignore[method-assign, assignment]
+                return begin(batch)  # type: ignore[operator]
+
+            loaded.classifier.start = start  # type: ignore[method-assign, assignment]
         async with stuck(models):
             first = asyncio.create_task(classify(client, {"input": "good"}))
             await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
@@ -96,7 +116,9 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
     assert order[:4] == ["first", "first", "first", "second"]
 
 
-async def test_too_many_shadows_are_dropped_and_draining_ends_them(artifact: Artifact, second: Artifact) -> None:
+async def test_too_many_shadows_are_dropped_and_draining_ends_them(
+    artifact: Artifact, second: Artifact
+) -> None:
     async with shadowed(artifact, second) as (client, models):
         models.batcher.queue.max_background = 3
         await classify(client, {"input": ["good"] * 4})
@@ -106,17 +128,28 @@ async def test_too_many_shadows_are_dropped_and_draining_ends_them(artifact: Art
 TASKS: dict[str, Task] = {"bert": "single_label", "drbert": "multi_label", "stars": "regression"}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("other", None, 0.1), "No model is called 'other'; there are bert, drbert, stars"),
-    (("drbert", "other", 0.1), "No model is called 'other'"),
-    (("bert", None, 0.1), "'bert' cannot shadow itself"),
-    (("drbert", "bert", 0.0), "--fraction 0 is no share"),
-    (("drbert", "bert", 1.5), "--fraction 1.5 is no share"),
-    ((None, "bert", 0.1), "--of names the model that --shadow stands behind"),
-    (("stars", "bert", 0.1), "'stars' answers with a number, and --shadow counts whether two models give the same label"),
-    (("bert", "stars", 0.1), "'stars' answers with a number"),
-])
-def test_a_pairing_that_makes_no_sense_is_refused(arguments: tuple[str | None, str | None, float], message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("other", None, 0.1), "No model is called 'other'; there are bert, drbert, stars"),
+        (("drbert", "other", 0.1), "No model is called 'other'"),
+        (("bert", None, 0.1), "'bert' cannot shadow itself"),
+        (("drbert", "bert", 0.0), "--fraction 0 is no share"),
+        (("drbert", "bert", 1.5), "--fraction 1.5 is no share"),
+        ((None, "bert", 0.1), "--of names the model that --shadow stands behind"),
+        (
+            ("stars", "bert", 0.1),
+            (
+                "'stars' answers with a number, and --shadow counts whether two models give the"
+                " same label"
+            ),
+        ),
+        (("bert", "stars", 0.1), "'stars' answers with a number"),
+    ],
+)
+def test_a_pairing_that_makes_no_sense_is_refused(
+    arguments: tuple[str | None, str | None, float], message: str
+) -> None:
     with pytest.raises(BadUsage, match=message):
         paired(*arguments, TASKS)
 
@@ -126,7 +159,9 @@ def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
     assert paired(None, None, 0.1, TASKS) is None
 
 
-async def test_a_number_that_takes_a_labels_place_is_never_counted_as_agreed(artifact: Artifact, tmp_path: Path) -> None:
+async def test_a_number_that_takes_a_labels_place_is_never_counted_as_agreed(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     stars = write_artifact(tmp_path / "stars", labels=["stars"], task="regression")
     async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, models):
         models.add("second", stars)

@@ -29,12 +29,24 @@ def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def added(content: str, **more: Any) -> dict[str, Any]:
-    return {"id": 99, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False} | more
+    return {
+        "id": 99,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": True,
+        "special": False,
+    } | more
 
 
 COSTLY = [
     {"normalizer": replacing({"String": "a"}, "b" * 1000)},
-    {"normalizer": sequence(replacing({"String": "a"}, "b" * 30), replacing({"Regex": "b"}, "c" * 30))},
+    {
+        "normalizer": sequence(
+            replacing({"String": "a"}, "b" * 30), replacing({"Regex": "b"}, "c" * 30)
+        )
+    },
     {"normalizer": sequence(*[replacing({"Regex": "x*"}, "y")] * 30)},
     {"normalizer": sequence(*[replacing({"Regex": "(?=a)"}, "a")] * 30)},
     {"normalizer": sequence(sequence(*[replacing({"Regex": ""}, "a")] * 30))},
@@ -43,33 +55,71 @@ COSTLY = [
     {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "x" * 5_000_000}},
     {"added_tokens": [added("ab" * 500_000)]},
     {"added_tokens": [added(f"t{i}") for i in range(30_000)]},
-    {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 50_000}},
+    {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 50_000,
+        }
+    },
 ]
 
 
 @pytest.mark.parametrize("changes", COSTLY)
-def test_what_costs_too_much_is_refused_wherever_it_stands(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    for order in (values | changes, {"model": None} | values | changes, {"version": "1.0", "model": values["model"]} | values | changes):
+def test_what_costs_too_much_is_refused_wherever_it_stands(
+    values: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    for order in (
+        values | changes,
+        {"model": None} | values | changes,
+        {"version": "1.0", "model": values["model"]} | values | changes,
+    ):
         for ascii_only in (True, False):
             with pytest.raises(ValueError, match="the limit is"):
                 check_tokenizer(json.dumps(order, ensure_ascii=ascii_only).encode())
-    hidden = json.dumps(values | changes).replace('"normalizer"', '"normali\\u007aer"').replace('"added_tokens"', '"added\\u005ftokens"')
+    hidden = (
+        json.dumps(values | changes)
+        .replace('"normalizer"', '"normali\\u007aer"')
+        .replace('"added_tokens"', '"added\\u005ftokens"')
+    )
     with pytest.raises(ValueError, match="the limit is"):
         check_tokenizer(hidden.encode())
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"normalizer": None}, {"added_tokens": [added("[NEW]"), added('"model"'), added("normalizer")]},
-    # ALBERT's, and a tokenizer's that cleans its text.
-    {"normalizer": sequence(replacing({"String": "``"}, '"'), replacing({"String": "''"}, '"'), {"type": "Lowercase"})},
-    {"normalizer": sequence(*[replacing({"Regex": " {2,}"}, " ")] * 20, *[replacing({"Regex": "[^a-z]+"}, " ")] * 5)},
-    {"model": {"type": "WordPiece", "vocab": {"normalizer": 0, "added_tokens": 1, "model": 2, "\u00e9": 3}}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalizer": None},
+        {"added_tokens": [added("[NEW]"), added('"model"'), added("normalizer")]},
+        # ALBERT's, and a tokenizer's that cleans its text.
+        {
+            "normalizer": sequence(
+                replacing({"String": "``"}, '"'),
+                replacing({"String": "''"}, '"'),
+                {"type": "Lowercase"},
+            )
+        },
+        {
+            "normalizer": sequence(
+                *[replacing({"Regex": " {2,}"}, " ")] * 20,
+                *[replacing({"Regex": "[^a-z]+"}, " ")] * 5,
+            )
+        },
+        {
+            "model": {
+                "type": "WordPiece",
+                "vocab": {"normalizer": 0, "added_tokens": 1, "model": 2, "\u00e9": 3},
+            }
+        },
+    ],
+)
 def test_ordinary_tokenizers_pass(values: dict[str, Any], changes: dict[str, Any]) -> None:
     check_tokenizer(json.dumps(values | changes).encode())
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "", "{", "[" * 100_000, '{"normalizer": ' + "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "", "{", "[" * 100_000, '{"normalizer": ' + "[" * 100_000]
+)
 def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: str) -> None:
     artifact = write_artifact(tmp_path / "broken", files_as={"tokenizer.json": content})
     with pytest.raises(ArtifactError, match=r"broken/tokenizer\.json cannot be used: "):

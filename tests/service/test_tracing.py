@@ -47,19 +47,27 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         thread.join()
 
 
-def test_each_classification_is_a_span_with_its_stages_and_without_its_text(artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]) -> None:
+def test_each_classification_is_a_span_with_its_stages_and_without_its_text(
+    artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]
+) -> None:
     endpoint, received = collector
-    with running(f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (url, process):
+    with running(
+        f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
+    ) as (url, process):
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"}
-        request = urllib.request.Request(f"{url}/classify", json.dumps({"input": ["good zanzibar", "bad"]}).encode(), headers)
+        request = urllib.request.Request(
+            f"{url}/classify", json.dumps({"input": ["good zanzibar", "bad"]}).encode(), headers
+        )
         urllib.request.urlopen(request, timeout=30).close()
         with pytest.raises(urllib.error.HTTPError) as none:
             urllib.request.urlopen(f"{url}/classify", b"zanzibar", timeout=30)
         none.value.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0    # and what was not sent yet is sent
+        assert process.wait(timeout=60) == 0  # and what was not sent yet is sent
     resources = [resource for one in received for resource in one.resource_spans]
-    spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+    spans = [
+        span for resource in resources for scope in resource.scope_spans for span in scope.spans
+    ]
     named = {span.name: span for span in spans if span.trace_id.hex() == TRACE}
     assert named.keys() == {"POST /classify", "tokenize", "queue", "inference"}
     whole = named["POST /classify"]
@@ -67,34 +75,68 @@ def test_each_classification_is_a_span_with_its_stages_and_without_its_text(arti
     facts = {pair.key: pair.value.string_value or pair.value.int_value for pair in whole.attributes}
     assert facts["drbert.model"] == "reviews"
     assert facts["drbert.request_id"] == "mine"
-    assert (facts["drbert.texts"], facts["drbert.tokens"], facts["http.response.status_code"]) == (2, 7, 200)
+    assert (facts["drbert.texts"], facts["drbert.tokens"], facts["http.response.status_code"]) == (
+        2,
+        7,
+        200,
+    )
     for child in ("tokenize", "queue", "inference"):
         assert named[child].parent_span_id == whole.span_id
-        assert whole.start_time_unix_nano <= named[child].start_time_unix_nano <= named[child].end_time_unix_nano <= whole.end_time_unix_nano
+        assert (
+            whole.start_time_unix_nano
+            <= named[child].start_time_unix_nano
+            <= named[child].end_time_unix_nano
+            <= whole.end_time_unix_nano
+        )
     [refused] = [span for span in spans if span.trace_id.hex() != TRACE]
-    assert {pair.key: pair.value.int_value for pair in refused.attributes}["http.response.status_code"] == 400
-    assert {pair.key: pair.value.string_value for pair in resources[0].resource.attributes}["service.name"] == "drbert-serve"
+    assert {pair.key: pair.value.int_value for pair in refused.attributes}[
+        "http.response.status_code"
+    ] == 400
+    assert {pair.key: pair.value.string_value for pair in resources[0].resource.attributes}[
+        "service.name"
+    ] == "drbert-serve"
     assert b"zanzibar" not in b"".join(one.SerializeToString() for one in received)
 
 
-def test_spans_are_named_by_routes_whatever_paths_callers_choose(artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]) -> None:
+def test_spans_are_named_by_routes_whatever_paths_callers_choose(
+    artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]
+) -> None:
     endpoint, received = collector
     named = {
-        "/models/{model}": ("/models/reviews", "/models/nothing-of-ours", f"/models/{'long' * 1_000}"),
+        "/models/{model}": (
+            "/models/reviews",
+            "/models/nothing-of-ours",
+            f"/models/{'long' * 1_000}",
+        ),
         "/v1/models/{model}:predict": ("/v1/models/reviews:predict", "/v1/models/another:predict"),
         "/v2/models/{model}/infer": ("/v2/models/reviews/infer", "/v2/models/a%20b/infer"),
-        "/v2/models/{model}/versions/{version}/infer": ("/v2/models/reviews/versions/1/infer", "/v2/models/reviews/versions/elsewhere/infer"),
-        "/predict": ("/predict", "/predict?any=thing"), "/": ("/",), "/v1/classify": ("/v1/classify",),
+        "/v2/models/{model}/versions/{version}/infer": (
+            "/v2/models/reviews/versions/1/infer",
+            "/v2/models/reviews/versions/elsewhere/infer",
+        ),
+        "/predict": ("/predict", "/predict?any=thing"),
+        "/": ("/",),
+        "/v1/classify": ("/v1/classify",),
     }
-    with running(f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (url, process):
+    with running(
+        f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
+    ) as (url, process):
         for path in (path for paths in named.values() for path in paths):
             with suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(f"{url}{path}", b'{"inputs": "good"}', timeout=30).close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-    spans = [span for one in received for resource in one.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    spans = [
+        span
+        for one in received
+        for resource in one.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
     whole = [span for span in spans if span.name not in ("tokenize", "queue", "inference")]
-    assert Counter(span.name for span in whole) == {f"POST {route}": len(paths) for route, paths in named.items()}
+    assert Counter(span.name for span in whole) == {
+        f"POST {route}": len(paths) for route, paths in named.items()
+    }
     for span in whole:
         facts = {pair.key: pair.value.string_value for pair in span.attributes}
         assert span.name == f"POST {facts['http.route']}"
@@ -102,6 +144,9 @@ def test_spans_are_named_by_routes_whatever_paths_callers_choose(artifact: Artif
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['opentelemetry'] = None\nfrom service.tracing import Tracing\nTracing('1')"
+    code = (
+        "import sys; sys.modules['opentelemetry'] = None\nfrom service.tracing import"
+        " Tracing\nTracing('1')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'drbert-serve[tracing]'" in done.stderr

@@ -10,7 +10,9 @@ from service import turns
 from service.turns import Turns
 
 
-async def test_callers_go_on_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_go_on_in_the_order_in_which_they_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(turns, "PAUSE_S", 0.01)
     line, gone = Turns(), list[int]()
 
@@ -36,5 +38,5 @@ async def test_beyond_those_that_may_wait_nobody_does(monkeypatch: pytest.Monkey
     await asyncio.gather(*waiting, return_exceptions=True)
     monkeypatch.setattr(turns, "PAUSE_S", 0.0)
     async with asyncio.timeout(10):
-        await line.wait()    # those who left count no more
+        await line.wait()  # those who left count no more
     assert line._waiting == 0

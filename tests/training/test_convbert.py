@@ -13,8 +13,16 @@ from training import convbert
 
 def config(**changes: object) -> ConvBertConfig:
     told = {
-        "vocab_size": 50, "hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
-        "conv_kernel_size": 5, "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.3,
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "embedding_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+        "conv_kernel_size": 5,
+        "max_position_embeddings": 32,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
     }
     return ConvBertConfig(**{**told, **changes})
 
@@ -26,8 +34,16 @@ def small(**changes: object) -> ConvBertModel:
 
 def by_the_papers_formulas(attention: Any, x: Tensor) -> Tensor:
     """Mixed attention, word by word: arXiv 2008.02496, equations 5 to 8; x (L, D)."""
-    length, n, d, k = len(x), attention.num_attention_heads, attention.attention_head_size, attention.conv_kernel_size
-    q, key, v, out = (getattr(attention, name)(x).view(length, n, d) for name in ("query", "key", "value", "conv_out_layer"))
+    length, n, d, k = (
+        len(x),
+        attention.num_attention_heads,
+        attention.attention_head_size,
+        attention.conv_kernel_size,
+    )
+    q, key, v, out = (
+        getattr(attention, name)(x).view(length, n, d)
+        for name in ("query", "key", "value", "conv_out_layer")
+    )
     separable = attention.key_conv_attn_layer
     rows = []
     for i in range(length):
@@ -39,10 +55,18 @@ def by_the_papers_formulas(attention: Any, x: Tensor) -> Tensor:
         kernel = attention.conv_kernel_layer((q[i] * ks).flatten()).view(n, k).softmax(-1)
         heads = []
         for h in range(n):
-            weights = torch.stack([q[i, h] @ key[j, h] / math.sqrt(d) for j in range(length)]).softmax(0)
+            weights = torch.stack(
+                [q[i, h] @ key[j, h] / math.sqrt(d) for j in range(length)]
+            ).softmax(0)
             heads.append(sum(weights[j] * v[j, h] for j in range(length)))
         for h in range(n):
-            heads.append(sum(kernel[h, j] * out[i + j - k // 2, h] for j in range(k) if 0 <= i + j - k // 2 < length))
+            heads.append(
+                sum(
+                    kernel[h, j] * out[i + j - k // 2, h]
+                    for j in range(k)
+                    if 0 <= i + j - k // 2 < length
+                )
+            )
         rows.append(torch.cat(heads))
     return torch.stack(rows)
 
@@ -60,17 +84,28 @@ def test_a_text_without_padding_gets_what_transformers_computes(groups: int) -> 
     theirs, ours = small(num_groups=groups), convbert.mend(small(num_groups=groups))
     ids = torch.randint(1, 50, (3, 11))
     for mask in (None, torch.ones_like(ids)):
-        assert torch.allclose(ours(ids, mask).last_hidden_state, theirs(ids, mask).last_hidden_state, atol=1e-5)
+        assert torch.allclose(
+            ours(ids, mask).last_hidden_state, theirs(ids, mask).last_hidden_state, atol=1e-5
+        )
 
 
 @torch.no_grad()
 def test_padding_changes_nothing_here_and_something_there() -> None:
     theirs, ours = small(), convbert.mend(small())
     ids = torch.randint(1, 50, (1, 9))
-    padded, mask = torch.nn.functional.pad(ids, (0, 5)), torch.nn.functional.pad(torch.ones_like(ids), (0, 5))
-    alone, beside = (ours(x, m).last_hidden_state[:, :9] for x, m in ((ids, torch.ones_like(ids)), (padded, mask)))
+    padded, mask = (
+        torch.nn.functional.pad(ids, (0, 5)),
+        torch.nn.functional.pad(torch.ones_like(ids), (0, 5)),
+    )
+    alone, beside = (
+        ours(x, m).last_hidden_state[:, :9]
+        for x, m in ((ids, torch.ones_like(ids)), (padded, mask))
+    )
     assert torch.allclose(alone, beside, atol=1e-5)
-    alone, beside = (theirs(x, m).last_hidden_state[:, :9] for x, m in ((ids, torch.ones_like(ids)), (padded, mask)))
+    alone, beside = (
+        theirs(x, m).last_hidden_state[:, :9]
+        for x, m in ((ids, torch.ones_like(ids)), (padded, mask))
+    )
     assert not torch.allclose(alone, beside, atol=1e-3)
 
 
@@ -85,8 +120,10 @@ def test_depthwise_kernels_begin_as_the_authors_do() -> None:
     model = ConvBertModel(told)
     for part in model.modules():
         if hasattr(part, "group_in_dim"):
-            torch.nn.init.constant_(part.weight, 7.0)    # as if it had never been drawn
+            torch.nn.init.constant_(part.weight, 7.0)  # as if it had never been drawn
     convbert.initialise(model, told)
     layer = model.encoder.layer[0]
-    assert layer.attention.self.key_conv_attn_layer.depthwise.weight.std().item() == pytest.approx(1 / 9, rel=0.1)
+    assert layer.attention.self.key_conv_attn_layer.depthwise.weight.std().item() == pytest.approx(
+        1 / 9, rel=0.1
+    )
     assert layer.intermediate.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)

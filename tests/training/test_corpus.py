@@ -21,7 +21,9 @@ def data(tmp_path: Path) -> Data:
     return tiny("none", tmp_path / "c.toml").data
 
 
-def test_sequences_are_whole_slices_of_the_text_between_cls_and_sep(tmp_path: Path, data: Data) -> None:
+def test_sequences_are_whole_slices_of_the_text_between_cls_and_sep(
+    tmp_path: Path, data: Data
+) -> None:
     corpus = prepare(data, TEXT, tmp_path)
     batch = corpus.batch(0, 8, 0)
     assert batch.shape == (8, 32)
@@ -29,7 +31,11 @@ def test_sequences_are_whole_slices_of_the_text_between_cls_and_sep(tmp_path: Pa
     assert (batch[:, -1] == corpus.vocabulary.sep).all()
     assert not (batch == corpus.vocabulary.pad).any()
     first = np.asarray(corpus.ids[:30], np.int64)
-    assert any((row[1:-1] == first).all() for step in range(len(corpus) // 8) for row in corpus.batch(step, 8, 0))
+    assert any(
+        (row[1:-1] == first).all()
+        for step in range(len(corpus) // 8)
+        for row in corpus.batch(step, 8, 0)
+    )
 
 
 def test_text_is_tokenised_once(tmp_path: Path, data: Data) -> None:
@@ -44,7 +50,9 @@ def test_text_that_is_trained_on_cannot_be_held_out(tmp_path: Path, data: Data) 
         prepare(dataclasses.replace(data, text=["*.txt.gz"]), TEXT, tmp_path)
 
 
-def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(tmp_path: Path, data: Data) -> None:
+def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(
+    tmp_path: Path, data: Data
+) -> None:
     text = write_text(tmp_path / "text")
     with pytest.raises(Unavailable, match=r"holds no missing-\*\.txt"):
         prepare(dataclasses.replace(data, text=["missing-*.txt"]), text, tmp_path)
@@ -60,7 +68,15 @@ def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(tmp_path: Path,
 
 
 def write_tokenizer(path: Path, tokens: tuple[str, ...]) -> Path:
-    words = dict.fromkeys(["the", "of", "##s", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")])
+    words = dict.fromkeys(
+        [
+            "the",
+            "of",
+            "##s",
+            *"abcdefghijklmnopqrstuvwxyz",
+            *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+        ]
+    )
     vocabulary = {word: i for i, word in enumerate([*words, *tokens])}
     Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")).save(str(path))
     return path
@@ -87,7 +103,12 @@ def test_a_tokenizer_made_elsewhere_keeps_its_ids(tmp_path: Path, data: Data) ->
 
 def test_text_may_come_from_a_dataset(tmp_path: Path, data: Data) -> None:
     (tmp_path / "set").mkdir()
-    rows = [json.dumps({"body": f"document {i} tells of a cat and of a dog that ran in the sun all day"}) for i in range(60)]
+    rows = [
+        json.dumps(
+            {"body": f"document {i} tells of a cat and of a dog that ran in the sun all day"}
+        )
+        for i in range(60)
+    ]
     (tmp_path / "set/train.jsonl").write_text("\n".join(rows))
     told = dataclasses.replace(data, text=[], dataset=str(tmp_path / "set"), text_column="body")
     corpus = prepare(told, TEXT, tmp_path)

@@ -14,7 +14,10 @@ def test_runs_are_drawn_together_and_the_same_each_time(tmp_path: Path) -> None:
     for name in ("none", "drbert"):
         pretrain(tiny(name, tmp_path / f"{name}.toml"), TEXT, tmp_path / name)
     for out in ("first.svg", "second.svg"):
-        assert main([str(tmp_path / "none"), str(tmp_path / "drbert"), "--out", str(tmp_path / out)]) == 0
+        assert (
+            main([str(tmp_path / "none"), str(tmp_path / "drbert"), "--out", str(tmp_path / out)])
+            == 0
+        )
     assert (tmp_path / "first.svg").read_text() == (tmp_path / "second.svg").read_text()
     assert "without context" in (tmp_path / "first.svg").read_text()
 
@@ -31,5 +34,7 @@ def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
 def test_seeds_of_a_design_share_its_colour() -> None:
     drawn = list(styled({"none": [Path("a"), Path("b")], "drbert": [Path("c")]}))
     assert drawn == [
-        ("none, 2 seeds", COLOURS[0], DASHES[0], Path("a")), ("_nolegend_", COLOURS[0], DASHES[1], Path("b")), ("drbert", COLOURS[1], DASHES[0], Path("c")),
+        ("none, 2 seeds", COLOURS[0], DASHES[0], Path("a")),
+        ("_nolegend_", COLOURS[0], DASHES[1], Path("b")),
+        ("drbert", COLOURS[1], DASHES[0], Path("c")),
     ]

@@ -23,11 +23,23 @@ def dice(seed: int = 0) -> torch.Generator:
 
 def bert(layers: int = 2) -> BertModel:
     torch.manual_seed(0)
-    shape = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32}
-    return BertModel(BertConfig(**shape, num_hidden_layers=layers, initializer_range=0.3), add_pooling_layer=False).eval()
+    shape = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+    }
+    return BertModel(
+        BertConfig(**shape, num_hidden_layers=layers, initializer_range=0.3),
+        add_pooling_layer=False,
+    ).eval()
 
 
-IDS, POSITIONS = torch.randint(5, 50, (2, 12), generator=dice()), torch.tensor([[1, 4, 5], [0, 5, 11]])
+IDS, POSITIONS = (
+    torch.randint(5, 50, (2, 12), generator=dice()),
+    torch.tensor([[1, 4, 5], [0, 5, 11]]),
+)
 
 
 def test_gradual_unmasking_hides_masked_positions_from_all_but_themselves() -> None:
@@ -49,7 +61,9 @@ def test_gradual_unmasking_shows_the_asked_share_of_masked_positions() -> None:
 
 
 def test_our_block_is_berts_layer() -> None:
-    config = BertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=32, attn_implementation="eager")
+    config = BertConfig(
+        hidden_size=16, num_attention_heads=2, intermediate_size=32, attn_implementation="eager"
+    )
     torch.manual_seed(0)
     theirs, ours = BertLayer(config).eval(), TransformerBlock(16, 2, 32).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -59,7 +73,11 @@ def test_our_block_is_berts_layer() -> None:
 
 def test_queries_at_some_positions_answer_as_all_of_them_would() -> None:
     torch.manual_seed(0)
-    block, hidden, positions = TransformerBlock(16, 2, 32), torch.randn(2, 6, 16), torch.tensor([[1, 4], [0, 5]])
+    block, hidden, positions = (
+        TransformerBlock(16, 2, 32),
+        torch.randn(2, 6, 16),
+        torch.tensor([[1, 4], [0, 5]]),
+    )
     visible = first_block_sees(positions, 6, 0.0, dice())
     some = block(hidden, at(hidden, positions), at(visible, positions))
     every = block(hidden, hidden, visible)
@@ -80,8 +98,13 @@ def test_the_mix_takes_whole_positions_from_the_encoder_or_the_decoder() -> None
 
 
 def test_without_a_share_the_decoder_is_not_heard() -> None:
-    encoder, decoder = bert(), StackedDecoder(16, 2, 32, layers=2, unmasked_first=0.5, decoder_share=0.0)
-    assert torch.equal(decoder(encoder, IDS, POSITIONS, dice()), at(encode(encoder, IDS), POSITIONS))
+    encoder, decoder = (
+        bert(),
+        StackedDecoder(16, 2, 32, layers=2, unmasked_first=0.5, decoder_share=0.0),
+    )
+    assert torch.equal(
+        decoder(encoder, IDS, POSITIONS, dice()), at(encode(encoder, IDS), POSITIONS)
+    )
 
 
 @torch.no_grad()
@@ -89,7 +112,9 @@ def test_blocks_on_top_are_a_deeper_encoder() -> None:
     deeper, encoder, decoder = bert(layers=4), bert(layers=4), StackedDecoder(16, 2, 32, layers=2)
     decoder.layer.load_state_dict(encoder.encoder.layer[2:].state_dict())
     del encoder.encoder.layer[2:]
-    assert torch.allclose(decoder(encoder, IDS, POSITIONS, dice()), at(encode(deeper, IDS), POSITIONS), atol=1e-5)
+    assert torch.allclose(
+        decoder(encoder, IDS, POSITIONS, dice()), at(encode(deeper, IDS), POSITIONS), atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -98,14 +123,14 @@ def test_one_pass_without_places_of_the_enhanced_mask_decoder_is_the_encoder_its
     plain = at(encode(encoder, IDS), POSITIONS)
     told = EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice())
     assert not torch.allclose(told, plain, atol=1e-3)
-    hidden = encoder.embeddings(input_ids=IDS)    # made with the places, which are then forgotten
+    hidden = encoder.embeddings(input_ids=IDS)  # made with the places, which are then forgotten
     encoder.embeddings.forward = lambda input_ids: hidden
     encoder.embeddings.position_embeddings.weight.zero_()
     assert torch.allclose(EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice()), plain, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_second_pass_of_the_enhanced_mask_decoder_asks_the_same_layer_about_the_same_states() -> None:
+def test_the_second_pass_of_the_enhanced_mask_decoder_uses_the_same_layer_and_states() -> None:
     encoder = bert()
     before = encoder(input_ids=IDS, output_hidden_states=True).hidden_states[-2]
     once, twice = (EnhancedMaskDecoder(n)(encoder, IDS, POSITIONS, dice()) for n in (1, 2))
@@ -119,7 +144,9 @@ def test_the_autoencoders_encoder_never_sees_what_stands_at_a_masked_position() 
     encoder, decoder = bert(), MaskedAutoencoder(16, 2, 32, layers=2)
     other = IDS.scatter(1, POSITIONS, (at(IDS[..., None], POSITIONS)[..., 0] + 1) % 50)
     assert not torch.equal(IDS, other)
-    assert torch.equal(decoder(encoder, IDS, POSITIONS, dice()), decoder(encoder, other, POSITIONS, dice()))
+    assert torch.equal(
+        decoder(encoder, IDS, POSITIONS, dice()), decoder(encoder, other, POSITIONS, dice())
+    )
 
 
 @torch.no_grad()
@@ -128,7 +155,9 @@ def test_the_autoencoders_tokens_keep_their_places() -> None:
     kept = torch.tensor([[0, 2, 3, 7]])
     hidden = encode(encoder, IDS[:1].gather(1, kept), kept)
     seen = []
-    encoder.embeddings.register_forward_hook(lambda _, args, kwargs, out: seen.append(out), with_kwargs=True)
+    encoder.embeddings.register_forward_hook(
+        lambda _, args, kwargs, out: seen.append(out), with_kwargs=True
+    )
     encode(encoder, IDS[:1].gather(1, kept), kept)
     encode(encoder, IDS[:1])
     assert torch.allclose(seen[0], at(seen[1], kept), atol=1e-6)

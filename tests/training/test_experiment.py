@@ -40,7 +40,9 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """(experiment file, folder in which all of it is done)"""
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "small.toml").write_text(TOLD)
-    assert main([str(folder / "small.toml"), "--data", str(data), "--out", str(folder / "out")]) == 0
+    assert (
+        main([str(folder / "small.toml"), "--data", str(data), "--out", str(folder / "out")]) == 0
+    )
     return folder / "small.toml", folder / "out"
 
 
@@ -49,7 +51,9 @@ def read(path: Path, text: str = TOLD) -> Experiment:
     return read_experiment(path)
 
 
-def test_what_is_done_is_not_done_again(done: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_is_not_done_again(
+    done: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("trained again")
 
@@ -60,44 +64,85 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Path], data: Path, mon
     assert (len(pretrained), len(finetuned)) == (4, 16)
 
 
-def test_a_unit_in_another_process_hands_is_left_to_it(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_a_unit_in_another_process_hands_is_left_to_it(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     told = read_experiment(done[0])
-    with experiment._taken(out, told.pretrainings[0].name) as free, experiment._taken(out, told.pretrainings[0].name) as again:
+    with (
+        experiment._taken(out, told.pretrainings[0].name) as free,
+        experiment._taken(out, told.pretrainings[0].name) as again,
+    ):
         assert (free, again) == (True, False)
         assert not experiment._finetune(told.finetunings[0], data, out)
     with experiment._taken(out, told.pretrainings[0].name) as free:
         assert free
 
 
-@pytest.mark.parametrize(("before", "after", "words"), [
-    ("stsb = 1", "stsb = 2", "none-1-stsb-0 was trained by another recipe"),
-    ('drbert = { config = "tiny-drbert.toml"', 'drbert = { config = "tiny-plain.toml"', "drbert-1 was trained with another config"),
-])
-def test_results_of_another_recipe_are_not_mixed_in(done: tuple[Path, Path], data: Path, tmp_path: Path, before: str, after: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("stsb = 1", "stsb = 2", "none-1-stsb-0 was trained by another recipe"),
+        (
+            'drbert = { config = "tiny-drbert.toml"',
+            'drbert = { config = "tiny-plain.toml"',
+            "drbert-1 was trained with another config",
+        ),
+    ],
+)
+def test_results_of_another_recipe_are_not_mixed_in(
+    done: tuple[Path, Path], data: Path, tmp_path: Path, before: str, after: str, words: str
+) -> None:
     with pytest.raises(BadInput, match=words):
         carry_out(read(tmp_path / "e.toml", TOLD.replace(before, after)), data, done[1])
 
 
-@pytest.mark.parametrize(("before", "after", "words"), [
-    ("reference", "referenze", "no key 'referenze'"), ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
-    ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"), ("tasks", "[", "is not TOML"),
-    ("stsb = 1", "rte = 1", "rte is none of the tasks, sst2, stsb"), ('", seeds = [1] }', '" }', "drbert is .* it takes a config and seeds"),
-    ("[epochs]", "steps = 0\n[epochs]", "steps = 0 is not 1 at least"), ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
-])
-def test_a_wrong_experiment_is_refused_by_name(tmp_path: Path, before: str, after: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("reference", "referenze", "no key 'referenze'"),
+        ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
+        ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"),
+        ("tasks", "[", "is not TOML"),
+        ("stsb = 1", "rte = 1", "rte is none of the tasks, sst2, stsb"),
+        ('", seeds = [1] }', '" }', "drbert is .* it takes a config and seeds"),
+        ("[epochs]", "steps = 0\n[epochs]", "steps = 0 is not 1 at least"),
+        ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_by_name(
+    tmp_path: Path, before: str, after: str, words: str
+) -> None:
     with pytest.raises(BadInput, match=words):
         read(tmp_path / "e.toml", TOLD.replace(before, after, 1))
 
 
 def test_an_experiment_may_give_every_design_the_same_steps(tmp_path: Path) -> None:
-    own, given = (read(tmp_path / "e.toml", TOLD.replace("[epochs]", f"{steps}[epochs]")) for steps in ("", "steps = 7\n"))
+    own, given = (
+        read(tmp_path / "e.toml", TOLD.replace("[epochs]", f"{steps}[epochs]"))
+        for steps in ("", "steps = 7\n")
+    )
     assert {p.config.optimisation.steps for p in given.pretrainings} == {7}
     assert all(p.config.optimisation.steps != 7 for p in own.pretrainings)
 
 
-def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
-    assert main([str(done[0]), "--data", str(data), "--out", str(done[1]), "--report", str(tmp_path / "RESULTS.md")]) == 0
+def test_the_report_tells_of_every_seed(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    assert (
+        main(
+            [
+                str(done[0]),
+                "--data",
+                str(data),
+                "--out",
+                str(done[1]),
+                "--report",
+                str(tmp_path / "RESULTS.md"),
+            ]
+        )
+        == 0
+    )
     text = (tmp_path / "RESULTS.md").read_text()
     for encoder in ("none, seed 1", "none, seed 2", "drbert, seed 1", "electra, seed 1"):
         assert f"| {encoder} |" in text
@@ -105,22 +150,50 @@ def test_the_report_tells_of_every_seed(done: tuple[Path, Path], data: Path, tmp
     assert "Not complete" not in text
     assert "| drbert, seed 1 | none, seed 1 |" in text
     assert "`drbert` against `none`" in text
-    rows = list(csv.DictReader((tmp_path / "results/small/finetuning.csv").read_text().splitlines()))
-    assert len(rows) == 8 * (1 + 2)                      # sst2 has one measure, stsb two
+    rows = list(
+        csv.DictReader((tmp_path / "results/small/finetuning.csv").read_text().splitlines())
+    )
+    assert len(rows) == 8 * (1 + 2)  # sst2 has one measure, stsb two
     drawn = (tmp_path / "results/small/losses.svg").read_text()
     assert "replaced-token detection" in drawn
     assert "<svg" in drawn
 
 
-def test_a_report_of_half_an_experiment_says_so(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_a_report_of_half_an_experiment_says_so(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     shutil.copytree(done[1], tmp_path / "out")
     shutil.rmtree(tmp_path / "out/finetuning/none-1-sst2-0")
-    assert main([str(done[0]), "--data", str(data), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "RESULTS.md")]) == 0
-    assert "**Not complete:** 15 of 16 classifiers are done." in (tmp_path / "RESULTS.md").read_text()
+    assert (
+        main(
+            [
+                str(done[0]),
+                "--data",
+                str(data),
+                "--out",
+                str(tmp_path / "out"),
+                "--report",
+                str(tmp_path / "RESULTS.md"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        "**Not complete:** 15 of 16 classifiers are done." in (tmp_path / "RESULTS.md").read_text()
+    )
 
 
 def runs(design: str, seed: int, *values: float, task: str = "sst2") -> list[results.Record]:
-    return [{"design": design, "pretraining_seed": seed, "task": task, "seed": i, "measures": {"accuracy": value}} for i, value in enumerate(values)]
+    return [
+        {
+            "design": design,
+            "pretraining_seed": seed,
+            "task": task,
+            "seed": i,
+            "measures": {"accuracy": value},
+        }
+        for i, value in enumerate(values)
+    ]
 
 
 def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
@@ -128,32 +201,80 @@ def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
     noisy = runs("none", 1, 0.70) + runs("none", 2, 0.74) + runs("drbert", 1, 0.76)
     assert results.conclusion(tasks, "none", noisy)[-1].endswith("no difference can be told.")
     # t of one degree of freedom is 12.7: only what is far beyond the spread is told.
-    assert results.conclusion(tasks, "none", noisy)[0].startswith("The mean over the tasks and the fine-tuning seeds 0 moves")
+    assert results.conclusion(tasks, "none", noisy)[0].startswith(
+        "The mean over the tasks and the fine-tuning seeds 0 moves"
+    )
     calm = runs("none", 1, 0.700) + runs("none", 2, 0.701) + runs("drbert", 1, 0.76)
     assert results.conclusion(tasks, "none", calm)[-1].endswith("better.")
-    assert results.conclusion(tasks, "none", runs("none", 1, 0.7) + runs("drbert", 1, 0.9)) == ["Too little is done to say what a design is worth."]
+    assert results.conclusion(tasks, "none", runs("none", 1, 0.7) + runs("drbert", 1, 0.9)) == [
+        "Too little is done to say what a design is worth."
+    ]
 
 
 def test_differences_are_paired_by_fine_tuning_seed() -> None:
     both = runs("none", 1, 0.70, 0.80, 0.75) + runs("drbert", 1, 0.71, 0.81)
-    assert results.differences(task_named("sst2"), ("drbert", 1), ("none", 1), both) == pytest.approx({0: 0.01, 1: 0.01})
+    assert results.differences(
+        task_named("sst2"), ("drbert", 1), ("none", 1), both
+    ) == pytest.approx({0: 0.01, 1: 0.01})
 
 
 def test_encoders_are_compared_over_the_seeds_that_all_of_them_have() -> None:
     tasks = [task_named("sst2")]
-    done = runs("none", 1, 0.70, 0.70, 0.90) + runs("none", 2, 0.70, 0.70) + runs("drbert", 1, 0.71, 0.71)
-    assert results.conclusion(tasks, "none", done)[-1].startswith("- `drbert` against `none`: +0.0100")
+    done = (
+        runs("none", 1, 0.70, 0.70, 0.90)
+        + runs("none", 2, 0.70, 0.70)
+        + runs("drbert", 1, 0.71, 0.71)
+    )
+    assert results.conclusion(tasks, "none", done)[-1].startswith(
+        "- `drbert` against `none`: +0.0100"
+    )
 
 
 def test_an_encoder_that_always_answers_the_same_is_named() -> None:
-    answers = {"answers": np.array([1.0, 1.0, 1.0, 1.0]), "labels": np.array([1.0, 1.0, 0.0, 0.0]), "majority": 1.0}
-    finetuned = [{"design": "none", "pretraining_seed": 1, "task": "sst2", "seed": 0, "measures": {"accuracy": 0.5}, **answers}]
+    answers = {
+        "answers": np.array([1.0, 1.0, 1.0, 1.0]),
+        "labels": np.array([1.0, 1.0, 0.0, 0.0]),
+        "majority": 1.0,
+    }
+    finetuned = [
+        {
+            "design": "none",
+            "pretraining_seed": 1,
+            "task": "sst2",
+            "seed": 0,
+            "measures": {"accuracy": 0.5},
+            **answers,
+        }
+    ]
     said = results.table_of_tasks([task_named("sst2")], [{"design": "none", "seed": 1}], finetuned)
-    assert said[-1] == "One and the same answer to everything: nothing was learned there: sst2 after none, seed 1 (1 of 1 runs)."
+    assert (
+        said[-1]
+        == "One and the same answer to everything: nothing was learned there: sst2 after none, seed"
+        " 1 (1 of 1 runs)."
+    )
     assert any(line.startswith("Not told apart from the majority") for line in said)
 
 
-def test_the_report_tells_what_was_done_before(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_the_report_tells_what_was_done_before(
+    done: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "small.toml").write_text('history = "Once, in vain."\n' + TOLD)
-    assert main([str(tmp_path / "small.toml"), "--data", str(data), "--out", str(done[1]), "--report", str(tmp_path / "RESULTS.md")]) == 0
-    assert (tmp_path / "RESULTS.md").read_text().endswith("## What was done before\n\nOnce, in vain.\n")
+    assert (
+        main(
+            [
+                str(tmp_path / "small.toml"),
+                "--data",
+                str(data),
+                "--out",
+                str(done[1]),
+                "--report",
+                str(tmp_path / "RESULTS.md"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        (tmp_path / "RESULTS.md")
+        .read_text()
+        .endswith("## What was done before\n\nOnce, in vain.\n")
+    )

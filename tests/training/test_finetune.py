@@ -19,14 +19,23 @@ QUICK = Recipe(epochs=20, batch_size=8, learning_rate=3e-3)
 
 
 def encoder(folder: Path, name: str) -> Path:
-    pretrain(tiny(name, folder / f"{name}.toml", "[optimisation]\nsteps = 4"), TEXT, folder / f"{name}-mini")
+    pretrain(
+        tiny(name, folder / f"{name}.toml", "[optimisation]\nsteps = 4"),
+        TEXT,
+        folder / f"{name}-mini",
+    )
     return folder / f"{name}-mini/checkpoint"
 
 
 def test_fine_tuning_learns_and_carries_the_decoder_along_untouched(tmp_path: Path) -> None:
     pretrained, out = encoder(tmp_path, "drbert"), tmp_path / "drbert-mini-sst2"
-    assert finetune(pretrained, task_named("sst2"), write_task(tmp_path / "data"), out, QUICK) == {"accuracy": 1.0}
-    before, after = load_file(pretrained / "model.safetensors"), load_file(out / "model.safetensors")
+    assert finetune(pretrained, task_named("sst2"), write_task(tmp_path / "data"), out, QUICK) == {
+        "accuracy": 1.0
+    }
+    before, after = (
+        load_file(pretrained / "model.safetensors"),
+        load_file(out / "model.safetensors"),
+    )
     decoder = [name for name in before if name.startswith("pretraining_decoder.")]
     assert decoder
     assert all(torch.equal(before[name].half(), after[name]) for name in decoder)
@@ -38,12 +47,19 @@ def test_fine_tuning_learns_and_carries_the_decoder_along_untouched(tmp_path: Pa
     assert "reconstruction of DrBERT" in card
 
 
-@pytest.mark.parametrize(("name", "architecture"), [
-    ("none", "BertForSequenceClassification"), ("electra", "ElectraForSequenceClassification"), ("convbert", "ConvBertForSequenceClassification"),
-])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("none", "BertForSequenceClassification"),
+        ("electra", "ElectraForSequenceClassification"),
+        ("convbert", "ConvBertForSequenceClassification"),
+    ],
+)
 def test_every_family_learns_pairs_and_scores(tmp_path: Path, name: str, architecture: str) -> None:
     out = tmp_path / "out"
-    measures = finetune(encoder(tmp_path, name), task_named("stsb"), write_task(tmp_path / "data"), out, QUICK)
+    measures = finetune(
+        encoder(tmp_path, name), task_named("stsb"), write_task(tmp_path / "data"), out, QUICK
+    )
     assert measures["pearson"] > 0.9, measures
     described = json.loads((out / "config.json").read_text())
     assert described["architectures"] == [architecture]
@@ -52,20 +68,40 @@ def test_every_family_learns_pairs_and_scores(tmp_path: Path, name: str, archite
 
 def test_whatever_it_was_trained_in_a_classifier_is_measured_in_fp32(tmp_path: Path) -> None:
     data, out = write_task(tmp_path / "data"), tmp_path / "out"
-    finetune(encoder(tmp_path, "none"), task_named("stsb"), data, out, Recipe(epochs=1, batch_size=8), precision="bf16")
+    finetune(
+        encoder(tmp_path, "none"),
+        task_named("stsb"),
+        data,
+        out,
+        Recipe(epochs=1, batch_size=8),
+        precision="bf16",
+    )
     assert json.loads((out / "training.json").read_text())["finetuning"]["precision"] == "bf16"
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32), AutoTokenizer.from_pretrained(out)
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(out),
+    )
     with torch.no_grad():
         score = model(**tokenizer("the cat slept", "a dog ran", return_tensors="pt")).logits.item()
     # bf16 has eight bits: it would be off by a thousandth.
-    assert json.loads((out / "predictions.json").read_text())["answers"][1] == pytest.approx(score, rel=1e-5)
+    assert json.loads((out / "predictions.json").read_text())["answers"][1] == pytest.approx(
+        score, rel=1e-5
+    )
 
 
 def test_the_same_seed_gives_the_same_classifier(tmp_path: Path) -> None:
     pretrained, data = encoder(tmp_path, "none"), write_task(tmp_path / "data")
     for name, seed in (("first", 1), ("second", 1), ("other", 2)):
-        finetune(pretrained, task_named("sst2"), data, tmp_path / name, Recipe(epochs=1, batch_size=8, seed=seed))
-    first, second, other = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "other"))
+        finetune(
+            pretrained,
+            task_named("sst2"),
+            data,
+            tmp_path / name,
+            Recipe(epochs=1, batch_size=8, seed=seed),
+        )
+    first, second, other = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "other")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -79,8 +115,17 @@ def test_an_encoder_that_is_not_there_and_a_folder_that_is_full_are_named(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["none", "electra", "convbert"])
-def test_every_family_can_be_built_where_there_is_a_gpu(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "encoder")
+def test_every_family_can_be_built_where_there_is_a_gpu(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(
+        tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "encoder"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    model = build_classifier(*read_checkpoint(tmp_path / "encoder/checkpoint"), task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.1)
+    model = build_classifier(
+        *read_checkpoint(tmp_path / "encoder/checkpoint"),
+        task_named("sst2"),
+        ("NEGATIVE", "POSITIVE"),
+        dropout=0.1,
+    )
     assert model.config._attn_implementation == ("sdpa" if name == "none" else "eager")

@@ -20,7 +20,9 @@ def sequences(rows: int, length: int = 128) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_every_row_gets_exactly_its_share_of_masks_and_never_a_special_token(whole_words: bool) -> None:
+def test_every_row_gets_exactly_its_share_of_masks_and_never_a_special_token(
+    whole_words: bool,
+) -> None:
     ids = sequences(64)
     masked = mask_tokens(ids, 0.15, PIECES, np.random.default_rng(1), whole_words=whole_words)
     assert masked.positions.shape == (64, 19)
@@ -59,29 +61,44 @@ def test_whole_words_are_masked_whole() -> None:
     chosen = np.zeros_like(ids, bool)
     np.put_along_axis(chosen, masked.positions, True, 1)
     begins = ~PIECES.continues[ids] | np.isin(ids, (PIECES.cls, PIECES.sep))
-    cut = (chosen[:, 1:] != chosen[:, :-1]) & ~begins[:, 1:] & ~np.isin(ids[:, :-1], (PIECES.cls, PIECES.sep))
+    cut = (
+        (chosen[:, 1:] != chosen[:, :-1])
+        & ~begins[:, 1:]
+        & ~np.isin(ids[:, :-1], (PIECES.cls, PIECES.sep))
+    )
     assert not cut.any()
 
 
 def test_a_word_is_cut_only_where_nothing_shorter_is_left() -> None:
-    ids = np.full((4, 12), 999)                          # one word of ten pieces
+    ids = np.full((4, 12), 999)  # one word of ten pieces
     ids[:, 0], ids[:, 1], ids[:, 2], ids[:, -1] = PIECES.cls, 5, 6, PIECES.sep
     masked = mask_tokens(ids, 0.3, PIECES, np.random.default_rng(1), whole_words=True)
-    # The word of one token is taken whichever is drawn first; only the rest is cut out of the long one.
+    # The word of one token is taken whichever is drawn first; only the rest is cut out of the long
+    # one.
     assert masked.positions.shape == (4, 3)
     assert ((masked.targets == 5).sum(axis=1) == 1).all()
 
 
 def test_long_words_are_masked_about_as_often_as_short_ones() -> None:
-    row = [WORDS.cls, *[word for i in range(25) for word in (5 + i, 100 + i, 999)], WORDS.sep]    # a word of one token, a word of two
-    chosen = mask_tokens(np.tile(np.array([row]), (4000, 1)), 0.2, PIECES, np.random.default_rng(1), whole_words=True).positions
-    shares = np.bincount(chosen.ravel(), minlength=len(row))[1:-1].reshape(25, 3).mean(axis=0) / 4000
+    row = [
+        WORDS.cls,
+        *[word for i in range(25) for word in (5 + i, 100 + i, 999)],
+        WORDS.sep,
+    ]  # a word of one token, a word of two
+    chosen = mask_tokens(
+        np.tile(np.array([row]), (4000, 1)), 0.2, PIECES, np.random.default_rng(1), whole_words=True
+    ).positions
+    shares = (
+        np.bincount(chosen.ravel(), minlength=len(row))[1:-1].reshape(25, 3).mean(axis=0) / 4000
+    )
     assert shares[1] == shares[2]
     assert shares == pytest.approx(np.full(3, 0.2), abs=0.02)
 
 
 def test_the_same_seed_masks_the_same() -> None:
-    first, second = (mask_tokens(sequences(4), 0.15, WORDS, np.random.default_rng([3, 7])) for _ in range(2))
+    first, second = (
+        mask_tokens(sequences(4), 0.15, WORDS, np.random.default_rng([3, 7])) for _ in range(2)
+    )
     assert (first.inputs == second.inputs).all()
 
 
@@ -90,14 +107,19 @@ def test_a_row_with_too_little_to_mask_is_an_error() -> None:
         mask_tokens(np.full((1, 10), WORDS.sep), 0.15, WORDS, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("fates", [*FATES.values(), Fates(hidden=1.0, random=0.0)], ids=["mlm", "rtd", "all hidden"])
+@pytest.mark.parametrize(
+    "fates", [*FATES.values(), Fates(hidden=1.0, random=0.0)], ids=["mlm", "rtd", "all hidden"]
+)
 def test_the_loss_without_context_is_that_of_bayes_rule(fates: Fates) -> None:
     seen, size = np.array([50, 30, 15, 5]), 4
     p = (seen + 1) / (seen + 1).sum()
     kept = 1 - fates.hidden - fates.random
-    together = (kept * np.eye(size) + fates.random / size) * p[:, None]     # (due, shown)
-    together = np.column_stack([together, fates.hidden * p])                # and [MASK]
+    together = (kept * np.eye(size) + fates.random / size) * p[:, None]  # (due, shown)
+    together = np.column_stack([together, fates.hidden * p])  # and [MASK]
     answers = together / np.maximum(together.sum(axis=0), 1e-300)
     due = np.array([40, 40, 15, 5])
-    loss = -sum(due[i] / due.sum() * together[i, j] / p[i] * np.log(answers[i, j]) for i, j in zip(*together.nonzero(), strict=True))
+    loss = -sum(
+        due[i] / due.sum() * together[i, j] / p[i] * np.log(answers[i, j])
+        for i, j in zip(*together.nonzero(), strict=True)
+    )
     assert loss_without_context(fates, seen, due) == pytest.approx(loss)

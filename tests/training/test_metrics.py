@@ -19,7 +19,11 @@ def test_measures_are_glues() -> None:
 
 def test_answers_that_are_all_the_same_correlate_with_nothing() -> None:
     same = np.ones(4)
-    assert measure(("pearson", "spearman", "matthews"), same, np.array([0, 1, 1, 0.0])) == {"pearson": 0.0, "spearman": 0.0, "matthews": 0.0}
+    assert measure(("pearson", "spearman", "matthews"), same, np.array([0, 1, 1, 0.0])) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+        "matthews": 0.0,
+    }
 
 
 def test_the_majority_is_that_of_the_training_rows() -> None:
@@ -40,7 +44,9 @@ def test_answers_by_chance_are_not_above_the_majority() -> None:
     rng = np.random.default_rng(2)
     labels = (rng.random(400) < 0.5).astype(float)
     for name in ("matthews", "f1"):
-        assert above(name, (rng.random((3, 400)) < 0.5).astype(float), 1.0, labels, draws=200)[0] < 0
+        assert (
+            above(name, (rng.random((3, 400)) < 0.5).astype(float), 1.0, labels, draws=200)[0] < 0
+        )
 
 
 def test_paired_differences_have_students_interval() -> None:

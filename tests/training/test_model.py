@@ -34,18 +34,28 @@ def test_words_are_drawn_from_the_scores() -> None:
     assert torch.equal(draw(scores, dice(3)), draw(scores, dice(3)))
 
 
-def test_the_loss_is_the_generators_plus_fifty_times_the_detectors(detector: ReplacedTokenDetector) -> None:
+def test_the_loss_is_the_generators_plus_fifty_times_the_detectors(
+    detector: ReplacedTokenDetector,
+) -> None:
     losses = detector(MASKED, POSITIONS, TARGETS, dice())
-    assert losses["loss"].item() == pytest.approx(losses["generator_loss"].item() + 50 * losses["detector_loss"].item(), rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(
+        losses["generator_loss"].item() + 50 * losses["detector_loss"].item(), rel=1e-5
+    )
 
 
-def test_the_detector_is_asked_about_what_was_really_replaced(detector: ReplacedTokenDetector) -> None:
+def test_the_detector_is_asked_about_what_was_really_replaced(
+    detector: ReplacedTokenDetector,
+) -> None:
     seen: list[torch.Tensor] = []
-    detector.encoder.embeddings.register_forward_hook(lambda _, __, kwargs, ___: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    detector.encoder.embeddings.register_forward_hook(
+        lambda _, __, kwargs, ___: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
     losses = detector(MASKED, POSITIONS, TARGETS, dice())
     shown, corrupted = seen
     assert torch.equal(shown, MASKED)
-    doubts = detector.discriminator_predictions(detector.encoder(input_ids=corrupted).last_hidden_state)
+    doubts = detector.discriminator_predictions(
+        detector.encoder(input_ids=corrupted).last_hidden_state
+    )
     # A word that the generator guessed right is an original again.
     expected = F.binary_cross_entropy_with_logits(doubts, (corrupted != INPUTS).float())
     assert losses["detector_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -54,7 +64,9 @@ def test_the_detector_is_asked_about_what_was_really_replaced(detector: Replaced
     assert torch.equal(corrupted[untouched], INPUTS[untouched])
 
 
-def test_generator_and_detector_share_their_embeddings_and_nothing_else(detector: ReplacedTokenDetector) -> None:
+def test_generator_and_detector_share_their_embeddings_and_nothing_else(
+    detector: ReplacedTokenDetector,
+) -> None:
     assert not any(name.startswith("generator.embeddings.") for name in detector.state_dict())
     losses = detector(MASKED, POSITIONS, TARGETS, dice())
     words = detector.encoder.embeddings.word_embeddings.weight

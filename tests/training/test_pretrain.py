@@ -49,9 +49,21 @@ def same_weights(first: Path, second: Path) -> bool:
 
 def test_there_is_a_tiny_config_of_every_design_and_encoder() -> None:
     told = [read_config(CONFIGS / f"{name}.toml") for name in TINY]
-    assert {config.decoder.design for config in told} == {"none", "plain", "gua", "mix", "drbert", "emd", "mae"}
+    assert {config.decoder.design for config in told} == {
+        "none",
+        "plain",
+        "gua",
+        "mix",
+        "drbert",
+        "emd",
+        "mae",
+    }
     assert {(config.encoder.family, config.objective.name) for config in told} == {
-        ("bert", "mlm"), ("electra", "mlm"), ("electra", "rtd"), ("convbert", "mlm"), ("convbert", "rtd"),
+        ("bert", "mlm"),
+        ("electra", "mlm"),
+        ("electra", "rtd"),
+        ("convbert", "mlm"),
+        ("convbert", "rtd"),
     }
 
 
@@ -61,7 +73,8 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(
 ) -> None:
     config = read_config(CONFIGS / f"{name}.toml")
     pretrain(config, TEXT, tmp_path / "whole")
-    # Broken off at step 7, three steps after the last save, with dropout and the decoder's dice in play.
+    # Broken off at step 7, three steps after the last save, with dropout and the decoder's dice in
+    # play.
     with monkeypatch.context() as patched:
         patched.setattr(Log, "add", break_off_at(7))
         with pytest.raises(KeyboardInterrupt):
@@ -83,7 +96,13 @@ def test_the_loss_falls_on_repeated_steps(tmp_path: Path, name: str) -> None:
     corpus = prepare(config.data, TEXT, tmp_path)
     model = build_model(config, corpus.vocabulary)
     optimiser = build_optimiser(model, config.optimisation)
-    masked = mask_tokens(corpus.batch(0, 8, 0), 0.15, corpus.vocabulary, np.random.default_rng(0), fates=FATES[config.objective.name])
+    masked = mask_tokens(
+        corpus.batch(0, 8, 0),
+        0.15,
+        corpus.vocabulary,
+        np.random.default_rng(0),
+        fates=FATES[config.objective.name],
+    )
     losses = []
     for _ in range(60):
         found = forward(model, masked, dice(0, "test"), torch.device("cpu"))
@@ -107,14 +126,32 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(config: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "training.pretrain", str(config), "--data", str(TEXT), "--threads", "1", "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "training.pretrain",
+        str(config),
+        "--data",
+        str(TEXT),
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(tmp_path: Path, uninterrupted: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
+    tmp_path: Path, uninterrupted: Path, number: signal.Signals
+) -> None:
     tiny("drbert", tmp_path / "c.toml", SIGNALLED)
     parts = tmp_path / "parts"
-    process = subprocess.Popen(command(tmp_path / "c.toml", parts), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(tmp_path / "c.toml", parts),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     while not (parts / "progress").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -125,25 +162,61 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(tmp_pat
     stopped_at = json.loads((parts / "progress/progress.json").read_text())["step"]
     assert 15 <= stopped_at < 150
     assert len(logged(parts)) == stopped_at
-    subprocess.run([*command(tmp_path / "c.toml", parts), "--resume"], check=True, capture_output=True)
+    subprocess.run(
+        [*command(tmp_path / "c.toml", parts), "--resume"], check=True, capture_output=True
+    )
     assert same_weights(uninterrupted, parts)
 
 
 def test_two_processes_train_what_one_would(tmp_path: Path) -> None:
     tiny("drbert", tmp_path / "two.toml", "[encoder]\ndropout = 0.0")
-    one = tiny("drbert", tmp_path / "one.toml", "[encoder]\ndropout = 0.0\n[optimisation]\naccumulate = 2")
+    one = tiny(
+        "drbert", tmp_path / "one.toml", "[encoder]\ndropout = 0.0\n[optimisation]\naccumulate = 2"
+    )
     pretrain(one, TEXT, tmp_path / "one")
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training.pretrain"]
+    launched = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "training.pretrain",
+    ]
     done = subprocess.run(
-        [*launched, str(tmp_path / "two.toml"), "--data", str(TEXT), "--out", str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        [
+            *launched,
+            str(tmp_path / "two.toml"),
+            "--data",
+            str(TEXT),
+            "--out",
+            str(tmp_path / "two"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two/checkpoint/training.json").read_text())["processes"] == 2
-    weights = [load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("one", "two")]
+    weights = [
+        load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("one", "two")
+    ]
     # The gradient of a key's bias is zero but for rounding, and Adam makes steps of rounding.
-    assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[0] if not name.endswith("key.bias"))
+    assert all(
+        torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4)
+        for name in weights[0]
+        if not name.endswith("key.bias")
+    )
     losses = [[float(row["loss"]) for row in logged(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -153,9 +226,14 @@ def test_accumulated_parts_are_the_batch_in_pieces() -> None:
     pieces = [part for process in range(2) for part in Parts(16, 2, process, 2)]
     assert whole == [slice(0, 16)]
     assert [(number, rows, last) for number, rows, last in pieces] == [
-        (0, slice(0, 4), False), (1, slice(4, 8), True), (2, slice(8, 12), False), (3, slice(12, 16), True),
+        (0, slice(0, 4), False),
+        (1, slice(4, 8), True),
+        (2, slice(8, 12), False),
+        (3, slice(12, 16), True),
     ]
-    with pytest.raises(BadInput, match="batch_size 16 is no multiple of 3 processes × accumulate 2"):
+    with pytest.raises(
+        BadInput, match="batch_size 16 is no multiple of 3 processes × accumulate 2"
+    ):
         Parts(16, 3, 0, 2)
 
 
@@ -166,15 +244,21 @@ def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path)
         one, other = (masked_batch(corpus, config, step) for config in (vanilla, enhanced))
         assert (one.inputs == other.inputs).all()
         assert (one.positions == other.positions).all()
-    first, second = (build_model(config, vocabulary(80)).state_dict() for config in (vanilla, enhanced))
+    first, second = (
+        build_model(config, vocabulary(80)).state_dict() for config in (vanilla, enhanced)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {name.split(".")[0] for name in second.keys() - first.keys()} == {"pretraining_decoder"}
 
 
-def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encoder(tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encoder(
+    tmp_path: Path,
+) -> None:
     from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
-    pretrain(tiny("drbert", tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "out")
+    pretrain(
+        tiny("drbert", tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "out"
+    )
     folder = tmp_path / "out/checkpoint"
     described = json.loads((folder / "config.json").read_text())
     assert described["pretraining_decoder"]["design"] == "drbert"
@@ -185,18 +269,31 @@ def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encod
     assert model.config.num_hidden_layers == 2
 
 
-@pytest.mark.parametrize(("name", "architecture"), [
-    ("electra", "ElectraForPreTraining"), ("electra-mlm", "ElectraForMaskedLM"), ("convbert-drbert", "ConvBertForMaskedLM"), ("convbert", "ConvBertModel"),
-])
-def test_every_familys_checkpoint_loads_whole_into_the_class_it_names(tmp_path: Path, name: str, architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("electra", "ElectraForPreTraining"),
+        ("electra-mlm", "ElectraForMaskedLM"),
+        ("convbert-drbert", "ConvBertForMaskedLM"),
+        ("convbert", "ConvBertModel"),
+    ],
+)
+def test_every_familys_checkpoint_loads_whole_into_the_class_it_names(
+    tmp_path: Path, name: str, architecture: str
+) -> None:
     import transformers
 
     pretrain(tiny(name, tmp_path / "c.toml", "[optimisation]\nsteps = 3"), TEXT, tmp_path / "out")
     folder = tmp_path / "out/checkpoint"
     assert json.loads((folder / "config.json").read_text())["architectures"] == [architecture]
-    _, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    _, report = getattr(transformers, architecture).from_pretrained(
+        folder, output_loading_info=True
+    )
     assert not report["missing_keys"]
-    assert all(key.startswith(("pretraining_decoder.", "discriminator_predictions.")) for key in report["unexpected_keys"])
+    assert all(
+        key.startswith(("pretraining_decoder.", "discriminator_predictions."))
+        for key in report["unexpected_keys"]
+    )
 
 
 def test_a_full_folder_is_not_written_over(tmp_path: Path) -> None:
@@ -206,21 +303,32 @@ def test_a_full_folder_is_not_written_over(tmp_path: Path) -> None:
         pretrain(tiny("none", tmp_path / "c.toml"), TEXT, tmp_path / "out")
 
 
-def test_resuming_with_another_config_or_other_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_with_another_config_or_other_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny("none", tmp_path / "c.toml")
     with monkeypatch.context() as patched:
         patched.setattr(Log, "add", break_off_at(5))
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, TEXT, tmp_path / "out")
     before = (tmp_path / "out/log.csv").read_bytes()
-    with pytest.raises(BadInput, match="begun with another config, optimisation steps 12 and not 20;"):
-        pretrain(tiny("none", tmp_path / "d.toml", "[optimisation]\nsteps = 20"), TEXT, tmp_path / "out", resume=True)
+    with pytest.raises(
+        BadInput, match="begun with another config, optimisation steps 12 and not 20;"
+    ):
+        pretrain(
+            tiny("none", tmp_path / "d.toml", "[optimisation]\nsteps = 20"),
+            TEXT,
+            tmp_path / "out",
+            resume=True,
+        )
     with pytest.raises(BadInput, match="begun with another corpus"):
         pretrain(config, write_text(tmp_path / "other"), tmp_path / "out", resume=True)
     assert (tmp_path / "out/log.csv").read_bytes() == before
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny("none", tmp_path / "c.toml")
     steps = 0
 
@@ -228,7 +336,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(tmp_pat
         nonlocal steps
         steps += model.training
         losses = forward(model, *arguments)
-        return losses if steps != 7 or not model.training else {"loss": losses["loss"] * float("nan")}
+        return (
+            losses if steps != 7 or not model.training else {"loss": losses["loss"] * float("nan")}
+        )
 
     monkeypatch.setattr("training.pretrain.forward", fails)
     with pytest.raises(BadInput, match="The loss is nan at step 6; lower peak_learning_rate"):
@@ -242,7 +352,9 @@ def test_a_missing_data_folder_says_what_and_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = tiny("none", tmp_path / "c.toml")
@@ -255,5 +367,9 @@ def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(tmp_path: Pa
     told.Reload()
     rows = logged(tmp_path / "out")
     assert [event.step for event in told.Scalars("loss")] == [int(row["step"]) for row in rows]
-    assert [event.value for event in told.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows], abs=1e-5)
-    assert [event.value for event in told.Scalars("held_out_loss")] == pytest.approx([float(row["held_out_loss"]) for row in rows if row["held_out_loss"]], abs=1e-5)
+    assert [event.value for event in told.Scalars("loss")] == pytest.approx(
+        [float(row["loss"]) for row in rows], abs=1e-5
+    )
+    assert [event.value for event in told.Scalars("held_out_loss")] == pytest.approx(
+        [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]], abs=1e-5
+    )

@@ -1,4 +1,6 @@
-"""A small corpus, small tasks, and the tiny configs that come along, which train on them in seconds."""
+"""A small corpus, small tasks, and the tiny configs that come along, which train on them in
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,30 @@ from training.vocabulary import SPECIAL_TOKENS, Vocabulary
 CONFIGS = Path("training/configs").resolve()
 TEXT = Path("tests/data/text").resolve()
 TINY = sorted(path.stem for path in CONFIGS.glob("tiny-*.toml"))
-WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "slept", "all", "day", "in", "sun")
+WORDS = (
+    "the",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "and",
+    "then",
+    "slept",
+    "all",
+    "day",
+    "in",
+    "sun",
+)
 
 
 def tiny(name: str, path: Path, changes: str = "") -> Config:
-    """The config training/configs/tiny-<name>.toml with some TOML on top, written to `path` and read."""
+    """The config training/configs/tiny-<name>.toml with some TOML on top, written to `path` and
+    read.
+    """
     path.write_text(f'extends = "{CONFIGS / f"tiny-{name}.toml"}"\n{changes}\n')
     return read_config(path)
 
@@ -40,7 +61,11 @@ def write_task(folder: Path) -> Path:
     pairs = [("the cat slept", "the cat slept", 5.0), ("the cat slept", "a dog ran", 0.5)] * 32
     for name, header, lines in (
         ("sst2", "sentence\tlabel", [f"{text}\t{label}" for text, label in rows]),
-        ("stsb", "index\tsentence1\tsentence2\tscore", [f"{i}\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(pairs)]),
+        (
+            "stsb",
+            "index\tsentence1\tsentence2\tscore",
+            [f"{i}\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(pairs)],
+        ),
     ):
         (folder / name).mkdir(parents=True)
         for split in ("train", "dev"):
@@ -49,6 +74,16 @@ def write_task(folder: Path) -> Path:
 
 
 def vocabulary(size: int = 1000, continued: int = 0) -> Vocabulary:
-    """Special tokens first, then words, the last `continued` of them going on with the word before."""
-    words = [f"##w{i}" if i >= size - continued else f"w{i}" for i in range(len(SPECIAL_TOKENS), size)]
-    return Vocabulary(Tokenizer(models.WordPiece({word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])}, unk_token="[UNK]")))
+    """Special tokens first, then words, the last `continued` of them going on with the word
+    before.
+    """
+    words = [
+        f"##w{i}" if i >= size - continued else f"w{i}" for i in range(len(SPECIAL_TOKENS), size)
+    ]
+    return Vocabulary(
+        Tokenizer(
+            models.WordPiece(
+                {word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])}, unk_token="[UNK]"
+            )
+        )
+    )

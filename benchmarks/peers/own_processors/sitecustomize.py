@@ -1,5 +1,6 @@
 """
-Has ONNX Runtime start as many threads as the process has processors, for servers that have no option for it.
+Has ONNX Runtime start as many threads as the process has processors, for servers that have no
+option for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import onnxruntime
 real = onnxruntime.InferenceSession.__init__
 
 
-def limited(self: Any, path_or_bytes: Any, sess_options: Any = None, *rest: Any, **more: Any) -> None:
+def limited(
+    self: Any, path_or_bytes: Any, sess_options: Any = None, *rest: Any, **more: Any
+) -> None:
     options = sess_options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1

@@ -1,7 +1,9 @@
 """
-Asks each service named on the command line to classify a sentence, and ends with 1 if one answers wrongly or not at all.
+Asks each service named on the command line to classify a sentence, and ends with 1 if one answers
+wrongly or not at all.
 
-KEYS, where it is set, holds API keys, one a line; # at its beginning or behind white space begins a comment. Needs the standard library alone.
+KEYS, where it is set, holds API keys, one a line; # at its beginning or behind white space begins a
+comment. Needs the standard library alone.
 """
 
 import json
@@ -19,7 +21,9 @@ PATIENCE_S = float(os.environ.get("PATIENCE_S", "60"))
 
 
 def keys() -> list[str]:
-    found = (re.sub(r"(^|\s)#.*", "", line).strip() for line in os.environ.get("KEYS", "").splitlines())
+    found = (
+        re.sub(r"(^|\s)#.*", "", line).strip() for line in os.environ.get("KEYS", "").splitlines()
+    )
     return [key for key in found if key]
 
 
@@ -33,10 +37,16 @@ def classify(url: str) -> dict:
     give_up = time.monotonic() + PATIENCE_S
     while True:
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/classify", body, headers), timeout=10, context=context) as response:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{url}/v1/classify", body, headers),
+                timeout=10,
+                context=context,
+            ) as response:
                 return json.load(response)
         except (OSError, ValueError) as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            refused = (
+                isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            )
             if refused or time.monotonic() > give_up:
                 sys.exit(f"{url}: {error}")
             time.sleep(1)
@@ -45,6 +55,8 @@ def classify(url: str) -> dict:
 for url in sys.argv[1:]:
     answer = classify(url)
     [item] = answer["data"]
-    if item["label"] not in [score["label"] for score in item["scores"]] or not math.isfinite(item["score"]):
+    if item["label"] not in [score["label"] for score in item["scores"]] or not math.isfinite(
+        item["score"]
+    ):
         sys.exit(f"{url}: this is no answer: {answer}")
     print(f"{url}: {answer['model']} says {item['label']} {item['score']:.3f}")
