@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.checkpoints import write_checkpoint
-from export.commands import export
+from export.commands import Quantization, export
 from export.variants import RECIPES
 from service import cpus
 from service.artifact import Artifact, ArtifactError, read_artifact
@@ -63,7 +63,7 @@ def subject(name: str, gate: Path | None = None) -> Subject:
             str(checkpoint),
             target,
             variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native],
-            gate=gate,
+            quantization=Quantization(gate=gate),
         )
         artifact = read_artifact(target)
     return Subject(name, checkpoint, artifact)

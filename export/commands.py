@@ -17,6 +17,7 @@ import importlib.metadata
 import platform
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +87,30 @@ POSITIONS_AFTER_PADDING = (
 )
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """How a calibrated variant (cpu-int8) is made and judged."""
+
+    calibration: Path = SHIPPED
+    """The file of texts that it is calibrated with, one a line or .jsonl."""
+    gate: Path | None = None
+    """The file of texts that it must answer as cpu-fp32 does; without one it is ungated."""
+    agreement: float = 0.99
+    """The lower confidence bound of the share of those texts that must agree."""
+    agreement_per_label: float | None = None
+    """The same for the texts of each label; None asks nothing of single labels."""
+    reduce_range: bool | None = None
+    """Whether weights keep to 7 bits; None where this processor has no VNNI, for there 8 bits
+    saturate.
+    """
+
+    @property
+    def reduces_range(self) -> bool:
+        return (
+            "i8" not in cpus.native_precisions() if self.reduce_range is None else self.reduce_range
+        )
+
+
 def export(
     source: str,
     target: Path,
@@ -94,22 +119,17 @@ def export(
     task: Task | None = None,
     keep_decoder: bool = False,
     revision: str | None = None,
-    calibration: Path = SHIPPED,
-    gate: Path | None = None,
-    agreement: float = 0.99,
-    agreement_per_label: float | None = None,
-    reduce_range: bool | None = None,
+    quantization: Quantization = Quantization(),
 ) -> Manifest:
     """Writes the artifact of `source` to `target` and returns its manifest.
 
-    A calibrated variant is made with the texts of `calibration`, and passes its gate if it gives
-    the fp32 answer to the texts of `gate` that are not among those, with a lower confidence bound
-    of `agreement`, and of `agreement_per_label` for the texts of each label; without `gate` it is
-    ungated. It is held against cpu-fp32, which is built with it. `reduce_range` keeps its weights
-    to 7 bits, by default where this processor has no VNNI: there 8 bits saturate, and answers
-    suffer.
+    A calibrated variant is held against cpu-fp32, which is built with it.
     """
-    reduce_range = "i8" not in cpus.native_precisions() if reduce_range is None else reduce_range
+    reduce_range, calibration, gate = (
+        quantization.reduces_range,
+        quantization.calibration,
+        quantization.gate,
+    )
     if any(RECIPES[name].calibrated for name in variants) and "cpu-fp32" not in variants:
         variants = ("cpu-fp32", *variants)
     place = place_of(target)
@@ -169,7 +189,14 @@ def export(
         manifest = manifest.model_copy(
             update={"flushed_weights": flushed, "truncation_side": tokenizer.truncation_side}
         )
-        manifest = _verify(folder, manifest, reference, gating, agreement, agreement_per_label)
+        manifest = _verify(
+            folder,
+            manifest,
+            reference,
+            gating,
+            quantization.agreement,
+            quantization.agreement_per_label,
+        )
         # Written last: a folder without a manifest is not an artifact.
         manifest = sealed(manifest)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -624,11 +651,13 @@ def main(arguments: Sequence[str]) -> int:
         task=given.task,
         keep_decoder=given.keep_decoder,
         revision=given.revision,
-        calibration=given.calibration,
-        gate=given.gate,
-        agreement=given.agreement,
-        agreement_per_label=given.agreement_per_label,
-        reduce_range=given.reduce_range,
+        quantization=Quantization(
+            calibration=given.calibration,
+            gate=given.gate,
+            agreement=given.agreement,
+            agreement_per_label=given.agreement_per_label,
+            reduce_range=given.reduce_range,
+        ),
     )
     print(
         f"{given.artifact}: {manifest.family}, {manifest.parameters:,} parameters,"

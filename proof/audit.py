@@ -125,19 +125,10 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
     kept = 0
     for place, start in enumerate(starts):
         where = f"{folder}: restart {start.restart}"
-        if start.restart != place:
-            raise Refused(
-                f"{where} is line {place} of starts.csv; restarts are numbered as they were begun."
-            )
+        _check_place(where, plan, start, place, kept)
         rows = requests.of(start.restart)
         _check_rows(where, plan, rows, runs)
         seen |= set(rows["arm"].unique())
-        if start.slot != kept:
-            raise Refused(f"{where} took slot {start.slot} of the load orders, {kept} was next.")
-        if start.load_order.split() != [plan.arms[i].name for i in load_order(plan, start.slot)]:
-            raise Refused(
-                f"{where} was loaded as {start.load_order}, which is not the plan's order."
-            )
         schedules = {
             level.name: schedule(plan, level, start.slot, len(texts)) for level in plan.levels
         }
@@ -145,12 +136,7 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
         if start.dropped:
             continue
         kept += 1
-        for instance in start.instance.split():
-            if instances.setdefault(instance, start.restart) != start.restart:
-                raise Refused(
-                    f"{where} was answered by the same start of a server as restart"
-                    f" {instances[instance]}."
-                )
+        _check_instances(where, start, instances)
         _check_order(where, plan, rows)
         positions = load_positions(plan, start.slot)
         for level in plan.levels:
@@ -165,6 +151,28 @@ def audit(folder: Path, plan: Plan, starts: list[Start]) -> list[dict[str, Any]]
     if kept > plan.restarts:
         raise Refused(f"{folder}: {kept} restarts count, the plan has {plan.restarts}.")
     return lines
+
+
+def _check_place(where: str, plan: Plan, start: Start, place: int, kept: int) -> None:
+    """Refuses a restart that is out of order in starts.csv, or was loaded in another order."""
+    if start.restart != place:
+        raise Refused(
+            f"{where} is line {place} of starts.csv; restarts are numbered as they were begun."
+        )
+    if start.slot != kept:
+        raise Refused(f"{where} took slot {start.slot} of the load orders, {kept} was next.")
+    if start.load_order.split() != [plan.arms[i].name for i in load_order(plan, start.slot)]:
+        raise Refused(f"{where} was loaded as {start.load_order}, which is not the plan's order.")
+
+
+def _check_instances(where: str, start: Start, instances: dict[str, int]) -> None:
+    """Refuses a restart that a server of an earlier one answered; notes its own in `instances`."""
+    for instance in start.instance.split():
+        if instances.setdefault(instance, start.restart) != start.restart:
+            raise Refused(
+                f"{where} was answered by the same start of a server as restart"
+                f" {instances[instance]}."
+            )
 
 
 def due_requests(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, int | None]:

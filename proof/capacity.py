@@ -15,7 +15,7 @@ from proof.plan import measuring_capacity
 from proof.plan_file import read_plan
 from proof.readings import read_restart
 from proof.schedule import load_order, load_positions
-from proof.servers import generate, server
+from proof.servers import Outputs, generate, server
 
 
 def capacity_per_s(path: Path, slice_s: float) -> float:
@@ -34,9 +34,7 @@ def capacity_per_s(path: Path, slice_s: float) -> float:
                 0,
                 0,
                 f"capacity-{plan.digest[:16]}",
-                rows,
-                folder / "facts.json",
-                log,
+                Outputs(rows, folder / "facts.json", log),
                 slice_s,
                 served.addresses,
             )

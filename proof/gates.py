@@ -55,16 +55,8 @@ def restart_breach(
         sent = int((rows["level"] == level).sum())
         if sent != count and (count is not None or not sent):
             return f"{sent} of {count or 'some'} requests were sent at level {level}"
-    if plan.server_timing:
-        if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
-            return "answers without Server-Timing, so no inference time is known"
-        parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
-        more = parts > rows["total_us"] + CLOCK_GRAIN_US
-        if more.any():
-            return (
-                f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more"
-                " than its whole"
-            )
+    if plan.server_timing and (breach := _timing_breach(rows)):
+        return breach
     for arm in rows["arm"].unique():
         if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
             return f"the server of {arm} changed within the restart"
@@ -74,6 +66,26 @@ def restart_breach(
             f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its"
             " server says it spent"
         )
+    if breach := _machine_breach(generator_cpu_share, throttled_us, gpu_slowed):
+        return breach
+    breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
+    return next((breach for breach in breaches if breach), "")
+
+
+def _timing_breach(rows: Columns) -> str:
+    if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
+        return "answers without Server-Timing, so no inference time is known"
+    parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
+    more = parts > rows["total_us"] + CLOCK_GRAIN_US
+    if more.any():
+        return (
+            f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than"
+            " its whole"
+        )
+    return ""
+
+
+def _machine_breach(generator_cpu_share: float, throttled_us: int, gpu_slowed: str) -> str:
     if throttled_us > 0:
         return f"the container was throttled for {throttled_us} µs"
     if gpu_slowed:
@@ -85,8 +97,7 @@ def restart_breach(
             f"the generator used {generator_cpu_share:.0%} of a core, more than"
             f" {MOST_GENERATOR_CPU:.0%}"
         )
-    breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
-    return next((breach for breach in breaches if breach), "")
+    return ""
 
 
 def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:

@@ -255,8 +255,7 @@ def _delayed(plan: Plan, level: Level, found: Readings) -> list[Control]:
             expected = 1 + plan.delay if level.tuples else None
             controls.append(
                 _control(
-                    plan,
-                    delayed,
+                    plan.arms[delayed].name,
                     metric,
                     name,
                     estimate,
@@ -283,8 +282,7 @@ def _kept_decoder(plan: Plan, level: Level, found: Readings) -> list[Control]:
                 bound = math.log1p(level.tightest_margin)
                 controls.append(
                     _control(
-                        plan,
-                        arm,
+                        plan.arms[arm].name,
                         metric,
                         name,
                         plain_contrast(differences),
@@ -298,8 +296,7 @@ def _kept_decoder(plan: Plan, level: Level, found: Readings) -> list[Control]:
 
 
 def _control(
-    plan: Plan,
-    arm: int,
+    arm: str,
     metric: str,
     name: str,
     estimate: Estimate,
@@ -312,7 +309,7 @@ def _control(
     strict_low, _ = estimate.interval(1 - 2 * 0.05 / tests)
     wide_low, wide_high = estimate.interval(DELAY_CONFIDENCE)
     return Control(
-        arm=plan.arms[arm].name,
+        arm=arm,
         metric=metric,
         statistic=name,
         margin=math.expm1(bound),

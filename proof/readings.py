@@ -80,7 +80,7 @@ def read_restart(
             count = int(mine.sum())
             for metric, values in microseconds.items():
                 lines += [
-                    _line(level, block, restart, arm.name, positions[a], metric, name, count, us)
+                    _line(level, (block, metric, name), restart, arm.name, positions[a], count, us)
                     for name, us in statistics(values[mine]).items()
                 ]
     if level.tuples:
@@ -124,12 +124,10 @@ def _drift(
     change = slope(np.log(other) - np.log(one))
     return _line(
         level,
-        "plain",
+        ("plain", metric, DRIFT),
         restart,
         plan.arms[second].name,
         positions[second],
-        metric,
-        DRIFT,
         len(one),
         math.exp(change),
     )
@@ -152,12 +150,10 @@ def _capacity(
         count = int(mine.sum())
         yield _line(
             level,
-            "plain",
+            ("plain", "time_per_text", "mean"),
             restart,
             arm.name,
             positions[a],
-            "time_per_text",
-            "mean",
             count,
             took_ns / 1000 / count,
         )
@@ -165,15 +161,14 @@ def _capacity(
 
 def _line(
     level: Level,
-    block: str,
+    key: Key,
     restart: int,
     arm: str,
     position: int,
-    metric: str,
-    name: str,
     requests: int,
     value: float,
 ) -> dict[str, Any]:
+    block, metric, name = key
     return {
         "level": level.name,
         "block": block,

@@ -51,6 +51,7 @@ from proof.readings import COLUMNS
 from proof.schedule import load_order, schedule
 from proof.servers import (
     GeneratorFailed,
+    Outputs,
     ServerNotStarted,
     generate,
     pins,
@@ -245,9 +246,8 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
         with server(plan, order, log, *_measured(folder)) as served:
             _note_environment(plan, served.info, folder)
             with watched(served.with_gpus, slowed):
-                generate(
-                    plan, due, attempt, slot, name, rows, facts, log, addresses=served.addresses
-                )
+                outputs = Outputs(rows, facts, log)
+                generate(plan, due, attempt, slot, name, outputs, addresses=served.addresses)
     except KeyboardInterrupt:
         interrupted = True
         raise

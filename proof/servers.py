@@ -115,15 +115,25 @@ def server(
             process.wait()
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a restart's load generator writes."""
+
+    rows: Path
+    """Its requests, a row each."""
+    facts: Path
+    """What is known of the generator itself, as JSON."""
+    log: Path
+    """What Locust prints; appended to."""
+
+
 def generate(
     plan: Plan,
     requests: Mapping[str, int | None],
     restart: int,
     slot: int,
     run: str,
-    rows: Path,
-    facts: Path,
-    log: Path,
+    outputs: Outputs,
     capacity_s: float | None = None,
     addresses: Mapping[str, str] | None = None,
 ) -> None:
@@ -138,8 +148,8 @@ def generate(
             "RESTART": str(restart),
             "SLOT": str(slot),
             "RUN": run,
-            "ROWS": str(rows),
-            "FACTS": str(facts),
+            "ROWS": str(outputs.rows),
+            "FACTS": str(outputs.facts),
             "ADDRESSES": json.dumps(dict(addresses or {})),
         }
         | ({} if capacity_s is None else {"CAPACITY_S": str(capacity_s)})
@@ -160,7 +170,7 @@ def generate(
     ]
     # A pipe, for a disk that is full keeps no complaint.
     reading, writing = os.pipe()
-    with log.open("ab") as output, os.fdopen(reading) as complaint:
+    with outputs.log.open("ab") as output, os.fdopen(reading) as complaint:
         process = subprocess.Popen(
             command,
             stdout=output,
@@ -174,19 +184,19 @@ def generate(
             code = process.wait(longest_s(plan, requests))
         except subprocess.TimeoutExpired:
             raise GeneratorFailed(
-                f"Locust did not end in time; {log} says how far it came."
+                f"Locust did not end in time; {outputs.log} says how far it came."
             ) from None
         finally:
             process.kill()
             process.wait()
         said = complaint.read().strip()
-    if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not rows.exists():
+    if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not outputs.rows.exists():
         raise GeneratorFailed(
-            f"The load generator cannot go on: {said or _last_line(log)}", lasting=True
+            f"The load generator cannot go on: {said or _last_line(outputs.log)}", lasting=True
         )
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
-        raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")
+        raise GeneratorFailed(f"Locust ended with {code}; {outputs.log} says why.")
 
 
 def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:

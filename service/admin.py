@@ -106,7 +106,7 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
         began = time.monotonic()
         if asked.default and asked.artifact is None and asked.digest is None:
             models.set_default(model)
-            return change(model, models.loaded[model], models.loaded[model], began)
+            return change(models, model, models.loaded[model], models.loaded[model], began)
         folder = asked.artifact
         if folder is None:
             if model not in models.loaded:
@@ -122,7 +122,7 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
             let_go(old)
         if asked.default:
             models.set_default(model)
-        return change(model, made, old, began)
+        return change(models, model, made, old, began)
 
     @app.delete("/models/{model}")
     async def unload_model(model: ModelName) -> Change:
@@ -131,17 +131,28 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
         loads.check_free(model)
         old = models.remove(model)
         let_go(old)
-        return change(model, None, old, began)
+        return change(models, model, None, old, began)
 
-    def change(model: str, made: Loaded | None, old: Loaded | None, began: float) -> Change:
-        return Change(
-            model=model,
-            digest=made.artifact.digest if made else None,
-            replaced=old.artifact.digest if old else None,
-            variant=made.choice.variant if made else None,
-            default=made is not None and models.default == model,
-            seconds=time.monotonic() - began,
-        )
+    add_operation(app, models)
+    add_refusals(app)
+    return Guarded(HeadAsGet(app), keys, models.settings.request_timeout_s)
+
+
+def change(
+    models: Models, model: str, made: Loaded | None, old: Loaded | None, began: float
+) -> Change:
+    return Change(
+        model=model,
+        digest=made.artifact.digest if made else None,
+        replaced=old.artifact.digest if old else None,
+        variant=made.choice.variant if made else None,
+        default=made is not None and models.default == model,
+        seconds=time.monotonic() - began,
+    )
+
+
+def add_operation(app: FastAPI, models: Models) -> None:
+    """What is loaded, health and metrics, as on the public port."""
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
@@ -154,9 +165,6 @@ def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         return await models.metrics_page.respond(request)
-
-    add_refusals(app)
-    return Guarded(HeadAsGet(app), keys, models.settings.request_timeout_s)
 
 
 def add_refusals(app: FastAPI) -> None:

@@ -43,6 +43,16 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {
 
 
 def add_protocols(app: FastAPI, models: Models) -> None:
+    """Adds what clients ask beside classifications; which of Infinity's paths, the settings say."""
+    add_model_list(app, models)
+    add_open_inference(app, models)
+    if models.settings.classify_dialect == "infinity":
+        add_infinity(app, models)
+
+
+def add_model_list(app: FastAPI, models: Models) -> None:
+    """OpenAI's and KServe V1's list of models."""
+
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The loaded models, in OpenAI's form and in KServe's."""
@@ -63,7 +73,11 @@ def add_protocols(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models/{model:name}", responses=UNKNOWN)
     async def kserve_ready(model: str) -> Response:
         """KServe V1: whether a model is ready."""
-        return about(model, readiness)
+        return about(models, model, readiness)
+
+
+def add_open_inference(app: FastAPI, models: Models) -> None:
+    """The Open Inference Protocol's health and metadata."""
 
     @app.get("/v2")
     async def open_inference_server() -> dict[str, Any]:
@@ -90,73 +104,80 @@ def add_protocols(app: FastAPI, models: Models) -> None:
             )
         return JSONResponse({"ready": True})
 
-    if models.settings.classify_dialect == "infinity":
-
-        @app.get("/health", responses={503: {"description": REFUSALS[503]}})
-        async def infinity_health() -> Response:
-            """Infinity: the server's time while the service takes requests, else 503 and why."""
-            try:
-                check_ready(models)
-            except ServiceError as error:
-                return JSONResponse(error.body(), int(error.status), refusal_headers(error))
-            return JSONResponse({"unix": time.time()})
-
-        @app.get("/models")
-        async def infinity_models() -> dict[str, Any]:
-            """Infinity: the loaded models, with how full the queue is."""
-            waiting, most = models.batcher.waiting, models.settings.max_waiting
-            stats = {
-                "queue_fraction": waiting / most,
-                "queue_absolute": waiting,
-                "results_pending": models.answering,
-                "batch_size": models.settings.max_batch_size,
-            }
-            return {
-                "object": "list",
-                "data": [
-                    {
-                        "id": name,
-                        "object": "model",
-                        "created": models.started,
-                        "owned_by": "infinity",
-                        "backend": loaded.choice.runtime,
-                        "capabilities": ["classify"],
-                        "stats": stats,
-                    }
-                    for name, loaded in models.loaded.items()
-                ],
-            }
-
     # A model's name may hold slashes, so what ends in more comes before what does not.
     @app.get("/v2/models/{model:name}/versions/{version}/ready", responses=UNKNOWN)
     async def open_inference_version_ready(model: str, version: str) -> Response:
         """Open Inference Protocol: whether a model's one version is ready."""
-        return about(model, readiness, version)
+        return about(models, model, readiness, version)
 
     @app.get("/v2/models/{model:name}/versions/{version}", responses=UNKNOWN)
     async def open_inference_version(model: str, version: str) -> Response:
         """Open Inference Protocol: the inputs and outputs of a model's one version."""
-        return about(model, tensors, version)
+        return about(models, model, tensors, version)
 
     @app.get("/v2/models/{model:name}/ready", responses=UNKNOWN)
     async def open_inference_ready(model: str) -> Response:
         """Open Inference Protocol: whether a model is ready."""
-        return about(model, readiness)
+        return about(models, model, readiness)
 
     @app.get("/v2/models/{model:name}", responses=UNKNOWN)
     async def open_inference_model(model: str) -> Response:
         """Open Inference Protocol: a model's inputs and outputs."""
-        return about(model, tensors)
+        return about(models, model, tensors)
 
-    def about(
-        model: str, told: Callable[[Loaded], dict[str, Any]], version: str | None = None
-    ) -> Response:
+
+def add_infinity(app: FastAPI, models: Models) -> None:
+    """What Infinity's client asks for."""
+
+    @app.get("/health", responses={503: {"description": REFUSALS[503]}})
+    async def infinity_health() -> Response:
+        """Infinity: the server's time while the service takes requests, else 503 and why."""
         try:
-            check_version(version)
-            return JSONResponse(told(models.using(model)))
+            check_ready(models)
         except ServiceError as error:
-            status, headers, body = plain_refusal(error)
-            return Response(body, status, {key.decode(): value.decode() for key, value in headers})
+            return JSONResponse(error.body(), int(error.status), refusal_headers(error))
+        return JSONResponse({"unix": time.time()})
+
+    @app.get("/models")
+    async def infinity_models() -> dict[str, Any]:
+        """Infinity: the loaded models, with how full the queue is."""
+        waiting, most = models.batcher.waiting, models.settings.max_waiting
+        stats = {
+            "queue_fraction": waiting / most,
+            "queue_absolute": waiting,
+            "results_pending": models.answering,
+            "batch_size": models.settings.max_batch_size,
+        }
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": models.started,
+                    "owned_by": "infinity",
+                    "backend": loaded.choice.runtime,
+                    "capabilities": ["classify"],
+                    "stats": stats,
+                }
+                for name, loaded in models.loaded.items()
+            ],
+        }
+
+
+def about(
+    models: Models,
+    model: str,
+    told: Callable[[Loaded], dict[str, Any]],
+    version: str | None = None,
+) -> Response:
+    """What is told of a loaded model, or the refusal in the protocols' form."""
+    try:
+        check_version(version)
+        return JSONResponse(told(models.using(model)))
+    except ServiceError as error:
+        status, headers, body = plain_refusal(error)
+        return Response(body, status, {key.decode(): value.decode() for key, value in headers})
 
 
 def check_ready(models: Models) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,53 +162,48 @@ def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(
 
 
 def broken(folder: Path, what: str) -> None:
+    weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
     config = json.loads((folder / "config.json").read_text())
-    tensors = load_file(folder / "model.safetensors")
-    match what:
-        case "no config":
-            (folder / "config.json").unlink()
-        case "no json":
-            (folder / "config.json").write_text("{")
-        case "a pickle only":
-            (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        case "no tokenizer":
-            (folder / "tokenizer.json").unlink()
-        case "cut short":
-            (folder / "model.safetensors").write_bytes(
-                (folder / "model.safetensors").read_bytes()[:1000]
-            )
-        case "a wrong shape":
-            (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
-        case "a missing tensor":
-            del tensors["bert.pooler.dense.bias"]
-            save_file(tensors, folder / "model.safetensors")
-        case "no head":
-            save_file(
-                {n: t for n, t in tensors.items() if not n.startswith("classifier")},
-                folder / "model.safetensors",
-            )
-        case "NaN":
-            tensors["classifier.bias"][0] = float("nan")
-            save_file(tensors, folder / "model.safetensors")
-        case "logits that overflow":
-            # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what
-            # fp32 holds.
-            tensors["bert.pooler.dense.weight"][:] = 0
-            tensors["bert.pooler.dense.bias"][:] = 10
-            tensors["classifier.weight"] = torch.full((2, HIDDEN), 3e38)
-            save_file(tensors, folder / "model.safetensors")
-        case "a broken tokenizer":
-            (folder / "tokenizer.json").write_text("{}")
-        case "no heads":
-            (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
-        case "labels alike":
-            (folder / "config.json").write_text(
-                json.dumps(config | {"id2label": {"0": "GOOD", "1": "GOOD"}})
-            )
-        case "an unknown family":
-            (folder / "config.json").write_text(
-                json.dumps(config | {"model_type": "no-such-model"})
-            )
+    tensors = load_file(weights)
+
+    def with_fields(**changes: Any) -> None:
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    def with_tensors(**changes: torch.Tensor) -> None:
+        save_file(
+            tensors | {name.replace("__", "."): tensor for name, tensor in changes.items()}, weights
+        )
+
+    def without_tensors(prefix: str) -> None:
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)},
+            weights,
+        )
+
+    pooler = tensors["bert.pooler.dense.weight"]
+    breaks: dict[str, Callable[[], object]] = {
+        "no config": (folder / "config.json").unlink,
+        "no json": lambda: (folder / "config.json").write_text("{"),
+        "a pickle only": lambda: weights.rename(folder / "pytorch_model.bin"),
+        "no tokenizer": tokenizer.unlink,
+        "cut short": lambda: weights.write_bytes(weights.read_bytes()[:1000]),
+        "a wrong shape": lambda: with_fields(intermediate_size=128),
+        "a missing tensor": lambda: without_tensors("bert.pooler.dense.bias"),
+        "no head": lambda: without_tensors("classifier"),
+        "NaN": lambda: with_tensors(classifier__bias=torch.tensor([float("nan"), 0.0])),
+        # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what
+        # fp32 holds.
+        "logits that overflow": lambda: with_tensors(
+            bert__pooler__dense__weight=torch.zeros_like(pooler),
+            bert__pooler__dense__bias=torch.full((len(pooler),), 10.0),
+            classifier__weight=torch.full((2, HIDDEN), 3e38),
+        ),
+        "a broken tokenizer": lambda: tokenizer.write_text("{}"),
+        "no heads": lambda: with_fields(num_attention_heads=0),
+        "labels alike": lambda: with_fields(id2label={"0": "GOOD", "1": "GOOD"}),
+        "an unknown family": lambda: with_fields(model_type="no-such-model"),
+    }
+    breaks[what]()
 
 
 BROKEN: list[tuple[str, type[CommandError], str]] = [

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from command import BadInput, BadUsage, CommandError, Unavailable
-from export.commands import export, main
+from export.commands import Quantization, export, main
 from export.gate import judge, lower_bound
 from export.texts import SHIPPED, Labelled, read_texts, without
 from graphs.canonical import split
@@ -152,8 +152,7 @@ def test_int8_is_served_in_no_lower_precision_than_its_gate_was_passed_in(
         str(checkpoint),
         tmp_path / "artifact",
         variants=["cpu-fp32", "cpu-int8"],
-        calibration=calibration,
-        gate=gate,
+        quantization=Quantization(calibration, gate),
     )
     agreement = manifest.variants["cpu-int8"].gate.agreement
     assert agreement is not None
@@ -193,7 +192,7 @@ def test_twins_have_one_int8_digest_whatever_their_weights_and_texts(tmp_path: P
             str(write_checkpoint(tmp_path / f"c{seed}", seed=seed)),
             tmp_path / f"a{seed}",
             variants=["cpu-fp32", "cpu-int8"],
-            calibration=calibration,
+            quantization=Quantization(calibration),
         )
         held = manifest.variants["cpu-int8"]
         digests.add((held.encoder_digest, held.head_digest, held.weight_bytes))
