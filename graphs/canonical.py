@@ -175,39 +175,53 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     The head is everything whose name lies outside the encoder's scope, the pooler, and
     what follows them. Raises GraphError if more than one value crosses the cut.
     """
-    scopes = Counter(_scope(node) for node in graph.nodes if _scope(node))
+    scopes = Counter(scope for node in graph.nodes if (scope := _scope(node)))
     if not scopes:
         raise GraphError(
             "The graph's nodes carry no module names, so encoder and head cannot be told apart."
         )
-    encoder_scope = scopes.most_common(1)[0][0]
-    head: set[int] = set()
-    for i, node in enumerate(graph.nodes):
-        scope = _scope(node)
-        outside = scope is not None and (
-            scope != encoder_scope or node.name.startswith(f"/{scope}/pooler/")
-        )
-        if outside or any(
-            isinstance(value, Output) and value.node in head for value in node.inputs
-        ):
-            head.add(i)
+    encoder_scope, _ = scopes.most_common(1)[0]
+    head = _head_nodes(graph, encoder_scope)
     _give_to_head_what_only_it_uses(graph, head)
-    crossing = {
-        value
-        for i in head
-        for value in graph.nodes[i].inputs
-        if not isinstance(value, Leaf | None)
-        and not (isinstance(value, Output) and value.node in head)
-    }
-    if len(crossing) != 1 or not isinstance(cut := next(iter(crossing)), Output):
+    crossing = _crossing_values(graph, head)
+    hidden_state = next(iter(crossing), None)
+    if len(crossing) != 1 or not isinstance(hidden_state, Output):
         raise GraphError(
             f"{len(crossing)} values cross from encoder to head; one, the last hidden state, is"
             " expected."
         )
-    encoder = _part(
-        graph, [i for i in range(len(graph.nodes)) if i not in head], graph.inputs, (cut,), {}
-    )
-    return encoder, _part(graph, sorted(head), ("hidden state",), graph.outputs, {cut: Input(0)})
+    encoder_nodes = [i for i in range(len(graph.nodes)) if i not in head]
+    encoder = _part(graph, encoder_nodes, graph.inputs, (hidden_state,), {})
+    input_of_head: dict[Value, Value] = {hidden_state: Input(0)}
+    return encoder, _part(graph, sorted(head), ("hidden state",), graph.outputs, input_of_head)
+
+
+def _head_nodes(graph: Graph, encoder_scope: str) -> set[int]:
+    """Return the nodes outside the encoder's scope, those of its pooler, and all that follow."""
+    head: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        scope = _scope(node)
+        is_outside = scope is not None and scope != encoder_scope
+        is_pooler = scope is not None and node.name.startswith(f"/{scope}/pooler/")
+        if is_outside or is_pooler or _follows(node, head):
+            head.add(i)
+    return head
+
+
+def _follows(node: Node, head: set[int]) -> bool:
+    return any(isinstance(value, Output) and value.node in head for value in node.inputs)
+
+
+def _crossing_values(graph: Graph, head: set[int]) -> set[Value]:
+    """Return the values that the head reads and does not compute, constants left out."""
+    crossing: set[Value] = set()
+    for i in head:
+        for value in graph.nodes[i].inputs:
+            is_constant = isinstance(value, Leaf | None)
+            is_of_head = isinstance(value, Output) and value.node in head
+            if not is_constant and not is_of_head:
+                crossing.add(value)
+    return crossing
 
 
 def _give_to_head_what_only_it_uses(graph: Graph, head: set[int]) -> None:

@@ -344,45 +344,12 @@ def _check(plan: Plan) -> None:
 
 
 def _check_arms(plan: Plan) -> None:
-    twice: tuple[Role, ...] = ("reference", "candidate")
-    for role in twice:
-        if len(plan.indices(role)) != 2:
-            raise BadInput(
-                f"{plan.path}: {len(plan.indices(role))} arms are {role}; each is loaded twice."
-            )
-        if (
-            len(
-                {
-                    (plan.arms[i].artifact, plan.arms[i].model, plan.arms[i].dialect)
-                    for i in plan.indices(role)
-                }
-            )
-            > 1
-        ):
-            raise BadInput(
-                f"{plan.path}: the two arms that are {role} name different artifacts, models or"
-                " dialects; they are two loads of one."
-            )
+    copied_roles: tuple[Role, ...] = ("reference", "candidate")
+    for role in copied_roles:
+        _check_pair(plan, role)
     copies = [arm for arm in plan.arms if arm.role != "delayed"]
     for arm in copies:
-        if arm.artifact is None and arm.url is None:
-            raise BadInput(
-                f"{plan.path}: arm {arm.name!r} needs an artifact to start or a url to call."
-            )
-        if arm.artifact and arm.model:
-            raise BadInput(
-                f"{plan.path}: arm {arm.name!r} names a model beside its artifact; what a run"
-                " starts is asked for by the arm's own name."
-            )
-        if "{model}" in DIALECTS[arm.dialect].path and not arm.model:
-            raise BadInput(
-                f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}, whose path needs a model."
-            )
-        if arm.url is None and arm.dialect != "drbert":
-            raise BadInput(
-                f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; the server that a run starts"
-                " speaks drbert."
-            )
+        _check_arm(plan.path, arm)
     if len({arm.artifact is None for arm in copies}) > 1:
         raise BadInput(
             f"{plan.path}: some arms name an artifact and some none; either the run starts all of"
@@ -390,6 +357,37 @@ def _check_arms(plan: Plan) -> None:
         )
     if plan.instances:
         _check_instances(plan, copies)
+
+
+def _check_pair(plan: Plan, role: Role) -> None:
+    """Raise BadInput unless two arms have the role, and both load the same model."""
+    arms = [plan.arms[i] for i in plan.indices(role)]
+    if len(arms) != 2:
+        raise BadInput(f"{plan.path}: {len(arms)} arms are {role}; each is loaded twice.")
+    models = {(arm.artifact, arm.model, arm.dialect) for arm in arms}
+    if len(models) > 1:
+        raise BadInput(
+            f"{plan.path}: the two arms that are {role} name different artifacts, models or"
+            " dialects; they are two loads of one."
+        )
+
+
+def _check_arm(path: Path, arm: Arm) -> None:
+    """Raise BadInput unless the arm says what to start or whom to call, and how it is asked."""
+    if arm.artifact is None and arm.url is None:
+        raise BadInput(f"{path}: arm {arm.name!r} needs an artifact to start or a url to call.")
+    if arm.artifact and arm.model:
+        raise BadInput(
+            f"{path}: arm {arm.name!r} names a model beside its artifact; what a run"
+            " starts is asked for by the arm's own name."
+        )
+    if "{model}" in DIALECTS[arm.dialect].path and not arm.model:
+        raise BadInput(f"{path}: arm {arm.name!r} speaks {arm.dialect}, whose path needs a model.")
+    if arm.url is None and arm.dialect != "drbert":
+        raise BadInput(
+            f"{path}: arm {arm.name!r} speaks {arm.dialect}; the server that a run starts"
+            " speaks drbert."
+        )
 
 
 def _check_instances(plan: Plan, copies: list[Arm]) -> None:

@@ -340,35 +340,14 @@ def conclusion(tasks: Sequence[Task], reference: str, finetuned: Sequence[Record
     Bonferroni over the designs that are judged. Encoders are compared over the fine-tuning seeds
     that all of them have on every task; one that has none yet is left out.
     """
-    complete = {
-        encoder: set.intersection(
-            *({run["seed"] for run in _of(finetuned, encoder, task)} for task in tasks)
-        )
-        for encoder in dict.fromkeys((r["design"], r["pretraining_seed"]) for r in finetuned)
-    }
-    seeds = (
-        set.intersection(*(found for found in complete.values() if found))
-        if any(complete.values())
-        else set()
-    )
-    means: dict[str, list[float]] = {}
-    for encoder, found in complete.items():
-        if found and seeds:
-            each = [
-                run["measures"][task.metrics[0]]
-                for task in tasks
-                for run in _of(finetuned, encoder, task)
-                if run["seed"] in seeds
-            ]
-            means.setdefault(encoder[0], []).append(float(np.mean(each)))
+    seeds, means = _means_by_design(tasks, finetuned)
     again = {design: values for design, values in means.items() if len(values) > 1}
     freedom = sum(len(values) - 1 for values in again.values())
     judged = sorted(design for design in means if design != reference)
     if reference not in means or not freedom or not judged:
         return ["Too little is done to say what a design is worth."]
-    spread = math.sqrt(
-        sum(np.var(values, ddof=1) * (len(values) - 1) for values in again.values()) / freedom
-    )
+    squares = sum(np.var(values, ddof=1) * (len(values) - 1) for values in again.values())
+    spread = math.sqrt(squares / freedom)
     quantile = float(stats.t.ppf(1 - 0.05 / (2 * len(judged)), freedom))
     lines = [
         (
@@ -387,18 +366,43 @@ def conclusion(tasks: Sequence[Task], reference: str, finetuned: Sequence[Record
     for design in judged:
         difference = float(np.mean(means[design]) - np.mean(base))
         margin = quantile * spread * math.sqrt(1 / len(means[design]) + 1 / len(base))
-        said = (
-            "no difference can be told"
-            if abs(difference) <= margin
-            else "better"
-            if difference > 0
-            else "worse"
-        )
+        if abs(difference) <= margin:
+            verdict = "no difference can be told"
+        else:
+            verdict = "better" if difference > 0 else "worse"
         lines.append(
             f"- `{design}` against `{reference}`: {difference:+.4f} ({difference - margin:+.4f} to"
-            f" {difference + margin:+.4f}): {said}."
+            f" {difference + margin:+.4f}): {verdict}."
         )
     return lines
+
+
+def _means_by_design(
+    tasks: Sequence[Task], finetuned: Sequence[Record]
+) -> tuple[set[int], dict[str, list[float]]]:
+    """Return the fine-tuning seeds that all encoders have, and each design's means over them.
+
+    A mean is of one encoder, over the tasks' first metrics. An encoder without a seed that it has
+    on every task is left out.
+    """
+    common: dict[tuple[str, int], set[int]] = {}
+    for encoder in dict.fromkeys((run["design"], run["pretraining_seed"]) for run in finetuned):
+        by_task = [{run["seed"] for run in _of(finetuned, encoder, task)} for task in tasks]
+        if seeds_of_all_tasks := set.intersection(*by_task):
+            common[encoder] = seeds_of_all_tasks
+    if not common:
+        return set(), {}
+    seeds = set.intersection(*common.values())
+    means: dict[str, list[float]] = {}
+    for encoder in common if seeds else ():
+        scores = [
+            run["measures"][task.metrics[0]]
+            for task in tasks
+            for run in _of(finetuned, encoder, task)
+            if run["seed"] in seeds
+        ]
+        means.setdefault(encoder[0], []).append(float(np.mean(scores)))
+    return seeds, means
 
 
 def draw(pretrained: Sequence[Record], out: Path) -> None:

@@ -108,7 +108,7 @@ class OpenInference:
         known_fields(
             values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
         )
-        # KServe's client says both again in the body.
+        # KServe's client repeats the path's model and version in the body.
         if values.get("model_name") not in (None, called.model):
             raise InvalidInput(
                 f"model_name is {str(values['model_name'])[:64]!r}, and the path names"
@@ -116,43 +116,13 @@ class OpenInference:
                 param="model_name",
             )
         check_version(values.get("model_version"))
-        tensors = values.get("inputs")
-        if (
-            not isinstance(tensors, list)
-            or not tensors
-            or not all(isinstance(tensor, dict) for tensor in tensors)
-        ):
-            raise InvalidInput("inputs must be a list of tensors.", param="inputs")
-        # One tensor may have any name, as clients of other servers give it.
-        names = INPUTS[:1] if len(tensors) == 1 else [tensor.get("name") for tensor in tensors]
-        if (
-            not all(isinstance(name, str) for name in names)
-            or not {INPUTS[0]} <= set(names) <= set(INPUTS)
-            or len(set(names)) < len(tensors)
-        ):
-            raise InvalidInput(
-                f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs"
-            )
-        texts = {}
-        for name, tensor in zip(names, tensors, strict=True):
-            texts[name], binary = _strings(name, tensor, binary)
+        texts = _texts_by_input(values.get("inputs"), binary)
         called.kept["outputs"] = _wanted(values)
-        firsts, seconds = texts[INPUTS[0]], texts.get(INPUTS[1])
-        if seconds is not None and len(seconds) != len(firsts):
-            raise InvalidInput(
-                f"{INPUTS[1]} holds {len(seconds)} texts and {INPUTS[0]} {len(firsts)}.",
-                param=INPUTS[1],
-            )
-        pairs = (
-            firsts
-            if seconds is None
-            else [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=True)]
-        )
         if not isinstance(values.get("id"), str | None):
             raise InvalidInput("id must be a text.", param="id")
         return read_values(
             {
-                "input": pairs,
+                "input": _texts_or_pairs(texts[INPUTS[0]], texts.get(INPUTS[1])),
                 "model": called.model,
                 "request_id": values.get("id") or None,
                 "activation": asked_activation(values),
@@ -230,6 +200,41 @@ def _parts(called: Called, limits: Limits) -> tuple[dict[str, Any], bytes]:
     ):
         raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
     return read_object(called.body[: int(declared)], limits), called.body[int(declared) :]
+
+
+def _texts_by_input(tensors: object, binary: bytes) -> dict[str, list[str]]:
+    """Return the texts of each input tensor; `binary` are the bytes behind the JSON.
+
+    InvalidInput unless there is the tensor of texts, alone or with that of the pairs' second
+    halves.
+    """
+    if not isinstance(tensors, list) or not tensors:
+        raise InvalidInput("inputs must be a list of tensors.", param="inputs")
+    if not all(isinstance(tensor, dict) for tensor in tensors):
+        raise InvalidInput("inputs must be a list of tensors.", param="inputs")
+    names = [tensor.get("name") for tensor in tensors]
+    if len(tensors) == 1:
+        # A single tensor may have any name, as clients of other servers name it.
+        names = [INPUTS[0]]
+    if names not in ([INPUTS[0]], [*INPUTS], [*reversed(INPUTS)]):
+        raise InvalidInput(
+            f"inputs must be the tensor {INPUTS[0]}, and {INPUTS[1]} for pairs.", param="inputs"
+        )
+    texts = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        texts[name], binary = _strings(name, tensor, binary)
+    return texts
+
+
+def _texts_or_pairs(texts: list[str], pairs: list[str] | None) -> list[Any]:
+    """Return what our own request calls input; InvalidInput if a text has no second half."""
+    if pairs is None:
+        return texts
+    if len(pairs) != len(texts):
+        raise InvalidInput(
+            f"{INPUTS[1]} holds {len(pairs)} texts and {INPUTS[0]} {len(texts)}.", param=INPUTS[1]
+        )
+    return [{"text": text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
 
 
 def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
