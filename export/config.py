@@ -289,18 +289,8 @@ def _modernbert_of_4(path: Path, described: dict[str, Any]) -> dict[str, Any]:
             )
     layers = described.pop("layer_types", None)
     if layers is not None:
-        every = next(
-            (
-                n
-                for n in range(1, len(layers) + 1)
-                if layers
-                == [
-                    "full_attention" if place % n == 0 else "sliding_attention"
-                    for place in range(len(layers))
-                ]
-            ),
-            None,
-        )
+        periods = range(1, len(layers) + 1)
+        every = next((n for n in periods if layers == _layer_types(n, len(layers))), None)
         if every is None:
             raise BadInput(
                 f"{path}: layer_types does not have full_attention in every n-th layer, beginning"
@@ -308,6 +298,11 @@ def _modernbert_of_4(path: Path, described: dict[str, Any]) -> dict[str, Any]:
             )
         described["global_attn_every_n_layers"] = every
     return described
+
+
+def _layer_types(every: int, layers: int) -> list[str]:
+    """Return ModernBERT's layer types with full attention in every so many-th layer."""
+    return ["sliding_attention" if place % every else "full_attention" for place in range(layers)]
 
 
 def _rope_of_4(

@@ -113,12 +113,14 @@ class Graph:
     def digest(self) -> str:
         order = self._walk()
         number = {node: i for i, node in enumerate(order)}
-        lines = [
-            [n.operator, n.attributes, [_describe(v, number) for v in n.inputs], n.outputs]
-            for n in (self.nodes[i] for i in order)
-        ]
+        lines = []
+        for i in order:
+            node = self.nodes[i]
+            inputs = [_describe(value, number) for value in node.inputs]
+            lines.append([node.operator, node.attributes, inputs, node.outputs])
+        outputs = [_describe(value, number) for value in self.outputs]
         unused = sorted(self.hashes[i] for i in range(len(self.nodes)) if i not in number)
-        return _hash([self.inputs, lines, [_describe(v, number) for v in self.outputs], unused])
+        return _hash([self.inputs, lines, outputs, unused])
 
     def _walk(self) -> list[int]:
         """Nodes as a depth-first walk from the outputs completes them."""
@@ -208,8 +210,9 @@ def _head_nodes(graph: Graph, encoder_scope: str) -> set[int]:
     return head
 
 
-def _follows(node: Node, head: set[int]) -> bool:
-    return any(isinstance(value, Output) and value.node in head for value in node.inputs)
+def _follows(node: Node, others: set[int]) -> bool:
+    """Return whether a node reads an output of one of the others."""
+    return any(isinstance(value, Output) and value.node in others for value in node.inputs)
 
 
 def _crossing_values(graph: Graph, head: set[int]) -> set[Value]:
@@ -255,11 +258,12 @@ def _part(
             return replaced[value]
         return Output(new[value.node], value.place) if isinstance(value, Output) else value
 
-    nodes = tuple(
-        Node(n.operator, n.attributes, tuple(map(moved, n.inputs)), n.outputs, n.name)
-        for n in (graph.nodes[old] for old in new)
-    )
-    return Graph(inputs, nodes, tuple(map(moved, outputs)))
+    nodes = []
+    for old in new:
+        node = graph.nodes[old]
+        moved_inputs = tuple(map(moved, node.inputs))
+        nodes.append(Node(node.operator, node.attributes, moved_inputs, node.outputs, node.name))
+    return Graph(inputs, tuple(nodes), tuple(map(moved, outputs)))
 
 
 def first_differences(a: Graph, b: Graph, most: int = 5) -> list[tuple[Node | None, Node | None]]:
@@ -275,13 +279,8 @@ def first_differences(a: Graph, b: Graph, most: int = 5) -> list[tuple[Node | No
 
 def _roots(graph: Graph, known: set[str]) -> list[Node]:
     unknown = {i for i, digest in enumerate(graph.hashes) if digest not in known}
-    return [
-        graph.nodes[i]
-        for i in sorted(unknown)
-        if not any(
-            isinstance(value, Output) and value.node in unknown for value in graph.nodes[i].inputs
-        )
-    ]
+    nodes = [graph.nodes[i] for i in sorted(unknown)]
+    return [node for node in nodes if not _follows(node, unknown)]
 
 
 def layers_only_in(b: Graph, a: Graph) -> list[str]:

@@ -296,12 +296,11 @@ class Batcher:
         """For how long the oldest batch that the model was given has been with it; 0 if there is
         none.
         """
-        begun = [
-            begun
-            for begun in (self._starting_ns, *(run.started_ns for run in list(self._running)))
-            if begun is not None
-        ]
-        return (time.monotonic_ns() - min(begun)) / 1e9 if begun else 0.0
+        starts_ns = [run.started_ns for run in list(self._running)]
+        starting_ns = self._starting_ns
+        if starting_ns is not None:
+            starts_ns.append(starting_ns)
+        return (time.monotonic_ns() - min(starts_ns)) / 1e9 if starts_ns else 0.0
 
     async def close(self, timeout_s: float) -> bool:
         """Refuses new items, finishes the accepted ones, and says whether it could in time.

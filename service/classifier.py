@@ -300,15 +300,14 @@ class Classifier:
                 list(range(first, min(first + size, len(tokens))))
                 for first in range(0, len(tokens), size)
             ]
-        found, left = [], list(range(len(tokens)))
-        while left:
-            chosen = [
-                left[place] for place in self.packing.choose([tokens[place] for place in left])
-            ]
-            found.append(chosen)
-            gone = set(chosen)
-            left = [place for place in left if place not in gone]
-        return found
+        batches, waiting = [], list(range(len(tokens)))
+        while waiting:
+            lengths = [tokens[place] for place in waiting]
+            batch = [waiting[place] for place in self.packing.choose(lengths)]
+            batches.append(batch)
+            in_batch = set(batch)
+            waiting = [place for place in waiting if place not in in_batch]
+        return batches
 
     def padded_length(self, tokens: int) -> int:
         """How long a text of so many tokens is made; only a model that ignores padding gets any."""

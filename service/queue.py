@@ -328,10 +328,8 @@ class Queue:
         packing = candidates[0].model.packing
         if packing is None:
             return self._nearest(candidates, limits)
-        return [
-            candidates[place]
-            for place in packing.choose([entry.item.tokens for entry in candidates], limits.tokens)
-        ]
+        lengths = [entry.item.tokens for entry in candidates]
+        return [candidates[place] for place in packing.choose(lengths, limits.tokens)]
 
     @staticmethod
     def _nearest(alike: Sequence[Entry], limits: BatchLimits) -> list[Entry]:

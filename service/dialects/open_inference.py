@@ -370,11 +370,9 @@ def _tensor(
     output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
     if not parameters["binary_data"]:
         return output | {"data": data}, b""
-    packed = (
-        b"".join(
-            struct.pack("<I", len(text)) + text for text in (str(one).encode() for one in data)
-        )
-        if datatype == "BYTES"
-        else np.array(data, "<f4").tobytes()
-    )
+    if datatype == "BYTES":
+        texts = [str(value).encode() for value in data]
+        packed = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    else:
+        packed = np.array(data, "<f4").tobytes()
     return output | {"parameters": {"binary_data_size": len(packed)}}, packed
