@@ -8,11 +8,5 @@ from __future__ import annotations
 
 from command import finish
 
-
-def run() -> None:
-    """The console script drbert-bench."""
-    finish("benchmarks.commands:main")
-
-
 if __name__ == "__main__":
-    run()
+    finish("benchmarks.commands:main")

@@ -36,6 +36,9 @@ from gevent import monkey
 from gevent.pool import Group
 from locust import User, events, task
 
+# Locust puts the working directory first, and a folder named proof or service there is not ours.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
 from proof.dialects import DIALECTS, headers_from, tokens_of
 from proof.evidence import Row, RowFile

@@ -83,6 +83,7 @@ def server(
     arms = [plan.arms[i] for i in order]
     command = [
         sys.executable,
+        "-P",  # a folder named service where the run is started is not ours
         "-m",
         "service",
         *(f"{arm.name}={arm.artifact}" for arm in arms),
@@ -157,6 +158,7 @@ def generate(
     loadtests = Path(__file__).parent.parent / "loadtests"
     command = [
         sys.executable,
+        "-P",
         "-m",
         "locust",
         "-f",
