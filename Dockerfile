@@ -81,8 +81,8 @@ RUN python3 requirements.py proof,loadtests > requirements.txt \
 
 
 FROM code AS proof-code
-# Locust's file and its texts are looked for beside the package that starts it.
-RUN mv loadtests examples /code/lib/python3*/site-packages/
+# The load generator looks for the example texts next to its own package.
+RUN mv examples /code/lib/python3*/site-packages/
 
 
 FROM python AS proof
