@@ -552,7 +552,26 @@ def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
             f" {FEWEST_TOKENS} to {MOST_TOKENS:,} can be served. Say in model_max_length how many"
             " it was trained with."
         )
+    _check_attention(checkpoint, config, most)
     return most
+
+
+def _check_attention(checkpoint: Checkpoint, config: Any, most: int) -> None:
+    """Raise BadInput for a BigBird whose attention is another one for texts that it may get.
+
+    Its code looks at a text's length, and at what it has seen before: after one short text it
+    attends to everything, whatever comes. A graph has one of both.
+    """
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return
+    longest = (5 + 2 * config.num_random_blocks) * config.block_size
+    if most > longest:
+        raise BadInput(
+            f"{checkpoint.directory / 'config.json'}: attention_type is block_sparse, which a"
+            f" {config.model_type} uses for texts of more than {longest} tokens, and this one reads"
+            f" {most:,}. Say original_full to attend to everything, or {longest} in"
+            " model_max_length."
+        )
 
 
 def _graph_inputs(path: Path) -> list[str]:

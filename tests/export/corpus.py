@@ -878,6 +878,19 @@ ROWS = [
         versions=("5",),
     ),
     quirk(
+        "BigBird with sparse attention, for short texts",
+        family="BigBird",
+        attention_type="block_sparse",
+    ),
+    quirk(
+        "BigBird with sparse attention",
+        tokenizer_config(model_max_length=1024),
+        family="BigBird",
+        attention_type="block_sparse",
+        max_position_embeddings=1024,
+        refused="attention_type is block_sparse",
+    ),
+    quirk(
         "no limit of tokens anywhere",
         tokenizer_config(model_max_length=10**30),
         family="XLNet",
