@@ -352,7 +352,7 @@ def _export(family: Family, place: Path, seed: int, variants: Sequence[str]) -> 
 def markdown(outcomes: Sequence[Outcome], command: str) -> str:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
-        for name in ("torch", "transformers", "optimum", "onnx", "openvino")
+        for name in ("torch", "transformers", "onnx", "openvino")
     )
     rows = [
         f"| {o.family.name} | {o.family.expected}: {o.family.why} |"
