@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     refused with 413. By default only the other limits hold.
     """
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1)
+    """Bytes a request's body may hold; more are refused with 413."""
     max_bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Bytes that the bodies of all requests may hold together while they are read and answered; one
     more is refused with 429.
@@ -123,6 +124,7 @@ class Settings(BaseSettings):
     DRBERT_ADMIN_KEYS_FILE too.
     """
     admin_keys_file: Path | None = None
+    """A file of keys for the second port, one a line, in the form of DRBERT_API_KEYS_FILE."""
     admin_load_timeout_s: float = Field(default=600.0, gt=0)
     """How long a model may take to load on the second port; then it is given up. TensorRT builds
     engines for minutes.
@@ -130,8 +132,11 @@ class Settings(BaseSettings):
     metrics: Literal["service", "admin"] = "service"
     """On which port /metrics is answered."""
     tls_certificate: Path | None = None
+    """The certificate and those that vouch for it, in PEM form; takes DRBERT_TLS_KEY too."""
     tls_key: Path | None = None
-    """Files in PEM form; both or neither. Requests then come by https, to the second port too."""
+    """The certificate's private key, in PEM form. With both, requests come by https, to the second
+    port too.
+    """
     cors_origins: str = ""
     """Origins whose pages may call the service from a browser, commas in between; none by default.
     """
@@ -140,6 +145,7 @@ class Settings(BaseSettings):
     variables.
     """
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe lines that are logged."""
 
 
 def read_settings(host: str = "127.0.0.1") -> Settings:

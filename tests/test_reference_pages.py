@@ -1,0 +1,34 @@
+"""The generated pages of docs/ are those of the code as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+from tests.reference_pages import (
+    CONFIGURATION,
+    METRICS,
+    configuration_page,
+    field_descriptions,
+    metrics_page,
+)
+
+
+def test_every_setting_has_a_description() -> None:
+    assert field_descriptions(Settings).keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "page"), [(CONFIGURATION, configuration_page), (METRICS, metrics_page)], ids=str
+)
+def test_a_generated_page_is_up_to_date(path: Path, page: object) -> None:
+    assert callable(page)
+    assert path.read_text(encoding="utf-8") == page(), "python -m tests.reference_pages writes it"
+
+
+def test_the_index_names_every_page() -> None:
+    index = Path("docs/README.md").read_text(encoding="utf-8")
+    pages = [path.name for path in Path("docs").glob("*.md") if path.name != "README.md"]
+    assert [page for page in pages if f"]({page})" not in index] == []
