@@ -4,6 +4,7 @@
 #   make demo      export the example twins, serve them, classify a sentence, prove that they are equally fast
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
+#   make quick     the tests that need no torch and start no process, in two minutes
 #   make check     ruff (format and rules) and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
@@ -24,7 +25,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install demo serve test quick clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -95,6 +96,9 @@ clients: install
 
 test: install .venv/.debian .venv/.grafana .venv/.sbom .venv/.transformers5
 	$(BIN)/python -m pytest
+
+quick: install
+	$(BIN)/python -m pytest --quick -q
 
 check: install
 	$(BIN)/ruff format --check .
