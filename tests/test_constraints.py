@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -138,11 +139,20 @@ def test_whatever_installs_packages_holds_them_to_their_hashes(path: str) -> Non
         assert bool(hashed) != bool(local) or "torch==2.13.0" in step, step
 
 
-def test_the_example_for_ci_names_actions_by_commit() -> None:
-    used = re.findall(r"uses: (\S+)(.*)", Path("examples/ci/verify-claim.yml").read_text())
+@pytest.mark.parametrize("path", ["examples/ci/verify-claim.yml", ".github/workflows/check.yml"])
+def test_a_workflow_names_actions_by_commit(path: str) -> None:
+    used = re.findall(r"uses: (\S+)(.*)", Path(path).read_text())
     assert used
     for action, comment in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), (
             f"{action} names a tag, which moves"
         )
         assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), f"{action} does not say its release"
+
+
+def test_our_own_workflow_only_calls_make_and_may_write_nothing() -> None:
+    workflow = yaml.safe_load(Path(".github/workflows/check.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    [job] = workflow["jobs"].values()
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert steps == ["make check", "make test"]
