@@ -3,7 +3,7 @@ How every command of this project ends: with a line that names the remedy, and a
 means one thing.
 
     64 usage · 65 bad input · 69 something needed is not there · 70 a bug · 130 interrupted · 141
-    broken pipe
+        broken pipe
 
 The codes are those of BSD's sysexits.h. 0, 1 and 2 belong to verdicts alone, so nothing
 here ever ends with 1 or 2. Every room may import this file; it imports none of them.

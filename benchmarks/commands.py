@@ -3,25 +3,32 @@ The benchmarks, by name: each is a module of this room with a main of its own.
 
     python -m benchmarks all --short                       the seven that follow, in ten minutes
     python -m benchmarks roofline                          the engine by what the processor can
-    multiply python -m benchmarks startup                           from a process' start to its
-    first answer, and its memory python -m benchmarks memory                            what it
-    grows by once every shape was met python -m benchmarks batching                          the
-    batcher's choices beside others python -m benchmarks convbert
-    ConvBERT's engine time by BERT's python -m benchmarks overhead                          what
-    HTTP, queue and answer add to the engine python -m benchmarks peers
-    ours beside other servers of the same classifier
+                                                           multiply
+    python -m benchmarks startup                           from a process' start to its first
+                                                           answer, and its memory
+    python -m benchmarks memory                            what it grows by once every shape was met
+    python -m benchmarks batching                          the batcher's choices beside others
+    python -m benchmarks convbert                          ConvBERT's engine time by BERT's
+    python -m benchmarks overhead                          what HTTP, queue and answer add to the
+                                                           engine
+    python -m benchmarks peers                             ours beside other servers of the same
+                                                           classifier
 
     python -m benchmarks gpu                               all of it on an NVIDIA GPU, in stages
 
     python -m benchmarks families                          which families do BERT's work, and which
-    do not python -m benchmarks minilm --data DIR                 what int8 does to a real
-    checkpoint, in 8 and in 7 bits python -m benchmarks judge                             is the
-    judge right as often as it says? python -m benchmarks delays PLAN                       are
-    delays of known size, added by a proxy, read as what they are? python -m benchmarks random_twins
-    artifacts/random-base   two classifiers of BERT-base's size, exported: twins for a proof python
-    -m benchmarks training --data DIR               pretraining steps by their matrix products, and
-    designs by none python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an
-    artifact, in its weights and on real texts
+                                                           do not
+    python -m benchmarks minilm --data DIR                 what int8 does to a real checkpoint, in 8
+                                                           and in 7 bits
+    python -m benchmarks judge                             is the judge right as often as it says?
+    python -m benchmarks delays PLAN                       are delays of known size, added by a
+                                                           proxy, read as what they are?
+    python -m benchmarks random_twins artifacts/random-base   two classifiers of BERT-base's size,
+                                                              exported: twins for a proof
+    python -m benchmarks training --data DIR               pretraining steps by their matrix
+                                                           products, and designs by none
+    python -m benchmarks subnormals artifacts/bert ...     the slow numbers of an artifact, in its
+                                                           weights and on real texts
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ its own.
     open loop     requests at random times (Poisson), each timed from when it was due
 
     echo '{"port": 8000, "path": "/classify", "bodies": ["{\\"input\\": \\"good\\"}"],
-    "connections": 8, "seconds": 5}' | python -m benchmarks.generator
+        "connections": 8, "seconds": 5}' | python -m benchmarks.generator
 
 HTTP/1.1 over kept connections, and nothing else of it: what the generator needs of a processor is
 said with the result.

@@ -2,9 +2,11 @@
 Is the judge right as often as it says? Runs whose truth is known, simulated and real.
 
     python -m benchmarks judge                                simulated runs: wrong "equivalent" on
-    the margin, right ones at ratio 1 python -m benchmarks judge --evidence evidence/<A/A run>  real
-    noise: one side of an A/A run multiplied by exactly 1 + margin python -m benchmarks judge
-    --large                        how long a run of 12 million rows takes to judge
+                                                              the margin, right ones at ratio 1
+    python -m benchmarks judge --evidence evidence/<A/A run>  real noise: one side of an A/A run
+                                                              multiplied by exactly 1 + margin
+    python -m benchmarks judge --large                        how long a run of 12 million rows
+                                                              takes to judge
 
 `--out FILE.md` writes the table, and a plot beside it.
 """

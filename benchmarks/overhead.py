@@ -2,8 +2,9 @@
 What HTTP, queue and answer add to the engine: one connection, saturated, half loaded, and with a
 model that does nothing.
 
-    python -m benchmarks overhead [--short] [--texts FILE] [--out FILE] python -m benchmarks
-    overhead --before CHECKOUT    what has changed since another checkout of this repository
+    python -m benchmarks overhead [--short] [--texts FILE] [--out FILE]
+    python -m benchmarks overhead --before CHECKOUT    what has changed since another checkout of
+                                                       this repository
 
 `wrk` (Debian: apt-get install wrk) counts the requests of the last, for no Python generator would
 keep up.

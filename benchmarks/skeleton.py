@@ -3,8 +3,9 @@ An artifact without its weights, small enough to be carried anywhere, and grown 
 measured.
 
     strip(artifact, skeleton)   where export is installed: keeps the graphs, and of each large
-    weight its shape, mean and spread grow(skeleton, artifact)    anywhere: draws weights of that
-    kind, and seals a whole artifact with one variant or more
+                                weight its shape, mean and spread
+    grow(skeleton, artifact)    anywhere: draws weights of that kind, and seals a whole artifact
+                                with one variant or more
 
 A graph's time depends on no weight, so random ones are as good; its answers mean nothing.
 """

@@ -1,10 +1,11 @@
 """
 Exports a fine-tuned checkpoint to an artifact that the service can trust.
 
-    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert python -m export
-    examples/checkpoints/drbert-mini-sst2 artifacts/drbert --calibration reviews.txt --gate
-    more-reviews.jsonl python -m export examples/checkpoints/drbert-mini-sst2
-    artifacts/drbert-with-decoder --keep-decoder
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert --calibration
+        reviews.txt --gate more-reviews.jsonl
+    python -m export examples/checkpoints/drbert-mini-sst2 artifacts/drbert-with-decoder
+        --keep-decoder
 
 Drops the pretraining decoder and says what it dropped, compiles the variants, runs each on
 real texts against torch, and writes manifest.json last. Nothing half-written is left behind.

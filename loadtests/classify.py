@@ -2,8 +2,9 @@
 Sends a plan's requests to its arms and appends a row for each.
 
     PLAN=examples/plans/demo.toml locust -f loadtests/ --headless       one restart of a plan
-    against servers that run locust -f loadtests/ --headless --host http://127.0.0.1:8000         a
-    look at one server's first two models
+        against servers that run
+    locust -f loadtests/ --headless --host http://127.0.0.1:8000         a look at one server's
+        first two models
 
 `python -m proof run` starts this once a restart. Locust's own percentiles are rounded to a
 millisecond and more, so the rows are ours; Locust's page shows the arms while they run.

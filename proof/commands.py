@@ -1,16 +1,18 @@
 """
 Proves that a model swap adds no latency, or that it does.
 
-    python -m proof identity artifacts/bert artifacts/drbert      the same work?           0 same, 1
-    different python -m proof capacity PLAN                                 how many texts a second
-    can the reference answer? python -m proof plan evidence/<A/A run> --template PLAN --out PLAN
-    how many restarts does the claim need here? python -m proof run examples/plans/demo.toml
-    the same time?           0 equivalent, 1 not, 2 inconclusive, 3 invalid python -m proof run
-    --resume evidence/<run>                   go on with an interrupted run python -m proof
-    verify-claim A B evidence/<run>               identity and judge: the gate for a pipeline python
-    -m proof judge evidence/<run>                          judge a run again        the same codes
-    python -m proof report evidence/<run>                         write its report again; with
-    --markdown, print a short one
+    python -m proof identity artifacts/bert artifacts/drbert  the same work? 0 same, 1 different
+    python -m proof capacity PLAN                  how many texts a second can the reference answer?
+    python -m proof plan evidence/<A/A run> --template PLAN --out PLAN
+                                                   how many restarts does the claim need here?
+    python -m proof run examples/plans/demo.toml   the same time? 0 equivalent, 1 not,
+                                                   2 inconclusive, 3 invalid
+    python -m proof run --resume evidence/<run>    go on with an interrupted run
+    python -m proof verify-claim A B evidence/<run>
+                                                   identity and judge: the gate for a pipeline
+    python -m proof judge evidence/<run>           judge a run again; the same codes
+    python -m proof report evidence/<run>          write its report again; with --markdown, print a
+                                                   short one
 """
 
 from __future__ import annotations

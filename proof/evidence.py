@@ -2,10 +2,10 @@
 Rows of evidence: appended as they come, sealed once, refused if a byte has changed.
 
     evidence/<run>/  plan.toml pilot.json texts.txt run.json identity.json environment.json
-    written at the start
+        written at the start
                      rows/<restart>.csv  starts.csv                        appended while it runs
                      requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the
-                     end
+                         end
 
 Appending needs the standard library alone; the load generator does nothing else here.
 """

@@ -2,9 +2,10 @@
 Judges a sealed run from its folder alone.
 
     equivalent       every claimed 90 % interval lies inside its margin (not-slower, where that is
-    the claim) not-equivalent   some claimed interval, corrected for their number, lies wholly
-    outside inconclusive     neither; also too few restarts. Never rounded up. invalid          a
-    gate failed: the run could not have shown what it claims
+                     the claim)
+    not-equivalent   some claimed interval, corrected for their number, lies wholly outside
+    inconclusive     neither; also too few restarts. Never rounded up.
+    invalid          a gate failed: the run could not have shown what it claims
 
     check_manifest → audit (rows against plan) → readings → judge_level for each → the worst of them
 """

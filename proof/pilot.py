@@ -2,7 +2,7 @@
 What an A/A run tells about a machine's noise: the numbers that a plan's size rests on.
 
     evidence of a pilot → read_pilot → Pilot: covariance between restarts, noise within, seconds,
-    gain
+        gain
 """
 
 from __future__ import annotations

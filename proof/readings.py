@@ -2,7 +2,7 @@
 A few numbers of each restart: all that a verdict rests on.
 
     rows of a restart → read_restart → restarts.csv (a line a number) → Readings (an array a
-    statistic)
+        statistic)
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """
 Writes report.html: one file, no network, the verdict first and everything it rests on below.
 
-    verdict → levels → differences → restarts → deciles → distributions → along a restart → where
-    the time goes → tables → gates → starts → same work? → where it ran → what it does not prove
+    verdict → levels → differences → restarts → deciles → distributions → along a restart →
+    where the time goes → tables → gates → starts → same work? → where it ran → what it does not
+        prove
 """
 
 from __future__ import annotations

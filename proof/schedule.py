@@ -5,10 +5,11 @@ The load generator walks through it and the judge holds the rows against it, so 
 alike for ever: everything is drawn from NumPy's RandomState, whose stream is frozen (NEP 19).
 
     unloaded     one request in flight, a pause after each answer       warm-up, tuples, closing
-    block mixed        Poisson arrivals, arms interleaved                     warm-up, tuples
+        block
+    mixed        Poisson arrivals, arms interleaved                     warm-up, tuples
     switchback   Poisson arrivals, one arm a slice; the arms of a set replay the same gaps and texts
     capacity     a fixed number in flight, one arm a slice; how many are answered is what is
-    measured
+                 measured
 """
 
 from __future__ import annotations

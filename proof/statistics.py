@@ -60,7 +60,7 @@ def adjusted_contrast(y: Matrix, positions: npt.NDArray[np.int64], contrast: Mat
     of e over the cells loaded at p, and û = e − (arm means of e) − π:
 
         δ = mean_r Σ_a c·y      s² = Σ_r (Σ_a c·û)² / (K − 2)      error = s / √K,  K − 2 degrees of
-        freedom
+            freedom
     """
     restarts = len(y)
     residual = position_residuals(y, positions) @ contrast

@@ -3,9 +3,11 @@ The private port: models are loaded, reloaded and unloaded here while the other 
 answering.
 
     POST   /models/NAME   {"artifact": "/models/reviews-4"}   loads a model, or another one in the
-    place of NAME POST   /models/NAME   {}                                  reads the folder of NAME
-    again POST   /models/NAME   {"default": true}                   answers requests that name no
-    model with NAME DELETE /models/NAME                                       unloads it
+                                                              place of NAME
+    POST   /models/NAME   {}                                  reads the folder of NAME again
+    POST   /models/NAME   {"default": true}                   answers requests that name no model
+                                                              with NAME
+    DELETE /models/NAME                                       unloads it
 
 The change is one assignment: a request is answered by the old model or by the new one, and the old
 one is let go when its last request is answered. What cannot be loaded leaves everything as it was.

@@ -2,7 +2,8 @@
 A classification, from a request's bytes to its answer's, in whatever dialect it is asked for.
 
     connection (body, deadline) → dialect (shape) → encoding (tokens) → batcher.submit (a place or a
-    refusal) → classifier.start (the batcher's thread) → dialect (labels, JSON)
+        refusal)
+    → classifier.start (the batcher's thread) → dialect (labels, JSON)
 
 An ASGI application of its own in front of FastAPI, whose way to a handler costs as much as all of
 this.

@@ -38,8 +38,9 @@ class Histogram(Collector):
     """Series by model, with the upper `bounds` of their buckets, ascending; what is above them is
     counted too.
 
-    queue = Histogram("drbert_queue_duration_seconds", "A text's wait for the model.", (0.001, 0.01,
-    0.1), registry) queue.labels("reviews").observe(0.004)
+        queue = Histogram("drbert_queue_duration_seconds", "A text's wait for the model.", (0.001,
+            0.01, 0.1), registry)
+        queue.labels("reviews").observe(0.004)
     """
 
     def __init__(

@@ -27,8 +27,9 @@ class MixedAttention(ConvBertSelfAttention):  # type: ignore[misc]
     """Self-attention beside a span-based dynamic convolution, on half of the heads each.
 
     SDConv(Q, Ks, V)_i = Σ_j softmax_j(W (Q_i ⊙ Ks_i))_j · V_{i + j − (k+1)/2}     Ks: separable
-    convolution of the input output             = concat(softmax(QKᵀ/√d) V, SDConv(Q, Ks, V'))
-    §3, eq. 5 to 8
+        convolution of the input
+    output             = concat(softmax(QKᵀ/√d) V, SDConv(Q, Ks, V'))              §3, eq. 5 to
+        8
     """
 
     def forward(

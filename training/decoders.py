@@ -4,14 +4,15 @@ away afterwards.
 
 Every design answers one question: which states are the masked words to be predicted from?
 
-    none    the encoder's own                                             BERT, arXiv 1810.04805
-    plain   n more blocks on top                                          RECONSTRUCTION of DrBERT /
-    BPDec, arXiv 2401.15861 gua     … whose first block may look at masked positions only partly
-    RECONSTRUCTION, the same mix     … heard at random, the encoder otherwise
-    RECONSTRUCTION, the same drbert  gua and mix together
-    RECONSTRUCTION, the same emd     the last layer twice, its queries told the absolute place
-    DeBERTa, arXiv 2006.03654 §3.2, as its released code does it mae     masked words left out of
-    the encoder, filled in by n blocks   RECONSTRUCTION of MAE-LM, arXiv 2302.02060
+    none    the encoder's own                                            BERT, arXiv 1810.04805
+    plain   n more blocks on top          RECONSTRUCTION of DrBERT / BPDec, arXiv 2401.15861
+    gua     … whose first block may look at masked positions only partly  RECONSTRUCTION, the same
+    mix     … heard at random, the encoder otherwise                      RECONSTRUCTION, the same
+    drbert  gua and mix together                                          RECONSTRUCTION, the same
+    emd     the last layer twice, its queries told the absolute place     DeBERTa, arXiv 2006.03654
+            §3.2, as its released code does it
+    mae     masked words left out of the encoder, filled in by n blocks   RECONSTRUCTION of MAE-LM,
+            arXiv 2302.02060
 
 DrBERT's formulas and hyper-parameters were not available; the reconstruction follows its abstracts
 and reviews. n, p and q are configuration, none is a paper's number. The blocks are BERT's without
@@ -110,7 +111,7 @@ class EnhancedMaskDecoder(Decoder):
     position.
 
         q_1 = h⁻[S] + position[S];   q_{i+1} = last layer(queries q_i, keys and values h⁻);   h⁻ =
-        the layer before the last
+            the layer before the last
 
     It adds no parameter. BERT knows absolute positions from its input too; in DeBERTa, which does
     not, this is where they enter.

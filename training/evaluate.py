@@ -2,7 +2,7 @@
 Measures a classifier through the running service, where its users meet it.
 
     python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR --url
-    http://127.0.0.1:8000 --model bert
+        http://127.0.0.1:8000 --model bert
 
 The result goes into the checkpoint's evaluation.json and model card.
 """

@@ -3,8 +3,9 @@ Compares pretraining designs: pretrains each at one budget, fine-tunes each on s
 several seeds, and tells of all of it.
 
     python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment
-    --threads 1 python -m training.experiment training/experiments/mini.toml --data DIR --out
-    build/experiment --report training/RESULTS.md
+        --threads 1
+    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment
+        --report training/RESULTS.md
 
 A unit is one pretraining or one fine-tuning. What is done is skipped, what was interrupted goes on,
 and several processes may work on one folder at once: each unit is taken by one of them.

@@ -3,7 +3,7 @@ Fine-tunes a pretrained encoder into a classifier; the pretraining decoder is ca
 untouched.
 
     python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 --data
-    DIR --out DIR
+        DIR --out DIR
 
 The loop is transformers' Trainer. The last epoch is kept, whatever the development set says of
 it, so what is reported there was not selected on it.

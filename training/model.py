@@ -2,8 +2,9 @@
 The models that are pretrained: an encoder, what stands on it during pretraining, and the loss.
 
     MaskedLanguageModel      an encoder, a decoder design, a tied output layer             BERT,
-    arXiv 1810.04805 ReplacedTokenDetector    an encoder that tells a small generator's words from
-    real ones    ELECTRA, arXiv 2003.10555
+        arXiv 1810.04805
+    ReplacedTokenDetector    an encoder that tells a small generator's words from real ones
+        ELECTRA, arXiv 2003.10555
 
 Parameter names are Hugging Face's (bert.*, cls.predictions.*, …) and pretraining_decoder.layer.*,
 so a saved state dict is a Hugging Face checkpoint with the decoder beside it.
@@ -111,7 +112,7 @@ class ReplacedTokenDetector(nn.Module):
     """A generator fills the masks in, the encoder says of every token whether it was replaced.
 
         loss = cross-entropy of the generator at the masks + λ · mean binary cross-entropy of the
-        detector at all tokens
+            detector at all tokens
 
     The generator is as deep as the encoder and narrower, of its family and on its embeddings; its
     words are drawn from its distribution, and no gradient flows through the draw.

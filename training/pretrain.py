@@ -3,9 +3,11 @@ Pretrains an encoder by masked language modelling or replaced-token detection, w
 decoder that is thrown away later.
 
     python -m training.pretrain training/configs/bert-mini.toml --data DIR --out
-    build/training/bert-mini python -m training.pretrain training/configs/drbert-mini.toml --data
-    DIR --out build/training/drbert-mini accelerate launch --num_processes 8 -m training.pretrain
-    CONFIG --data DIR --out DIR    # several GPUs, or hosts
+        build/training/bert-mini
+    python -m training.pretrain training/configs/drbert-mini.toml --data DIR --out
+        build/training/drbert-mini
+    accelerate launch --num_processes 8 -m training.pretrain CONFIG --data DIR --out DIR    #
+        several GPUs, or hosts
 
 One loop, from top to bottom. Data order, masks and the decoder's randomness are functions of
 the seed and the step alone, so a run that was stopped and resumed ends with the same weights.

@@ -3,13 +3,16 @@ The service on an NVIDIA GPU, in stages that run alone; meant for nine minutes o
 class, and not yet run on any.
 
     python -m benchmarks gpu --out benchmarks/GPU.md                 all stages, where everything is
-    installed python -m benchmarks gpu --stages engine,offline                 some python -m
-    benchmarks gpu --calibrate h100.json                   measures the grid of shapes;
-    DRBERT_GPU_TABLE=h100.json python -m benchmarks gpu --pack build/gpu                        on a
-    machine without a GPU: what another one without a python -m benchmarks gpu --models build/gpu
-    --out GPU.md         network needs (under 1 MB), and what is run there python -m benchmarks gpu
-    --rehearse                              everything but the GPU: a tiny model on the CPU's
-    provider
+                                                                     installed
+    python -m benchmarks gpu --stages engine,offline                 some
+    python -m benchmarks gpu --calibrate h100.json                   measures the grid of shapes;
+                                                                     DRBERT_GPU_TABLE=h100.json
+    python -m benchmarks gpu --pack build/gpu                        on a machine without a GPU:
+                                                                     what another one without a
+    python -m benchmarks gpu --models build/gpu --out GPU.md         network needs (under 1 MB), and
+                                                                     what is run there
+    python -m benchmarks gpu --rehearse                              everything but the GPU: a tiny
+                                                                     model on the CPU's provider
 
 Weights are random: time depends on none of them.
 """

@@ -3,7 +3,7 @@ The same checkpoint, texts, processors and generator: how many texts a second do
 many do others?
 
     python -m benchmarks peers [--short] [--texts FILE] [--sizes mini base] [--only NAME ...] [--out
-    FILE]
+        FILE]
 
 All servers are started once and stopped in their tracks (SIGSTOP) while another one is measured. A
 round goes through the numbers of connections and, with each, through all servers, every other round

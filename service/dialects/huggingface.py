@@ -2,7 +2,7 @@
 Hugging Face's Inference API for text classification: POST / and POST /models/NAME.
 
     {"inputs": "good", "parameters": {"top_k": 2, "function_to_apply": "softmax"}}      [[{"label":
-    "POSITIVE", "score": 0.9}, …]]
+        "POSITIVE", "score": 0.9}, …]]
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts
 it in our own's place, which /v1/classify keeps.
 
-    {"input": ["good", "bad"], "model": "reviews", "raw_scores": false} {"object": "classify",
-    "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …, "usage": …, "id": …,
-    "created": …}
+    {"input": ["good", "bad"], "model": "reviews", "raw_scores": false}
+    {"object": "classify", "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …,
+        "usage": …, "id": …, "created": …}
 
 `raw_scores` gives logits, and the usage counts tokens; both are asked for there and are something
 else.

@@ -3,7 +3,7 @@ The Open Inference Protocol (KServe's V2), as Triton's clients speak it: POST /v
 
     {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
     {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name":
-    "probabilities", …}]}
+        "probabilities", …}]}
 
 A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as
 bytes behind the JSON; an output asked for with `classification: k` becomes k strings

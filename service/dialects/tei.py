@@ -2,8 +2,10 @@
 Text Embeddings Inference's POST /predict.
 
     {"inputs": "good"}                          one text       [{"score": 0.9, "label": "POSITIVE"},
-    …] {"inputs": ["is it good?", "it is"]}        one pair       the same: a flat list of two is a
-    pair there {"inputs": [["good"], ["a", "b"]]}          a batch        a list of those
+                                                               …]
+    {"inputs": ["is it good?", "it is"]}        one pair       the same: a flat list of two is a
+                                                               pair there
+    {"inputs": [["good"], ["a", "b"]]}          a batch        a list of those
 
 The activation is the model's own, also for several labels, where TEI takes the softmax whatever the
 model says.

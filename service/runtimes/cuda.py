@@ -7,7 +7,7 @@ short text. A captured graph starts them all at once, and reads and writes the s
 time:
 
     start → rows padded to the grid → copied into the shape's buffers → graph replayed → logits
-    copied out
+        copied out
 
 One thread owns the session: ONNX Runtime captures per thread. While it waits for the GPU, the
 batcher packs the next batch. Whatever is done on the GPU breaks a capture that is under way, so

@@ -6,9 +6,10 @@ Three places of the graph know where a text begins and ends, and each is told in
 that a row is one text:
 
     attention_mask   (R, L)   the number of each token's text in its row, 0 for padding; 1 and 0
-    mean what they always did position_ids     (R, L)   each token's position in its text
+                              mean what they always did
+    position_ids     (R, L)   each token's position in its text
     first_tokens     (N)      where each text begins, counted through all rows; of these tokens the
-    logits are
+                              logits are
 """
 
 from __future__ import annotations
