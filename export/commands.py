@@ -34,6 +34,7 @@ from export.texts import SHIPPED, Labelled, read_texts, without
 from export.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
 from export.variants import GATED, RECIPES, UNASKED, Source
 from export.verify import (
+    check_lengths,
     check_tokens,
     emulate_bf16,
     engine_here,
@@ -85,6 +86,12 @@ POSITIONS_AFTER_PADDING = (
     "ibert",
     "longformer",
     "mpnet",
+    "xmod",
+    "lilt",
+    "luke",
+    "markuplm",
+    "layoutlmv3",
+    "esm",
 )
 
 
@@ -158,9 +165,9 @@ def export(
         write_tokenizer(
             tokenizer, checkpoint.directory, embedding_rows(model), folder / "tokenizer.json"
         )
-        export_onnx(
-            mended(model), folder / "model.onnx", graph_inputs(model, tokenizer.model_input_names)
-        )
+        inputs_of_graph = graph_inputs(model, tokenizer.model_input_names)
+        export_onnx(mended(model), folder / "model.onnx", inputs_of_graph, max_tokens)
+        check_lengths(folder / "model.onnx", config.model_type, max_tokens, embedding_rows(model))
         flushed = flush_subnormal_weights(folder / "model.onnx")
         if flushed:
             print(
@@ -313,7 +320,9 @@ def _made_by(variants: Sequence[str]) -> list[str]:
 
 
 def _takes_pairs(inputs: Sequence[str], config: Any) -> bool:
-    return "token_type_ids" not in inputs or getattr(config, "type_vocab_size", 1) > 1
+    # XLNet has types of sentences without a field for their number. XLM takes them for words.
+    types = getattr(config, "type_vocab_size", 2 if config.model_type == "xlnet" else 1)
+    return "token_type_ids" not in inputs or types > 1
 
 
 def _calibration_inputs(
@@ -358,11 +367,6 @@ def _verify(
         )
     except ModelOutputInvalid as error:
         raise BadInput(f"The model cannot be served: {error} Its weights may overflow.") from None
-    except RuntimeError:
-        raise BadInput(
-            f"The model cannot be served: code of its family {manifest.family} looks at a text's"
-            " length, which its graph holds fixed, and the engine fails on others."
-        ) from None
     manifest = manifest.model_copy(update={"padding_safe": safe})
     if not safe:
         print("answers depend on padding: the service will batch equal lengths only")
@@ -539,13 +543,13 @@ def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
             " tokenizer_config.json (model_max_length) says how many tokens the model reads."
         )
     if told is not None and (
-        isinstance(told, bool) or not isinstance(told, int | float) or told < FEWEST_TOKENS
+        isinstance(told, bool) or not isinstance(told, int | float) or not told >= FEWEST_TOKENS
     ):
         raise BadInput(
             f"{checkpoint.directory / 'tokenizer_config.json'}: model_max_length is {told!r}; it is"
             f" a number of tokens, {FEWEST_TOKENS} or more."
         )
-    most = int(min(limit for limit in (positions, told) if limit is not None))
+    most = min(limit for limit in (positions, told) if limit is not None)
     if not FEWEST_TOKENS <= most <= MOST_TOKENS:
         raise BadInput(
             f"{checkpoint.directory}: by config.json (max_position_embeddings) and"
@@ -553,8 +557,8 @@ def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
             f" {FEWEST_TOKENS} to {MOST_TOKENS:,} can be served. Say in model_max_length how many"
             " it was trained with."
         )
-    _check_attention(checkpoint, config, most)
-    return most
+    _check_attention(checkpoint, config, int(most))
+    return int(most)
 
 
 def _check_attention(checkpoint: Checkpoint, config: Any, most: int) -> None:

@@ -83,6 +83,10 @@ OTHER_TASKS = (
 )
 
 
+UNREADABLE = (sys.maxsize,)
+"""What stands for a version that is none, beyond all that there are."""
+
+
 @contextmanager
 def plain_functions() -> Iterator[None]:
     """Modules imported within keep as plain functions what they would compile: compiled ones, as
@@ -108,7 +112,7 @@ def read_config(directory: Path, described: dict[str, Any], depth: int = 0) -> P
     positions = str(described.get("position_embedding_type"))
     if (
         positions.startswith("relative_key")
-        and _saved_by(described) >= (5, 0)
+        and (5, 0) <= _saved_by(described) < UNREADABLE
         and described["model_type"] != "esm"
     ):
         # Its weights are not in the file either.
@@ -227,7 +231,7 @@ def _saved_by(described: dict[str, Any]) -> tuple[int, ...]:
     try:
         return () if told is None else Version(str(told)).release[:2]
     except InvalidVersion:
-        return (sys.maxsize,)
+        return UNREADABLE
 
 
 def _fields(kind: type[PretrainedConfig]) -> set[str]:

@@ -54,15 +54,14 @@ def graph_inputs(model: Any, tokenizer_gives: Sequence[str]) -> list[str]:
     return [name for name in names if name in accepted]
 
 
-def export_onnx(model: Any, target: Path, inputs: Sequence[str]) -> None:
+def export_onnx(model: Any, target: Path, inputs: Sequence[str], most: int = LENGTH) -> None:
     """Writes `model` as one .onnx file that reads `inputs`, (B, L) each with both symbolic, and
     gives `logits`, (B, labels).
 
     It is traced in the form of attention that it has; BadInput if it cannot be.
     """
     rows = len(model.get_input_embeddings().weight)
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    length = min(LENGTH, positions) if positions > 0 else LENGTH
+    length = min(LENGTH, most)
     ids = torch.arange(ROWS * length).reshape(ROWS, length) % rows
     examples = {
         "input_ids": ids,

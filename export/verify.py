@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from command import BadInput
 from export.reference import Reference, TextOrPair
@@ -16,7 +17,7 @@ from service.answers import own_activation
 from service.artifact import Artifact, Parity, Precision, Probe, SelfCheck
 from service.classifier import Classifier, Encoded
 from service.errors import ModelOutputInvalid
-from service.runtimes import Logits
+from service.runtimes import Logits, RuntimeUnavailable
 from service.runtimes.auto import ON_A_GPU, Choice, load
 from service.runtimes.onnxruntime import lacks
 from service.runtimes.openvino import OpenVinoRuntime
@@ -24,6 +25,8 @@ from service.self_check import answers
 
 # A padded text that moves its logits further than this share of them was changed by its padding,
 # not by rounding.
+# Tokens of the texts that show whether a graph runs other lengths than the traced one.
+SHORT, LONG = 5, 29
 PADDING_TOLERANCE = 1e-3
 # Of the self-check: the share of a variant's distance from fp32 that another host may differ by,
 # and the least tolerance as a share of the largest logit.
@@ -41,6 +44,35 @@ def engine_here(artifact: Artifact, variant: str) -> Choice:
         "onnxruntime" if runtime in ON_A_GPU and lacks(runtime) is not None else runtime,
         "verification",
     )
+
+
+def check_lengths(model: Path, family: str, most: int, rows: int) -> None:
+    """Run a graph on texts of other lengths than the traced one; BadInput if the engine fails.
+
+    A family whose code looks at a text's length leaves that length in its graph, as a shape that
+    no other text has. `rows` is how many tokens have an embedding.
+    """
+    try:
+        runtime = OpenVinoRuntime(model, "f32", 1)
+        for texts, tokens in ((1, min(SHORT, most)), (3, min(LONG, most))):
+            ids = np.arange(texts * tokens).reshape(texts, tokens) % rows
+            arrays = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "token_type_ids": np.zeros_like(ids),
+            }
+            runtime.start({name: arrays[name] for name in graph_names(model)})()
+    except (RuntimeUnavailable, RuntimeError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise BadInput(
+            f"The model cannot be served: code of its family {family} looks at a text's length,"
+            f" which its graph holds fixed, or the engine cannot run it: {lines[-1].strip()[:200]}"
+        ) from None
+
+
+def graph_names(model: Path) -> list[str]:
+    """Return the names of an .onnx file's inputs."""
+    return [value.name for value in onnx.load(model, load_external_data=False).graph.input]
 
 
 def check_tokens(

@@ -296,8 +296,9 @@ class Batcher:
         """For how long the oldest batch that the model was given has been with it; 0 if there is
         none.
         """
-        starts_ns = [run.started_ns for run in list(self._running)]
+        # First what is being started: a batch moves from there to what runs.
         starting_ns = self._starting_ns
+        starts_ns = [run.started_ns for run in list(self._running)]
         if starting_ns is not None:
             starts_ns.append(starting_ns)
         return (time.monotonic_ns() - min(starts_ns)) / 1e9 if starts_ns else 0.0

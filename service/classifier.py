@@ -148,11 +148,13 @@ class Classifier:
         limit = self.manifest.max_tokens if most is None else min(most, self.manifest.max_tokens)
         shorter = self.manifest.max_tokens - limit
         room, room_of_pair = self._room - shorter, self._room_of_pair - shorter
-        if shorter and (room if pair is None else room_of_pair) < 1:
+        left = room if pair is None else room_of_pair
+        if left < 1:
+            around = limit - left
             raise InvalidInput(
-                f"It may have {limit} tokens, and"
-                f" {limit - room if pair is None else limit - room_of_pair} stand around a text;"
-                " allow more."
+                f"truncate_prompt_tokens is {most}, and {around} tokens stand around a"
+                f" {'text' if pair is None else 'pair'}; give at least {around + 1}.",
+                param="truncate_prompt_tokens",
             )
         side: Side = (
             self.manifest.truncation_side if truncate is None or truncate == "none" else truncate

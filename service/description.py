@@ -9,10 +9,11 @@ described here by hand.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
@@ -82,12 +83,18 @@ class Operation:
     asked: str
     answered: str
     error: str = "Error"
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    """Statuses of REFUSALS that the dialect has another one for."""
 
 
 OWN = Operation("Classify a text, a pair, or a list of those", "ClassifyRequest", "ClassifyAnswer")
 INFINITY = Operation("Classify, as Infinity does", "InfinityRequest", "InfinityAnswer")
 TEI = Operation(
-    "Classify, as Text Embeddings Inference does", "TeiRequest", "TeiAnswer", "TeiError"
+    "Classify, as Text Embeddings Inference does",
+    "TeiRequest",
+    "TeiAnswer",
+    "TeiError",
+    {500: 424, 504: 424},
 )
 HUGGING_FACE = Operation(
     "Classify, as Hugging Face's Inference API does",
@@ -103,6 +110,7 @@ OPEN_INFERENCE = Operation(
     "OpenInferenceRequest",
     "OpenInferenceAnswer",
     "PlainError",
+    {422: 400},
 )
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -143,13 +151,8 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
     """
     used = operations(classify_dialect, root_dialect)
     for path, operation in used.items():
-        described: dict[int | str, dict[str, Any]] = {
-            200: {"description": "Answered"} | _json(operation.answered)
-        }
-        described |= {
-            status: {"description": why} | _json(operation.error)
-            for status, why in refusals(path).items()
-        }
+        described = refusals(operation)
+        described[200] = {"description": "Answered"} | _json(operation.answered)
         app.post(
             path,
             summary=operation.summary,
@@ -184,23 +187,32 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
     app.openapi = whole  # type: ignore[method-assign]
 
 
-def refusals(path: str) -> dict[int | str, str]:
-    """What a path refuses with, by status."""
-    return REFUSALS | (
-        {424: "the model failed on a text, as Text Embeddings Inference says it"}
-        if path == "/predict"
-        else {}
-    )
+def refusals(operation: Operation) -> dict[int | str, dict[str, Any]]:
+    """Return what a path refuses with, by status."""
+    reasons: dict[int, list[str]] = {}
+    for status, why in REFUSALS.items():
+        reasons.setdefault(operation.statuses.get(int(status), int(status)), []).append(why)
+    described: dict[int | str, dict[str, Any]] = {}
+    for status, texts in reasons.items():
+        # What is wrong with the HTTP is found before the path is looked at.
+        schemas = {414: ["Error"], 431: ["Error"], 400: [operation.error, "Error"]}
+        schemas[408] = schemas[400]
+        names = list(dict.fromkeys(schemas.get(status, [operation.error])))
+        described[status] = {"description": "; ".join(texts)} | _json(*names)
+    return described
 
 
 async def answered_before(request: Request) -> Response:
-    raise AssertionError(
-        "Classifications answers before FastAPI is asked; this stands here for the description."
-    )
+    # Classifications answers before FastAPI is asked, but for a path that FastAPI alone takes for
+    # one of these, as /classify and a newline.
+    raise HTTPException(404)
 
 
-def _json(schema: str) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": {"$ref": COMPONENTS.format(model=schema)}}}}
+def _json(*names: str) -> dict[str, Any]:
+    """Return the content of a message in JSON that keeps one of the schemas."""
+    schemas = [{"$ref": COMPONENTS.format(model=name)} for name in names]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"content": {"application/json": {"schema": schema}}}
 
 
 def _with_parts(

@@ -159,6 +159,8 @@ def _one(classifier: Classifier, text: Text, asked: ClassifyRequest, beside: boo
     try:
         return classifier.encode(text.text, text.pair, asked.truncate, beside, asked.most_tokens)
     except InvalidInput as error:
+        if error.param is not None:
+            raise
         raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
 
 

@@ -135,6 +135,8 @@ class HuggingFace:
         )
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        if error.param == "truncate_prompt_tokens":
+            error.message = error.message.replace(error.param, "parameters.max_length", 1)
         return plain_refusal(error)
 
 

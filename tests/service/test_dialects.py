@@ -757,9 +757,11 @@ async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None
     assert failed == [424, 500]
     assert "424" in paths["/predict"]["post"]["responses"]
     assert "424" not in paths["/classify"]["post"]["responses"]
+    assert "500" not in paths["/predict"]["post"]["responses"]
+    assert "422" not in paths["/v2/models/{model}/infer"]["post"]["responses"]
     assert all(
         "500" in paths[path]["post"]["responses"]
-        for path in ("/predict", "/classify", "/v2/models/{model}/infer")
+        for path in ("/classify", "/v2/models/{model}/infer")
     )
 
 
@@ -818,7 +820,7 @@ async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_n
         ),
         (
             {"truncate_prompt_tokens": 2},
-            "input: It may have 2 tokens, and 2 stand around a text; allow more.",
+            "truncate_prompt_tokens is 2, and 2 tokens stand around a text; give at least 3.",
         ),
         (
             {"truncate_prompt_tokens": 4, "window": {}},
@@ -861,3 +863,16 @@ async def test_parameters_that_ask_for_nothing_are_no_reason_to_refuse_a_client_
     assert answer.status_code == status
     if status == 422:
         assert answer.json()["error"].startswith("parameters is no field of this request")
+
+
+async def test_hugging_faces_limit_is_refused_by_its_own_name(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/", {"inputs": ["good"], "parameters": {"max_length": 2}})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("parameters.max_length is 2, and 2 tokens stand")
+
+
+async def test_a_path_with_a_newline_is_none_of_ours(artifact: Artifact) -> None:
+    async with client_of(artifact) as (client, _):
+        answer = await post(client, "/classify%0A", {"input": "good"})
+    assert answer.status_code == 404
