@@ -4,7 +4,7 @@
 #   make demo      export the example twins, serve them, classify a sentence, prove that they are equally fast
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
-#   make quick     the tests that need no torch and start no process, in two minutes
+#   make quick     the tests that need no torch and start no process
 #   make check     ruff (format and rules) and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes

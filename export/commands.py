@@ -28,7 +28,7 @@ from command import BadInput, BadUsage, Parser
 from export.attention import mended
 from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
 from export.gate import FEWEST_TEXTS, judge
-from export.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs
+from export.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
 from export.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.texts import SHIPPED, Labelled, read_texts, without
 from export.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
@@ -278,7 +278,7 @@ def _describe(
             parameters=left.parameters,
             share_of_file=round(left.share_of_file, 6),
         )
-    inputs = _graph_inputs(folder / "model.onnx")
+    inputs = read_inputs(folder / "model.onnx")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.directory.resolve().name,
@@ -329,7 +329,7 @@ def _calibration_inputs(
     folder: Path, config: Any, reference: Reference, texts: Sequence[Labelled]
 ) -> list[Inputs]:
     """What the graph in `folder` is given of each text that it can read."""
-    names = _graph_inputs(folder / "model.onnx")
+    names = read_inputs(folder / "model.onnx")
     usable = [
         item.text for item in texts if isinstance(item.text, str) or _takes_pairs(names, config)
     ]
@@ -577,12 +577,6 @@ def _check_attention(checkpoint: Checkpoint, config: Any, most: int) -> None:
             f" {most:,}. Say original_full to attend to everything, or {longest} in"
             " model_max_length."
         )
-
-
-def _graph_inputs(path: Path) -> list[str]:
-    import onnx
-
-    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -43,7 +43,7 @@ TYPED = (
 
 
 def graph_inputs(model: Any, tokenizer_gives: Sequence[str]) -> list[str]:
-    """What the graph reads of a text: what the model accepts and its tokenizer gives."""
+    """Return what the graph reads of a text: what the model accepts and its tokenizer gives."""
     accepted = inspect.signature(model.forward).parameters
     typed = "token_type_ids" in tokenizer_gives and getattr(model.config, "type_vocab_size", 2) > 1
     names = [
@@ -105,6 +105,11 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str], most: int = LEN
         )
     (exporting / "model.onnx").rename(target)
     shutil.rmtree(exporting)
+
+
+def read_inputs(path: Path) -> list[str]:
+    """Return the names of an .onnx file's inputs."""
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
 def flush_subnormal_weights(path: Path) -> int:

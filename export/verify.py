@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from command import BadInput
+from export.onnx_file import read_inputs
 from export.reference import Reference, TextOrPair
 from service.answers import own_activation
 from service.artifact import Artifact, Parity, Precision, Probe, SelfCheck
@@ -25,13 +25,13 @@ from service.self_check import answers
 
 # A padded text that moves its logits further than this share of them was changed by its padding,
 # not by rounding.
-# Tokens of the texts that show whether a graph runs other lengths than the traced one.
-SHORT, LONG = 5, 29
 PADDING_TOLERANCE = 1e-3
 # Of the self-check: the share of a variant's distance from fp32 that another host may differ by,
 # and the least tolerance as a share of the largest logit.
 NOISE_SHARE = {"f32": 0.0, "bf16": 4.0, "f16": 4.0, "i8": 0.5}
 LEAST_TOLERANCE = 1e-3
+# Tokens of the texts that show whether a graph runs other lengths than the traced one.
+SHORT, LONG = 5, 29
 
 
 def engine_here(artifact: Artifact, variant: str) -> Choice:
@@ -61,18 +61,13 @@ def check_lengths(model: Path, family: str, most: int, rows: int) -> None:
                 "attention_mask": np.ones_like(ids),
                 "token_type_ids": np.zeros_like(ids),
             }
-            runtime.start({name: arrays[name] for name in graph_names(model)})()
+            runtime.start({name: arrays[name] for name in read_inputs(model)})()
     except (RuntimeUnavailable, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise BadInput(
             f"The model cannot be served: code of its family {family} looks at a text's length,"
             f" which its graph holds fixed, or the engine cannot run it: {lines[-1].strip()[:200]}"
         ) from None
-
-
-def graph_names(model: Path) -> list[str]:
-    """Return the names of an .onnx file's inputs."""
-    return [value.name for value in onnx.load(model, load_external_data=False).graph.input]
 
 
 def check_tokens(
