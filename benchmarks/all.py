@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import batching, convbert, memory, overhead, peers, roofline, startup
-from benchmarks.findings import Findings, markdown, read, write
-from benchmarks.lines import TEXTS, read_lines
-from benchmarks.subjects import shapes_of, subject
+from benchmarks.harness.findings import Findings, markdown, read, write
+from benchmarks.harness.models_under_test import shapes_of, subject
+from benchmarks.harness.texts import TEXTS, read_lines
 from command import CommandError, Parser, Unavailable
 
 FEW_PEERS = ("Infinity (torch engine)", "ORTModel int8", "OpenVINO fp32")

@@ -31,16 +31,16 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from benchmarks.findings import Findings, Table, Target, at_most, markdown, spread, write
-from benchmarks.lines import TEXTS, read_lines
-from benchmarks.subjects import Subject, a_row_each, subject
+from benchmarks.harness.findings import Findings, Table, Target, at_most, markdown, spread, write
+from benchmarks.harness.models_under_test import Subject, a_row_each, subject
+from benchmarks.harness.texts import TEXTS, read_lines
 from command import Parser
-from service import cpus
-from service.batcher import Batch, Batcher
+from service.batching.batcher import Batch, Batcher
+from service.batching.packing import MAX_TEXTS, Packing
+from service.batching.shapes import CPU, PACKED, Grid, Shapes
 from service.classifier import Classifier, Encoded
-from service.packing import MAX_TEXTS, Packing
+from service.host import cpus
 from service.runtimes.auto import Choice, load
-from service.shapes import CPU, PACKED, Grid, Shapes
 
 BATCH, TOKENS = 16, 4096
 WAITS_MS = (0, 2, 10)

@@ -25,12 +25,12 @@ from transformers import (
     ConvBertForSequenceClassification,
 )
 
-from benchmarks.findings import Findings, Table, at_most, markdown, spread, write
-from benchmarks.subjects import shapes_of
+from benchmarks.harness.findings import Findings, Table, at_most, markdown, spread, write
+from benchmarks.harness.models_under_test import shapes_of
 from command import Parser
-from export.attention import mended
-from export.onnx_file import export_onnx
-from service import cpus
+from export.graph.attention import mended
+from export.graph.onnx_file import export_onnx
+from service.host import cpus
 from service.runtimes.openvino import OpenVinoRuntime
 
 # As the authors publish them (arXiv 2008.02496): layers, width, heads, feed-forward width.

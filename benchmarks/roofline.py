@@ -20,11 +20,11 @@ import numpy as np
 import openvino as ov
 import torch
 
-from benchmarks.findings import Findings, Table, Target, markdown, spread, write
-from benchmarks.flops import flops
-from benchmarks.subjects import Subject, shapes_of, subject
+from benchmarks.harness.findings import Findings, Table, Target, markdown, spread, write
+from benchmarks.harness.flops import flops
+from benchmarks.harness.models_under_test import Subject, shapes_of, subject
 from command import Parser
-from service import cpus
+from service.host import cpus
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime, compiled
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.findings import Findings, Table, Target, markdown, write
-from benchmarks.lines import TEXTS, read_lines
-from benchmarks.processes import Process, free_port, our_service, started
-from benchmarks.subjects import Subject, subject
+from benchmarks.harness.findings import Findings, Table, Target, markdown, write
+from benchmarks.harness.models_under_test import Subject, subject
+from benchmarks.harness.processes import Process, free_port, our_service, started
+from benchmarks.harness.texts import TEXTS, read_lines
 from command import Parser
 
 MIB = 2**20

@@ -22,9 +22,9 @@ import onnxruntime as ort
 from command import Parser, Unavailable
 from graphs.subnormals import subnormal_weights, subnormals
 from service.artifact import Artifact, read_artifact
+from service.batching.shapes import CPU
 from service.classifier import Classifier
 from service.runtimes import Inputs, Logits
-from service.shapes import CPU
 
 TEXTS = Path("examples/texts/sentences.txt")
 

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import pages
+from benchmarks.harness import pages
 from command import Parser
 from training.config import Config, read_config
 from training.corpus import Corpus, prepare
-from training.dice import dice
 from training.model import build_model
 from training.pretrain import autocast, build_optimiser, choose_precision, forward, masked_batch
+from training.rng import dice
 
 CONFIGS = (
     "bert-mini",

@@ -25,15 +25,11 @@ from typing import Any, Literal
 import numpy as np
 
 from command import BadInput, BadUsage, Parser
-from export.attention import mended
-from export.checkpoint import Checkpoint, Left, build_model, read_checkpoint
-from export.gate import FEWEST_TEXTS, judge
-from export.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
-from export.reference import PROBES, Reference, TextOrPair, load_model, texts_for
-from export.texts import SHIPPED, Labelled, read_texts, without
-from export.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
-from export.variants import GATED, RECIPES, UNASKED, Source
-from export.verify import (
+from export.checkpoint.loading import Checkpoint, Left, build_model, read_checkpoint
+from export.checkpoint.reference import PROBES, Reference, TextOrPair, load_model, texts_for
+from export.checkpoint.tokenizer import load_tokenizer, read_tokenizer_config, write_tokenizer
+from export.checks.gate import FEWEST_TEXTS, judge
+from export.checks.verify import (
     check_lengths,
     check_tokens,
     emulate_bf16,
@@ -43,10 +39,13 @@ from export.verify import (
     read_probes,
     record_self_check,
 )
-from export.workplace import place_of, put_in_place, workplace
+from export.graph.attention import mended
+from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
+from export.graph.variants import GATED, RECIPES, UNASKED, Source
+from export.package import place_of, put_in_place, workplace
+from export.texts import SHIPPED, Labelled, read_texts, without
 from graphs.canonical import split
 from graphs.files import read_graph
-from service import cpus
 from service.artifact import (
     MANIFEST,
     MOST_TOKENS,
@@ -63,6 +62,7 @@ from service.artifact import (
 )
 from service.classifier import Classifier
 from service.errors import ModelOutputInvalid
+from service.host import cpus
 from service.runtimes import Inputs, RuntimeUnavailable
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from command import BadInput, Unavailable
-from export.reference import TextOrPair
+from export.checkpoint.reference import TextOrPair
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHIPPED = Path(__file__).parent / "calibration.txt"

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from command import BadUsage, Parser
-from proof import claim, identity, judge, markdown, report, verdict
+from proof.reports import markdown, report
+from proof.verdict import claim, identity, judge, schema
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -124,7 +125,7 @@ def _identity(a: Path, b: Path, as_json: bool) -> int:
 
 
 def _capacity(path: Path, seconds: float) -> int:
-    from proof.capacity import capacity_per_s
+    from proof.sizing.capacity import capacity_per_s
 
     print(f"capacity_per_s = {capacity_per_s(path, seconds):.4g}")
     return 0
@@ -133,9 +134,9 @@ def _capacity(path: Path, seconds: float) -> int:
 def _plan(
     pilot: Path, template: Path, out: Path, power: float, minutes: float, floor_us: float
 ) -> int:
-    from proof import power as powers
-    from proof.pilot import read_pilot
-    from proof.plan_file import read_plan, to_toml
+    from proof.plans.plan_file import read_plan, to_toml
+    from proof.sizing import power as powers
+    from proof.sizing.pilot import read_pilot
 
     if not 0 < power < 1:
         raise BadUsage(f"--power {power} is no probability; give 0.8 or 0.95.")
@@ -161,14 +162,14 @@ def _plan(
 
 
 def _run(plan: Path | None, interrupted: Path | None, evidence: Path) -> int:
-    from proof.run import resume, run
+    from proof.measuring.run import resume, run
 
     if (plan is None) == (interrupted is None):
         raise BadUsage("Give a plan to run, or --resume and the folder of an interrupted run.")
     folder, found = resume(interrupted) if interrupted is not None else run(plan, evidence)  # type: ignore[arg-type]
-    print(verdict.describe(found))
+    print(schema.describe(found))
     print(f"report: {folder / 'report.html'}")
-    return verdict.EXIT_CODES[found.verdict]
+    return schema.EXIT_CODES[found.verdict]
 
 
 def _verify(reference: Path, candidate: Path, evidence: Path) -> int:
@@ -179,9 +180,9 @@ def _verify(reference: Path, candidate: Path, evidence: Path) -> int:
 
 def _judge(folder: Path) -> int:
     found = judge.judge(folder)
-    verdict.check_committed(folder / "verdict.json", found)
-    print(verdict.describe(found))
-    return verdict.EXIT_CODES[found.verdict]
+    schema.check_committed(folder / "verdict.json", found)
+    print(schema.describe(found))
+    return schema.EXIT_CODES[found.verdict]
 
 
 def _report(folder: Path, out: Path, as_markdown: bool) -> int:

@@ -19,11 +19,12 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from command import BadUsage, Parser, finish
-from service import logs, server
+from service import server
 from service.artifact import Task, read_artifact
-from service.models import Models
+from service.registry import Models
 from service.settings import Settings, likely_misspelt, read_settings
 from service.shadow import Pairing
+from service.telemetry import logs
 
 log = logging.getLogger(__name__)
 

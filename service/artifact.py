@@ -23,8 +23,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from command import UNAVAILABLE, BadInput
-from service import cpus
-from service.files import Stamp, UnsuitableFile, hash_regular, read_regular
+from service.host import cpus
+from service.host.files import Stamp, UnsuitableFile, hash_regular, read_regular
 
 SCHEMA_VERSION: Literal[3] = 3
 READABLE_VERSIONS = (2, 3)

@@ -17,12 +17,12 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
+from service.batching.packing import Layout, slots
+from service.batching.shapes import Shapes
 from service.errors import InvalidInput, ModelOutputInvalid
-from service.packing import Layout, slots
 from service.runtimes import Inputs, Logits, Runtime
-from service.shapes import Shapes
-from service.tokenizer_limits import read_tokenizer
-from service.truncation import (
+from service.tokenization.limits import read_tokenizer
+from service.tokenization.truncation import (
     CHARS_PER_TOKEN,
     GROWTH,
     MARGIN_CHARS,

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
-from service.bodies import check_structure
 from service.errors import InvalidInput, InvalidJson, TooLarge
+from service.http.transport.bodies import check_structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service import cpus
 from service.artifact import Probe
 from service.classifier import Classifier, Encoded
 from service.errors import ModelOutputInvalid
+from service.host import cpus
 from service.runtimes import Logits, RuntimeUnavailable
 
 

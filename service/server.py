@@ -29,17 +29,17 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from command import BUG, Unavailable
-from service import logs
-from service.admin import build_admin
-from service.certificate import Certificate
-from service.classify import Around, limits_of
-from service.connection import BoundedReads, Impatient
-from service.exchange import ConnectionPolicy
-from service.keys import Keys
-from service.models import Models
-from service.routes import build_app
+from service.http.admin import build_admin
+from service.http.certificate import Certificate
+from service.http.endpoint import Around, limits_of
+from service.http.keys import Keys
+from service.http.routes import build_app
+from service.http.transport.exchange import ConnectionPolicy
+from service.http.transport.protocol import BoundedReads, Impatient
+from service.registry import Models
 from service.shadow import Pairing, Shadow
-from service.tracing import Tracing
+from service.telemetry import logs
+from service.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 

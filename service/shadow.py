@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.calls import Row
-from service.encoding import by_text, encode
+from service.batching.requests import Row
 from service.errors import InvalidInput, ServiceError
-from service.models import Loaded, Models
+from service.registry import Loaded, Models
 from service.schemas import ClassifyRequest, Limits
+from service.tokenization.encoding import by_text, encode
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.artifact import Artifact
-from tests.worlds import write_artifact
+from tests.factories import write_artifact
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

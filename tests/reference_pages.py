@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic.fields import FieldInfo
 
-from service.metrics import Metrics
-from service.nvml import Reading
 from service.settings import PREFIX, Settings
+from service.telemetry.metrics import Metrics
+from service.telemetry.nvml import Reading
 
 CONFIGURATION = Path("docs/configuration.md")
 METRICS = Path("docs/metrics.md")

@@ -102,7 +102,7 @@ def test_the_service_brings_nothing_that_it_does_not_use() -> None:
     needs = {str(canonicalize_name(need.name)): need for need in stated()[""]}
     assert not needs["uvicorn"].extras
     assert needs["uvicorn"].specifier == Requirement("uvicorn==0.54.0").specifier, (
-        "service/connection.py builds on its protocol class"
+        "service/http/transport/protocol.py builds on its protocol class"
     )
     assert not {"websockets", "watchfiles"} & LOCKED.keys()
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories import write_artifact
 from tests.service.test_server import classify, running
-from tests.worlds import write_artifact
 
 PLACES = ["command.py", "client", "graphs", "service", "training", "export", "proof", "loadtests"]
 LOCALE_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from proof.commands import main
-from proof.evidence import Refused
-from proof.verdict import EXIT_CODES, read_verdict
+from proof.evidence.store import Refused
+from proof.verdict.schema import EXIT_CODES, read_verdict
 
 PUBLISHED = sorted(path for path in Path("evidence/published").glob("*") if path.is_dir())
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from tests import needs
+from tests import requirements
 
 
-@needs.sbom
+@requirements.sbom
 def test_the_bill_lists_what_is_installed_and_fits_its_schema(tmp_path: Path) -> None:
     stated = re.search(r"^SBOM := \S+ (.*)$", Path("Makefile").read_text(), re.M)
     assert stated
     written = tmp_path / "full.json"
     # It fails where what it wrote does not fit CycloneDX's schema.
     subprocess.run(
-        [needs.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable],
+        [requirements.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable],
         capture_output=True,
         check=True,
     )

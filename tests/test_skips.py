@@ -12,7 +12,7 @@ import pytest
 
 def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
     for file in Path("tests").rglob("*.py"):
-        if file.name == "needs.py":
+        if file.name == "requirements.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in (
@@ -22,16 +22,16 @@ def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
                 "xfail",
             ):
                 raise AssertionError(
-                    f"{file}:{node.lineno} skips by itself; use a marker of tests/needs.py"
+                    f"{file}:{node.lineno} skips by itself; use a marker of tests/requirements.py"
                 )
 
 
 def test_needs_knows_every_reason() -> None:
-    from tests import needs
+    from tests import requirements
 
     marks = {
         name: value
-        for name, value in vars(needs).items()
+        for name, value in vars(requirements).items()
         if isinstance(value, pytest.MarkDecorator)
     }
     assert set(marks) == {

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from service.artifact import Artifact
-from tests.export.worlds import write_checkpoint
-from tests.needs import strace
+from tests.export.factories import write_checkpoint
+from tests.factories import write_model
+from tests.requirements import strace
 from tests.service.test_server import serving
-from tests.worlds import write_model
 
 # Python imports it at every start, in children too: it notes each connect, lookup of a name,
 # datagram and child.
@@ -132,7 +132,7 @@ def test_export_connects_nowhere_and_writes_nothing_at_home(
         "service.runtimes.openvino",
         "service.runtimes.packed",
         "export.commands",
-        "export.variants",
+        "export.graph.variants",
         "graphs.files",
         "benchmarks.commands",
         "proof.commands",

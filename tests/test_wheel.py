@@ -99,4 +99,4 @@ def test_what_is_for_contributors_is_not_in_it_and_types_are(wheel: Path) -> Non
     folders = {name.split("/")[0] for name in names if "/" in name}
     assert not folders & {"tests", "benchmarks", "k8s", "examples"}
     typed = {f"{package}/py.typed" for package in PACKAGES}
-    assert {*typed, "proof/style.css", "loadtests/classify.py"} <= set(names)
+    assert {*typed, "proof/reports/style.css", "loadtests/locustfile.py"} <= set(names)

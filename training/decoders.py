@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
-from training import neighbours
+from training import local_attention_init
 from training.attention import attention
 from training.config import Config
 
@@ -170,7 +170,9 @@ class MaskedAutoencoder(Decoder):
     def initialise_neighbours(self) -> None:
         # A masked place is position alone and the encoder's output holds little of it; twice the
         # score was tried and learns.
-        neighbours.initialise_attention(self.layer[0].attention, self.heads, 2 * neighbours.SCORE)
+        local_attention_init.initialise_attention(
+            self.layer[0].attention, self.heads, 2 * local_attention_init.SCORE
+        )
 
 
 class TransformerBlock(nn.Module):

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from training import convbert, neighbours
+from training import convbert, local_attention_init
 from training.attention import transformers_name
 from training.config import Config, Encoder
 from training.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ def build_encoder(config: Config, vocabulary: Vocabulary) -> PreTrainedModel:
         else BertModel(described, add_pooling_layer=False)
     )
     if config.encoder.initialisation == "neighbours":
-        neighbours.initialise(model)
+        local_attention_init.initialise(model)
     return model
 
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from training.config import Config
 from training.decoders import at, build_decoder
-from training.dice import seed_of
 from training.encoders import build_encoder, narrowed, transform, without_embeddings
+from training.rng import seed_of
 from training.vocabulary import Vocabulary
 
 Losses = dict[str, Tensor]

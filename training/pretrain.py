@@ -51,9 +51,9 @@ from training.checkpoint import (
 )
 from training.config import Config, Optimisation, read_config
 from training.corpus import Corpus, prepare
-from training.dice import dice, seed_of
 from training.masking import FATES, Fates, Ids, Masked, loss_without_context, mask_tokens
 from training.model import Losses, PretrainingModel, build_model
+from training.rng import dice, seed_of
 
 HELD_OUT_SEQUENCES = 512
 

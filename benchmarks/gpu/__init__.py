@@ -25,12 +25,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.findings import Findings, Table, markdown, read, write
 from benchmarks.gpu import engine, rig, serving, torch_side, twins
 from benchmarks.gpu.rig import Rig
-from benchmarks.lines import TEXTS, read_lines
+from benchmarks.harness.findings import Findings, Table, markdown, read, write
+from benchmarks.harness.texts import TEXTS, read_lines
 from command import BadUsage, CommandError, Parser, Unavailable
-from service import gpus
+from service.host import gpus
 
 STAGES: dict[str, Callable[[Rig], Findings]] = {
     "providers": engine.providers,

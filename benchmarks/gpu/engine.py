@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.findings import Findings, Table, Target, at_least, at_most
 from benchmarks.gpu.rig import VARIANT, Rig
-from service import gpus
+from benchmarks.harness.findings import Findings, Table, Target, at_least, at_most
+from service.batching.shapes import Grid, Shapes, write_grid
 from service.classifier import Encoded
+from service.host import gpus
 from service.runtimes import Inputs
 from service.runtimes.onnxruntime import OnnxRuntime
-from service.shapes import Grid, Shapes, write_grid
 
 BATCHES, LENGTHS = (1, 8, 32, 128), (32, 128, 384, 512)
 # Different kernels are chosen for small and large ones.

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.skeleton import grow, strip
+from benchmarks.harness.weightless import grow, strip
 from command import BadInput
-from service import gpus
 from service.artifact import Artifact, read_artifact
+from service.batching.shapes import GPU, Grid
 from service.classifier import Classifier
+from service.host import gpus
 from service.runtimes.auto import Choice, load
 from service.runtimes.cuda import CudaRuntime
-from service.shapes import GPU, Grid
 
 VARIANT = "cuda-fp16"
 POSITIONS = {"base": 512, "tiny": 64}
@@ -103,7 +103,7 @@ def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder.")
     # Here only: where skeletons are grown, none of what exports is installed.
-    from benchmarks.checkpoints import SIZES, write_checkpoint
+    from benchmarks.harness.checkpoints import SIZES, write_checkpoint
     from export.commands import export
 
     with tempfile.TemporaryDirectory() as temporary:

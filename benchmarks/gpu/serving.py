@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import generator
-from benchmarks.checkpoints import write_checkpoint
-from benchmarks.findings import Findings, Table, Target, at_least, at_most
-from benchmarks.generator import Load
 from benchmarks.gpu.engine import inputs, seconds
 from benchmarks.gpu.rig import POSITIONS, VARIANT, Rig
-from benchmarks.processes import free_port, our_service, started
+from benchmarks.harness import generator
+from benchmarks.harness.checkpoints import write_checkpoint
+from benchmarks.harness.findings import Findings, Table, Target, at_least, at_most
+from benchmarks.harness.generator import Load
+from benchmarks.harness.processes import free_port, our_service, started
 from command import CommandError
 
 APPS = Path(__file__).parent.parent / "peers"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints import SIZES
-from benchmarks.findings import Findings, Table
-from benchmarks.flops import attention_flops
 from benchmarks.gpu.engine import inputs, seconds
 from benchmarks.gpu.rig import POSITIONS, Rig
+from benchmarks.harness.checkpoints import SIZES
+from benchmarks.harness.findings import Findings, Table
+from benchmarks.harness.flops import attention_flops
 from command import Unavailable
 
 BATCHES = (1, 8, 32)

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.findings import Findings, Table, Target
 from benchmarks.gpu.rig import Rig
-from benchmarks.processes import free_port
+from benchmarks.harness.findings import Findings, Table, Target
+from benchmarks.harness.processes import free_port
 from command import Unavailable
 
 PLAN = """

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import generator
-from benchmarks.findings import Findings, Table, Target, at_least, markdown, spread, write
-from benchmarks.generator import Load
-from benchmarks.lines import TEXTS, evenly, read_lines
+from benchmarks.harness import generator
+from benchmarks.harness.findings import Findings, Table, Target, at_least, markdown, spread, write
+from benchmarks.harness.generator import Load
+from benchmarks.harness.models_under_test import FOLDER, Subject, subject
+from benchmarks.harness.processes import Process, free_port, halves, started
+from benchmarks.harness.texts import TEXTS, evenly, read_lines
 from benchmarks.peers.peer import Answer, Peer, interpreter, peers
-from benchmarks.processes import Process, free_port, halves, started
-from benchmarks.subjects import FOLDER, Subject, subject
 from command import BadUsage, CommandError, Parser
-from service import cpus
+from service.host import cpus
 
 CONNECTIONS = (1, 8, 32)
 CHECKED = 24

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import our_service
-from benchmarks.subjects import FOLDER, Subject
+from benchmarks.harness.models_under_test import FOLDER, Subject
+from benchmarks.harness.processes import our_service
 from command import Unavailable
 
 APPS = Path(__file__).parent

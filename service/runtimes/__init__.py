@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from command import Unavailable
-from service.shapes import Grid
+from service.batching.shapes import Grid
 
 Inputs = Mapping[str, npt.NDArray[np.int64]]
 Logits = npt.NDArray[np.float32]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service import cpus, gpus
 from service.artifact import Artifact, Rest, Variant
+from service.host import cpus, gpus
 from service.runtimes import Runtime, RuntimeUnavailable
 from service.runtimes.cuda import AS_IT_COMES, GpuOptions
 from service.runtimes.onnxruntime import lacks

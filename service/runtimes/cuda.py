@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service import gpus
+from service.batching.shapes import GPU, Shapes, read_grid
 from service.errors import EngineBroken
+from service.host import gpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.runtimes.onnxruntime import (
     PROVIDERS,
@@ -39,7 +40,6 @@ from service.runtimes.onnxruntime import (
     session_options,
 )
 from service.runtimes.pinned import pin
-from service.shapes import GPU, Shapes, read_grid
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from service import gpus
+from service.batching.shapes import CPU
+from service.host import gpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
-from service.shapes import CPU
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # What provides the libraries that a provider is linked with.

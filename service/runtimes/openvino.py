@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from service import cpus
 from service.artifact import Rest
+from service.batching.shapes import CPU, PACKED
+from service.host import cpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.runtimes.packed import NotPackable, pack
-from service.shapes import CPU, PACKED
 
 log = logging.getLogger(__name__)
 

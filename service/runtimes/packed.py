@@ -1,6 +1,6 @@
 """
-Makes an OpenVINO graph of a BERT read several texts in a row (service/packing.py). Its weights and
-layers stay what they are.
+Makes an OpenVINO graph of a BERT read several texts in a row (service/batching/packing.py). Its
+weights and layers stay what they are.
 
 Three places of the graph know where a text begins and ends, and each is told instead of supposing
 that a row is one text:
@@ -20,7 +20,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from service.packing import LONGEST
+from service.batching.packing import LONGEST
 
 FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Whose tokens look at each other in attention only, and whose positions are added to the words."""

@@ -18,11 +18,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service import gpus
 from service.artifact import sha256
+from service.batching.shapes import Grid, Shapes
+from service.host import gpus
 from service.runtimes.cuda import AS_IT_COMES, CudaRuntime, GpuOptions, cuda_options, without_graphs
 from service.runtimes.onnxruntime import PROVIDERS
-from service.shapes import Grid, Shapes
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from benchmarks.delays import Outcome, holds, measure, table
-from benchmarks.proxy import proxy
-from proof.plan_file import read_plan
-from proof.verdict import Verdict
+from benchmarks.harness.proxy import proxy
+from benchmarks.proving.delays import Outcome, holds, measure, table
+from proof.plans.plan_file import read_plan
+from proof.verdict.schema import Verdict
 from service.artifact import Artifact
-from tests.proof.test_run import plan as plan
+from tests.proof.measuring.test_run import plan as plan
 from tests.service.test_server import serving
 
 

@@ -19,18 +19,18 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import gpu
 from benchmarks.commands import main
-from benchmarks.findings import Findings, read
 from benchmarks.gpu import STAGES, engine, rig, serving, torch_side, twins
 from benchmarks.gpu.rig import MODELS, VARIANT, Rig
-from benchmarks.skeleton import SKELETON, grow
+from benchmarks.harness.findings import Findings, read
+from benchmarks.harness.weightless import SKELETON, grow
 from command import BadInput, BadUsage, Unavailable
-from proof.plan_file import read_plan
-from service import gpus
+from proof.plans.plan_file import read_plan
 from service.artifact import read_artifact
+from service.batching.shapes import GPU, Shapes, read_grid
 from service.classifier import Classifier
+from service.host import gpus
 from service.runtimes.auto import Choice, load
-from service.shapes import GPU, Shapes, read_grid
-from tests.needs import no_gpu
+from tests.requirements import no_gpu
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import large
-from benchmarks.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
-from benchmarks.noise import WORLDS, pilot_of, plan_of, run_of
-from proof.evidence import Start
-from proof.judge import judge_level
-from proof.power import plan_from
-from tests.proof.test_pilot import write_pilot
+from benchmarks.proving import large
+from benchmarks.proving.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
+from benchmarks.proving.noise import WORLDS, pilot_of, plan_of, run_of
+from proof.evidence.store import Start
+from proof.sizing.power import plan_from
+from proof.verdict.judge import judge_level
+from tests.proof.sizing.test_pilot import write_pilot
 
 
 def test_with_the_truth_on_the_margin_the_judge_seldom_says_equivalent() -> None:

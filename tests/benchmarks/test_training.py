@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.training import Run, measure, prepared, table
-from tests.training.worlds import TEXT
+from tests.training.factories import TEXT
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.findings import Findings, Table, Target, markdown, read, write
+from benchmarks.harness.findings import Findings, Table, Target, markdown, read, write
 from command import BadUsage, CommandError, Parser, finish
 from service.server import allow_many_connections
 from tests.chaos import bombs, hostile, load, rolling, scenarios

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.processes import Process, halves
+from benchmarks.harness.processes import Process, halves
 from tests.chaos.caller import Seen, opened, texts
 from tests.chaos.scenarios import Row, gauge, kept_to, row, served, settled, told
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from service import models
+from service import registry
 from service.__main__ import main
 from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, Runtime, auto
@@ -76,5 +76,5 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
 if __name__ == "__main__":
     how, *rest = sys.argv[1:]
     real = auto.load
-    setattr(models, "load", lambda *arguments: Broken(real(*arguments), how))  # noqa: B010  what it imported by name
+    setattr(registry, "load", lambda *arguments: Broken(real(*arguments), how))  # noqa: B010  what it imported by name
     sys.exit(main(rest))

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 
-from benchmarks.processes import halves
+from benchmarks.harness.processes import halves
 from tests.chaos.attack import MEMORY_AT_MOST, Watch, under_attack
 from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request
 from tests.chaos.scenarios import LONG, Row, gauge, kept_to, row, served, settled, told

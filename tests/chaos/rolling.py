@@ -11,8 +11,8 @@ import signal
 import tempfile
 from pathlib import Path
 
-from benchmarks.processes import Process, free_port, our_service, started
-from benchmarks.subjects import subject
+from benchmarks.harness.models_under_test import subject
+from benchmarks.harness.processes import Process, free_port, our_service, started
 from tests.balancer import Balancer
 from tests.chaos.caller import Seen, closed, for_seconds
 from tests.chaos.scenarios import SENTENCES, Row, row, told

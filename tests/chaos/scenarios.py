@@ -27,12 +27,12 @@ import httpx
 import numpy as np
 from scipy import stats
 
+from benchmarks.harness.models_under_test import subject
+from benchmarks.harness.processes import Process, free_port, our_service, started
 from benchmarks.memory import meet_every_shape
-from benchmarks.processes import Process, free_port, our_service, started
-from benchmarks.subjects import subject
 from client.classify import Service, answered
 from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request, texts
-from tests.worlds import write_artifact
+from tests.factories import write_artifact
 
 MIB = 2**20
 SENTENCES = texts(*Path("examples/texts/sentences.txt").read_text().splitlines()[:64])

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import free_port, our_service, started
-from benchmarks.subjects import subject
+from benchmarks.harness.models_under_test import subject
+from benchmarks.harness.processes import free_port, our_service, started
 from command import BadUsage, CommandError, Parser, Unavailable, finish
 
 HERE = Path(__file__).parent

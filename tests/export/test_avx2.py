@@ -29,7 +29,7 @@ MODULES = (
     "tests/export/test_gate.py",
     "tests/export/test_packed.py",
     "tests/export/test_export.py",
-    "tests/service/test_runtimes.py",
+    "tests/service/runtimes/test_runtimes.py",
     "tests/service/test_self_check.py",
 )
 HELD = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}

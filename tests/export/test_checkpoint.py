@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from command import BadInput
+from export.checkpoint.config import read_config
 from export.commands import export
-from export.config import read_config
 from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, edited
 from tests.export.test_families import write_checkpoint

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.checks.verify import engine_here
 from export.commands import export
-from export.variants import RECIPES
-from export.verify import engine_here
-from service import cpus
+from export.graph.variants import RECIPES
 from service.answers import softmax
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier
+from service.host import cpus
 from service.runtimes import RuntimeUnavailable
 from service.runtimes.auto import load
 

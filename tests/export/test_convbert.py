@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ConvBertConfig, ConvBertForSequenceClassification
 
-from export.attention import mended
 from export.commands import export
-from export.convbert import band
+from export.graph.attention import mended
+from export.graph.convbert import band
 from graphs.canonical import split
 from graphs.files import read_graph
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
-from tests.worlds import write_tokenizer
+from tests.factories import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

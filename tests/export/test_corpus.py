@@ -19,8 +19,8 @@ from command import CommandError
 from export.commands import export
 from service.artifact import read_artifact
 from tests.export.corpus import ROWS, VERSIONS, Row, table
-from tests.needs import TRANSFORMERS_5, transformers_5
-from tests.service.test_routes import classify, client_of
+from tests.requirements import TRANSFORMERS_5, transformers_5
+from tests.service.http.test_routes import classify, client_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

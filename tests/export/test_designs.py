@@ -14,12 +14,12 @@ from transformers import AutoConfig
 
 from command import BadUsage
 from export.commands import export
-from proof.identity import compare
+from proof.verdict.identity import compare
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
 from tests.service.test_server import serving
-from tests.training.worlds import TEXT, TINY, tiny, write_task
+from tests.training.factories import TEXT, TINY, tiny, write_task
 from training.checkpoint import read_checkpoint
 from training.config import read_config
 from training.corpus import prepare

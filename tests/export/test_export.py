@@ -14,15 +14,15 @@ from transformers import BertForSequenceClassification
 from benchmarks.families import FAMILIES, REFERENCE
 from benchmarks.families import write_checkpoint as write_family
 from command import BadInput, BadUsage, CommandError, Unavailable
-from export.checkpoint import build_model, read_checkpoint
+from export.checkpoint.loading import build_model, read_checkpoint
 from export.commands import export, main
 from graphs.canonical import split
 from graphs.files import read_graph
-from proof.identity import compare, lead
+from proof.verdict.identity import compare, lead
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
-from tests.export.worlds import HIDDEN, write_checkpoint
+from tests.export.factories import HIDDEN, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

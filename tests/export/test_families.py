@@ -17,11 +17,11 @@ import transformers
 from tokenizers import Tokenizer
 
 from command import Unavailable
+from export.checkpoint.config import plain_functions
 from export.commands import export
-from export.config import plain_functions
 from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, FAMILIES, MAX_TOKENS, Family, write_family
-from tests.service.test_routes import classify, client_of
+from tests.service.http.test_routes import classify, client_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

@@ -14,20 +14,20 @@ import pytest
 from scipy import stats
 
 from command import BadInput, BadUsage, CommandError, Unavailable
+from export.checks.gate import judge, lower_bound
 from export.commands import Quantization, export, main
-from export.gate import judge, lower_bound
 from export.texts import SHIPPED, Labelled, read_texts, without
 from graphs.canonical import split
 from graphs.files import read_graph
-from service import cpus
 from service.artifact import Artifact, Gate, read_artifact
+from service.batching.shapes import CPU, Grid
 from service.classifier import Classifier
+from service.host import cpus
 from service.runtimes import Inputs, Logits
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime
-from service.shapes import CPU, Grid
-from tests.export.worlds import HIDDEN, write_checkpoint
-from tests.worlds import write_artifact
+from tests.export.factories import HIDDEN, write_checkpoint
+from tests.factories import write_artifact
 
 LABELS = ("NEGATIVE", "POSITIVE")
 

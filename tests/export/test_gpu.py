@@ -17,13 +17,13 @@ from onnx import TensorProto
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from command import Unavailable
-from export.attention import mended
 from export.commands import export
-from export.gpu import FUSED
+from export.graph.attention import mended
+from export.graph.gpu import FUSED
 from service.artifact import Artifact, read_artifact
 from tests.export.corpus import FAMILIES
+from tests.export.factories import write_checkpoint
 from tests.export.test_families import write_checkpoint as write_family
-from tests.export.worlds import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

@@ -16,13 +16,13 @@ from openvino import opset13 as ops
 
 from export.commands import export
 from service.artifact import Artifact, read_artifact
+from service.batching.packing import ROW
+from service.batching.shapes import Shapes
 from service.classifier import Classifier
-from service.models import Models
-from service.packing import ROW
+from service.registry import Models
 from service.runtimes.openvino import OpenVinoRuntime
 from service.runtimes.packed import NotPackable, pack
 from service.settings import Settings
-from service.shapes import Shapes
 from tests.export.corpus import FAMILIES, MAX_TOKENS
 from tests.export.test_families import write_checkpoint
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from command import BadUsage, Unavailable
-from export.workplace import place_of, put_in_place, workplace
-from tests.export.worlds import write_checkpoint
-from tests.worlds import write_artifact
+from export.package import place_of, put_in_place, workplace
+from tests.export.factories import write_checkpoint
+from tests.factories import write_artifact
 
 Usage = namedtuple("Usage", ("total", "used", "free"))
 

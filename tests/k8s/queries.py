@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 CHART = Path("k8s/chart")
 RULES = sorted(CHART.glob("rules/*.yaml"))

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.metrics import Metrics
-from service.nvml import Reading
 from service.settings import Settings, read_settings
+from service.telemetry.metrics import Metrics
+from service.telemetry.nvml import Reading
 from tests.k8s.helm import CHART, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind, pod_specs
 

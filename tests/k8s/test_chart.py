@@ -18,7 +18,7 @@ from tests.k8s import helm
 from tests.k8s.golden import FOLDER, golden
 from tests.k8s.helm import Document, Refused, installed, lint, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, minors, of_kind
-from tests.needs import CRDS, crds
+from tests.requirements import CRDS, crds
 
 CUSTOM = {
     "ServiceMonitor": "servicemonitor_v1",

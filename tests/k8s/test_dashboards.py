@@ -21,7 +21,7 @@ from tests.k8s.queries import (
     recorded,
     served,
 )
-from tests.needs import GRAFANA, grafana
+from tests.requirements import GRAFANA, grafana
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 

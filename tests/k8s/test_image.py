@@ -15,11 +15,11 @@ from threading import Thread
 
 import pytest
 
+from tests.factories import write_artifact
 from tests.k8s import helm, images
 from tests.k8s.containers import SECURITY, Container, container
-from tests.needs import containers
+from tests.requirements import containers
 from tests.service.test_server import classify, free_port, ready
-from tests.worlds import write_artifact
 
 # The first build fetches and unpacks every package.
 pytestmark = [containers, pytest.mark.timeout(1800)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proof.plan_file import read_plan
+from proof.plans.plan_file import read_plan
 from tests.k8s.helm import Document, render
 from tests.k8s.profiles import (
     DIGEST,

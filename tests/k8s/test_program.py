@@ -10,7 +10,7 @@ import pytest
 
 from tests.k8s.helm import CHART, KUBERNETES, NAME, NAMESPACE, Document, documents, render
 from tests.k8s.profiles import EVERYTHING
-from tests.needs import helm
+from tests.requirements import helm
 
 
 @helm

@@ -28,11 +28,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.factories import write_artifact
 from tests.k8s import helm
 from tests.k8s.queries import CHART, SETTINGS, dashboard_queries, filled_in, rules, runbook_queries
-from tests.needs import PROMETHEUS, PROMTOOL, prometheus
+from tests.requirements import PROMETHEUS, PROMTOOL, prometheus
 from tests.service.test_server import free_port, running
-from tests.worlds import write_artifact
 
 pytestmark = prometheus
 

@@ -12,10 +12,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from proof.plan_file import read_plan
+from proof.plans.plan_file import read_plan
 from tests.k8s.helm import Document, documents, render
 from tests.k8s.profiles import of_kind
-from tests.needs import CRDS, crds
+from tests.requirements import CRDS, crds
 
 EXAMPLE = Path("k8s/examples/argo-rollouts.yaml")
 KUBERNETES = "1.32"

@@ -22,7 +22,7 @@ from tests.k8s.queries import (
     runbook_queries,
     served,
 )
-from tests.needs import PROMTOOL, prometheus
+from tests.requirements import PROMTOOL, prometheus
 
 ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
 TRIED = Path("tests/k8s/alerts.yaml")

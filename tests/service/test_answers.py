@@ -8,7 +8,7 @@ from service.answers import classification, sigmoid, softmax
 from service.artifact import Artifact, Manifest
 from service.classifier import Encoded
 from service.schemas import Activation
-from tests.worlds import write_artifact
+from tests.factories import write_artifact
 
 TEXT = Encoded([2, 4, 3], [0, 0, 0], truncated=False)
 

@@ -19,9 +19,9 @@ import pytest
 
 from service.artifact import Artifact
 from tests.balancer import Balancer
-from tests.service.test_routes import client_of
+from tests.factories import write_artifact
+from tests.service.http.test_routes import client_of
 from tests.service.test_server import free_port, ready, serving, start
-from tests.worlds import write_artifact
 
 BODY = json.dumps({"input": "good"})
 

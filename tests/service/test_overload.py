@@ -13,10 +13,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.artifact import Artifact
-from service.models import Models
-from service.routes import build_app
-from tests.service.test_connection import listening
-from tests.service.test_routes import classify, client_of, stuck, until
+from service.http.routes import build_app
+from service.registry import Models
+from tests.service.http.test_protocol import listening
+from tests.service.http.test_routes import classify, client_of, stuck, until
 
 
 def key_of(models: Models) -> str:

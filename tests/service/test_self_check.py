@@ -14,14 +14,14 @@ import pytest
 from service import self_check
 from service.artifact import MANIFEST, Artifact, Variant, read_artifact, seal_of
 from service.classifier import Classifier
-from service.models import Models
+from service.registry import Models
 from service.runtimes import RuntimeUnavailable
 from service.runtimes.auto import load
 from service.runtimes.openvino import OpenVinoRuntime
 from service.self_check import AnswersDiffer, check
 from service.settings import Settings
+from tests.factories import PROBE, write_artifact
 from tests.service.test_server import start
-from tests.worlds import PROBE, write_artifact
 
 
 def changed(artifact: Artifact, change: Any) -> Artifact:

@@ -25,8 +25,8 @@ import trustme
 from command import Unavailable
 from service.artifact import Artifact
 from service.server import RECEIVE_BYTES, bind
-from tests.needs import no_gpu
-from tests.worlds import write_artifact
+from tests.factories import write_artifact
+from tests.requirements import no_gpu
 
 
 def free_port() -> int:

@@ -13,13 +13,13 @@ import pytest
 from command import BadUsage
 from service.__main__ import paired
 from service.artifact import Artifact, Task
-from service.classify import Around, limits_of
-from service.models import Models
-from service.routes import build_app
+from service.http.endpoint import Around, limits_of
+from service.http.routes import build_app
+from service.registry import Models
 from service.settings import Settings
 from service.shadow import Pairing, Shadow
-from tests.service.test_routes import classify, stuck, until
-from tests.worlds import write_artifact
+from tests.factories import write_artifact
+from tests.service.http.test_routes import classify, stuck, until
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from command import BadInput
-from tests.training.worlds import CONFIGS
+from tests.training.factories import CONFIGS
 from training.config import read_config
 
 

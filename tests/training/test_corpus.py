@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from command import BadInput, Unavailable
-from tests.training.worlds import TEXT, tiny, write_text
+from tests.training.factories import TEXT, tiny, write_text
 from training.config import Data
 from training.corpus import prepare
 from training.vocabulary import SPECIAL_TOKENS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from command import Unavailable
-from tests.training.worlds import TEXT, tiny
+from tests.training.factories import TEXT, tiny
 from training.curves import COLOURS, DASHES, main, styled
 from training.pretrain import pretrain
 

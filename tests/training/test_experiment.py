@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from command import BadInput
-from tests.training.worlds import TEXT, write_task
+from tests.training.factories import TEXT, write_task
 from training import experiment, results
 from training.experiment import Experiment, carry_out, main, read_experiment, records
 from training.tasks import task_named

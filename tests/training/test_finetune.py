@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from command import BadInput, Unavailable
-from tests.training.worlds import TEXT, tiny, write_task
+from tests.training.factories import TEXT, tiny, write_task
 from training.checkpoint import read_checkpoint
 from training.finetune import Recipe, build_classifier, finetune
 from training.pretrain import pretrain

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from command import BadInput
-from tests.training.worlds import vocabulary
+from tests.training.factories import vocabulary
 from training.masking import FATES, Fates, loss_without_context, mask_tokens
 
 WORDS = vocabulary()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.training.worlds import tiny, vocabulary
+from tests.training.factories import tiny, vocabulary
 from training.model import ReplacedTokenDetector, build_model, draw
 
 

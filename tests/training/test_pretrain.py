@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from command import BadInput, Unavailable
-from tests.training.worlds import CONFIGS, TEXT, TINY, tiny, vocabulary, write_text
+from tests.training.factories import CONFIGS, TEXT, TINY, tiny, vocabulary, write_text
 from training.config import read_config
 from training.corpus import prepare
-from training.dice import dice
 from training.masking import FATES, mask_tokens
 from training.model import build_model
 from training.pretrain import Log, Parts, build_optimiser, forward, masked_batch, pretrain
+from training.rng import dice
 
 
 def break_off_at(last: int) -> Callable[..., None]:

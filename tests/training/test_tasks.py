@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import BadInput, Unavailable
-from tests.needs import SHARED, shared_data
+from tests.requirements import SHARED, shared_data
 from training.tasks import Example, read_examples, task_named
 
 

@@ -1,0 +1,1 @@
+"""The harness: servers, load generators, models and tables that the benchmarks share."""

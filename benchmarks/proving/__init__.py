@@ -1,0 +1,1 @@
+"""Benchmarks of the proof itself: whether the judge errs as rarely as it says."""

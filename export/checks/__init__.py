@@ -1,0 +1,1 @@
+"""Checks: a variant against transformers' answers, and the accuracy gate of reduced variants."""

@@ -1,0 +1,122 @@
+"""
+What must hold for a restart to count. No gate looks at the contrast of candidate and reference.
+
+The run asks after each restart whether to repeat it; the judge asks again, from the rows, and
+refuses evidence in which a restart was dropped or kept for any other reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from proof.evidence.store import UNKNOWN
+from proof.plans.plan import Level, Plan
+from proof.plans.schedule import PLAIN
+
+MOST_GENERATOR_CPU = 0.5
+MOST_SEND_LAG = 0.05
+MOST_DROPPED = 0.2
+# Each phase is told to the nanosecond, rounded.
+CLOCK_GRAIN_US = 0.01
+
+# Why a restart may have ended early; its rows then lack some of the schedule.
+INTERRUPTED = "interrupted"
+NOT_STARTED = "the server did not start"
+GENERATOR_FAILED = "the load generator failed"
+ENDED_EARLY = (INTERRUPTED, NOT_STARTED, GENERATOR_FAILED)
+
+Columns = Mapping[str, Any]
+"""The rows of one restart, a column an array or Words."""
+
+
+def restart_breach(
+    plan: Plan,
+    rows: Columns,
+    requests: Mapping[str, int | None],
+    generator_cpu_share: float,
+    throttled_us: int,
+    gpu_slowed: str = "",
+) -> str:
+    """Why a whole restart is dropped and repeated, or an empty string.
+
+    `requests`: how many each level has; None where the schedule leaves that open.
+    """
+    bad = (rows["status"] < 200) | (rows["status"] > 299)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        return (
+            f"{int(bad.sum())} requests without a good answer, the first"
+            f" ({rows['request_id'][first]}) with status {rows['status'][first]}"
+        )
+    for level, count in requests.items():
+        sent = int((rows["level"] == level).sum())
+        if sent != count and (count is not None or not sent):
+            return f"{sent} of {count or 'some'} requests were sent at level {level}"
+    if plan.server_timing and (breach := _timing_breach(rows)):
+        return breach
+    for arm in rows["arm"].unique():
+        if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
+            return f"the server of {arm} changed within the restart"
+    backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
+    if backward.any():
+        return (
+            f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its"
+            " server says it spent"
+        )
+    if breach := _machine_breach(generator_cpu_share, throttled_us, gpu_slowed):
+        return breach
+    breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
+    return next((breach for breach in breaches if breach), "")
+
+
+def _timing_breach(rows: Columns) -> str:
+    if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
+        return "answers without Server-Timing, so no inference time is known"
+    parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
+    more = parts > rows["total_us"] + CLOCK_GRAIN_US
+    if more.any():
+        return (
+            f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than"
+            " its whole"
+        )
+    return ""
+
+
+def _machine_breach(generator_cpu_share: float, throttled_us: int, gpu_slowed: str) -> str:
+    if throttled_us > 0:
+        return f"the container was throttled for {throttled_us} µs"
+    if gpu_slowed:
+        return f"a GPU was slowed down by {gpu_slowed.replace(' ', ' and ')}"
+    if generator_cpu_share == UNKNOWN:
+        return "what the generator used of its core is not known"
+    if generator_cpu_share > MOST_GENERATOR_CPU:
+        return (
+            f"the generator used {generator_cpu_share:.0%} of a core, more than"
+            f" {MOST_GENERATOR_CPU:.0%}"
+        )
+    return ""
+
+
+def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:
+    measured = (rows["level"] == level.name) & (rows["slice"] >= PLAIN)
+    arms = rows["arm"][measured]
+    lag = (rows["sent_ns"] - rows["scheduled_ns"])[measured].astype(float)
+    latency = (rows["done_ns"] - rows["sent_ns"])[measured].astype(float)
+    where = f"at level {level.name} "
+    if lag.mean() > MOST_SEND_LAG * latency.mean():
+        return (
+            f"{where}requests went out {lag.mean() / 1000:.0f} µs late on average, more than"
+            f" {MOST_SEND_LAG:.0%} of the mean latency"
+        )
+    names = [plan.arms[i].name for i in plan.indices("reference")]
+    first, second = (lag[arms == name].mean() for name in names)
+    allowed = level.tightest_margin / 4 * latency[arms == names[0]].mean()
+    if abs(first - second) > allowed:
+        return (
+            f"{where}the two references were sent {abs(first - second) / 1000:.1f} µs apart in lag,"
+            f" more than {allowed / 1000:.1f} µs"
+        )
+    return ""

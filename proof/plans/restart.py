@@ -1,0 +1,72 @@
+"""
+The one document that `proof` hands to the load generator: which restart of which plan to send.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from command import BadUsage
+from proof.plans.plan import Plan, measuring_capacity
+from proof.plans.plan_file import read_plan
+
+VARIABLE = "DRBERT_RESTART"
+"""The environment variable that holds a RestartSpec as JSON."""
+
+
+class RestartSpec(BaseModel):
+    """One restart to send: everything the load generator needs beyond the plan's own file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plan: Path
+    """The plan's TOML file."""
+    texts: Path | None = None
+    """The texts to send, one a line; the plan's own file if None."""
+    restart: int = 0
+    """Number of this start of the servers in the run, dropped ones included."""
+    slot: int = 0
+    """Number of restarts that counted before: the schedule is a function of it."""
+    run: str | None = None
+    """The run's name, written into every row; it ends with the plan's digest."""
+    rows: Path | None = None
+    """The CSV file that gets a row for each request; a new file in evidence/looks if None."""
+    facts: Path | None = None
+    """The JSON file that gets facts about the generator itself, if any."""
+    addresses: Mapping[str, str] = {}
+    """URL by arm, where the plan's URLs name many servers and the run chose one for each arm."""
+    capacity_s: float | None = None
+    """Seconds of a closed loop per arm: measures capacity instead of sending the plan's levels."""
+    complaint_fd: int | None = None
+    """File descriptor for the message of a fatal error. A pipe, for a full disk takes no log."""
+
+    def to_environment(self) -> dict[str, str]:
+        """Return the environment variable that hands this document over."""
+        return {VARIABLE: self.model_dump_json()}
+
+    @classmethod
+    def from_environment(cls) -> RestartSpec | None:
+        """Return the document of VARIABLE, or of PLAN alone; None if neither is set.
+
+        Raise BadUsage if VARIABLE holds anything else.
+        """
+        document = os.environ.get(VARIABLE)
+        if document is not None:
+            try:
+                return cls.model_validate_json(document)
+            except ValidationError as error:
+                raise BadUsage(f"{VARIABLE} is not the JSON of a restart: {error}") from None
+        plan = os.environ.get("PLAN")
+        return cls(plan=Path(plan)) if plan else None
+
+    def read_plan(self) -> Plan:
+        """Return the plan to send: with these texts, or as a measurement of capacity."""
+        plan = read_plan(self.plan)
+        if self.texts is not None:
+            plan = dataclasses.replace(plan, texts=self.texts)
+        return plan if self.capacity_s is None else measuring_capacity(plan, self.capacity_s)

@@ -1,0 +1,5 @@
+"""
+Verdicts: judges sealed evidence, compares graphs, and verifies a claim in a pipeline.
+
+It reads evidence alone. It does not start servers or draw reports.
+"""

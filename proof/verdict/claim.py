@@ -1,0 +1,108 @@
+"""
+The gate for a pipeline: two artifacts do the same work, and sealed evidence says that it takes the
+same time.
+
+Weights may have changed since the run, for they are no work; the graphs may not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proof.evidence.audit import loaded_models, read_sealed_plan
+from proof.evidence.store import Refused
+from proof.plans.plan import Plan
+from proof.verdict import identity
+from proof.verdict.judge import judge
+from proof.verdict.schema import EXIT_CODES, Verdict, check_committed
+from service.artifact import Artifact, read_artifact
+
+# `proof identity` says "different" with it, and a verdict "not equivalent".
+NOT_THE_SAME = 1
+
+
+@dataclass(frozen=True)
+class Verified:
+    compared: dict[str, Any]
+    """Of the two artifacts, as `proof identity` has it."""
+    verdict: Verdict
+    retrained: list[str]
+    """Roles whose artifact has other weights than the one that was measured."""
+
+    @property
+    def exit_code(self) -> int:
+        """The verdict's; 1 if equal work is claimed and not done."""
+        if self.verdict.claim == "equivalence" and not self.compared["same"]:
+            return NOT_THE_SAME
+        return EXIT_CODES[self.verdict.verdict]
+
+
+def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
+    """Compares the artifacts and judges the evidence again; Refused if the evidence was measured on
+    other graphs.
+    """
+    compared = identity.compare(reference, candidate)
+    verdict = judge(evidence)
+    check_committed(evidence / "verdict.json", verdict)
+    plan = read_sealed_plan(evidence)
+    models = loaded_models(evidence)
+    retrained = []
+    for role, folder in (("reference", reference), ("candidate", candidate)):
+        measured = _measured(evidence, plan, models, role)
+        artifact = read_artifact(folder)
+        _check_measured(evidence, artifact, measured, role)
+        if artifact.digest != measured["digest"]:
+            retrained.append(role)
+    return Verified(compared, verdict, retrained)
+
+
+def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> dict[str, Any]:
+    name = next(arm.name for arm in plan.arms if arm.role == role)
+    if name not in models:
+        raise Refused(
+            f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be"
+            " held against an artifact."
+        )
+    found: dict[str, Any] = models[name]
+    missing = [
+        key
+        for key in ("digest", "variant", "encoder_digest", "head_digest", "precision")
+        if not isinstance(found.get(key), str)
+    ]
+    if missing:
+        raise Refused(
+            f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had"
+            " loaded."
+        )
+    return found
+
+
+def _check_measured(
+    evidence: Path, artifact: Artifact, measured: dict[str, Any], role: str
+) -> None:
+    variant = artifact.manifest.variants.get(measured["variant"])
+    if variant is None:
+        raise Refused(
+            f"{evidence} measured the variant {measured['variant']}, which {artifact.directory} has"
+            " not; export it, or measure again."
+        )
+    for what in ("encoder_digest", "head_digest", "precision"):
+        if getattr(variant, what) != measured[what]:
+            raise Refused(
+                f"{evidence} measured another {role} than {artifact.directory}: its"
+                f" {what.replace('_', ' ')} is {measured[what][:12]}, not"
+                f" {getattr(variant, what)[:12]}; measure again."
+            )
+
+
+def describe(found: Verified, evidence: Path) -> str:
+    lines = [identity.describe(found.compared)]
+    if found.retrained:
+        lines.append(
+            f"other weights than those measured: {', '.join(found.retrained)}; the graphs are the"
+            " measured ones."
+        )
+    lines.append(f"evidence {evidence}: {found.verdict.verdict}. {found.verdict.sentence}")
+    return "\n".join(lines)

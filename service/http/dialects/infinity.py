@@ -1,0 +1,87 @@
+"""
+Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts
+it in our own's place, which /v1/classify keeps.
+
+    {"input": ["good", "bad"], "model": "reviews", "raw_scores": false}
+    {"object": "classify", "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …,
+        "usage": …, "id": …, "created": …}
+
+`raw_scores` gives logits, and the usage counts tokens; both are asked for there and are something
+else.
+"""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+
+from service.errors import InvalidInput
+from service.http.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces
+from service.http.dialects.native import Native
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+UNSPECIFIED = "default/not-specified"
+SCHEMA = {
+    "type": "object",
+    "required": ["input"],
+    "additionalProperties": False,
+    "properties": {
+        "input": {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        "model": {"type": "string"},
+        "raw_scores": {"type": "boolean"},
+        "user": {"type": ["string", "null"]},
+    },
+}
+ANSWER = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage", "id", "created"],
+    "properties": {
+        "object": {"type": "string", "enum": ["classify"]},
+        "data": {"type": "array", "items": SCORES},
+        "model": {"type": "string"},
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "total_tokens"],
+            "properties": {
+                "prompt_tokens": {"type": "integer"},
+                "total_tokens": {"type": "integer"},
+            },
+        },
+        "id": {"type": "string"},
+        "created": {"type": "integer"},
+    },
+}
+
+
+class Infinity(Native):
+    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+        values = known_fields(
+            read_object(called.body, limits), ("input", "model", "raw_scores", "user")
+        )
+        called.kept["model"] = values.get("model")
+        if not isinstance(values.get("input"), list):
+            raise InvalidInput(
+                "input must be a list of texts; Infinity's clients send no single one.",
+                param="input",
+            )
+        raw = values.pop("raw_scores", False)
+        if not isinstance(raw, bool):
+            raise InvalidInput("raw_scores must be true or false.", param="raw_scores")
+        if values.get("model") == UNSPECIFIED:
+            del values["model"]
+        return read_values(values | {"activation": "none" if raw else "auto"}, limits)
+
+    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
+        tokens = answered.tokens
+        head = orjson.dumps(
+            {
+                "object": "classify",
+                "model": answered.model,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+                "id": f"infinity-{answered.called.request_id}",
+                "created": int(time.time()),
+            }
+        )
+        data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
+        return [JSON], in_pieces(head[:-1] + b',"data":[', data, b"]}")

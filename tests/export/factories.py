@@ -1,0 +1,56 @@
+"""A tiny BERT classifier with a pretraining decoder beside it, as training leaves one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from tests.factories import write_tokenizer
+from training.decoders import TransformerBlock
+
+HIDDEN = 32
+
+
+def write_checkpoint(
+    folder: Path, *, decoder: bool = True, seed: int = 0, fill: float | None = None, **changes: Any
+) -> Path:
+    folder.mkdir(parents=True)
+    write_tokenizer(folder / "tokenizer.json")
+    config = BertConfig(
+        vocab_size=12,
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=24,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        problem_type="single_label_classification",
+        **changes,
+    )
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Far from the initialisation's near-zero logits, so that parity has something to
+            # compare.
+            parameter.fill_(fill) if fill is not None else parameter.mul_(4)
+    described = config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    if decoder:
+        described["pretraining_decoder"] = {"design": "drbert", "layers": 2}
+        layers = nn.ModuleDict(
+            {"layer": nn.ModuleList(TransformerBlock(HIDDEN, 2, 64) for _ in range(2))}
+        )
+        tensors |= {
+            f"pretraining_decoder.{name}": tensor.half()
+            for name, tensor in layers.state_dict().items()
+        }
+    (folder / "config.json").write_text(json.dumps(described))
+    save_file(tensors, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,262 @@
+"""Evidence of runs that never took place: latencies drawn from a known law, in the format of real
+ones.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proof.evidence.audit import due_requests
+from proof.evidence.gates import restart_breach
+from proof.evidence.store import Row, RowFile, Start, append_start, read_columns
+from proof.measuring import run as runs
+from proof.plans.plan import Level, Plan
+from proof.plans.plan_file import read_plan
+from proof.plans.schedule import load_order, load_positions, schedule, slice_texts
+
+PLAN = """
+name = "small"
+claim = "{claim}"
+seed = 7
+texts = "{texts}"
+restarts = {restarts}
+{pilot}
+capacity_per_s = 1000.0
+arm = [
+  {{ name = "bert", role = "reference", artifact = "a" }},
+  {{ name = "bert-again", role = "reference", artifact = "a" }},
+  {{ name = "drbert", role = "candidate", artifact = "b" }},
+  {{ name = "drbert-again", role = "candidate", artifact = "b" }},
+  {{ name = "bert-delayed", role = "delayed" }},
+{control}
+]
+"""
+CONTROL = '  { name = "drbert-with-decoder", role = "control", artifact = "c" },'
+LEVELS = {
+    "unloaded": (
+        """
+[level.unloaded]
+tuples = 64
+warm_up_tuples = 2
+[level.unloaded.margins.end_to_end]
+p50 = 0.02
+mean = 0.02
+[level.unloaded.margins.inference]
+p50 = 0.02
+mean = 0.02
+p99 = 0.10
+"""
+    ),
+    "mixed-50": (
+        """
+[level.mixed-50]
+tuples = 64
+warm_up_tuples = 2
+margins = { inference = { p50 = 0.02, mean = 0.02 } }
+"""
+    ),
+    "switchback-50": (
+        """
+[level.switchback-50]
+slice_requests = 300
+margins = { end_to_end = { p50 = 0.02, mean = 0.02 } }
+gains = { end_to_end = { p50 = 1.5 } }
+"""
+    ),
+    "capacity": (
+        """
+[level.capacity]
+slice_s = 0.1
+in_flight = 1
+margins = { time_per_text = { mean = 0.02 } }
+"""
+    ),
+}
+# A gain widens a margin only as far as a pilot found it.
+PILOT = json.dumps({"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.6}}}}})
+# Loaded first is slower, as it is in life.
+POSITION = (1.01, 1.0, 0.995, 0.995, 1.0)
+
+
+def write_plan(
+    folder: Path,
+    restarts: int = 8,
+    claim: str = "equivalence",
+    control: bool = True,
+    levels: tuple[str, ...] = ("unloaded",),
+) -> Plan:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.txt").write_text("a good film\na bad film\n")
+    pilot = ""
+    if "switchback-50" in levels:
+        (folder / "pilot.json").write_text(PILOT)
+        (folder / "plan.pilot.json").write_text(PILOT)
+        pilot = f'pilot = "{hashlib.sha256(PILOT.encode()).hexdigest()}"'
+    text = PLAN.format(
+        pilot=pilot,
+        texts=folder / "texts.txt",
+        restarts=restarts,
+        claim=claim,
+        control=CONTROL if control and "unloaded" in levels else "",
+    )
+    (folder / "plan.toml").write_text(text + "".join(LEVELS[name] for name in levels))
+    return read_plan(folder / "plan.toml")
+
+
+def write_evidence(folder: Path, **how: Any) -> Path:
+    """Simulated evidence in `folder`; what many tests begin with is made once and copied. See
+    `_write_evidence`.
+    """
+    if "change" in how or not how.get("sealed", True):
+        return _write_evidence(folder, **how)
+    key = repr(sorted(how.items()))
+    if key not in _MADE:
+        made = Path(tempfile.mkdtemp()) / "run"
+        atexit.register(shutil.rmtree, made.parent, ignore_errors=True)
+        _MADE[key] = _write_evidence(made, **how)
+    shutil.copytree(_MADE[key], folder)
+    return folder
+
+
+_MADE: dict[str, Path] = {}
+
+
+def _write_evidence(
+    folder: Path,
+    *,
+    factors: Mapping[str, float] | None = None,
+    seed: int = 0,
+    restarts: int = 8,
+    planned: int | None = None,
+    noise: float = 0.05,
+    dropped: tuple[int, ...] = (),
+    claim: str = "equivalence",
+    control: bool = True,
+    levels: tuple[str, ...] = ("unloaded",),
+    change: Callable[[dict[str, Any]], None] = lambda row: None,
+    sealed: bool = True,
+) -> Path:
+    """A run in which every arm takes `factors` times 1 ms of inference; in the starts `dropped` one
+    answer is missing.
+    """
+    plan = write_plan(folder, planned or restarts, claim, control, levels)
+    texts = plan.read_texts()
+    rng = np.random.default_rng(seed)
+    # The delay works on whatever its copy is like.
+    again = (factors or {}).get("bert-again", 1.0)
+    by_arm = {"drbert-with-decoder": 1.4, "bert-delayed": again * (1 + plan.delay)} | dict(
+        factors or {}
+    )
+    now = kept = 0
+    for restart in range(restarts + len(dropped)):
+        instance = 1 + 0.003 * rng.standard_normal(len(plan.arms))
+        instance[plan.indices("delayed")] = instance[plan.indices("reference")[1]]
+        common = 1 + 0.2 * rng.random()
+        positions = load_positions(plan, kept)
+        rows = RowFile(folder / "rows" / f"{restart:03d}.csv")
+        for level in plan.levels:
+            for row in _level_rows(plan, level, kept, len(texts), now):
+                if (
+                    level.kind == "capacity"
+                ):  # a closed loop: the next is sent when the last is answered
+                    row["scheduled_ns"] = now
+                arm = next(i for i, a in enumerate(plan.arms) if a.name == row["arm"])
+                speed = by_arm.get(row["arm"], 1.0) * instance[arm] * POSITION[positions[arm]]
+                inference = 1000 * speed * common * np.exp(noise * rng.standard_normal())
+                total = inference + 300
+                row |= {
+                    "run": f"r-{plan.digest[:16]}",
+                    "restart": restart,
+                    "instance": f"i{restart}",
+                    "request_id": (
+                        f"{level.name}.{restart}.{row['slice']}.{row['tuple']}.{row['place']}"
+                    ),
+                    "load_position": positions[arm],
+                    "chars": len(texts[row["text_id"]]),
+                    "tokens": 5,
+                    "sent_ns": row["scheduled_ns"] + 1000,
+                    "done_ns": row["scheduled_ns"] + 1000 + int((total + 200) * 1000),
+                    "status": 200,
+                    "tokenize_us": 100.0,
+                    "queue_us": 50.0,
+                    "inference_us": float(inference),
+                    "total_us": float(total),
+                    "batch_size": 1,
+                    "batch_tokens": 6,
+                    "bytes": 300,
+                }
+                if restart in dropped and level is plan.levels[0] and row["tuple"] == 9:
+                    row["status"] = 503
+                change(row)
+                rows.append(Row(**row))
+                now = max(now, row["done_ns"])
+            now += 50_000_000
+        rows.close()
+        due = due_requests(
+            plan, {level.name: schedule(plan, level, kept, len(texts)) for level in plan.levels}
+        )
+        breach = restart_breach(plan, read_columns(rows.path), due, 0.2, 0)
+        loaded = " ".join(plan.arms[i].name for i in load_order(plan, kept))
+        append_start(folder, Start(restart, kept, loaded, f"i{restart}", 3.0, 0.2, 0, breach))
+        kept += not breach
+    (folder / "plan.pilot.json").unlink(missing_ok=True)
+    entry = {
+        "run": folder.name,
+        "plan": plan.name,
+        "plan_digest": plan.digest,
+        "number_for_this_plan": 1,
+    }
+    (folder / "run.json").write_text(json.dumps(entry))
+    for name in ("identity.json", "environment.json"):
+        (folder / name).write_text("{}")
+    if sealed:
+        runs.finish(folder)
+    return folder
+
+
+def _level_rows(
+    plan: Plan, level: Level, slot: int, texts: int, now: int
+) -> Iterator[dict[str, Any]]:
+    """What is asked and when; how long it took is for the caller to say."""
+    due = schedule(plan, level, slot, texts)
+    if level.kind == "capacity":
+        arms = len(plan.claimed_arms) + 1
+        for i in range(len(due)):
+            asked = slice_texts(plan, level, slot, i // arms, texts, 40)
+            for number in range(40):
+                yield _asked(plan, level, due, i, now + (i * 40 + number) * 2_000_000) | {
+                    "tuple": number,
+                    "text_id": int(asked[number]),
+                }
+        return
+    begin = now
+    for i in range(len(due)):
+        if level.kind == "unloaded":
+            yield _asked(plan, level, due, i, now + i * 5_000_000)
+        elif level.kind == "mixed":
+            yield _asked(plan, level, due, i, now + int(due.offset_ns[i]))
+        else:
+            if i and due.slice[i] != due.slice[i - 1]:
+                begin += int(due.offset_ns[i - 1]) + 100_000_000
+            yield _asked(plan, level, due, i, begin + int(due.offset_ns[i]))
+
+
+def _asked(plan: Plan, level: Level, due: Any, i: int, scheduled_ns: int) -> dict[str, Any]:
+    return {
+        "level": level.name,
+        "slice": int(due.slice[i]),
+        "tuple": int(due.tuple[i]),
+        "place": int(due.place[i]),
+        "arm": plan.arms[int(due.arm[i])].name,
+        "text_id": int(due.text[i]),
+        "scheduled_ns": scheduled_ns,
+    }

@@ -1,0 +1,424 @@
+"""A whole run, with real servers and a real load generator; what it finds is the machine's
+business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from command import BadInput
+from graphs.canonical import split
+from graphs.files import read_graph
+from proof.commands import main
+from proof.measuring.run import why_dropped
+from proof.plans.plan_file import read_plan
+from proof.verdict.schema import EXIT_CODES
+from service.artifact import Artifact
+from tests.factories import write_artifact
+from tests.service.test_server import free_port, serving
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "requests.parquet").to_pylist()
+    return rows
+
+
+def honest_artifact(folder: Path) -> Artifact:
+    """With the digests that its graph really has."""
+    draft = write_artifact(folder.with_name(f"{folder.name}-draft"))
+    encoder, head = split(read_graph(draft.path("model.onnx")))
+    variant = draft.manifest.variants["cpu-fp32"].model_copy(
+        update={"encoder_digest": encoder.digest, "head_digest": head.digest}
+    )
+    return write_artifact(
+        folder,
+        encoder_digest=encoder.digest,
+        head_digest=head.digest,
+        variants={"cpu-fp32": variant},
+    )
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    honest_artifact(tmp_path / "artifact")
+    arms = "\n".join(
+        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nartifact = "{tmp_path / "artifact"}"'
+        for name, role in (
+            ("a", "reference"),
+            ("a2", "reference"),
+            ("b", "candidate"),
+            ("b2", "candidate"),
+        )
+    )
+    arms += '\n[[arm]]\nname = "slow"\nrole = "delayed"'
+    (tmp_path / "texts.txt").write_text("good\nbad film a b c\n")
+    path = tmp_path / "plan.toml"
+    path.write_text(f"""
+name = "small"
+seed = 1
+texts = "{tmp_path / "texts.txt"}"
+restarts = 4
+capacity_per_s = 100.0
+{arms}
+[level.unloaded]
+tuples = 32
+warm_up_tuples = 2
+margins = {{ inference = {{ p50 = 0.5 }}, end_to_end = {{ p50 = 0.5 }} }}
+[server]
+port = {free_port()}
+cpus = [0]
+settings = {{ warm_up_s = 0 }}
+[generator]
+cpus = [1]
+""")
+    return path
+
+
+def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", str(plan), "--evidence", str(tmp_path / "evidence")])
+    printed = capsys.readouterr().out
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert code == EXIT_CODES[verdict["verdict"]]
+    assert f"verdict: {verdict['verdict']}." in printed
+    assert f"report: {folder / 'report.html'}" in printed
+    assert main(["judge", str(folder)]) == code
+    assert {path.name for path in folder.iterdir()} == {
+        "plan.toml",
+        "texts.txt",
+        "identity.json",
+        "environment.json",
+        "starts.csv",
+        "restarts.csv",
+        "requests.parquet",
+        "verdict.json",
+        "report.html",
+        "run.json",
+        "MANIFEST.sha256",
+    }
+    rows = read_rows(folder)
+    starts = len({row["restart"] for row in rows})
+    assert starts >= 4
+    assert len(rows) == starts * 4 * (2 + 32)
+    assert {row["status"] for row in rows} == {200}
+    assert verdict["run"]["number_for_this_plan"] == 1
+    assert all(row["scheduled_ns"] <= row["sent_ns"] < row["done_ns"] for row in rows)
+    assert all(
+        0 < row["inference_us"] < row["total_us"] < (row["done_ns"] - row["sent_ns"]) / 1000
+        for row in rows
+    )
+    assert len({row["instance"] for row in rows}) == starts
+    [entry] = json.loads((tmp_path / "evidence/index.json").read_text())
+    assert entry["number_for_this_plan"] == 1
+    report = (folder / "report.html").read_text()
+    assert "http://" not in report
+    assert "https://" not in report
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_sealed_with_what_was_measured(
+    sent: signal.Signals, plan: Path, tmp_path: Path
+) -> None:
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 4000", 1))
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear
+    # it.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not any(
+            file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/*.csv")
+        ):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        process.send_signal(sent)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "what was measured is sealed in" in printed
+    assert "--resume" in printed
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    assert len(read_rows(folder)) > 50
+    with socket.socket() as probe:  # The server is gone too.
+        assert probe.connect_ex(("127.0.0.1", read_plan(plan).port)) != 0
+    assert main(["judge", str(folder)]) == EXIT_CODES["invalid"]
+
+
+def test_what_a_stopping_server_refuses_is_put_down_to_the_interruption() -> None:
+    refused = "1 requests without a good answer, the first (unloaded.1.-1.0.1) with status 503"
+    assert why_dropped(refused, cut_short=True) == "interrupted"
+    assert (
+        why_dropped(refused, cut_short=False) == refused
+    )  # every request was sent: the judge finds the same in the rows
+    assert why_dropped("", cut_short=False) == ""
+
+
+def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it
+    # count.
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not any(tmp_path.glob("evidence/*/rows/001.csv")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    before = read_rows(folder)
+    code = main(["run", "--resume", str(folder)])
+    verdict = json.loads((folder / "verdict.json").read_text())
+    level = verdict["levels"]["unloaded"]
+    assert code == EXIT_CODES[verdict["verdict"]]
+    assert level["restarts_kept"] + level["restarts_dropped"] == len(
+        {row["restart"] for row in read_rows(folder)}
+    )
+    assert [row for row in read_rows(folder) if row["restart"] < 2] == before
+    assert "interrupted" in (folder / "starts.csv").read_text()
+    assert main(["judge", str(folder)]) == code
+    with pytest.raises(BadInput, match="there is nothing to go on with"):
+        main(["run", "--resume", str(folder)])
+
+
+def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
+    # Long enough that the interruption cannot fall after a restart's last row, which would make it
+    # count.
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not any(
+            file.stat().st_size > 5000 for file in tmp_path.glob("evidence/*/rows/001.csv")
+        ):
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    code = main(["run", "--resume", str(folder)])
+    assert code in EXIT_CODES.values()
+    assert main(["judge", str(folder)]) == code
+    assert "interrupted" in (folder / "starts.csv").read_text()
+
+
+def test_rows_survive_a_full_disk_and_the_run_says_what_is_wrong(
+    plan: Path, tmp_path: Path
+) -> None:
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 400", 1))
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    # No file may grow beyond 60 kB: what a full disk does, to one process and its children.
+    small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (60_000, 60_000))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small)
+    assert done.returncode == 69, done.stderr
+    assert "000.csv cannot be written" in done.stderr
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    assert len(read_rows(folder)) > 100
+    assert "the load generator failed" in (folder / "starts.csv").read_text()
+
+
+def test_all_levels_run_and_are_audited(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(
+        plan.read_text()
+        .replace(
+            "[server]",
+            """
+[level.mixed-50]
+tuples = 32
+warm_up_tuples = 2
+margins = { inference = { p50 = 0.5 } }
+[level.switchback-50]
+margins = { end_to_end = { p50 = 0.5 } }
+[level.capacity]
+slice_s = 0.2
+in_flight = 4
+margins = { time_per_text = { mean = 0.5 } }
+[server]""",
+        )
+        .replace("capacity_per_s = 100.0", "capacity_per_s = 1000.0")
+        .replace("tuples = 32", "tuples = 64", 1)
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(tmp_path / "evidence")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in EXIT_CODES.values(), done.stderr
+    [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
+    assert main(["judge", str(folder)]) == done.returncode
+    rows = read_rows(folder)
+    assert {row["level"] for row in rows} == {"unloaded", "mixed-50", "switchback-50", "capacity"}
+    delayed = [row for row in rows if row["arm"] == "slow" and row["level"] == "unloaded"]
+    assert len(delayed) == len({row["restart"] for row in rows}) * 16
+
+
+def test_the_capacity_of_the_reference_is_a_number_for_the_plan(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["capacity", str(plan), "--seconds", "0.3"]) == 0
+    name, _, value = capsys.readouterr().out.strip().partition(" = ")
+    assert name == "capacity_per_s"
+    assert float(value) > 10
+
+
+def test_a_level_with_a_rate_needs_the_capacity_first(plan: Path) -> None:
+    plan.write_text(
+        plan.read_text()
+        .replace("capacity_per_s = 100.0\n", "")
+        .replace(
+            "[server]",
+            "[level.mixed-50]\ntuples = 32\nmargins = { inference = { p50 = 0.5 } }\n[server]",
+        )
+    )
+    with pytest.raises(BadInput, match="needs capacity_per_s; `python -m proof capacity"):
+        main(["run", str(plan)])
+
+
+def test_a_server_that_dies_costs_its_restart_and_no_more(plan: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 100", 1))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not any(
+            file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/000.csv")
+        ):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        for child in psutil.Process(process.pid).children():
+            if "service" in child.cmdline():
+                child.kill()
+        printed = process.communicate(timeout=240)[0]
+    assert process.returncode in EXIT_CODES.values(), printed
+    assert "restart 0 is dropped and repeated" in printed
+    assert "requests without a good answer" in printed
+
+
+def test_an_artifact_that_is_not_there_is_named_before_anything_runs(
+    plan: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "proof",
+        "run",
+        str(plan),
+        "--evidence",
+        str(tmp_path / "evidence"),
+    ]
+    (tmp_path / "artifact/manifest.json").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 69
+    assert "has no manifest.json" in done.stderr
+    assert not (tmp_path / "evidence").exists()
+
+
+def test_locust_alone_looks_at_a_running_server(artifact: Artifact, tmp_path: Path) -> None:
+    with serving(artifact) as (url, _):
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            str(Path("loadtests").resolve()),
+            "--headless",
+            "--only-summary",
+            "--host",
+            url,
+        ]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+    assert done.returncode == 0, done.stderr
+    [rows] = (tmp_path / "evidence" / "looks").glob("*.csv")
+    lines = rows.read_text().splitlines()
+    assert lines[0].startswith("run,level,restart,instance")
+    assert len(lines) > 250
+
+
+def test_a_plan_for_servers_of_ones_own_is_not_restarted(plan: Path, tmp_path: Path) -> None:
+    changed = plan.read_text().replace(
+        f'artifact = "{tmp_path / "artifact"}"', 'url = "http://127.0.0.1:1"'
+    )
+    plan.write_text(changed)
+    assert read_plan(plan).arms[0].url
+    done = subprocess.run(
+        [sys.executable, "-m", "proof", "run", str(plan)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 65
+    assert "[server] has no restart command" in done.stderr

@@ -1,0 +1,570 @@
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from service.batching.batcher import Batch, Batcher
+from service.errors import (
+    DeadlineExceeded,
+    EngineBroken,
+    ModelFailed,
+    ModelOutputInvalid,
+    Overloaded,
+    ShuttingDown,
+    TooLarge,
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    name: str
+    tokens: int = 4
+
+
+@dataclass
+class Echo:
+    """A model that answers each item with itself, once the gate is open; it remembers its
+    batches.
+    """
+
+    padding_safe: bool = True
+    gate: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[str]] = field(default_factory=list)
+
+    @property
+    def packing(self) -> None:
+        return None
+
+    def padded_length(self, tokens: int) -> int:
+        return tokens
+
+    def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        self.batches.append([word.name for word in batch])
+
+        def finish() -> list[str]:
+            assert self.gate.wait(10)
+            if any(word.name == "poison" for word in batch):
+                raise ValueError("poisoned")
+            if any(word.name == "short" for word in batch):
+                return []
+            return [word.name for word in batch]
+
+        return finish
+
+
+@asynccontextmanager
+async def running(model: Echo, **limits: Any) -> AsyncIterator[Batcher]:
+    batcher = Batcher({"echo": model}, **limits)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        model.gate.set()
+        assert await batcher.close(10)
+
+
+async def ask(
+    batcher: Batcher, *names: str, tokens: int = 4, timeout_s: float = math.inf
+) -> list[str]:
+    return [
+        row.value
+        for row in await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)
+    ]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def block(batcher: Batcher, model: Echo) -> asyncio.Task[list[str]]:
+    """Occupies the model with one item, so that what follows waits."""
+    task = asyncio.create_task(ask(batcher, "blocker"))
+    await until(lambda: bool(model.batches))
+    return task
+
+
+async def test_what_waits_while_the_model_works_is_one_batch() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        blocker = await block(batcher, model)
+        others = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await asyncio.gather(blocker, *others) == [["blocker"], ["a"], ["b"], ["c"]]
+    assert model.batches == [["blocker"], ["a", "b", "c"]]
+
+
+async def test_a_cancelled_caller_does_not_disturb_its_neighbours() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        first, gone, last = [
+            asyncio.create_task(ask(batcher, name)) for name in ("first", "gone", "last")
+        ]
+        await until(lambda: batcher.waiting == 3)
+        gone.cancel()
+        await asyncio.wait([gone])
+        model.gate.set()
+        assert await first == ["first"]
+        assert await last == ["last"]
+    assert model.batches[1] == ["first", "last"]
+
+
+async def test_a_poisonous_text_hurts_nobody_else() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        good, poison, fine = [
+            asyncio.create_task(ask(batcher, name)) for name in ("good", "poison", "fine")
+        ]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await good == ["good"]
+        assert await fine == ["fine"]
+        with pytest.raises(ModelFailed):
+            await poison
+        assert await ask(batcher, "after") == ["after"]
+
+
+async def test_a_short_result_is_an_error_and_not_a_hang() -> None:
+    model = Echo()
+    model.gate.set()
+    async with running(model) as batcher:
+        with pytest.raises(ModelOutputInvalid, match="0 rows for 1 texts"):
+            await ask(batcher, "short")
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        waiting = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded, match="limit of 2") as refused:
+            await ask(batcher, "c")
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 1
+        model.gate.set()
+        assert await asyncio.gather(*waiting) == [["a"], ["b"]]
+
+
+async def test_a_list_is_admitted_whole_or_not_at_all() -> None:
+    model = Echo()
+    async with running(model, max_waiting=3) as batcher:
+        await block(batcher, model)
+        first = asyncio.create_task(ask(batcher, "a", "b"))
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c", "d")
+        assert batcher.waiting == 2
+        model.gate.set()
+        assert await first == ["a", "b"]
+
+
+async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        blocker = await block(batcher, model)
+        accepted = asyncio.create_task(ask(batcher, "accepted"))
+        await until(lambda: batcher.waiting == 1)
+        closing = asyncio.create_task(batcher.close(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await ask(batcher, "late")
+        model.gate.set()
+        assert await closing
+        assert await blocker == ["blocker"]
+        assert await accepted == ["accepted"]
+
+
+async def test_a_drain_that_takes_too_long_answers_who_still_waits() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    started = await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "waiting"))
+    await until(lambda: batcher.waiting == 1)
+    assert not await batcher.close(0.05)
+    for task in (started, waiting):
+        with pytest.raises(ShuttingDown):
+            await task
+    model.gate.set()
+
+
+async def test_a_long_text_among_many_short_ones_is_not_starved() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=2) as batcher:
+        await block(batcher, model)
+        long = asyncio.create_task(ask(batcher, "long", tokens=100))
+        await until(lambda: batcher.waiting == 1)
+        short = [asyncio.create_task(ask(batcher, f"s{i}")) for i in range(10)]
+        await until(lambda: batcher.waiting == 11)
+        model.gate.set()
+        await asyncio.gather(long, *short)
+    assert model.batches[1] == ["long"]
+
+
+async def test_a_short_text_does_not_pay_for_a_long_neighbour() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (10, 100, 12, 90)]
+        await until(lambda: batcher.waiting == 4)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1:] == [["10", "12"], ["100", "90"]]
+
+
+async def test_padding_counts_against_the_token_budget() -> None:
+    model = Echo()
+    async with running(model, max_batch_tokens=40) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (16, 20, 18)]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    # The nearest first, and no third: 3 × 18 tokens would be computed for it.
+    assert model.batches[1:] == [["16", "18"], ["20"]]
+
+
+async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
+    model = Echo(padding_safe=False)
+    async with running(model) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (10, 11, 10)]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+    assert model.batches[1] == ["10", "10"]
+
+
+async def test_a_batch_is_rounded_down_to_a_size_the_engine_likes() -> None:
+    model = Echo()
+    async with running(model, batch_size=lambda waiting: min(waiting, 2)) as batcher:
+        await block(batcher, model)
+        tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        await until(lambda: batcher.waiting == 3)
+        model.gate.set()
+        assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
+    assert model.batches[1:] == [["a", "b"], ["c"]]
+
+
+async def test_a_text_whose_deadline_has_passed_never_reaches_the_model() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        await block(batcher, model)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, "late", timeout_s=0.0)
+        assert batcher.waiting == 0
+        model.gate.set()
+    assert model.batches == [["blocker"]]
+
+
+async def test_a_caller_gets_its_refusal_at_its_deadline_even_if_the_model_hangs() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, "stuck", timeout_s=0.05)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, "behind it", timeout_s=0.05)
+
+
+async def test_places_of_callers_who_left_are_free_again() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        gone = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        staying = asyncio.create_task(ask(batcher, "c", "d"))
+        await until(lambda: batcher.waiting == 2)
+        model.gate.set()
+        assert await staying == ["c", "d"]
+
+
+async def test_a_count_that_fails_ends_nothing() -> None:
+    def broken(batch: object) -> None:
+        raise RuntimeError("no space left")
+
+    model = Echo()
+    model.gate.set()
+    async with running(model, on_batch=broken) as batcher:
+        assert await ask(batcher, "a") == ["a"]
+        assert await ask(batcher, "b") == ["b"]
+        assert batcher.alive
+
+
+async def test_nothing_asked_is_nothing_answered() -> None:
+    async with running(Echo()) as batcher:
+        assert await batcher.submit("echo", []) == []
+
+
+async def test_two_models_share_the_queue_in_order_of_arrival() -> None:
+    one, two = Echo(), Echo()
+    two.gate = one.gate
+    batcher = Batcher({"one": one, "two": two})
+    batcher.start()
+    first = asyncio.create_task(batcher.submit("one", [Word("blocker")]))
+    await until(lambda: bool(one.batches))
+    tasks = [
+        asyncio.create_task(batcher.submit(model, [Word(name)]))
+        for model, name in (("two", "a"), ("one", "b"), ("two", "c"))
+    ]
+    await until(lambda: batcher.waiting == 3)
+    one.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert await batcher.close(10)
+    assert two.batches == [["a", "c"]]
+    assert one.batches == [["blocker"], ["b"]]
+
+
+async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
+    model = Echo()
+    async with running(model, in_flight=2, max_batch_size=1) as batcher:
+        tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
+        # Two are started before either has finished; the third waits.
+        await until(lambda: len(model.batches) == 2)
+        assert batcher.waiting == 1
+        model.gate.set()
+        assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
+
+
+async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_for_that() -> None:
+    done_ns: list[int] = []
+
+    class Gpu(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            finish = super().start(batch)
+
+            def noted() -> Sequence[Any]:
+                rows = finish()
+                done_ns.append(time.monotonic_ns())
+                return rows
+
+            return noted
+
+    model = Gpu()
+    batches: list[Batch] = []
+    async with running(model, in_flight=2, max_batch_size=1, on_batch=batches.append) as batcher:
+        tasks = [asyncio.create_task(batcher.submit("echo", [Word(name)])) for name in "ab"]
+        await until(lambda: len(model.batches) == 2)
+        handed_over_ns = time.monotonic_ns()
+        model.gate.set()
+        [_, [second]] = await asyncio.gather(*tasks)
+    assert second.queue_ns >= done_ns[0] - handed_over_ns
+    assert [batch.inference_ns for batch in batches][1] == second.inference_ns
+
+
+async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_be() -> None:
+    class Broken(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            super().start(batch)
+
+            def finish() -> list[str]:
+                raise EngineBroken("The GPU does nothing any more.")
+
+            return finish
+
+    model = Broken()
+    async with running(model) as batcher:
+        assert not batcher.broken
+        found = await asyncio.gather(*(ask(batcher, name) for name in "ab"), return_exceptions=True)
+        assert [type(one) for one in found] == [EngineBroken, EngineBroken]
+        assert batcher.broken
+    assert len(model.batches) <= 2, "each is tried once"
+
+
+async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_share_longer() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        first = asyncio.create_task(ask(batcher, "first"))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        waiting = [
+            asyncio.create_task(batcher.submit("echo", [Word(name)], busy_wait=share))
+            for name, share in (("a", 0.0), ("b", 0.5), ("c", 0.0), ("d", 0.5))
+        ]
+        while batcher.waiting < 4:
+            await asyncio.sleep(0.001)
+        model.gate.set()
+        await first
+        rows = [row for task in waiting for row in await task]
+    assert model.batches[1:] == [["a", "c"], ["b", "d"]]
+    assert [row.value for row in rows] == ["a", "b", "c", "d"]
+
+
+async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
+    class Slow(Echo):
+        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+            def finish() -> list[str]:
+                time.sleep(0.05)
+                return [word.name for word in batch]
+
+            return finish
+
+    async with running(Slow()) as batcher:
+        [row] = await batcher.submit("echo", [Word("a")], busy_wait=1.0)
+    assert row.inference_ns >= 0.1e9
+
+
+async def test_what_is_done_in_the_background_begins_only_when_nothing_else_waits() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=2) as batcher:
+        first = asyncio.create_task(ask(batcher, "first"))
+        await until(lambda: model.batches == [["first"]])
+        hidden = asyncio.create_task(
+            batcher.submit(
+                "echo", [Word("hidden"), Word("hidden too"), Word("hidden three")], background=True
+            )
+        )
+        live = [asyncio.create_task(ask(batcher, name)) for name in ("a", "b", "c")]
+        await until(lambda: batcher.waiting == 3)  # what is hidden takes no room among them
+        model.gate.set()
+        await asyncio.gather(first, hidden, *live)
+    assert model.batches == [
+        ["first"],
+        ["a", "b"],
+        ["c"],
+        ["hidden", "hidden too"],
+        ["hidden three"],
+    ]
+
+
+async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model}, max_background=2)
+    batcher.start()
+    first = asyncio.create_task(ask(batcher, "first"))
+    await until(lambda: model.batches == [["first"]])
+    hidden = asyncio.create_task(batcher.submit("echo", [Word("hidden")], background=True))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="in the background"):
+        await batcher.submit("echo", [Word("a"), Word("b")], background=True)
+    closing = asyncio.create_task(batcher.close(10))
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await closing
+    assert await first == ["first"]
+    with pytest.raises(ShuttingDown):
+        await hidden
+    assert model.batches == [["first"]]
+
+
+async def test_a_batch_that_does_not_come_back_is_noticed() -> None:
+    model = Echo()
+    async with running(model) as batcher:
+        assert batcher.stuck_s == 0.0
+        asking = asyncio.create_task(ask(batcher, "endless"))
+        await until(lambda: batcher.stuck_s > 0.01)
+        model.gate.set()
+        await asking
+        await until(lambda: batcher.stuck_s == 0.0)
+
+
+async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free() -> None:
+    model = Echo()
+    async with running(model, max_batch_size=1, max_waiting=2) as batcher:
+        asking = [asyncio.create_task(ask(batcher, "first"))]
+        await until(lambda: model.batches == [["first"]])
+        asking += [asyncio.create_task(ask(batcher, name)) for name in ("a", "b")]
+        await until(lambda: batcher.waiting == 2)
+        assert batcher.queue.full_s == 0.0  # full, and nobody was refused
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c")
+        await until(lambda: batcher.queue.full_s > 0.01)
+        model.gate.set()
+        await asyncio.gather(*asking)
+        assert batcher.queue.full_s == 0.0
+
+
+async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
+    async with running(Echo(), max_waiting=2) as batcher:
+        with pytest.raises(TooLarge, match="makes 3 items, and the queue holds 2"):
+            await ask(batcher, "a", "b", "c")
+
+
+async def test_what_was_accepted_is_answered_by_its_model_even_if_that_is_let_go() -> None:
+    model, models = Echo(), {"echo": Echo(), "other": Echo()}
+    models["echo"] = models["other"] = model
+    batcher = Batcher(models)
+    batcher.start()
+    blocker = await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "a"))
+    await until(lambda: batcher.waiting == 1)
+    del models["echo"]
+    model.gate.set()
+    assert [await blocker, await waiting] == [["blocker"], ["a"]]
+    assert [row.value for row in await batcher.submit("other", [Word("b")])] == ["b"]
+    assert await batcher.close(10)
+
+
+async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    blocker = await block(batcher, model)
+    waiting = asyncio.create_task(ask(batcher, "a"))
+    await until(lambda: batcher.waiting == 1)
+    monkeypatch.setattr(batcher.queue, "take", lambda limits: 1 / 0)
+    assert not batcher.died
+    model.gate.set()
+    assert await blocker == ["blocker"]
+    with pytest.raises(ModelFailed, match="has ended"):
+        await waiting
+    await until(lambda: batcher.died)
+    assert not batcher.alive
+
+
+async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_told() -> None:
+    model = Echo()
+    batcher = Batcher({"echo": model})
+    batcher.start()
+    await block(batcher, model)
+    two = [asyncio.create_task(ask(batcher, name)) for name in ("poison", "a")]
+    await until(lambda: batcher.waiting == 2)
+    held = threading.Event()
+    begin = model.start
+
+    def start(batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        begin(batch)
+        if len(batch) > 1:
+            raise ValueError("too many")
+        return lambda: [word.name for word in batch] if held.wait(10) else []
+
+    model.start = start  # type: ignore[method-assign]
+    model.gate.set()
+    await until(lambda: model.batches[-1] == ["poison"])
+    await until(lambda: batcher.stuck_s > 0.01)
+    assert not await batcher.close(0.01)
+    for answer in await asyncio.gather(*two, return_exceptions=True):
+        assert isinstance(answer, ShuttingDown)
+    held.set()
+
+
+async def test_there_is_room_again_when_all_that_waited_has_gone() -> None:
+    model = Echo()
+    async with running(model, max_waiting=2) as batcher:
+        await block(batcher, model)
+        late = [asyncio.create_task(ask(batcher, name, timeout_s=0.05)) for name in "ab"]
+        await until(lambda: batcher.waiting == 2)
+        with pytest.raises(Overloaded):
+            await ask(batcher, "c")
+        assert batcher.queue.full_s > 0
+        await asyncio.wait(late)
+        model.gate.set()
+        await until(lambda: batcher.queue.full_s == 0.0)
+        await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,227 @@
+"""What holds for every backlog, whatever its lengths: drawn by hypothesis, batched by the real
+batcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batching.batcher import Batch, Batcher
+from service.batching.packing import Packing
+from service.batching.queue import NEAR_TOKENS, SHARED_LENGTH
+from service.batching.shapes import GPU, PACKED, Shapes
+
+SHAPES = Shapes(512)
+SHARED = Shapes(512, grid=PACKED)
+
+
+@dataclass(frozen=True)
+class Text:
+    number: int
+    tokens: int
+
+
+@dataclass
+class Noting:
+    """A model that only notes its batches."""
+
+    padding_safe: bool = True
+    shapes: Shapes = SHAPES
+    batches: list[list[Text]] = field(default_factory=list)
+
+    @property
+    def packing(self) -> Packing | None:
+        return self.shapes.packing
+
+    def padded_length(self, tokens: int) -> int:
+        return self.shapes.length(tokens) if self.padding_safe else tokens
+
+    def start(self, batch: Sequence[Text]) -> Callable[[], list[int]]:
+        self.batches.append(list(batch))
+        return lambda: [text.number for text in batch]
+
+
+def batched(
+    lengths: Sequence[int],
+    max_batch_size: int = 16,
+    max_batch_tokens: int = 4096,
+    padding_safe: bool = True,
+    shapes: Shapes = SHAPES,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
+) -> list[list[Text]]:
+    """What the batcher makes of texts that all wait when it begins, oldest first; each caller gets
+    its own row.
+    """
+    model = Noting(padding_safe, shapes)
+    sizes = Shapes(2, max_batch_size, shapes.grid)
+
+    async def all_at_once() -> list[int]:
+        batcher = Batcher(
+            {"m": model},
+            max_batch_size,
+            max_batch_tokens,
+            batch_size=sizes.batch_size,
+            rows=sizes.rows,
+            on_batch=on_batch,
+        )
+        asked = asyncio.create_task(batcher.submit("m", [Text(*one) for one in enumerate(lengths)]))
+        await asyncio.sleep(0)
+        batcher.start()
+        rows = await asked
+        assert await batcher.close(10)
+        return [row.value for row in rows]
+
+    assert asyncio.run(all_at_once()) == list(range(len(lengths)))
+    return model.batches
+
+
+backlogs = st.lists(st.integers(1, 512), min_size=1, max_size=80)
+
+
+@given(backlogs, st.sampled_from((1, 2, 3, 4, 8, 16)), st.integers(1, 5000), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_a_batch_keeps_its_limits_and_every_text_runs_once(
+    lengths: list[int], size: int, tokens: int, padding_safe: bool
+) -> None:
+    batches = batched(lengths, size, tokens, padding_safe)
+    assert sorted(text.number for batch in batches for text in batch) == list(range(len(lengths)))
+    for batch in batches:
+        computed = [SHAPES.length(text.tokens) if padding_safe else text.tokens for text in batch]
+        assert len(batch) <= size
+        assert len(batch) == 1 or max(computed) * len(batch) <= tokens
+        if not padding_safe:
+            assert len(set(computed)) == 1
+        assert max(computed) - min(computed) <= max(
+            NEAR_TOKENS, (1 - SHARED_LENGTH) * max(computed)
+        )
+
+
+@given(
+    st.lists(st.integers(1, 512), min_size=1, max_size=300), st.sampled_from((None, 1000, 40_000))
+)
+@settings(max_examples=100, deadline=None)
+def test_a_batch_on_a_gpu_has_a_shape_that_was_warmed_up(
+    lengths: list[int], tokens: int | None
+) -> None:
+    shapes = Shapes(512, grid=GPU, max_batch_tokens=tokens)
+    warm = set(shapes.likely_first())
+    for batch in batched(lengths, shapes.max_batch_size, shapes.max_batch_tokens, shapes=shapes):
+        assert (shapes.rows(len(batch)), max(shapes.length(text.tokens) for text in batch)) in warm
+
+
+@given(
+    backlogs,
+    st.sampled_from((1, 2, 3, 4, 8, 16, 32)),
+    st.integers(1, 5000),
+    st.sampled_from((40, 128, 150, 300, 512)),
+)
+@settings(max_examples=300, deadline=None)
+def test_texts_that_share_rows_keep_the_limits_and_have_shapes_that_are_warmed_up(
+    lengths: list[int], size: int, tokens: int, longest: int
+) -> None:
+    shapes = Shapes(longest, size, PACKED, tokens)
+    lengths = [min(one, longest) for one in lengths]
+    warm, packing = set(shapes.likely_first()), shapes.packing
+    assert packing is not None
+    batches = batched(lengths, shapes.max_batch_size, tokens, shapes=shapes)
+    assert sorted(text.number for batch in batches for text in batch) == list(range(len(lengths)))
+    for batch in batches:
+        layout = packing.lay_out([text.tokens for text in batch])
+        assert sorted(place for row in layout.rows for place in row) == list(range(len(batch)))
+        assert all(
+            sum(batch[place].tokens for place in row) <= layout.length for row in layout.rows
+        )
+        assert len(batch) <= size
+        assert layout.tokens <= max(tokens, *(shapes.length(text.tokens) for text in batch))
+        assert (len(layout.rows), layout.length) in warm
+
+
+@given(st.sampled_from((40, 128, 150, 300, 512)), st.sampled_from((None, 1, 2, 8)))
+@settings(deadline=None)
+def test_every_shape_of_shared_rows_is_that_of_the_texts_it_is_warmed_up_with(
+    longest: int, size: int | None
+) -> None:
+    shapes = Shapes(longest, size, PACKED)
+    assert shapes.packing is not None
+    for rows, length in shapes.likely_first():
+        texts = shapes.texts_of(rows, length)
+        assert texts or size is not None
+        if texts:
+            layout = shapes.packing.lay_out(texts)
+            assert (len(layout.rows), layout.length) == (rows, length)
+            assert max(texts) <= longest
+            assert len(texts) <= shapes.max_batch_size
+
+
+@given(backlogs, st.sampled_from((SHAPES, SHARED)))
+@settings(max_examples=100, deadline=None)
+def test_the_oldest_text_is_always_in_the_next_batch(lengths: list[int], shapes: Shapes) -> None:
+    gone: set[int] = set()
+    for batch in batched(lengths, shapes=shapes):
+        numbers = {text.number for text in batch}
+        assert min(set(range(len(lengths))) - gone) in numbers
+        gone |= numbers
+
+
+@given(st.integers(10, 60), st.integers(0, 40))
+@settings(max_examples=25, deadline=None)
+def test_one_long_text_among_many_short_ones_waits_no_longer_than_what_came_before_it(
+    short: int, place: int
+) -> None:
+    place = min(place, short)
+    lengths = [8] * place + [500] + [8] * (short - place)
+    batches = batched(lengths)
+    turn = next(i for i, batch in enumerate(batches) if any(text.tokens == 500 for text in batch))
+    assert turn <= -(-place // 12) + 1  # batches of 16 or, what is left over, of at least 12
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, SHARED], ids=("a row each", "shared rows"))
+def test_a_backlog_of_any_lengths_computes_no_more_than_five_per_cent_of_padding(
+    shapes: Shapes,
+) -> None:
+    draw = random.Random(0)
+    for lengths in (
+        [draw.randint(5, 500) for _ in range(1000)],
+        [round(min(60, max(4, draw.gauss(24, 11)))) for _ in range(1000)],
+    ):
+        batches = batched(lengths, shapes.max_batch_size, shapes=shapes)
+        assert 1 - sum(lengths) / sum(computed(shapes, batch) for batch in batches) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(tokens, tokens) for tokens in range(30, 129, 7)] + [(2, 128), (30, 128), (60, 110)],
+    ids=lambda lengths: "{} to {}".format(*lengths),
+)
+def test_texts_of_any_length_share_rows_with_little_padding(lengths: tuple[int, int]) -> None:
+    draw = random.Random(0)
+    texts = [draw.randint(*lengths) for _ in range(400)]
+    assert (
+        1 - sum(texts) / sum(computed(SHARED, batch) for batch in batched(texts, shapes=SHARED))
+        <= 0.12
+    )
+
+
+def test_what_shared_rows_hold_beside_texts_is_counted_as_padding() -> None:
+    counted: list[Batch] = []
+    batches = batched([60, 60, 60, 60, 8, 8, 300], shapes=SHARED, on_batch=counted.append)
+    assert (
+        [sum(text.tokens for text in batch) for batch in batches]
+        == [one.tokens for one in counted]
+        == [256, 300]
+    )
+    assert [one.padding_tokens for one in counted] == [0, 4]
+
+
+def computed(shapes: Shapes, batch: list[Text]) -> int:
+    """Tokens, padding counted."""
+    if shapes.packing is None:
+        return shapes.length(max(text.tokens for text in batch)) * len(batch)
+    return shapes.packing.lay_out([text.tokens for text in batch]).tokens

@@ -1,0 +1,112 @@
+"""Memory that runs out while a model is loaded is called that, whoever notices it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from service.artifact import Artifact, read_artifact, sealed, sha256
+from service.host import memory
+from service.runtimes import RuntimeUnavailable
+from tests.service.test_server import free_port
+
+MIB = 2**20
+
+
+def with_ballast(artifact: Artifact, mib: int) -> Artifact:
+    """The same model with a table of so many MiB, which adds nothing to its answers."""
+    model = onnx.load(artifact.path("model.onnx"))
+    graph = model.graph
+    graph.node[-1].output[0] = "unburdened"
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(
+                np.random.default_rng(0).random((mib * MIB // 4 // 512, 512), np.float32), "ballast"
+            ),
+            numpy_helper.from_array(np.zeros((), np.float32), "zero"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["ballast", "input_ids"], ["heavy"]),
+            helper.make_node("ReduceSum", ["heavy"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "zero"], ["nought"]),
+            helper.make_node("Add", ["unburdened", "nought"], ["logits"]),
+        ]
+    )
+    onnx.save(model, artifact.path("model.onnx"))
+    manifest = artifact.manifest.model_copy(
+        update={
+            "files": {**artifact.manifest.files, "model.onnx": sha256(artifact.path("model.onnx"))}
+        }
+    )
+    artifact.path("manifest.json").write_text(sealed(manifest).model_dump_json(), encoding="utf-8")
+    return read_artifact(artifact.directory)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_model_that_memory_does_not_suffice_for_ends_with_69_and_the_limit(
+    artifact: Artifact, runtime: str
+) -> None:
+    directory = with_ballast(artifact, 300).directory
+    process = subprocess.run(
+        [sys.executable, "-m", "service", f"reviews={directory}", "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"DRBERT_RUNTIME": runtime},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (700 * MIB, 700 * MIB)),
+    )
+    assert process.returncode == 69, process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert "There is not enough memory to load reviews: cpu-fp32 has 96 bytes of weights" in last
+    assert f"{700 * MIB:,} bytes (ulimit -v)" in last
+    assert "export it again" not in last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeUnavailable(
+            "OpenVINO cannot run model.onnx: x.so: failed to map segment from shared object"
+        ),
+        RuntimeUnavailable(
+            "[ONNXRuntimeError] : 6 : BFCArena::AllocateRawInternal Failed to allocate memory for"
+            " requested buffer"
+        ),
+    ],
+)
+def test_what_libraries_say_of_memory_is_understood_also_as_a_cause(error: Exception) -> None:
+    assert memory.ran_out(error)
+    outer = RuntimeUnavailable("the variant cannot compute")
+    outer.__cause__ = error
+    assert memory.ran_out(outer)
+    assert not memory.ran_out(RuntimeError("the graph is wrong"))
+
+
+def test_the_limit_is_told_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "LIMITS", ())
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "max", tmp_path / "limit"))
+    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "limit").write_text("9223372036854771712\n")
+    assert "this host has" in memory.limit()
+    (tmp_path / "limit").write_text("1073741824\n")
+    assert memory.limit() == "its container is limited to 1,073,741,824 bytes"
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "nowhere")
+    assert memory.limit() == "its limit is not known"

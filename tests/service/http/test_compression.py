@@ -1,0 +1,90 @@
+"""Compressed bodies are read within the limits of others, and what cannot be read is refused by
+name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from service.artifact import Artifact
+from service.errors import InvalidRequest, TooLarge, UnsupportedEncoding
+from service.http.transport.compression import decompressed
+from tests.service.http.test_routes import client_of
+from tests.service.test_server import serving
+
+ASKED = json.dumps({"input": "good"}).encode()
+
+
+def bare(data: bytes) -> bytes:
+    """Deflate's data without zlib's frame, as many senders call it deflate."""
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(ASKED)),
+        ("GZIP", gzip.compress(ASKED)),
+        ("x-gzip", gzip.compress(ASKED)),
+        ("gzip", gzip.compress(ASKED[:5]) + gzip.compress(ASKED[5:])),
+        ("deflate", zlib.compress(ASKED)),
+        ("deflate", bare(ASKED)),
+        ("identity", ASKED),
+    ],
+)
+async def test_a_compressed_body_is_read(artifact: Artifact, coding: str, body: bytes) -> None:
+    async with client_of(artifact) as (client, models):
+        answer = await client.post("/classify", content=body, headers={"Content-Encoding": coding})
+        assert models.room._held == 0
+    assert answer.json()["data"][0]["label"] == "POSITIVE"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "code"),
+    [
+        ("br", ASKED, 415, "unsupported_encoding"),
+        ("gzip, gzip", gzip.compress(gzip.compress(ASKED)), 415, "unsupported_encoding"),
+        ("gzip", ASKED, 400, "invalid_request"),
+        ("gzip", gzip.compress(ASKED)[:-4], 400, "invalid_request"),
+        ("deflate", b"", 400, "invalid_request"),
+        ("gzip", gzip.compress(ASKED) + b"more", 400, "invalid_request"),
+        ("gzip", gzip.compress(b" " * 5_000_000), 413, "too_large"),
+    ],
+)
+async def test_what_is_not_so_compressed_or_too_large_is_refused(
+    artifact: Artifact, coding: str, body: bytes, status: int, code: str
+) -> None:
+    async with client_of(artifact) as (client, models):
+        answer = await client.post("/classify", content=body, headers={"Content-Encoding": coding})
+        assert models.room._held == 0
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_no_more_is_decompressed_than_the_limit() -> None:
+    assert decompressed(gzip.compress(bytes(1_000)), b"gzip", 1_000) == bytes(1_000)
+    with pytest.raises(TooLarge, match="more than 999 bytes once it is decompressed"):
+        decompressed(gzip.compress(bytes(1_000)), b"gzip", 999)
+    with pytest.raises(UnsupportedEncoding, match="Content-Encoding zstd is not read here"):
+        decompressed(b"", b"zstd", 1)
+    with pytest.raises(InvalidRequest, match=r"as Content-Encoding says \(gzip\)"):
+        decompressed(b"abc", b"gzip", 1)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_client_may_compress(artifact: Artifact, algorithm: str, binary: bool) -> None:
+    with (
+        serving(artifact) as (url, _),
+        triton.InferenceServerClient(url.removeprefix("http://")) as client,
+    ):
+        texts = triton.InferInput("text", [2], "BYTES")
+        texts.set_data_from_numpy(np.array([b"good", b"bad"], dtype=object), binary_data=binary)
+        answer = client.infer("reviews", [texts], request_compression_algorithm=algorithm)
+        assert answer.as_numpy("label").tolist() == [b"POSITIVE", b"NEGATIVE"]

@@ -1,0 +1,121 @@
+"""The page at /metrics is written seldom, by one thread, and sent to everybody who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from service.artifact import Artifact
+from service.http import metrics_page
+from service.http.metrics_page import takes_gzip
+from service.telemetry.metrics import Metrics
+from tests.service.http.test_routes import classify, client_of, until
+
+
+def lines(page: bytes) -> list[str]:
+    # What the process uses changes between two looks at it.
+    return sorted(line for line in page.decode().splitlines() if not line.startswith("process_"))
+
+
+def test_the_page_is_what_prometheus_client_writes() -> None:
+    metrics = Metrics(CollectorRegistry())
+    for model in ("reviews", 'odd "name"\\ of\nlines', "unused"):
+        metrics.add_model(model, "d" * 64, "e" * 64, "openvino", "cpu-fp32")
+    for number in range(1, 60):
+        metrics.request.labels("reviews").observe(number**3 / 1000)
+        metrics.batch_size.labels('odd "name"\\ of\nlines').observe(number)
+    metrics.tokenize.labels("reviews").counts[3] = 12_345_678  # as Go writes large numbers
+    metrics.count_request("reviews", 200)
+    assert lines(metrics.page()) == lines(generate_latest(metrics.registry))
+    assert b"process_resident_memory_bytes" in metrics.page()
+
+
+async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loop(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[threading.Thread] = []
+    go_on, page = threading.Event(), Metrics.page
+
+    def slow(self: Metrics) -> bytes:
+        written.append(threading.current_thread())
+        assert go_on.wait(30)
+        return page(self)
+
+    monkeypatch.setattr(Metrics, "page", slow)
+    monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
+    async with client_of(artifact) as (client, _):
+        tasks = [asyncio.create_task(client.get("/metrics")) for _ in range(64)]
+        await until(lambda: bool(written))
+        tasks[0].cancel()  # who asked first leaves, and the others get their page
+        assert (await classify(client, {"input": "good"})).status_code == 200
+        go_on.set()
+        pages = [await task for task in tasks[1:]]
+        again = await client.get("/metrics")
+    assert len(written) == 1
+    assert written[0] is not threading.current_thread()
+    assert {page.content for page in pages} == {again.content}
+    assert again.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
+
+
+async def test_a_page_that_is_too_old_or_failed_is_written_again(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: Iterator[bytes | Exception] = iter([b"first", ZeroDivisionError(), b"second", b"third"])
+
+    def write(self: Metrics) -> bytes:
+        page = next(pages)
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+    monkeypatch.setattr(Metrics, "page", write)
+    monkeypatch.setattr(metrics_page, "FRESH_S", -1.0)
+    async with client_of(artifact) as (client, _):
+        assert (await client.get("/metrics")).text == "first"
+        with pytest.raises(ZeroDivisionError):
+            await client.get("/metrics")
+        assert (await client.get("/metrics")).text == "second"
+        monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
+        assert (await client.get("/metrics")).text == "second"
+
+
+async def test_the_page_is_compressed_for_scrapers_that_take_it(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
+    async with client_of(artifact) as (client, models):
+        plain = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
+        async with client.stream(
+            "GET", "/metrics", headers={"Accept-Encoding": "gzip"}
+        ) as response:
+            raw = b"".join([piece async for piece in response.aiter_raw()])
+        models.metrics.remove_model("reviews")
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.headers["vary"] == "accept-encoding"
+    assert int(response.headers["content-length"]) == len(raw) < len(plain.content) / 4
+    assert gzip.decompress(raw) == plain.content
+    assert "content-encoding" not in plain.headers
+
+
+@pytest.mark.parametrize(
+    ("accepted", "takes"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("GZIP", True),
+        ("gzip; q=0.001", True),
+        ("br,gzip ", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("xgzip", False),
+    ],
+)
+def test_gzip_is_sent_to_those_alone_who_take_it(accepted: str, takes: bool) -> None:
+    assert takes_gzip(accepted) == takes

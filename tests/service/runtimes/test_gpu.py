@@ -1,0 +1,402 @@
+"""
+What is known of a GPU before it is used: what this host lacks, which variant is taken, the shapes,
+and what the driver and NVML say. These two are stood in for: they are the edge of the world.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from command import BadInput
+from service.artifact import Artifact
+from service.batching.shapes import CPU, GPU, Grid, Shapes, read_grid, write_grid
+from service.host import gpus
+from service.host.gpus import Gpu
+from service.registry import Models
+from service.runtimes import RuntimeUnavailable, onnxruntime
+from service.runtimes.auto import Host, choose
+from service.settings import Settings
+from service.telemetry import nvml
+from service.telemetry.metrics import Metrics
+from tests.factories import write_artifact
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000, "GPU-0011")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return write_artifact(tmp_path / "bag")
+
+
+@pytest.fixture
+def libraries_are_looked_for() -> Iterator[None]:
+    """Else once in a process."""
+    onnxruntime._missing_library.cache_clear()
+    yield
+    onnxruntime._missing_library.cache_clear()
+
+
+# What this host lacks
+
+
+def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible", tuple)
+    monkeypatch.setattr(gpus, "DRIVER", "libcuda-that-is-not-here.so.1")
+    assert (
+        onnxruntime.lacks("cuda")
+        == "libcuda-that-is-not-here.so.1 is not here, so there is no NVIDIA driver; choose a"
+        " variant for the CPU"
+    )
+
+
+def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpus, "visible", lambda: (H100,))
+    reason = onnxruntime.lacks("cuda")
+    assert reason is not None
+    assert "pip uninstall onnxruntime, then pip install 'drbert-serve[gpu]'" in reason
+
+
+@pytest.mark.usefixtures("libraries_are_looked_for")
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: str, mode: int = 0) -> None:
+        if "providers_cuda" in path:
+            raise OSError(
+                "libcublasLt.so.13: cannot open shared object file: No such file or directory"
+            )
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert (
+        onnxruntime._missing_library("cuda")
+        == "libcublasLt.so.13 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA"
+        " 13 and cuDNN 9"
+    )
+
+
+@pytest.mark.usefixtures("libraries_are_looked_for")
+def test_nvidias_libraries_are_found_wherever_their_packages_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("nvidia/cudnn/lib", "nvidia/cu13/lib", "tensorrt_libs"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("libnvinfer.so.10", "libnvonnxparser.so.10"):
+        (tmp_path / "tensorrt_libs" / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [
+        str(folder.relative_to(tmp_path))
+        for folder in onnxruntime._nvidia_folders()
+        if tmp_path in folder.parents
+    ] == ["nvidia/cu13/lib", "nvidia/cudnn/lib"]
+    assert [library.name for library in onnxruntime._tensorrt_libraries()] == [
+        "libnvinfer.so.10",
+        "libnvonnxparser.so.10",
+    ]
+    loaded: list[str] = []
+
+    def load(path: str, mode: int = 0) -> None:
+        loaded.append(Path(path).name)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert onnxruntime._missing_library("tensorrt") is None
+    assert loaded[-5:] == [
+        "libnvinfer.so.10",
+        "libnvonnxparser.so.10",
+        "libcudnn.so.9",
+        "libonnxruntime_providers_shared.so",
+        "libonnxruntime_providers_tensorrt.so",
+    ]
+
+
+@pytest.mark.usefixtures("libraries_are_looked_for")
+def test_cudnn_without_which_kernels_are_slower_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(path: str, mode: int = 0) -> None:
+        if "cudnn" in path:
+            raise OSError(
+                "libcudnn.so.9: cannot open shared object file: No such file or directory"
+            )
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert (
+        onnxruntime._missing_library("cuda")
+        == "libcudnn.so.9 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13"
+        " and cuDNN 9"
+    )
+
+
+# The choice
+
+
+def with_gpu_variants(artifact: Artifact, status: str = "passed") -> Artifact:
+    held = artifact.manifest.variants["cpu-fp32"]
+    gate = held.gate.model_copy(update={"status": status})
+    more = {
+        f"{runtime}-fp16": held.model_copy(
+            update={"runtime": runtime, "precision": "f16", "gate": gate}
+        )
+        for runtime in ("cuda", "tensorrt")
+    }
+    return Artifact(
+        artifact.directory,
+        artifact.manifest.model_copy(update={"variants": artifact.manifest.variants | more}),
+    )
+
+
+def host(lacks: Mapping[str, str] = {}, has_gpu: bool = True) -> Host:
+    return Host(lacks=lacks.get, has_gpu=has_gpu)
+
+
+NO_TENSORRT = {"tensorrt": "libnvinfer.so.10 cannot be loaded"}
+NO_GPU = {"cuda": "no driver", "tensorrt": "no driver"}
+
+
+def test_auto_takes_tensorrt_then_cuda_then_the_cpu(artifact: Artifact) -> None:
+    held = with_gpu_variants(artifact)
+    assert choose(held, host=host()).runtime == "tensorrt"
+    second = choose(held, host=host(NO_TENSORRT))
+    assert (second.variant, second.runtime) == ("cuda-fp16", "cuda")
+    assert "libnvinfer.so.10" in second.why
+    third = choose(held, host=host(NO_GPU, has_gpu=False))
+    assert (third.variant, third.runtime) == ("cpu-fp32", "openvino")
+    assert "cuda-fp16: no driver" in third.why
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_and_not_the_cpu(artifact: Artifact) -> None:
+    broken = host(NO_TENSORRT | {"cuda": "libcudart.so.13 cannot be loaded; pip install it"})
+    with pytest.raises(
+        RuntimeUnavailable,
+        match=r"There is a GPU, and cuda-fp16 cannot be run: libcudart.*say so: --variant cpu-fp32",
+    ):
+        choose(with_gpu_variants(artifact), host=broken)
+    assert choose(with_gpu_variants(artifact), "cpu-fp32", host=broken).runtime == "openvino"
+    assert choose(artifact, host=broken).variant == "cpu-fp32"
+
+
+def test_a_gpu_variant_that_failed_its_gate_is_passed_over(artifact: Artifact) -> None:
+    assert choose(with_gpu_variants(artifact, "failed"), host=host()).variant == "cpu-fp32"
+
+
+@pytest.mark.parametrize(
+    ("variant", "runtime", "said"),
+    [
+        ("cuda-fp16", "auto", "cuda-fp16 cannot be run here: no driver"),
+        ("cuda-fp16", "openvino", "cuda-fp16 runs by cuda, and openvino was asked for"),
+        ("cpu-fp32", "cuda", "cpu-fp32 is for the CPU, and cuda was asked for"),
+        ("auto", "cuda", "nothing that this host can run by cuda"),
+        ("auto", "tensorrt", "tensorrt-fp16: no driver"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_had_is_an_error(
+    variant: str, runtime: str, said: str, artifact: Artifact
+) -> None:
+    with pytest.raises(RuntimeUnavailable, match=said):
+        choose(with_gpu_variants(artifact), variant, runtime, host(NO_GPU, has_gpu=False))
+
+
+# The grid
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length"), [(1, 8), (9, 16), (64, 64), (65, 80), (129, 160), (257, 320), (500, 512)]
+)
+def test_on_a_gpu_lengths_are_multiples_of_eight(tokens: int, length: int) -> None:
+    assert Shapes(512, grid=GPU).length(tokens) == length
+    assert all(length % 8 == 0 for length in Shapes(512, grid=GPU).lengths)
+
+
+@pytest.mark.parametrize(("items", "rows"), [(1, 1), (3, 4), (5, 8), (100, 128), (128, 128)])
+def test_on_a_gpu_all_that_waits_is_taken_and_rows_are_filled_up(items: int, rows: int) -> None:
+    shapes = Shapes(512, grid=GPU)
+    assert shapes.batch_size(items) == items
+    assert shapes.rows(items) == rows
+    assert shapes.batch_size(1000) == 128
+    assert Shapes(512, 40, GPU).batch_size(1000) == 32
+
+
+def test_no_shape_beyond_the_token_budget_is_warmed_up() -> None:
+    shapes = list(Shapes(512, grid=GPU).likely_first())
+    assert max(size * length for size, length in shapes) <= GPU.max_batch_tokens
+    assert (1, 512) in shapes
+
+
+def test_a_measured_grid_is_read_back_and_refused_on_another_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "h100.json"
+    measured = Grid(
+        (1, 4, 16), (), 64, 8192, padded_rows=True, all_warm=True, lengths=(16, 64, 256)
+    )
+    write_grid(path, H100.name, measured, [(1, 16, 0.4), (4, 16, 0.41)])
+    assert read_grid(path, H100.name) == measured
+    assert Shapes(128, grid=measured).lengths == (16, 64, 128)
+    with pytest.raises(
+        BadInput,
+        match=(
+            "was measured on NVIDIA H100 80GB HBM3, and this is NVIDIA L4; measure it here, or"
+            " leave it out"
+        ),
+    ):
+        read_grid(path, "NVIDIA L4")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Invalid JSON"),
+        ('{"device": "x"}', "batch_sizes: Field required"),
+        (
+            (
+                '{"device": "x", "batch_sizes": [1], "lengths": [9], "max_batch_tokens": 1,'
+                ' "measured": []}'
+            ),
+            "lengths are multiples of 8",
+        ),
+    ],
+)
+def test_a_grid_that_is_none_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_grid(path, "x")
+    with pytest.raises(BadInput, match="benchmarks gpu --calibrate"):
+        read_grid(tmp_path / "none.json", "x")
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = importlib.metadata.version("drbert-serve")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert Models({"bag": artifact}, Settings()).version == installed
+
+
+def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(
+    artifact: Artifact,
+) -> None:
+    models = Models({"bag": artifact}, Settings())
+    models.load()
+    assert (models.batcher.max_batch_size, models.batcher.max_batch_tokens) == (
+        16,
+        CPU.max_batch_tokens,
+    )
+    told = Models({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
+    told.load()
+    assert (told.batcher.max_batch_size, told.batcher.max_batch_tokens) == (4, 64)
+    assert told.info()["batching"] == {"max_batch_size": 4, "max_batch_tokens": 64, "in_flight": 1}
+
+
+# The driver and NVML
+
+
+class Driver:
+    """CUDA's driver API, as ctypes shows it, with one device."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = H100.name.encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[which]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:  # noqa: N802
+        memory._obj.value = H100.memory_bytes
+        return 0
+
+    def cuDeviceGetUuid(self, uuid: Any, device: Any) -> int:  # noqa: N802
+        ctypes.memmove(uuid, bytes(range(16)), 16)
+        return 0
+
+
+def test_the_driver_is_asked_what_gpus_there_are() -> None:
+    [gpu] = gpus._ask(Driver())
+    assert gpu == Gpu(
+        H100.name, "9.0", H100.memory_bytes, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    )
+    assert gpus._ask(Driver(status=100)) == ()
+    assert gpus._ask(None) == ()
+
+
+def test_the_drivers_version_is_told_where_the_kernel_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "VERSION", tmp_path / "version")
+    assert gpus.told([H100])[0]["driver"] is None
+    (tmp_path / "version").write_text("580.82.07\n")
+    assert gpus.told([H100])[0]["driver"] == "580.82.07"
+
+
+class NotSupported(Exception):
+    pass
+
+
+def fake_nvml(**changes: Any) -> SimpleNamespace:
+    def power(handle: object) -> int:
+        raise NotSupported
+
+    return SimpleNamespace(
+        **(
+            {
+                "NVMLError": NotSupported,
+                "NVML_CLOCK_SM": 1,
+                "NVML_TEMPERATURE_GPU": 0,
+                "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+                "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=2**30),
+                "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
+                "nvmlDeviceGetClockInfo": lambda handle, which: 1980,
+                "nvmlDeviceGetPowerUsage": power,
+                "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x1 | 0x4,
+                "nvmlDeviceGetTemperature": lambda handle, which: 61,
+            }
+            | changes
+        )
+    )
+
+
+def test_what_a_gpu_does_is_told_and_what_it_does_not_tell_is_left_out() -> None:
+    [reading] = nvml.read(fake_nvml(), [H100])
+    assert (
+        reading.memory_used_bytes,
+        reading.utilization_ratio,
+        reading.sm_clock_hertz,
+        reading.power_watts,
+    ) == (2**30, 0.5, 1.98e9, None)
+    assert reading.slowed_by == {"power"}
+    metrics = Metrics(CollectorRegistry(), readings=lambda: [reading])
+    text = generate_latest(metrics.registry).decode()
+    assert 'drbert_gpu_memory_used_bytes{gpu="GPU-0011"} 1.073741824e+09' in text
+    assert 'drbert_gpu_slowed{gpu="GPU-0011",reason="power"} 1.0' in text
+    assert 'drbert_gpu_slowed{gpu="GPU-0011",reason="heat"} 0.0' in text
+    assert "drbert_gpu_power_watts{" not in text
+
+
+def test_a_gpu_that_is_gone_has_no_reading() -> None:
+    def gone(uuid: str) -> str:
+        raise NotSupported
+
+    assert nvml.read(fake_nvml(nvmlDeviceGetHandleByUUID=gone), [H100]) == []

@@ -1,0 +1,185 @@
+"""Flush-to-zero, shown by what is computed: a subnormal number comes back as zero, or as itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.artifact import Artifact
+from service.classifier import Classifier
+from service.runtimes.onnxruntime import OnnxRuntime
+from service.runtimes.openvino import OpenVinoRuntime
+
+TINY = 1e-39
+RUNTIMES = [OpenVinoRuntime, OnnxRuntime]
+
+
+def write_model(path: Path, weight: float) -> None:
+    """x · W, every weight the same, so that every term of every sum is that small."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["wide", "w"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.full((4, 3), weight, np.float32), "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
+
+
+def product(runtime: OpenVinoRuntime | OnnxRuntime) -> float:
+    return float(runtime.start({"x": np.ones((2, 4), np.int64)})()[0, 0])
+
+
+def load_elsewhere(
+    engine: type[OpenVinoRuntime | OnnxRuntime], model: Path, threads: int
+) -> OpenVinoRuntime | OnnxRuntime:
+    """Loaded by a thread that is gone when the model runs, as the service does."""
+    loaded: list[OpenVinoRuntime | OnnxRuntime] = []
+    thread = threading.Thread(target=lambda: loaded.append(engine(model, "f32", threads)))
+    thread.start()
+    thread.join()
+    return loaded[0]
+
+
+def test_a_graph_that_is_not_made_as_a_bert_is_gives_each_text_a_row(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    packing = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1, packs=True)
+    assert not packing.grid.packs
+    assert caplog.records[0].message == "every text has a row of its own"
+    classifier = Classifier(artifact, packing)
+    assert classifier.packing is None
+    assert classifier.predict(
+        [classifier.encode("good good"), classifier.encode("bad")]
+    ).tolist() == [[0.0, 2.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_openvino_takes_subnormal_weights_for_zero_whoever_loads_and_runs_it(
+    threads: int, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    write_model(tmp_path / "small.onnx", 1e-30)
+    tiny, small = (
+        load_elsewhere(OpenVinoRuntime, tmp_path / name, threads)
+        for name in ("tiny.onnx", "small.onnx")
+    )
+    assert tiny.flush_to_zero
+    assert product(tiny) == 0
+    assert product(small) == pytest.approx(4e-30)
+
+
+# What chooses between integers, each with what is right for ids of 1, 2, 3 and -1.
+CHOICES = {
+    "positive": (("Greater", ("x", "zero")), ("x", "zero"), [1, 2, 3, 0]),
+    "not minus one": (("Equal", ("x", "minus")), ("one", "x"), [1, 2, 3, 1]),
+    "neither": (("Less", ("x", "two")), ("two", "zero"), [2, 0, 0, 2]),
+}
+
+
+def write_choice(path: Path, name: str) -> None:
+    """A graph whose logits are integers that it chose."""
+    (comparison, compared), branches, _ = CHOICES[name]
+    nodes = [
+        helper.make_node(comparison, compared, ["chooses"]),
+        helper.make_node("Where", ["chooses", *branches], ["chosen"]),
+        helper.make_node("Cast", ["chosen"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    constants = {"zero": 0, "one": 1, "two": 2, "minus": -1}
+    graph = helper.make_graph(
+        nodes,
+        "choice",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_integers_are_chosen_rightly_by_the_code_for_avx2_too(name: str, tmp_path: Path) -> None:
+    write_choice(tmp_path / "choice.onnx", name)
+    code = (
+        "import sys; import numpy as np; from pathlib import Path;"
+        " from tests.service.runtimes.test_runtimes import OpenVinoRuntime\n"
+        "runtime = OpenVinoRuntime(Path(sys.argv[1]), 'f32', 1)\n"
+        "print(runtime.flush_to_zero,"
+        " runtime.start({'x': np.array([[1, 2, 3, -1]])})()[0].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "choice.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )
+    assert done.stdout == f"False {[float(value) for value in CHOICES[name][2]]}\n", done.stderr
+
+
+def test_onnx_runtime_says_truly_whether_it_takes_subnormal_weights_for_zero(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    runtime = load_elsewhere(OnnxRuntime, tmp_path / "tiny.onnx", 1)
+    assert (product(runtime) == 0) == runtime.flush_to_zero
+
+
+def test_in_a_process_of_its_own_onnx_runtime_takes_subnormal_weights_for_zero_in_every_model(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    code = (
+        "import sys; from pathlib import Path;"
+        " from tests.service.runtimes.test_runtimes import OnnxRuntime,"
+        " load_elsewhere, product\nfor threads in (1, 2):\n    runtime ="
+        " load_elsewhere(OnnxRuntime, Path(sys.argv[1]), threads)\n    print(runtime.flush_to_zero,"
+        " product(runtime))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "tiny.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["True 0.0"] * 2, done.stderr
+
+
+@pytest.mark.parametrize("engine", RUNTIMES)
+def test_loading_and_running_a_model_leaves_the_callers_own_arithmetic_alone(
+    engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "tiny.onnx", TINY)
+    product(engine(tmp_path / "tiny.onnx", "f32", 1))
+    assert np.float32(TINY) * np.float32(1) != 0
+
+
+@pytest.mark.parametrize("engine", RUNTIMES)
+def test_what_a_batch_reads_is_kept_until_it_has_been_read(
+    engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "ones.onnx", 1.0)
+    runtime = engine(tmp_path / "ones.onnx", "f32", 1)
+    given = np.ones((2, 4), np.int64)
+    held = weakref.ref(given)
+    finish = runtime.start({"x": given})
+    del given
+    # An engine that shares the caller's memory would read what came after it.
+    assert held() is not None or engine is OnnxRuntime
+    assert finish().tolist() == [[4.0] * 3] * 2

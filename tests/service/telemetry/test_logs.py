@@ -1,0 +1,344 @@
+"""Logs: lines that a thread writes, so that no reader of them can stop the service, and no caller
+can fill a disk with them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.artifact import Artifact
+from service.telemetry import logs
+from service.telemetry.logs import (
+    BURST,
+    FIELD_CHARS,
+    LINES_PER_S,
+    QUEUED_LINES,
+    JsonLines,
+    LineWriter,
+    RateLimit,
+)
+from tests.service.test_server import classify, free_port, ready, serving
+
+F_SETPIPE_SZ = 1031
+
+
+def record(
+    event: str = "an event", level: int = logging.WARNING, line: int = 1, **facts: Any
+) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {
+            "msg": event,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "pathname": "a.py",
+            "lineno": line,
+        }
+        | facts
+    )
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that holds no byte more: its reading and its writing end."""
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        try:
+            while True:
+                os.write(writing, b"x" * 4096)
+        except BlockingIOError:
+            pass
+        with pytest.raises(BlockingIOError):
+            os.write(writing, b"x")
+        os.set_blocking(writing, True)
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def read_available(descriptor: int) -> bytes:
+    os.set_blocking(descriptor, False)
+    read = b""
+    try:
+        while chunk := os.read(descriptor, 65_536):
+            read += chunk
+    except BlockingIOError:
+        pass
+    return read
+
+
+def parsed(written: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written.decode().splitlines()]
+
+
+def send_malformed(port: int, times: int) -> None:
+    for _ in range(times):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
+            caller.sendall(b"no request\r\n\r\n")
+            assert caller.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@contextmanager
+def serving_into(artifact: Artifact, stderr: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A service, ready, that logs into a file descriptor."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        f"reviews={artifact.directory}",
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        give_up = time.monotonic() + 60
+        while not ready(url):
+            assert process.poll() is None
+            assert time.monotonic() < give_up, "it does not become ready"
+            time.sleep(0.02)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_service_whose_log_nobody_reads_answers_and_ends(artifact: Artifact) -> None:
+    with full_pipe() as (reading, writing), serving_into(artifact, writing) as (url, process):
+        port = int(url.rpartition(":")[2])
+        # More than the allowance, so that lines are suppressed too while the writer hangs.
+        send_malformed(port, 2 * int(BURST))
+        with urllib.request.urlopen(f"{url}/livez", timeout=30) as response:
+            assert response.read() == b"ok\n"
+        assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        # Nothing of it got into the pipe, which was full all the time.
+        assert set(read_available(reading)) == {ord("x")}
+
+
+def test_a_service_whose_log_reader_has_gone_answers_and_ends(artifact: Artifact) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        with serving_into(artifact, writing) as (url, process):
+            send_malformed(int(url.rpartition(":")[2]), 5)
+            assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+    finally:
+        os.close(writing)
+
+
+def test_a_flood_of_malformed_requests_writes_few_lines(artifact: Artifact) -> None:
+    with serving(artifact) as (url, process):
+        began = time.monotonic()
+        send_malformed(int(url.rpartition(":")[2]), 400)
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+            page = response.read().decode()
+        process.send_signal(signal.SIGTERM)
+        lines = parsed(process.communicate(timeout=30)[0].encode())
+        took = time.monotonic() - began
+    warnings = [
+        line
+        for line in lines
+        if line["level"] == "warning" and line["event"] != "log lines suppressed"
+    ]
+    assert 0 < len(warnings) <= BURST + LINES_PER_S * took
+    assert 'drbert_log_lines_dropped_total{reason="rate_limited"}' in page
+
+
+def test_lines_that_are_held_back_are_counted_in_a_summary_and_on_metrics() -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)  # nobody reads before the end
+    before = logs.LOST["rate_limited"]
+    writer = LineWriter(writing)
+    for _ in range(400):
+        writer.handle(record("from a caller"))
+    writer.flush()
+    writer.close()
+    lines = parsed(read_available(reading))
+    written = [line for line in lines if line["event"] == "from a caller"]
+    summaries = [line for line in lines if line["event"] == "log lines suppressed"]
+    assert len(written) >= BURST
+    assert {line["of"] for line in summaries} == {"from a caller"}
+    assert len(written) + sum(line["lines"] for line in summaries) == 400
+    assert logs.LOST["rate_limited"] == before + 400 - len(written)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted_once_somebody_reads() -> None:
+    with full_pipe() as (reading, writing):
+        writer = LineWriter(writing)
+        for number in range(QUEUED_LINES + 500):
+            writer.handle(record(f"event {number}", logging.INFO))
+        read = b""
+        give_up = time.monotonic() + 60
+        while f"event {QUEUED_LINES + 499}".encode() not in read or b"dropped" not in read:
+            assert time.monotonic() < give_up
+            read += read_available(reading)
+        writer.close()
+    lines = parsed(read.lstrip(b"x"))
+    [summary] = [line for line in lines if line["event"] == "log lines dropped"]
+    written = [int(line["event"].split()[1]) for line in lines if line is not summary]
+    # The one that the writer held when the pipe was full is the oldest that is left.
+    assert written[1:] == list(range(QUEUED_LINES + 500 - len(written) + 1, QUEUED_LINES + 500))
+    assert summary["lines"] + len(written) == QUEUED_LINES + 500
+
+
+def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
+    reading, writing = os.pipe()
+    writer = LineWriter(writing)
+    for number in range(100):
+        writer.handle(record(f"event {number}", logging.INFO))
+    writer.flush()
+    assert [line["event"] for line in parsed(read_available(reading))] == [
+        f"event {number}" for number in range(100)
+    ]
+    writer.close()
+    with full_pipe() as (full_reading, full):
+        stuck = LineWriter(full)
+        stuck.handle(record())
+        stuck.flush()  # returns
+        stuck.close()
+        give_up = time.monotonic() + 60
+        while b"an event" not in read_available(full_reading):
+            assert time.monotonic() < give_up
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_line_is_there_before_a_process_ends_at_once() -> None:
+    code = (
+        "import logging, os; from service import logs; logs.set_up('INFO'); logging.critical('the"
+        " end', extra={'n': 1}); logs.flush(); os._exit(70)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 70
+    [line] = parsed(done.stderr)
+    assert (line["event"], line["n"], line["level"]) == ("the end", 1, "critical")
+
+
+def test_what_python_prints_to_stderr_is_a_line_of_the_log_too() -> None:
+    code = """
+import threading, warnings
+from service import logs
+logs.set_up("INFO")
+warnings.warn("beware")
+class Failing:
+    def __del__(self):
+        raise ValueError("in __del__")
+Failing()
+thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+thread.start()
+thread.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code], capture_output=True, check=True
+    )
+    warned, unraisable, failed = parsed(done.stderr)
+    assert "UserWarning: beware" in warned["event"]
+    assert "ValueError: in __del__" in unraisable["traceback"]
+    assert (failed["event"], failed["thread_name"]) == ("a thread failed", "worker")
+    assert failed["traceback"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_place_has_its_burst_then_its_rate_and_disturbs_no_other() -> None:
+    now = 0.0
+    limit = RateLimit(lambda: now)
+    assert [limit.filter(record(f"from a caller: {n}")) for n in range(int(BURST) + 10)] == [
+        True
+    ] * int(BURST) + [False] * 10
+    assert limit.filter(record(line=2))
+    assert limit.filter(record(level=logging.CRITICAL))
+    assert limit.filter(record(level=logging.INFO))
+    [summary] = limit.summaries()
+    assert (summary["lines"], summary["of"]) == (10, f"from a caller: {int(BURST) + 9}")
+    assert limit.summaries() == []
+    now = 1.0
+    assert sum(limit.filter(record()) for _ in range(100)) == LINES_PER_S
+
+
+def test_a_line_that_cannot_be_made_disturbs_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    class Unprintable:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    reading, writing = os.pipe()
+    writer = LineWriter(writing)
+    before = logs.LOST["write_failed"]
+    writer.handle(record("%d texts", args=("many",)))
+    writer.handle(record(fact=Unprintable()))
+    writer.handle(record("after"))
+    writer.flush()
+    writer.close()
+    assert [line["event"] for line in parsed(read_available(reading))] == ["after"]
+    assert logs.LOST["write_failed"] == before + 2
+    assert capfd.readouterr().err == ""
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_descriptor_that_does_not_block_gets_whole_lines() -> None:
+    with full_pipe() as (reading, writing):
+        os.set_blocking(writing, False)
+        writer = LineWriter(writing)
+        writer.handle(record("x" * FIELD_CHARS, logging.INFO))
+        writer.handle(record("last", logging.INFO))
+        read = b""
+        give_up = time.monotonic() + 60
+        while b"last" not in read:
+            assert time.monotonic() < give_up
+            read += read_available(reading)
+        writer.close()
+    assert [len(line["event"]) for line in parsed(read.lstrip(b"x"))] == [FIELD_CHARS, 4]
+
+
+def test_a_long_field_keeps_its_beginning_and_its_end() -> None:
+    line = json.loads(
+        JsonLines().format(record("a" + "x" * 100_000 + "z", path=Path("p" * 100_000)))
+    )
+    assert line["event"].startswith("ax")
+    assert line["event"].endswith("xz")
+    assert "91810 characters left out" in line["event"]
+    assert len(line["path"]) < FIELD_CHARS + 100
+
+
+def test_a_line_that_is_logged_while_another_is_queued_does_not_stop_the_log() -> None:
+    """By a __del__ that the garbage collector runs, or by a signal's handler as here: on the same
+    thread, at any instruction.
+    """
+    code = """
+import logging, signal
+from service import logs
+logs.set_up("INFO")
+signal.signal(signal.SIGALRM, lambda *_: logging.info("interrupts"))
+signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+for _ in range(30_000):
+    logging.info("interrupted")
+signal.setitimer(signal.ITIMER_REAL, 0)
+logging.info("the end")
+logs.flush()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, timeout=120
+    )
+    assert parsed(done.stderr)[-1]["event"] == "the end"
