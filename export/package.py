@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from atomic import replace_directory
 from command import BadUsage, Unavailable
 from service.artifact import MANIFEST, ArtifactError, read_manifest
 
@@ -106,20 +107,12 @@ def put_in_place(folder: Path, place: Path) -> None:
     """Renames the new artifact in; the old one goes only when the new one is there, and comes back
     if it cannot be.
     """
-    folder.chmod(0o755)
     if not place.exists():
+        folder.chmod(0o755)
         folder.rename(place)
         return
-    old = folder.with_name(f"{folder.name}{OLD}")
     with _lock(place):
-        place.rename(old)
-        try:
-            folder.rename(place)
-        except BaseException:
-            if not place.exists():
-                old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        replace_directory(folder, place, folder.with_name(f"{folder.name}{OLD}"))
 
 
 def _remove_leftovers(place: Path) -> None:

@@ -17,7 +17,17 @@ import pytest
 from tests.factories import write_artifact
 from tests.service.test_server import classify, running
 
-PLACES = ["command.py", "client", "graphs", "service", "training", "export", "proof", "loadtests"]
+PLACES = [
+    "atomic.py",
+    "command.py",
+    "client",
+    "graphs",
+    "service",
+    "training",
+    "export",
+    "proof",
+    "loadtests",
+]
 LOCALE_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 # Modules whose open() opens no text.
 BINARY = {"os", "tarfile", "zipfile"}

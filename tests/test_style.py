@@ -18,6 +18,7 @@ ROOMS = (
     "training",
 )
 SOURCES = [
+    Path("atomic.py"),
     Path("command.py"),
     *(path for room in ROOMS for path in sorted(Path(room).rglob("*.py"))),
 ]

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from atomic import atomic_directory
 from command import BadInput, Unavailable
 from training.config import Config
 
 DECODER_PREFIX = "pretraining_decoder."
-
-
-@contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `directory` when the block ends well."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    put_back(directory)
-    building = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        yield building
-        # mkdtemp makes a private folder; a checkpoint is as readable as any other file.
-        building.chmod(0o755)
-        old = _old(directory)
-        shutil.rmtree(old, ignore_errors=True)
-        if directory.exists():
-            directory.rename(old)
-        building.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def put_back(directory: Path) -> None:
-    """Undoes the half of a replacement after which a process was killed."""
-    if not directory.exists() and _old(directory).exists():
-        _old(directory).rename(directory)
-
-
-def _old(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}-old")
 
 
 ARCHITECTURES = {
@@ -139,7 +108,7 @@ def save_progress(
     directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping[str, Any]
 ) -> None:
     """Everything a run needs to resume: weights and moments as safetensors, the rest as JSON."""
-    with written_whole(directory) as building:
+    with atomic_directory(directory) as building:
         save_file(contiguous(model.state_dict()), building / "model.safetensors")
         names = {id(p): name for name, p in model.named_parameters()}
         moments = {

@@ -38,6 +38,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from atomic import atomic_directory
 from command import BadInput, Parser, Unavailable, finish
 from training import convbert
 from training.attention import transformers_name
@@ -48,7 +49,6 @@ from training.checkpoint import (
     copy_tokenizer,
     read_checkpoint,
     write_json,
-    written_whole,
 )
 from training.metrics import Answers, majority, measure
 from training.pretrain import autocast, choose_precision, device_name
@@ -130,7 +130,7 @@ def finetune(
     labels = np.array([example.label for example in dev], float)
     measures = measure(task.metrics, answers, labels)
 
-    with written_whole(out) as directory:
+    with atomic_directory(out) as directory:
         save_classifier(model, described, tensors, encoder, directory)
         write_json(
             directory / "predictions.json",

@@ -39,15 +39,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from atomic import atomic_directory, recover_directory
 from command import BadInput, Parser, Unavailable, finish
 from training.checkpoint import (
     load_progress,
-    put_back,
     read_progress,
     save_pretrained,
     save_progress,
     write_json,
-    written_whole,
 )
 from training.config import Config, Optimisation, read_config
 from training.corpus import Corpus, prepare
@@ -171,7 +170,7 @@ def pretrain(
     if writes:
         final = held_out_losses(model, corpus, config, device) if held_out is None else held_out
         flops = step * step_flops(model, corpus, config, parts, device)
-        with written_whole(out / "checkpoint") as directory:
+        with atomic_directory(out / "checkpoint") as directory:
             save_pretrained(model, config, corpus.directory, directory)
             write_json(
                 directory / "training.json",
@@ -231,7 +230,7 @@ def restore(
     took.
     """
     if accelerator.is_main_process:
-        put_back(saved)
+        recover_directory(saved)
     accelerator.wait_for_everyone()
     step, seconds = 0, 0.0
     if saved.exists():

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atomic import atomic_file, write_text_atomic
 from command import CommandError
 
 if TYPE_CHECKING:
@@ -266,13 +267,16 @@ def seal(folder: Path) -> None:
     import pyarrow.parquet as pq
 
     parts = sorted((folder / "rows").glob("*.csv"))
-    sealed, draft = folder / REQUESTS, folder / f".{REQUESTS}"
+    sealed = folder / REQUESTS
     if not parts and not sealed.exists():
         raise Refused(f"{folder} holds no rows; nothing was measured.")
     there = set(Requests(folder).restarts) if sealed.exists() else set()
     parts = [part for part in parts if int(part.stem) not in there]
     if parts:
-        with pq.ParquetWriter(draft, row_schema(), **compact()) as writer:
+        with (
+            atomic_file(sealed) as draft,
+            pq.ParquetWriter(draft, row_schema(), **compact()) as writer,
+        ):
             if sealed.exists():
                 before = pq.ParquetFile(sealed)
                 for group in range(before.num_row_groups):
@@ -281,7 +285,6 @@ def seal(folder: Path) -> None:
                 table = _read_rows(part).sort_by("scheduled_ns")
                 if table.num_rows:
                     writer.write_table(table, row_group_size=table.num_rows)
-        draft.rename(sealed)
     shutil.rmtree(folder / "rows", ignore_errors=True)
 
 
@@ -388,10 +391,8 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST
     ]
-    draft = folder.with_name(f".{folder.name}-{MANIFEST}")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Last and at once: a folder with a manifest is whole.
-    draft.rename(folder / MANIFEST)
+    write_text_atomic(folder / MANIFEST, "\n".join(lines) + "\n")
 
 
 def check_manifest(folder: Path) -> None:

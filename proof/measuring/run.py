@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from atomic import write_text_atomic
 from command import BadInput, CommandError, Unavailable
 from proof.evidence.audit import audit, due_requests, loaded_models, read_json, read_sealed_plan
 from proof.evidence.gates import (
@@ -475,6 +476,4 @@ def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     """At once: a full disk leaves the file as it was."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    draft.rename(path)
+    write_text_atomic(path, json.dumps(value, indent=2) + "\n")
