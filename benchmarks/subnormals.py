@@ -20,7 +20,7 @@ import onnx
 import onnxruntime as ort
 
 from command import Parser, Unavailable
-from graphs.subnormals import subnormal_weights, subnormals
+from graphs.subnormals import count_subnormal_weights, count_subnormals
 from service.artifact import Artifact, read_artifact
 from service.batching.shapes import CPU
 from service.classifier import Classifier
@@ -64,7 +64,7 @@ class CountingRuntime:
         for node, value in zip(self._nodes, values, strict=True):
             if value.dtype in (np.float32, np.float64):
                 self.numbers += value.size
-                self.subnormals[node] += subnormals(value)
+                self.subnormals[node] += count_subnormals(value)
         logits: Logits = values[0]
         return lambda: logits
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         ((node, most),) = counted.subnormals.most_common(1)
         print(
             f"| {path} | {artifact.manifest.parameters:,} |"
-            f" {subnormal_weights(artifact.path('model.onnx')):,} | {counted.numbers:,} |"
+            f" {count_subnormal_weights(artifact.path('model.onnx')):,} | {counted.numbers:,} |"
             f" {counted.subnormals.total():,} | {node if most else ''} |"
         )
     return 0

@@ -1,1 +1,1 @@
-"""What a compiled model computes, told apart from its names and its weights."""
+"""Reduce compiled models to canonical graphs, without names and without weights."""

@@ -1,132 +1,154 @@
-"""
-Reads an OpenVINO IR (.xml beside its .bin) into its canonical graph.
+"""Reads an OpenVINO IR (an .xml file and the .bin file next to it) into its canonical graph.
+
+The format: https://docs.openvino.ai/latest/openvino_ir.html
 """
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from graphs.canonical import Graph, GraphError, Input, Leaf, Node, Output, Value
+from graphs.canonical import Graph, GraphError, Input, Leaf, Node, Output, Value, constant_text
 
-# Attributes that hold names or places in the weight file.
-_NAMES = {"offset", "output_names", "friendly_name"}
+Port = tuple[str, str]
+"""Id of a layer, and id of one of its ports."""
+
+# Attributes that hold names, or a position in the weight file.
+_IGNORED_ATTRIBUTES = {"offset", "output_names", "friendly_name"}
+_HALF_PRECISION = ("f16", "bf16")
+
+
+@dataclass(frozen=True)
+class _Ir:
+    """The content of an IR, not yet interpreted."""
+
+    layers: dict[str, ElementTree.Element]
+    """Layers by id, in the order of the file."""
+    sources: dict[Port, Port]
+    """The output port that feeds each input port."""
+    weights: bytes
+    """The content of the .bin file."""
+
+    @classmethod
+    def load(cls, path: Path) -> _Ir:
+        root = ElementTree.parse(path).getroot()
+        sources: dict[Port, Port] = {}
+        for edge in root.iterfind("edges/edge"):
+            reader = (edge.attrib["to-layer"], edge.attrib["to-port"])
+            sources[reader] = (edge.attrib["from-layer"], edge.attrib["from-port"])
+        layers = {layer.attrib["id"]: layer for layer in root.iterfind("layers/layer")}
+        return cls(layers, sources, path.with_suffix(".bin").read_bytes())
+
+    def kind(self, layer_id: str) -> str:
+        return self.layers[layer_id].attrib["type"]
+
+    def data(self, layer_id: str) -> dict[str, str]:
+        """Return a layer's attributes."""
+        data = self.layers[layer_id].find("data")
+        return {} if data is None else dict(data.attrib)
+
+    def inputs(self, layer_id: str) -> list[Port]:
+        """Return the output ports that a layer reads, in the order of its input ports."""
+        ports = self.layers[layer_id].iterfind("input/port")
+        return [self.sources[layer_id, port.attrib["id"]] for port in ports]
+
+    def outputs(self, layer_id: str) -> list[Port]:
+        ports = self.layers[layer_id].iterfind("output/port")
+        return [(layer_id, port.attrib["id"]) for port in ports]
+
+    def topological_order(self) -> list[str]:
+        """Return the ids of the layers, each after the layers that it reads."""
+        order: dict[str, None] = {}
+        stack = list(reversed(self.layers))
+        while stack:
+            missing = [source for source, _ in self.inputs(stack[-1]) if source not in order]
+            if missing:
+                stack += missing
+            else:
+                order[stack.pop()] = None
+        return list(order)
+
+    def quantization_ranges(self) -> set[str]:
+        """Return the constants that bound the values which a FakeQuantize layer rounds.
+
+        They are scalars, but calibrated on texts, so they count as weights.
+        """
+        ranges: set[str] = set()
+        for layer_id in self.layers:
+            if self.kind(layer_id) != "FakeQuantize":
+                continue
+            for source, _ in self.inputs(layer_id)[1:]:
+                is_widened = self.kind(source) == "Convert"
+                ranges.add(self.inputs(source)[0][0] if is_widened else source)
+        return ranges
+
+    def constant(self, layer_id: str, *, is_weight: bool) -> Leaf:
+        """Return a Const layer; without its value where it is a weight by use or by type.
+
+        Scalars and integer vectors steer the computation; other constants are weights.
+        """
+        data = self.data(layer_id)
+        dtype = data["element_type"]
+        extents = data["shape"].replace(" ", "").split(",")
+        shape = tuple(int(extent) for extent in extents if extent)
+        is_integer = dtype.startswith(("i", "u", "boolean"))
+        steers = not shape or (is_integer and len(shape) <= 1)
+        if is_weight or not steers:
+            return Leaf(dtype, shape)
+        start = int(data["offset"])
+        return Leaf(dtype, shape, constant_text(self.weights[start : start + int(data["size"])]))
+
+    def node(self, layer_id: str, inputs: tuple[Value, ...]) -> Node:
+        layer = self.layers[layer_id]
+        # `Graph.flops_per_token` counts by ONNX's name.
+        kind = self.kind(layer_id)
+        operator = kind if kind == "MatMul" else f"{layer.attrib.get('version', '')}::{kind}"
+        attributes = {
+            name: value
+            for name, value in self.data(layer_id).items()
+            if name not in _IGNORED_ATTRIBUTES
+        }
+        output_count = len(self.outputs(layer_id))
+        name = layer.attrib["name"]
+        return Node(operator, tuple(sorted(attributes.items())), inputs, output_count, name)
 
 
 def read_ir(path: Path) -> Graph:
-    root = ElementTree.parse(path).getroot()
-    weights = path.with_suffix(".bin").read_bytes()
-    layers = {layer.attrib["id"]: layer for layer in root.iterfind("layers/layer")}
-    sources = {
-        (edge.attrib["to-layer"], edge.attrib["to-port"]): (
-            edge.attrib["from-layer"],
-            edge.attrib["from-port"],
-        )
-        for edge in root.iterfind("edges/edge")
-    }
-    values: dict[str, Value] = {}
+    """Return the canonical graph of an OpenVINO IR; GraphError if it has control flow."""
+    ir = _Ir.load(path)
+    ranges = ir.quantization_ranges()
+    values: dict[Port, Value] = {}
     inputs: list[str] = []
     nodes: list[Node] = []
-    outputs: list[Value] = []
-
-    def read(layer_id: str, port: str) -> Value:
-        value = values[layer_id]
-        if isinstance(value, Output):
-            ports = [p.attrib["id"] for p in layers[layer_id].iterfind("output/port")]
-            return Output(value.node, ports.index(port))
-        return value
-
-    learned = _quantisation_ranges(layers, sources)
-    for layer_id in _ordered(layers, sources):
-        layer = layers[layer_id]
-        if layer.find("body") is not None:
-            raise GraphError(
-                f"Layer {layer.attrib['name']!r} holds a graph; control flow has no canonical form"
-                " here."
-            )
-        data = layer.find("data")
-        attributes = {} if data is None else dict(data.attrib)
-        operator = f"{layer.attrib.get('version', '')}::{layer.attrib['type']}"
-        kind = layer.attrib["type"]
-        read_from = [read(*sources[layer_id, p.attrib["id"]]) for p in layer.iterfind("input/port")]
+    results: list[Value] = []
+    for layer_id in ir.topological_order():
+        _refuse_control_flow(ir.layers[layer_id])
+        read = tuple(values[port] for port in ir.inputs(layer_id))
+        ports = ir.outputs(layer_id)
+        kind = ir.kind(layer_id)
         if kind == "Const":
-            offset, length = int(attributes["offset"]), int(attributes["size"])
-            values[layer_id] = _leaf(
-                attributes, weights[offset : offset + length], layer_id in learned
-            )
+            leaf = ir.constant(layer_id, is_weight=layer_id in ranges)
+            values |= dict.fromkeys(ports, leaf)
         elif kind == "Parameter":
-            values[layer_id] = Input(len(inputs))
-            inputs.append(f"{attributes['element_type']} [{attributes['shape']}]")
+            values |= dict.fromkeys(ports, Input(len(inputs)))
+            data = ir.data(layer_id)
+            inputs.append(f"{data['element_type']} [{data['shape']}]")
         elif kind == "Result":
-            outputs.append(read_from[0])
-        elif (
-            kind == "Convert"
-            and isinstance(read_from[0], Leaf)
-            and read_from[0].dtype in ("f16", "bf16")
-        ):
-            # Constants kept in 16 bits are widened where they are used; that is storage, not
-            # computation.
-            values[layer_id] = read_from[0]
+            results.append(read[0])
+        elif kind == "Convert" and isinstance(read[0], Leaf) and read[0].dtype in _HALF_PRECISION:
+            # A constant that is stored in 16 bits is widened where it is used. That is storage,
+            # not computation.
+            values |= dict.fromkeys(ports, read[0])
         else:
-            kept = tuple(sorted((k, v) for k, v in attributes.items() if k not in _NAMES))
-            nodes.append(
-                Node(
-                    operator if kind != "MatMul" else kind,
-                    kept,
-                    tuple(read_from),
-                    len(layer.findall("output/port")),
-                    layer.attrib["name"],
-                )
-            )
-            values[layer_id] = Output(len(nodes) - 1, 0)
-    return Graph(tuple(inputs), tuple(nodes), tuple(outputs))
+            values |= {port: Output(len(nodes), index) for index, port in enumerate(ports)}
+            nodes.append(ir.node(layer_id, read))
+    return Graph(tuple(inputs), tuple(nodes), tuple(results))
 
 
-def _quantisation_ranges(
-    layers: dict[str, ElementTree.Element], sources: dict[tuple[str, str], tuple[str, str]]
-) -> set[str]:
-    """Constants that say between which numbers a value is rounded: scalars, but learned from texts
-    as weights are.
-    """
-    found = set()
-    for layer_id, layer in layers.items():
-        if layer.attrib["type"] == "FakeQuantize":
-            for port in layer.findall("input/port")[1:]:
-                source = sources[layer_id, port.attrib["id"]][0]
-                if layers[source].attrib["type"] == "Convert":
-                    source = sources[source, layers[source].findall("input/port")[0].attrib["id"]][
-                        0
-                    ]
-                found.add(source)
-    return found
-
-
-def _leaf(attributes: dict[str, str], raw: bytes, learned: bool) -> Leaf:
-    """Integers and scalars steer the computation and keep their value; other constants are
-    weights.
-    """
-    shape = tuple(
-        int(extent) for extent in attributes["shape"].replace(" ", "").split(",") if extent
-    )
-    integer = attributes["element_type"].startswith(("i", "u", "boolean"))
-    steers = not learned and (not shape or (integer and len(shape) <= 1))
-    value = (raw.hex() if len(raw) <= 64 else hashlib.sha256(raw).hexdigest()) if steers else None
-    return Leaf(attributes["element_type"], shape, value)
-
-
-def _ordered(
-    layers: dict[str, ElementTree.Element], sources: dict[tuple[str, str], tuple[str, str]]
-) -> list[str]:
-    """Layer ids so that each follows what it reads."""
-    ordered: dict[str, None] = {}
-    waiting = list(reversed(layers))
-    while waiting:
-        layer = waiting[-1]
-        needs = [sources[layer, p.attrib["id"]][0] for p in layers[layer].iterfind("input/port")]
-        missing = [need for need in needs if need not in ordered]
-        if missing and layer not in ordered:
-            waiting += missing
-        else:
-            ordered[waiting.pop()] = None
-    return list(ordered)
+def _refuse_control_flow(layer: ElementTree.Element) -> None:
+    if layer.find("body") is not None:
+        raise GraphError(
+            f"Layer {layer.attrib['name']!r} holds a graph of its own; control flow has no"
+            " canonical form."
+        )

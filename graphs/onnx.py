@@ -1,123 +1,144 @@
-"""
-Reads an ONNX file into its canonical graph.
+"""Reads an ONNX file into its canonical graph.
+
+The format: https://onnx.ai/onnx/repo-docs/IR.html
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from graphs.canonical import Graph, GraphError, Input, Leaf, Node, Output, Value
+from graphs.canonical import Graph, GraphError, Input, Leaf, Node, Output, Value, constant_text
 
 _INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 
 
 def read_onnx(path: Path) -> Graph:
+    """Return the canonical graph of an ONNX file; GraphError if it has none.
+
+    Graphs with control flow, functions or sparse weights have none.
+    """
     model = onnx.load(path)
     graph = model.graph
     if model.functions or graph.sparse_initializer:
         raise GraphError(
-            "The file defines functions or sparse weights, which have no canonical form here."
+            "The file defines functions or sparse weights, which have no canonical form."
         )
     weights = {tensor.name: _weight(tensor) for tensor in graph.initializer}
-    symbols: dict[str, str] = {}
-    values: dict[str, Value] = {"": None, **weights}
     inputs = [value for value in graph.input if value.name not in weights]
-    for i, value in enumerate(inputs):
-        values[value.name] = Input(i)
+    # ONNX writes an optional input that is left out as an empty name.
+    values: dict[str, Value] = {"": None, **weights}
+    values |= {value.name: Input(index) for index, value in enumerate(inputs)}
     nodes: list[Node] = []
     versions = {opset.domain: opset.version for opset in model.opset_import}
-    for node in _ordered(graph.node, set(values)):
+    for node in _topological_order(graph.node, set(values)):
         if node.op_type == "Identity":
             values[node.output[0]] = values[node.input[0]]
         elif node.op_type == "Constant":
             values[node.output[0]] = _constant(node)
         else:
-            operator = (
-                f"{node.domain}::{node.op_type}-{versions[node.domain]}"
-                if node.domain
-                else node.op_type
-            )
-            attributes = tuple(sorted((a.name, _attribute(a)) for a in node.attribute))
-            nodes.append(
-                Node(
-                    operator,
-                    attributes,
-                    tuple(values[name] for name in node.input),
-                    len(node.output),
-                    node.name,
-                )
-            )
-            for place, name in enumerate(node.output):
-                values[name] = Output(len(nodes) - 1, place)
-    # The opset of ONNX's own domain decides what every operator means.
-    described = (
-        f"opset {versions.get('', 0)}",
-        *(_type_and_shape(value, symbols) for value in inputs),
-    )
-    return Graph(described, tuple(nodes), tuple(values[value.name] for value in graph.output))
+            values |= {name: Output(len(nodes), index) for index, name in enumerate(node.output)}
+            nodes.append(_node(node, values, versions))
+    outputs = tuple(values[value.name] for value in graph.output)
+    return Graph(_describe_inputs(model, inputs), tuple(nodes), outputs)
 
 
-def _ordered(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
-    """The nodes so that each follows what it reads; ONNX asks for this order, but a reader need not
-    trust it.
+def _topological_order(nodes: Iterable[NodeProto], known: set[str]) -> list[NodeProto]:
+    """Return the nodes, each after the nodes that it reads; `known` are the values at the start.
+
+    ONNX requires this order, but a reader of foreign files does not rely on it.
     """
-    waiting, ordered = list(nodes), []
-    while waiting:
-        ready = [node for node in waiting if all(name in known for name in node.input)]
+    remaining = list(nodes)
+    order: list[NodeProto] = []
+    while remaining:
+        ready = [node for node in remaining if known.issuperset(node.input)]
         if not ready:
-            raise GraphError(f"Node {waiting[0].name!r} reads a value that nothing makes.")
+            raise GraphError(f"Node {remaining[0].name!r} reads a value that no node computes.")
         for node in ready:
             known.update(node.output)
-        ordered += ready
-        taken = set(map(id, ready))
-        waiting = [node for node in waiting if id(node) not in taken]
-    return ordered
+        order += ready
+        ready_ids = set(map(id, ready))
+        remaining = [node for node in remaining if id(node) not in ready_ids]
+    return order
+
+
+def _node(node: NodeProto, values: dict[str, Value], versions: dict[str, int]) -> Node:
+    operator = node.op_type
+    if node.domain:
+        operator = f"{node.domain}::{node.op_type}-{versions[node.domain]}"
+    attributes = sorted((attribute.name, _attribute(attribute)) for attribute in node.attribute)
+    inputs = tuple(values[name] for name in node.input)
+    return Node(operator, tuple(attributes), inputs, len(node.output), node.name)
+
+
+def _describe_inputs(model: ModelProto, inputs: Iterable[ValueInfoProto]) -> tuple[str, ...]:
+    """Return the type and shape of each input, behind the version of ONNX's own operators.
+
+    This version decides what every operator without a domain means.
+    """
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    symbols: dict[str, str] = {}
+    described = [_type_and_shape(value, symbols) for value in inputs]
+    return (f"opset {versions.get('', 0)}", *described)
+
+
+def _type_and_shape(value: ValueInfoProto, symbols: dict[str, str]) -> str:
+    """Return a type and shape as `INT64 [s0, s1]`.
+
+    Symbolic dimensions are numbered in order of appearance, because their names do not count.
+    """
+    tensor = value.type.tensor_type
+    extents = []
+    for dimension in tensor.shape.dim:
+        if dimension.HasField("dim_param"):
+            extents.append(symbols.setdefault(dimension.dim_param, f"s{len(symbols)}"))
+        else:
+            extents.append(str(dimension.dim_value))
+    return f"{TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(extents)}]"
 
 
 def _weight(tensor: TensorProto) -> Leaf:
-    """A weight says type and shape; short integer tensors are axes, shapes and indices, which steer
-    the computation.
+    """Return an initializer; without its value, unless it is an integer scalar or vector.
+
+    Those are axes, shapes and indices, which steer the computation.
     """
     steers = tensor.data_type in _INTEGERS and len(tensor.dims) <= 1
-    return Leaf(
-        TensorProto.DataType.Name(tensor.data_type),
-        tuple(tensor.dims),
-        _tensor(tensor) if steers else None,
-    )
+    return _leaf(tensor) if steers else Leaf(_dtype(tensor), tuple(tensor.dims))
 
 
 def _constant(node: NodeProto) -> Leaf:
+    """Return what a Constant node holds; its value always counts."""
     attribute = node.attribute[0]
     if attribute.name == "value":
-        tensor = attribute.t
-        return Leaf(
-            TensorProto.DataType.Name(tensor.data_type), tuple(tensor.dims), _tensor(tensor)
-        )
+        return _leaf(attribute.t)
     return Leaf(attribute.name, (), _attribute(attribute))
 
 
-def _tensor(tensor: TensorProto) -> str:
-    raw = numpy_helper.to_array(tensor).tobytes()
-    return raw.hex() if len(raw) <= 64 else hashlib.sha256(raw).hexdigest()
+def _leaf(tensor: TensorProto) -> Leaf:
+    return Leaf(_dtype(tensor), tuple(tensor.dims), _value(tensor))
+
+
+def _dtype(tensor: TensorProto) -> str:
+    return TensorProto.DataType.Name(tensor.data_type)
+
+
+def _value(tensor: TensorProto) -> str:
+    return constant_text(numpy_helper.to_array(tensor).tobytes())
 
 
 def _attribute(attribute: AttributeProto) -> str:
+    """Return an attribute's type and value as text."""
     match attribute.type:
         case AttributeProto.GRAPH | AttributeProto.GRAPHS:
             raise GraphError(
-                f"Attribute {attribute.name!r} holds a graph; control flow has no canonical form"
-                " here."
+                f"Attribute {attribute.name!r} holds a graph; control flow has no canonical form."
             )
         case AttributeProto.TENSOR:
             tensor = attribute.t
-            return (
-                f"tensor {TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}"
-                f" {_tensor(tensor)}"
-            )
+            return f"tensor {_dtype(tensor)} {list(tensor.dims)} {_value(tensor)}"
         case AttributeProto.FLOAT:
             return f"float {attribute.f!r}"
         case AttributeProto.INT:
@@ -129,19 +150,7 @@ def _attribute(attribute: AttributeProto) -> str:
         case AttributeProto.INTS:
             return f"ints {list(attribute.ints)}"
         case AttributeProto.STRINGS:
-            return f"strings {[s.hex() for s in attribute.strings]}"
-    raise GraphError(f"Attribute {attribute.name!r} has a type this reader does not know.")
-
-
-def _type_and_shape(value: ValueInfoProto, symbols: dict[str, str]) -> str:
-    """As `INT64 [s0, s1]`: symbolic dimensions by order of appearance, not by name."""
-    tensor = value.type.tensor_type
-    extents = [
-        (
-            symbols.setdefault(d.dim_param, f"s{len(symbols)}")
-            if d.HasField("dim_param")
-            else str(d.dim_value)
-        )
-        for d in tensor.shape.dim
-    ]
-    return f"{TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(extents)}]"
+            return f"strings {[text.hex() for text in attribute.strings]}"
+    raise GraphError(
+        f"Attribute {attribute.name!r} has type {attribute.type}, which has no canonical form."
+    )

@@ -1,9 +1,9 @@
 """
-Counts the numbers that a processor computes slowly: subnormal ones, between zero and the smallest
-normal float.
+Counts subnormal weights: floats between zero and the smallest normal number.
 
-They are values, so no digest sees them; yet a model full of them can take a hundred times as long
-on one graph. Numbers stored in 16 bits count as what they are once widened for the computation.
+Many processors compute with subnormal numbers slowly; a model full of them can take 100 times as
+long on the same graph. They are values, so no digest of a graph shows them. Numbers that are stored
+in 16 bits count as what they are once they are widened for the computation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-# How OpenVINO names the float types numpy has; bfloat16, which it has not, is read below.
+# NumPy's type of each float type of OpenVINO; NumPy has no bfloat16, which is read below.
 _FLOATS: dict[str, type[np.floating[Any]]] = {
     "f16": np.float16,
     "f32": np.float32,
@@ -26,39 +26,36 @@ _FLOATS: dict[str, type[np.floating[Any]]] = {
 }
 
 
-def subnormals(values: npt.NDArray[Any]) -> int:
-    """How many of `values`, floats of at least 32 bits, are subnormal. Compares bits, so it counts
-    right where the processor flushes.
+def count_subnormals(values: npt.NDArray[Any]) -> int:
+    """Return the number of subnormal floats in an array of float32 or float64, of any shape.
+
+    It compares bits, so the count is right on a processor that flushes subnormal numbers to zero.
     """
     if values.dtype == np.float64:
         exponents = np.ascontiguousarray(values).view(np.uint64) & np.uint64(0x7FF0_0000_0000_0000)
     else:
-        exponents = np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32(
-            0x7F80_0000
-        )
+        single = np.ascontiguousarray(values, np.float32)
+        exponents = single.view(np.uint32) & np.uint32(0x7F80_0000)
     return int(np.count_nonzero((exponents == 0) & (values.view(exponents.dtype) << 1 != 0)))
 
 
-def subnormal_weights(path: Path) -> int:
-    """How many numbers in an .onnx file, or in the .bin beside an OpenVINO .xml, are subnormal,
-    each counted once.
+def count_subnormal_weights(path: Path) -> int:
+    """Return the number of subnormal weights in an .onnx file, or in the .bin of an OpenVINO .xml.
+
+    A weight that several nodes use counts once.
     """
-    return sum(
-        subnormals(values)
-        for values in (_ir_weights(path) if path.suffix == ".xml" else _onnx_weights(path))
-    )
+    weights = _ir_weights(path) if path.suffix == ".xml" else _onnx_weights(path)
+    return sum(map(count_subnormals, weights))
 
 
 def _onnx_weights(path: Path) -> Iterator[npt.NDArray[Any]]:
+    """Yield the float weights of an ONNX file, 16-bit ones widened."""
     graph = onnx.load(path).graph
-    constants = (
-        a.t
-        for node in graph.node
-        if node.op_type == "Constant"
-        for a in node.attribute
-        if a.name == "value"
-    )
-    for tensor in (*graph.initializer, *constants):
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value"]
+    for tensor in tensors:
         values = numpy_helper.to_array(tensor)
         if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
             yield values.astype(np.float32)
@@ -67,16 +64,15 @@ def _onnx_weights(path: Path) -> Iterator[npt.NDArray[Any]]:
 
 
 def _ir_weights(path: Path) -> Iterator[npt.NDArray[Any]]:
-    raw = path.with_suffix(".bin").read_bytes()
+    """Yield the float weights of an OpenVINO IR, 16-bit ones widened."""
+    content = path.with_suffix(".bin").read_bytes()
     for data in ElementTree.parse(path).getroot().iterfind("layers/layer[@type='Const']/data"):
-        offset, size, kind = (
-            int(data.attrib["offset"]),
-            int(data.attrib["size"]),
-            data.attrib["element_type"],
-        )
-        stored = raw[offset : offset + size]
-        if kind == "bf16":
+        start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+        dtype = data.attrib["element_type"]
+        stored = content[start : start + size]
+        if dtype == "bf16":
+            # A bfloat16 is the upper half of a float32.
             yield (np.frombuffer(stored, np.uint16).astype(np.uint32) << 16).view(np.float32)
-        elif kind in _FLOATS:
-            values = np.frombuffer(stored, _FLOATS[kind])
-            yield values.astype(np.float32) if kind == "f16" else values
+        elif dtype in _FLOATS:
+            values = np.frombuffer(stored, _FLOATS[dtype])
+            yield values.astype(np.float32) if dtype == "f16" else values

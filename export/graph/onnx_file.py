@@ -22,7 +22,7 @@ from torch import Tensor
 
 from command import BadInput, first_line
 from export.checkpoint.loading import quiet
-from graphs.subnormals import subnormals
+from graphs.subnormals import count_subnormals
 
 OPSET = 18
 # What is traced: no row and no length of one, which a tracer may take for the only one.
@@ -132,7 +132,7 @@ def flush_subnormal_weights(path: Path) -> int:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
-        if count := subnormals(values):
+        if count := count_subnormals(values):
             smallest = np.finfo(np.float32).smallest_normal
             tensor.CopyFrom(
                 numpy_helper.from_array(

@@ -13,7 +13,7 @@ from typing import Any
 
 from graphs.canonical import Graph, first_differences, layers_only_in, split
 from graphs.files import read_graph
-from graphs.subnormals import subnormal_weights
+from graphs.subnormals import count_subnormal_weights
 from proof.evidence.store import Refused
 from service.artifact import Artifact, read_artifact
 
@@ -44,7 +44,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         variants[name]["weight_bytes"] = [sum(g.weight_bytes for g in side) for side in parts]
         # No difference of work, but one of speed where the processor does not flush them to zero.
         variants[name]["subnormal_weights"] = [
-            subnormal_weights(side.path(side.manifest.variants[name].files[0]))
+            count_subnormal_weights(side.path(side.manifest.variants[name].files[0]))
             for side in (first, second)
         ]
     same_encoder = bool(variants) and all(v["encoder"]["same"] for v in variants.values())
@@ -108,7 +108,9 @@ def _explain(a: Graph, b: Graph) -> str:
     if less:
         lines.append(f"the first has the further layers {', '.join(less)}")
     sides = ("the first", "the second")
-    for side, nodes in zip(sides, zip(*first_differences(a, b, most=3), strict=True), strict=False):
+    for side, nodes in zip(
+        sides, zip(*first_differences(a, b, limit=3), strict=True), strict=False
+    ):
         named = [
             f"{node.operator.rpartition('::')[2]} {node.name}" for node in nodes if node is not None
         ]

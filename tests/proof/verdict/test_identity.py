@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from export.commands import export
-from graphs.subnormals import subnormal_weights
+from graphs.subnormals import count_subnormal_weights
 from proof.commands import main
 from proof.verdict.identity import compare, describe, lead
 from service.artifact import MANIFEST, read_manifest, sealed, sha256
@@ -57,7 +57,7 @@ def test_export_sets_subnormal_weights_to_zero_and_the_manifest_counts_them(
         variants=["cpu-fp32"],
     )
     assert manifest.flushed_weights == 12
-    assert subnormal_weights(tmp_path / "artifact" / "model.onnx") == 0
+    assert count_subnormal_weights(tmp_path / "artifact" / "model.onnx") == 0
     assert "sets 12 subnormal weights to zero" in capsys.readouterr().out
 
 
