@@ -52,9 +52,9 @@ from proof.evidence.store import (
 )
 from proof.measuring import pod_instances
 from proof.measuring.gpu_throttling import watched
+from proof.measuring.launch import ServerNotStarted
 from proof.measuring.servers import (
     GeneratorFailed,
-    ServerNotStarted,
     generate,
     pins,
     server,

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,18 +21,14 @@ from typing import Any
 
 from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
 from proof.measuring import pod_instances
+from proof.measuring.launch import ServerCommand, ServerNotStarted, last_line, running
 from proof.plans.dialects import DIALECTS, headers_from
 from proof.plans.plan import Arm, Plan
 from proof.plans.restart import RestartSpec
 
 READY_WITHIN_S = 120
-STOPPED_WITHIN_S = 30
 PORT_FREE_WITHIN_S = 5
 SLOWEST_REQUEST_S = 0.5
-
-
-class ServerNotStarted(Unavailable):
-    """The server did not get ready; its last words are in the message."""
 
 
 class GeneratorFailed(Unavailable):
@@ -95,27 +90,20 @@ def server(
     delayed_by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
     switch = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
     _check_port(plan.port)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **switch, **plan.settings},
-            preexec_fn=_pinned(pins(plan)[0]),
-        )
-    try:
-        url = f"http://127.0.0.1:{plan.port}"
-        _wait_until_ready(process, url, log)
-        with urllib.request.urlopen(f"{url}/info", timeout=10) as response:
-            told = json.load(response)
-        yield Served(told, with_gpus=frozenset([url] if told.get("gpus") else ()))
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOPPED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    spec = ServerCommand(
+        command,
+        f"http://127.0.0.1:{plan.port}",
+        log,
+        environment=switch | dict(plan.settings),
+        cpus=pins(plan)[0],
+        ready_within_s=READY_WITHIN_S,
+        # Whoever kills the run's group kills the server too, and the port is free again.
+        own_group=False,
+    )
+    with running(spec) as process:
+        with urllib.request.urlopen(f"{process.url}/info", timeout=10) as response:
+            info = json.load(response)
+        yield Served(info, with_gpus=frozenset([process.url] if info.get("gpus") else ()))
 
 
 def generate(
@@ -153,7 +141,8 @@ def generate(
         message = complaint.read().strip()
     if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not rows.exists():
         raise GeneratorFailed(
-            f"The load generator cannot go on: {message or _last_line(log)}", lasting=True
+            f"The load generator cannot go on: {message or last_line(log)}",
+            lasting=True,
         )
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
@@ -188,7 +177,7 @@ def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
         )
     if done.returncode:
         raise ServerNotStarted(
-            f"The restart command ended with {done.returncode}: {_last_line(log)}"
+            f"The restart command ended with {done.returncode}: {last_line(log)}"
         )
     text = plan.read_texts()[0]
     for arm in plan.arms:
@@ -247,21 +236,6 @@ def throttled_us() -> int:
     return 0
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    give_up = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < give_up:
-        if process.poll() is not None:
-            raise ServerNotStarted(
-                f"The server ended with {process.returncode} before it was ready: {_last_line(log)}"
-            )
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise ServerNotStarted(f"The server was not ready within {READY_WITHIN_S} s; {log} says why.")
-
-
 def _check_port(port: int) -> None:
     # A server that was killed a moment ago, with its run, takes a moment to let go of it.
     give_up = time.monotonic() + PORT_FREE_WITHIN_S
@@ -278,15 +252,6 @@ def _check_port(port: int) -> None:
                         " in the plan's [server]."
                     ) from None
         time.sleep(0.1)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
-
-
-def _pinned(cpus: set[int]) -> Callable[[], None] | None:
-    return (lambda: os.sched_setaffinity(0, cpus)) if cpus else None
 
 
 def _first_in_line(cpus: set[int]) -> Callable[[], None]:
