@@ -45,7 +45,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -189,9 +189,11 @@ class Graph:
         """
         flops = 0
         for node in self.nodes:
-            if node.operator == "MatMul":
-                leaves = [value for value in node.inputs if isinstance(value, Leaf)]
-                flops += sum(2 * _element_count(leaf) for leaf in leaves)
+            if node.operator != "MatMul":
+                continue
+            for value in node.inputs:
+                if isinstance(value, Leaf):
+                    flops += 2 * _element_count(value)
         return flops
 
     def _weights(self) -> Iterator[Leaf]:
@@ -263,8 +265,8 @@ def _head_nodes(graph: Graph, encoder_scope: str) -> set[int]:
     head: set[int] = set()
     for i, node in enumerate(graph.nodes):
         scope = _scope(node)
-        is_outside = scope is not None and scope != encoder_scope
-        is_pooler = scope is not None and node.name.startswith(f"/{scope}/pooler/")
+        is_outside = scope not in (None, encoder_scope)
+        is_pooler = node.name.startswith(f"/{scope}/pooler/")
         if is_outside or is_pooler or _reads(node, head):
             head.add(i)
     return head
@@ -318,7 +320,7 @@ def _subgraph(
     for i in positions:
         node = graph.nodes[i]
         values = tuple(map(moved, node.inputs))
-        nodes.append(Node(node.operator, node.attributes, values, node.output_count, node.name))
+        nodes.append(replace(node, inputs=values))
     return Graph(inputs, tuple(nodes), tuple(map(moved, outputs)))
 
 

@@ -33,12 +33,16 @@ class _Ir:
     @classmethod
     def load(cls, path: Path) -> _Ir:
         root = ElementTree.parse(path).getroot()
+        layers: dict[str, ElementTree.Element] = {}
+        for layer in root.iterfind("layers/layer"):
+            layers[layer.attrib["id"]] = layer
         sources: dict[Port, Port] = {}
         for edge in root.iterfind("edges/edge"):
-            reader = (edge.attrib["to-layer"], edge.attrib["to-port"])
-            sources[reader] = (edge.attrib["from-layer"], edge.attrib["from-port"])
-        layers = {layer.attrib["id"]: layer for layer in root.iterfind("layers/layer")}
-        return cls(layers, sources, path.with_suffix(".bin").read_bytes())
+            ends = edge.attrib
+            reader = (ends["to-layer"], ends["to-port"])
+            sources[reader] = (ends["from-layer"], ends["from-port"])
+        weights = path.with_suffix(".bin").read_bytes()
+        return cls(layers, sources, weights)
 
     def kind(self, layer_id: str) -> str:
         return self.layers[layer_id].attrib["type"]
@@ -50,12 +54,18 @@ class _Ir:
 
     def inputs(self, layer_id: str) -> list[Port]:
         """Return the output ports that a layer reads, in the order of its input ports."""
-        ports = self.layers[layer_id].iterfind("input/port")
-        return [self.sources[layer_id, port.attrib["id"]] for port in ports]
+        ports: list[Port] = []
+        for port in self.layers[layer_id].iterfind("input/port"):
+            reader = (layer_id, port.attrib["id"])
+            ports.append(self.sources[reader])
+        return ports
 
     def outputs(self, layer_id: str) -> list[Port]:
-        ports = self.layers[layer_id].iterfind("output/port")
-        return [(layer_id, port.attrib["id"]) for port in ports]
+        """Return the output ports of a layer, in order."""
+        ports: list[Port] = []
+        for port in self.layers[layer_id].iterfind("output/port"):
+            ports.append((layer_id, port.attrib["id"]))
+        return ports
 
     def topological_order(self) -> list[str]:
         """Return the ids of the layers, each after the layers that it reads."""
@@ -78,9 +88,11 @@ class _Ir:
         for layer_id in self.layers:
             if self.kind(layer_id) != "FakeQuantize":
                 continue
-            for source, _ in self.inputs(layer_id)[1:]:
-                is_widened = self.kind(source) == "Convert"
-                ranges.add(self.inputs(source)[0][0] if is_widened else source)
+            _, *bounds = self.inputs(layer_id)
+            for source, _ in bounds:
+                if self.kind(source) == "Convert":
+                    [(source, _)] = self.inputs(source)
+                ranges.add(source)
         return ranges
 
     def constant(self, layer_id: str, *, is_weight: bool) -> Leaf:
@@ -92,26 +104,33 @@ class _Ir:
         dtype = data["element_type"]
         extents = data["shape"].replace(" ", "").split(",")
         shape = tuple(int(extent) for extent in extents if extent)
+        is_scalar = not shape
         is_integer = dtype.startswith(("i", "u", "boolean"))
-        steers = not shape or (is_integer and len(shape) <= 1)
+        steers = is_scalar or (is_integer and len(shape) == 1)
         if is_weight or not steers:
             return Leaf(dtype, shape)
         start = int(data["offset"])
-        return Leaf(dtype, shape, constant_text(self.weights[start : start + int(data["size"])]))
+        end = start + int(data["size"])
+        content = self.weights[start:end]
+        return Leaf(dtype, shape, constant_text(content))
 
     def node(self, layer_id: str, inputs: tuple[Value, ...]) -> Node:
         layer = self.layers[layer_id]
-        # `Graph.flops_per_token` counts by ONNX's name.
-        kind = self.kind(layer_id)
-        operator = kind if kind == "MatMul" else f"{layer.attrib.get('version', '')}::{kind}"
-        attributes = {
-            name: value
-            for name, value in self.data(layer_id).items()
-            if name not in _IGNORED_ATTRIBUTES
-        }
-        output_count = len(self.outputs(layer_id))
-        name = layer.attrib["name"]
-        return Node(operator, tuple(sorted(attributes.items())), inputs, output_count, name)
+        operator = self.kind(layer_id)
+        # `Graph.flops_per_token` counts MatMul by ONNX's name, which has no version.
+        if operator != "MatMul":
+            version = layer.attrib.get("version", "")
+            operator = f"{version}::{operator}"
+        attributes = self.data(layer_id)
+        for name in _IGNORED_ATTRIBUTES:
+            attributes.pop(name, None)
+        return Node(
+            operator,
+            tuple(sorted(attributes.items())),
+            inputs,
+            len(self.outputs(layer_id)),
+            layer.attrib["name"],
+        )
 
 
 def read_ir(path: Path) -> Graph:
@@ -128,8 +147,8 @@ def read_ir(path: Path) -> Graph:
         ports = ir.outputs(layer_id)
         kind = ir.kind(layer_id)
         if kind == "Const":
-            leaf = ir.constant(layer_id, is_weight=layer_id in ranges)
-            values |= dict.fromkeys(ports, leaf)
+            constant = ir.constant(layer_id, is_weight=layer_id in ranges)
+            values |= dict.fromkeys(ports, constant)
         elif kind == "Parameter":
             values |= dict.fromkeys(ports, Input(len(inputs)))
             data = ir.data(layer_id)
@@ -141,7 +160,8 @@ def read_ir(path: Path) -> Graph:
             # not computation.
             values |= dict.fromkeys(ports, read[0])
         else:
-            values |= {port: Output(len(nodes), index) for index, port in enumerate(ports)}
+            for index, port in enumerate(ports):
+                values[port] = Output(len(nodes), index)
             nodes.append(ir.node(layer_id, read))
     return Graph(tuple(inputs), tuple(nodes), tuple(results))
 

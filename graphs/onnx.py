@@ -31,16 +31,18 @@ def read_onnx(path: Path) -> Graph:
     inputs = [value for value in graph.input if value.name not in weights]
     # ONNX writes an optional input that is left out as an empty name.
     values: dict[str, Value] = {"": None, **weights}
-    values |= {value.name: Input(index) for index, value in enumerate(inputs)}
+    for index, value in enumerate(inputs):
+        values[value.name] = Input(index)
     nodes: list[Node] = []
-    versions = {opset.domain: opset.version for opset in model.opset_import}
+    versions = _opset_versions(model)
     for node in _topological_order(graph.node, set(values)):
         if node.op_type == "Identity":
             values[node.output[0]] = values[node.input[0]]
         elif node.op_type == "Constant":
             values[node.output[0]] = _constant(node)
         else:
-            values |= {name: Output(len(nodes), index) for index, name in enumerate(node.output)}
+            for index, name in enumerate(node.output):
+                values[name] = Output(len(nodes), index)
             nodes.append(_node(node, values, versions))
     outputs = tuple(values[value.name] for value in graph.output)
     return Graph(_describe_inputs(model, inputs), tuple(nodes), outputs)
@@ -68,10 +70,18 @@ def _topological_order(nodes: Iterable[NodeProto], known: set[str]) -> list[Node
 def _node(node: NodeProto, values: dict[str, Value], versions: dict[str, int]) -> Node:
     operator = node.op_type
     if node.domain:
-        operator = f"{node.domain}::{node.op_type}-{versions[node.domain]}"
-    attributes = sorted((attribute.name, _attribute(attribute)) for attribute in node.attribute)
-    inputs = tuple(values[name] for name in node.input)
-    return Node(operator, tuple(attributes), inputs, len(node.output), node.name)
+        version = versions[node.domain]
+        operator = f"{node.domain}::{node.op_type}-{version}"
+    attributes: list[tuple[str, str]] = []
+    for attribute in node.attribute:
+        attributes.append((attribute.name, _attribute(attribute)))
+    return Node(
+        operator,
+        tuple(sorted(attributes)),
+        tuple(values[name] for name in node.input),
+        len(node.output),
+        node.name,
+    )
 
 
 def _describe_inputs(model: ModelProto, inputs: Iterable[ValueInfoProto]) -> tuple[str, ...]:
@@ -79,10 +89,17 @@ def _describe_inputs(model: ModelProto, inputs: Iterable[ValueInfoProto]) -> tup
 
     This version decides what every operator without a domain means.
     """
-    versions = {opset.domain: opset.version for opset in model.opset_import}
+    version = _opset_versions(model).get("", 0)
+    described = [f"opset {version}"]
     symbols: dict[str, str] = {}
-    described = [_type_and_shape(value, symbols) for value in inputs]
-    return (f"opset {versions.get('', 0)}", *described)
+    for value in inputs:
+        described.append(_type_and_shape(value, symbols))
+    return tuple(described)
+
+
+def _opset_versions(model: ModelProto) -> dict[str, int]:
+    """Return the version of each domain's operators; ONNX's own domain is empty."""
+    return {opset.domain: opset.version for opset in model.opset_import}
 
 
 def _type_and_shape(value: ValueInfoProto, symbols: dict[str, str]) -> str:
@@ -91,13 +108,16 @@ def _type_and_shape(value: ValueInfoProto, symbols: dict[str, str]) -> str:
     Symbolic dimensions are numbered in order of appearance, because their names do not count.
     """
     tensor = value.type.tensor_type
-    extents = []
+    dtype = TensorProto.DataType.Name(tensor.elem_type)
+    extents: list[str] = []
     for dimension in tensor.shape.dim:
         if dimension.HasField("dim_param"):
-            extents.append(symbols.setdefault(dimension.dim_param, f"s{len(symbols)}"))
+            number = len(symbols)
+            extent = symbols.setdefault(dimension.dim_param, f"s{number}")
         else:
-            extents.append(str(dimension.dim_value))
-    return f"{TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(extents)}]"
+            extent = str(dimension.dim_value)
+        extents.append(extent)
+    return f"{dtype} [{', '.join(extents)}]"
 
 
 def _weight(tensor: TensorProto) -> Leaf:
@@ -122,7 +142,8 @@ def _leaf(tensor: TensorProto) -> Leaf:
 
 
 def _dtype(tensor: TensorProto) -> str:
-    return TensorProto.DataType.Name(tensor.data_type)
+    name: str = TensorProto.DataType.Name(tensor.data_type)
+    return name
 
 
 def _value(tensor: TensorProto) -> str:

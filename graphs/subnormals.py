@@ -32,11 +32,13 @@ def count_subnormals(values: npt.NDArray[Any]) -> int:
     It compares bits, so the count is right on a processor that flushes subnormal numbers to zero.
     """
     if values.dtype == np.float64:
-        exponents = np.ascontiguousarray(values).view(np.uint64) & np.uint64(0x7FF0_0000_0000_0000)
+        bits = np.ascontiguousarray(values).view(np.uint64)
+        exponents = bits & np.uint64(0x7FF0_0000_0000_0000)
     else:
-        single = np.ascontiguousarray(values, np.float32)
-        exponents = single.view(np.uint32) & np.uint32(0x7F80_0000)
-    return int(np.count_nonzero((exponents == 0) & (values.view(exponents.dtype) << 1 != 0)))
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        exponents = bits & np.uint32(0x7F80_0000)
+    without_sign = bits << 1
+    return int(np.count_nonzero((exponents == 0) & (without_sign != 0)))
 
 
 def count_subnormal_weights(path: Path) -> int:
@@ -53,8 +55,11 @@ def _onnx_weights(path: Path) -> Iterator[npt.NDArray[Any]]:
     graph = onnx.load(path).graph
     tensors = list(graph.initializer)
     for node in graph.node:
-        if node.op_type == "Constant":
-            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if node.op_type != "Constant":
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                tensors.append(attribute.t)
     for tensor in tensors:
         values = numpy_helper.to_array(tensor)
         if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
@@ -67,12 +72,14 @@ def _ir_weights(path: Path) -> Iterator[npt.NDArray[Any]]:
     """Yield the float weights of an OpenVINO IR, 16-bit ones widened."""
     content = path.with_suffix(".bin").read_bytes()
     for data in ElementTree.parse(path).getroot().iterfind("layers/layer[@type='Const']/data"):
-        start, size = int(data.attrib["offset"]), int(data.attrib["size"])
         dtype = data.attrib["element_type"]
-        stored = content[start : start + size]
+        start = int(data.attrib["offset"])
+        end = start + int(data.attrib["size"])
+        stored = content[start:end]
         if dtype == "bf16":
             # A bfloat16 is the upper half of a float32.
-            yield (np.frombuffer(stored, np.uint16).astype(np.uint32) << 16).view(np.float32)
+            halves = np.frombuffer(stored, np.uint16).astype(np.uint32)
+            yield (halves << 16).view(np.float32)
         elif dtype in _FLOATS:
             values = np.frombuffer(stored, _FLOATS[dtype])
             yield values.astype(np.float32) if dtype == "f16" else values
