@@ -1,117 +1,165 @@
 """
-What a pretraining run is told: one small TOML file an experiment, read once.
+Reads the TOML file that describes a pretraining run, and refuses one that cannot work.
 
-A file may name another it extends and then holds only the differences. An unknown
-key, a wrong type or a value that cannot work is refused by name.
+A file may extend another and then holds only the differences. An error names the file, the key,
+the value and the limit.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import ErrorDetails
 
 from command import BadInput, Unavailable
 
-FAMILIES = ("bert", "convbert", "electra")
-OBJECTIVES = ("mlm", "rtd")
-DESIGNS = ("none", "plain", "gua", "mix", "drbert", "emd", "mae")
-INITIALISATIONS = ("bert", "neighbours")
-PRECISIONS = ("auto", "bf16", "fp32")
+Family = Literal["bert", "convbert", "electra"]
+ObjectiveName = Literal["mlm", "rtd"]
+Design = Literal["none", "plain", "gua", "mix", "drbert", "emd", "mae"]
+Initialisation = Literal["bert", "neighbours"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+LIMITS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+"""How an error states a limit, by pydantic's name of the error."""
 
 
-@dataclass(frozen=True)
-class Data:
+def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    validate(value)
+    return value
+
+
+Number = Annotated[float, WrapValidator(_keep_integer)]
+"""A float. An integer stays one: a run records its config as the file has it, and compares that."""
+Probability = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A table of a TOML file: exact types, no unknown keys, not changed once it is read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Data(Table):
+    """The text of a run and how it is cut into sequences."""
+
     held_out: list[str]
-    """Shards below the data folder that are never trained on."""
-    text: list[str] = field(default_factory=list)
-    """Shards below the data folder, as glob patterns; or none of them and a dataset."""
+    """Shards below the data folder that are never trained on, as glob patterns."""
+    text: list[str] = []
+    """Shards below the data folder to train on, as glob patterns; empty if a dataset is named."""
     dataset: str = ""
-    """A dataset's name on the Hugging Face hub, or a folder that `datasets` can load."""
+    """Name of a dataset on the Hugging Face hub, or a folder that `datasets` can load."""
     dataset_config: str = ""
     dataset_split: str = "train"
     text_column: str = "text"
     tokenizer: str = ""
-    """A tokenizer.json below the data folder; without one, WordPiece is learned from the text."""
+    """A tokenizer.json below the data folder; if empty, WordPiece is trained on the text."""
     vocabulary_size: int = 8192
-    sequence_length: int = 128
+    sequence_length: int = Field(default=128, ge=8)
+    """Tokens of a sequence, [CLS] and [SEP] included."""
 
 
-@dataclass(frozen=True)
-class Encoder:
-    layers: int
-    hidden_size: int
-    heads: int
-    intermediate_size: int
-    family: str = "bert"
+class Encoder(Table):
+    """The shape of an encoder."""
+
+    layers: Count
+    hidden_size: Count
+    heads: Count
+    intermediate_size: Count
+    family: Family = "bert"
     embedding_size: int = 0
-    """Width of the embeddings; 0 means hidden_size. BERT knows no other."""
-    kernel_size: int = 9
-    """ConvBERT's span, in tokens."""
-    groups: int = 1
-    """Groups of ConvBERT's feed-forward layers."""
-    dropout: float = 0.0
-    initialisation: str = "bert"
-    """BERT's normal(0, 0.02), or "neighbours", with which short runs learn from context
-    (neighbours.py).
+    """Width of the embeddings; 0 means hidden_size, the only width that BERT supports."""
+    kernel_size: Count = 9
+    """Width of ConvBERT's convolution, in tokens."""
+    groups: Count = 1
+    """Number of groups of ConvBERT's feed-forward layers."""
+    dropout: Number = Field(default=0.0, ge=0, lt=1)
+    initialisation: Initialisation = "bert"
+    """BERT's normal(0, 0.02), or "neighbours": the first layer begins as local attention, with
+    which short runs learn from context (local_attention_init.py).
     """
 
 
-@dataclass(frozen=True)
-class Decoder:
-    design: str = "none"
+class Decoder(Table):
+    """The pretraining decoder, which is dropped after pretraining."""
+
+    design: Design = "none"
     layers: int = 0
     """Blocks on top of the encoder; for emd, passes through the encoder's own last layer."""
-    unmasked_first: float = 1.0
+    unmasked_first: Probability = 1.0
     """p: the share of masked positions that the first block may attend to (gua, drbert)."""
-    decoder_share: float = 1.0
-    """q: the probability that a position is answered by the decoder (mix, drbert)."""
+    decoder_share: Probability = 1.0
+    """q: the probability that a position is predicted from the decoder (mix, drbert)."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    name: str = "mlm"
-    mask_rate: float = 0.15
+class Objective(Table):
+    """The pretraining objective."""
+
+    name: ObjectiveName = "mlm"
+    mask_rate: Number = Field(default=0.15, gt=0, lt=1)
+    """The share of a sequence's tokens to predict."""
     whole_words: bool = False
-    generator_width: float = 0.25
+    """Whether all tokens of a word are masked together."""
+    generator_width: Number = Field(default=0.25, gt=0, le=1)
     """The generator's width as a share of the encoder's (rtd)."""
-    detection_weight: float = 50.0
-    """What a nat of the detector's loss counts beside one of the generator's (rtd)."""
+    detection_weight: Number = 50.0
+    """Weight of the detector's loss in the total; the generator's has weight 1 (rtd)."""
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    steps: int
-    batch_size: int
-    """Sequences a step, over all processes and accumulated parts together."""
-    peak_learning_rate: float
+class Optimisation(Table):
+    """Steps, batches and the optimiser."""
+
+    steps: Count
+    batch_size: Count
+    """Sequences a step, over all processes and micro-batches together."""
+    peak_learning_rate: Number
     warmup_steps: int
-    accumulate: int = 1
-    """In how many parts a process computes its share of a step."""
-    beta2: float = 0.98
-    """AdamW's second moment; RoBERTa's value, ELECTRA and ConvBERT have 0.999."""
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    precision: str = "auto"
-    seed: int = 0
-    checkpoint_every: int = 200
+    accumulate: Count = 1
+    """Micro-batches in which a process computes its share of a step."""
+    beta2: Number = 0.98
+    """AdamW's second-moment decay; 0.98 is RoBERTa's, ELECTRA and ConvBERT use 0.999."""
+    weight_decay: Number = 0.01
+    clip_norm: Number = 1.0
+    """The largest norm of the gradient; larger ones are scaled down."""
+    precision: Precision = "auto"
+    """Precision of the matrix products; auto is bf16 where the hardware has it, else fp32."""
+    seed: int = Field(default=0, ge=0)
+    checkpoint_every: Count = 200
+    """Steps between two saves of the progress."""
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Table):
+    """A pretraining run."""
+
     data: Data
     encoder: Encoder
     optimisation: Optimisation
-    objective: Objective = field(default_factory=Objective)
-    decoder: Decoder = field(default_factory=Decoder)
+    objective: Objective = Objective()
+    decoder: Decoder = Decoder()
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the config as runs and checkpoints record it."""
+        return self.model_dump()
 
 
-SECTIONS = {
+SECTIONS: dict[str, type[Table]] = {
     "data": Data,
     "encoder": Encoder,
     "objective": Objective,
@@ -119,45 +167,74 @@ SECTIONS = {
     "optimisation": Optimisation,
 }
 
+AnyTable = TypeVar("AnyTable", bound=Table)
+
 
 def read_config(path: Path) -> Config:
-    """The run that the file describes; BadInput or Unavailable names what is wrong in it."""
+    """Read the run that a TOML file describes.
+
+    Raises Unavailable if the file does not exist, BadInput if it cannot work.
+    """
     tables = _read_tables(path)
     unknown = sorted(tables.keys() - SECTIONS.keys())
     if unknown:
         raise BadInput(f"{path}: unknown section [{unknown[0]}]; known are {', '.join(SECTIONS)}.")
-    return _usable(
-        Config(
-            **{
-                name: _build(cls, tables.get(name, {}), f"{path}: [{name}]")
-                for name, cls in SECTIONS.items()
-            }
-        ),
-        path,
-    )
+    sections: dict[str, Any] = {
+        name: validate(section, tables.get(name, {}), f"{path}: [{name}]")
+        for name, section in SECTIONS.items()
+    }
+    return _checked(Config(**sections), path)
 
 
-def with_optimisation(config: Config, told: dict[str, Any], path: Path) -> Config:
-    """The same run, but for what is `told` of its optimisation in the file `path`; BadInput as in
-    read_config.
+def with_optimisation(config: Config, changes: Mapping[str, Any], path: Path) -> Config:
+    """Return the config with `changes` to its optimisation, which the file `path` asks for.
+
+    Raises BadInput as read_config does.
     """
-    run = _build(Optimisation, {**dataclasses.asdict(config.optimisation), **told}, str(path))
-    return _usable(dataclasses.replace(config, optimisation=run), path)
+    values = {**config.optimisation.model_dump(), **changes}
+    optimisation = validate(Optimisation, values, f"{path}:")
+    return _checked(config.model_copy(update={"optimisation": optimisation}), path)
 
 
-def _usable(config: Config, path: Path) -> Config:
-    for wrong in _complaints(config):
-        raise BadInput(f"{path}: {wrong}")
-    return config
+def validate(table: type[AnyTable], values: Any, source: str) -> AnyTable:
+    """Return the table that holds `values`; BadInput begins with `source` and names the key."""
+    try:
+        return table.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    # A misspelt key is two errors, one unknown key and one missing: report what the file has.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    raise BadInput(f"{source} {_complaint(table, values, first)}")
+
+
+def _complaint(table: type[Table], values: Any, error: ErrorDetails) -> str:
+    """Return what is wrong with one key: its value and the limit, the type or the known values."""
+    if not error["loc"]:
+        return f"is {values!r}, which is not a table."
+    key = str(error["loc"][0])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}; known are {', '.join(table.model_fields)}."
+        case "missing":
+            return f"missing key {key!r}."
+        case "literal_error":
+            known = get_args(table.model_fields[key].annotation)
+            return f"{key} {values[key]!r} is unknown; known are {', '.join(known)}."
+        case kind if kind in LIMITS:
+            limit, words = LIMITS[kind]
+            return f"{key} = {values[key]} must be {words} {error['ctx'][limit]}."
+        case _:
+            # TOML has no null: a key that may be None is one that may be left out.
+            expected = inspect.formatannotation(table.model_fields[key].annotation)
+            return f"{key} = {values[key]!r} is not of type {expected.removesuffix(' | None')}."
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
+    """Return the tables of a file, on top of those of the file that it extends."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Unavailable(
-            f"{path} does not exist; training/configs holds the ones that come along."
-        ) from None
+        raise Unavailable(f"{path} does not exist; training/configs holds examples.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
     parent = tables.pop("extends", None)
@@ -166,222 +243,121 @@ def _read_tables(path: Path) -> dict[str, Any]:
     merged = _read_tables(path.parent / parent)
     for name, section in tables.items():
         if not isinstance(section, dict):
-            raise BadInput(f"{path}: {name} = {section!r} stands in no section.")
+            raise BadInput(f"{path}: {name} = {section!r} is outside any section.")
         merged[name] = {**merged.get(name, {}), **section}
     return merged
 
 
-def _build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name, value in values.items():
-        if name not in fields:
-            raise BadInput(f"{where} has no key {name!r}; known are {', '.join(fields)}.")
-        if not _fits(value, wanted := str(fields[name].type)):
-            raise BadInput(f"{where} {name} = {value!r} is not of type {wanted}.")
-    for name, f in fields.items():
-        if (
-            name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-        ):
-            raise BadInput(f"{where} lacks the key {name!r}.")
-    return cls(**values)
-
-
-def _fits(value: object, wanted: str) -> bool:
-    if wanted == "bool" or isinstance(value, bool):
-        return wanted == "bool" and isinstance(value, bool)
-    if wanted == "list[str]":
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if wanted == "float":
-        return isinstance(value, int | float)
-    return isinstance(value, {"int": int, "str": str}[wanted])
-
-
-def _complaints(config: Config) -> list[str]:
-    """What cannot work, each with the value and the limit."""
-    data, encoder, objective, decoder, run = (
-        config.data,
-        config.encoder,
-        config.objective,
-        config.decoder,
-        config.optimisation,
+def _checked(config: Config, path: Path) -> Config:
+    """Return the config; BadInput if values that are each valid do not work together."""
+    checks = (
+        *_data_problems(config.data),
+        *_encoder_problems(config.encoder),
+        *_decoder_problems(config.decoder, config.encoder.family),
+        *_objective_problems(config.objective, config.encoder, config.decoder.design),
+        *_initialisation_problems(config.encoder, config.data.sequence_length),
+        *_optimisation_problems(config.optimisation),
     )
-    named = [
-        ("encoder family", encoder.family, FAMILIES),
-        ("objective", objective.name, OBJECTIVES),
-        ("decoder design", decoder.design, DESIGNS),
-        ("precision", run.precision, PRECISIONS),
-        ("initialisation", encoder.initialisation, INITIALISATIONS),
-    ]
-    wrong = [
-        f"{what} {value!r} is unknown; known are {', '.join(known)}."
-        for what, value, known in named
-        if value not in known
-    ]
-    counts = {
-        "layers": encoder.layers,
-        "hidden_size": encoder.hidden_size,
-        "heads": encoder.heads,
-        "intermediate_size": encoder.intermediate_size,
-        "groups": encoder.groups,
-        "kernel_size": encoder.kernel_size,
-        "steps": run.steps,
-        "batch_size": run.batch_size,
-        "accumulate": run.accumulate,
-        "checkpoint_every": run.checkpoint_every,
-    }
-    wrong += [f"{what} = {value} is not 1 at least." for what, value in counts.items() if value < 1]
-    if wrong:
-        return wrong
-    checks = [
-        (
-            bool(data.text) != bool(data.dataset),
-            "[data] takes either text (shards) or dataset (a name), not both and not neither.",
-        ),
-        (
-            data.vocabulary_size <= 2**16,
-            f"vocabulary_size {data.vocabulary_size} does not fit 16-bit ids.",
-        ),
-        (
-            encoder.hidden_size % encoder.heads == 0,
-            f"hidden_size {encoder.hidden_size} is no multiple of heads {encoder.heads}.",
-        ),
-        (
-            encoder.family != "bert" or encoder.embedding_size in (0, encoder.hidden_size),
-            (
-                "BERT's embeddings are as wide as the encoder; embedding_size ="
-                f' {encoder.embedding_size} needs family "electra" or "convbert".'
-            ),
-        ),
-        (
-            encoder.family != "convbert" or encoder.heads % 2 == 0,
-            f"ConvBERT halves its heads; heads = {encoder.heads} is odd.",
-        ),
-        (
-            encoder.family != "convbert" or encoder.kernel_size % 2 == 1,
-            f"ConvBERT's kernel_size = {encoder.kernel_size} has no middle; take an odd one.",
-        ),
-        (
-            encoder.groups == 1 or encoder.family == "convbert",
-            f'groups = {encoder.groups} needs family "convbert".',
-        ),
-        (
-            encoder.hidden_size % encoder.groups == 0,
-            f"hidden_size {encoder.hidden_size} is no multiple of groups {encoder.groups}.",
-        ),
-        (
-            (decoder.design == "none") == (decoder.layers == 0),
-            f"decoder design {decoder.design!r} does not go with layers = {decoder.layers}.",
-        ),
-        (
-            decoder.design not in ("emd", "mae") or encoder.family == "bert",
-            (
-                f"the {decoder.design} decoder reaches into BERT's own layers; family"
-                f" {encoder.family!r} has none of that kind."
-            ),
-        ),
-        (
-            decoder.design in ("gua", "drbert") or decoder.unmasked_first == 1,
-            (
-                f"decoder design {decoder.design!r} unmasks nothing gradually; unmasked_first"
-                " belongs to gua and drbert."
-            ),
-        ),
-        (
-            decoder.design in ("mix", "drbert") or decoder.decoder_share == 1,
-            (
-                f"decoder design {decoder.design!r} mixes nothing; decoder_share belongs to mix and"
-                " drbert."
-            ),
-        ),
-        (
-            objective.name == "mlm" or decoder.design == "none",
-            (
-                f"replaced-token detection knows no decoder; design {decoder.design!r} needs"
-                ' objective "mlm".'
-            ),
-        ),
-        (
-            objective.name == "mlm" or encoder.family != "bert",
-            (
-                "replaced-token detection shares embeddings with a narrower generator; take family"
-                ' "electra" or "convbert".'
-            ),
-        ),
-        (
-            encoder.groups == 1
-            or round(encoder.hidden_size * objective.generator_width) % encoder.groups == 0
-            or objective.name == "mlm",
-            (
-                f"the generator's width, {objective.generator_width} of {encoder.hidden_size}, is"
-                f" no multiple of groups {encoder.groups}."
-            ),
-        ),
-        (
-            encoder.initialisation == "bert" or encoder.family != "convbert",
-            (
-                'initialisation "neighbours" is for BERT and ELECTRA; ConvBERT\'s convolution sees'
-                " neighbours already."
-            ),
-        ),
-        (
-            encoder.initialisation == "bert" or encoder.embedding_size in (0, encoder.hidden_size),
-            (
-                'initialisation "neighbours" needs embeddings as wide as the encoder;'
-                f" embedding_size = {encoder.embedding_size}, hidden_size = {encoder.hidden_size}."
-            ),
-        ),
-        (
-            encoder.initialisation == "bert" or data.sequence_length <= encoder.hidden_size,
-            (
-                'initialisation "neighbours" tells as many positions apart as there are columns;'
-                f" sequence_length = {data.sequence_length}, hidden_size = {encoder.hidden_size}."
-            ),
-        ),
-        (
-            encoder.initialisation == "bert" or encoder.hidden_size // encoder.heads % 2 == 0,
-            (
-                'initialisation "neighbours" pairs the columns of a head; hidden_size'
-                f" {encoder.hidden_size} over heads {encoder.heads} is odd."
-            ),
-        ),
-        (data.sequence_length >= 8, f"sequence_length = {data.sequence_length} is below 8."),
-        (
-            run.warmup_steps < run.steps,
-            f"warmup_steps = {run.warmup_steps} leaves nothing of {run.steps} steps.",
-        ),
-        (run.seed >= 0, f"seed = {run.seed} is negative."),
-        (0 <= encoder.dropout < 1, f"dropout = {encoder.dropout} is no probability below 1."),
-        (
-            objective.name == "mlm" or round(encoder.hidden_size * objective.generator_width) >= 2,
-            (
-                f"generator_width = {objective.generator_width} of hidden_size"
-                f" {encoder.hidden_size} leaves no generator."
-            ),
-        ),
-        (
-            0 < objective.mask_rate < 1,
-            f"[objective] mask_rate = {objective.mask_rate} is not between 0 and 1.",
-        ),
-        (
-            0 < objective.generator_width <= 1,
-            (
-                f"[objective] generator_width = {objective.generator_width} is no share of the"
-                " encoder's width."
-            ),
-        ),
-        (
-            0 <= decoder.unmasked_first <= 1,
-            f"[decoder] unmasked_first = {decoder.unmasked_first} is no probability.",
-        ),
-        (
-            0 <= decoder.decoder_share <= 1,
-            f"[decoder] decoder_share = {decoder.decoder_share} is no probability.",
-        ),
-        (
-            run.batch_size % run.accumulate == 0,
-            f"batch_size {run.batch_size} is no multiple of accumulate {run.accumulate}.",
-        ),
-    ]
-    return [message for holds, message in checks if not holds]
+    for problem in checks:
+        raise BadInput(f"{path}: {problem}")
+    return config
+
+
+def _data_problems(data: Data) -> Iterator[str]:
+    if bool(data.text) == bool(data.dataset):
+        yield "[data] takes either text (shards) or dataset (a name), not both and not neither."
+    if data.vocabulary_size > 2**16:
+        yield f"vocabulary_size {data.vocabulary_size} does not fit 16-bit ids; at most 65536 do."
+
+
+def _encoder_problems(encoder: Encoder) -> Iterator[str]:
+    family, hidden_size = encoder.family, encoder.hidden_size
+    if hidden_size % encoder.heads:
+        yield f"hidden_size {hidden_size} is not a multiple of heads {encoder.heads}."
+    if family == "bert" and encoder.embedding_size not in (0, hidden_size):
+        yield (
+            "BERT's embeddings are as wide as the encoder; embedding_size ="
+            f' {encoder.embedding_size} needs family "electra" or "convbert".'
+        )
+    if family == "convbert" and encoder.heads % 2:
+        yield f"ConvBERT halves its heads; heads = {encoder.heads} is odd."
+    if family == "convbert" and encoder.kernel_size % 2 == 0:
+        yield f"ConvBERT's kernel_size = {encoder.kernel_size} has no middle; take an odd one."
+    if family != "convbert" and encoder.groups != 1:
+        yield f'groups = {encoder.groups} needs family "convbert".'
+    if hidden_size % encoder.groups:
+        yield f"hidden_size {hidden_size} is not a multiple of groups {encoder.groups}."
+
+
+def _decoder_problems(decoder: Decoder, family: Family) -> Iterator[str]:
+    design = decoder.design
+    if (design == "none") != (decoder.layers == 0):
+        yield f"decoder design {design!r} does not go with layers = {decoder.layers}."
+    if design in ("emd", "mae") and family != "bert":
+        yield f"the {design} decoder uses BERT's own layers; family {family!r} has others."
+    if design not in ("gua", "drbert") and decoder.unmasked_first != 1:
+        yield (
+            f"decoder design {design!r} has no gradual unmasking; unmasked_first belongs to gua"
+            " and drbert."
+        )
+    if design not in ("mix", "drbert") and decoder.decoder_share != 1:
+        yield (
+            f"decoder design {design!r} has no random mix; decoder_share belongs to mix and drbert."
+        )
+
+
+def _objective_problems(objective: Objective, encoder: Encoder, design: Design) -> Iterator[str]:
+    if objective.name == "mlm":
+        return
+    share, hidden_size = objective.generator_width, encoder.hidden_size
+    generator_size = round(hidden_size * share)
+    if design != "none":
+        yield (
+            "replaced-token detection does not support a decoder; design"
+            f' {design!r} needs objective "mlm".'
+        )
+    if encoder.family == "bert":
+        yield (
+            "replaced-token detection shares embeddings with a narrower generator; take family"
+            ' "electra" or "convbert".'
+        )
+    if generator_size % encoder.groups:
+        yield (
+            f"the generator's width, {share} of {hidden_size}, is not a multiple of groups"
+            f" {encoder.groups}."
+        )
+    if generator_size < 2:
+        yield f"generator_width = {share} of hidden_size {hidden_size} leaves no generator."
+
+
+def _initialisation_problems(encoder: Encoder, sequence_length: int) -> Iterator[str]:
+    if encoder.initialisation == "bert":
+        return
+    hidden_size = encoder.hidden_size
+    if encoder.family == "convbert":
+        yield (
+            'initialisation "neighbours" is for BERT and ELECTRA; ConvBERT\'s convolution sees'
+            " neighbours already."
+        )
+    if encoder.embedding_size not in (0, hidden_size):
+        yield (
+            'initialisation "neighbours" needs embeddings as wide as the encoder;'
+            f" embedding_size = {encoder.embedding_size}, hidden_size = {hidden_size}."
+        )
+    if sequence_length > hidden_size:
+        yield (
+            'initialisation "neighbours" distinguishes as many positions as there are columns;'
+            f" sequence_length = {sequence_length}, hidden_size = {hidden_size}."
+        )
+    if hidden_size // encoder.heads % 2:
+        yield (
+            'initialisation "neighbours" pairs the columns of a head; hidden_size'
+            f" {hidden_size} over heads {encoder.heads} is odd."
+        )
+
+
+def _optimisation_problems(run: Optimisation) -> Iterator[str]:
+    if run.warmup_steps >= run.steps:
+        yield f"warmup_steps = {run.warmup_steps} must be less than steps = {run.steps}."
+    if run.batch_size % run.accumulate:
+        yield f"batch_size {run.batch_size} is not a multiple of accumulate {run.accumulate}."

@@ -7,8 +7,6 @@ goes wrong there when one trains from scratch is put right here and in convbert.
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -79,13 +77,15 @@ def narrowed(shape: Encoder, width: float) -> Encoder:
     embeddings.
     """
     heads = max(1, round(shape.heads * width))
-    return dataclasses.replace(
-        shape,
-        hidden_size=round(shape.hidden_size * width / heads) * heads,
-        heads=heads,
-        intermediate_size=round(shape.intermediate_size * width),
-        embedding_size=shape.embedding_size or shape.hidden_size,
-        initialisation="bert",  # a projection stands between its layers and the positions
+    return shape.model_copy(
+        update={
+            "hidden_size": round(shape.hidden_size * width / heads) * heads,
+            "heads": heads,
+            "intermediate_size": round(shape.intermediate_size * width),
+            "embedding_size": shape.embedding_size or shape.hidden_size,
+            # A projection stands between its layers and the positions.
+            "initialisation": "bert",
+        }
     )
 
 

@@ -12,8 +12,6 @@ so a saved state dict is a Hugging Face checkpoint with the decoder beside it.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,7 +129,7 @@ class ReplacedTokenDetector(nn.Module):
         torch.manual_seed(seed_of(seed, "scaffolding"))
         narrow = narrowed(shape, objective.generator_width)
         self.generator = without_embeddings(
-            build_encoder(dataclasses.replace(config, encoder=narrow), vocabulary)
+            build_encoder(config.model_copy(update={"encoder": narrow}), vocabulary)
         )
         self.generator_predictions = PredictionHead(
             narrow.hidden_size, narrow.embedding_size, len(vocabulary)

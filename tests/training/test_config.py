@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ from training.config import read_config
         ),
         (
             '[decoder]\ndesign = "mae"\nlayers = 2\n[encoder]\nfamily = "convbert"',
-            "reaches into BERT's own layers",
+            "uses BERT's own layers",
         ),
-        ("[encoder]\nheads = 3", "no multiple of heads 3"),
+        ("[encoder]\nheads = 3", "not a multiple of heads 3"),
         ("[encoder]\nembedding_size = 64", "BERT's embeddings are as wide as the encoder"),
         ('[encoder]\nfamily = "convbert"\nheads = 1', "heads = 1 is odd"),
         ('[encoder]\nfamily = "convbert"\nkernel_size = 4', "kernel_size = 4 has no middle"),
@@ -47,32 +48,33 @@ from training.config import read_config
                 '[objective]\nname = "rtd"\n[encoder]\nfamily = "electra"\n[decoder]\ndesign ='
                 ' "plain"\nlayers = 2'
             ),
-            "knows no decoder",
+            "does not support a decoder",
         ),
-        ("[objective]\nmask_rate = 1.0", "mask_rate = 1.0 is not between 0 and 1"),
+        ("[objective]\nmask_rate = 1.0", "mask_rate = 1.0 must be less than 1"),
         ("[objective]\nwhole_words = 1", "whole_words = 1 is not of type bool"),
-        ("[optimisation]\naccumulate = 3", "batch_size 8 is no multiple of accumulate 3"),
+        ("[optimisation]\naccumulate = 3", "batch_size 8 is not a multiple of accumulate 3"),
         ('[data]\ndataset = "wikitext"', "either text .shards. or dataset"),
         ("[data]\nvocabulary_size = 70000", "does not fit 16-bit ids"),
         ("[data]\ntext = [1]", r"is not of type list\[str\]"),
-        ("[data]\ncolour = 1", "no key 'colour'"),
+        ("[data]\ncolour = 1", "unknown key 'colour'; known are held_out, text"),
         ("[colour]\nx = 1", r"unknown section \[colour\]"),
         ('[encoder]\nlayers = "two"', "is not of type int"),
-        ("[encoder]\nheads = 0", "heads = 0 is not 1 at least"),
-        ("[optimisation]\nsteps = 100", "warmup_steps = 200 leaves nothing of 100 steps"),
-        ("[optimisation]\nseed = -1", "seed = -1 is negative"),
-        ("[encoder]\ndropout = 1.5", "dropout = 1.5 is no probability"),
+        ("[encoder]\nheads = 0", "heads = 0 must be at least 1"),
+        ("[optimisation]\nsteps = 100", "warmup_steps = 200 must be less than steps = 100"),
+        ("[optimisation]\nseed = -1", "seed = -1 must be at least 0"),
+        ("[encoder]\ndropout = 1.5", "dropout = 1.5 must be less than 1"),
         (
             '[objective]\nname = "rtd"\ngenerator_width = 0.001\n[encoder]\nfamily = "electra"',
             "generator_width = 0.001 of hidden_size 256 leaves no generator",
         ),
         (
             "[data]\nsequence_length = 512",
-            (
-                "as many positions apart as there are columns; sequence_length = 512, hidden_size"
-                " = 256"
-            ),
+            ("as many positions as there are columns; sequence_length = 512, hidden_size = 256"),
         ),
+        ("encoder = 3", "encoder = 3 is outside any section"),
+        ("[encoder]\nlayer = 3", "unknown key 'layer'; known are layers, hidden_size"),
+        ("[decoder]\nunmasked_first = 1.5", "unmasked_first = 1.5 must be at most 1"),
+        ("[objective]\nmask_rate = 0", "mask_rate = 0 must be greater than 0"),
         ("[", "is not TOML"),
     ],
 )
@@ -84,8 +86,65 @@ def test_a_config_that_cannot_work_is_refused_by_name(
         read_config(tmp_path / "c.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[encoder]\nlayers = 2", r"\[data\] missing key 'held_out'"),
+        ("data = 3", r"\[data\] is 3, which is not a table"),
+    ],
+)
+def test_a_file_that_extends_none_must_hold_every_section(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(BadInput, match=words):
+        read_config(tmp_path / "c.toml")
+
+
+FIXED = """
+[data]
+text = ["wiki-*.txt.gz"]
+held_out = ["valid.txt.gz"]
+[encoder]
+layers = 2
+hidden_size = 32
+heads = 4
+intermediate_size = 64
+dropout = 0
+[decoder]
+design = "drbert"
+layers = 2
+unmasked_first = 0.5
+[optimisation]
+steps = 12
+batch_size = 8
+peak_learning_rate = 3e-3
+warmup_steps = 2
+clip_norm = 1
+"""
+
+
+def test_a_config_is_recorded_as_runs_before_recorded_it(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(FIXED)
+    # A run is resumed only if its recorded config equals this one, integers and all.
+    assert json.dumps(read_config(tmp_path / "c.toml").as_dict()) == (
+        '{"data": {"held_out": ["valid.txt.gz"], "text": ["wiki-*.txt.gz"], "dataset": "",'
+        ' "dataset_config": "", "dataset_split": "train", "text_column": "text", "tokenizer": "",'
+        ' "vocabulary_size": 8192, "sequence_length": 128}, "encoder": {"layers": 2,'
+        ' "hidden_size": 32, "heads": 4, "intermediate_size": 64, "family": "bert",'
+        ' "embedding_size": 0, "kernel_size": 9, "groups": 1, "dropout": 0,'
+        ' "initialisation": "bert"}, "optimisation": {"steps": 12, "batch_size": 8,'
+        ' "peak_learning_rate": 0.003, "warmup_steps": 2, "accumulate": 1, "beta2": 0.98,'
+        ' "weight_decay": 0.01, "clip_norm": 1, "precision": "auto", "seed": 0,'
+        ' "checkpoint_every": 200}, "objective": {"name": "mlm", "mask_rate": 0.15,'
+        ' "whole_words": false, "generator_width": 0.25, "detection_weight": 50.0},'
+        ' "decoder": {"design": "drbert", "layers": 2, "unmasked_first": 0.5,'
+        ' "decoder_share": 1.0}}'
+    )
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_config_that_comes_along_can_be_read(path: Path) -> None:
+def test_every_bundled_config_can_be_read(path: Path) -> None:
     assert read_config(path).optimisation.steps > 0
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -44,10 +43,10 @@ def test_text_is_tokenised_once(tmp_path: Path, data: Data) -> None:
 
 
 def test_text_that_is_trained_on_cannot_be_held_out(tmp_path: Path, data: Data) -> None:
-    swapped = dataclasses.replace(data, text=["book-1.txt.gz"], held_out=["book-0.txt.gz"])
+    swapped = data.model_copy(update={"text": ["book-1.txt.gz"], "held_out": ["book-0.txt.gz"]})
     assert prepare(data, TEXT, tmp_path).directory != prepare(swapped, TEXT, tmp_path).directory
     with pytest.raises(BadInput, match="is among the text and the held-out text"):
-        prepare(dataclasses.replace(data, text=["*.txt.gz"]), TEXT, tmp_path)
+        prepare(data.model_copy(update={"text": ["*.txt.gz"]}), TEXT, tmp_path)
 
 
 def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(
@@ -55,7 +54,7 @@ def test_a_missing_shard_an_empty_one_and_a_broken_one_are_named(
 ) -> None:
     text = write_text(tmp_path / "text")
     with pytest.raises(Unavailable, match=r"holds no missing-\*\.txt"):
-        prepare(dataclasses.replace(data, text=["missing-*.txt"]), text, tmp_path)
+        prepare(data.model_copy(update={"text": ["missing-*.txt"]}), text, tmp_path)
     with gzip.open(text / "book-0.txt.gz", "wt") as file:
         file.write("\n\n")
     with pytest.raises(BadInput, match=r"book-0\.txt\.gz holds no text"):
@@ -85,14 +84,14 @@ def write_tokenizer(path: Path, tokens: tuple[str, ...]) -> Path:
 def test_a_tokenizer_made_elsewhere_keeps_its_ids(tmp_path: Path, data: Data) -> None:
     text = write_text(tmp_path / "text")
     write_tokenizer(text / "tokenizer.json", SPECIAL_TOKENS)
-    told = dataclasses.replace(data, tokenizer="tokenizer.json", vocabulary_size=59)
+    told = data.model_copy(update={"tokenizer": "tokenizer.json", "vocabulary_size": 59})
     corpus = prepare(told, text, tmp_path)
     assert corpus.vocabulary.pad == 54
     assert (corpus.batch(0, 2, 0)[:, 0] == 56).all()
     assert corpus.vocabulary.continues.sum() == 26
     assert set(corpus.vocabulary.ordinary) == set(range(54))
     with pytest.raises(BadInput, match="has 59 words and the config says vocabulary_size = 512"):
-        prepare(dataclasses.replace(told, vocabulary_size=512), text, tmp_path)
+        prepare(told.model_copy(update={"vocabulary_size": 512}), text, tmp_path)
     write_tokenizer(text / "tokenizer.json", SPECIAL_TOKENS[:-1])
     with pytest.raises(BadInput, match=r"has no \[MASK\]"):
         prepare(told, text, tmp_path)
@@ -110,10 +109,12 @@ def test_text_may_come_from_a_dataset(tmp_path: Path, data: Data) -> None:
         for i in range(60)
     ]
     (tmp_path / "set/train.jsonl").write_text("\n".join(rows))
-    told = dataclasses.replace(data, text=[], dataset=str(tmp_path / "set"), text_column="body")
+    told = data.model_copy(
+        update={"text": [], "dataset": str(tmp_path / "set"), "text_column": "body"}
+    )
     corpus = prepare(told, TEXT, tmp_path)
     assert (np.asarray(corpus.ids) == corpus.vocabulary.sep).sum() == 60
     with pytest.raises(BadInput, match="has no column 'text'; it has body"):
-        prepare(dataclasses.replace(told, text_column="text"), TEXT, tmp_path)
+        prepare(told.model_copy(update={"text_column": "text"}), TEXT, tmp_path)
     with pytest.raises(Unavailable, match="cannot be had"):
-        prepare(dataclasses.replace(told, dataset=str(tmp_path / "nowhere")), TEXT, tmp_path)
+        prepare(told.model_copy(update={"dataset": str(tmp_path / "nowhere")}), TEXT, tmp_path)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -19,9 +17,9 @@ WORDS = vocabulary()
 @pytest.mark.parametrize("family", ["bert", "electra"])
 def test_the_first_layer_begins_by_looking_at_the_neighbours(family: str) -> None:
     told = read_config(CONFIGS / "bert-mini.toml")
-    shape = dataclasses.replace(told.encoder, family=family, initialisation="neighbours")
+    shape = told.encoder.model_copy(update={"family": family, "initialisation": "neighbours"})
     torch.manual_seed(1)
-    encoder = build_encoder(dataclasses.replace(told, encoder=shape), WORDS).eval()
+    encoder = build_encoder(told.model_copy(update={"encoder": shape}), WORDS).eval()
     length = told.data.sequence_length
     with torch.no_grad():
         read = encoder.embeddings(
@@ -43,8 +41,10 @@ def test_the_words_are_those_of_berts_initialisation() -> None:
     encoders = []
     for name in ("bert", "neighbours"):
         torch.manual_seed(1)
-        shape = dataclasses.replace(told.encoder, initialisation=name)
-        encoders.append(build_encoder(dataclasses.replace(told, encoder=shape), WORDS).state_dict())
+        shape = told.encoder.model_copy(update={"initialisation": name})
+        encoders.append(
+            build_encoder(told.model_copy(update={"encoder": shape}), WORDS).state_dict()
+        )
     changed = {
         name for name in encoders[0] if not torch.equal(encoders[0][name], encoders[1][name])
     }
