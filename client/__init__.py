@@ -1,1 +1,1 @@
-"""Classifies texts from the shell, by a running service: see __main__.py."""
+"""Classify texts from the command line, by a running service."""

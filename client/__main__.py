@@ -1,7 +1,7 @@
 """
-Runs the client: see client/classify.py.
+Starts the client, which is client/classify.py.
 
-Apart, so that a package that is not installed ends with its exit code like everything else.
+It is a module of its own, so that a missing package ends the command with its exit code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from command import finish
 
 
 def run() -> None:
-    """The console script drbert-classify."""
+    """Run the console script drbert-classify."""
     finish("client.classify:main")
 
 

@@ -30,7 +30,7 @@ from scipy import stats
 from benchmarks.harness.models_under_test import subject
 from benchmarks.harness.processes import Process, free_port, our_service, started
 from benchmarks.memory import meet_every_shape
-from client.classify import Service, answered
+from client.classify import Service, classify_lines
 from tests.chaos.caller import Caller, Seen, closed, for_seconds, opened, request, texts
 from tests.factories import write_artifact
 
@@ -332,9 +332,9 @@ def kill_and_restart() -> Row:
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
     ):
         log = Path(folder) / "log"
-        service = Service(http, {}, patience_s=120)
+        service = Service(http, {}, retry_timeout_s=120)
         with started("chaos", our_service(f"bert={artifact}", port=port), port, log) as first:
-            rows = answered(service, lines, at_once=16, connections=4)
+            rows = classify_lines(service, lines, batch_size=16, connections=4)
             got = [next(rows)[0] for _ in range(200)]
             first.process.kill()
             first.process.wait()

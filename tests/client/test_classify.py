@@ -1,4 +1,4 @@
-"""drbert-classify, against a running service and against one that refuses."""
+"""`drbert-classify` against a running service, and against one that refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from client.classify import Service, answered, main
+from client.classify import Service, classify_lines, main
 from command import BadInput, BadUsage, Unavailable
 from service.artifact import Artifact
 from tests.service.test_server import serving
@@ -46,9 +46,9 @@ def test_every_line_of_stdin_gets_its_line_in_order(
 ) -> None:
     lines = ["good", "", "bad", "  ", "film good", *["good", "bad"] * 40]
     monkeypatch.setattr(sys, "stdin", stdin("\n".join(lines).encode() + b"\n"))
-    assert main(["--url", url, "--at-once", "7", "--connections", "3"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[0] for line in told] == [
+    assert main(["--url", url, "--batch-size", "7", "--connections", "3"]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in output] == [
         "POSITIVE",
         "",
         "NEGATIVE",
@@ -58,11 +58,48 @@ def test_every_line_of_stdin_gets_its_line_in_order(
     ]
 
 
+def test_options_are_accepted_by_their_old_names(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin(b"good\nbad\ngood\n"))
+    services: list[Service] = []
+    batches: list[int] = []
+
+    def classify(service: Service, texts: Sequence[str], names: Sequence[str]) -> list[Any]:
+        services.append(service)
+        batches.append(len(texts))
+        return [{"label": text, "score": 1.0} for text in texts]
+
+    monkeypatch.setattr(Service, "classify", classify)
+    assert main(["--url", url, "--at-once", "2", "--patience", "7"]) == 0
+    assert sorted(batches) == [1, 2]
+    assert services[0].retry_timeout_s == 7
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_help_shows_options_by_their_new_names_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--batch-size" in shown
+    assert "--retry-timeout" in shown
+    assert "--at-once" not in shown
+    assert "--patience" not in shown
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--at-once", "--connections"])
+def test_a_number_below_1_is_refused(option: str) -> None:
+    with pytest.raises(BadUsage, match=r"is 0; it must be at least 1"):
+        main(["good", option, "0"])
+
+
 def test_json_is_the_services_answer(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["good", "--json", "--top-k", "1", "--model", "reviews", "--url", url]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["label"] == "POSITIVE"
-    assert len(told["scores"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["label"] == "POSITIVE"
+    assert len(answer["scores"]) == 1
 
 
 def test_the_client_is_answered_whatever_dialect_classify_speaks(
@@ -88,12 +125,12 @@ def test_a_key_of_the_environment_is_sent(
     assert capsys.readouterr().out.startswith("POSITIVE")
 
 
-def test_what_the_service_refuses_is_told_in_its_words(url: str) -> None:
+def test_a_refusal_is_reported_in_the_words_of_the_service(url: str) -> None:
     with pytest.raises(BadInput, match="No model has that name; loaded are reviews"):
         main(["good", "--model", "other", "--url", url])
 
 
-def test_a_refusal_names_the_line_and_not_the_place_in_its_request(
+def test_a_refusal_names_the_line_and_not_its_position_in_the_request(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(artifact, DRBERT_MAX_TEXT_CHARS="10", DRBERT_MAX_TEXTS="3") as (url, _):
@@ -101,7 +138,7 @@ def test_a_refusal_names_the_line_and_not_the_place_in_its_request(
             sys, "stdin", stdin(b"good\n\nbad\n" * 2 + b"\n" + b"good " * 9 + b"\n")
         )
         with pytest.raises(BadInput, match=r"refused: line 8 has 45 characters, the limit is 10\."):
-            main(["--url", url, "--at-once", "3"])
+            main(["--url", url, "--batch-size", "3"])
         with pytest.raises(BadInput, match=r"refused: text 2 has 11 characters"):
             main(["good", "bad bad bad", "--url", url])
         with pytest.raises(
@@ -128,29 +165,33 @@ def test_a_line_that_is_not_utf_8_is_named(url: str, monkeypatch: pytest.MonkeyP
         "",
     ],
 )
-def test_an_address_without_http_is_refused_at_once(url: str) -> None:
+def test_an_address_without_a_scheme_or_a_host_is_refused(url: str) -> None:
     with pytest.raises(
-        BadUsage, match=r"--url .* is no address of a service; write it as http://127\.0\.0\.1:8000"
+        BadUsage,
+        match=r"--url .* is not the address of a service; write it as http://127\.0\.0\.1:8000",
     ):
         main(["good", "--url", url])
 
 
-def test_without_texts_and_lines_it_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_input_it_is_a_usage_error_that_shows_how_to_pass_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
-    with pytest.raises(BadUsage, match="Give texts, or lines on stdin"):
+    with pytest.raises(BadUsage, match="Pass texts or lines on stdin"):
         main([])
 
 
-def service_of(*statuses: int, patience_s: float = 60.0) -> tuple[Service, list[Any]]:
-    """A service that answers with these statuses in turn, the last one for ever, and the lists it
-    was asked.
+def service_of(*statuses: int, retry_timeout_s: float = 60.0) -> tuple[Service, list[Any]]:
+    """Return a service that answers with these statuses in turn, and the lists that it receives.
+
+    The last status is repeated for ever.
     """
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         texts = json.loads(request.content)["input"]
-        asked.append(texts)
-        status = statuses[min(len(asked), len(statuses)) - 1]
+        requests.append(texts)
+        status = statuses[min(len(requests), len(statuses)) - 1]
         if status != 200:
             return httpx.Response(
                 status, json={"error": {"message": "full"}}, headers={"retry-after": "0"}
@@ -161,31 +202,31 @@ def service_of(*statuses: int, patience_s: float = 60.0) -> tuple[Service, list[
         Service(
             httpx.Client(transport=httpx.MockTransport(answer), base_url="http://test"),
             {},
-            patience_s,
+            retry_timeout_s,
         ),
-        asked,
+        requests,
     )
 
 
-def test_a_service_that_is_full_is_asked_again_and_later_each_time(
+def test_requests_to_a_full_service_are_retried_with_growing_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    waited: list[float] = []
+    pauses: list[float] = []
     monkeypatch.setattr("client.classify.random.uniform", lambda low, high: high)
-    service, asked = service_of(429, 503, 429, 200)
-    monkeypatch.setattr(service.over, "wait", waited.append)
+    service, requests = service_of(429, 503, 429, 200)
+    monkeypatch.setattr(service.stopped, "wait", pauses.append)
     assert service.classify(["good"]) == [{"label": "good"}]
-    assert len(asked) == 4
-    assert waited == [0.25, 0.5, 1.0]
+    assert len(requests) == 4
+    assert pauses == [0.25, 0.5, 1.0]
 
 
-def test_patience_ends() -> None:
-    service, _ = service_of(503, patience_s=0.0)
+def test_retries_end_after_the_timeout() -> None:
+    service, _ = service_of(503, retry_timeout_s=0.0)
     with pytest.raises(Unavailable, match="did not answer within 0 s: full"):
         service.classify(["good"])
 
 
-def test_nobody_there_is_unavailable() -> None:
+def test_a_service_that_does_not_listen_is_unavailable() -> None:
     with (
         httpx.Client(base_url="http://127.0.0.1:9") as client,
         pytest.raises(Unavailable, match="did not answer within 0 s"),
@@ -194,7 +235,7 @@ def test_nobody_there_is_unavailable() -> None:
 
 
 class Full(BaseHTTPRequestHandler):
-    """Refuses whoever asks for half a minute."""
+    """Refuses each request and asks the client to return after 30 s."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -202,15 +243,15 @@ class Full(BaseHTTPRequestHandler):
         self.send_header("Retry-After", "30")
         self.send_header("Content-Length", "0")
         self.end_headers()
-        self.server.asked.set()  # type: ignore[attr-defined]
+        self.server.received.set()  # type: ignore[attr-defined]
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def test_whoever_interrupts_a_client_that_waits_does_not_wait() -> None:
+def test_an_interrupt_ends_a_client_that_waits_for_a_retry() -> None:
     with HTTPServer(("127.0.0.1", 0), Full) as server:
-        server.asked = threading.Event()  # type: ignore[attr-defined]
+        server.received = threading.Event()  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -225,23 +266,22 @@ def test_whoever_interrupts_a_client_that_waits_does_not_wait() -> None:
                 ],
                 stderr=subprocess.PIPE,
                 text=True,
-                # Whoever runs the tests in the background has them ignore it, and so their
-                # children.
+                # A shell starts background jobs with SIGINT ignored, and children inherit that.
                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
-            assert server.asked.wait(30)  # type: ignore[attr-defined]
+            assert server.received.wait(30)  # type: ignore[attr-defined]
             time.sleep(0.2)
             interrupted = time.monotonic()
             process.send_signal(signal.SIGINT)
-            told = process.communicate(timeout=60)[1]
+            errors = process.communicate(timeout=60)[1]
         finally:
             server.shutdown()
             thread.join()
     assert time.monotonic() - interrupted < 5
-    assert (process.returncode, told) == (130, "client: interrupted\n")
+    assert (process.returncode, errors) == (130, "client: interrupted\n")
 
 
-def test_no_more_is_read_than_is_under_way() -> None:
+def test_no_more_is_read_ahead_than_the_pending_requests_need() -> None:
     service, _ = service_of(200)
     read: list[int] = []
 
@@ -250,7 +290,7 @@ def test_no_more_is_read_than_is_under_way() -> None:
             read.append(i)
             yield str(i)
 
-    rows = answered(service, lines(), at_once=5, connections=2)
+    rows = classify_lines(service, lines(), batch_size=5, connections=2)
     assert [next(rows)[0] for _ in range(3)] == ["0", "1", "2"]
     assert len(read) <= 3 * 5
     rows.close()  # type: ignore[attr-defined]
