@@ -1,12 +1,16 @@
 """
-How every command of this project ends: with a line that names the remedy, and an exit code that
-means one thing.
+Ends every command of this project with one exit code per kind of failure, and a message.
 
-    64 usage · 65 bad input · 69 something needed is not there · 70 a bug · 130 interrupted · 141
-        broken pipe
+    64   usage: the command line is wrong
+    65   bad input: a file or a value cannot be used
+    69   unavailable: a file, a port, a package or memory is missing
+    70   a bug
+    130  interrupted (Ctrl-C)
+    141  broken pipe: the reader of the output has closed it
 
-The codes are those of BSD's sysexits.h. 0, 1 and 2 belong to verdicts alone, so nothing
-here ever ends with 1 or 2. Every room may import this file; it imports none of them.
+The codes 64 to 70 are those of BSD's sysexits.h; 130 and 141 are 128 plus the signal's number, as
+in a shell. Codes 0, 1 and 2 belong to verdicts, so no failure ends with 1 or 2. Every package may
+import this module; it imports none of them.
 """
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-# Nothing phones home. Every command imports this file before any library that would. OpenVINO and
-# NNCF fork a child that reports to an outside host, leaves an id in the home folder and keeps open
-# every socket that the process has; where this package cannot be imported they do without.
+# No command sends telemetry. Every command imports this module before the libraries that would.
+# OpenVINO and NNCF start a child process that reports to a foreign host, stores an id in the home
+# folder and keeps every open socket of its parent. They work without this package.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-# ONNX Runtime reports its sessions to an outside host and leaves an id and a database in the cache
+# ONNX Runtime reports its sessions to a foreign host, and stores an id and a database in the cache
 # folder.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -37,35 +41,37 @@ BUG = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
+Main = Callable[[Sequence[str]], int]
+"""A command: it takes its arguments and returns its exit code."""
+
 
 class CommandError(Exception):
-    """Something the person at the keyboard can mend; the message says how."""
+    """A failure that the user can fix; the message says what happened and how to fix it."""
 
     exit_code = BUG
+    """Exit code of a command that ends with this error."""
 
 
 class BadUsage(CommandError):
-    """The command line does not fit the command."""
+    """The command line is wrong."""
 
     exit_code = USAGE
 
 
 class BadInput(CommandError):
-    """A file or value was read and cannot be used."""
+    """A file or a value was read and cannot be used."""
 
     exit_code = BAD_INPUT
 
 
 class Unavailable(CommandError):
-    """Something the command needs is not there: a file, a port, a package."""
+    """Something that the command needs is missing: a file, a port, a package."""
 
     exit_code = UNAVAILABLE
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing; for a message of our
-    own.
-    """
+    """Return the first line of a library's error, or its type where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -73,77 +79,82 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors end with 64 instead of argparse's 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and raise BadUsage."""
         self.print_usage(sys.stderr)
         raise BadUsage(message)
 
 
-def speak_utf8() -> None:
-    """Read and write UTF-8 where the locale is C: its ASCII has no letter of most languages, and
-    printing one would end the command.
+def use_utf8() -> None:
+    """Switch the standard streams from ASCII to UTF-8.
+
+    Python uses ASCII where the locale is C, and printing a letter like é would end the command.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
             stream.reconfigure(encoding="utf-8")
 
 
-def finish(
-    main: Callable[[Sequence[str]], int] | str, arguments: Sequence[str] | None = None
-) -> NoReturn:
-    """Runs a command to its end and exits with its code; every way to fail has one.
+def finish(main: Main | str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code, or with the code of its failure.
 
-    A command whose imports may be missing is given as "module:function" and imported here.
+    `main` is the command, or "module:function" where its imports may be missing: it is imported
+    here. `arguments` default to those of the process.
     """
     module = main.partition(":")[0] if isinstance(main, str) else main.__module__
     spec = sys.modules["__main__"].__spec__
     name = (spec.name if spec else module).removesuffix(".__main__")
     code: int | None = None
-    speak_utf8()
+    use_utf8()
     try:
-        run: Callable[[Sequence[str]], int] = (
-            getattr(importlib.import_module(module), main.partition(":")[2])
-            if isinstance(main, str)
-            else main
-        )
+        run = _import(main) if isinstance(main, str) else main
         code = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except CommandError as error:
-        code = error.exit_code
-        print(f"{name}: {error}", file=sys.stderr)
-    except ModuleNotFoundError as error:
-        code = UNAVAILABLE
-        package, extra = (error.name or "?").partition(".")[0], module.partition(".")[0]
-        print(
-            f"{name}: the package {package} is not installed; pip install 'drbert-serve[{extra}]'",
-            file=sys.stderr,
-        )
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-        print(f"{name}: interrupted", file=sys.stderr)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. A verdict already reached stands; Python's
-        # complaint at exit does not.
+        # The reader, head or less, has closed the pipe. A verdict that was reached still counts.
+        # Python flushes stdout once more at exit; /dev/null keeps it from printing an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE if code is None else code
-    except MemoryError:
-        code = UNAVAILABLE
-        print(
-            f"{name}: there is not enough memory; give the process more (ulimit -v, or its"
-            " container's limit)",
-            file=sys.stderr,
-        )
-    except OSError as error:
-        code = UNAVAILABLE
-        print(f"{name}: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
-    except Exception as error:
-        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-            code = UNAVAILABLE
-            print(
-                f"{name}: no thread could be started; allow more processes or memory (ulimit -u and"
-                " -v, or its container's limits)",
-                file=sys.stderr,
-            )
-            sys.exit(code)
-        traceback.print_exc()
-        code = BUG
-        print(f"{name}: this is a bug; the traceback above says where.", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = _failure(error, module)
+        print(f"{name}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _import(path: str) -> Main:
+    """Return the command at "module:function"."""
+    module, _, function = path.partition(":")
+    main: Main = getattr(importlib.import_module(module), function)
+    return main
+
+
+def _failure(error: BaseException, module: str) -> tuple[int, str]:
+    """Return the exit code and the message of a command that ended with an error.
+
+    The traceback of a bug is printed to stderr.
+    """
+    match error:
+        case CommandError():
+            return error.exit_code, str(error)
+        case ModuleNotFoundError():
+            package = (error.name or "?").partition(".")[0]
+            extra = module.partition(".")[0]
+            return UNAVAILABLE, (
+                f"the package {package} is not installed; pip install 'drbert-serve[{extra}]'"
+            )
+        case KeyboardInterrupt():
+            return INTERRUPTED, "interrupted"
+        case MemoryError():
+            return UNAVAILABLE, (
+                "there is not enough memory; raise the limit of the process (ulimit -v) or of its"
+                " container"
+            )
+        case OSError():
+            place = error.filename or "the system"
+            return UNAVAILABLE, f"{place}: {error.strerror or first_line(error)}"
+        case RuntimeError() if "can't start new thread" in str(error):
+            return UNAVAILABLE, (
+                "no thread could be started; raise the limits of processes and memory (ulimit -u"
+                " and -v), or those of the container"
+            )
+    traceback.print_exception(error)
+    return BUG, "this is a bug; report it with the traceback above"

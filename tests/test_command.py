@@ -1,5 +1,8 @@
+"""Every command ends with the exit code of its failure, and never with a verdict's."""
+
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from command import BadInput, Parser, Unavailable, finish
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_every_way_to_fail_has_its_exit_code(
+def test_every_failure_has_its_exit_code(
     raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(arguments: object) -> int:
@@ -29,13 +32,27 @@ def test_every_way_to_fail_has_its_exit_code(
     with pytest.raises(SystemExit) as ended:
         finish(main, [])
     assert ended.value.code == code
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert ("bug" in last) == (code == 70)
+    errors = capsys.readouterr().err
+    is_bug = code == 70
+    assert ("this is a bug" in errors.splitlines()[-1]) == is_bug
+    assert ("Traceback" in errors) == is_bug
+
+
+def test_an_error_of_the_system_names_the_file_and_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(arguments: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "texts.txt")
+
+    with pytest.raises(SystemExit) as ended:
+        finish(main, [])
+    assert ended.value.code == 69
+    assert capsys.readouterr().err.endswith(": texts.txt: No such file or directory\n")
 
 
 def test_a_wrong_command_line_ends_with_64_and_not_with_a_verdict() -> None:
     def main(arguments: list[str]) -> int:
-        Parser(prog="x").parse_args(["--what"])
+        Parser(prog="x").parse_args(["--unknown"])
         return 0
 
     with pytest.raises(SystemExit) as ended:
@@ -57,7 +74,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_explains_itself_and_refuses_nonsense_with_64(module: str) -> None:
+def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(module: str) -> None:
     helped = subprocess.run(
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False
     )
@@ -70,16 +87,17 @@ def test_every_command_explains_itself_and_refuses_nonsense_with_64(module: str)
     assert wrong.stderr.splitlines()[-1].startswith(f"{module}: ")
 
 
-@pytest.mark.parametrize(("room", "package"), [("proof", "scipy"), ("export", "torch")])
-def test_a_package_that_is_not_installed_is_69_and_not_a_verdict(room: str, package: str) -> None:
+@pytest.mark.parametrize(("extra", "package"), [("proof", "scipy"), ("export", "torch")])
+def test_a_missing_package_ends_with_69_and_not_with_a_verdict(extra: str, package: str) -> None:
     code = (
-        f"import sys; sys.modules[{package!r}] = None\nfrom {room}.__main__ import run\nsys.argv ="
+        f"import sys; sys.modules[{package!r}] = None\nfrom {extra}.__main__ import run\nsys.argv ="
         " ['x', 'y', 'z']\nrun()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert (
-        f"the package {package} is not installed; pip install 'drbert-serve[{room}]'" in done.stderr
+        f"the package {package} is not installed; pip install 'drbert-serve[{extra}]'"
+        in done.stderr
     )
 
 
