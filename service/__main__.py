@@ -22,7 +22,7 @@ from command import BadUsage, Parser, finish
 from service import server
 from service.artifact import Task, read_artifact
 from service.registry import Models
-from service.settings import Settings, likely_misspelt, read_settings
+from service.settings import Settings, deprecated_variables, likely_misspelt, read_settings
 from service.shadow import Pairing
 from service.telemetry import logs
 
@@ -30,6 +30,15 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Serve until a signal ends it, and return the exit code."""
+    try:
+        return serve(arguments)
+    finally:
+        # Otherwise an error that ends the start can share a line with the log.
+        logs.flush()
+
+
+def serve(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m service", description="Serve exported classifiers over HTTP.")
     parser.add_argument(
         "artifacts",
@@ -91,7 +100,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def warn_of_variables(settings: Settings, environment: Mapping[str, str]) -> None:
-    """Log what looks like a setting and is none. Values are not logged, they may be keys."""
+    """Log settings under former names, and variables that look like settings and are none.
+
+    Values are not logged: they may be keys.
+    """
+    for former, current in deprecated_variables(environment):
+        log.warning("a variable is deprecated", extra={"variable": former, "use": current})
     if "DRBERT_API_KEY" in environment and settings.api_keys_file is None:
         log.warning(
             "DRBERT_API_KEY is a variable of the client; this service asks for no key."

@@ -99,7 +99,7 @@ class Models:
             memory_bytes=(
                 None if settings.gpu_memory_mib is None else settings.gpu_memory_mib * 2**20
             ),
-            table=settings.gpu_table,
+            shapes_file=settings.gpu_shapes_file,
             cache=settings.gpu_cache,
             graphs=settings.gpu_graphs,
         )
@@ -117,9 +117,9 @@ class Models:
         )
         self.answering = 0
         """Requests that are being answered."""
-        self.room = Room(settings.max_bodies_bytes)
+        self.room = Room(settings.max_inflight_body_bytes)
         self.large_bodies = LargeBodies(settings.max_body_bytes)
-        self.executors = Executors(settings.max_waiting)
+        self.executors = Executors(settings.max_queue_size)
         self.refusals = Turns()
         self.metrics_page = MetricsPage(self.metrics, self.executors.metrics)
         self.stalled = False
@@ -135,7 +135,7 @@ class Models:
         self._names: dict[str, str] = {}
         self.batcher = Batcher(
             self._classifiers,
-            max_waiting=settings.max_waiting,
+            max_waiting=settings.max_queue_size,
             on_batch=self._count,
             max_queue_s=settings.max_queue_s or settings.request_timeout_s,
         )
@@ -416,7 +416,7 @@ class Models:
             "state": self._state,
             "threads": self.threads,
             "gpus": gpus.told(gpus.visible()),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.to_dict(),
             "batching": {
                 "max_batch_size": self.batcher.max_batch_size,
                 "max_batch_tokens": self.batcher.max_batch_tokens,

@@ -494,7 +494,7 @@ async def _watch_engine(models: Models) -> None:
     """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in
     it could help, and a supervisor starts another one.
     """
-    limit_s = models.settings.stall_after_s
+    limit_s = models.settings.engine_stall_timeout_s
     tick_s = min(1.0, limit_s / 10)
     pauses = Pauses(tick_s)
     while True:

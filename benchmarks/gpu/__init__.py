@@ -6,7 +6,7 @@ class, and not yet run on any.
                                                                      installed
     python -m benchmarks gpu --stages engine,offline                 some
     python -m benchmarks gpu --calibrate h100.json                   measures the grid of shapes;
-                                                                     DRBERT_GPU_TABLE=h100.json
+                                                                     DRBERT_GPU_SHAPES_FILE=h100.json
     python -m benchmarks gpu --pack build/gpu                        on a machine without a GPU:
                                                                      what another one without a
     python -m benchmarks gpu --models build/gpu --out GPU.md         network needs (under 1 MB), and
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="measure the grid of shapes for DRBERT_GPU_TABLE, and nothing else",
+        help="measure the grid of shapes for DRBERT_GPU_SHAPES_FILE, and nothing else",
     )
     parser.add_argument(
         "--texts",

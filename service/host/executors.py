@@ -167,11 +167,11 @@ def _one_step(function: Callable[[], Result]) -> Steps[Result]:
 class Executors:
     """The executors of one server, by kind of work."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_queue_size: int) -> None:
         threads = cpus.usable()
         # orjson holds the interpreter, so a second thread would only make both slower.
         self.parsing = Executor("parsing", 1, PARSE_JOBS)
-        self.tokenizing = Executor("tokenizing", threads, max_waiting)
+        self.tokenizing = Executor("tokenizing", threads, max_queue_size)
         self.tokenizing_long = Executor("tokenizing long texts", max(1, threads - 1), LONG_JOBS)
         # An answer is computed by then, so it is never refused; the batcher's queue bounds how many
         # there are.

@@ -79,7 +79,7 @@ def limits_of(settings: Settings) -> Limits:
         text_chars=settings.max_text_chars,
         windows=settings.max_windows,
         tokens=settings.max_request_tokens,
-        items=settings.max_waiting,
+        items=settings.max_queue_size,
     )
 
 

@@ -141,7 +141,7 @@ def add_infinity(app: FastAPI, models: Models) -> None:
     @app.get("/models")
     async def infinity_models() -> dict[str, Any]:
         """Infinity: the loaded models, with how full the queue is."""
-        waiting, most = models.batcher.waiting, models.settings.max_waiting
+        waiting, most = models.batcher.waiting, models.settings.max_queue_size
         stats = {
             "queue_fraction": waiting / most,
             "queue_absolute": waiting,

@@ -59,7 +59,7 @@ class GpuOptions:
 
     memory_bytes: int | None = None
     """The most that a model's session may take of the GPU's memory; None: what it needs."""
-    table: Path | None = None
+    shapes_file: Path | None = None
     """The grid that was measured on this GPU; None: one that suits most."""
     cache: Path | None = None
     """Where TensorRT keeps what it built; None: the user's cache folder."""
@@ -97,7 +97,9 @@ class CudaRuntime:
             raise RuntimeUnavailable(f"{model.name} needs {PROVIDERS[self.name]}: {reason}.")
         device = gpus.visible()[0]
         self.device = f"{device.name} ({device.uuid})"
-        self.grid = GPU if options.table is None else read_grid(options.table, device.name)
+        self.grid = (
+            GPU if options.shapes_file is None else read_grid(options.shapes_file, device.name)
+        )
         self._open(model, labels, max_tokens, self.providers(model, max_tokens, options), "cuda")
 
     def providers(

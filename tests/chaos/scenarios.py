@@ -431,7 +431,7 @@ async def engine(how: str) -> Row:
 async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
     """An engine that nothing in the process mends: it ends, for its supervisor to start another."""
     seen = Seen()
-    with served(module=("tests.chaos.broken", how), STALL_AFTER_S="1") as server:
+    with served(module=("tests.chaos.broken", how), ENGINE_STALL_TIMEOUT_S="1") as server:
         await closed(server.port, fine, 2, for_seconds(1), seen)
         began = time.monotonic()
         waiting = Seen()
@@ -468,7 +468,7 @@ async def _end(how: str, fatal: list[bytes], fine: list[bytes]) -> Row:
         )
     return row(
         "an engine that stalls",
-        "DRBERT_STALL_AFTER_S=1",
+        "DRBERT_ENGINE_STALL_TIMEOUT_S=1",
         seen,
         lost,
         f"not ready after {not_ready or 0:.1f} s, waiting requests {told(waiting)}, ended after"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.settings import Settings, read_settings
+from service.settings import FORMER_NAMES, Settings, read_settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.nvml import Reading
 from tests.k8s.helm import CHART, render
@@ -40,6 +40,8 @@ MOUNTS: Values = {
 # Not the service's: the client's key, and the switch of a chaos run's service.
 OTHERS = {"DRBERT_API_KEY"}
 IN_WORDS = {"default", "description", "title"}
+CHART_NAMES = {current: former for former, current in FORMER_NAMES.items()}
+"""The chart's values keep the former names of renamed settings."""
 
 
 def variables(values: Values) -> dict[str, str]:
@@ -60,7 +62,10 @@ def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits()
     known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"][
         "properties"
     ]
-    fields = Settings.model_json_schema()["properties"]
+    fields = {
+        CHART_NAMES.get(name, name): schema
+        for name, schema in Settings.model_json_schema()["properties"].items()
+    }
     assert set(known) | BY_MOUNTS == set(fields)
     assert not set(known) & BY_MOUNTS
     for name, schema in known.items():
@@ -69,12 +74,12 @@ def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits()
 
 def test_every_variable_of_the_service_can_be_set() -> None:
     unset = {
-        name: "table.json" if name == "gpu_table" else 3
+        name: "shapes.json" if name == "gpu_shapes_file" else 3
         for name, value in Settings()
         if value is None
     }
     settings = {
-        name: value
+        CHART_NAMES.get(name, name): value
         for name, value in (Settings().model_dump(mode="json") | unset).items()
         if name not in BY_MOUNTS
     }
@@ -86,7 +91,7 @@ def test_every_variable_of_the_service_can_be_set() -> None:
 def test_the_service_reads_what_the_chart_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in variables(EVERYTHING[name]).items():
         monkeypatch.setenv(variable, value)
-    settings = read_settings("0.0.0.0").model_dump(mode="json")
+    settings = read_settings("0.0.0.0").to_dict()
     for setting, value in EVERYTHING[name].get("settings", {}).items():
         assert settings[setting] == value
 
@@ -103,7 +108,7 @@ def test_what_the_chart_computes_with_are_the_services_own_defaults() -> None:
         for rule in rule["spec"]["groups"][0]["rules"]
         if rule["record"] == "drbert:setting:max_waiting"
     ]
-    assert waiting == f"vector({Settings().max_waiting})"
+    assert waiting == f"vector({Settings().max_queue_size})"
 
 
 def test_docs_name_only_variables_that_there_are() -> None:

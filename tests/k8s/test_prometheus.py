@@ -89,7 +89,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
                 f"bert={twin('bert')}",
                 f"poisoned={poisoned.directory}",
                 DRBERT_THREADS="1",
-                DRBERT_MAX_WAITING=str(MAX_WAITING),
+                DRBERT_MAX_QUEUE_SIZE=str(MAX_WAITING),
                 DRBERT_MAX_TEXTS=str(MAX_WAITING),
             )
         )

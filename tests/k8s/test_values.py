@@ -186,6 +186,10 @@ def test_what_the_schema_does_not_know_is_refused_by_name(values: Values, words:
             "give settings.drain_timeout_s",
         ),
         (
+            {"env": [{"name": "DRBERT_MAX_QUEUE_SIZE", "value": "512"}]},
+            "give settings.max_waiting",
+        ),
+        (
             {"model": {"digest": "0" * 64}},
             "arms bert and drbert read several; give each its own as arms.NAME.model.digest",
         ),

@@ -181,7 +181,7 @@ FATAL = "good a b c a"
 def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artifact) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = breaking("slow", artifact, port, DRBERT_STALL_AFTER_S="2")
+    process = breaking("slow", artifact, port, DRBERT_ENGINE_STALL_TIMEOUT_S="2")
     try:
         until_one_of([process], lambda: ready(url))
         with ThreadPoolExecutor(1) as callers:
@@ -204,7 +204,7 @@ def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artif
 def test_an_engine_that_is_stuck_is_found_also_after_a_pause(artifact: Artifact) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = breaking("stalls", artifact, port, DRBERT_STALL_AFTER_S="1")
+    process = breaking("stalls", artifact, port, DRBERT_ENGINE_STALL_TIMEOUT_S="1")
     try:
         until_one_of([process], lambda: ready(url))
         with ThreadPoolExecutor(1) as callers:
@@ -598,18 +598,18 @@ def test_a_variable_that_makes_no_sense_is_named(artifact: Artifact) -> None:
 
 
 def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
-    process = start(str(artifact.directory), DRBERT_MAX_WAITING="10")
+    process = start(str(artifact.directory), DRBERT_MAX_QUEUE_SIZE="10")
     assert (
-        "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_WAITING (10)"
+        "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_QUEUE_SIZE (10)"
         in process.communicate(timeout=60)[0]
     )
     assert process.returncode == 64
 
 
 def test_a_body_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
-    process = start(str(artifact.directory), DRBERT_MAX_BODIES_BYTES="1000")
+    process = start(str(artifact.directory), DRBERT_MAX_INFLIGHT_BODY_BYTES="1000")
     assert (
-        "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_BODIES_BYTES (1000)"
+        "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_INFLIGHT_BODY_BYTES (1000)"
         in process.communicate(timeout=60)[0]
     )
     assert process.returncode == 64

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from command import BadUsage
 from service.settings import (
     Settings,
     check_variables,
+    deprecated_variables,
     likely_misspelt,
     read_settings,
     variable_names,
@@ -41,7 +46,8 @@ SERVICE_LINKS = {
         ("DRBERT__API_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
         ("DRBERT_KEYS_FILE", "DRBERT_API_KEYS_FILE"),
         ("drbert_api_key_file", "DRBERT_API_KEYS_FILE"),
-        ("DRBERT_MAX_WAITNG", "DRBERT_MAX_WAITING"),
+        ("DRBERT_MAX_QUEUE_SIZ", "DRBERT_MAX_QUEUE_SIZE"),
+        ("DRBERT_MAX_WAITNG", "DRBERT_MAX_QUEUE_SIZE"),
         ("DRBERT_ADMN_PORT", "DRBERT_ADMIN_PORT"),
         ("DRBERT_TLS_CERT", "DRBERT_TLS_CERTIFICATE"),
         ("DRBERT_THREAD", "DRBERT_THREADS"),
@@ -109,3 +115,58 @@ def test_a_key_in_the_clients_variable_is_warned_of_and_not_logged() -> None:
     output = start("nowhere", DRBERT_API_KEY="zanzibar").communicate(timeout=60)[0]
     assert "this service asks for no key" in output
     assert "zanzibar" not in output
+
+
+@pytest.mark.parametrize(
+    ("former", "current", "value"),
+    [
+        ("max_waiting", "max_queue_size", 1500),
+        ("max_bodies_bytes", "max_inflight_body_bytes", 8_000_000),
+        ("stall_after_s", "engine_stall_timeout_s", 2.5),
+        ("gpu_table", "gpu_shapes_file", Path("h100.json")),
+    ],
+)
+def test_a_renamed_setting_is_read_under_its_former_name_too(
+    former: str, current: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"DRBERT_{former.upper()}", str(value))
+    settings = read_settings()
+    assert getattr(settings, current) == value
+    shown = settings.to_dict()
+    assert shown[former] == shown[current] == (str(value) if isinstance(value, Path) else value)
+    assert deprecated_variables(os.environ) == [
+        (f"DRBERT_{former.upper()}", f"DRBERT_{current.upper()}")
+    ]
+
+
+def test_a_former_name_counts_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("drbert_max_waiting", "1500")
+    assert read_settings().max_queue_size == 1500
+
+
+def test_a_value_that_makes_no_sense_is_reported_under_the_name_that_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DRBERT_MAX_WAITING", "many")
+    with pytest.raises(BadUsage, match=r"^DRBERT_MAX_WAITING: .* \(it is 'many'\)\.$"):
+        read_settings()
+
+
+def test_a_setting_under_both_of_its_names_does_not_start() -> None:
+    process = start("nowhere", DRBERT_MAX_WAITING="8", DRBERT_MAX_QUEUE_SIZE="8")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 64
+    assert (
+        output
+        == "service: DRBERT_MAX_WAITING is the former name of DRBERT_MAX_QUEUE_SIZE, and both"
+        " are set; remove DRBERT_MAX_WAITING.\n"
+    )
+
+
+def test_a_start_with_a_former_name_logs_the_new_one() -> None:
+    output = start("nowhere", DRBERT_STALL_AFTER_S="5").communicate(timeout=60)[0]
+    [line] = [line for line in output.splitlines() if "deprecated" in line]
+    fields = json.loads(line)
+    assert fields["level"] == "warning"
+    assert fields["variable"] == "DRBERT_STALL_AFTER_S"
+    assert fields["use"] == "DRBERT_ENGINE_STALL_TIMEOUT_S"

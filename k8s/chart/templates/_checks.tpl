@@ -32,7 +32,11 @@
 {{- end -}}
 {{- range $variable := $values.env -}}
 {{- if hasPrefix "DRBERT_" $variable.name -}}
-{{- fail (printf "env holds %s, past what the chart works out from the settings; give settings.%s." $variable.name ($variable.name | trimPrefix "DRBERT_" | lower)) -}}
+{{- $setting := $variable.name | trimPrefix "DRBERT_" | lower -}}
+{{- range $former, $current := include "drbert.renamedSettings" $ | fromYaml -}}
+{{- if eq $current $setting -}}{{- $setting = $former -}}{{- end -}}
+{{- end -}}
+{{- fail (printf "env holds %s, past what the chart works out from the settings; give settings.%s." $variable.name $setting) -}}
 {{- end -}}
 {{- end -}}
 {{- if $values.model.digest -}}

@@ -250,9 +250,18 @@ httpGet: {path: {{ .path }}, port: http{{ if .root.Values.tls.existingSecret }},
 {{ toYaml $found }}
 {{- end -}}
 
+{{/* Settings whose variables were renamed; the values keep the former names. */}}
+{{- define "drbert.renamedSettings" -}}
+gpu_table: gpu_shapes_file
+max_bodies_bytes: max_inflight_body_bytes
+max_waiting: max_queue_size
+stall_after_s: engine_stall_timeout_s
+{{- end -}}
+
 {{- define "drbert.env" -}}
+{{- $renamed := include "drbert.renamedSettings" . | fromYaml }}
 {{- range $name, $value := .Values.settings }}
-- {name: DRBERT_{{ upper $name }}, value: {{ include "drbert.plain" $value | quote }}}
+- {name: DRBERT_{{ get $renamed $name | default $name | upper }}, value: {{ include "drbert.plain" $value | quote }}}
 {{- end }}
 {{- if .Values.apiKeys.existingSecret }}
 - {name: DRBERT_API_KEYS_FILE, value: /etc/drbert/api-keys/{{ .Values.apiKeys.key }}}

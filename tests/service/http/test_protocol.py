@@ -231,7 +231,10 @@ async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
         await go_on.wait()
         yield body[10:]
 
-    async with client_of(artifact, max_body_bytes=16, max_bodies_bytes=20) as (client, models):
+    async with client_of(artifact, max_body_bytes=16, max_inflight_body_bytes=20) as (
+        client,
+        models,
+    ):
         first = asyncio.create_task(client.post("/classify", content=slow()))
         await until(lambda: models.answering == 1)
         refused = await client.post("/classify", content=body)

@@ -282,7 +282,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
-    async with client_of(artifact, max_waiting=1, max_texts=1) as (client, models), stuck(models):
+    async with (
+        client_of(artifact, max_queue_size=1, max_texts=1) as (client, models),
+        stuck(models),
+    ):
         asked = [asyncio.create_task(classify(client, {"input": "good"}))]
         await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
         asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
@@ -384,7 +387,10 @@ async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) 
 async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with client_of(artifact, max_waiting=1, max_texts=1) as (client, models), stuck(models):
+    async with (
+        client_of(artifact, max_queue_size=1, max_texts=1) as (client, models),
+        stuck(models),
+    ):
         asked = [asyncio.create_task(classify(client, {"input": "good"}))]
         await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
         asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
@@ -600,7 +606,7 @@ async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(
 async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wished(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact, max_waiting=1, max_texts=1, saturated_after_s=0.01) as (
+    async with client_of(artifact, max_queue_size=1, max_texts=1, saturated_after_s=0.01) as (
         client,
         models,
     ):

@@ -140,7 +140,7 @@ async def test_windows_that_cannot_be_are_refused_by_name(
     async with client_of(
         artifact,
         max_windows=6 if message is None or "queue" in message else 4,
-        max_waiting=20,
+        max_queue_size=20,
         max_texts=20,
     ) as (client, _):
         response = await classify(client, body)
