@@ -33,7 +33,7 @@ from command import BadInput, BadUsage, CommandError, Parser
 from export.checkpoint.config import plain_functions
 from export.commands import export
 from export.graph.variants import RECIPES
-from proof.verdict.identity import compare, lead
+from proof.verdict.identity import compare, headline
 from training.decoders import TransformerBlock
 
 SAME = "the same work"
@@ -338,7 +338,7 @@ def _outcome(family: Family, folder: Path, seed: int, variants: Sequence[str]) -
         key=lambda d: (not d["what"].endswith("encoder"), not d["what"].endswith("head")),
     )
     first = f"{differences[0]['what']}: {differences[0]['detail']}" if differences else ""
-    return Outcome(family, lead(result), first)
+    return Outcome(family, headline(result), first)
 
 
 def _export(family: Family, place: Path, seed: int, variants: Sequence[str]) -> None:

@@ -48,8 +48,8 @@ from proof.plans.schedule import (
     SLICE_WARM_UP,
     WARM_UP,
     Schedule,
+    build_schedule,
     load_positions,
-    schedule,
     slice_texts,
 )
 
@@ -152,7 +152,7 @@ class Restart:
         shares = {}
         for level in self.plan.levels:
             cpu, wall = time.process_time(), time.monotonic()
-            walks[level.kind](level, schedule(self.plan, level, self.slot, len(self.texts)))
+            walks[level.kind](level, build_schedule(self.plan, level, self.slot, len(self.texts)))
             shares[level.name] = round((time.process_time() - cpu) / (time.monotonic() - wall), 4)
             if self.failed:
                 break

@@ -145,7 +145,7 @@ def _plan(
             f"{out} exists; a plan is not written over, for runs may have been made under it."
         )
     found = read_pilot(pilot)
-    plan, offer = powers.plan_from(found, read_plan(template), power, minutes, floor_us)
+    plan, offer = powers.size_plan(found, read_plan(template), power, minutes, floor_us)
     said = powers.describe(found, offer)
     plan = dataclasses.replace(plan, path=out)
     out.write_text(
@@ -162,11 +162,11 @@ def _plan(
 
 
 def _run(plan: Path | None, interrupted: Path | None, evidence: Path) -> int:
-    from proof.measuring.run import resume, run
+    from proof.measuring.run import resume_run, run_plan
 
     if (plan is None) == (interrupted is None):
         raise BadUsage("Give a plan to run, or --resume and the folder of an interrupted run.")
-    folder, found = resume(interrupted) if interrupted is not None else run(plan, evidence)  # type: ignore[arg-type]
+    folder, found = resume_run(interrupted) if interrupted is not None else run_plan(plan, evidence)  # type: ignore[arg-type]
     print(schema.describe(found))
     print(f"report: {folder / 'report.html'}")
     return schema.EXIT_CODES[found.verdict]
@@ -179,13 +179,13 @@ def _verify(reference: Path, candidate: Path, evidence: Path) -> int:
 
 
 def _judge(folder: Path) -> int:
-    found = judge.judge(folder)
+    found = judge.judge_run(folder)
     schema.check_committed(folder / "verdict.json", found)
     print(schema.describe(found))
     return schema.EXIT_CODES[found.verdict]
 
 
 def _report(folder: Path, out: Path, as_markdown: bool) -> int:
-    found = judge.judge(folder)
+    found = judge.judge_run(folder)
     print(markdown.markdown(found) if as_markdown else report.write(folder, found, out))
     return 0

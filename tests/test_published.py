@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proof.commands import main
-from proof.evidence.store import Refused
+from proof.evidence.store import EvidenceRejected
 from proof.verdict.schema import EXIT_CODES, read_verdict
 
 PUBLISHED = sorted(path for path in Path("evidence/published").glob("*") if path.is_dir())
@@ -39,7 +39,7 @@ def test_one_flipped_byte_of_it_is_refused(folder: Path, tmp_path: Path) -> None
     content = bytearray((copy / "requests.parquet").read_bytes())
     content[len(content) // 2] ^= 1
     (copy / "requests.parquet").write_bytes(content)
-    with pytest.raises(Refused, match=r"requests\.parquet has changed"):
+    with pytest.raises(EvidenceRejected, match=r"requests\.parquet has changed"):
         main(["judge", str(copy)])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from command import BadInput
-from proof.measuring.run import processor
+from proof.measuring.run import processor_name
 from service.host import cpus
 
 PACKAGES = (
@@ -106,7 +106,7 @@ def environment() -> dict[str, Any]:
     """Where this runs, as far as it matters to a time."""
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "processor": processor(),
+        "processor": processor_name(),
         "processors": os.cpu_count(),
         "usable": cpus.usable(),
         "native_precisions": sorted(cpus.native_precisions()),

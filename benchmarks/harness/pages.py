@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from proof.measuring.run import processor
+from proof.measuring.run import processor_name
 
 Rate = tuple[str, float, tuple[float, float]]
 """(name, rate, interval)"""
@@ -32,7 +32,7 @@ def write(
         picture = f"\n![The same as a plot]({path.with_suffix('.svg').name})\n"
     path.write_text(
         f"{text}\n{picture}\nMade by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d};"
-        f" {os.cpu_count()} processors ({processor()}), Python {platform.python_version()},"
+        f" {os.cpu_count()} processors ({processor_name()}), Python {platform.python_version()},"
         f" {versions}.\n"
     )
 

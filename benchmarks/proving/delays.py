@@ -23,8 +23,8 @@ from benchmarks.harness import pages
 from benchmarks.harness.proxy import Passed, proxy
 from command import BadInput, Parser
 from proof.evidence.store import Requests
-from proof.measuring.run import run
-from proof.measuring.servers import pins
+from proof.measuring.run import run_plan
+from proof.measuring.servers import pinned_cpus
 from proof.plans.plan import Arm, Plan
 from proof.plans.plan_file import read_plan, to_toml
 from proof.verdict.schema import Verdict, percent
@@ -80,7 +80,7 @@ def measure(plan: Plan, share: float, evidence: Path) -> Outcome:
     `share`.
     """
     # The proxies live in this process: beside the generator, not beside the server.
-    cpus = pins(plan)[1]
+    cpus = pinned_cpus(plan)[1]
     # Ports of their own, always the same: a plan's digest knows them, and a second run of it is to
     # be counted as one.
     ports = {"reference": plan.port + 1, "candidate": plan.port + 2}
@@ -96,7 +96,7 @@ def measure(plan: Plan, share: float, evidence: Path) -> Outcome:
         path.write_text(
             to_toml(changed, f"{plan.name} with the candidates {share:.0%} slower, by a proxy.")
         )
-        folder, verdict = run(path, evidence)
+        folder, verdict = run_plan(path, evidence)
     return Outcome(share, _true_ratio(plan, folder, passed), verdict)
 
 

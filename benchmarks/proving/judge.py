@@ -28,12 +28,12 @@ from benchmarks.harness import pages
 from benchmarks.proving import large
 from benchmarks.proving.noise import WORLDS, World, pilot_of, plan_of, run_of
 from command import BadInput, Parser
-from proof.evidence.audit import audit, check_restarts, read_sealed_plan
-from proof.evidence.readings import Readings, readings
+from proof.evidence.audit import audit_rows, check_restarts, read_sealed_plan
+from proof.evidence.readings import Readings, collect_readings
 from proof.evidence.statistics import adjusted_contrast
-from proof.evidence.store import Start, check_manifest, read_starts
+from proof.evidence.store import RestartRecord, check_manifest, read_starts
 from proof.plans.plan import STATISTICS
-from proof.sizing.power import plan_from
+from proof.sizing.power import size_plan
 from proof.verdict.judge import CONFIDENCE, judge_level
 
 MARGIN = 0.02
@@ -136,7 +136,7 @@ def _wrong(world: World, restarts: int, runs: int) -> list[Rate]:
     rng = np.random.default_rng([restarts, WORLDS.index(world)])
     plan = plan_of(restarts, ROWS, dict.fromkeys(STATISTICS, MARGIN))
     whole = max(1, runs // 4)
-    starts = [Start(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(restarts)]
+    starts = [RestartRecord(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(restarts)]
     times = dict.fromkeys(STATISTICS, 0)
     equivalent = 0
     for run in range(runs):
@@ -173,7 +173,7 @@ def _right(world: World, pilots: int, runs: int) -> Rate:
     for _ in range(pilots):
         pilot = pilot_of(world, 12, 250, rng)
         try:
-            plan, _ = plan_from(pilot, template, 0.8, math.inf)
+            plan, _ = size_plan(pilot, template, 0.8, math.inf)
         except BadInput:  # No size in reach has the power: nothing is declared.
             continue
         planned.append(plan.restarts)
@@ -219,11 +219,11 @@ def real(folder: Path, most: int = 400) -> Iterator[Rate]:
     """
     check_manifest(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit(folder, plan, starts)
+    lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
     arms = np.array(plan.claimed_arms)
     for level in plan.levels:
-        found = readings(plan, level, lines)
+        found = collect_readings(plan, level, lines)
         squares = np.arange(len(found.restarts) // 4 * 4).reshape(-1, 4)
         for restarts in (8, 12, 20):
             draws = list(itertools.combinations(range(len(squares)), restarts // 4))

@@ -16,11 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proof.evidence.store import ROW_FIELDS, Start, append_start, compact, row_schema
-from proof.measuring import run as runs
+from proof.evidence.store import (
+    ROW_FIELDS,
+    RestartRecord,
+    append_start,
+    parquet_options,
+    row_schema,
+)
+from proof.measuring.run import finish_run
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
-from proof.plans.schedule import load_order, load_positions, schedule
+from proof.plans.schedule import build_schedule, load_order, load_positions
 
 RESTARTS, TUPLES = (
     100,
@@ -88,13 +94,15 @@ def write(folder: Path, restarts: int, tuples: int) -> int:
     plan = read_plan(folder / "plan.toml")
     rng = np.random.default_rng(0)
     count = 0
-    with pq.ParquetWriter(folder / "requests.parquet", row_schema(), **compact()) as writer:
+    with pq.ParquetWriter(folder / "requests.parquet", row_schema(), **parquet_options()) as writer:
         for restart in range(restarts):
             rows = _restart(plan, restart, rng)
             count += rows.num_rows
             writer.write_table(rows, row_group_size=rows.num_rows)
             loaded = " ".join(plan.arms[i].name for i in load_order(plan, restart))
-            append_start(folder, Start(restart, restart, loaded, f"i{restart}", 3.0, 0.1, 0, ""))
+            append_start(
+                folder, RestartRecord(restart, restart, loaded, f"i{restart}", 3.0, 0.1, 0, "")
+            )
     entry = {
         "run": "large",
         "plan": plan.name,
@@ -104,14 +112,14 @@ def write(folder: Path, restarts: int, tuples: int) -> int:
     (folder / "run.json").write_text(json.dumps(entry))
     for name in ("identity.json", "environment.json"):
         (folder / name).write_text("{}")
-    runs.finish(folder)
+    finish_run(folder)
     return count
 
 
 def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
     [level] = plan.levels
     texts = plan.read_texts()
-    due = schedule(plan, level, restart, len(texts))
+    due = build_schedule(plan, level, restart, len(texts))
     positions = load_positions(plan, restart)
     count = len(due)
     factor = np.array([1.0, 1.0, 1.0, 1.0, 1 + plan.delay, 1.4])[due.arm]

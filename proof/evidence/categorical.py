@@ -17,7 +17,7 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.bool_]
 
 
-class Words:
+class Categorical:
     """Behaves as a one-dimensional array of text, as far as rows of evidence need it."""
 
     __hash__ = None  # type: ignore[assignment]
@@ -33,11 +33,13 @@ class Words:
     def __getitem__(self, chosen: Any) -> Any:
         """A word for one index, fewer rows for a mask, a slice or indices."""
         codes = self._codes[chosen]
-        return Words(self._words, codes) if isinstance(codes, np.ndarray) else self._words[codes]
+        return (
+            Categorical(self._words, codes) if isinstance(codes, np.ndarray) else self._words[codes]
+        )
 
     def __eq__(self, other: object) -> Mask:  # type: ignore[override]
         """(n,): where the word is that one, or the same as in a column of the same length."""
-        if isinstance(other, Words):
+        if isinstance(other, Categorical):
             theirs = np.array([self._code(word) for word in other._words])
             return np.asarray(self._codes == theirs[other._codes])
         return np.asarray(self._codes == self._code(other))

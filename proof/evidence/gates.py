@@ -29,7 +29,7 @@ GENERATOR_FAILED = "the load generator failed"
 ENDED_EARLY = (INTERRUPTED, NOT_STARTED, GENERATOR_FAILED)
 
 Columns = Mapping[str, Any]
-"""The rows of one restart, a column an array or Words."""
+"""The rows of one restart, a column an array or Categorical."""
 
 
 def restart_breach(

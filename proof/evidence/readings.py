@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from proof.evidence.statistics import Matrix, slope, statistics
+from proof.evidence.statistics import Matrix, slope, summarize_latencies
 from proof.evidence.store import at_level
 from proof.plans.plan import CLAIMABLE, Level, Plan
 from proof.plans.schedule import CLOSING, CONTROL, PLAIN
@@ -81,7 +81,7 @@ def read_restart(
             for metric, values in microseconds.items():
                 lines += [
                     _line(level, (block, metric, name), restart, arm.name, positions[a], count, us)
-                    for name, us in statistics(values[mine]).items()
+                    for name, us in summarize_latencies(values[mine]).items()
                 ]
     if level.tuples:
         lines.append(_drift(plan, level, restart, positions, here, microseconds))
@@ -183,7 +183,7 @@ def _line(
     }
 
 
-def readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]]) -> Readings:
+def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]]) -> Readings:
     """The numbers of one level out of the lines of restarts.csv."""
     mine = [line for line in lines if line["level"] == level.name]
     restarts = tuple(sorted({int(line["restart"]) for line in mine}))

@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 Matrix = npt.NDArray[np.float64]
 
 
-def statistics(latencies: npt.NDArray[np.float64]) -> dict[str, float]:
+def summarize_latencies(latencies: npt.NDArray[np.float64]) -> dict[str, float]:
     """p50, p95, p99 (numpy's linear interpolation) and the mean of latencies, in their unit."""
     p50, p95, p99 = np.percentile(latencies, (50, 95, 99)).tolist()
     return {"p50": p50, "mean": float(latencies.mean()), "p95": p95, "p99": p99}

@@ -47,7 +47,7 @@ REQUIRED = (
 )
 
 
-class Refused(CommandError):
+class EvidenceRejected(CommandError):
     """The evidence cannot be judged; the message names the thing."""
 
     exit_code = INVALID
@@ -96,7 +96,7 @@ UNKNOWN = -1.0
 
 
 @dataclass(frozen=True)
-class Start:
+class RestartRecord:
     """One start of the server and what was seen around it."""
 
     restart: int
@@ -151,8 +151,9 @@ class RowFile:
 
 
 def read_columns(path: Path) -> dict[str, Any]:
-    """The whole rows of one CSV file in the order they were due, a column an array (Words, where
-    few words occur often).
+    """Return the whole rows of one CSV file in the order of their schedule.
+
+    Each column is an array, or a Categorical where few words occur often.
     """
     return _in_due_order(_columns(_read_rows(path)))
 
@@ -193,10 +194,10 @@ def _read_rows(path: Path) -> pa.Table:
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    """An array a column; Words where few words occur often."""
+    """An array a column; Categorical where few words occur often."""
     import pyarrow as pa
 
-    from proof.evidence.categorical import Words
+    from proof.evidence.categorical import Categorical
 
     columns = {}
     for name in ROW_FIELDS:
@@ -205,20 +206,20 @@ def _columns(table: pa.Table) -> dict[str, Any]:
             columns[name] = column.to_numpy(zero_copy_only=False)
             continue
         coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        columns[name] = Words(
+        columns[name] = Categorical(
             coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
         )
     return columns
 
 
-def append_start(folder: Path, start: Start) -> None:
+def append_start(folder: Path, start: RestartRecord) -> None:
     path = folder / "starts.csv"
     lines = io.StringIO()
     # A run that goes on keeps the columns that it was begun with.
     names = (
         path.read_text(encoding="utf-8").partition("\n")[0].split(",")
         if path.exists()
-        else [f.name for f in fields(Start)]
+        else [f.name for f in fields(RestartRecord)]
     )
     writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
     if not path.exists():
@@ -233,27 +234,29 @@ def append_start(folder: Path, start: Start) -> None:
         file.write(lines.getvalue())
 
 
-def read_starts(folder: Path) -> list[Start]:
-    """The lines of starts.csv; Refused if it is missing or a number in it is none."""
+def read_starts(folder: Path) -> list[RestartRecord]:
+    """The lines of starts.csv; EvidenceRejected if it is missing or a number in it is none."""
     casts = {"int": int, "float": float, "str": str}
-    kinds = {f.name: str(f.type) for f in fields(Start)}
+    kinds = {f.name: str(f.type) for f in fields(RestartRecord)}
     path = folder / "starts.csv"
     try:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1].decode()
         starts = [
-            Start(**{name: casts[kinds[name]](value) for name, value in row.items()})
+            RestartRecord(**{name: casts[kinds[name]](value) for name, value in row.items()})
             for row in csv.DictReader(io.StringIO(whole))
         ]
     except FileNotFoundError:
-        raise Refused(f"{folder} has no starts.csv.") from None
+        raise EvidenceRejected(f"{folder} has no starts.csv.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{path} cannot be read: {error}.") from None
+        raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
     for start in starts:
         for name in ("restart", "slot", "seconds", "generator_cpu_share", "throttled_us"):
             value = getattr(start, name)
             if not (0 <= value < math.inf or (name == "generator_cpu_share" and value == UNKNOWN)):
-                raise Refused(f"{path}: {name} = {value} of restart {start.restart} cannot be.")
+                raise EvidenceRejected(
+                    f"{path}: {name} = {value} of restart {start.restart} cannot be."
+                )
     return starts
 
 
@@ -269,13 +272,13 @@ def seal(folder: Path) -> None:
     parts = sorted((folder / "rows").glob("*.csv"))
     sealed = folder / REQUESTS
     if not parts and not sealed.exists():
-        raise Refused(f"{folder} holds no rows; nothing was measured.")
+        raise EvidenceRejected(f"{folder} holds no rows; nothing was measured.")
     there = set(Requests(folder).restarts) if sealed.exists() else set()
     parts = [part for part in parts if int(part.stem) not in there]
     if parts:
         with (
             atomic_file(sealed) as draft,
-            pq.ParquetWriter(draft, row_schema(), **compact()) as writer,
+            pq.ParquetWriter(draft, row_schema(), **parquet_options()) as writer,
         ):
             if sealed.exists():
                 before = pq.ParquetFile(sealed)
@@ -288,7 +291,7 @@ def seal(folder: Path) -> None:
     shutil.rmtree(folder / "rows", ignore_errors=True)
 
 
-def compact() -> dict[str, Any]:
+def parquet_options() -> dict[str, Any]:
     """How rows take the least room without loss: 35 bytes each, where Parquet's defaults
     take 56.
     """
@@ -308,13 +311,13 @@ class Requests:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Refused if the file is missing, cannot be read, or has other columns."""
+        """EvidenceRejected if the file is missing, cannot be read, or has other columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = folder / REQUESTS
         if not self.path.is_file():
-            raise Refused(f"{folder} has no {REQUESTS}; the run was not sealed.")
+            raise EvidenceRejected(f"{folder} has no {REQUESTS}; the run was not sealed.")
         try:
             repeating = [
                 name for name, kind in _KINDS.items() if kind == "str" and name != "request_id"
@@ -326,9 +329,9 @@ class Requests:
                 for i in range(self._file.num_row_groups)
             ]
         except (pa.ArrowInvalid, OSError) as error:
-            raise Refused(f"{self.path} cannot be read: {error}.") from None
+            raise EvidenceRejected(f"{self.path} cannot be read: {error}.") from None
         if any(restarts.null_count for restarts in groups):
-            raise Refused(f"{self.path}: column 'restart' has empty cells.")
+            raise EvidenceRejected(f"{self.path}: column 'restart' has empty cells.")
         self._groups: dict[int, list[int]] = {}
         for i, restarts in enumerate(groups):
             for restart in restarts.unique().to_pylist():
@@ -342,8 +345,9 @@ class Requests:
         return int(self._file.metadata.num_rows)
 
     def of(self, restart: int) -> dict[str, Any]:
-        """The rows of one restart in the order they were due, a column an array or Words; Refused
-        if a cell is empty.
+        """Return the rows of one restart in the order of their schedule.
+
+        Each column is an array or a Categorical. Raise EvidenceRejected if a cell is empty.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -355,10 +359,10 @@ class Requests:
                 table = table.filter(pc.field("restart") == restart)
             table = table.unify_dictionaries()
         except (pa.ArrowInvalid, OSError) as error:
-            raise Refused(f"{self.path} cannot be read: {error}.") from None
+            raise EvidenceRejected(f"{self.path} cannot be read: {error}.") from None
         for name in ROW_FIELDS:
             if table[name].null_count:
-                raise Refused(f"{self.path}: column {name!r} has empty cells.")
+                raise EvidenceRejected(f"{self.path}: column {name!r} has empty cells.")
         return _in_due_order(_columns(table))
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -369,11 +373,15 @@ class Requests:
         found = self._file.schema_arrow
         for column in row_schema():
             if column.name not in found.names:
-                raise Refused(f"{self.path} has no column {column.name!r}: unknown schema.")
+                raise EvidenceRejected(
+                    f"{self.path} has no column {column.name!r}: unknown schema."
+                )
             kind = found.field(column.name).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if kind != column.type:
-                raise Refused(f"{self.path}: column {column.name!r} is {kind}, not {column.type}.")
+                raise EvidenceRejected(
+                    f"{self.path}: column {column.name!r} is {kind}, not {column.type}."
+                )
 
 
 def row_schema() -> pa.Schema:
@@ -396,25 +404,27 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Refused if a file is missing, changed or not accounted for."""
+    """EvidenceRejected if a file is missing, changed or not accounted for."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise Refused(f"{folder} has no {MANIFEST}; it is no sealed run.")
+        raise EvidenceRejected(f"{folder} has no {MANIFEST}; it is no sealed run.")
     listed = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
     for name, digest in listed.items():
         if not (folder / name).is_file():
-            raise Refused(f"{folder} lacks {name}, which {MANIFEST} lists.")
+            raise EvidenceRejected(f"{folder} lacks {name}, which {MANIFEST} lists.")
         if _sha256(folder / name) != digest:
-            raise Refused(f"{folder / name} has changed since the run was sealed.")
+            raise EvidenceRejected(f"{folder / name} has changed since the run was sealed.")
     for name in REQUIRED:
         if name not in listed:
-            raise Refused(f"{folder}: {MANIFEST} does not list {name}, which every run has.")
+            raise EvidenceRejected(
+                f"{folder}: {MANIFEST} does not list {name}, which every run has."
+            )
     for found in folder.iterdir():
         if found.name not in listed and found.name != MANIFEST:
-            raise Refused(f"{found} is not listed in {MANIFEST}.")
+            raise EvidenceRejected(f"{found} is not listed in {MANIFEST}.")
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ _SLOWED = re.compile(r'^drbert_gpu_slowed\{(?:.*,)?reason="(\w+)".*\} 1(?:\.0)?$
 
 
 @contextlib.contextmanager
-def watched(urls: Collection[str], seen: set[str]) -> Iterator[None]:
+def watch_throttling(urls: Collection[str], seen: set[str]) -> Iterator[None]:
     """Puts the reasons that any of the servers tells into `seen`: at the beginning, every EVERY_S
     seconds, and at the end.
     """

@@ -28,7 +28,13 @@ from tqdm import tqdm
 
 from atomic import write_text_atomic
 from command import BadInput, CommandError, Unavailable
-from proof.evidence.audit import audit, due_requests, loaded_models, read_json, read_sealed_plan
+from proof.evidence.audit import (
+    audit_rows,
+    expected_requests,
+    loaded_models,
+    read_json,
+    read_sealed_plan,
+)
 from proof.evidence.gates import (
     GENERATOR_FAILED,
     INTERRUPTED,
@@ -41,7 +47,7 @@ from proof.evidence.store import (
     MANIFEST,
     REQUESTS,
     UNKNOWN,
-    Start,
+    RestartRecord,
     append_start,
     check_manifest,
     read_columns,
@@ -51,13 +57,13 @@ from proof.evidence.store import (
     write_manifest,
 )
 from proof.measuring import pod_instances
-from proof.measuring.gpu_throttling import watched
+from proof.measuring.gpu_throttling import watch_throttling
 from proof.measuring.launch import ServerNotStarted
 from proof.measuring.servers import (
     GeneratorFailed,
     generate,
-    pins,
-    server,
+    pinned_cpus,
+    serve_arms,
     throttled_us,
     throttling_readable,
 )
@@ -65,7 +71,7 @@ from proof.measuring.steal import PROBE_S, stolen_share, wait_for_calm
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.restart import RestartSpec
-from proof.plans.schedule import load_order, schedule
+from proof.plans.schedule import build_schedule, load_order
 from proof.reports import report
 from proof.verdict import identity
 from proof.verdict.judge import judge_lines
@@ -85,7 +91,7 @@ SAME_PLACE = (
 )
 
 
-def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
+def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     """Carries out the plan and returns the sealed folder and the verdict.
 
     BadInput if the plan or an artifact is wrong, Unavailable if a server or the load generator
@@ -108,18 +114,19 @@ def run(path: Path, evidence: Path) -> tuple[Path, Verdict]:
         pod_instances.check_enough(plan)
     folder = evidence / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{plan.name}"
     folder.mkdir(parents=True)
-    _remember(evidence, folder, plan)
+    _append_to_index(evidence, folder, plan)
     shutil.copy(path, folder / "plan.toml")
     shutil.copy(plan.texts, folder / "texts.txt")
     if plan.pilot is not None:
         shutil.copy(plan.pilot_path, folder / "pilot.json")
     _write_json(folder / "identity.json", compared)
-    return folder, _carry_out(folder)
+    return folder, _execute(folder)
 
 
-def resume(folder: Path) -> tuple[Path, Verdict]:
-    """Goes on with a run that was interrupted, sealed or not; Refused if a byte of what was sealed
-    has changed.
+def resume_run(folder: Path) -> tuple[Path, Verdict]:
+    """Resume an interrupted run, sealed or not.
+
+    Raise EvidenceRejected if a sealed file has changed, BadInput if no restart is missing.
     """
     if not (folder / "run.json").is_file():
         raise Unavailable(
@@ -135,8 +142,8 @@ def resume(folder: Path) -> tuple[Path, Verdict]:
         )
     for name in DERIVED:
         (folder / name).unlink(missing_ok=True)
-    _tell_of_the_killed(plan, folder)
-    return folder, _carry_out(folder)
+    _record_killed_restarts(plan, folder)
+    return folder, _execute(folder)
 
 
 def _kept(folder: Path) -> int:
@@ -147,7 +154,7 @@ def _kept(folder: Path) -> int:
     )
 
 
-def _tell_of_the_killed(plan: Plan, folder: Path) -> None:
+def _record_killed_restarts(plan: Plan, folder: Path) -> None:
     """A restart that was killed together with the run left rows and no line in starts.csv."""
     told = (
         {start.restart for start in read_starts(folder)}
@@ -159,11 +166,11 @@ def _tell_of_the_killed(plan: Plan, folder: Path) -> None:
             slot = _kept(folder)
             order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
             append_start(
-                folder, Start(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED)
+                folder, RestartRecord(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED)
             )
 
 
-def _carry_out(folder: Path) -> Verdict:
+def _execute(folder: Path) -> Verdict:
     """The restarts that are missing, then the verdict; also when it is interrupted, as far as it
     came.
     """
@@ -176,7 +183,7 @@ def _carry_out(folder: Path) -> Verdict:
         ):
             goes_on = f"`python -m proof run --resume {folder}` goes on"
             try:
-                finish(folder)
+                finish_run(folder)
                 print(f"what was measured is sealed in {folder}; {goes_on}", flush=True)
             except (OSError, CommandError) as error:
                 print(
@@ -185,7 +192,7 @@ def _carry_out(folder: Path) -> Verdict:
                     flush=True,
                 )
         raise
-    return finish(folder)
+    return finish_run(folder)
 
 
 @contextlib.contextmanager
@@ -216,7 +223,7 @@ def _restarts(plan: Plan, folder: Path) -> None:
     name = f"{folder.name}-{plan.digest[:16]}"
     most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
     begun = len(read_starts(folder)) if (folder / "starts.csv").exists() else 0
-    kept, cpus = _kept(folder), set().union(*pins(plan))
+    kept, cpus = _kept(folder), set().union(*pinned_cpus(plan))
     with tqdm(total=plan.restarts, initial=kept, desc=plan.name, unit="restart") as bar:
         for attempt in range(begun, max(most, begun + 1)):
             if kept == plan.restarts:
@@ -235,7 +242,7 @@ def _restarts(plan: Plan, folder: Path) -> None:
             bar.update()
 
 
-def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> Start:
+def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> RestartRecord:
     """One start of the server with all its requests; a line in starts.csv tells of it, however it
     ended.
     """
@@ -245,16 +252,16 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
     # follows from it.
     log = folder.with_name(f"{folder.name}.log")
     texts = len(plan.read_texts())
-    due = due_requests(
-        plan, {level.name: schedule(plan, level, slot, texts) for level in plan.levels}
+    due = expected_requests(
+        plan, {level.name: build_schedule(plan, level, slot, texts) for level in plan.levels}
     )
     began, throttled = time.monotonic(), throttled_us()
     slowed: set[str] = set()
     ended, interrupted = INTERRUPTED, False
     try:
-        with server(plan, order, log, *_measured(folder)) as served:
+        with serve_arms(plan, order, log, *_measured(folder)) as served:
             _note_environment(plan, served.info, folder)
-            with watched(served.with_gpus, slowed):
+            with watch_throttling(served.with_gpus, slowed):
                 spec = RestartSpec(
                     plan=plan.path,
                     texts=plan.texts,
@@ -289,11 +296,11 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> St
                 for level, count in due.items()
                 if count is not None
             )
-            ended = why_dropped(
+            ended = drop_reason(
                 restart_breach(plan, columns, due, share, throttled, " ".join(sorted(slowed))),
                 interrupted and cut,
             )
-        start = Start(
+        start = RestartRecord(
             restart=attempt,
             slot=slot,
             load_order=" ".join(plan.arms[i].name for i in order),
@@ -323,7 +330,7 @@ def _measured(folder: Path) -> tuple[set[str], set[str]]:
     return counted, tried
 
 
-def why_dropped(breach: str, cut_short: bool) -> str:
+def drop_reason(breach: str, cut_short: bool) -> str:
     """What a restart's line says of a breach in its rows: that it was interrupted, if that cut them
     short; nothing where there is none.
     """
@@ -340,15 +347,15 @@ def _generator_share(facts: Path) -> float:
         facts.unlink(missing_ok=True)
 
 
-def finish(folder: Path) -> Verdict:
+def finish_run(folder: Path) -> Verdict:
     """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report,
     manifest.
     """
     plan = read_sealed_plan(folder)
-    _tell_of_the_killed(plan, folder)
+    _record_killed_restarts(plan, folder)
     starts = read_starts(folder)
     seal(folder)
-    lines = audit(folder, plan, starts)
+    lines = audit_rows(folder, plan, starts)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
     verdict = judge_lines(folder, plan, starts, lines)
     (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -409,12 +416,12 @@ def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
         "scipy",
     )
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "processors": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "server_cpus": sorted(pins(plan)[0]),
-        "generator_cpus": sorted(pins(plan)[1]),
+        "server_cpus": sorted(pinned_cpus(plan)[0]),
+        "generator_cpus": sorted(pinned_cpus(plan)[1]),
         "throttling_readable": throttling_readable(),
         "packages": {name: version for name in packages if (version := _version(name))},
         "commit": _commit(),
@@ -431,7 +438,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -455,7 +462,7 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _remember(evidence: Path, folder: Path, plan: Plan) -> None:
+def _append_to_index(evidence: Path, folder: Path, plan: Plan) -> None:
     """Adds the run to evidence/index.json before it begins: a run that ended badly is not
     forgotten.
     """

@@ -52,7 +52,7 @@ class Served:
 
 
 @contextmanager
-def server(
+def serve_arms(
     plan: Plan,
     order: list[int],
     log: Path,
@@ -95,7 +95,7 @@ def server(
         f"http://127.0.0.1:{plan.port}",
         log,
         environment=switch | dict(plan.settings),
-        cpus=pins(plan)[0],
+        cpus=pinned_cpus(plan)[0],
         ready_within_s=READY_WITHIN_S,
         # Whoever kills the run's group kills the server too, and the port is free again.
         own_group=False,
@@ -126,7 +126,7 @@ def generate(
             stderr=output,
             env=os.environ | spec.to_environment(),
             pass_fds=(writing,),
-            preexec_fn=_first_in_line(pins(plan)[1]),
+            preexec_fn=_first_in_line(pinned_cpus(plan)[1]),
         )
         os.close(writing)
         try:
@@ -208,7 +208,7 @@ def _wait_until_it_answers(arm: Arm, text: str) -> None:
             time.sleep(0.1)
 
 
-def pins(plan: Plan) -> tuple[set[int], set[int]]:
+def pinned_cpus(plan: Plan) -> tuple[set[int], set[int]]:
     """Processors of the server and of the generator; both empty where the plan's cannot be had
     apart from each other.
     """

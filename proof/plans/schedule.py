@@ -75,7 +75,7 @@ def load_positions(plan: Plan, slot: int) -> dict[int, int]:
     }
 
 
-def schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
+def build_schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     """The requests of one level in the restart that takes `slot`, with `texts` texts to choose
     from.
     """

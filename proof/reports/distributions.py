@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from proof.evidence.readings import latencies_us
 from proof.evidence.statistics import Estimate, Matrix, adjusted_contrast
-from proof.evidence.store import Requests, Start, at_level
+from proof.evidence.store import Requests, RestartRecord, at_level
 from proof.plans.plan import Level, Plan, Role
 from proof.plans.schedule import CLOSING, CONTROL, PLAIN, load_positions
 
@@ -85,7 +85,9 @@ class Portrait:
     phases: dict[Role, Phases] = field(default_factory=dict)
 
 
-def portraits(requests: Requests, plan: Plan, starts: Iterable[Start]) -> dict[str, Portrait]:
+def portraits(
+    requests: Requests, plan: Plan, starts: Iterable[RestartRecord]
+) -> dict[str, Portrait]:
     """What each level looks like, by its name; dropped restarts are left out."""
     found = {level.name: Portrait() for level in plan.levels}
     for start in starts:

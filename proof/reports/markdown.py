@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from proof.reports.drawing import percent, span
-from proof.verdict.schema import LevelVerdict, Verdict, reading, words
+from proof.verdict.schema import LevelVerdict, Verdict, describe_statistic, metric_label
 
 
 def markdown(verdict: Verdict) -> str:
@@ -46,8 +46,8 @@ def _table(level: LevelVerdict, claim: str) -> Iterable[str]:
     yield "|---|---:|---:|---:|---|"
     for item in level.statistics:
         yield (
-            f"| {words(item.metric)} {item.statistic} | {percent(item.ratio)} |"
-            f" {span(*item.interval)} | ±{100 * item.margin:.3g}% | {reading(item, claim)} |"
+            f"| {metric_label(item.metric)} {item.statistic} | {percent(item.ratio)} |"
+            f" {span(*item.interval)} | ±{100 * item.margin:.3g}% | {describe_statistic(item, claim)} |"
         )
     yield ""
 
@@ -58,9 +58,9 @@ def _controls(level: LevelVerdict) -> Iterable[str]:
         made = next(
             (f"made {percent(control.expected)}, " for control in mine if control.expected), ""
         )
-        told = "told apart" if any(control.told_apart for control in mine) else "not told apart"
+        told = "told apart" if any(control.detected for control in mine) else "not told apart"
         seen = "; ".join(
-            f"{words(control.metric)} {control.statistic} {percent(control.ratio)}"
+            f"{metric_label(control.metric)} {control.statistic} {percent(control.ratio)}"
             f" ({span(*control.interval)})"
             for control in mine
         )

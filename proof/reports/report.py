@@ -17,7 +17,7 @@ import numpy as np
 
 from proof.evidence.audit import read_json, read_sealed_plan
 from proof.evidence.statistics import Matrix, plain_contrast
-from proof.evidence.store import Requests, Start, read_starts
+from proof.evidence.store import Requests, RestartRecord, read_starts
 from proof.plans.plan import Level, Plan, Role
 from proof.reports import charts
 from proof.reports.distributions import (
@@ -48,15 +48,15 @@ from proof.verdict.schema import (
     Contrast,
     Control,
     LevelVerdict,
+    Outcome,
     Statistic,
     Verdict,
-    Word,
-    reading,
-    words,
+    describe_statistic,
+    metric_label,
 )
 
 CONFIDENCE = 0.90
-TITLES: Mapping[Word, tuple[str, str, str]] = {
+TITLES: Mapping[Outcome, tuple[str, str, str]] = {
     "equivalent": ("Equivalent", "good", "Every claimed 90 % interval lies inside its margin."),
     "not-slower": (
         "Not slower",
@@ -76,7 +76,7 @@ TITLES: Mapping[Word, tuple[str, str, str]] = {
     "invalid": ("Invalid", "bad", "A gate failed: this run could not have shown what it claims."),
 }
 # What a verdict looks like without its colour.
-MARKS: Mapping[Word, str] = {
+MARKS: Mapping[Outcome, str] = {
     "equivalent": "M7 12.5l3.5 3.5 7-8",
     "not-slower": "M7 12.5l3.5 3.5 7-8",
     "inconclusive": "M7 12h.1M12 12h.1M17 12h.1",
@@ -122,7 +122,7 @@ class _Run:
     folder: Path
     verdict: Verdict
     plan: Plan
-    starts: list[Start]
+    starts: list[RestartRecord]
     portraits: Mapping[str, Portrait]
 
     def levels(self) -> Iterable[tuple[Level, LevelVerdict, Portrait]]:
@@ -294,7 +294,7 @@ def _differences(run: _Run) -> list[Html]:
             continue
         rows = [
             charts.Interval(
-                f"{words(s.metric)} {s.statistic}",
+                f"{metric_label(s.metric)} {s.statistic}",
                 s.ratio,
                 s.interval,
                 s.margin,
@@ -332,11 +332,11 @@ def _control_figures(run: _Run, found: LevelVerdict) -> Iterable[Html]:
         kind = "delayed" if arm in run.arms("delayed") else "control"
         rows = [
             charts.Interval(
-                f"{words(c.metric)} {c.statistic}",
+                f"{metric_label(c.metric)} {c.statistic}",
                 c.ratio,
                 c.interval,
                 c.margin,
-                "diamond" if c.told_apart else "ring",
+                "diamond" if c.detected else "ring",
                 kind,
                 c.expected,
             )
@@ -349,7 +349,7 @@ def _control_figures(run: _Run, found: LevelVerdict) -> Iterable[Html]:
 
 
 def _told_apart(controls: list[Control]) -> Html:
-    told = any(control.told_apart for control in controls)
+    told = any(control.detected for control in controls)
     made = next(
         (f", made {percent(control.expected)}" for control in controls if control.expected), ""
     )
@@ -361,7 +361,7 @@ def _same_model_figures(found: LevelVerdict) -> Iterable[Html]:
         mine = [contrast for contrast in found.same_model if contrast.arms == (first, second)]
         rows = [
             charts.Interval(
-                f"{words(c.metric)} {c.statistic}",
+                f"{metric_label(c.metric)} {c.statistic}",
                 c.ratio,
                 c.interval,
                 c.margin,
@@ -386,7 +386,9 @@ def _restarts(run: _Run) -> list[Html]:
     ]
     for level, found, _ in run.levels():
         rows = [
-            charts.Strip(f"{words(s.metric)} {s.statistic}", s.restart_ratios, s.ratio, s.margin)
+            charts.Strip(
+                f"{metric_label(s.metric)} {s.statistic}", s.restart_ratios, s.ratio, s.margin
+            )
             for s in found.statistics
             if s.restart_ratios
         ]
@@ -429,7 +431,7 @@ def _deciles(run: _Run) -> list[Html]:
                         charts.shift(
                             points,
                             _tightest(level, metric),
-                            f"Shift function of {words(metric)} at {level.name}",
+                            f"Shift function of {metric_label(metric)} at {level.name}",
                         ),
                     )
                 )
@@ -441,7 +443,7 @@ def _deciles(run: _Run) -> list[Html]:
 
 
 def _caption(level: Level, metric: str) -> Html:
-    return Html(f"<b>{text(level.name)}</b>, {words(metric)}")
+    return Html(f"<b>{text(level.name)}</b>, {metric_label(metric)}")
 
 
 def _tightest(level: Level, metric: str) -> float:
@@ -495,7 +497,10 @@ def _distributions(run: _Run) -> list[Html]:
                 figure(
                     _caption(level, metric),
                     charts.distributions(
-                        first, second, shares, f"Distribution of {words(metric)} at {level.name}"
+                        first,
+                        second,
+                        shares,
+                        f"Distribution of {metric_label(metric)} at {level.name}",
                     ),
                 )
             )
@@ -625,13 +630,13 @@ def _numbers(run: _Run) -> list[Html]:
     for level, found, _ in run.levels():
         rows = [
             (
-                f"{words(s.metric)} {s.statistic}",
+                f"{metric_label(s.metric)} {s.statistic}",
                 f"{s.reference_us / 1000:.3f} ms",
                 percent(s.ratio),
                 span(*s.interval),
                 _margin(s),
                 f"{s.sign_flip_p:.3f}",
-                word(reading(s, run.verdict.claim), _tone(s, run.verdict.claim)),
+                word(describe_statistic(s, run.verdict.claim), _tone(s, run.verdict.claim)),
             )
             for s in found.statistics
         ]
@@ -657,12 +662,12 @@ def _numbers(run: _Run) -> list[Html]:
             )
         others = [
             (
-                f"{c.arm}: {words(c.metric)} {c.statistic}",
+                f"{c.arm}: {metric_label(c.metric)} {c.statistic}",
                 percent(c.ratio),
                 span(*c.interval),
                 span(*c.wide_interval),
                 percent(c.expected) if c.expected else "",
-                word("told apart", "good") if c.told_apart else word("not told apart", "open"),
+                word("told apart", "good") if c.detected else word("not told apart", "open"),
             )
             for c in found.controls
         ]
@@ -684,7 +689,7 @@ def _numbers(run: _Run) -> list[Html]:
             )
         same = [
             (
-                f"{c.arms[1]} over {c.arms[0]}: {words(c.metric)} {c.statistic}",
+                f"{c.arms[1]} over {c.arms[0]}: {metric_label(c.metric)} {c.statistic}",
                 percent(c.ratio),
                 span(*c.interval),
                 (

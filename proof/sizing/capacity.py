@@ -12,7 +12,7 @@ import numpy as np
 from command import Unavailable
 from proof.evidence.readings import read_restart
 from proof.evidence.store import read_columns
-from proof.measuring.servers import generate, server
+from proof.measuring.servers import generate, serve_arms
 from proof.plans.plan import measuring_capacity
 from proof.plans.plan_file import read_plan
 from proof.plans.restart import RestartSpec
@@ -28,7 +28,7 @@ def capacity_per_s(path: Path, slice_s: float) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows, log = folder / "rows.csv", folder / "run.log"
-        with server(plan, load_order(plan, 0), log) as served:
+        with serve_arms(plan, load_order(plan, 0), log) as served:
             spec = RestartSpec(
                 plan=plan.path,
                 texts=plan.texts,

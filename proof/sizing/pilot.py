@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from command import BadInput
-from proof.evidence.audit import audit, check_restarts, loaded_models, read_sealed_plan
-from proof.evidence.readings import Readings, claimable, latencies_us, readings
+from proof.evidence.audit import audit_rows, check_restarts, loaded_models, read_sealed_plan
+from proof.evidence.readings import Readings, claimable, collect_readings, latencies_us
 from proof.evidence.statistics import Matrix, plain_contrast, position_residuals
 from proof.evidence.store import MANIFEST, Requests, at_level, check_manifest, read_starts
 from proof.plans.plan import MOST_GAIN, Level, Plan
@@ -111,12 +111,12 @@ def _described(found: PilotLevel) -> dict[str, Any]:
 
 def read_pilot(folder: Path) -> Pilot:
     """The noise in a sealed A/A run; BadInput if its arms are not one model or its restarts too
-    few, Refused if it is not sound.
+    few, EvidenceRejected if it is not sound.
     """
     check_manifest(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
     _check_same(folder, plan)
-    lines = audit(folder, plan, starts)
+    lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
     kept = [start for start in starts if not start.dropped]
     if len(kept) < FEWEST_PILOT_RESTARTS:
@@ -141,7 +141,7 @@ def read_pilot(folder: Path) -> Pilot:
                 correlation[level.name].append(_autocorrelation(plan, level, here))
     levels = {}
     for level in plan.levels:
-        found = readings(plan, level, lines)
+        found = collect_readings(plan, level, lines)
         levels[level.name] = _level(
             plan,
             level,

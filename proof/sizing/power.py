@@ -32,7 +32,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 @dataclass(frozen=True)
-class Offer:
+class SampleSize:
     """A size that was considered."""
 
     restarts: int
@@ -48,9 +48,9 @@ class Offer:
     """Power of each statistic by itself, and of telling the delayed arm apart at each level."""
 
 
-def plan_from(
+def size_plan(
     pilot: Pilot, template: Plan, power: float, minutes: float, floor_us: float = 0.0
-) -> tuple[Plan, Offer]:
+) -> tuple[Plan, SampleSize]:
     """The template's claim at the size with the fewest minutes; BadInput if it cannot be afforded,
     saying what could.
 
@@ -127,7 +127,7 @@ def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan
     return replace(template, levels=tuple(levels))
 
 
-def _offer(pilot: Pilot, plan: Plan, restarts: int, power: float) -> Offer | None:
+def _offer(pilot: Pilot, plan: Plan, restarts: int, power: float) -> SampleSize | None:
     """The smallest sizes with which `restarts` restarts are enough, each level sharing in the joint
     power; the largest if none is.
     """
@@ -154,7 +154,7 @@ def _offer(pilot: Pilot, plan: Plan, restarts: int, power: float) -> Offer | Non
     seconds = pilot.start_s + sum(
         pilot.levels[level.name].seconds * sizes[level.name] for level in plan.levels
     )
-    return Offer(restarts, sizes, restarts * seconds / 60, joint, quarter, alone)
+    return SampleSize(restarts, sizes, restarts * seconds / 60, joint, quarter, alone)
 
 
 def _power(
@@ -186,13 +186,13 @@ def _power(
     alone = dict(zip(names, inside.mean(axis=0).tolist(), strict=True))
     good = inside.all(axis=1)
     for level, size in sized:
-        told_apart = _told_apart(pilot, plan, level, size, restarts, rng)
-        alone[f"{level.name} {CONTROL}"] = float(told_apart.mean())
-        good &= told_apart
+        detected = _detected(pilot, plan, level, size, restarts, rng)
+        alone[f"{level.name} {CONTROL}"] = float(detected.mean())
+        good &= detected
     return float(good.mean()), alone
 
 
-def _told_apart(
+def _detected(
     pilot: Pilot, plan: Plan, level: Level, size: int, restarts: int, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
     """(DRAWS,): whether the delayed arm is seen beyond its margin, by one statistic at least, as
@@ -257,7 +257,7 @@ def _sized(level: Level, pilot: Level, size: int) -> Level:
     return replace(level, tuples=pilot.tuples * size)
 
 
-def describe(pilot: Pilot, offer: Offer) -> str:
+def describe(pilot: Pilot, offer: SampleSize) -> str:
     """The pilot's noise and the size that was found; for a terminal."""
     lines = [f"pilot: {pilot.restarts} restarts, a start takes {pilot.start_s:.1f} s"]
     for name, level in pilot.levels.items():

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from proof.evidence.audit import loaded_models, read_sealed_plan
-from proof.evidence.store import Refused
+from proof.evidence.store import EvidenceRejected
 from proof.plans.plan import Plan
 from proof.verdict import identity
-from proof.verdict.judge import judge
+from proof.verdict.judge import judge_run
 from proof.verdict.schema import EXIT_CODES, Verdict, check_committed
 from service.artifact import Artifact, read_artifact
 
@@ -40,11 +40,12 @@ class Verified:
 
 
 def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
-    """Compares the artifacts and judges the evidence again; Refused if the evidence was measured on
-    other graphs.
+    """Compare the artifacts and judge the evidence again.
+
+    Raise EvidenceRejected if the evidence was measured on other graphs.
     """
     compared = identity.compare(reference, candidate)
-    verdict = judge(evidence)
+    verdict = judge_run(evidence)
     check_committed(evidence / "verdict.json", verdict)
     plan = read_sealed_plan(evidence)
     models = loaded_models(evidence)
@@ -61,7 +62,7 @@ def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
 def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> dict[str, Any]:
     name = next(arm.name for arm in plan.arms if arm.role == role)
     if name not in models:
-        raise Refused(
+        raise EvidenceRejected(
             f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be"
             " held against an artifact."
         )
@@ -72,7 +73,7 @@ def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> 
         if not isinstance(found.get(key), str)
     ]
     if missing:
-        raise Refused(
+        raise EvidenceRejected(
             f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had"
             " loaded."
         )
@@ -84,13 +85,13 @@ def _check_measured(
 ) -> None:
     variant = artifact.manifest.variants.get(measured["variant"])
     if variant is None:
-        raise Refused(
+        raise EvidenceRejected(
             f"{evidence} measured the variant {measured['variant']}, which {artifact.directory} has"
             " not; export it, or measure again."
         )
     for what in ("encoder_digest", "head_digest", "precision"):
         if getattr(variant, what) != measured[what]:
-            raise Refused(
+            raise EvidenceRejected(
                 f"{evidence} measured another {role} than {artifact.directory}: its"
                 f" {what.replace('_', ' ')} is {measured[what][:12]}, not"
                 f" {getattr(variant, what)[:12]}; measure again."

@@ -14,7 +14,7 @@ from typing import Any
 from graphs.canonical import Graph, first_differences, layers_only_in, split
 from graphs.files import read_graph
 from graphs.subnormals import count_subnormal_weights
-from proof.evidence.store import Refused
+from proof.evidence.store import EvidenceRejected
 from service.artifact import Artifact, read_artifact
 
 
@@ -93,7 +93,7 @@ def _parts(artifact: Artifact, name: str) -> tuple[Graph, Graph]:
     variant = artifact.manifest.variants[name]
     encoder, head = split(read_graph(artifact.path(variant.files[0])))
     if (encoder.digest, head.digest) != (variant.encoder_digest, variant.head_digest):
-        raise Refused(
+        raise EvidenceRejected(
             f"{artifact.directory}: the digests of {name} in its manifest are not those of its"
             " graph; export it again."
         )
@@ -126,7 +126,7 @@ def _short(value: object) -> str:
     return text[:12] + "…" if len(text) == 64 else text
 
 
-def lead(result: dict[str, Any]) -> str:
+def headline(result: dict[str, Any]) -> str:
     """What a comparison comes to, in a few words."""
     if result["same"]:
         return "the same work"
@@ -155,7 +155,7 @@ def describe(result: dict[str, Any]) -> str:
             f" {result['parameters'][0]:,} parameters, {result['flops_per_token'][0]:,} FLOPs a"
             f" token ({graphs}), {_subnormals(result)}."
         )
-    lines = [f"different: {result['a']} and {result['b']}: {lead(result)}."]
+    lines = [f"different: {result['a']} and {result['b']}: {headline(result)}."]
     lines += [f"  {item['what']}: {item['detail']}" for item in result["differences"]]
     return "\n".join(
         [*lines, f"  not a difference: {_subnormals(result)}"] if result["variants"] else lines

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from proof.evidence.audit import audit, check_restarts, read_sealed_plan
+from proof.evidence.audit import audit_rows, check_restarts, read_sealed_plan
 from proof.evidence.gates import MOST_DROPPED
-from proof.evidence.readings import Key, Readings, readings
+from proof.evidence.readings import Key, Readings, collect_readings
 from proof.evidence.statistics import (
     Estimate,
     Matrix,
@@ -29,7 +29,7 @@ from proof.evidence.statistics import (
     plain_contrast,
     sign_flip_p,
 )
-from proof.evidence.store import Refused, Start, check_manifest, read_starts
+from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
 from proof.plans.plan import FEWEST_RESTARTS, Level, Plan, Role
 from proof.verdict.schema import (
     SCHEMA_VERSION,
@@ -37,11 +37,11 @@ from proof.verdict.schema import (
     Control,
     Gate,
     LevelVerdict,
+    Outcome,
     PlanName,
     RunName,
     Statistic,
     Verdict,
-    Word,
     percent,
     read_run,
 )
@@ -53,7 +53,7 @@ DELAY_CONFIDENCE = 0.995
 # Restarts below which no interval is worth its name.
 FEWEST_FOR_INTERVAL = 4
 
-WORST_LAST: tuple[Word, ...] = (
+WORST_LAST: tuple[Outcome, ...] = (
     "equivalent",
     "not-slower",
     "inconclusive",
@@ -62,31 +62,35 @@ WORST_LAST: tuple[Word, ...] = (
 )
 
 
-def judge(folder: Path) -> Verdict:
-    """The verdict on the sealed evidence in `folder`, recomputed from its rows; Refused if it
-    cannot be trusted.
+def judge_run(folder: Path) -> Verdict:
+    """Return the verdict on the sealed evidence in `folder`, recomputed from its rows.
+
+    Raise EvidenceRejected if the evidence cannot be trusted.
     """
     if not folder.is_dir():
-        raise Refused(f"{folder} does not exist.")
+        raise EvidenceRejected(f"{folder} does not exist.")
     check_manifest(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit(folder, plan, starts)
+    lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
     return judge_lines(folder, plan, starts, lines)
 
 
 def judge_lines(
-    folder: Path, plan: Plan, starts: Sequence[Start], lines: Sequence[Mapping[str, Any]]
+    folder: Path, plan: Plan, starts: Sequence[RestartRecord], lines: Sequence[Mapping[str, Any]]
 ) -> Verdict:
     """The verdict that follows from the lines of restarts.csv."""
     run = read_run(folder / "run.json", plan.digest)
     return judge_readings(
-        plan, starts, {level.name: readings(plan, level, lines) for level in plan.levels}, run
+        plan,
+        starts,
+        {level.name: collect_readings(plan, level, lines) for level in plan.levels},
+        run,
     )
 
 
 def judge_readings(
-    plan: Plan, starts: Sequence[Start], found: dict[str, Readings], run: RunName
+    plan: Plan, starts: Sequence[RestartRecord], found: dict[str, Readings], run: RunName
 ) -> Verdict:
     """The verdict that follows from each level's numbers."""
     levels = {
@@ -104,7 +108,9 @@ def judge_readings(
     )
 
 
-def judge_level(plan: Plan, level: Level, found: Readings, starts: Sequence[Start]) -> LevelVerdict:
+def judge_level(
+    plan: Plan, level: Level, found: Readings, starts: Sequence[RestartRecord]
+) -> LevelVerdict:
     """One level's verdict, with everything it rests on."""
     kept = len(found.restarts)
     gates = [_dropped_gate(starts)]
@@ -131,7 +137,7 @@ def judge_level(plan: Plan, level: Level, found: Readings, starts: Sequence[Star
         {"faster"} if plan.claim == "non-inferiority" else set()
     )
     enough = kept >= FEWEST_RESTARTS and kept >= plan.restarts
-    word: Word = "inconclusive"
+    word: Outcome = "inconclusive"
     if breached:
         word = "invalid"
     elif outside:
@@ -324,7 +330,7 @@ def _control(
         interval=(math.exp(low), math.exp(high)),
         wide_interval=(math.exp(wide_low), math.exp(wide_high)),
         restart_ratios=np.exp(differences).tolist(),
-        told_apart=strict_low > bound,
+        detected=strict_low > bound,
         expected=expected,
         as_expected=None if expected is None else wide_low <= math.log(expected) <= wide_high,
     )
@@ -339,7 +345,7 @@ def _control_gates(plan: Plan, level: Level, controls: Sequence[Control]) -> lis
         gates.append(
             Gate(
                 name=f"{name} is told apart",
-                passed=any(control.told_apart for control in mine),
+                passed=any(control.detected for control in mine),
                 found="; ".join(
                     f"{c.metric.replace('_', ' ')} {c.statistic} {percent(c.ratio)}"
                     f" ({percent(c.interval[0])} to {percent(c.interval[1])})"
@@ -386,7 +392,7 @@ def _drift_gate(plan: Plan, level: Level, found: Readings) -> list[Gate]:
     ]
 
 
-def _dropped_gate(starts: Sequence[Start]) -> Gate:
+def _dropped_gate(starts: Sequence[RestartRecord]) -> Gate:
     dropped = sum(bool(start.dropped) for start in starts)
     share = dropped / max(1, len(starts))
     return Gate(
@@ -396,7 +402,7 @@ def _dropped_gate(starts: Sequence[Start]) -> Gate:
     )
 
 
-def _sentence(plan: Plan, worst: Word, levels: dict[str, LevelVerdict]) -> str:
+def _sentence(plan: Plan, worst: Outcome, levels: dict[str, LevelVerdict]) -> str:
     first, second = (
         plan.arms[plan.indices("reference")[0]].name,
         plan.arms[plan.indices("candidate")[0]].name,

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from proof.evidence.store import Refused
+from proof.evidence.store import EvidenceRejected
 
 SCHEMA_VERSION = 2
-Word = Literal["equivalent", "not-slower", "inconclusive", "not-equivalent", "invalid"]
-EXIT_CODES: dict[Word, int] = {
+Outcome = Literal["equivalent", "not-slower", "inconclusive", "not-equivalent", "invalid"]
+EXIT_CODES: dict[Outcome, int] = {
     "equivalent": 0,
     "not-slower": 0,
     "not-equivalent": 1,
@@ -28,7 +28,14 @@ Interval = tuple[float, float]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True
+    )
+
+
+def _named(key: str) -> Any:
+    """Return a field whose key in verdict.json is another one: published files keep theirs."""
+    return Field(validation_alias=key, serialization_alias=key)
 
 
 class Gate(_Part):
@@ -96,14 +103,15 @@ class Control(_Part):
     wide_interval: Interval
     """99.5 %"""
     restart_ratios: list[float]
-    told_apart: bool
+    detected: bool = _named("told_apart")
+    """Whether its interval, corrected for the number of statistics, lies beyond the margin."""
     expected: float | None
     """The ratio it was made to have, where no queue multiplies it."""
     as_expected: bool | None
 
 
 class LevelVerdict(_Part):
-    verdict: Word
+    verdict: Outcome
     not_slower: bool
     equivalent: bool
     direction: str | None
@@ -134,7 +142,7 @@ class RunName(_Part):
 
 class Verdict(_Part):
     schema_version: int
-    verdict: Word
+    verdict: Outcome
     """The worst of its levels."""
     sentence: str
     claim: Literal["equivalence", "non-inferiority"]
@@ -144,13 +152,13 @@ class Verdict(_Part):
 
 
 def read_run(path: Path, plan_digest: str) -> RunName:
-    """run.json; Refused if it cannot be read or tells of another plan."""
+    """run.json; EvidenceRejected if it cannot be read or tells of another plan."""
     try:
         run = RunName.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
+        raise EvidenceRejected(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
     if run.plan_digest != plan_digest:
-        raise Refused(
+        raise EvidenceRejected(
             f"{path} tells of another plan ({run.plan_digest[:16]}) than plan.toml"
             f" ({plan_digest[:16]})."
         )
@@ -158,30 +166,34 @@ def read_run(path: Path, plan_digest: str) -> RunName:
 
 
 def read_verdict(path: Path) -> Verdict:
-    """A committed verdict; Refused if its schema is another or it cannot be read."""
+    """A committed verdict; EvidenceRejected if its schema is another or it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.get("schema_version")
     except (OSError, ValueError, AttributeError) as error:
-        raise Refused(f"{path} cannot be read: {error}.") from None
+        raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
     if version != SCHEMA_VERSION:
-        raise Refused(
+        raise EvidenceRejected(
             f"{path}: schema_version {version!r} is unknown; this judge writes {SCHEMA_VERSION}."
         )
     try:
         return Verdict.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Refused(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        raise EvidenceRejected(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        ) from None
 
 
 def check_committed(path: Path, found: Verdict) -> None:
-    """Refused if the verdict that was committed is not the one found."""
+    """EvidenceRejected if the verdict that was committed is not the one found."""
     committed = read_verdict(path)
     if committed.verdict != found.verdict:
-        raise Refused(f"{path} says {committed.verdict}, the evidence says {found.verdict}.")
+        raise EvidenceRejected(
+            f"{path} says {committed.verdict}, the evidence says {found.verdict}."
+        )
     if (where := first_difference(committed.model_dump(), found.model_dump())) is not None:
-        raise Refused(f"{path} does not follow from the evidence: {where}.")
+        raise EvidenceRejected(f"{path} does not follow from the evidence: {where}.")
 
 
 def first_difference(before: Any, after: Any, where: str = "verdict") -> str | None:
@@ -209,11 +221,11 @@ def percent(ratio: float) -> str:
     return f"{ratio - 1:+.2%}"
 
 
-def words(metric: str) -> str:
+def metric_label(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def reading(item: Statistic, claim: str) -> str:
+def describe_statistic(item: Statistic, claim: str) -> str:
     """What one statistic says, in a word or two."""
     if item.equivalent:
         return "equivalent"
@@ -233,15 +245,15 @@ def describe(verdict: Verdict) -> str:
         for item in level.statistics:
             low, high = item.interval
             lines.append(
-                f"  {words(item.metric):<13} {item.statistic:<5} {percent(item.ratio):>8}   90 %"
-                f" interval {percent(low)} to {percent(high)}   margin ±{100 * item.margin:.3g} %  "
-                f" {reading(item, verdict.claim)}"
+                f"  {metric_label(item.metric):<13} {item.statistic:<5} {percent(item.ratio):>8}"
+                f"   90 % interval {percent(low)} to {percent(high)}"
+                f"   margin ±{100 * item.margin:.3g} %   {describe_statistic(item, verdict.claim)}"
             )
         for control in level.controls:
-            said = "told apart" if control.told_apart else "not told apart"
+            said = "told apart" if control.detected else "not told apart"
             made = f", made {percent(control.expected)}" if control.expected else ""
             lines.append(
-                f"  control {control.arm} {words(control.metric)} {control.statistic}:"
+                f"  control {control.arm} {metric_label(control.metric)} {control.statistic}:"
                 f" {percent(control.ratio)} ({percent(control.interval[0])} to"
                 f" {percent(control.interval[1])}){made}, {said}"
             )

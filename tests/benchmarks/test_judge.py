@@ -11,8 +11,8 @@ import pytest
 from benchmarks.proving import large
 from benchmarks.proving.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
 from benchmarks.proving.noise import WORLDS, pilot_of, plan_of, run_of
-from proof.evidence.store import Start
-from proof.sizing.power import plan_from
+from proof.evidence.store import RestartRecord
+from proof.sizing.power import size_plan
 from proof.verdict.judge import judge_level
 from tests.proof.sizing.test_pilot import write_pilot
 
@@ -36,12 +36,12 @@ def test_a_plan_is_large_enough_for_its_delayed_arm_to_be_told_apart() -> None:
     rng = np.random.default_rng(3)
     seen = []
     for _ in range(6):
-        plan, offer = plan_from(
+        plan, offer = size_plan(
             pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf
         )
         # One claim alone, so whatever the joint power lacks of it is the control's.
         assert 0.8 <= offer.power < min(offer.alone.values())
-        starts = [Start(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
+        starts = [RestartRecord(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
         for _ in range(20):
             found = run_of(
                 WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng

@@ -18,7 +18,7 @@ from export.checkpoint.loading import build_model, read_checkpoint
 from export.commands import export, main
 from graphs.canonical import split
 from graphs.files import read_graph
-from proof.verdict.identity import compare, lead
+from proof.verdict.identity import compare, headline
 from service.artifact import read_artifact
 from service.classifier import Classifier
 from service.runtimes.auto import Choice, load
@@ -146,7 +146,7 @@ def test_electras_encoder_is_berts_and_its_head_is_its_own(tmp_path: Path) -> No
     electra = next(family for family in FAMILIES if family.name == "ELECTRA")
     export(str(write_family(REFERENCE, tmp_path / "bert", seed=0)), tmp_path / "a")
     export(str(write_family(electra, tmp_path / "electra", seed=1)), tmp_path / "b")
-    assert lead(compare(tmp_path / "a", tmp_path / "b")) == "encoder equal, head differs"
+    assert headline(compare(tmp_path / "a", tmp_path / "b")) == "encoder equal, head differs"
 
 
 def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from proof.evidence.audit import due_requests
+from proof.evidence.audit import expected_requests
 from proof.evidence.gates import restart_breach
-from proof.evidence.store import Row, RowFile, Start, append_start, read_columns
-from proof.measuring import run as runs
+from proof.evidence.store import RestartRecord, Row, RowFile, append_start, read_columns
+from proof.measuring.run import finish_run
 from proof.plans.plan import Level, Plan
 from proof.plans.plan_file import read_plan
-from proof.plans.schedule import load_order, load_positions, schedule, slice_texts
+from proof.plans.schedule import build_schedule, load_order, load_positions, slice_texts
 
 PLAN = """
 name = "small"
@@ -201,12 +201,15 @@ def _write_evidence(
                 now = max(now, row["done_ns"])
             now += 50_000_000
         rows.close()
-        due = due_requests(
-            plan, {level.name: schedule(plan, level, kept, len(texts)) for level in plan.levels}
+        due = expected_requests(
+            plan,
+            {level.name: build_schedule(plan, level, kept, len(texts)) for level in plan.levels},
         )
         breach = restart_breach(plan, read_columns(rows.path), due, 0.2, 0)
         loaded = " ".join(plan.arms[i].name for i in load_order(plan, kept))
-        append_start(folder, Start(restart, kept, loaded, f"i{restart}", 3.0, 0.2, 0, breach))
+        append_start(
+            folder, RestartRecord(restart, kept, loaded, f"i{restart}", 3.0, 0.2, 0, breach)
+        )
         kept += not breach
     (folder / "plan.pilot.json").unlink(missing_ok=True)
     entry = {
@@ -219,7 +222,7 @@ def _write_evidence(
     for name in ("identity.json", "environment.json"):
         (folder / name).write_text("{}")
     if sealed:
-        runs.finish(folder)
+        finish_run(folder)
     return folder
 
 
@@ -227,7 +230,7 @@ def _level_rows(
     plan: Plan, level: Level, slot: int, texts: int, now: int
 ) -> Iterator[dict[str, Any]]:
     """What is asked and when; how long it took is for the caller to say."""
-    due = schedule(plan, level, slot, texts)
+    due = build_schedule(plan, level, slot, texts)
     if level.kind == "capacity":
         arms = len(plan.claimed_arms) + 1
         for i in range(len(due)):

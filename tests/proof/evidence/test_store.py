@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from proof.evidence.store import Start, append_start, read_starts
+from proof.evidence.store import RestartRecord, append_start, read_starts
 
 
 def test_a_run_that_was_begun_before_a_fact_was_told_goes_on_without_it(tmp_path: Path) -> None:
-    start = Start(
+    start = RestartRecord(
         restart=0,
         slot=0,
         load_order="bert drbert",

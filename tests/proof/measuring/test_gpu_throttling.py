@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proof.measuring import gpu_throttling
-from proof.measuring.gpu_throttling import watched
+from proof.measuring.gpu_throttling import watch_throttling
 from service.telemetry.metrics import Metrics
 from service.telemetry.nvml import Reading
 
@@ -57,7 +57,7 @@ def test_every_reason_that_was_told_meanwhile_is_kept(
 ) -> None:
     monkeypatch.setattr(gpu_throttling, "EVERY_S", 0.01)
     url, seen = f"http://127.0.0.1:{server.server_port}", set[str]()
-    with watched([url], seen):
+    with watch_throttling([url], seen):
         assert seen == set()
         server.slowed = frozenset({"heat"})
         before = server.asked
@@ -65,15 +65,15 @@ def test_every_reason_that_was_told_meanwhile_is_kept(
             time.sleep(0.001)
         server.slowed = frozenset()
     assert seen == {"heat"}
-    with watched([url], seen):
+    with watch_throttling([url], seen):
         server.slowed = frozenset({"power"})
     assert seen == {"heat", "power"}
 
 
 def test_who_says_nothing_is_not_slowed() -> None:
     seen = set[str]()
-    with watched(["http://127.0.0.1:9"], seen):
+    with watch_throttling(["http://127.0.0.1:9"], seen):
         pass
-    with watched([], seen):
+    with watch_throttling([], seen):
         pass
     assert seen == set()

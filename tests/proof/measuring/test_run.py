@@ -24,7 +24,7 @@ from command import BadInput
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
-from proof.measuring.run import why_dropped
+from proof.measuring.run import drop_reason
 from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
@@ -172,11 +172,11 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(
 
 def test_what_a_stopping_server_refuses_is_put_down_to_the_interruption() -> None:
     refused = "1 requests without a good answer, the first (unloaded.1.-1.0.1) with status 503"
-    assert why_dropped(refused, cut_short=True) == "interrupted"
+    assert drop_reason(refused, cut_short=True) == "interrupted"
     assert (
-        why_dropped(refused, cut_short=False) == refused
+        drop_reason(refused, cut_short=False) == refused
     )  # every request was sent: the judge finds the same in the rows
-    assert why_dropped("", cut_short=False) == ""
+    assert drop_reason("", cut_short=False) == ""
 
 
 def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(

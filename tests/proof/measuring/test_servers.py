@@ -11,7 +11,7 @@ import pytest
 
 from command import Unavailable
 from proof.measuring import servers
-from proof.measuring.servers import server
+from proof.measuring.servers import serve_arms
 from tests.proof.factories import write_plan
 
 
@@ -27,7 +27,7 @@ def test_a_port_that_another_holds_is_named_with_the_remedy(
                 r"Port \d+ of 127.0.0.1 cannot be had .*; choose another in the plan's \[server\]"
             ),
         ),
-        server(
+        serve_arms(
             dataclasses.replace(write_plan(tmp_path), port=held.getsockname()[1]),
             [0],
             tmp_path / "log",

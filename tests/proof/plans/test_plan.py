@@ -16,9 +16,9 @@ from proof.plans.schedule import (
     CLOSING,
     CONTROL,
     PLAIN,
+    build_schedule,
     load_order,
     load_positions,
-    schedule,
 )
 from tests.proof.factories import write_plan
 
@@ -65,7 +65,7 @@ def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_con
 
 def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
     for name in ("unloaded", "mixed-50"):
-        due = schedule(plan, plan.level(name), 0, 2)
+        due = build_schedule(plan, plan.level(name), 0, 2)
         tuples: dict[int, list[int]] = {}
         for i in np.flatnonzero((due.slice == PLAIN) | (due.slice == CONTROL)):
             tuples.setdefault(int(due.tuple[i]), []).append(int(due.arm[i]))
@@ -86,7 +86,7 @@ def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
 def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_reference(
     plan: Plan,
 ) -> None:
-    due = schedule(plan, plan.level("unloaded"), 0, 2)
+    due = build_schedule(plan, plan.level("unloaded"), 0, 2)
     control = due.slice == CONTROL
     assert len(set(due.tuple[control])) == 16
     assert set(due.arm[control]) == {0, 2, 3, 4}
@@ -98,15 +98,15 @@ def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_refe
 
 
 def test_the_kept_decoder_runs_in_a_closing_block_of_a_quarter_and_nowhere_else(plan: Plan) -> None:
-    due = schedule(plan, plan.level("unloaded"), 0, 2)
+    due = build_schedule(plan, plan.level("unloaded"), 0, 2)
     closing = due.slice == CLOSING
     assert Counter(due.arm[closing].tolist()) == dict.fromkeys((0, 1, 2, 3, 5), 16)
     assert 5 not in due.arm[~closing]
-    assert 5 not in schedule(plan, plan.level("mixed-50"), 0, 2).arm
+    assert 5 not in build_schedule(plan, plan.level("mixed-50"), 0, 2).arm
 
 
 def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan: Plan) -> None:
-    due = schedule(plan, plan.level("mixed-50"), 0, 2)
+    due = build_schedule(plan, plan.level("mixed-50"), 0, 2)
     gaps = np.diff(due.offset_ns, prepend=0) / 1e9
     # 500 a second, and as scattered as exponential gaps are; the draw is the plan's, so this cannot
     # flicker.
@@ -115,7 +115,7 @@ def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan:
 
 
 def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: Plan) -> None:
-    due = schedule(plan, plan.level("switchback-50"), 0, 2)
+    due = build_schedule(plan, plan.level("switchback-50"), 0, 2)
     slices = [np.flatnonzero(due.slice == number) for number in range(5)]
     assert sorted(int(due.arm[rows[0]]) for rows in slices) == [0, 1, 2, 3, 4]
     for rows in slices:
@@ -123,7 +123,7 @@ def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: P
         assert np.array_equal(due.offset_ns[rows], due.offset_ns[slices[0]])
         assert np.array_equal(due.text[rows], due.text[slices[0]])
     first = Counter(
-        int(schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10)
+        int(build_schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10)
     )
     assert first == dict.fromkeys(range(5), 2)
 
@@ -132,7 +132,7 @@ def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_
     path = tmp_path / "other.toml"
     path.write_text(plan.path.read_text().replace("seed = 7", "seed = 8"))
     for level in plan.levels:
-        one, again, other = (schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path)))
+        one, again, other = (build_schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path)))
         assert all(
             np.array_equal(getattr(one, name), getattr(again, name))
             for name in ("arm", "text", "offset_ns", "pause")
@@ -143,7 +143,7 @@ def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_
 def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan: Plan) -> None:
     # A judge of years from now must draw the same: NumPy's legacy stream is frozen, and this says
     # if it ever thaws.
-    due = schedule(plan, plan.level("mixed-50"), 2, 50)
+    due = build_schedule(plan, plan.level("mixed-50"), 2, 50)
     assert due.arm[:12].tolist() == [1, 3, 0, 2, 0, 1, 2, 3, 2, 1, 3, 0]
     assert due.text[::40].tolist() == [0, 23, 0, 41, 6, 49, 42]
     assert due.offset_ns[:3].tolist() == pytest.approx([1797277, 1908657, 6199174], abs=2)

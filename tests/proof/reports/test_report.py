@@ -20,7 +20,7 @@ from proof.reports.distributions import Distribution, Portrait, portraits, shift
 from proof.reports.drawing import Scale, percent, ratio_ticks, time_ticks
 from proof.reports.markdown import markdown
 from proof.reports.report_environment import environment, same_work
-from proof.verdict.judge import judge
+from proof.verdict.judge import judge_run
 from proof.verdict.schema import Verdict, read_verdict
 from tests import requirements
 from tests.proof.factories import write_evidence
@@ -232,7 +232,7 @@ def test_a_run_whose_restarts_were_all_dropped_is_reported_all_the_same(tmp_path
 
 
 def test_deciles_agree_with_the_verdict_where_both_know_the_median(evidence: Path) -> None:
-    plan, verdict = read_sealed_plan(evidence), judge(evidence)
+    plan, verdict = read_sealed_plan(evidence), judge_run(evidence)
     for level in ("unloaded", "switchback-50"):
         median = shift(plan, shown(evidence, level), "end_to_end")[4]
         claimed = next(

@@ -17,7 +17,7 @@ from proof.evidence.store import write_manifest
 from proof.plans.plan import Level, Plan
 from proof.plans.plan_file import read_plan, to_toml
 from proof.sizing.pilot import Pilot, read_pilot
-from proof.sizing.power import plan_from
+from proof.sizing.power import size_plan
 from tests.proof.factories import LEVELS, write_evidence, write_plan
 
 COPIES = ("bert", "bert-again", "drbert", "drbert-again")
@@ -99,8 +99,8 @@ def claiming(folder: Path, margins: dict[str, dict[str, float]]) -> Plan:
 def test_tighter_margins_cost_more_and_what_cannot_be_afforded_is_refused(
     pilot: Pilot, tmp_path: Path
 ) -> None:
-    wide, cheap = plan_from(pilot, claiming(tmp_path, {"inference": {"p50": 0.05}}), 0.8, 1e9)
-    tight, dear = plan_from(
+    wide, cheap = size_plan(pilot, claiming(tmp_path, {"inference": {"p50": 0.05}}), 0.8, 1e9)
+    tight, dear = size_plan(
         pilot, claiming(tmp_path, {"inference": {"p50": 0.008, "mean": 0.008}}), 0.8, 1e9
     )
     assert cheap.minutes < dear.minutes
@@ -110,15 +110,15 @@ def test_tighter_margins_cost_more_and_what_cannot_be_afforded_is_refused(
     with pytest.raises(
         BadInput, match=r"needs \d+ minutes; 0 can be spent. What is hardest to show is unloaded"
     ):
-        plan_from(pilot, claiming(tmp_path, {"inference": {"p50": 0.01}}), 0.8, 0.01)
+        size_plan(pilot, claiming(tmp_path, {"inference": {"p50": 0.01}}), 0.8, 0.01)
     with pytest.raises(BadInput, match=r"which give a power of .* only"):
-        plan_from(pilot, claiming(tmp_path, {"inference": {"p50": 0.0005}}), 0.8, 1e9)
+        size_plan(pilot, claiming(tmp_path, {"inference": {"p50": 0.0005}}), 0.8, 1e9)
 
 
 def test_a_floor_in_microseconds_widens_a_margin_that_is_tighter(
     pilot: Pilot, tmp_path: Path
 ) -> None:
-    plan, _ = plan_from(
+    plan, _ = size_plan(
         pilot, claiming(tmp_path, {"inference": {"p50": 0.01}}), 0.8, 1e9, floor_us=33.0
     )
     assert plan.levels[0].margins["inference"]["p50"] == pytest.approx(0.03, rel=0.1)

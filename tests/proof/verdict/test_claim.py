@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proof.commands import main
-from proof.evidence.store import Refused, write_manifest
+from proof.evidence.store import EvidenceRejected, write_manifest
 from service.artifact import Artifact
 from tests.proof.factories import write_evidence
 from tests.proof.measuring.test_run import honest_artifact
@@ -98,5 +98,5 @@ def test_evidence_of_other_graphs_is_refused(
         del models["drbert"]
     (evidence / "environment.json").write_text(json.dumps(environment))
     write_manifest(evidence)
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(EvidenceRejected, match=words):
         verify(twins, evidence)

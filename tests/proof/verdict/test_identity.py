@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from export.commands import export
 from graphs.subnormals import count_subnormal_weights
 from proof.commands import main
-from proof.verdict.identity import compare, describe, lead
+from proof.verdict.identity import compare, describe, headline
 from service.artifact import MANIFEST, read_manifest, sealed, sha256
 from tests.export.factories import write_checkpoint
 
@@ -114,7 +114,7 @@ def found(*differences: str, same_encoder: bool = True) -> dict[str, Any]:
 def test_what_a_comparison_comes_to_is_said_in_few_words(
     differences: list[str], same_encoder: bool, words: str
 ) -> None:
-    assert lead(found(*differences, same_encoder=same_encoder)) == words
+    assert headline(found(*differences, same_encoder=same_encoder)) == words
 
 
 def test_a_difference_is_listed_and_what_is_none_is_told_apart() -> None:

@@ -16,10 +16,10 @@ import pytest
 from scipy import stats
 
 from proof.commands import main
-from proof.evidence.statistics import adjusted_contrast, plain_contrast, slope, statistics
-from proof.evidence.store import Refused, write_csv, write_manifest
-from proof.measuring import run as runs
-from proof.verdict.judge import judge
+from proof.evidence.statistics import adjusted_contrast, plain_contrast, slope, summarize_latencies
+from proof.evidence.store import EvidenceRejected, write_csv, write_manifest
+from proof.measuring.run import finish_run, resume_run
+from proof.verdict.judge import judge_run
 from tests.proof.factories import write_evidence
 
 
@@ -42,7 +42,7 @@ def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
     folder = write_evidence(
         tmp_path / "run", factors={"drbert": 1.1, "drbert-again": 1.1}, noise=0.02
     )
-    verdict = judge(folder)
+    verdict = judge_run(folder)
     assert verdict.verdict == "not-equivalent"
     assert verdict.levels["unloaded"].direction == "slower"
     assert main(["judge", str(folder)]) == 1
@@ -50,8 +50,8 @@ def test_a_slower_candidate_is_not_equivalent(tmp_path: Path) -> None:
 
 def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Path) -> None:
     factors = {"drbert": 0.9, "drbert-again": 0.9}
-    equivalence = judge(write_evidence(tmp_path / "a", factors=factors, noise=0.02))
-    inferiority = judge(
+    equivalence = judge_run(write_evidence(tmp_path / "a", factors=factors, noise=0.02))
+    inferiority = judge_run(
         write_evidence(tmp_path / "b", factors=factors, noise=0.02, claim="non-inferiority")
     )
     assert equivalence.verdict == "not-equivalent"
@@ -63,31 +63,31 @@ def test_a_faster_candidate_is_not_equivalent_but_not_slower_either(tmp_path: Pa
 
 def test_noise_that_hides_the_difference_is_inconclusive(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", noise=0.2, seed=1)
-    assert judge(folder).verdict == "inconclusive"
+    assert judge_run(folder).verdict == "inconclusive"
     assert main(["judge", str(folder)]) == 2
 
 
 def test_fewer_restarts_than_planned_are_never_equivalent(tmp_path: Path) -> None:
-    short = judge(write_evidence(tmp_path / "short", restarts=8, planned=12, noise=0.01))
-    few = judge(write_evidence(tmp_path / "few", restarts=4, noise=0.01))
+    short = judge_run(write_evidence(tmp_path / "short", restarts=8, planned=12, noise=0.01))
+    few = judge_run(write_evidence(tmp_path / "few", restarts=4, noise=0.01))
     assert short.levels["unloaded"].equivalent
     assert (short.verdict, few.verdict) == ("inconclusive", "inconclusive")
 
 
 def test_a_run_that_cannot_tell_the_control_apart_is_invalid(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", factors={"drbert-with-decoder": 1.0}, noise=0.02)
-    assert judge(folder).verdict == "invalid"
+    assert judge_run(folder).verdict == "invalid"
     assert main(["judge", str(folder)]) == 3
 
 
 def test_a_biased_copy_makes_the_run_invalid(tmp_path: Path) -> None:
-    verdict = judge(write_evidence(tmp_path / "run", factors={"bert-again": 1.05}, noise=0.01))
+    verdict = judge_run(write_evidence(tmp_path / "run", factors={"bert-again": 1.05}, noise=0.01))
     assert verdict.verdict == "invalid"
     assert any("A/A: bert and bert-again" in name for name in verdict.levels["unloaded"].breached)
 
 
 def test_too_many_dropped_restarts_make_the_run_invalid(tmp_path: Path) -> None:
-    verdict = judge(write_evidence(tmp_path / "run", dropped=(1, 4, 7), noise=0.01))
+    verdict = judge_run(write_evidence(tmp_path / "run", dropped=(1, 4, 7), noise=0.01))
     assert verdict.verdict == "invalid"
     assert verdict.levels["unloaded"].breached == ["few restarts dropped"]
     assert verdict.levels["unloaded"].restarts_kept == 8
@@ -95,7 +95,7 @@ def test_too_many_dropped_restarts_make_the_run_invalid(tmp_path: Path) -> None:
 
 def test_a_dropped_restart_keeps_its_rows_and_does_not_count(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", dropped=(3,), noise=0.01)
-    verdict = judge(folder)
+    verdict = judge_run(folder)
     assert verdict.verdict == "equivalent"
     assert verdict.levels["unloaded"].restarts_kept == 8
     assert 3 in pq.read_table(folder / "requests.parquet")["restart"].to_pylist()
@@ -112,7 +112,7 @@ def test_every_level_has_a_verdict_and_the_run_takes_the_worst(
 ) -> None:
     folder = write_evidence(tmp_path / "run", noise=0.02, levels=ALL_LEVELS)
     assert main(["judge", str(folder)]) == 0
-    verdict = judge(folder)
+    verdict = judge_run(folder)
     assert {name: level.verdict for name, level in verdict.levels.items()} == dict.fromkeys(
         ALL_LEVELS, "equivalent"
     )
@@ -124,7 +124,7 @@ def test_every_level_has_a_verdict_and_the_run_takes_the_worst(
     widened = verdict.levels["switchback-50"].statistics[0]
     assert widened.gain == 1.5
     assert widened.margin == pytest.approx(1.02**1.5 - 1)
-    slower = judge(
+    slower = judge_run(
         write_evidence(
             tmp_path / "slower",
             noise=0.02,
@@ -140,7 +140,7 @@ def test_every_level_has_a_verdict_and_the_run_takes_the_worst(
 
 @pytest.mark.parametrize("level", ALL_LEVELS)
 def test_a_delay_that_is_not_seen_makes_the_level_invalid(tmp_path: Path, level: str) -> None:
-    verdict = judge(
+    verdict = judge_run(
         write_evidence(tmp_path / "run", noise=0.02, levels=(level,), factors={"bert-delayed": 1.0})
     )
     assert verdict.verdict == "invalid"
@@ -148,7 +148,7 @@ def test_a_delay_that_is_not_seen_makes_the_level_invalid(tmp_path: Path, level:
 
 
 def test_a_delay_that_is_read_as_another_makes_the_run_invalid(tmp_path: Path) -> None:
-    verdict = judge(write_evidence(tmp_path / "run", noise=0.02, factors={"bert-delayed": 1.2}))
+    verdict = judge_run(write_evidence(tmp_path / "run", noise=0.02, factors={"bert-delayed": 1.2}))
     assert verdict.levels["unloaded"].breached == ["bert-delayed is as slow as it was made"]
 
 
@@ -162,18 +162,18 @@ def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(
         if row["arm"] == "bert-again":
             row["inference_us"] *= 1 + 0.1 * (row["tuple"] / 64 - 0.5)
 
-    drifting = judge(
+    drifting = judge_run(
         write_evidence(tmp_path / "common", noise=0.02, change=common, control=False)
     ).levels["unloaded"]
     assert "no drift of the ratio within restarts" not in drifting.breached
-    alone = judge(
+    alone = judge_run(
         write_evidence(tmp_path / "alone", noise=0.02, change=of_one_copy, control=False)
     ).levels["unloaded"]
     assert "no drift of the ratio within restarts" in alone.breached
 
 
 def test_a_same_model_pair_is_reported_in_full(tmp_path: Path) -> None:
-    level = judge(write_evidence(tmp_path / "run", noise=0.02)).levels["unloaded"]
+    level = judge_run(write_evidence(tmp_path / "run", noise=0.02)).levels["unloaded"]
     assert {contrast.arms for contrast in level.same_model} == {
         ("bert", "bert-again"),
         ("drbert", "drbert-again"),
@@ -186,16 +186,16 @@ def test_rows_that_were_due_at_another_time_than_the_plans_are_refused(tmp_path:
     folder = write_evidence(tmp_path / "run", levels=("mixed-50",))
     table = pq.read_table(folder / "requests.parquet")
     change_table(folder, "scheduled_ns", table["scheduled_ns"][40].as_py() - 2000)
-    with pytest.raises(Refused, match="was due at another time than the plan's"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match="was due at another time than the plan's"):
+        judge_run(folder)
 
 
 def test_a_slice_that_began_before_the_last_was_answered_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", levels=("switchback-50",))
     table = pq.read_table(folder / "requests.parquet")
     change_table(folder, "done_ns", table["done_ns"][299].as_py() + 10**9, row=299)
-    with pytest.raises(Refused, match="a slice of switchback-50 began before"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match="a slice of switchback-50 began before"):
+        judge_run(folder)
 
 
 def test_two_restarts_of_one_start_of_a_server_are_no_two(tmp_path: Path) -> None:
@@ -205,8 +205,10 @@ def test_two_restarts_of_one_start_of_a_server_are_no_two(tmp_path: Path) -> Non
     folder = write_evidence(tmp_path / "run", change=one_server, sealed=False)
     starts = (folder / "starts.csv").read_text()
     (folder / "starts.csv").write_text(re.sub(r",i\d,", ",i0,", starts))
-    with pytest.raises(Refused, match="answered by the same start of a server as restart 0"):
-        runs.finish(folder)
+    with pytest.raises(
+        EvidenceRejected, match="answered by the same start of a server as restart 0"
+    ):
+        finish_run(folder)
 
 
 def test_a_plan_computed_from_a_pilot_is_nothing_without_it(tmp_path: Path) -> None:
@@ -215,14 +217,14 @@ def test_a_plan_computed_from_a_pilot_is_nothing_without_it(tmp_path: Path) -> N
         f'pilot = "{"0" * 64}"\n' + (folder / "plan.toml").read_text()
     )
     write_manifest(folder)
-    with pytest.raises(Refused, match=r"has no pilot\.json"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=r"has no pilot\.json"):
+        judge_run(folder)
     (folder / "pilot.json").write_text("{}")
     write_manifest(folder)
     with pytest.raises(
-        Refused, match=r"pilot\.json is not the pilot that the plan was computed from"
+        EvidenceRejected, match=r"pilot\.json is not the pilot that the plan was computed from"
     ):
-        judge(folder)
+        judge_run(folder)
 
 
 def test_a_gain_beyond_what_the_pilot_found_is_refused(tmp_path: Path) -> None:
@@ -237,12 +239,12 @@ def test_a_gain_beyond_what_the_pilot_found_is_refused(tmp_path: Path) -> None:
     )
     write_manifest(folder)
     with pytest.raises(
-        Refused,
+        EvidenceRejected,
         match=(
             r"the gain 1\.5 of switchback-50 end_to_end p50 is more than its pilot found \(1\.2\)"
         ),
     ):
-        judge(folder)
+        judge_run(folder)
 
 
 def test_texts_the_plan_binds_are_the_texts_of_the_evidence(tmp_path: Path) -> None:
@@ -250,8 +252,10 @@ def test_texts_the_plan_binds_are_the_texts_of_the_evidence(tmp_path: Path) -> N
     plan = (folder / "plan.toml").read_text()
     (folder / "plan.toml").write_text(f'texts_sha256 = "{"0" * 64}"\n' + plan)
     write_manifest(folder)
-    with pytest.raises(Refused, match="does not hold the texts that the plan was made for"):
-        judge(folder)
+    with pytest.raises(
+        EvidenceRejected, match="does not hold the texts that the plan was made for"
+    ):
+        judge_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +268,8 @@ def test_a_run_json_that_tells_of_no_run_or_another_plan_is_refused(
     folder = write_evidence(tmp_path / "run")
     (folder / "run.json").write_text(content)
     write_manifest(folder)
-    with pytest.raises(Refused, match=r"run\.json (cannot be read|tells of another plan)"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=r"run\.json (cannot be read|tells of another plan)"):
+        judge_run(folder)
 
 
 def test_a_byte_flipped_in_the_manifest_itself_is_refused(tmp_path: Path) -> None:
@@ -275,8 +279,8 @@ def test_a_byte_flipped_in_the_manifest_itself_is_refused(tmp_path: Path) -> Non
         flipped = bytearray(content)
         flipped[place] ^= 0x80
         (folder / "MANIFEST.sha256").write_bytes(flipped)
-        with pytest.raises(Refused):
-            judge(folder)
+        with pytest.raises(EvidenceRejected):
+            judge_run(folder)
 
 
 def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_count(
@@ -287,10 +291,10 @@ def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_co
     (folder / "starts.csv").write_text(
         "".join(lines[:-1]) + lines[-1][:9]
     )  # the line itself was cut short
-    verdict = runs.finish(folder)
+    verdict = finish_run(folder)
     level = verdict.levels["unloaded"]
     assert (level.restarts_kept, level.restarts_dropped) == (7, 1)
-    assert judge(folder) == verdict
+    assert judge_run(folder) == verdict
 
 
 def test_a_run_that_was_killed_while_it_was_sealed_loses_and_doubles_nothing(
@@ -298,13 +302,13 @@ def test_a_run_that_was_killed_while_it_was_sealed_loses_and_doubles_nothing(
 ) -> None:
     folder = write_evidence(tmp_path / "run", sealed=False)
     shutil.copytree(folder / "rows", tmp_path / "rows")
-    whole = runs.finish(folder)
+    whole = finish_run(folder)
     rows = pq.read_table(folder / "requests.parquet").num_rows
     # The new file was there and the old ones not yet removed; nor was there a verdict.
     shutil.copytree(tmp_path / "rows", folder / "rows")
     for name in ("MANIFEST.sha256", "verdict.json", "restarts.csv", "report.html"):
         (folder / name).unlink()
-    _, again = runs.resume(folder)
+    _, again = resume_run(folder)
     assert again == whole
     assert pq.read_table(folder / "requests.parquet").num_rows == rows
 
@@ -316,8 +320,8 @@ def test_a_run_interrupted_before_its_first_control_is_sealed_all_the_same(tmp_p
         part.unlink()
     path = folder / "rows/000.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
-    assert runs.finish(folder).verdict == "invalid"
-    assert judge(folder).levels["unloaded"].restarts_kept == 0
+    assert finish_run(folder).verdict == "invalid"
+    assert judge_run(folder).levels["unloaded"].restarts_kept == 0
 
 
 @pytest.mark.parametrize(
@@ -332,8 +336,8 @@ def test_a_start_with_a_number_that_cannot_be_is_refused(
 ) -> None:
     folder = write_evidence(tmp_path / "run")
     change_starts(folder, **values)
-    with pytest.raises(Refused, match=words):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=words):
+        judge_run(folder)
 
 
 def test_levels_that_ran_side_by_side_are_refused(tmp_path: Path) -> None:
@@ -341,8 +345,10 @@ def test_levels_that_ran_side_by_side_are_refused(tmp_path: Path) -> None:
     table = pq.read_table(folder / "requests.parquet")
     last = max(i for i, name in enumerate(table["level"].to_pylist()[:400]) if name == "unloaded")
     change_table(folder, "done_ns", table["done_ns"][last].as_py() + 10**12, row=last)
-    with pytest.raises(Refused, match="level mixed-50 began before the one before it was answered"):
-        judge(folder)
+    with pytest.raises(
+        EvidenceRejected, match="level mixed-50 began before the one before it was answered"
+    ):
+        judge_run(folder)
 
 
 def test_a_verdict_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -354,7 +360,7 @@ def test_a_verdict_of_another_schema_is_refused(tmp_path: Path) -> None:
         verdict = json.loads((folder / "verdict.json").read_text())
         (folder / "verdict.json").write_text(json.dumps(verdict | change))
         write_manifest(folder)
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(EvidenceRejected, match=words):
             main(["judge", str(folder)])
         (folder / "verdict.json").write_text(json.dumps(verdict))
 
@@ -393,8 +399,8 @@ def test_rows_that_cannot_be_are_refused(
 ) -> None:
     folder = write_evidence(tmp_path / "run")
     change_table(folder, column, value)
-    with pytest.raises(Refused, match=words):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=words):
+        judge_run(folder)
 
 
 def test_one_changed_byte_is_refused(tmp_path: Path) -> None:
@@ -403,8 +409,8 @@ def test_one_changed_byte_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(Refused, match=r"requests\.parquet has changed"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=r"requests\.parquet has changed"):
+        judge_run(folder)
 
 
 FILES = [
@@ -423,8 +429,8 @@ FILES = [
 def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / name).unlink()
-    with pytest.raises(Refused, match=name):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=name):
+        judge_run(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -432,8 +438,8 @@ def test_a_file_left_out_of_the_manifest_too_is_still_missed(tmp_path: Path, nam
     folder = write_evidence(tmp_path / "run")
     (folder / name).unlink()
     write_manifest(folder)
-    with pytest.raises(Refused, match=name):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=name):
+        judge_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +459,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_no_bug(
     folder = write_evidence(tmp_path / "run")
     (folder / name).write_text(content)
     write_manifest(folder)
-    with pytest.raises(Refused):
+    with pytest.raises(EvidenceRejected):
         main(["judge", str(folder)])
 
 
@@ -492,26 +498,26 @@ def test_a_start_told_otherwise_than_it_was_is_refused(
 ) -> None:
     folder = write_evidence(tmp_path / "run")
     change_starts(folder, **values)
-    with pytest.raises(Refused, match=words):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=words):
+        judge_run(folder)
 
 
 def test_rows_of_two_runs_do_not_make_one(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     table = pq.read_table(folder / "requests.parquet")
     change_table(folder, "run", "other-" + table["run"][0].as_py()[-16:])
-    with pytest.raises(Refused, match="come from 2 runs"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match="come from 2 runs"):
+        judge_run(folder)
 
 
 def test_the_order_of_the_rows_in_the_file_does_not_matter(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
-    before = judge(folder)
+    before = judge_run(folder)
     table = pq.read_table(folder / "requests.parquet")
     shuffled = np.random.default_rng(0).permutation(table.num_rows)
     pq.write_table(table.take(shuffled), folder / "requests.parquet")
     write_manifest(folder)
-    assert judge(folder) == before
+    assert judge_run(folder) == before
 
 
 def test_a_verdict_touched_up_anywhere_is_refused(tmp_path: Path) -> None:
@@ -520,22 +526,24 @@ def test_a_verdict_touched_up_anywhere_is_refused(tmp_path: Path) -> None:
     verdict["levels"]["unloaded"]["statistics"][0]["interval"][1] = 1.001
     (folder / "verdict.json").write_text(json.dumps(verdict))
     write_manifest(folder)
-    with pytest.raises(Refused, match=r"verdict\.levels\.unloaded\.statistics\[0\]\.interval\[1\]"):
+    with pytest.raises(
+        EvidenceRejected, match=r"verdict\.levels\.unloaded\.statistics\[0\]\.interval\[1\]"
+    ):
         main(["judge", str(folder)])
 
 
 def test_a_file_nobody_listed_is_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / "notes.txt").write_text("?")
-    with pytest.raises(Refused, match=r"notes\.txt is not listed"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match=r"notes\.txt is not listed"):
+        judge_run(folder)
 
 
 def test_restarts_that_do_not_follow_from_the_rows_are_refused(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     change_table(folder, "inference_us", 1.0)
-    with pytest.raises(Refused, match="does not follow from the rows"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match="does not follow from the rows"):
+        judge_run(folder)
 
 
 def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -> None:
@@ -544,8 +552,8 @@ def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -
         (folder / "plan.toml").read_text().replace("p50 = 0.02", "p50 = 0.20")
     )
     write_manifest(folder)
-    with pytest.raises(Refused, match="made under another plan"):
-        judge(folder)
+    with pytest.raises(EvidenceRejected, match="made under another plan"):
+        judge_run(folder)
 
 
 def test_a_committed_verdict_that_the_evidence_does_not_bear_is_refused(tmp_path: Path) -> None:
@@ -553,7 +561,7 @@ def test_a_committed_verdict_that_the_evidence_does_not_bear_is_refused(tmp_path
     verdict = json.loads((folder / "verdict.json").read_text())
     (folder / "verdict.json").write_text(json.dumps(verdict | {"verdict": "equivalent"}))
     write_manifest(folder)
-    with pytest.raises(Refused, match="says equivalent, the evidence says inconclusive"):
+    with pytest.raises(EvidenceRejected, match="says equivalent, the evidence says inconclusive"):
         main(["judge", str(folder)])
 
 
@@ -568,7 +576,7 @@ def test_the_verdict_follows_from_restarts_csv_by_hand(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     item = next(
         i
-        for i in judge(folder).levels["unloaded"].statistics
+        for i in judge_run(folder).levels["unloaded"].statistics
         if (i.metric, i.statistic) == ("inference", "p50")
     )
     rows = [
@@ -643,7 +651,7 @@ def test_the_plain_interval_is_scipys() -> None:
 
 def test_statistics_are_numpys() -> None:
     values = np.arange(1.0, 102.0)
-    assert statistics(values) == {"p50": 51.0, "mean": 51.0, "p95": 96.0, "p99": 100.0}
+    assert summarize_latencies(values) == {"p50": 51.0, "mean": 51.0, "p95": 96.0, "p99": 100.0}
     assert slope(np.arange(11.0)) == pytest.approx(10.0)
 
 
