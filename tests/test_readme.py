@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from export.commands import export
+from export.pipeline import export
 from service.artifact import Artifact, read_artifact
 from tests.service.test_server import running
 from training.card import write_card
@@ -86,6 +87,20 @@ def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Arti
                     ), command
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's tracer warns of what verification checks
+def test_every_request_of_the_api_reference_gives_the_answer_that_it_shows(
+    drbert: Artifact,
+) -> None:
+    shown = re.findall(r"^\$ (curl .*)\n(\{.*)$", Path("docs/api.md").read_text(), re.M)
+    assert len(shown) == 4
+    with serving_fp32(drbert) as (url, _):
+        for command, expected in shown:
+            arguments = shlex.split(command.replace("localhost:8000", url.removeprefix("http://")))
+            done = subprocess.run(arguments, capture_output=True, check=True)
+            answer = without_what_changes(json.loads(done.stdout))
+            assert answer == without_what_changes(json.loads(expected)), command
+
+
 def test_every_make_target_the_readme_names_exists() -> None:
     targets = set(re.findall(r"^([a-z/.-]+):", Path("Makefile").read_text(), re.M))
     named = {
@@ -102,6 +117,20 @@ def test_every_python_command_the_readme_names_exists() -> None:
             [sys.executable, "-m", module, "--help"], capture_output=True, check=False
         )
         assert done.returncode == 0, f"python -m {module}"
+
+
+def test_every_console_script_the_readme_names_exists() -> None:
+    scripts = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"]
+    code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", README, re.M | re.S)
+    named = set(re.findall(r"(?<![\w/=-])drbert-[a-z]+\b(?![\w/.-])", " ".join(map("".join, code))))
+    # An image and a wheel have names of this form, too.
+    assert {"drbert-serve", "drbert-export", "drbert-prove", "drbert-classify"} <= named
+    assert named <= scripts.keys()
+    for script in sorted(named):
+        done = subprocess.run(
+            [Path(sys.executable).with_name(script), "--help"], capture_output=True, check=False
+        )
+        assert done.returncode == 0, script
 
 
 def test_every_file_the_readme_links_to_exists() -> None:
