@@ -5,6 +5,7 @@
 #   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
 #   make test      the whole suite
 #   make quick     the tests that need no torch and start no process
+#   make coverage  the tests of the service under coverage.py; fails below the floor
 #   make check     ruff (format and rules) and mypy
 #   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
 #   make chaos     break the service in every way there is, in ten minutes
@@ -25,7 +26,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test quick clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install demo serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -99,6 +100,12 @@ test: install .venv/.debian .venv/.grafana .venv/.sbom .venv/.transformers5
 
 quick: install
 	$(BIN)/python -m pytest --quick -q
+
+# Branches count, and only those that run in the process of the tests.
+coverage: install
+	mkdir -p build
+	$(BIN)/python -m coverage run -m pytest tests/service
+	$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=85
 
 check: install
 	$(BIN)/ruff format --check .
