@@ -187,5 +187,5 @@ def _judge(folder: Path) -> int:
 
 def _report(folder: Path, out: Path, as_markdown: bool) -> int:
     found = judge.judge_run(folder)
-    print(markdown.markdown(found) if as_markdown else report.write(folder, found, out))
+    print(markdown.render(found) if as_markdown else report.write(folder, found, out))
     return 0

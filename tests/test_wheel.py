@@ -99,4 +99,10 @@ def test_what_is_for_contributors_is_not_in_it_and_types_are(wheel: Path) -> Non
     folders = {name.split("/")[0] for name in names if "/" in name}
     assert not folders & {"tests", "benchmarks", "k8s", "examples"}
     typed = {f"{package}/py.typed" for package in PACKAGES}
-    assert {*typed, "proof/reports/style.css", "loadtests/locustfile.py"} <= set(names)
+    data = {
+        "loadtests/locustfile.py",
+        "proof/reports/style.css",
+        "proof/reports/templates/macros.html.j2",
+        "proof/reports/templates/report.html.j2",
+    }
+    assert data | typed <= set(names)

@@ -1,183 +1,227 @@
 """
-Inline SVG that needs no script and no scaling: what every chart is drawn with.
+Inline SVG that needs no script and no scaling: the shapes that every chart is drawn with.
 
-Widths are parts of a hundred of whatever width there is, heights and letters are pixels. So a
-chart fills a desktop and a phone alike, and its text is as large on both.
+Horizontal positions and widths are percentages of the available width; heights and font sizes are
+pixels. So a chart fills a desktop and a phone alike, and its text has the same size on both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Literal
 
-STEPS = tuple(digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5))
+from markupsafe import Markup
 
+from proof.reports.formatting import escape_text, format_difference
 
-class Html(str):
-    """Markup that is ready; any other string is text and is escaped."""
+Shape = Literal["circle", "ring", "diamond", "right", "left"]
+Anchor = Literal["start", "middle", "end"]
 
-    __slots__ = ()
-
-
-def text(value: object) -> Html:
-    """Markup as it is, anything else escaped; two slashes are spelled out, so no address can be
-    mistaken for a request.
-    """
-    return (
-        value if isinstance(value, Html) else Html(escape(str(value)).replace("//", "&#47;&#47;"))
-    )
-
-
-def minus(value: str) -> str:
-    """A number with a real minus sign."""
-    return value.replace("-", "\N{MINUS SIGN}")
-
-
-def percent(ratio: float, digits: int = 2) -> str:
-    """A ratio as the difference from 1; what rounds to nothing has no sign."""
-    said = f"{ratio - 1:+.{digits}%}"
-    return minus(said) if any(digit in said for digit in "123456789") else said[1:]
-
-
-def span(low: float, high: float, digits: int = 2) -> str:
-    return f"{percent(low, digits)} to {percent(high, digits)}"
+ROUND_STEPS = tuple(digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to places, in a straight line; values beyond either end are drawn at that end."""
+    """A linear scale from values to positions; values beyond either end are drawn at that end."""
 
     low: float
     high: float
-    begin: float
+    start: float
     end: float
 
     def __call__(self, value: float) -> float:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return self.begin + share * (self.end - self.begin)
+        return self.start + share * (self.end - self.start)
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
+        """Report whether a value lies between the two ends."""
         return self.low <= value <= self.high
 
 
-def ratio_ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
-    """(log ratio, label) of round differences between two log ratios, 0 % among them where it lies
-    between.
+def ratio_ticks(low: float, high: float, limit: int = 5) -> list[tuple[float, str]]:
+    """Return (log ratio, label) of at most `limit` round differences between two log ratios.
+
+    0 % is one of them where it lies between the two.
     """
     first, last = math.expm1(low), math.expm1(high)
-    for step in STEPS:
+    for step in ROUND_STEPS:
         multiples = range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1)
-        if len(multiples) <= most:
-            digits = max(0, -math.floor(math.log10(step)) - 2)
-            return [
-                (math.log1p(k * step), percent(1 + k * step, digits) if k else "0%")
-                for k in multiples
-            ]
+        if len(multiples) <= limit:
+            return [_ratio_tick(multiple, step) for multiple in multiples]
     return [(0.0, "0%")]
 
 
-def time_ticks(low_us: float, high_us: float, most: int = 5) -> list[tuple[float, str]]:
-    """(log µs, label) of round times for a log axis."""
+def _ratio_tick(multiple: int, step: float) -> tuple[float, str]:
+    digits = max(0, -math.floor(math.log10(step)) - 2)
+    label = format_difference(1 + multiple * step, digits) if multiple else "0%"
+    return math.log1p(multiple * step), label
+
+
+def time_ticks(low_us: float, high_us: float, limit: int = 5) -> list[tuple[float, str]]:
+    """Return (log µs, label) of at most `limit` round times for a logarithmic axis."""
+    return [(math.log(us), f"{us / 1000:g} ms") for us in _round_times(low_us, high_us, limit)]
+
+
+def _round_times(low_us: float, high_us: float, limit: int) -> list[float]:
     for digits in ((1, 2, 5), (1, 3), (1,)):
-        found = [d * 10.0**p for p in range(10) for d in digits if low_us <= d * 10.0**p <= high_us]
-        if 3 <= len(found) <= most:
-            break
-    else:
-        found = next(
-            [k * step for k in range(math.ceil(low_us / step), math.floor(high_us / step) + 1)]
-            for step in (d * 10.0**p for p in range(-3, 10) for d in (1, 2, 5))
-            if high_us / step - low_us / step < most - 1
-        )
-    return [(math.log(us), f"{us / 1000:g} ms") for us in found if us > 0]
+        candidates = [digit * 10.0**power for power in range(10) for digit in digits]
+        times = [us for us in candidates if low_us <= us <= high_us]
+        if 3 <= len(times) <= limit:
+            return times
+    # The range is too narrow or too wide for round digits: take the multiples of a round step.
+    steps = (digit * 10.0**power for power in range(-3, 10) for digit in (1, 2, 5))
+    step = next(step for step in steps if high_us / step - low_us / step < limit - 1)
+    multiples = range(math.ceil(low_us / step), math.floor(high_us / step) + 1)
+    return [multiple * step for multiple in multiples if multiple > 0]
 
 
-def picture(
-    height: float, title: str, description: str, shapes: Sequence[str], sided: bool = False
-) -> Html:
-    """One chart, with its words for those who cannot see it; `sided` leaves room for names left of
-    it.
+def draw_element(tag: str, *children: str, **attributes: object) -> Markup:
+    """Return one SVG element; attribute values and text children are escaped.
+
+    Of an attribute's name, a trailing underscore is dropped (`class_`) and any other becomes a
+    hyphen (`text_anchor`).
     """
-    kind = ' class="sided"' if sided else ' width="100%"'
-    return Html(
-        f'<svg{kind} height="{height:.0f}" role="img"'
-        f' aria-label="{text(title)}"><title>{text(title)}</title>'
-        f"<desc>{text(description)}</desc>{''.join(shapes)}</svg>"
+    names = (name.removesuffix("_").replace("_", "-") for name in attributes)
+    pairs = zip(names, attributes.values(), strict=True)
+    start = tag + "".join(f' {name}="{escape_text(value)}"' for name, value in pairs)
+    if not children:
+        return Markup(f"<{start}/>")
+    content = "".join(escape_text(child) for child in children)
+    return Markup(f"<{start}>{content}</{tag}>")
+
+
+def draw_chart(
+    height: float,
+    title: str,
+    description: str,
+    shapes: Iterable[Markup],
+    margin_left: bool = False,
+) -> Markup:
+    """Return one chart; title and description are for readers who cannot see it.
+
+    `margin_left` leaves room for the labels of `draw_side_label`.
+    """
+    width = {"class_": "sided"} if margin_left else {"width": "100%"}
+    return draw_element(
+        "svg",
+        draw_element("title", title),
+        draw_element("desc", description),
+        *shapes,
+        **width,
+        height=f"{height:.0f}",
+        role="img",
+        aria_label=title,
     )
 
 
-def label(x: float, y: float, value: str, anchor: str = "start", soft: bool = False) -> str:
-    kind = ' class="soft"' if soft else ""
-    return f'<text x="{x:.2f}%" y="{y:.1f}" text-anchor="{anchor}"{kind}>{text(value)}</text>'
+def draw_label(
+    x: float, y: float, value: str, anchor: Anchor = "start", soft: bool = False
+) -> Markup:
+    """Return a line of text at (percent, pixels)."""
+    style = {"class_": "soft"} if soft else {}
+    return draw_element("text", value, x=_percent(x), y=_pixels(y), text_anchor=anchor, **style)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.2f}%" y1="{y1:.1f}" x2="{x2:.2f}%" y2="{y2:.1f}" class="{kind}"/>'
+def draw_side_label(y: float, value: str) -> Markup:
+    """Return a label left of a chart with `margin_left`."""
+    return draw_element("text", value, x="-8", y=_pixels(y + 4), text_anchor="end", class_="soft")
 
 
-def box(x1: float, x2: float, y: float, height: float, kind: str) -> str:
-    return (
-        f'<rect x="{min(x1, x2):.2f}%" y="{y:.1f}" width="{abs(x2 - x1):.2f}%"'
-        f' height="{height:.1f}" class="{kind}"/>'
+def draw_line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> Markup:
+    """Return a straight line between two points (percent, pixels)."""
+    return draw_element(
+        "line",
+        x1=_percent(x1),
+        y1=_pixels(y1),
+        x2=_percent(x2),
+        y2=_pixels(y2),
+        class_=css_class,
     )
 
 
-def marker(shape: str, x: float, y: float, kind: str, size: float = 5.0, title: str = "") -> str:
-    """A mark whose shape says as much as its colour: circle, ring, diamond, right, left or bar."""
-    inside = f"<title>{text(title)}</title>" if title else ""
+def draw_rectangle(x1: float, x2: float, y: float, height: float, css_class: str) -> Markup:
+    """Return a filled rectangle from one percentage of the width to another."""
+    return draw_element(
+        "rect",
+        x=_percent(min(x1, x2)),
+        y=_pixels(y),
+        width=_percent(abs(x2 - x1)),
+        height=_pixels(height),
+        class_=css_class,
+    )
+
+
+def draw_marker(
+    shape: Shape, x: float, y: float, css_class: str, size: float = 5.0, tooltip: str = ""
+) -> Markup:
+    """Return a marker whose shape carries the same information as its colour."""
+    children = (draw_element("title", tooltip),) if tooltip else ()
     if shape in ("circle", "ring"):
-        return (
-            f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{size:g}" class="{shape}'
-            f' {kind}">{inside}</circle>'
+        return draw_element(
+            "circle",
+            *children,
+            cx=_percent(x),
+            cy=_pixels(y),
+            r=f"{size:g}",
+            class_=f"{shape} {css_class}",
         )
-    s = size * 1.25
-    points = {
-        "diamond": ((0, -s), (s, 0), (0, s), (-s, 0)),
-        "right": ((-s, -s), (s, 0), (-s, s)),
-        "left": ((s, -s), (-s, 0), (s, s)),
-        "bar": ((-1.5, -s), (1.5, -s), (1.5, s), (-1.5, s)),
+    polygon = draw_element("polygon", *children, points=_outline(shape, size), class_=css_class)
+    # Only a nested <svg> can be placed by a percentage and still keep its shape.
+    return draw_element("svg", polygon, x=_percent(x), y=_pixels(y), overflow="visible")
+
+
+def _outline(shape: Shape, size: float) -> str:
+    reach = size * 1.25
+    corners = {
+        "diamond": ((0, -reach), (reach, 0), (0, reach), (-reach, 0)),
+        "right": ((-reach, -reach), (reach, 0), (-reach, reach)),
+        "left": ((reach, -reach), (-reach, 0), (reach, reach)),
     }[shape]
-    at = " ".join(f"{a:g},{b:g}" for a, b in points)
-    # A nested picture is the only thing that can be placed by a percentage and still keep its
-    # shape.
-    return (
-        f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible"><polygon points="{at}"'
-        f' class="{kind}">{inside}</polygon></svg>'
+    return " ".join(f"{x:g},{y:g}" for x, y in corners)
+
+
+def draw_curve(points: Sequence[tuple[float, float]], height: float, css_class: str) -> Markup:
+    """Return a line through points (percent, pixels) that is equally thick at every width."""
+    polyline = draw_element(
+        "polyline",
+        points=" ".join(f"{x:.2f},{y:.1f}" for x, y in points),
+        class_=css_class,
+        vector_effect="non-scaling-stroke",
+    )
+    return draw_element(
+        "svg",
+        polyline,
+        width="100%",
+        height=f"{height:.0f}",
+        viewBox=f"0 0 100 {height:.0f}",
+        preserveAspectRatio="none",
     )
 
 
-def curve(points: Sequence[tuple[float, float]], height: float, kind: str) -> str:
-    """A line through places (percent, pixels); as thick at every width."""
-    path = " ".join(f"{x:.2f},{y:.1f}" for x, y in points)
-    return (
-        f'<svg width="100%" height="{height:.0f}" viewBox="0 0 100 {height:.0f}"'
-        f' preserveAspectRatio="none"><polyline points="{path}" class="{kind}"'
-        ' vector-effect="non-scaling-stroke"/></svg>'
-    )
-
-
-def beside(y: float, value: str) -> str:
-    """A name left of a chart that is `sided`."""
-    return f'<text x="-8" y="{y + 4:.1f}" text-anchor="end" class="soft">{text(value)}</text>'
-
-
-def ratio_axis(scale: Scale, top: float, bottom: float, most: int = 5) -> list[str]:
-    """Round ratios below, with a dashed upright line where there is no difference."""
-    shapes = []
-    for value, name in ratio_ticks(scale.low, scale.high, most):
+def draw_ratio_axis(scale: Scale, top: float, bottom: float) -> Iterator[Markup]:
+    """Yield an axis of round ratios below a chart, with a dashed vertical line at no difference."""
+    for value, label in ratio_ticks(scale.low, scale.high):
         x = scale(value)
-        shapes.append(
-            line(x, bottom - 4 if value else top, x, bottom + 2, "tick" if value else "zero")
-        )
-        shapes.append(label(x, bottom + 16, name, "middle", soft=True))
-    return shapes
+        if value:
+            yield draw_line(x, bottom - 4, x, bottom + 2, "tick")
+        else:
+            yield draw_line(x, top, x, bottom + 2, "zero")
+        yield draw_label(x, bottom + 16, label, "middle", soft=True)
 
 
-def ratio_levels(scale: Scale, most: int = 5) -> list[str]:
-    """Round ratios beside, with a dashed line where there is no difference."""
-    shapes = []
-    for value, name in ratio_ticks(scale.low, scale.high, most):
+def draw_ratio_grid(scale: Scale) -> Iterator[Markup]:
+    """Yield grid lines at round ratios, labelled at the side; no difference is dashed."""
+    for value, label in ratio_ticks(scale.low, scale.high):
         y = scale(value)
-        shapes += [line(0, y, 100, y, "grid" if value else "zero"), beside(y, name)]
-    return shapes
+        yield draw_line(0, y, 100, y, "grid" if value else "zero")
+        yield draw_side_label(y, label)
+
+
+def _percent(x: float) -> str:
+    return f"{x:.2f}%"
+
+
+def _pixels(y: float) -> str:
+    return f"{y:.1f}"

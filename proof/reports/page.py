@@ -1,113 +1,86 @@
 """
-One HTML file without script or network: its style, and the parts that reports are put together
-from.
+One HTML page without script or network: the building blocks of its data, and the templates.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; shapes and words say the same
-again.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; shapes and words
+carry the same information.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from proof.reports.drawing import Html, text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-STYLE = "\n" + Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+from proof.reports.formatting import escape_text
 
+Tone = Literal["good", "bad", "open"]
+"""Colour of a judgement: it holds, it fails, it is undecided."""
 
-def page(title: str, parts: Iterable[Html]) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><meta name="viewport"'
-        ' content="width=device-width, initial-scale=1"/>'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+HERE = Path(__file__).parent
 
-
-def section(name: str, title: str, *parts: Html) -> Html:
-    """A part of the page that #name leads to."""
-    return Html(f'<section id="{name}"><h2>{text(title)}</h2>\n' + "\n".join(parts) + "</section>")
-
-
-def paragraph(value: object, soft: bool = True) -> Html:
-    return Html(f'<p class="{"soft" if soft else "plain"}">{text(value)}</p>')
-
-
-def heading(value: object) -> Html:
-    return Html(f"<h3>{text(value)}</h3>")
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    finalize=escape_text,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.globals["style_sheet"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
 
 
-def figure(caption: object, *parts: Html) -> Html:
-    return Html(f"<figure><figcaption>{text(caption)}</figcaption>{''.join(parts)}</figure>")
+def render(template: str, **variables: object) -> str:
+    """Return a template of templates/, rendered; a variable that it misses is an error."""
+    return ENVIRONMENT.get_template(template).render(variables)
 
 
-def pairs(figures: Iterable[Html]) -> Html:
-    """Figures side by side where there is room."""
-    return Html(f'<div class="pair">{"".join(figures)}</div>')
+@dataclass(frozen=True)
+class Cell:
+    """Text with a style: a judgement in colour, or code."""
+
+    text: str
+    tone: Tone | None = None
+    is_code: bool = False
 
 
-def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """(shapes in a picture of 30 × 16 pixels, words)"""
-    return Html(
-        '<div class="legend">'
-        + "".join(
-            f'<span><svg viewBox="0 0 30 16" aria-hidden="true">{shapes}</svg>{text(words)}</span>'
-            for shapes, words in entries
-        )
-        + "</div>"
-    )
+Row = Sequence[str | Cell]
 
 
-def word(value: object, tone: str) -> Html:
-    return Html(f'<span class="word {tone}">{text(value)}</span>')
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    is_numeric: bool = False
+    """Whether the column is aligned to the right."""
 
 
-def code(value: object) -> Html:
-    return Html(f"<code>{text(value)}</code>")
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the row."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    layout: Literal["cards", "wide", "plain"] = "cards"
+    """On a phone, `cards` turns rows into lists, `wide` scrolls by itself, and `plain` wraps."""
 
 
-def table(
-    caption: str,
-    head: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    numbers: Iterable[int] = (),
-    kind: str = "cards",
-) -> Html:
-    """A table whose first column names the row. On a phone `cards` turns rows into lists; `wide`
-    scrolls by itself; `plain` wraps.
-    """
-    right = set(numbers)
-    names = [text(value) for value in head]
+@dataclass(frozen=True)
+class Figure:
+    """A chart of one level."""
 
-    def number(i: int) -> str:
-        return ' class="n"' if i in right else ""
-
-    def cell(i: int, value: object) -> str:
-        if i == 0:
-            return f'<th scope="row" role="rowheader"{number(i)}>{text(value)}</th>'
-        return f'<td role="cell" data-name="{names[i]}"{number(i)}>{text(value)}</td>'
-
-    top = "".join(
-        f'<th scope="col" role="columnheader"{number(i)}>{name}</th>'
-        for i, name in enumerate(names)
-    )
-    body = "".join(
-        '<tr role="row">' + "".join(cell(i, value) for i, value in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    # The roles are said again because a table that is shown as cards would lose them.
-    return Html(
-        f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{text(caption)}"><table'
-        f' role="table"><caption>{text(caption)}</caption><thead role="rowgroup"><tr'
-        f' role="row">{top}</tr></thead><tbody role="rowgroup">{body}</tbody></table></div>'
-    )
+    level: str
+    caption: str
+    """What the chart shows; it follows the level's name."""
+    chart: Markup
 
 
-def facts(entries: Iterable[tuple[object, object]]) -> Html:
-    return Html(
-        "<dl>"
-        + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in entries)
-        + "</dl>"
-    )
+def optional_table(table: Table) -> Table | None:
+    """Return the table, or None if it has no rows."""
+    return table if table.rows else None

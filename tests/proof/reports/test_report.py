@@ -15,11 +15,18 @@ import pytest
 from proof.commands import main
 from proof.evidence.audit import read_sealed_plan
 from proof.evidence.store import Requests, read_starts
-from proof.reports import report
-from proof.reports.distributions import Distribution, Portrait, portraits, shift
-from proof.reports.drawing import Scale, percent, ratio_ticks, time_ticks
-from proof.reports.markdown import markdown
-from proof.reports.report_environment import environment, same_work
+from proof.reports import markdown, report
+from proof.reports.distributions import (
+    Distribution,
+    LevelProfile,
+    estimate_shift_function,
+    profile_levels,
+)
+from proof.reports.drawing import Scale, draw_chart, draw_label, ratio_ticks, time_ticks
+from proof.reports.formatting import escape_text, format_difference
+from proof.reports.page import render
+from proof.reports.report_environment import build_comparisons, build_environment
+from proof.reports.reported_run import OUTCOME_STYLES
 from proof.verdict.judge import judge_run
 from proof.verdict.schema import Verdict, read_verdict
 from tests import requirements
@@ -51,14 +58,14 @@ def page(evidence: Path) -> str:
     return (evidence / "report.html").read_text()
 
 
-def words_of(page: str) -> str:
-    """What a reader sees, without tags."""
+def visible_text(page: str) -> str:
+    """Return the page without tags, as a reader sees it."""
     body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
 
 
-def opened(path: Path, *flags: str) -> str:
-    """The page as Chromium understands it."""
+def open_in_chromium(path: Path, *flags: str) -> str:
+    """Return the document that Chromium makes of a page."""
     command = [
         requirements.CHROMIUM,
         *HEADLESS,
@@ -70,34 +77,35 @@ def opened(path: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def shown(evidence: Path, level: str) -> Portrait:
-    return portraits(Requests(evidence), read_sealed_plan(evidence), read_starts(evidence))[level]
+def profile_of(evidence: Path, level: str) -> LevelProfile:
+    plan, starts = read_sealed_plan(evidence), read_starts(evidence)
+    return profile_levels(Requests(evidence), plan, starts)[level]
 
 
 def test_a_report_begins_with_the_verdict_and_its_sentence(evidence: Path, page: str) -> None:
     verdict = read_verdict(evidence / "verdict.json")
-    said = words_of(page)
-    begin = said.index(report.TITLES[verdict.verdict][0])
-    assert begin < said.index(verdict.sentence) < said.index("unloaded") < said.index("Differences")
+    text = visible_text(page)
+    begin = text.index(OUTCOME_STYLES[verdict.verdict].title)
+    assert begin < text.index(verdict.sentence) < text.index("unloaded") < text.index("Differences")
 
 
-def test_a_report_tells_everything_the_verdict_rests_on(evidence: Path, page: str) -> None:
+def test_a_report_shows_everything_the_verdict_rests_on(evidence: Path, page: str) -> None:
     verdict = read_verdict(evidence / "verdict.json")
-    said = words_of(page)
+    text = visible_text(page)
     for level in verdict.levels.values():
         for item in level.statistics:
-            assert percent(item.ratio) in said
-            assert f"{item.sign_flip_p:.3f}" in said
+            assert format_difference(item.ratio) in text
+            assert f"{item.sign_flip_p:.3f}" in text
         for gate in level.gates:
-            assert gate.name in said
-    assert "with status 503" in said
-    assert verdict.plan.digest in said
-    assert f"number {verdict.run.number_for_this_plan} of this plan" in said
-    assert "python -m proof judge run" in said
-    assert "(gain 1.50)" in said
+            assert gate.name in text
+    assert "with status 503" in text
+    assert verdict.plan.digest in text
+    assert f"number {verdict.run.number_for_this_plan} of this plan" in text
+    assert "drbert-prove judge run" in text
+    assert "(gain 1.50)" in text
 
 
-def test_a_report_has_a_picture_for_every_question(page: str) -> None:
+def test_a_report_has_a_chart_for_every_question(page: str) -> None:
     titles = re.findall(r'role="img" aria-label="([^"]+)"', page)
     for level in LEVELS:
         assert f"Differences at {level}" in titles
@@ -119,7 +127,7 @@ def test_a_report_has_a_picture_for_every_question(page: str) -> None:
     assert page.count("<desc>") == len(titles)
 
 
-def test_a_report_asks_nothing_of_any_network(evidence: Path, tmp_path: Path) -> None:
+def test_a_report_makes_no_request(evidence: Path, tmp_path: Path) -> None:
     address = "http" + "://127.0.0.1:8008/classify"
     copy = tmp_path / "run"
     copy.mkdir()
@@ -156,10 +164,10 @@ def test_a_report_asks_nothing_of_any_network(evidence: Path, tmp_path: Path) ->
     assert {target[1:] for target in re.findall(r'href="([^"]*)"', page)} <= set(
         re.findall(r'id="([^"]*)"', page)
     )
-    assert words_of(page).count(address) == 2
+    assert visible_text(page).count(address) == 2
 
 
-def test_a_report_is_small_and_its_markup_is_whole(page: str) -> None:
+def test_a_report_is_small_and_well_formed(page: str) -> None:
     assert len(page) < 1_000_000
     for element in ElementTree.fromstring(page).iter():
         for name in ("x", "y", "cx", "cy", "x1", "x2", "y1", "y2", "width", "height", "points"):
@@ -171,22 +179,20 @@ def test_a_report_is_small_and_its_markup_is_whole(page: str) -> None:
 
 
 @requirements.chromium
-def test_chromium_shows_the_verdict_and_the_pictures(
+def test_chromium_shows_the_verdict_and_the_charts(
     evidence: Path, page: str, tmp_path: Path
 ) -> None:
     (tmp_path / "report.html").write_text(page)
-    seen = opened(tmp_path / "report.html")
+    document = open_in_chromium(tmp_path / "report.html")
     verdict = read_verdict(evidence / "verdict.json")
-    assert re.search(rf"<h1>.*{report.TITLES[verdict.verdict][0]}</h1>", seen)
-    assert len(re.findall(r"<svg[^>]* role=\"img\"", seen)) == page.count('role="img"')
-    assert seen.count("<polyline ") > 0
+    assert re.search(rf"<h1>.*{OUTCOME_STYLES[verdict.verdict].title}</h1>", document)
+    assert len(re.findall(r"<svg[^>]* role=\"img\"", document)) == page.count('role="img"')
+    assert document.count("<polyline ") > 0
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a run on a real machine, whose processor, system and packages have names that do
-    not break.
-    """
+    """Return the page of a run on a real machine, with long names that have no spaces."""
     folder = tmp_path_factory.mktemp("real") / "run"
     shutil.copytree("evidence/published/twins-base-2", folder)
     report.write(folder, read_verdict(folder / "verdict.json"))
@@ -209,32 +215,34 @@ def test_a_page_is_as_wide_as_its_window(
         '||t.getBoundingClientRect().left<-1).length"></iframe>'
     )
     (tmp_path / "frame.html").write_text(f'<!doctype html><meta charset="utf-8">{frame}')
-    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", opened(tmp_path / "frame.html"))
-    assert found is not None
-    assert int(found[1]) <= width
-    assert int(found[2]) > 50
-    assert int(found[3]) == 0, "text is cut at the edge"
+    document = open_in_chromium(tmp_path / "frame.html")
+    match = re.search(r"<title>(\d+) (\d+) (\d+)</title>", document)
+    assert match is not None
+    page_width, labels, cut_labels = map(int, match.groups())
+    assert page_width <= width
+    assert labels > 50
+    assert cut_labels == 0, "text is cut at the edge"
 
 
 @pytest.mark.parametrize("restarts", [1, 2, 3])
-def test_a_run_of_too_few_restarts_is_reported_all_the_same(tmp_path: Path, restarts: int) -> None:
+def test_a_run_of_too_few_restarts_is_reported(tmp_path: Path, restarts: int) -> None:
     folder = write_evidence(tmp_path / "run", restarts=restarts, planned=8, levels=LEVELS)
-    said = words_of((folder / "report.html").read_text())
-    assert "Inconclusive" in said
-    assert f"{restarts} restarts are too few for an interval." in said
+    text = visible_text((folder / "report.html").read_text())
+    assert "Inconclusive" in text
+    assert f"{restarts} restarts are too few for an interval." in text
 
 
-def test_a_run_whose_restarts_were_all_dropped_is_reported_all_the_same(tmp_path: Path) -> None:
+def test_a_run_whose_restarts_were_all_dropped_is_reported(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", restarts=0, planned=8, dropped=(0,))
-    said = words_of((folder / "report.html").read_text())
-    assert "1 of 1 do not count" in said
-    assert "No requests count." in said
+    text = visible_text((folder / "report.html").read_text())
+    assert "1 of 1 do not count" in text
+    assert "No requests count." in text
 
 
 def test_deciles_agree_with_the_verdict_where_both_know_the_median(evidence: Path) -> None:
     plan, verdict = read_sealed_plan(evidence), judge_run(evidence)
     for level in ("unloaded", "switchback-50"):
-        median = shift(plan, shown(evidence, level), "end_to_end")[4]
+        median = estimate_shift_function(plan, profile_of(evidence, level), "end_to_end")[4]
         claimed = next(
             item
             for item in verdict.levels[level].statistics
@@ -244,26 +252,26 @@ def test_deciles_agree_with_the_verdict_where_both_know_the_median(evidence: Pat
         assert np.exp(median.interval(0.90)) == pytest.approx(claimed.interval)
 
 
-def test_pictures_leave_out_dropped_restarts_warm_up_and_slowed_down_rows(evidence: Path) -> None:
-    portrait = shown(evidence, "unloaded")
-    # 64 tuples of four, a closing block of 16 tuples of five, eight restarts; a quarter of the
-    # tuples is for the control.
-    assert portrait.requests == 8 * (64 * 4 + 16 * 5)
-    assert len(portrait.seen["reference", "inference"]) == 8 * 48 * 2
-    assert portrait.phases["delayed"].requests == 8 * 16
-    assert portrait.phases["control"].requests == 8 * 16
-    assert sum(portrait.phases["reference"].mean_ms().values()) == pytest.approx(
-        portrait.phases["reference"].mean_ms()["inference"] + 0.5, abs=0.01
+def test_charts_leave_out_dropped_restarts_warm_up_and_delayed_rows(evidence: Path) -> None:
+    profile = profile_of(evidence, "unloaded")
+    # Eight restarts of 64 blocks of four requests and 16 closing blocks of five; a quarter of the
+    # blocks is for the control.
+    assert profile.requests == 8 * (64 * 4 + 16 * 5)
+    assert len(profile.distributions["reference", "inference"]) == 8 * 48 * 2
+    assert profile.phases["delayed"].requests == 8 * 16
+    assert profile.phases["control"].requests == 8 * 16
+    assert sum(profile.phases["reference"].mean_ms().values()) == pytest.approx(
+        profile.phases["reference"].mean_ms()["inference"] + 0.5, abs=0.01
     )
 
 
 def test_a_distribution_knows_its_quantiles_to_a_thousandth() -> None:
     us = np.random.default_rng(0).lognormal(8, 0.5, 50_000)
-    seen = Distribution()
+    distribution = Distribution()
     for part in np.array_split(us, 7):
-        seen.add(part)
-    assert len(seen) == len(us)
-    assert seen.quantiles([0.01, 0.5, 0.99]) == pytest.approx(
+        distribution.add(part)
+    assert len(distribution) == len(us)
+    assert distribution.quantiles([0.01, 0.5, 0.99]) == pytest.approx(
         np.quantile(us, [0.01, 0.5, 0.99]), rel=2e-3
     )
 
@@ -278,6 +286,26 @@ def test_an_axis_has_a_few_round_times(low: float, times: float) -> None:
     assert len({name for _, name in ticks}) == len(ticks)
 
 
+def test_text_in_a_chart_is_escaped() -> None:
+    label = draw_label(0, 0, '<a href="x">')
+    chart = draw_chart(10, "a & b", "c < d", [label])
+    assert ">&lt;a href=&#34;x&#34;&gt;</text>" in chart
+    assert 'aria-label="a &amp; b"><title>a &amp; b</title><desc>c &lt; d</desc>' in chart
+    assert escape_text(label) is label
+
+
+def test_an_address_in_a_report_cannot_be_mistaken_for_a_request() -> None:
+    assert "//" not in escape_text("http" + "://host")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(1.02, "+2.00%"), (0.98, "\N{MINUS SIGN}2.00%"), (1.00001, "0.00%"), (0.99999, "0.00%")],
+)
+def test_a_difference_has_a_sign_unless_it_rounds_to_zero(ratio: float, text: str) -> None:
+    assert format_difference(ratio) == text
+
+
 @pytest.mark.parametrize("reach", [0.003, 0.02, 0.05, 0.4, 1.5])
 def test_an_axis_of_ratios_has_no_difference_in_it(reach: float) -> None:
     ticks = ratio_ticks(-reach, reach)
@@ -286,13 +314,13 @@ def test_an_axis_of_ratios_has_no_difference_in_it(reach: float) -> None:
     assert len({name for _, name in ticks}) == len(ticks)
 
 
-def test_what_lies_beyond_a_scale_is_drawn_at_its_end() -> None:
+def test_a_value_beyond_a_scale_is_drawn_at_its_end() -> None:
     scale = Scale(-1, 1, 10, 90)
     assert (scale(0), scale(5), scale(-5)) == (50, 90, 10)
-    assert not scale.holds(5)
+    assert not scale.contains(5)
 
 
-def test_a_pull_request_gets_a_table_a_level(
+def test_a_pull_request_gets_a_table_for_each_level(
     evidence: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(evidence), "--markdown"]) == 0
@@ -303,28 +331,29 @@ def test_a_pull_request_gets_a_table_a_level(
         LEVELS
     )
     assert sum(line.startswith("| end to end p50 |") for line in printed.splitlines()) == 2
-    assert "Control bert-delayed: made +6.00%, told apart" in printed
+    assert "Control bert-delayed: expected +6.00%, detected" in printed
     assert f"number 1 of plan small `{verdict.plan.digest}`" in printed
 
 
-def test_a_pull_request_hears_of_gates_that_failed(evidence: Path) -> None:
-    found = read_verdict(evidence / "verdict.json").model_dump()
-    for gate in found["levels"]["unloaded"]["gates"]:
+def test_a_pull_request_shows_the_gates_that_failed(evidence: Path) -> None:
+    values = read_verdict(evidence / "verdict.json").model_dump()
+    unloaded = values["levels"]["unloaded"]
+    for gate in unloaded["gates"]:
         gate["passed"] = gate["name"] != "few restarts dropped"
-    found["levels"] = {"unloaded": found["levels"]["unloaded"] | {"statistics": []}}
-    printed = markdown(Verdict.model_validate(found))
+    values["levels"] = {"unloaded": unloaded | {"statistics": []}}
+    printed = markdown.render(Verdict.model_validate(values))
     assert "Gates that failed: few restarts dropped: 1 of 9 (at most 20%)" in printed
     assert "8 restarts are too few" in printed
 
 
-def test_a_report_is_written_again_beside_the_sealed_folder(
+def test_a_report_is_written_again_outside_the_sealed_folder(
     evidence: Path, tmp_path: Path, page: str
 ) -> None:
     assert main(["report", str(evidence), "--out", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == page
 
 
-def test_what_artifacts_compute_and_where_it_ran_is_told_whatever_it_holds() -> None:
+def test_a_report_compares_artifacts_whatever_identity_json_holds() -> None:
     twin = {
         "same": True,
         "variants": {
@@ -340,28 +369,33 @@ def test_what_artifacts_compute_and_where_it_ran_is_told_whatever_it_holds() -> 
         "same_encoder": True,
         "differences": [{"what": "cpu head", "detail": "4 and 5 nodes"}],
     }
-    said = words_of(
-        same_work(
-            {"drbert": twin, "electra": other, "kept": other | {"same_encoder": False}},
-            controls=["kept"],
-        )
+    identity = {"drbert": twin, "electra": other, "decoder": other | {"same_encoder": False}}
+    comparisons = build_comparisons(identity, controls=["decoder"])
+    text = " ".join(
+        visible_text(render("comparison.html.j2", artifact=artifact)) for artifact in comparisons
     )
-    assert "cpu encoder same aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa 256 and 256" in said
-    assert "cpu subnormal weights differs 0 1,200" in said
+    assert "drbert: same work The same encoder graph" in text
+    assert "cpu encoder same aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa 256 and 256" in text
+    assert "cpu subnormal weights differs 0 1,200" in text
     assert (
-        "electra: other work The same encoder as the reference, but: cpu head: 4 and 5 nodes"
-        in said
+        "electra: different work The same encoder as the reference, but: cpu head: 4 and 5 nodes"
+        in text
     )
-    assert "kept: other work, as a control should" in said
-    here = words_of(
-        environment(
-            {
-                "gpu": {"name": "H100", "clocks_mhz": [1980, 2619]},
-                "commit": None,
-                "server": {"threads": 1, "models": {"bert": {"digest": "b" * 64}}},
-            }
-        )
+    assert "decoder: different work, as a control should Not the reference's graph:" in text
+
+
+def test_a_report_shows_the_machine_whatever_environment_json_holds() -> None:
+    environment = build_environment(
+        {
+            "gpu": {"name": "H100", "clocks_mhz": [1980, 2619]},
+            "commit": None,
+            "server": {"threads": 1, "models": {"bert": {"digest": "b" * 64}}},
+        }
     )
-    assert "gpu name H100, clocks_mhz 1,980, 2,619" in here
-    assert "server threads 1" in here
-    assert f"bert {'b' * 16} " in here
+    text = visible_text(render("environment.html.j2", environment=environment))
+    assert "gpu name H100, clocks_mhz 1,980, 2,619" in text
+    assert "commit null" in text
+    assert "server threads 1" in text
+    assert f"bert {'b' * 16} " in text
+    nothing = render("environment.html.j2", environment=build_environment({}))
+    assert "Nothing was recorded." in nothing
