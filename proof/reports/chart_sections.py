@@ -38,7 +38,7 @@ SHARES = (
 """(requests, shares): how far into the tails a distribution is drawn with so many requests."""
 CURVE_POINTS = 200
 """Points of one curve of a distribution."""
-REACH_IN_MARGINS = 8
+TIME_COURSE_REACH_IN_MARGINS = 8
 """Intervals along a restart are cut beyond this many of the tightest margins."""
 
 TimeCourse = list[tuple[float, charts.Bounds]]
@@ -91,7 +91,8 @@ def build_differences(run: ReportedRun) -> list[LevelDifferences]:
 
 def _level_differences(run: ReportedRun, level: ReportedLevel) -> LevelDifferences:
     verdict = level.verdict
-    rows = [_claimed_interval(item, run.verdict.claim) for item in verdict.statistics]
+    claim = run.verdict.claim
+    rows = [_interval(item, *claim_marker(item, claim)) for item in verdict.statistics]
     return LevelDifferences(
         level=level.name,
         verdict=level.style.title,
@@ -102,11 +103,6 @@ def _level_differences(run: ReportedRun, level: ReportedLevel) -> LevelDifferenc
         controls=list(_control_figures(run, verdict)),
         same_model=list(_same_model_figures(verdict)),
     )
-
-
-def _claimed_interval(item: Statistic, claim: str) -> charts.Interval:
-    shape, css_class = claim_marker(item, claim)
-    return _interval(item, shape, css_class)
 
 
 def _interval(
@@ -285,7 +281,7 @@ def _shared_reach(points: TimeCourse, margin: float) -> float:
     """
     widest = max(abs(math.log(end)) for _, interval in points for end in interval)
     furthest = max(abs(math.log(ratio)) for ratio, _ in points)
-    return max(min(widest, REACH_IN_MARGINS * math.log1p(margin)), 1.1 * furthest)
+    return max(min(widest, TIME_COURSE_REACH_IN_MARGINS * math.log1p(margin)), 1.1 * furthest)
 
 
 @dataclass(frozen=True)
