@@ -1,5 +1,8 @@
 """
-Reports: a verdict as one HTML file without network or script, and as Markdown.
+Show a verdict as one HTML file without network or script, and as Markdown.
 
-It decides nothing: every number comes from the verdict or the evidence.
+    report → reported_run, chart_sections, table_sections, report_environment → page → templates/
+    chart_sections → charts → drawing
+
+Nothing is decided here: every number comes from the verdict or the evidence.
 """
