@@ -166,7 +166,7 @@ class Restart:
         """
         service_s, unit_s = [0.002], 0.0
         for i in range(len(due)):
-            if due.slice[i] != WARM_UP and not unit_s:
+            if due.slice_id[i] != WARM_UP and not unit_s:
                 unit_s = sorted(service_s)[len(service_s) // 2]
             row = self.record(self.prepare(level, due, i))
             if self.failed:
@@ -249,17 +249,17 @@ class Restart:
         own.
         """
         arm = self.arms[int(due.arm[i])]
-        tuple_ = int(due.tuple[i]) if number is None else number
+        tuple_ = int(due.block_id[i]) if number is None else number
         asked = Asked(
             arm,
             int(due.text[i]) if text is None else text,
-            f"{level.name}.{self.restart}.{due.slice[i]}.{tuple_}.{due.place[i]}",
+            f"{level.name}.{self.restart}.{due.slice_id[i]}.{tuple_}.{due.position[i]}",
         )
         asked.where = {
             "level": level.name,
-            "slice": int(due.slice[i]),
-            "tuple": tuple_,
-            "place": int(due.place[i]),
+            "slice_id": int(due.slice_id[i]),
+            "block_id": tuple_,
+            "position": int(due.position[i]),
         }
         return asked
 

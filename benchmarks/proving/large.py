@@ -128,13 +128,15 @@ def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
     words = {"run": f"large-{plan.digest[:16]}", "level": level.name, "instance": f"i{restart}"}
     ids = [
         f"{level.name}.{restart}.{s}.{t}.{p}"
-        for s, t, p in zip(due.slice.tolist(), due.tuple.tolist(), due.place.tolist(), strict=True)
+        for s, t, p in zip(
+            due.slice_id.tolist(), due.block_id.tolist(), due.position.tolist(), strict=True
+        )
     ]
     columns = {name: pa.array([word] * count) for name, word in words.items()} | {
         "restart": np.full(count, restart),
-        "slice": due.slice,
-        "tuple": due.tuple,
-        "place": due.place,
+        "slice_id": due.slice_id,
+        "block_id": due.block_id,
+        "position": due.position,
         "request_id": pa.array(ids),
         "arm": pa.array([plan.arms[a].name for a in due.arm]),
         "load_position": np.array([positions[a] for a in range(len(plan.arms))])[due.arm],

@@ -280,14 +280,14 @@ def _check_schedule(
     )
     if level.kind == "capacity":
         # In a closed loop one request may overtake another between its turn and its start.
-        order = np.lexsort((rows["tuple"], rows["slice"]))
+        order = np.lexsort((rows["block_id"], rows["slice_id"]))
         rows = {name: values[order] for name, values in rows.items()}
         wanted = _capacity_rows(where, plan, level, start, rows, due, len(chars))
     else:
         wanted = {
-            "slice": due.slice,
-            "tuple": due.tuple,
-            "place": due.place,
+            "slice_id": due.slice_id,
+            "block_id": due.block_id,
+            "position": due.position,
             "arm": Categorical(names, due.arm),
             "text_id": due.text,
             "load_position": places[due.arm],
@@ -312,7 +312,7 @@ def _check_schedule(
             f"{where}: a request was sent before the one before it was answered."
         )
     if level.kind in ("mixed", "switchback"):
-        first = rows["slice"] if level.kind == "switchback" else np.zeros_like(rows["slice"])
+        first = rows["slice_id"] if level.kind == "switchback" else np.zeros_like(rows["slice_id"])
         begins = np.flatnonzero(np.diff(first, prepend=first[0] - 1))
         size = np.diff([*begins, len(first)])
         offset = rows["scheduled_ns"] - np.repeat(
@@ -325,7 +325,7 @@ def _check_schedule(
                 " plan's."
             )
     if level.kind in ("switchback", "capacity"):
-        begins = np.flatnonzero(np.diff(rows["slice"], prepend=-1))
+        begins = np.flatnonzero(np.diff(rows["slice_id"], prepend=-1))
         answered, sent = (
             np.maximum.reduceat(rows["done_ns"], begins),
             np.minimum.reduceat(rows["sent_ns"], begins),
@@ -346,17 +346,17 @@ def _capacity_rows(
     texts: int,
 ) -> dict[str, Any]:
     """What the rows of a closed loop must say, given how many there are."""
-    numbers = np.unique(rows["slice"])
-    if not np.array_equal(numbers, due.slice):
+    numbers = np.unique(rows["slice_id"])
+    if not np.array_equal(numbers, due.slice_id):
         raise EvidenceRejected(f"{where}: its slices of {level.name} are not the plan's.")
     arms = len(plan.claimed_arms) + len(plan.indices("delayed"))
     positions = load_positions(plan, start.slot)
-    counts = [int((rows["slice"] == number).sum()) for number in numbers]
+    counts = [int((rows["slice_id"] == number).sum()) for number in numbers]
     tuples = [np.arange(count) for count in counts]
     return {
-        "slice": np.repeat(due.slice, counts),
-        "tuple": np.concatenate(tuples),
-        "place": np.repeat(due.place, counts),
+        "slice_id": np.repeat(due.slice_id, counts),
+        "block_id": np.concatenate(tuples),
+        "position": np.repeat(due.position, counts),
         "arm": Categorical([arm.name for arm in plan.arms], np.repeat(due.arm, counts)),
         "text_id": np.concatenate(
             [
@@ -378,9 +378,9 @@ def _request_ids(level: Level, restart: int, wanted: Mapping[str, Any]) -> npt.N
         ]
 
     ids: npt.NDArray[np.object_] = (
-        each(f"{level.name}.{restart}.{{}}.", wanted["slice"])
-        + each("{}.", wanted["tuple"])
-        + each("{}", wanted["place"])
+        each(f"{level.name}.{restart}.{{}}.", wanted["slice_id"])
+        + each("{}.", wanted["block_id"])
+        + each("{}", wanted["position"])
     )
     return ids
 

@@ -101,7 +101,7 @@ def _machine_breach(generator_cpu_share: float, throttled_us: int, gpu_slowed: s
 
 
 def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:
-    measured = (rows["level"] == level.name) & (rows["slice"] >= PLAIN)
+    measured = (rows["level"] == level.name) & (rows["slice_id"] >= PLAIN)
     arms = rows["arm"][measured]
     lag = (rows["sent_ns"] - rows["scheduled_ns"])[measured].astype(float)
     latency = (rows["done_ns"] - rows["sent_ns"])[measured].astype(float)

@@ -68,9 +68,9 @@ def read_restart(
     microseconds = {metric: latencies_us(level, metric, here) for metric in _metrics(plan, level)}
     lines = []
     blocks = (
-        {"plain": here["slice"] >= PLAIN}
+        {"plain": here["slice_id"] >= PLAIN}
         if level.kind == "switchback"
-        else {name: here["slice"] == kind for name, kind in BLOCKS.items()}
+        else {name: here["slice_id"] == kind for name, kind in BLOCKS.items()}
     )
     for block, chosen in blocks.items():
         for a, arm in enumerate(plan.arms):
@@ -117,7 +117,7 @@ def _drift(
 ) -> dict[str, Any]:
     first, second = plan.indices("reference")
     metric = "inference" if "inference" in microseconds else "end_to_end"
-    plain = rows["slice"] == PLAIN
+    plain = rows["slice_id"] == PLAIN
     one, other = (
         microseconds[metric][plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second)
     )
@@ -142,10 +142,10 @@ def _capacity(
             continue
         took_ns = sum(
             int(
-                rows["done_ns"][mine & (rows["slice"] == s)].max()
-                - rows["sent_ns"][mine & (rows["slice"] == s)].min()
+                rows["done_ns"][mine & (rows["slice_id"] == s)].max()
+                - rows["sent_ns"][mine & (rows["slice_id"] == s)].min()
             )
-            for s in np.unique(rows["slice"][mine])
+            for s in np.unique(rows["slice_id"][mine])
         )
         count = int(mine.sum())
         yield _line(

@@ -1,11 +1,10 @@
 """
-Rows of evidence: appended as they come, sealed once, refused if a byte has changed.
+Rows of evidence: appended one by one, sealed once, rejected if a byte has changed.
 
-    evidence/<run>/  plan.toml pilot.json texts.txt run.json identity.json environment.json
-        written at the start
-                     rows/<restart>.csv  starts.csv                        appended while it runs
-                     requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the
-                         end
+    evidence/<run>/
+        plan.toml pilot.json texts.txt run.json identity.json environment.json   from the start on
+        rows/<restart>.csv starts.csv                                            while it runs
+        requests.parquet restarts.csv verdict.json report.html MANIFEST.sha256   at the end
 
 Appending needs the standard library alone; the load generator does nothing else here.
 """
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 INVALID = 3
+"""Exit code of evidence that cannot be judged, the same as of an invalid run."""
 MANIFEST = "MANIFEST.sha256"
 REQUESTS = "requests.parquet"
 REQUIRED = (
@@ -45,34 +45,37 @@ REQUIRED = (
     "verdict.json",
     "report.html",
 )
+"""Files that every sealed run has."""
+ROWS_SCHEMA_VERSION = 3
+"""Version of the columns, in the metadata of requests.parquet; versions 1 and 2 have none there."""
+_OLD_NAMES = {"slice": "slice_id", "tuple": "block_id", "place": "position"}
+"""Columns that were renamed in version 3, and their names since."""
 
 
 class EvidenceRejected(CommandError):
-    """The evidence cannot be judged; the message names the thing."""
+    """The evidence cannot be judged; the message names the file and the contradiction."""
 
     exit_code = INVALID
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request. Times are integers of one monotonic clock, or microseconds as the server gave
-    them.
-    """
+    """One request. Times are integers of one monotonic clock, or microseconds from the server."""
 
     run: str
     level: str
     restart: int
     instance: str
-    slice: int
-    """`unloaded`, `mixed`: -1 warm-up, 0 plain tuples, 1 control tuples, 2 closing block. Elsewhere
-    the slice's number.
+    slice_id: int
+    """At `unloaded` and `mixed` the kind of block: -1 warm-up, 0 plain, 1 control, 2 closing.
+    Elsewhere the number of the slice.
     """
-    tuple: int
-    """Requests with one number are one text sent once to every arm, or, in slices, its place in the
-    set.
+    block_id: int
+    """Number of the block: one text that is sent once to every arm. In slices, the number of the
+    request in its set.
     """
-    place: int
-    """When in its tuple, or its slice when in its set, had its turn."""
+    position: int
+    """Position of the request in its block, or of the slice in its set."""
     request_id: str
     arm: str
     load_position: int
@@ -97,49 +100,52 @@ UNKNOWN = -1.0
 
 @dataclass(frozen=True)
 class RestartRecord:
-    """One start of the server and what was seen around it."""
+    """One start of the servers and what was observed around it: a line of starts.csv."""
 
     restart: int
+    """Number of the start, dropped ones included."""
     slot: int
-    """Its row of the load-order square."""
+    """Number of restarts that counted before: the row of the load-order square."""
     load_order: str
-    """Arm names, first loaded first, joined by spaces."""
+    """Names of the arms in the order of loading, joined by spaces."""
     instance: str
-    """Who answered: X-Instance-Id, several joined by spaces where arms are servers of their own."""
+    """X-Instance-Id of the server; several joined by spaces where each arm has its own server."""
     seconds: float
+    """Duration from the start to the last answer."""
     generator_cpu_share: float
-    """Of a core, at the level where it was highest; UNKNOWN if the generator did not come to its
-    end.
-    """
+    """Share of a core that the load generator used at its busiest level; UNKNOWN if it failed."""
     throttled_us: int
-    """By how much the cgroup was throttled meanwhile; 0 where none is readable."""
+    """Microseconds for which the cgroup was throttled meanwhile; 0 where that is not readable."""
     dropped: str
-    """Why the whole restart does not count; empty if it does."""
+    """Reason why the restart does not count; empty if it does."""
     gpu_slowed: str = ""
-    """Why a GPU of the servers was slowed down meanwhile, as NVML says it, joined by spaces; empty
-    in runs that were begun before it was told.
+    """Reasons why a GPU of the servers was slowed down, in NVML's words, joined by spaces.
+
+    Empty in runs of versions that did not record it.
     """
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))
-_KINDS = {f.name: str(f.type) for f in fields(Row)}
+_TYPES = {f.name: str(f.type) for f in fields(Row)}
 
 
 class RowFile:
-    """Appends rows to a CSV file; what was written survives whatever happens next."""
+    """A CSV file that rows are appended to; what was written survives a crash."""
 
     def __init__(self, path: Path) -> None:
+        """Create the file with its header; FileExistsError if there is one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        # Unbuffered: what was not written when the disk was full must not come up again at the end.
+        # Unbuffered: a buffer would write at the end what a full disk refused before.
         self._file = path.open("xb", buffering=0)
         self._write(ROW_FIELDS)
 
     def append(self, row: Row) -> None:
-        """Writes the row; OSError, with half a line at most, where the disk is full."""
+        """Write the row; OSError, with half a line at most, where the disk is full."""
         self._write([getattr(row, name) for name in ROW_FIELDS])
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _write(self, cells: Sequence[Any]) -> None:
@@ -155,33 +161,33 @@ def read_columns(path: Path) -> dict[str, Any]:
 
     Each column is an array, or a Categorical where few words occur often.
     """
-    return _in_due_order(_columns(_read_rows(path)))
+    return _in_scheduled_order(_columns(_read_rows(path)))
 
 
-def _in_due_order(columns: dict[str, Any]) -> dict[str, Any]:
-    """Whoever asks twice, of the CSV or of the parquet file, must find the same row first."""
+def _in_scheduled_order(columns: dict[str, Any]) -> dict[str, Any]:
+    """Sort rows, so that the first breach is the same in the CSV file and in the parquet file."""
     import numpy as np
 
     scheduled = columns["scheduled_ns"]
     if (scheduled[1:] >= scheduled[:-1]).all():
         return columns
-    due = np.argsort(scheduled, kind="stable")
-    return {name: values[due] for name, values in columns.items()}
+    order = np.argsort(scheduled, kind="stable")
+    return {name: values[order] for name, values in columns.items()}
 
 
 def at_level(columns: dict[str, Any], level: str) -> dict[str, Any]:
-    """The rows of one level; without a copy where, as in every whole run, they lie together."""
+    """Return the rows of one level; without a copy where they are contiguous, as in whole runs."""
     import numpy as np
 
-    here = columns["level"] == level
-    places = np.flatnonzero(here)
-    together = len(places) > 0 and places[-1] - places[0] + 1 == len(places)
-    chosen = slice(places[0], places[-1] + 1) if together else here
+    is_level = columns["level"] == level
+    indices = np.flatnonzero(is_level)
+    contiguous = len(indices) > 0 and indices[-1] - indices[0] + 1 == len(indices)
+    chosen = slice(indices[0], indices[-1] + 1) if contiguous else is_level
     return {name: values[chosen] for name, values in columns.items()}
 
 
 def _read_rows(path: Path) -> pa.Table:
-    """The rows of one CSV file; a last line that an interruption cut short is no row."""
+    """Return the rows of one CSV file; a last line that was cut short is left out."""
     import pyarrow.csv as pa_csv
 
     content = path.read_bytes() if path.exists() else b""
@@ -189,12 +195,20 @@ def _read_rows(path: Path) -> pa.Table:
     schema = row_schema()
     if content.count(b"\n") < 2:
         return schema.empty_table()
-    options = pa_csv.ConvertOptions(column_types=schema)
-    return pa_csv.read_csv(io.BytesIO(content), convert_options=options)
+    old_types = {old: schema.field(new).type for old, new in _OLD_NAMES.items()}
+    types = {field.name: field.type for field in schema} | old_types
+    table = pa_csv.read_csv(
+        io.BytesIO(content), convert_options=pa_csv.ConvertOptions(column_types=types)
+    )
+    return _with_new_names(table).cast(schema)
+
+
+def _with_new_names(table: pa.Table) -> pa.Table:
+    return table.rename_columns([_OLD_NAMES.get(name, name) for name in table.column_names])
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
-    """An array a column; Categorical where few words occur often."""
+    """Return an array for each column; a Categorical where few words occur often."""
     import pyarrow as pa
 
     from proof.evidence.categorical import Categorical
@@ -202,7 +216,7 @@ def _columns(table: pa.Table) -> dict[str, Any]:
     columns = {}
     for name in ROW_FIELDS:
         column = table[name].combine_chunks()
-        if _KINDS[name] != "str" or name == "request_id":
+        if _TYPES[name] != "str" or name == "request_id":
             columns[name] = column.to_numpy(zero_copy_only=False)
             continue
         coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -213,19 +227,18 @@ def _columns(table: pa.Table) -> dict[str, Any]:
 
 
 def append_start(folder: Path, start: RestartRecord) -> None:
+    """Append a line to starts.csv; a resumed run keeps the columns that it was begun with."""
     path = folder / "starts.csv"
     lines = io.StringIO()
-    # A run that goes on keeps the columns that it was begun with.
-    names = (
-        path.read_text(encoding="utf-8").partition("\n")[0].split(",")
-        if path.exists()
-        else [f.name for f in fields(RestartRecord)]
-    )
+    if path.exists():
+        names = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    else:
+        names = [f.name for f in fields(RestartRecord)]
     writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
     if not path.exists():
         writer.writeheader()
     else:
-        # A line that a full disk or a kill cut short is told again from the rows.
+        # A line that a full disk or a kill cut short is written again from the rows.
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
@@ -235,37 +248,44 @@ def append_start(folder: Path, start: RestartRecord) -> None:
 
 
 def read_starts(folder: Path) -> list[RestartRecord]:
-    """The lines of starts.csv; EvidenceRejected if it is missing or a number in it is none."""
+    """Return the lines of starts.csv.
+
+    Raise EvidenceRejected if the file is missing, or holds a number that cannot be.
+    """
     casts = {"int": int, "float": float, "str": str}
-    kinds = {f.name: str(f.type) for f in fields(RestartRecord)}
+    types = {f.name: str(f.type) for f in fields(RestartRecord)}
     path = folder / "starts.csv"
+    starts = []
     try:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1].decode()
-        starts = [
-            RestartRecord(**{name: casts[kinds[name]](value) for name, value in row.items()})
-            for row in csv.DictReader(io.StringIO(whole))
-        ]
+        for row in csv.DictReader(io.StringIO(whole)):
+            values = {name: casts[types[name]](value) for name, value in row.items()}
+            starts.append(RestartRecord(**values))
     except FileNotFoundError:
         raise EvidenceRejected(f"{folder} has no starts.csv.") from None
     except (KeyError, TypeError, ValueError) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
     for start in starts:
-        for name in ("restart", "slot", "seconds", "generator_cpu_share", "throttled_us"):
-            value = getattr(start, name)
-            if not (0 <= value < math.inf or (name == "generator_cpu_share" and value == UNKNOWN)):
-                raise EvidenceRejected(
-                    f"{path}: {name} = {value} of restart {start.restart} cannot be."
-                )
+        _check_numbers(path, start)
     return starts
 
 
-def seal(folder: Path) -> None:
-    """Turns the appended CSV files into one parquet file, one row group a restart, and only then
-    removes them.
+def _check_numbers(path: Path, start: RestartRecord) -> None:
+    for name in ("restart", "slot", "seconds", "generator_cpu_share", "throttled_us"):
+        value = getattr(start, name)
+        unknown = name == "generator_cpu_share" and value == UNKNOWN
+        if not 0 <= value < math.inf and not unknown:
+            raise EvidenceRejected(
+                f"{path}: {name} = {value} of restart {start.restart} cannot be."
+            )
 
-    Rows that were sealed before stay in front: an interrupted run goes on. So does one that was
-    interrupted in here, between the new file and the removal of the old ones.
+
+def seal(folder: Path) -> None:
+    """Turn the appended CSV files into one parquet file, with a row group for each restart.
+
+    Rows that were sealed before stay in front, so that a run can be resumed. The CSV files are
+    removed last: a seal that is interrupted is repeated and loses nothing.
     """
     import pyarrow.parquet as pq
 
@@ -273,8 +293,8 @@ def seal(folder: Path) -> None:
     sealed = folder / REQUESTS
     if not parts and not sealed.exists():
         raise EvidenceRejected(f"{folder} holds no rows; nothing was measured.")
-    there = set(Requests(folder).restarts) if sealed.exists() else set()
-    parts = [part for part in parts if int(part.stem) not in there]
+    sealed_restarts = set(Requests(folder).restarts) if sealed.exists() else set()
+    parts = [part for part in parts if int(part.stem) not in sealed_restarts]
     if parts:
         with (
             atomic_file(sealed) as draft,
@@ -283,7 +303,8 @@ def seal(folder: Path) -> None:
             if sealed.exists():
                 before = pq.ParquetFile(sealed)
                 for group in range(before.num_row_groups):
-                    writer.write_table(before.read_row_group(group).cast(row_schema()))
+                    table = _with_new_names(before.read_row_group(group))
+                    writer.write_table(table.cast(row_schema()))
             for part in parts:
                 table = _read_rows(part).sort_by("scheduled_ns")
                 if table.num_rows:
@@ -292,10 +313,11 @@ def seal(folder: Path) -> None:
 
 
 def parquet_options() -> dict[str, Any]:
-    """How rows take the least room without loss: 35 bytes each, where Parquet's defaults
-    take 56.
+    """Return the writer's options for the smallest lossless file.
+
+    A row takes 35 bytes, where Parquet's defaults take 56.
     """
-    rising = ("scheduled_ns", "sent_ns", "done_ns", "tuple")
+    rising = ("scheduled_ns", "sent_ns", "done_ns", "block_id")
     encodings = dict.fromkeys(rising, "DELTA_BINARY_PACKED") | {"request_id": "DELTA_BYTE_ARRAY"}
     return {
         "compression": "zstd",
@@ -306,12 +328,13 @@ def parquet_options() -> dict[str, Any]:
 
 
 class Requests:
-    """The rows of a sealed run, read a restart at a time: a long run does not fit into memory
-    whole.
+    """The rows of a sealed run, read one restart at a time: a long run does not fit into memory.
+
+    Columns have the names of schema 3, whatever version wrote them.
     """
 
     def __init__(self, folder: Path) -> None:
-        """EvidenceRejected if the file is missing, cannot be read, or has other columns."""
+        """Open the file; EvidenceRejected if it is missing, unreadable or of another schema."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -320,25 +343,26 @@ class Requests:
             raise EvidenceRejected(f"{folder} has no {REQUESTS}; the run was not sealed.")
         try:
             repeating = [
-                name for name, kind in _KINDS.items() if kind == "str" and name != "request_id"
+                name for name, kind in _TYPES.items() if kind == "str" and name != "request_id"
             ]
             self._file = pq.ParquetFile(self.path, read_dictionary=repeating)
             self._check_schema(pa)
-            groups = [
+            restarts_by_group = [
                 self._file.read_row_group(i, columns=["restart"])["restart"]
                 for i in range(self._file.num_row_groups)
             ]
         except (pa.ArrowInvalid, OSError) as error:
             raise EvidenceRejected(f"{self.path} cannot be read: {error}.") from None
-        if any(restarts.null_count for restarts in groups):
+        if any(restarts.null_count for restarts in restarts_by_group):
             raise EvidenceRejected(f"{self.path}: column 'restart' has empty cells.")
         self._groups: dict[int, list[int]] = {}
-        for i, restarts in enumerate(groups):
+        for i, restarts in enumerate(restarts_by_group):
             for restart in restarts.unique().to_pylist():
                 self._groups.setdefault(restart, []).append(i)
 
     @property
     def restarts(self) -> list[int]:
+        """Numbers of the restarts that have rows, sorted."""
         return sorted(self._groups)
 
     def __len__(self) -> int:
@@ -357,26 +381,33 @@ class Requests:
             table = self._file.read_row_groups(groups) if groups else row_schema().empty_table()
             if pc.unique(table["restart"]).to_pylist() not in ([], [restart]):
                 table = table.filter(pc.field("restart") == restart)
-            table = table.unify_dictionaries()
+            table = _with_new_names(table).unify_dictionaries()
         except (pa.ArrowInvalid, OSError) as error:
             raise EvidenceRejected(f"{self.path} cannot be read: {error}.") from None
         for name in ROW_FIELDS:
             if table[name].null_count:
                 raise EvidenceRejected(f"{self.path}: column {name!r} has empty cells.")
-        return _in_due_order(_columns(table))
+        return _in_scheduled_order(_columns(table))
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for restart in self.restarts:
             yield restart, self.of(restart)
 
     def _check_schema(self, pa: Any) -> None:
-        found = self._file.schema_arrow
+        schema = self._file.schema_arrow
+        version = (schema.metadata or {}).get(b"rows_schema_version", b"").decode()
+        if version not in ("", str(ROWS_SCHEMA_VERSION)):
+            raise EvidenceRejected(
+                f"{self.path}: its rows have schema {version}, this version reads up to"
+                f" {ROWS_SCHEMA_VERSION}; judge it with the version that wrote it."
+            )
+        types = {_OLD_NAMES.get(field.name, field.name): field.type for field in schema}
         for column in row_schema():
-            if column.name not in found.names:
+            if column.name not in types:
                 raise EvidenceRejected(
                     f"{self.path} has no column {column.name!r}: unknown schema."
                 )
-            kind = found.field(column.name).type
+            kind = types[column.name]
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if kind != column.type:
                 raise EvidenceRejected(
@@ -385,26 +416,29 @@ class Requests:
 
 
 def row_schema() -> pa.Schema:
-    """The columns of requests.parquet and their types."""
+    """Return the columns of requests.parquet, their types, and the version in the metadata."""
     import pyarrow as pa
 
-    kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
-    return pa.schema([(name, kinds[_KINDS[name]]) for name in ROW_FIELDS])
+    types = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+    return pa.schema(
+        [(name, types[_TYPES[name]]) for name in ROW_FIELDS],
+        metadata={"rows_schema_version": str(ROWS_SCHEMA_VERSION)},
+    )
 
 
 def write_manifest(folder: Path) -> None:
-    """MANIFEST.sha256 over every file of the run, in the form `sha256sum -c` reads."""
+    """Write MANIFEST.sha256 over every file of the run, in the form that `sha256sum -c` reads."""
     lines = [
         f"{_sha256(path)}  {path.name}"
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST
     ]
-    # Last and at once: a folder with a manifest is whole.
+    # Written last and atomically: a folder with a manifest is complete.
     write_text_atomic(folder / MANIFEST, "\n".join(lines) + "\n")
 
 
 def check_manifest(folder: Path) -> None:
-    """EvidenceRejected if a file is missing, changed or not accounted for."""
+    """Raise EvidenceRejected if a file of the run is missing, changed or not listed."""
     path = folder / MANIFEST
     if not path.is_file():
         raise EvidenceRejected(f"{folder} has no {MANIFEST}; it is no sealed run.")
@@ -422,9 +456,9 @@ def check_manifest(folder: Path) -> None:
             raise EvidenceRejected(
                 f"{folder}: {MANIFEST} does not list {name}, which every run has."
             )
-    for found in folder.iterdir():
-        if found.name not in listed and found.name != MANIFEST:
-            raise EvidenceRejected(f"{found} is not listed in {MANIFEST}.")
+    for file in folder.iterdir():
+        if file.name not in listed and file.name != MANIFEST:
+            raise EvidenceRejected(f"{file} is not listed in {MANIFEST}.")
 
 
 def _sha256(path: Path) -> str:
@@ -433,6 +467,7 @@ def _sha256(path: Path) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a header and a line for each mapping."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

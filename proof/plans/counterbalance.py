@@ -1,5 +1,5 @@
 """
-Orders in which every arm stands at every place, and follows every other, equally often.
+Orders in which every arm has each position, and follows every other arm, equally often.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ Orders = npt.NDArray[np.int64]
 
 
 def williams(size: int) -> list[list[int]]:
-    """A Williams design: a Latin square in which, for an even size, every ordered pair of
-    neighbours occurs once.
+    """Return a Williams design: a Latin square that also balances which arm follows which.
 
-    For an odd size the square and its mirror together have that property, so both are returned.
+    For an even size every ordered pair of neighbours occurs once. For an odd size the square and
+    its mirror together have that property, so both are returned.
+
     E. J. Williams, Australian Journal of Scientific Research 2 (1949).
     """
     first = _zigzag(size)
@@ -23,7 +24,7 @@ def williams(size: int) -> list[list[int]]:
 
 
 def _zigzag(size: int) -> list[int]:
-    """0, 1, size-1, 2, size-2, …: neighbours differ by every amount once."""
+    """Return 0, 1, size-1, 2, size-2, …: each difference between neighbours occurs once."""
     low, high, order = 1, size - 1, [0]
     while len(order) < size:
         order.append(low)
@@ -35,8 +36,9 @@ def _zigzag(size: int) -> list[int]:
 
 
 def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders:
-    """At least `count` orders of 0…size-1, (rows, size): Williams designs one after the other, rows
-    and labels shuffled in each.
+    """Return at least `count` orders of 0…size-1, as (rows, size).
+
+    They are whole Williams designs, one after the other, each with shuffled rows and labels.
     """
     square = np.array(williams(size))
     sets = max(1, -(-count // len(square)))
@@ -47,8 +49,9 @@ def balanced_orders(size: int, count: int, rng: np.random.RandomState) -> Orders
 
 
 def shuffles(size: int, count: int, rng: np.random.RandomState) -> Orders:
-    """(count, size) permutations of 0…size-1; drawn as the order of uniform numbers, so that they
-    stay what they are.
+    """Return (count, size) permutations of 0…size-1.
+
+    They are the ranks of uniform numbers: NumPy may change how `shuffle` draws, but not these.
     """
     order: Orders = np.argsort(rng.random_sample((count, size)), axis=1, kind="stable")
     return order

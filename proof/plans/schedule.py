@@ -1,15 +1,15 @@
 """
-Every request of a restart, as a plan's seed has it: who is asked what, in which order, when.
+Every request of a restart, drawn from the plan's seed: which text to which arm, in which order,
+at which time.
 
-The load generator walks through it and the judge holds the rows against it, so it must come out
-alike for ever: everything is drawn from NumPy's RandomState, whose stream is frozen (NEP 19).
+The load generator sends the schedule and the judge compares the rows with it. Both must draw the
+same for years, so everything comes from NumPy's RandomState, whose stream is frozen (NEP 19).
 
-    unloaded     one request in flight, a pause after each answer       warm-up, tuples, closing
-        block
-    mixed        Poisson arrivals, arms interleaved                     warm-up, tuples
-    switchback   Poisson arrivals, one arm a slice; the arms of a set replay the same gaps and texts
-    capacity     a fixed number in flight, one arm a slice; how many are answered is what is
-                 measured
+    unloaded     one request in flight, a pause after each answer; warm-up, blocks, closing blocks
+    mixed        Poisson arrivals, arms interleaved; warm-up, blocks
+    switchback   Poisson arrivals, one arm in each slice; the arms of a set replay the same gaps
+                 and texts
+    capacity     a fixed number in flight, one arm in each slice; the number of answers is measured
 """
 
 from __future__ import annotations
@@ -25,33 +25,37 @@ from proof.plans.plan import Level, Plan
 
 Integers = npt.NDArray[np.int64]
 
-# What the column `slice` says at the levels unloaded and mixed; at the others slices are counted.
+# Values of the column `slice_id` at the levels unloaded and mixed: the kind of the block.
 WARM_UP, PLAIN, CONTROL, CLOSING = -1, 0, 1, 2
 
-# Control tuples come in blocks of so many, one block in four, so that under load they seldom meet
-# plain ones in the queue.
-BLOCK = 8
+CONTROL_RUN = 8
+"""Consecutive control blocks; one run in four is of control blocks.
 
-# Sent before each slice, one at a time, and not recorded: the arm's caches and the queue are as
-# they will be.
+In runs they seldom share the queue with plain blocks under load.
+"""
 SLICE_WARM_UP = 20
+"""Unrecorded requests before each slice, one at a time: they fill the arm's caches."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One level of one restart; arrays with an entry a request, in the order they are due."""
+    """One level of one restart: arrays with an entry for each request, in the order of sending."""
 
-    slice: Integers
-    tuple: Integers
-    place: Integers
+    slice_id: Integers
+    """Kind of the block (WARM_UP to CLOSING), or the number of the slice."""
+    block_id: Integers
+    """Number of the block, or of the request in its set of slices."""
+    position: Integers
+    """Position of the request in its block, or of the slice in its set."""
     arm: Integers
     """Index into the plan's arms."""
     text: Integers
+    """Index into the plan's texts."""
     pause: npt.NDArray[np.float64]
-    """`unloaded`: the wait after the answer, in service times. Elsewhere zero."""
+    """`unloaded`: pause after the answer, in service times. Elsewhere zero."""
     offset_ns: Integers
-    """`mixed` and `switchback`: when it is due, after the start of its slice (of the level, for
-    `mixed`). Elsewhere zero.
+    """`mixed`, `switchback`: scheduled time after the start of the level or of the slice.
+    Elsewhere zero.
     """
 
     def __len__(self) -> int:
@@ -59,8 +63,9 @@ class Schedule:
 
 
 def load_order(plan: Plan, slot: int) -> list[int]:
-    """Arms in the order they are loaded in that restart: over every four each arm has each position
-    once; controls come last.
+    """Return the arms in the order of loading in the restart that takes `slot`.
+
+    Over every four restarts each arm has each position once; controls are loaded last.
     """
     arms = plan.claimed_arms
     orders = balanced_orders(len(arms), len(arms), _random(plan, "load", slot // len(arms)))
@@ -68,16 +73,19 @@ def load_order(plan: Plan, slot: int) -> list[int]:
 
 
 def load_positions(plan: Plan, slot: int) -> dict[int, int]:
-    """Where each arm was loaded; the delayed arm is no copy of its own but the second reference."""
+    """Return each arm's position in the load order.
+
+    The delayed arm is no copy of its own: it has the position of the second reference.
+    """
     positions = {arm: position for position, arm in enumerate(load_order(plan, slot))}
-    return positions | {
-        arm: positions[plan.indices("reference")[1]] for arm in plan.indices("delayed")
-    }
+    second_reference = plan.indices("reference")[1]
+    return positions | dict.fromkeys(plan.indices("delayed"), positions[second_reference])
 
 
 def build_schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
-    """The requests of one level in the restart that takes `slot`, with `texts` texts to choose
-    from.
+    """Return the requests of one level in the restart that takes `slot`.
+
+    `texts` is the number of texts to choose from.
     """
     if level.kind == "switchback":
         return _switchback(plan, level, slot, texts)
@@ -89,122 +97,127 @@ def build_schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
 def slice_texts(
     plan: Plan, level: Level, slot: int, number: int, texts: int, count: int
 ) -> Integers:
-    """The first `count` texts that every arm of a set is asked at the level `capacity`."""
+    """Return the first `count` texts of a set of slices at the level `capacity`.
+
+    Every arm of the set gets the same ones.
+    """
     return _draw(texts, count, _random(plan, level.name, slot, "set", number))
 
 
 def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     rng = _random(plan, level.name, slot)
+    kinds_and_orders = _block_orders(plan, level, rng)
+    kinds = np.concatenate([kinds for kinds, _ in kinds_and_orders])
+    sizes = np.concatenate(
+        [np.full(len(orders), orders.shape[1]) for _, orders in kinds_and_orders]
+    )
+    block_ids = np.repeat(np.arange(len(sizes)), sizes)
+    # The warm-up goes through all texts, so that no shape is new while it is measured.
+    warm_up = int((kinds == WARM_UP).sum())
+    chosen = np.concatenate([np.arange(warm_up) % texts, _draw(texts, len(sizes) - warm_up, rng)])
+    count = len(block_ids)
+    open_loop = level.kind == "mixed"
+    if open_loop:
+        pause = np.zeros(count)
+        offset_ns = _arrivals(level.rate_per_s(plan), count, rng)
+    else:
+        pause = 0.5 + rng.random_sample(count)
+        offset_ns = np.zeros(count, np.int64)
+    return Schedule(
+        slice_id=np.repeat(kinds, sizes),
+        block_id=block_ids,
+        position=np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes),
+        arm=np.concatenate([orders.ravel() for _, orders in kinds_and_orders]),
+        text=chosen[block_ids],
+        pause=pause,
+        offset_ns=offset_ns,
+    )
+
+
+def _block_orders(
+    plan: Plan, level: Level, rng: np.random.RandomState
+) -> list[tuple[Integers, Integers]]:
+    """Return the kinds (blocks,) and orders of arms (blocks, arms) of each group of blocks."""
     claimed = np.array(plan.claimed_arms)
-    # Warming up goes through all texts, so that no shape is met first while it is measured.
-    warming = claimed[
+    warm_up = claimed[
         balanced_orders(len(claimed), level.warm_up_tuples, rng)[: level.warm_up_tuples]
     ]
     measured = claimed[balanced_orders(len(claimed), level.tuples, rng)[: level.tuples]]
-    control = (
-        _control_tuples(level.tuples, rng)
-        if plan.indices("delayed")
-        else np.zeros(level.tuples, bool)
-    )
+    is_control = np.zeros(level.tuples, bool)
     for delayed in plan.indices("delayed"):
-        again = plan.indices("reference")[1]
-        measured[control] = np.where(measured[control] == again, delayed, measured[control])
-    blocks = [
-        (np.full(len(warming), WARM_UP), warming),
-        (np.where(control, CONTROL, PLAIN), measured),
+        is_control = _control_blocks(level.tuples, rng)
+        second_reference = plan.indices("reference")[1]
+        orders = measured[is_control]
+        measured[is_control] = np.where(orders == second_reference, delayed, orders)
+    groups = [
+        (np.full(len(warm_up), WARM_UP), warm_up),
+        (np.where(is_control, CONTROL, PLAIN), measured),
     ]
     if level.kind == "unloaded" and plan.indices("control"):
-        everyone = np.array([*claimed, *plan.indices("control")])
+        arms = np.array([*claimed, *plan.indices("control")])
         count = max(1, level.tuples // 4)
-        blocks.append(
-            (np.full(count, CLOSING), everyone[balanced_orders(len(everyone), count, rng)[:count]])
-        )
-
-    slices = np.concatenate([np.repeat(kinds, orders.shape[1]) for kinds, orders in blocks])
-    widths = np.concatenate([np.full(len(orders), orders.shape[1]) for _, orders in blocks])
-    tuples = np.repeat(np.arange(len(widths)), widths)
-    chosen = np.concatenate(
-        [np.arange(len(warming)) % texts, _draw(texts, len(widths) - len(warming), rng)]
-    )
-    count = len(tuples)
-    open_loop = level.kind == "mixed"
-    return Schedule(
-        slice=slices,
-        tuple=tuples,
-        place=np.arange(count) - np.repeat(np.cumsum(widths) - widths, widths),
-        arm=np.concatenate([orders.ravel() for _, orders in blocks]),
-        text=chosen[tuples],
-        pause=np.zeros(count) if open_loop else 0.5 + rng.random_sample(count),
-        offset_ns=(
-            _arrivals(level.rate_per_s(plan), count, rng)
-            if open_loop
-            else np.zeros(count, np.int64)
-        ),
-    )
+        closing = arms[balanced_orders(len(arms), count, rng)[:count]]
+        groups.append((np.full(count, CLOSING), closing))
+    return groups
 
 
 def _switchback(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
-    """Sets of slices, one slice an arm; the delayed arm has slices of its own."""
+    """Return sets of slices, one slice for each arm; the delayed arm has slices of its own."""
     orders = _slice_orders(plan, level, slot)
+    sets, arms = orders.shape
     size = level.slice_requests
-    parts = []
-    for number in range(len(orders)):
+    block_ids, chosen, offsets_ns = [], [], []
+    for number in range(sets):
         rng = _random(plan, level.name, slot, "set", number)
-        parts.append((_draw(texts, size, rng), _arrivals(level.rate_per_s(plan), size, rng)))
-    arms = orders.size
+        block_ids.append(np.tile(number * size + np.arange(size), arms))
+        chosen.append(np.tile(_draw(texts, size, rng), arms))
+        offsets_ns.append(np.tile(_arrivals(level.rate_per_s(plan), size, rng), arms))
     return Schedule(
-        slice=np.repeat(np.arange(arms), size),
-        tuple=np.concatenate(
-            [
-                np.tile(number * size + np.arange(size), orders.shape[1])
-                for number in range(len(orders))
-            ]
-        ),
-        place=np.tile(np.repeat(np.arange(orders.shape[1]), size), len(orders)),
+        slice_id=np.repeat(np.arange(orders.size), size),
+        block_id=np.concatenate(block_ids),
+        position=np.tile(np.repeat(np.arange(arms), size), sets),
         arm=np.repeat(orders.ravel(), size),
-        text=np.concatenate([np.tile(chosen, orders.shape[1]) for chosen, _ in parts]),
-        pause=np.zeros(arms * size),
-        offset_ns=np.concatenate([np.tile(due, orders.shape[1]) for _, due in parts]),
+        text=np.concatenate(chosen),
+        pause=np.zeros(orders.size * size),
+        offset_ns=np.concatenate(offsets_ns),
     )
 
 
 def _capacity(plan: Plan, level: Level, slot: int) -> Schedule:
-    """One entry a slice: how many requests it holds is known when it is over."""
+    """Return one entry for each slice: its number of requests is known when it is over."""
     orders = _slice_orders(plan, level, slot)
     count = orders.size
-    nothing = np.zeros(count, np.int64)
+    zeros = np.zeros(count, np.int64)
     return Schedule(
-        slice=np.arange(count),
-        tuple=nothing,
-        place=np.tile(np.arange(orders.shape[1]), len(orders)),
+        slice_id=np.arange(count),
+        block_id=zeros,
+        position=np.tile(np.arange(orders.shape[1]), len(orders)),
         arm=orders.ravel(),
-        text=nothing,
+        text=zeros,
         pause=np.zeros(count),
-        offset_ns=nothing,
+        offset_ns=zeros,
     )
 
 
 def _slice_orders(plan: Plan, level: Level, slot: int) -> Integers:
-    """Which arm has which slice, (sets, arms); balanced over the sets of all restarts."""
+    """Return the arm of each slice, (sets, arms); balanced over the sets of all restarts."""
     arms = np.array([*plan.claimed_arms, *plan.indices("delayed")])
     design = len(balanced_orders(len(arms), 1, np.random.RandomState(0)))
     rows = []
     for number in range(slot * level.sets, (slot + 1) * level.sets):
-        orders = balanced_orders(
-            len(arms), 1, _random(plan, level.name, "slices", number // design)
-        )
-        rows.append(arms[orders[number % design]])
+        rng = _random(plan, level.name, "slices", number // design)
+        rows.append(arms[balanced_orders(len(arms), 1, rng)[number % design]])
     return np.array(rows)
 
 
-def _control_tuples(tuples: int, rng: np.random.RandomState) -> npt.NDArray[np.bool_]:
-    """A seeded quarter: of every four blocks one; what does not fill four blocks holds none."""
-    groups = tuples // (4 * BLOCK)
+def _control_blocks(blocks: int, rng: np.random.RandomState) -> npt.NDArray[np.bool_]:
+    """Return a seeded quarter, (blocks,): one run of every four; a rest below four has none."""
+    groups = blocks // (4 * CONTROL_RUN)
     chosen = np.floor(rng.random_sample(groups) * 4).astype(np.int64)
-    control = np.zeros(tuples, bool)
-    for group, block in enumerate(chosen):
-        begin = (4 * group + int(block)) * BLOCK
-        control[begin : begin + BLOCK] = True
+    control = np.zeros(blocks, bool)
+    for group, run in enumerate(chosen):
+        begin = (4 * group + int(run)) * CONTROL_RUN
+        control[begin : begin + CONTROL_RUN] = True
     return control
 
 
@@ -213,11 +226,11 @@ def _draw(texts: int, count: int, rng: np.random.RandomState) -> Integers:
 
 
 def _arrivals(rate_per_s: float, count: int, rng: np.random.RandomState) -> Integers:
-    """Poisson arrivals: the sums of exponential gaps, in nanoseconds."""
+    """Return Poisson arrivals: sums of exponential gaps, in nanoseconds."""
     gaps = -np.log1p(-rng.random_sample(count)) / rate_per_s
     return np.rint(np.cumsum(gaps) * 1e9).astype(np.int64)
 
 
-def _random(plan: Plan, *what: object) -> np.random.RandomState:
-    seed = hashlib.sha256(" ".join(map(str, (plan.seed, *what))).encode()).digest()
+def _random(plan: Plan, *purpose: object) -> np.random.RandomState:
+    seed = hashlib.sha256(" ".join(map(str, (plan.seed, *purpose))).encode()).digest()
     return np.random.RandomState(np.frombuffer(seed, "<u4"))

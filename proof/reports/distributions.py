@@ -150,8 +150,8 @@ class _RestartRows:
             arm: rows["arm"] == plan.arms[arm].name for arm in range(len(plan.arms))
         }
         self._latencies_us: dict[str, npt.NDArray[np.float64]] = {}
-        self._is_counted: Mask = rows["slice"] >= PLAIN
-        self._is_plain: Mask = rows["slice"] == PLAIN if level.tuples else self._is_counted
+        self._is_counted: Mask = rows["slice_id"] >= PLAIN
+        self._is_plain: Mask = rows["slice_id"] == PLAIN if level.tuples else self._is_counted
 
     def add_to(self, profile: LevelProfile, positions: Mapping[int, int]) -> None:
         """Add these rows to the profile of their level."""
@@ -210,7 +210,7 @@ class _RestartRows:
         blocks, logs = {}, {}
         for arm in self._plan.claimed_arms:
             chosen = self._is_plain & self._of_arm[arm]
-            blocks[arm], first = np.unique(self._rows["tuple"][chosen], return_index=True)
+            blocks[arm], first = np.unique(self._rows["block_id"][chosen], return_index=True)
             logs[arm] = np.log(np.maximum(self._plain_us(metric, arm)[first], 1e-3))
         shared = functools.reduce(np.intersect1d, blocks.values())
         if len(shared) < 2:
@@ -221,7 +221,7 @@ class _RestartRows:
         total_us = self._us("end_to_end")
         for role, kind in _ROLE_BLOCKS.items():
             names = [self._plan.arms[arm].name for arm in self._plan.indices(role)]
-            is_measured = self._rows["slice"] == kind if self._level.tuples else self._is_plain
+            is_measured = self._rows["slice_id"] == kind if self._level.tuples else self._is_plain
             chosen = self._rows["arm"].isin(names) & is_measured
             if not chosen.any():
                 continue

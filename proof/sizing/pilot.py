@@ -241,7 +241,7 @@ def _resampled(
 ) -> Matrix:
     """(q, q) covariance of the contrast that one restart's own rows explain."""
     keys = [(m, s) for m, s in claimable(level) if m != "inference" or plan.server_timing]
-    plain = rows["slice"] >= PLAIN if level.kind == "switchback" else rows["slice"] == PLAIN
+    plain = rows["slice_id"] >= PLAIN if level.kind == "switchback" else rows["slice_id"] == PLAIN
     arms = plan.claimed_arms
     table = {
         metric: np.stack(
@@ -297,7 +297,9 @@ def resampled_covariance(
 
 def _autocorrelation(plan: Plan, level: Level, rows: Mapping[str, Any]) -> float:
     metric = "inference" if plan.server_timing else "end_to_end"
-    mine = (rows["arm"] == plan.arms[plan.indices("reference")[0]].name) & (rows["slice"] >= PLAIN)
+    mine = (rows["arm"] == plan.arms[plan.indices("reference")[0]].name) & (
+        rows["slice_id"] >= PLAIN
+    )
     x = np.log(latencies_us(level, metric, rows)[mine])
     x = x - x.mean()
     return float((x[1:] @ x[:-1]) / max(1e-30, x @ x))

@@ -178,7 +178,7 @@ def _write_evidence(
                     "restart": restart,
                     "instance": f"i{restart}",
                     "request_id": (
-                        f"{level.name}.{restart}.{row['slice']}.{row['tuple']}.{row['place']}"
+                        f"{level.name}.{restart}.{row['slice_id']}.{row['block_id']}.{row['position']}"
                     ),
                     "load_position": positions[arm],
                     "chars": len(texts[row["text_id"]]),
@@ -194,7 +194,7 @@ def _write_evidence(
                     "batch_tokens": 6,
                     "bytes": 300,
                 }
-                if restart in dropped and level is plan.levels[0] and row["tuple"] == 9:
+                if restart in dropped and level is plan.levels[0] and row["block_id"] == 9:
                     row["status"] = 503
                 change(row)
                 rows.append(Row(**row))
@@ -237,7 +237,7 @@ def _level_rows(
             asked = slice_texts(plan, level, slot, i // arms, texts, 40)
             for number in range(40):
                 yield _asked(plan, level, due, i, now + (i * 40 + number) * 2_000_000) | {
-                    "tuple": number,
+                    "block_id": number,
                     "text_id": int(asked[number]),
                 }
         return
@@ -248,7 +248,7 @@ def _level_rows(
         elif level.kind == "mixed":
             yield _asked(plan, level, due, i, now + int(due.offset_ns[i]))
         else:
-            if i and due.slice[i] != due.slice[i - 1]:
+            if i and due.slice_id[i] != due.slice_id[i - 1]:
                 begin += int(due.offset_ns[i - 1]) + 100_000_000
             yield _asked(plan, level, due, i, begin + int(due.offset_ns[i]))
 
@@ -256,9 +256,9 @@ def _level_rows(
 def _asked(plan: Plan, level: Level, due: Any, i: int, scheduled_ns: int) -> dict[str, Any]:
     return {
         "level": level.name,
-        "slice": int(due.slice[i]),
-        "tuple": int(due.tuple[i]),
-        "place": int(due.place[i]),
+        "slice_id": int(due.slice_id[i]),
+        "block_id": int(due.block_id[i]),
+        "position": int(due.position[i]),
         "arm": plan.arms[int(due.arm[i])].name,
         "text_id": int(due.text[i]),
         "scheduled_ns": scheduled_ns,

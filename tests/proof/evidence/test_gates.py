@@ -41,7 +41,7 @@ def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_ba
     write_evidence(
         tmp_path / "run",
         restarts=4,
-        change=lambda row: row.update(status=503 if row["tuple"] in (9, 12) else 200),
+        change=lambda row: row.update(status=503 if row["block_id"] in (9, 12) else 200),
         sealed=False,
     )
     path = tmp_path / "run/rows/000.csv"
@@ -57,10 +57,10 @@ def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_ba
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"status": lambda row: 503 if row["tuple"] == 9 else 200}, "without a good answer"),
+        ({"status": lambda row: 503 if row["block_id"] == 9 else 200}, "without a good answer"),
         ({"inference_us": 0.0}, "no inference time is known"),
         ({"total_us": 1e6}, "took less than its server says"),
-        ({"instance": lambda row: f"i{row['slice']}"}, "changed within the restart"),
+        ({"instance": lambda row: f"i{row['slice_id']}"}, "changed within the restart"),
         ({"scheduled_ns": lambda row: row["sent_ns"] - 300_000}, "requests went out 300 µs late"),
         (
             {"scheduled_ns": lambda row: row["sent_ns"] - (60_000 if row["arm"] == "bert" else 0)},

@@ -12,9 +12,9 @@ from proof.plans.counterbalance import balanced_orders, williams
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.schedule import (
-    BLOCK,
     CLOSING,
     CONTROL,
+    CONTROL_RUN,
     PLAIN,
     build_schedule,
     load_order,
@@ -67,16 +67,16 @@ def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
     for name in ("unloaded", "mixed-50"):
         due = build_schedule(plan, plan.level(name), 0, 2)
         tuples: dict[int, list[int]] = {}
-        for i in np.flatnonzero((due.slice == PLAIN) | (due.slice == CONTROL)):
-            tuples.setdefault(int(due.tuple[i]), []).append(int(due.arm[i]))
+        for i in np.flatnonzero((due.slice_id == PLAIN) | (due.slice_id == CONTROL)):
+            tuples.setdefault(int(due.block_id[i]), []).append(int(due.arm[i]))
         assert len(tuples) == 64
         assert {tuple(sorted(arms)) for arms in tuples.values()} == {(0, 1, 2, 3), (0, 2, 3, 4)}
-        assert all(len(set(due.text[due.tuple == number])) == 1 for number in tuples)
-        measured = due.slice >= PLAIN
+        assert all(len(set(due.text[due.block_id == number])) == 1 for number in tuples)
+        measured = due.slice_id >= PLAIN
         places = Counter(
             zip(
-                due.arm[measured & (due.slice < CLOSING)] % 4,
-                due.place[measured & (due.slice < CLOSING)],
+                due.arm[measured & (due.slice_id < CLOSING)] % 4,
+                due.position[measured & (due.slice_id < CLOSING)],
                 strict=True,
             )
         )
@@ -87,19 +87,19 @@ def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_refe
     plan: Plan,
 ) -> None:
     due = build_schedule(plan, plan.level("unloaded"), 0, 2)
-    control = due.slice == CONTROL
-    assert len(set(due.tuple[control])) == 16
+    control = due.slice_id == CONTROL
+    assert len(set(due.block_id[control])) == 16
     assert set(due.arm[control]) == {0, 2, 3, 4}
-    assert set(due.arm[due.slice == PLAIN]) == {0, 1, 2, 3}
+    assert set(due.arm[due.slice_id == PLAIN]) == {0, 1, 2, 3}
     # In blocks of eight, one of every four: under load they seldom meet plain tuples in the queue.
-    numbers = np.unique(due.tuple[control]) - 2
-    assert np.array_equal(np.unique(numbers // BLOCK), np.unique(numbers[::8] // BLOCK))
-    assert np.array_equal(np.unique(numbers // (4 * BLOCK)), [0, 1])
+    numbers = np.unique(due.block_id[control]) - 2
+    assert np.array_equal(np.unique(numbers // CONTROL_RUN), np.unique(numbers[::8] // CONTROL_RUN))
+    assert np.array_equal(np.unique(numbers // (4 * CONTROL_RUN)), [0, 1])
 
 
 def test_the_kept_decoder_runs_in_a_closing_block_of_a_quarter_and_nowhere_else(plan: Plan) -> None:
     due = build_schedule(plan, plan.level("unloaded"), 0, 2)
-    closing = due.slice == CLOSING
+    closing = due.slice_id == CLOSING
     assert Counter(due.arm[closing].tolist()) == dict.fromkeys((0, 1, 2, 3, 5), 16)
     assert 5 not in due.arm[~closing]
     assert 5 not in build_schedule(plan, plan.level("mixed-50"), 0, 2).arm
@@ -116,7 +116,7 @@ def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan:
 
 def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: Plan) -> None:
     due = build_schedule(plan, plan.level("switchback-50"), 0, 2)
-    slices = [np.flatnonzero(due.slice == number) for number in range(5)]
+    slices = [np.flatnonzero(due.slice_id == number) for number in range(5)]
     assert sorted(int(due.arm[rows[0]]) for rows in slices) == [0, 1, 2, 3, 4]
     for rows in slices:
         assert len(rows) == 300

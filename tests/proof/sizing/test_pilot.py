@@ -72,7 +72,7 @@ def test_slices_that_differ_in_speed_are_a_matter_of_how_many_sets_there_are(
 
     def at_its_slices_speed(row: dict[str, Any]) -> None:
         speed = speeds.setdefault(
-            (row["restart"], row["slice"]), 2 * math.exp(0.1 * rng.standard_normal())
+            (row["restart"], row["slice_id"]), 2 * math.exp(0.1 * rng.standard_normal())
         )
         row["done_ns"] = row["sent_ns"] + int((row["done_ns"] - row["sent_ns"]) * speed)
 

@@ -156,11 +156,11 @@ def test_a_drift_common_to_all_copies_is_no_breach_and_one_of_their_ratio_is(
     tmp_path: Path,
 ) -> None:
     def common(row: dict[str, Any]) -> None:
-        row["inference_us"] *= 1 + row["tuple"] / 100
+        row["inference_us"] *= 1 + row["block_id"] / 100
 
     def of_one_copy(row: dict[str, Any]) -> None:
         if row["arm"] == "bert-again":
-            row["inference_us"] *= 1 + 0.1 * (row["tuple"] / 64 - 0.5)
+            row["inference_us"] *= 1 + 0.1 * (row["block_id"] / 64 - 0.5)
 
     drifting = judge_run(
         write_evidence(tmp_path / "common", noise=0.02, change=common, control=False)
@@ -387,7 +387,7 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("run", "r-0000000000000000", "made under another plan"),
         ("status", 500, r"is counted, its rows say: dropped \(1 requests without a good answer"),
         ("restart", 99, "restart 99 has rows and no line"),
-        ("slice", 5, "has slice 5, the plan 0"),
+        ("slice_id", 5, "has slice_id 5, the plan 0"),
         ("text_id", 7, "has text_id 7, the plan"),
         ("load_position", 9, "has load_position 9, the plan"),
         ("instance", "i99", "answered by i99, which starts.csv does not know|the server of "),
