@@ -1,18 +1,19 @@
 #!/bin/sh
-# pip install, asked again when a registry breaks off: sh install.sh PYTHON ARGUMENT… pip itself asks for the rest at once, a few
-# times, which does not outlast a registry's bad minute; what came whole is in pip's cache. Any other failure is told at once.
+# pip install that is retried when a registry closes the connection: sh install.sh PYTHON ARGUMENT…
+# pip itself resumes a download a few times without a pause, which is not enough when a registry fails for a minute. Complete packages stay in
+# pip's cache. Any other failure ends the installation at once. INSTALL_WAITS holds the pauses in seconds (default: 10 30 90 180).
 set -u
 python=$1
 shift
-complaints=$(mktemp)
-trap 'rm -f "$complaints"' EXIT
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
 
 for wait in ${INSTALL_WAITS-10 30 90 180} never; do
-    "$python" -m pip install "$@" 2>"$complaints"
+    "$python" -m pip install "$@" 2>"$errors"
     status=$?
-    cat "$complaints" >&2
+    cat "$errors" >&2
     [ "$status" != 0 ] || exit 0
-    [ "$wait" != never ] && grep -qiE 'connection|incomplete.download|timed.?out|HTTP error (429|5)' "$complaints" || exit "$status"
-    echo "A registry broke off; asking again in $wait s" >&2
+    [ "$wait" != never ] && grep -qiE 'connection|incomplete.download|timed.?out|HTTP error (429|5)' "$errors" || exit "$status"
+    echo "The registry closed the connection; retrying in $wait s" >&2
     sleep "$wait"
 done

@@ -1,6 +1,6 @@
 """
-Small real things for tests to work on: a tokenizer, an ONNX model whose answers can be added up by
-hand, an artifact.
+Small real inputs for tests: a tokenizer, an ONNX model whose logits can be added by hand, and an
+artifact.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from service.artifact import (
 )
 
 WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
-# What each word adds to the logits (NEGATIVE, POSITIVE).
 WEIGHTS: Mapping[str, tuple[float, float]] = {
     "good": (0.0, 1.0),
     "bad": (1.0, 0.0),
     "poison": (float("nan"), 0.0),
     "endless": (float("inf"), 0.0),
 }
+"""What each word adds to the logits of NEGATIVE and POSITIVE; other words add nothing."""
 MAX_TOKENS = 16
 PROBE = Probe(text="good", text_pair=None, input_ids=[2, 4, 3], token_type_ids=[0, 0, 0])
 
 
 def write_tokenizer(path: Path) -> None:
+    """Write a WordPiece tokenizer of the WORDS and the special tokens."""
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -54,7 +55,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def write_model(path: Path, labels: int = 2) -> None:
-    """A bag of words: the sum of what each token adds, padding left out by the mask."""
+    """Write a bag of words: the logits are the sum over the tokens that the mask does not hide."""
     table = np.zeros((4 + len(WORDS), labels), np.float32)
     for word, weights in WEIGHTS.items():
         table[4 + WORDS.index(word)] = (weights * labels)[:labels]
@@ -63,17 +64,17 @@ def write_model(path: Path, labels: int = 2) -> None:
         for n in ("input_ids", "attention_mask", "token_type_ids")
     ]
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["seen"], "/bert/embeddings/Gather"),
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"], "/bert/embeddings/Gather"),
         helper.make_node("Cast", ["attention_mask"], ["mask"], "/bert/Cast", to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["column"], "/bert/Unsqueeze"),
-        # Where, not Mul: a masked NaN is still NaN times zero.
+        # Where, not Mul: NaN times zero is NaN, so Mul would not hide a masked one.
         helper.make_node("Cast", ["column"], ["real"], "/bert/Cast_1", to=TensorProto.BOOL),
-        helper.make_node("Where", ["real", "seen", "nothing"], ["kept"], "/bert/Where"),
+        helper.make_node("Where", ["real", "embedded", "nothing"], ["unmasked"], "/bert/Where"),
         helper.make_node(
             "Cast", ["token_type_ids"], ["types"], "/bert/Cast_2", to=TensorProto.FLOAT
         ),
         helper.make_node(
-            "ReduceSum", ["kept", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0
+            "ReduceSum", ["unmasked", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0
         ),
     ]
     constants = {
@@ -100,8 +101,9 @@ def write_artifact(
     files_as: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> Artifact:
-    """A whole artifact, read back through the reader that the service uses; `files_as` puts other
-    content into its files.
+    """Write an artifact and read it back as the service does.
+
+    `files_as` replaces the content of its files, `changes` fields of its manifest.
     """
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer.json")

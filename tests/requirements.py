@@ -1,5 +1,7 @@
 """
-What some tests need and some machines lack: the only reasons for which a test may be skipped.
+Markers for tests that need something which some machines lack.
+
+These are the only reasons for which a test may be skipped.
 """
 
 from __future__ import annotations
@@ -30,31 +32,32 @@ helm = pytest.mark.skipif(
 no_gpu = pytest.mark.skipif(
     Path("/proc/driver/nvidia").is_dir(), reason="needs a machine without an NVIDIA driver"
 )
-chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, which opens reports")
+chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, in which reports are opened")
 strace = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="needs strace, which shows a process's system calls"
+    shutil.which("strace") is None, reason="needs strace, which records system calls"
 )
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 
-# Debian's packages may lie beside Python's, where they start no daemon.
-PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+# tests/debian.sh installs Debian's programs next to Python, where they start no daemon.
+PROGRAM_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 PROMETHEUS, PROMTOOL = (
-    shutil.which(tool, path=PLACES) or "" for tool in ("prometheus", "promtool")
+    shutil.which(tool, path=PROGRAM_PATH) or "" for tool in ("prometheus", "promtool")
 )
 prometheus = pytest.mark.skipif(
     not (PROMETHEUS and PROMTOOL), reason="needs Prometheus and promtool"
 )
-CAN_BUILD = os.geteuid() == 0 and all(
+HAS_BUILD_TOOLS = os.geteuid() == 0 and all(
     map(shutil.which, ("buildah", "mmdebstrap", "runc", "unshare"))
 )
-# Root in a container often may not mount.
+# Root in a container often has no permission to mount.
 MAY_MOUNT = (
-    CAN_BUILD
+    HAS_BUILD_TOOLS
     and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
     == 0
 )
 containers = pytest.mark.skipif(
-    not MAY_MOUNT, reason="needs a root that may mount, and Debian's buildah, mmdebstrap and runc"
+    not MAY_MOUNT,
+    reason="needs root with permission to mount, and Debian's buildah, mmdebstrap and runc",
 )
 GRAFANA = Path(sys.prefix, "grafana", "node_modules")
 grafana = pytest.mark.skipif(

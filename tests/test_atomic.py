@@ -20,11 +20,17 @@ def test_a_file_is_replaced_when_the_block_ends_well(tmp_path: Path) -> None:
 def test_a_file_stays_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
     target = tmp_path / "facts.json"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk"), atomic_file(target) as draft:
-        draft.write_text("half of the n")
-        raise OSError("the disk is full")
+    with pytest.raises(OSError, match="disk"):
+        write_half(target)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
+
+
+def write_half(target: Path) -> None:
+    """Fail within the block that writes a file."""
+    with atomic_file(target) as draft:
+        draft.write_text("half of the n")
+        raise OSError("the disk is full")
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:

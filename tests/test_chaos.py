@@ -1,5 +1,6 @@
-"""`make chaos` itself is not run here; that its table is whole and that a long run can be taken up
-are.
+"""The runner of `make chaos`: its table is complete, and a long run can be resumed.
+
+The scenarios themselves are not run here.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from tests.chaos.caller import Seen
 from tests.chaos.scenarios import Row, row, trends
 
 
-def seen(**statuses: int) -> Seen:
-    found = Seen()
-    found.statuses.update({int(name.removeprefix("_")): count for name, count in statuses.items()})
-    return found
+def responses(**statuses: int) -> Seen:
+    """Return a record of responses: responses(_200=10) holds ten with status 200."""
+    record = Seen()
+    for name, count in statuses.items():
+        record.statuses[int(name.removeprefix("_"))] = count
+    return record
 
 
-def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(
+def test_a_stopped_run_is_resumed_and_a_broken_scenario_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[str] = []
@@ -29,7 +32,7 @@ def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(
         ran.append(name)
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return row(name, "somehow", seen(_200=10), lost, "nothing to see", holds)
+        return row(name, "somehow", responses(_200=10), lost, "nothing to see", holds)
 
     plan = {"kill": lambda: scenario("kill", True), "reload": lambda: scenario("reload", False, 3)}
     monkeypatch.setattr(chaos, "plan", lambda long: plan)
@@ -47,7 +50,7 @@ def test_a_run_that_stopped_is_taken_up_and_one_that_broke_says_so(
 
 
 def test_a_request_without_an_end_breaks_a_scenario_whatever_else_held() -> None:
-    hung = seen(_200=5)
+    hung = responses(_200=5)
     hung.note(0, 60.0)
     assert not row("x", "y", hung, 0, "", holds=True).holds
     assert hung.requests == 6
@@ -58,7 +61,7 @@ def test_an_unknown_scenario_lists_the_known_ones() -> None:
         chaos.main(["--only", "nothing"])
 
 
-def test_a_leak_is_told_from_a_page_now_and_then() -> None:
+def test_a_leak_is_distinguished_from_an_occasional_page() -> None:
     when = [30.0 * i for i in range(1, 61)]
     flat = [(at, 340_000_000, 0.05) for at in when]
     assert trends(flat, 1800)[0] == (0.0, 0.0, 0.0)

@@ -1,6 +1,4 @@
-"""constraints.txt is a lock: every package that pyproject.toml can bring, at one release, with its
-hashes.
-"""
+"""constraints.txt locks every package that pyproject.toml can install, with its hashes."""
 
 from __future__ import annotations
 
@@ -19,32 +17,32 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PROJECT: dict[str, Any] = tomllib.loads(Path("pyproject.toml").read_text())
-# Its builds differ by index and platform, so no hash fits all.
+# The builds of torch differ by index and platform, so no hash fits all.
 NOT_LOCKED = {"torch", "drbert-serve"}
-# pip, by whatever name.
+# Lines that call pip, directly or by a variable or a script.
 INSTALLS = re.compile(r"pip\b.* install |^\s+\S* ?\$\(PIP\) |install\.sh \S*python ")
 
 
 def locked() -> dict[str, tuple[Version, list[str]]]:
-    """Release and hashes of each package."""
-    found: dict[str, tuple[Version, list[str]]] = {}
+    """Return the release and the hashes of each package."""
+    packages: dict[str, tuple[Version, list[str]]] = {}
     text = re.sub(r"^#.*\n", "", Path("constraints.txt").read_text(), flags=re.M)
     for entry in re.split(r"(?<!\\)\n", text.strip()):
         requirement = Requirement(entry.partition(" \\\n")[0])
         [pin] = requirement.specifier
         assert pin.operator == "==", entry
-        found[canonicalize_name(requirement.name)] = (
+        packages[canonicalize_name(requirement.name)] = (
             Version(pin.version),
             re.findall(r"--hash=(\S+)", entry),
         )
-    return found
+    return packages
 
 
 LOCKED = locked()
 
 
-def stated() -> dict[str, list[Requirement]]:
-    """What pyproject.toml requires, by the extra or group that requires it."""
+def requirements() -> dict[str, list[Requirement]]:
+    """Return what pyproject.toml requires, by the extra or the group that requires it."""
     project = PROJECT["project"]
     groups = {
         "": project["dependencies"],
@@ -62,9 +60,9 @@ def test_every_locked_package_has_sha256_hashes() -> None:
         assert len(set(hashes)) == len(hashes), name
 
 
-@pytest.mark.parametrize("group", stated())
+@pytest.mark.parametrize("group", requirements())
 def test_the_ranges_of_pyproject_admit_the_locked_releases(group: str) -> None:
-    for need in stated()[group]:
+    for need in requirements()[group]:
         name = canonicalize_name(need.name)
         if name not in NOT_LOCKED:
             assert name in LOCKED, f"{need} is not locked; make lock"
@@ -73,16 +71,16 @@ def test_the_ranges_of_pyproject_admit_the_locked_releases(group: str) -> None:
             )
 
 
-def test_what_the_packages_require_themselves_is_locked() -> None:
-    """Of what is installed here, which is everything for this platform."""
-    waiting = [need for needs in stated().values() for need in needs]
-    seen: set[tuple[str, frozenset[str]]] = set()
+def test_the_requirements_of_every_package_are_locked() -> None:
+    """Only installed packages are checked, which are all of this platform."""
+    waiting = [need for needs in requirements().values() for need in needs]
+    checked: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         need = waiting.pop()
         name = canonicalize_name(need.name)
-        if name in NOT_LOCKED or (name, frozenset(need.extras)) in seen:
+        if name in NOT_LOCKED or (name, frozenset(need.extras)) in checked:
             continue
-        seen.add((name, frozenset(need.extras)))
+        checked.add((name, frozenset(need.extras)))
         assert name in LOCKED, f"{need} is not locked; make lock"
         try:
             inner = importlib.metadata.requires(name) or []
@@ -94,12 +92,12 @@ def test_what_the_packages_require_themselves_is_locked() -> None:
             for each in map(Requirement, inner)
             if not each.marker or any(map(each.marker.evaluate, environments))
         ]
-    assert len(seen) > 100
+    assert len(checked) > 100
 
 
-def test_the_service_brings_nothing_that_it_does_not_use() -> None:
-    """uvicorn's extra `standard` brings WebSockets, file watching and YAML."""
-    needs = {str(canonicalize_name(need.name)): need for need in stated()[""]}
+def test_the_service_requires_no_package_that_it_does_not_use() -> None:
+    """The extra `standard` of uvicorn would add WebSockets, file watching and YAML."""
+    needs = {str(canonicalize_name(need.name)): need for need in requirements()[""]}
     assert not needs["uvicorn"].extras
     assert needs["uvicorn"].specifier == Requirement("uvicorn==0.54.0").specifier, (
         "service/http/transport/protocol.py builds on its protocol class"
@@ -107,7 +105,7 @@ def test_the_service_brings_nothing_that_it_does_not_use() -> None:
     assert not {"websockets", "watchfiles"} & LOCKED.keys()
 
 
-def test_an_extra_made_of_others_is_printed_as_what_these_require() -> None:
+def test_an_extra_that_names_others_is_printed_as_their_requirements() -> None:
     printed = subprocess.run(
         [sys.executable, "k8s/requirements.py", "dev"], capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -118,9 +116,10 @@ def test_an_extra_made_of_others_is_printed_as_what_these_require() -> None:
 
 
 @pytest.mark.parametrize("path", ["Makefile", "Dockerfile", "examples/ci/verify-claim.yml"])
-def test_whatever_installs_packages_holds_them_to_their_hashes(path: str) -> None:
-    """torch is the exception; a folder and a wheel made of it have no hash, and bring nothing else
-    along.
+def test_every_installation_checks_the_hashes_of_its_packages(path: str) -> None:
+    """torch is the exception.
+
+    A folder, and a wheel that was built of one, have no hash and are installed alone.
     """
     text = Path(path).read_text().replace("\\\n", " ")
     lines = [
@@ -147,10 +146,10 @@ def test_a_workflow_names_actions_by_commit(path: str) -> None:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), (
             f"{action} names a tag, which moves"
         )
-        assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), f"{action} does not say its release"
+        assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), f"{action} does not name its release"
 
 
-def test_our_own_workflow_only_calls_make_and_may_write_nothing() -> None:
+def test_the_workflow_only_calls_make_and_may_not_write() -> None:
     workflow = yaml.safe_load(Path(".github/workflows/check.yml").read_text())
     assert workflow["permissions"] == {"contents": "read"}
     [job] = workflow["jobs"].values()

@@ -1,6 +1,4 @@
-"""install.sh is pip install that outlasts a registry which breaks off in the middle of a
-package.
-"""
+"""install.sh retries pip install when a registry closes the connection within a package."""
 
 from __future__ import annotations
 
@@ -15,13 +13,14 @@ from pathlib import Path
 from threading import Thread
 
 WHEEL = "patience-1.0-py3-none-any.whl"
-# What pip is told to ask for by itself in one go: the package, and once its rest.
-BY_PIP = 2
+# pip requests the package, and the rest of it once more (--resume-retries 1).
+REQUESTS_PER_INSTALL = 2
 
 
 def wheel() -> bytes:
-    held = BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
+    """Return a wheel of one module that is larger than the part which a broken transfer sends."""
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("patience.py", "virtue = True\n" + "#" * 10_000)
         archive.writestr(
             "patience-1.0.dist-info/METADATA",
@@ -32,24 +31,25 @@ def wheel() -> bytes:
             "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         archive.writestr("patience-1.0.dist-info/RECORD", "")
-    return held.getvalue()
+    return content.getvalue()
 
 
 @contextmanager
-def a_registry_that_breaks_off(times: int) -> Iterator[tuple[str, list[str]]]:
-    """The address of a registry of one package, and the paths it was asked for."""
-    asked: list[str] = []
+def unreliable_registry(failures: int) -> Iterator[tuple[str, list[str]]]:
+    """Serve a registry of one package whose first transfers break off.
+
+    Yield its address and the list of requested paths.
+    """
+    requests: list[str] = []
 
     class Registry(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             if self.path != f"/{WHEEL}":
-                found = self.path == "/simple/patience/"
-                self.send(
-                    200 if found else 404, "text/html", f'<a href="/{WHEEL}">{WHEEL}</a>'.encode()
-                )
+                status = 200 if self.path == "/simple/patience/" else 404
+                self.send(status, "text/html", f'<a href="/{WHEEL}">{WHEEL}</a>'.encode())
             else:
-                breaks = asked.count(self.path) <= times
+                breaks = requests.count(self.path) <= failures
                 self.send(200, "application/zip", wheel(), 100 if breaks else None)
 
         def send(self, status: int, kind: str, body: bytes, until: int | None = None) -> None:
@@ -63,7 +63,7 @@ def a_registry_that_breaks_off(times: int) -> Iterator[tuple[str, list[str]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/simple/", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}/simple/", requests
         server.shutdown()
 
 
@@ -91,28 +91,28 @@ def install(
     )
 
 
-def test_a_package_is_installed_after_a_registry_broke_off_for_longer_than_pip_waits(
+def test_a_package_is_installed_after_more_failures_than_pip_retries(
     tmp_path: Path,
 ) -> None:
-    with a_registry_that_breaks_off(times=BY_PIP + 1) as (registry, _):
+    with unreliable_registry(failures=REQUESTS_PER_INSTALL + 1) as (registry, _):
         done = install(registry, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "patience.py").is_file()
-    assert "A registry broke off; asking again in 0 s" in done.stderr
+    assert "The registry closed the connection; retrying in 0 s" in done.stderr
 
 
-def test_a_registry_that_only_breaks_off_is_given_up_with_what_pip_says(tmp_path: Path) -> None:
-    with a_registry_that_breaks_off(times=1_000) as (registry, asked):
+def test_the_error_of_pip_is_shown_when_every_retry_fails(tmp_path: Path) -> None:
+    with unreliable_registry(failures=1_000) as (registry, requests):
         done = install(registry, tmp_path)
     assert done.returncode == 1
     assert "incomplete-download" in done.stderr
-    assert asked.count(f"/{WHEEL}") == 3 * BY_PIP
+    assert requests.count(f"/{WHEEL}") == 3 * REQUESTS_PER_INSTALL
 
 
-def test_a_package_that_there_is_not_is_asked_for_once(tmp_path: Path) -> None:
-    with a_registry_that_breaks_off(times=0) as (registry, asked):
+def test_a_package_that_does_not_exist_is_requested_once(tmp_path: Path) -> None:
+    with unreliable_registry(failures=0) as (registry, requests):
         done = install(registry, tmp_path, "haste")
     assert done.returncode == 1
     assert "No matching distribution found for haste" in done.stderr
-    assert "asking again" not in done.stderr
-    assert asked == ["/simple/haste/"]
+    assert "retrying" not in done.stderr
+    assert requests == ["/simple/haste/"]

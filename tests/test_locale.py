@@ -1,4 +1,4 @@
-"""No command depends on the locale: every text file of ours is UTF-8, and so is what is printed."""
+"""No command depends on the locale: text files and output are UTF-8."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from tests.factories import write_artifact
 from tests.service.test_server import classify, running
 
-PLACES = [
+SOURCES = [
     "atomic.py",
     "command.py",
     "client",
@@ -34,7 +34,7 @@ BINARY = {"os", "tarfile", "zipfile"}
 
 
 def reads_in_the_locale(tree: ast.AST) -> Iterator[ast.Call]:
-    """Calls that open a file as text and name no encoding."""
+    """Yield the calls that open a file as text and name no encoding."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or any(
             keyword.arg in ("encoding", None) for keyword in node.keywords
@@ -57,26 +57,27 @@ def reads_in_the_locale(tree: ast.AST) -> Iterator[ast.Call]:
             yield node
 
 
-def mode_of(call: ast.Call, place: int) -> str:
-    given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[
-        place : place + 1
-    ]
-    return str(given[0].value) if given and isinstance(given[0], ast.Constant) else "r"
+def mode_of(call: ast.Call, position: int) -> str:
+    """Return the mode of a call of open(), which is an argument by name or at a position."""
+    named = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    match named or call.args[position : position + 1]:
+        case [ast.Constant(value=value)]:
+            return str(value)
+    return "r"
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_every_text_file_names_its_encoding(place: str) -> None:
-    files = [Path(place)] if place.endswith(".py") else sorted(Path(place).rglob("*.py"))
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_call_that_opens_a_text_file_names_its_encoding(source: str) -> None:
+    files = [Path(source)] if source.endswith(".py") else sorted(Path(source).rglob("*.py"))
     assert files
-    unnamed = [
-        f"{file}:{call.lineno}"
-        for file in files
-        for call in reads_in_the_locale(ast.parse(file.read_text(encoding="utf-8")))
-    ]
-    assert not unnamed
+    calls: list[str] = []
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        calls += [f"{file}:{call.lineno}" for call in reads_in_the_locale(tree)]
+    assert not calls
 
 
-def test_an_artifact_of_many_letters_is_served_in_locale_c(tmp_path: Path) -> None:
+def test_an_artifact_with_letters_beyond_ascii_is_served_in_locale_c(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews", labels=["ŠPATNÉ", "良い"])
     tokenizer = (
         artifact.path("tokenizer.json")
@@ -89,8 +90,8 @@ def test_an_artifact_of_many_letters_is_served_in_locale_c(tmp_path: Path) -> No
         labels=["ŠPATNÉ", "良い"],
         files_as={"tokenizer.json": tokenizer},
     )
-    named = served.directory.rename(tmp_path / "známky")
-    with running(str(named), **LOCALE_C) as (url, process):
+    directory = served.directory.rename(tmp_path / "známky")
+    with running(str(directory), **LOCALE_C) as (url, process):
         answer = classify(url, "good žluťoučký")
         assert (answer["model"], answer["data"][0]["label"]) == ("známky", "良い")
         with urllib.request.urlopen(f"{url}/info", timeout=30) as response:
@@ -108,7 +109,7 @@ def test_an_artifact_of_many_letters_is_served_in_locale_c(tmp_path: Path) -> No
         "print(sys.stdin.read().strip()); return 0",
     ],
 )
-def test_a_command_speaks_utf8_in_locale_c(body: str) -> None:
+def test_a_command_reads_and_prints_utf8_in_locale_c(body: str) -> None:
     program = (
         "import sys\nfrom command import BadInput, finish\ndef main(arguments):\n   "
         f" {body.encode('unicode_escape').decode()}\nfinish(main, [])"

@@ -16,25 +16,24 @@ from tests import requirements
 
 
 @requirements.sbom
-def test_the_bill_lists_what_is_installed_and_fits_its_schema(tmp_path: Path) -> None:
-    stated = re.search(r"^SBOM := \S+ (.*)$", Path("Makefile").read_text(), re.M)
-    assert stated
-    written = tmp_path / "full.json"
-    # It fails where what it wrote does not fit CycloneDX's schema.
+def test_the_bill_lists_the_installed_packages_and_fits_its_schema(tmp_path: Path) -> None:
+    command = re.search(r"^SBOM := \S+ (.*)$", Path("Makefile").read_text(), re.M)
+    assert command
+    output = tmp_path / "full.json"
+    # --validate fails where the file does not fit CycloneDX's schema.
     subprocess.run(
-        [requirements.CYCLONEDX, *stated[1].split(), "--output-file", written, sys.executable],
+        [requirements.CYCLONEDX, *command[1].split(), "--output-file", output, sys.executable],
         capture_output=True,
         check=True,
     )
-    bill = json.loads(written.read_text())
+    bill = json.loads(output.read_text())
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "drbert-serve"
     listed = {
         (canonicalize_name(component["name"]), component["version"])
         for component in bill["components"]
     }
-    # Not of sys.path: setuptools, once a test has imported it, adds the folder of the packages that
-    # it brings.
+    # Not from sys.path: setuptools adds the folder of its bundled packages once it is imported.
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     installed = {
         (canonicalize_name(each.name), each.version)

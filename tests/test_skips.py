@@ -1,6 +1,4 @@
-"""On a full machine nothing is skipped but for want of a GPU, of Debian's tools, of Helm, of
-transformers 5 or of the research data.
-"""
+"""A test may be skipped for one of the reasons in tests/requirements.py only."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
+def test_no_test_is_skipped_except_by_a_marker_of_requirements() -> None:
     for file in Path("tests").rglob("*.py"):
         if file.name == "requirements.py":
             continue
@@ -22,11 +20,11 @@ def test_a_test_is_skipped_only_for_a_reason_in_needs() -> None:
                 "xfail",
             ):
                 raise AssertionError(
-                    f"{file}:{node.lineno} skips by itself; use a marker of tests/requirements.py"
+                    f"{file}:{node.lineno} skips a test; use a marker of tests/requirements.py"
                 )
 
 
-def test_needs_knows_every_reason() -> None:
+def test_the_reasons_for_a_skip_are_known() -> None:
     from tests import requirements
 
     marks = {

@@ -1,5 +1,6 @@
-"""Nothing phones home: what is run connects nowhere, leaves nothing in the home folder, and starts
-no child that would.
+"""No command sends telemetry: it opens no connection, and writes no file in the home folder.
+
+It starts no child process that would do so either.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from tests.factories import write_model
 from tests.requirements import strace
 from tests.service.test_server import serving
 
-# Python imports it at every start, in children too: it notes each connect, lookup of a name,
-# datagram and child.
+# Python imports sitecustomize at every start, also in child processes. The trap records each
+# connection, name lookup, datagram and child process.
 TRAP = """
 import os, sys
 def note(event, arguments):
@@ -31,33 +32,34 @@ def note(event, arguments):
             print(event, [str(argument)[:200] for argument in arguments], file=file)
 sys.addaudithook(note)
 """
-# Its own processors are looked up by platform.processor, and the compiler by torch: programs of
-# this machine.
-OWN_CHILDREN = ("uname", "gcc", "g++", "c++", "ldconfig", "lscpu", "/proc")
+# Local programs: platform.processor reads the processor's name by them, and torch the compiler's.
+LOCAL_PROGRAMS = ("uname", "gcc", "g++", "c++", "ldconfig", "lscpu", "/proc")
 
 
 @pytest.fixture
 def trapped(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process with a fresh home and the trap."""
+    """The environment of a process with an empty home folder and the trap."""
     (tmp_path / "trap").mkdir()
     (tmp_path / "trap" / "sitecustomize.py").write_text(TRAP)
     (tmp_path / "home").mkdir()
     path = os.pathsep.join(filter(None, (str(tmp_path / "trap"), os.environ.get("PYTHONPATH"))))
     return {
         "PYTHONPATH": path,
-        "TRAP": str(tmp_path / "noted"),
+        "TRAP": str(tmp_path / "events"),
         "HOME": str(tmp_path / "home"),
         "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
     }
 
 
-def noted(environment: dict[str, str]) -> list[str]:
+def recorded_events(environment: dict[str, str]) -> list[str]:
+    """Return the events that the trap recorded, without those of local programs."""
     path = Path(environment["TRAP"])
     lines = path.read_text().splitlines() if path.exists() else []
-    return [line for line in lines if not any(name in line for name in OWN_CHILDREN)]
+    return [line for line in lines if not any(name in line for name in LOCAL_PROGRAMS)]
 
 
-def home(environment: dict[str, str]) -> list[str]:
+def files_at_home(environment: dict[str, str]) -> list[str]:
+    """Return the paths of all files in the home folder."""
     folder = Path(environment["HOME"])
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -67,14 +69,12 @@ def test_the_service_connects_nowhere_and_writes_nothing_at_home(
 ) -> None:
     with serving(artifact, **trapped):
         pass
-    assert noted(trapped) == []
-    assert home(trapped) == []
+    assert recorded_events(trapped) == []
+    assert files_at_home(trapped) == []
 
 
 @strace
-def test_no_engine_connects_by_itself_beneath_python(
-    tmp_path: Path, trapped: dict[str, str]
-) -> None:
+def test_no_engine_connects_from_native_code(tmp_path: Path, trapped: dict[str, str]) -> None:
     code = (
         "import sys, command, openvino, onnxruntime\n"
         "openvino.Core().compile_model(sys.argv[1], 'CPU')\n"
@@ -99,7 +99,7 @@ def test_no_engine_connects_by_itself_beneath_python(
     )
     assert done.returncode == 0, done.stderr
     assert [line for line in calls.read_text().splitlines() if "AF_INET" in line] == []
-    assert home(trapped) == []
+    assert files_at_home(trapped) == []
 
 
 def test_export_connects_nowhere_and_writes_nothing_at_home(
@@ -122,8 +122,8 @@ def test_export_connects_nowhere_and_writes_nothing_at_home(
         command, capture_output=True, text=True, check=False, env=os.environ | trapped
     )
     assert done.returncode == 0, done.stderr
-    assert noted(trapped) == []
-    assert home(trapped) == []
+    assert recorded_events(trapped) == []
+    assert files_at_home(trapped) == []
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_export_connects_nowhere_and_writes_nothing_at_home(
         "proof.commands",
     ],
 )
-def test_the_reporter_is_out_of_reach_whatever_is_imported_first(
+def test_the_telemetry_package_cannot_be_imported_after_any_module(
     module: str, trapped: dict[str, str]
 ) -> None:
     code = (
@@ -154,4 +154,4 @@ def test_the_reporter_is_out_of_reach_whatever_is_imported_first(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) is None
-    assert noted(trapped) == []
+    assert recorded_events(trapped) == []

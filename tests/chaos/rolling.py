@@ -50,7 +50,7 @@ async def rolling_restart(rounds: int) -> Row:
                 services[port].process.send_signal(signal.SIGTERM)
                 codes.append(await asyncio.to_thread(services[port].process.wait, 60))
                 services[port] = await asyncio.to_thread(begin, port)
-                await balancer.ready(port, True)
+                await balancer.wait_until_ready(port, True)
             done = True
             await load
         tracebacks = sum(

@@ -350,7 +350,7 @@ async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Ar
                 assert process.returncode == 0, output
                 assert "Traceback" not in output
                 await begin(port)
-                await balancer.ready(port, True)
+                await balancer.wait_until_ready(port, True)
             await asyncio.sleep(0.3)
             stop.set()
             await asyncio.gather(*calls)
