@@ -5,11 +5,11 @@ Plans as TOML files: read with every wrong key named, and written so that they r
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,14 @@ from urllib.parse import urlsplit
 from command import BadInput, Unavailable
 from proof.plans.dialects import DIALECTS
 from proof.plans.plan import CLAIMABLE, FEWEST_IN_SLICE, MOST_GAIN, Arm, Kind, Level, Plan, Role
+
+LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
+    "unloaded": ("tuples", "warm_up_tuples"),
+    "mixed": ("tuples", "warm_up_tuples"),
+    "switchback": ("slice_requests", "sets"),
+    "capacity": ("slice_s", "sets", "in_flight"),
+}
+"""Keys of a level that say its size, by kind."""
 
 
 def read_plan(path: Path) -> Plan:
@@ -82,69 +90,58 @@ def read_plan(path: Path) -> Plan:
 
 
 def to_toml(plan: Plan, comment: str) -> str:
-    """The plan as a file that read_plan reads."""
+    """Return the plan as a file that read_plan reads, with a comment at its top."""
+    import tomli_w  # only who writes plans needs it; the load generator reads them
 
-    def table(values: Mapping[str, Any]) -> str:
-        said = {
-            key: table(value) if isinstance(value, Mapping) else json.dumps(value)
-            for key, value in values.items()
-        }
-        return "{ " + ", ".join(f"{key} = {value}" for key, value in said.items()) + " }"
+    values: dict[str, Any] = {
+        "name": plan.name,
+        "claim": plan.claim,
+        "seed": plan.seed,
+        "texts": str(plan.texts),
+        "restarts": plan.restarts,
+    }
+    optional = {
+        "texts_sha256": plan.texts_sha256,
+        "wait_for_calm_s": plan.wait_for_calm_s,
+        "capacity_per_s": plan.capacity_per_s,
+        "pilot": plan.pilot,
+    }
+    values |= {key: value for key, value in optional.items() if value}
+    values["arm"] = [_changed_fields(arm) for arm in plan.arms]
+    values["level"] = {level.name: _level_values(level) for level in plan.levels}
+    values["server"] = _server_values(plan)
+    values["generator"] = {"cpus": list(plan.generator_cpus)}
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    return "\n".join([*lines, "", tomli_w.dumps(values)])
 
-    lines = [*(f"# {line}" for line in comment.splitlines()), ""]
-    lines += [
-        f"{key} = {json.dumps(value)}"
-        for key, value in (
-            ("name", plan.name),
-            ("claim", plan.claim),
-            ("seed", plan.seed),
-            ("texts", str(plan.texts)),
-            ("restarts", plan.restarts),
-        )
-    ]
-    if plan.texts_sha256:
-        lines.append(f'texts_sha256 = "{plan.texts_sha256}"')
-    if plan.wait_for_calm_s:
-        lines.append(f"wait_for_calm_s = {plan.wait_for_calm_s!r}")
-    if plan.capacity_per_s:
-        lines.append(f"capacity_per_s = {plan.capacity_per_s!r}")
-    if plan.pilot:
-        lines.append(f'pilot = "{plan.pilot}"')
-    for arm in plan.arms:
-        lines += ["", "[[arm]]"]
-        lines += [
-            f"{key} = {json.dumps(value)}"
-            for key, value in vars(arm).items()
-            if value is not None and value != Arm.__dataclass_fields__[key].default
-        ]
-    for level in plan.levels:
-        keys = {
-            "unloaded": ("tuples", "warm_up_tuples"),
-            "mixed": ("tuples", "warm_up_tuples"),
-            "switchback": ("slice_requests", "sets"),
-            "capacity": ("slice_s", "sets", "in_flight"),
-        }[level.kind]
-        lines += [
-            "",
-            f"[level.{level.name}]",
-            *(f"{key} = {getattr(level, key)}" for key in keys),
-            f"margins = {table(level.margins)}",
-        ]
-        if level.gains:
-            lines.append(f"gains = {table(level.gains)}")
-    settings = {key.removeprefix("DRBERT_").lower(): value for key, value in plan.settings.items()}
-    lines += [
-        "",
-        "[server]",
-        f"port = {plan.port}",
-        f"cpus = {list(plan.server_cpus)}",
-        f"settings = {table(settings)}",
-    ]
+
+def _changed_fields(arm: Arm) -> dict[str, str]:
+    """Return the fields of an arm that differ from their defaults."""
+    return {
+        field.name: getattr(arm, field.name)
+        for field in fields(arm)
+        if getattr(arm, field.name) != field.default
+    }
+
+
+def _level_values(level: Level) -> dict[str, Any]:
+    values = {key: getattr(level, key) for key in LEVEL_KEYS[level.kind]}
+    values["margins"] = {metric: dict(margins) for metric, margins in level.margins.items()}
+    if level.gains:
+        values["gains"] = {metric: dict(gains) for metric, gains in level.gains.items()}
+    return values
+
+
+def _server_values(plan: Plan) -> dict[str, Any]:
+    values: dict[str, Any] = {"port": plan.port, "cpus": list(plan.server_cpus)}
+    values["settings"] = {
+        key.removeprefix("DRBERT_").lower(): value for key, value in plan.settings.items()
+    }
     if plan.restart_command:
-        lines.append(f"restart = {json.dumps(plan.restart_command)}")
+        values["restart"] = plan.restart_command
     if plan.instances:
-        lines.append("instances = true")
-    return "\n".join([*lines, "", "[generator]", f"cpus = {list(plan.generator_cpus)}"]) + "\n"
+        values["instances"] = True
+    return values
 
 
 class _Reader:

@@ -154,15 +154,25 @@ def test_a_sized_plan_is_written_once_with_its_pilot_beside_it(
         main(arguments)
 
 
+def written_and_read(plan: Plan, path: Path) -> Plan:
+    """Write a plan as a file, and return what is read from it under the same path and digest."""
+    path.write_text(to_toml(plan, "A comment\nof two lines"), encoding="utf-8")
+    return dataclasses.replace(read_plan(path), path=plan.path, digest=plan.digest)
+
+
 def test_a_plan_is_the_same_after_it_was_written(tmp_path: Path) -> None:
     plan = write_plan(tmp_path, levels=("unloaded", "mixed-50", "switchback-50", "capacity"))
     plan = dataclasses.replace(
         plan, settings={"DRBERT_WARM_UP_S": "0.3"}, server_cpus=(0,), restart_command='say "hello"'
     )
-    path = tmp_path / "again.toml"
-    path.write_text(to_toml(plan, "A comment\nof two lines"))
-    again = read_plan(path)
-    assert dataclasses.replace(again, path=plan.path, digest=plan.digest) == plan
+    assert written_and_read(plan, tmp_path / "again.toml") == plan
+    assert (tmp_path / "again.toml").read_text().startswith("# A comment\n# of two lines\n")
+
+
+@pytest.mark.parametrize("name", ["plan 🙂", "größer", 'a "quoted" \\ one', "tab\tand\nline"])
+def test_a_plan_may_have_any_name(name: str, tmp_path: Path) -> None:
+    plan = dataclasses.replace(write_plan(tmp_path), name=name)
+    assert written_and_read(plan, tmp_path / "again.toml") == plan
 
 
 def test_a_run_of_two_models_or_of_too_few_restarts_is_no_pilot(tmp_path: Path) -> None:
