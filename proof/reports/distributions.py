@@ -20,13 +20,12 @@ from proof.evidence.statistics import Estimate, Matrix, adjusted_contrast
 from proof.evidence.store import Requests, RestartRecord, at_level
 from proof.plans.plan import Level, Plan, Role
 from proof.plans.schedule import CLOSING, CONTROL, PLAIN, load_positions
+from proof.verdict.judge import FEWEST_FOR_INTERVAL
 
 DECILES = tuple(range(10, 100, 10))
 PHASES = ("tokenize", "queue", "inference", "rest")
 TIME_COURSE_PARTS = 20
 """Parts that the plain blocks of a restart are split into, in the order of time."""
-MIN_RESTARTS_FOR_INTERVAL = 4
-"""Restarts below which no interval is estimated, as in the verdict."""
 
 # Latencies are counted in bins 0.1 % wide, from one microsecond to one day.
 BINS_PER_E, BINS = 1000, 25_200
@@ -129,7 +128,7 @@ def estimate_shift_function(plan: Plan, profile: LevelProfile, metric: str) -> l
     The list is empty if there are too few restarts.
     """
     by_restart = profile.log_deciles.get(metric, [])
-    if len(by_restart) < MIN_RESTARTS_FOR_INTERVAL:
+    if len(by_restart) < FEWEST_FOR_INTERVAL:
         return []
     logs, positions = np.array(by_restart), np.array(profile.positions)
     roles = [plan.arms[arm].role for arm in plan.claimed_arms]
