@@ -98,9 +98,9 @@ def test_the_runbooks_hold_an_entry_for_every_alert_and_no_other() -> None:
 def test_a_runbook_says_what_it_means_how_to_look_and_what_to_do() -> None:
     for entry in re.split(r"^## ", RUNBOOKS.read_text(), flags=re.M)[1:]:
         assert re.findall(r"^\*\*([\w ]+)\.\*\*", entry, re.M) == [
-            "What it means",
-            "How to look",
-            "What to do",
+            "Meaning",
+            "Diagnosis",
+            "Remedy",
         ], entry.splitlines()[0]
 
 
