@@ -1,17 +1,15 @@
 """
-How should waiting texts be put into batches? Each choice of the batcher beside what it was chosen
-against.
+How should waiting texts be batched? Each choice of the batcher, measured against its alternatives.
 
     python -m benchmarks batching [--short] [--texts FILE] [--out FILE]
 
-* padding   what share of the computed tokens is padding, for four policies, two kinds of traffic
+* padding   share of padding among the computed tokens, for four policies, three kinds of traffic
   and three backlogs
-* sharing   texts that share rows against texts that have a row each: the rate, and what a request
-  takes
-* lengths   exact lengths against the grid: time on shapes seen for the first time and again, and
-  memory kept for them
+* packing   several texts in a row against a row for each text: throughput and latency
+* lengths   exact lengths against the grid: time of a shape's first and later runs, and the memory
+  that it keeps
 * streams   one stream with all processors against one stream for each of them
-* waiting   a batch at once, of what is there, against a wait of some milliseconds for more
+* waiting   a batch at once, of the texts that are there, against a wait of some milliseconds
 """
 
 from __future__ import annotations
@@ -19,23 +17,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import resource
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
 
 from benchmarks.harness.findings import Findings, Table, Target, at_most, markdown, spread, write
-from benchmarks.harness.models_under_test import Subject, a_row_each, subject
-from benchmarks.harness.texts import TEXTS, read_lines
+from benchmarks.harness.models_under_test import (
+    ModelUnderTest,
+    model_under_test,
+    unpacked_classifier,
+)
+from benchmarks.harness.processes import anonymous_bytes
+from benchmarks.harness.texts import TEXTS, read_texts
 from command import Parser
-from service.batching.batcher import Batch, Batcher
+from service.batching.batcher import Batcher, BatchStats
+from service.batching.queue import BatchLimits
 from service.batching.packing import MAX_TEXTS, Packing
 from service.batching.shapes import CPU, PACKED, Grid, Shapes
 from service.classifier import Classifier, Encoded
@@ -43,16 +47,22 @@ from service.host import cpus
 from service.runtimes.auto import Choice, load
 
 BATCH, TOKENS = 16, 4096
+"""Most texts and most tokens of a batch."""
 WAITS_MS = (0, 2, 10)
 PADDING = 0.05
+"""Largest share of padding under the largest backlog."""
 BACKLOGS = (32, 64, 2000)
 LOOP = "Closed loop over the batcher and the engine, without HTTP."
 
+Part = tuple[Table, list[Target]]
+"""The result of one of the five measurements."""
+
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure the batcher's choices and print the tables."""
     parser = Parser(
         prog="python -m benchmarks batching",
-        description="Measure the batcher's choices against others.",
+        description="Measure the batcher's choices against their alternatives.",
     )
     parser.add_argument("--short", action="store_true", help="fewer rounds")
     parser.add_argument("--size", choices=("base", "mini", "tiny"), default="mini")
@@ -60,56 +70,59 @@ def main(arguments: Sequence[str]) -> int:
         "--texts",
         type=Path,
         default=TEXTS,
-        help="texts whose lengths are batched, one a line (default: some that come along)",
+        help="file with the texts to batch, one per line (default: bundled texts)",
     )
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
-    given = parser.parse_args(arguments)
-    found = measure(
-        given.size,
-        read_lines(given.texts, 2000),
-        rounds=2 if given.short else 7,
-        seconds=2.0 if given.short else 5.0,
+    options = parser.parse_args(arguments)
+    findings = measure(
+        options.size,
+        read_texts(options.texts, 2000),
+        rounds=2 if options.short else 7,
+        seconds=2.0 if options.short else 5.0,
     )
-    print(markdown(found))
-    if given.out is not None:
-        write(given.out, "python -m benchmarks batching", [found])
+    print(markdown(findings))
+    if options.out is not None:
+        write(options.out, "python -m benchmarks batching", [findings])
     return 0
 
 
 def measure(size: str, texts: Sequence[str], rounds: int, seconds: float) -> Findings:
-    each = subject(size)
+    """Return all five tables for the model of that size."""
+    model = model_under_test(size)
     tables, targets = [], []
     parts = (
-        partial(padding, each, texts),
-        partial(sharing, each, texts, rounds, seconds),
-        partial(lengths, each, rounds),
-        partial(streams, each, rounds),
-        partial(waiting, each, texts, rounds, seconds),
+        partial(padding, model, texts),
+        partial(packing, model, texts, rounds, seconds),
+        partial(lengths, model, rounds),
+        partial(streams, model, rounds),
+        partial(waiting, model, texts, rounds, seconds),
     )
     for part in parts:
-        table, more = part()
+        table, part_targets = part()
         tables.append(table)
-        targets += more
+        targets += part_targets
     return Findings(
         "batching",
-        f"How should waiting texts be put into batches ({size}, {each.variants[-1]},"
+        f"How should waiting texts be batched ({size}, {model.variants[-1]},"
         f" {cpus.usable()} processor(s))?",
         tables,
         targets,
     )
 
 
-# Padding: what the batcher makes of a backlog, counted.
+# Padding: the batches that each policy makes of a backlog, counted.
 
 
 @dataclass(frozen=True)
 class Length:
+    """A text of which only the length matters."""
+
     tokens: int
 
 
 @dataclass
-class Counting:
-    """A model that only notes how long its batches are."""
+class CountingModel:
+    """A model that only records the lengths in its batches."""
 
     shapes: Shapes
     padding_safe: bool = True
@@ -122,89 +135,87 @@ class Counting:
     def padded_length(self, tokens: int) -> int:
         return self.shapes.length(tokens)
 
-    def start(self, batch: Sequence[Length], /) -> Callable[[], Collection[Any]]:
-        self.batches.append([item.tokens for item in batch])
+    def start(
+        self, batch: Sequence[Length], _layout: object = None, /
+    ) -> Callable[[], Collection[Any]]:
+        self.batches.append([text.tokens for text in batch])
         return lambda: [None] * len(batch)
 
 
-def padding(each: Subject, texts: Sequence[str]) -> tuple[Table, list[Target]]:
-    classifier = _classifier(each)
-    draw = np.random.default_rng(0)
-    traffic = {
-        "the texts' lengths": [
-            classifier.encode(texts[i]).tokens for i in draw.permutation(len(texts))
-        ],
-        "60 to 110 tokens alike": draw.integers(60, 111, 2000).tolist(),
-        "5 to 500 tokens alike": draw.integers(5, 501, 2000).tolist(),
-    }
-    policies: dict[str, tuple[Grid, Callable[[list[int], Shapes], list[list[int]]]]] = {
-        "in order of arrival": (CPU, lambda waiting, shapes: _cut(waiting)),
-        "sorted": (CPU, lambda waiting, shapes: _cut(sorted(waiting))),
-        "ours, a row each": (CPU, _ours),
-        "ours, shared rows": (PACKED, _ours),
-    }
-    rows, targets = [], []
-    for kind, all_of_them in traffic.items():
-        for backlog in BACKLOGS:
-            # All of them for the largest, which is what the target is about.
-            size = backlog if backlog < max(BACKLOGS) else len(all_of_them)
-            parts = [all_of_them[i : i + size] for i in range(0, len(all_of_them) - size + 1, size)]
-            for policy, (grid, batches_of) in policies.items():
-                shapes = Shapes(max(all_of_them), grid=grid)
-                batches = [batch for part in parts for batch in batches_of(part, shapes)]
-                share = 1 - sum(map(sum, batches)) / sum(
-                    _computed(batch, shapes) for batch in batches
-                )
-                rows.append(
-                    [
-                        kind,
-                        f"{size:,}",
-                        policy,
-                        f"{share:.1%}",
-                        f"{sum(map(len, parts)) / len(batches):.1f}",
-                    ]
-                )
-                if batches_of is _ours and backlog == max(BACKLOGS):
-                    targets.append(
-                        at_most(
-                            f"padding under backlog, {kind}, {policy.removeprefix('ours, ')}",
-                            100 * share,
-                            100 * PADDING,
-                            " %",
-                            1,
-                        )
-                    )
-    return (
-        Table(
-            "Padding by backlog",
-            (
-                "traffic",
-                "texts that wait",
-                "policy",
-                "padding, of all tokens computed",
-                "texts a batch",
-            ),
-            rows,
-            "So many texts wait when the first batch is made, and none comes before the last; at"
-            f" most {TOKENS} tokens a batch and {BATCH} texts, or {MAX_TEXTS} that share rows."
-            " Sorted: the shortest first, whoever came when, as no service can with callers who"
-            " wait.",
-        ),
-        targets,
+@dataclass(frozen=True)
+class Policy:
+    """A way to batch the token counts of waiting texts."""
+
+    name: str
+    grid: Grid
+    batches: Callable[[Sequence[int], Shapes], list[list[int]]]
+    ours: bool = False
+    """Whether it is the service's own batcher, which has a target."""
+
+    def padding(self, backlogs: Sequence[Sequence[int]], shapes: Shapes) -> tuple[float, float]:
+        """Return the share of padding among the computed tokens, and the mean texts per batch."""
+        batches = [batch for backlog in backlogs for batch in self.batches(backlog, shapes)]
+        computed = sum(_computed_tokens(batch, shapes) for batch in batches)
+        share = 1 - sum(map(sum, batches)) / computed
+        return share, sum(map(len, backlogs)) / len(batches)
+
+
+def padding(model: ModelUnderTest, texts: Sequence[str]) -> Part:
+    """Count the padding of each policy, for each kind of traffic and backlog."""
+    policies = (
+        Policy("in order of arrival", CPU, lambda tokens, _: _split(tokens)),
+        Policy("sorted", CPU, lambda tokens, _: _split(sorted(tokens))),
+        Policy("ours, unpacked", CPU, _service_batches, ours=True),
+        Policy("ours, packed", PACKED, _service_batches, ours=True),
     )
+    rows, targets = [], []
+    for kind, lengths in _traffic(model, texts).items():
+        for backlog in BACKLOGS:
+            # The largest backlog, which the target is about, is all of the traffic.
+            size = backlog if backlog < max(BACKLOGS) else len(lengths)
+            begins = range(0, len(lengths) - size + 1, size)
+            backlogs = [lengths[begin : begin + size] for begin in begins]
+            for policy in policies:
+                shapes = Shapes(max(lengths), grid=policy.grid)
+                share, per_batch = policy.padding(backlogs, shapes)
+                rows.append([kind, f"{size:,}", policy.name, f"{share:.1%}", f"{per_batch:.1f}"])
+                if policy.ours and backlog == max(BACKLOGS):
+                    name = f"padding under backlog, {kind}, {policy.name.removeprefix('ours, ')}"
+                    targets.append(at_most(name, 100 * share, 100 * PADDING, " %", 1))
+    columns = ("traffic", "waiting texts", "policy", "padding, of all tokens", "texts per batch")
+    note = (
+        "That many texts wait when the first batch is made, and no text arrives before the last; at"
+        f" most {TOKENS} tokens and {BATCH} texts per batch, or {MAX_TEXTS} packed texts. Sorted:"
+        " the shortest first, whatever the order of arrival, as no service with waiting callers"
+        " can."
+    )
+    return Table("Padding by backlog", columns, rows, note), targets
 
 
-def _computed(batch: Sequence[int], shapes: Shapes) -> int:
-    """Tokens of all rows, padding counted."""
+def _traffic(model: ModelUnderTest, texts: Sequence[str]) -> dict[str, list[int]]:
+    """Return token counts by kind of traffic."""
+    classifier = _classifier(model)
+    rng = np.random.default_rng(0)
+    return {
+        "the texts' lengths": [
+            classifier.encode(texts[i]).tokens for i in rng.permutation(len(texts))
+        ],
+        "60 to 110 tokens, uniform": rng.integers(60, 111, 2000).tolist(),
+        "5 to 500 tokens, uniform": rng.integers(5, 501, 2000).tolist(),
+    }
+
+
+def _computed_tokens(batch: Sequence[int], shapes: Shapes) -> int:
+    """Return the tokens of all rows, padding included."""
     if shapes.packing is None:
         return shapes.length(max(batch)) * len(batch)
     return shapes.packing.lay_out(batch).tokens
 
 
-def _cut(waiting: Sequence[int]) -> list[list[int]]:
-    """Batches in order, within both limits."""
+def _split(lengths: Sequence[int]) -> list[list[int]]:
+    """Return batches in the given order, each within BATCH and TOKENS."""
     batches: list[list[int]] = []
-    for tokens in waiting:
+    for tokens in lengths:
         if (
             batches
             and len(batches[-1]) < BATCH
@@ -216,203 +227,160 @@ def _cut(waiting: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _ours(waiting: Sequence[int], shapes: Shapes) -> list[list[int]]:
-    """What the service's own batcher makes of them."""
-    model = Counting(shapes)
+def _service_batches(lengths: Sequence[int], shapes: Shapes) -> list[list[int]]:
+    """Return the batches that the service's own batcher makes."""
+    model = CountingModel(shapes)
 
-    async def all_at_once() -> None:
+    async def submit_all() -> None:
         batcher = Batcher(
             {"m": model},
-            shapes.max_batch_size,
-            TOKENS,
-            max_waiting=len(waiting),
-            batch_size=shapes.batch_size,
+            BatchLimits(shapes.max_batch_size, TOKENS, shapes.batch_size),
+            max_queue_size=len(lengths),
         )
-        asked = asyncio.create_task(batcher.submit("m", [Length(tokens) for tokens in waiting]))
+        request = asyncio.create_task(batcher.submit("m", [Length(tokens) for tokens in lengths]))
         await asyncio.sleep(0)
         batcher.start()
-        await asked
+        await request
         await batcher.close(10)
 
-    asyncio.run(all_at_once())
+    asyncio.run(submit_all())
     return model.batches
 
 
-# Sharing: texts in one row, or a row each.
+# Packing: several texts in a row, or a row for each text.
 
 
-def sharing(
-    each: Subject, texts: Sequence[str], rounds: int, seconds: float
-) -> tuple[Table, list[Target]]:
-    ways = {
-        "a row each": a_row_each(each.artifact, each.variants[-1], cpus.usable()),
-        "shared rows": _classifier(each),
+def packing(model: ModelUnderTest, texts: Sequence[str], rounds: int, seconds: float) -> Part:
+    """Measure throughput and latency with and without packing, in turns."""
+    classifiers = {
+        "unpacked": unpacked_classifier(model.artifact, model.variants[-1], cpus.usable()),
+        "packed": _classifier(model),
     }
-    longest = each.artifact.manifest.max_tokens
-    theirs = [ways["a row each"].encode(text) for text in texts]
-    draw = np.random.default_rng(0)
-    # Of these a short row holds one and leaves half of it; it is what sharing is worst at, beside
-    # texts of one length.
-    long = [
-        _cut_to(tokens, theirs)
-        for tokens in draw.integers(min(60, longest), min(110, longest) + 1, len(theirs)).tolist()
-    ]
-    for classifier in ways.values():
+    longest = model.artifact.manifest.max_tokens
+    encoded_texts = [classifiers["unpacked"].encode(text) for text in texts]
+    rng = np.random.default_rng(0)
+    # A short row holds one of these and leaves half of it empty. Together with texts of one length
+    # they are the worst case of packing.
+    low, high = min(60, longest), min(110, longest)
+    lengths = rng.integers(low, high + 1, len(encoded_texts)).tolist()
+    long = [_text_of(tokens, encoded_texts) for tokens in lengths]
+    for classifier in classifiers.values():
         classifier.warm_up(10)
     rows = []
     for kind, encoded, callers in (
-        ("the texts", theirs, 1),
-        ("the texts", theirs, 8),
-        ("the texts", theirs, 32),
-        ("60 to 110 tokens alike", long, 32),
+        ("the texts", encoded_texts, 1),
+        ("the texts", encoded_texts, 8),
+        ("the texts", encoded_texts, 32),
+        ("60 to 110 tokens, uniform", long, 32),
     ):
-        turns = [
-            {
-                way: asyncio.run(_closed_loop(classifier, encoded, callers, 0, seconds / rounds))
-                for way, classifier in ways.items()
-            }
-            for _ in range(rounds)
-        ]
-        for way in ways:
-            rate, median, tail = zip(*(turn[way] for turn in turns), strict=True)
-            relative = np.array(rate) / np.array([turn["a row each"][0] for turn in turns])
-            rows.append(
-                [
-                    kind,
-                    str(callers),
-                    way,
-                    f"{np.median(rate):.0f}",
-                    spread(relative),
-                    f"{np.median(median):.1f}",
-                    f"{np.median(tail):.1f}",
-                ]
-            )
-    return (
-        Table(
-            "Shared rows or a row each",
-            ("traffic", "callers", "texts have", "texts/s", "by a row each", "p50, ms", "p99, ms"),
-            rows,
-            LOOP,
-        ),
-        [],
-    )
+        loops: dict[str, list[LoopResult]] = {name: [] for name in classifiers}
+        for _ in range(rounds):
+            for name, classifier in classifiers.items():
+                loop = _closed_loop(classifier, encoded, callers, 0, seconds / rounds)
+                loops[name].append(asyncio.run(loop))
+        for name, results in loops.items():
+            rows.append([kind, str(callers), name, *_loop_cells(results, loops["unpacked"])])
+    columns = ("traffic", "callers", "texts are", "texts/s", "by unpacked", "p50, ms", "p99, ms")
+    return Table("Packed or unpacked", columns, rows, LOOP), []
 
 
-def _cut_to(tokens: int, texts: Sequence[Encoded]) -> Encoded:
-    """A text of so many tokens, made of theirs."""
-    ids = list(
-        itertools.islice(
-            (one for text in itertools.cycle(texts) for one in text.ids[1:-1]), tokens - 2
-        )
-    )
-    return Encoded([texts[0].ids[0], *ids, texts[0].ids[-1]], [0] * tokens, False)
+def _text_of(tokens: int, texts: Sequence[Encoded]) -> Encoded:
+    """Return a text of `tokens` tokens, made of the tokens of `texts`."""
+    ids: list[int] = []
+    for text in itertools.cycle(texts):
+        ids += text.ids[1:-1]
+        if len(ids) >= tokens - 2:
+            break
+    first, last = texts[0].ids[0], texts[0].ids[-1]
+    return Encoded([first, *ids[: tokens - 2], last], [0] * tokens, False)
 
 
 # Lengths: what an engine keeps for every shape.
 
 
-def lengths(each: Subject, rounds: int) -> tuple[Table, list[Target]]:
-    top = each.artifact.manifest.max_tokens
-    grid = Shapes(top).lengths
-    kinds = {
-        "every length": list(range(2, top + 1)),
-        "the grid's": [
-            next(length for length in grid if length >= tokens) for tokens in range(2, top + 1)
-        ],
-    }
+def lengths(model: ModelUnderTest, rounds: int) -> Part:
+    """Measure batches of every length, exact or rounded up to the grid."""
+    longest = model.artifact.manifest.max_tokens
+    grid = Shapes(longest).lengths
+    exact = list(range(2, longest + 1))
+    rounded = [next(length for length in grid if length >= tokens) for tokens in exact]
     rows = []
-    for name, each_length in kinds.items():
-        classifier = _classifier(each)
-        before, passes = _resident(), []
+    for name, run_lengths in (("every length", exact), ("the grid's", rounded)):
+        classifier = _classifier(model)
+        before, passes = anonymous_bytes(os.getpid()), []
         for _ in range(1 + rounds):
             began = time.perf_counter()
-            for length in each_length:
+            for length in run_lengths:
                 classifier.runtime.start(_inputs(classifier, 4, length))()
             passes.append(time.perf_counter() - began)
+        grown = anonymous_bytes(os.getpid()) - before
         rows.append(
             [
                 name,
-                str(len(set(each_length))),
-                f"{1000 * passes[0] / len(each_length):.2f}",
-                f"{1000 * min(passes[1:]) / len(each_length):.2f}",
-                f"{(_resident() - before) / 2**20:.0f}",
+                str(len(set(run_lengths))),
+                f"{1000 * passes[0] / len(run_lengths):.2f}",
+                f"{1000 * min(passes[1:]) / len(run_lengths):.2f}",
+                f"{grown / 2**20:.0f}",
             ]
         )
-    return (
-        Table(
-            "Exact lengths or the grid's",
-            ("lengths", "shapes", "first run, ms", "later runs, ms", "memory kept, MiB"),
-            rows,
-            f"Batches of 4, one for every number of tokens from 2 to {top}.",
-        ),
-        [],
-    )
-
-
-def _resident() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    columns = ("lengths", "shapes", "first run, ms", "later runs, ms", "memory kept, MiB")
+    note = f"Batches of 4, one for every number of tokens from 2 to {longest}."
+    return Table("Exact lengths or the grid's", columns, rows, note), []
 
 
 # Streams: all processors on one batch, or a batch for each.
 
 
-def streams(each: Subject, rounds: int) -> tuple[Table, list[Target]]:
+def streams(model: ModelUnderTest, rounds: int) -> Part:
+    """Measure one stream with all threads against a stream for each thread, in turns."""
     threads = cpus.usable()
-    variant = each.artifact.manifest.variants[each.variants[-1]]
+    variant = model.artifact.manifest.variants[model.variants[-1]]
     options = {
         "INFERENCE_PRECISION_HINT": ov.Type.bf16 if variant.precision == "bf16" else ov.Type.f32,
         "INFERENCE_NUM_THREADS": threads,
     }
-    path = each.artifact.path(variant.files[0])
-    # LATENCY would lay the streams out by itself.
-    models = {
+    path = model.artifact.path(variant.files[0])
+    # The LATENCY hint would choose the streams by itself.
+    compiled = {
         count: ov.Core().compile_model(path, "CPU", options | {"NUM_STREAMS": count})
         for count in sorted({1, threads})
     }
-    classifier = _classifier(each)
+    classifier = _classifier(model)
     rows = []
     for size, length in ((1, 32), (8, 32), (8, 128)):
-        given = _inputs(classifier, size, length)
-        turns = [
-            {count: _stream_seconds(model, given, count) for count, model in models.items()}
-            for _ in range(1 + rounds)
-        ][1:]
-        seen = {count: [turn[count] for turn in turns] for count in models}
-        for count, times in seen.items():
-            rate, took = ([one[i] for one in times] for i in (0, 1))
-            relative = np.array(rate) / np.array([one[0] for one in seen[1]])
+        inputs = _inputs(classifier, size, length)
+        results: dict[int, list[tuple[float, float]]] = {count: [] for count in compiled}
+        for number in range(1 + rounds):
+            for count, engine in compiled.items():
+                result = _run_streams(engine, inputs, count)
+                if number:  # The first round is a warm-up.
+                    results[count].append(result)
+        single = np.array([rate for rate, _ in results[1]])
+        for count, pairs in results.items():
+            rate, took = np.array(pairs).T
             rows.append(
                 [
                     f"{size} × {length}",
                     str(count),
                     f"{np.median(took) * 1000:.1f}",
                     f"{size * np.median(rate):.0f}",
-                    spread(relative),
+                    spread(rate / single),
                 ]
             )
-    return (
-        Table(
-            "Streams",
-            ("batch × length", "streams", "a batch takes, ms", "texts/s", "by one stream"),
-            rows,
-            f"{threads} thread(s) together; as many batches at once as streams.",
-        ),
-        [],
-    )
+    columns = ("batch × length", "streams", "a batch takes, ms", "texts/s", "by one stream")
+    note = f"{threads} thread(s) in all; as many batches in flight as streams."
+    return Table("Streams", columns, rows, note), []
 
 
-def _stream_seconds(model: Any, given: dict[str, np.ndarray], count: int) -> tuple[float, float]:
-    """(batches a second, seconds a batch) with `count` requests under way at once."""
-    requests = [model.create_infer_request() for _ in range(count)]
+def _run_streams(engine: Any, inputs: dict[str, np.ndarray], count: int) -> tuple[float, float]:
+    """Return batches per second and seconds per batch, with `count` requests in flight."""
+    requests = [engine.create_infer_request() for _ in range(count)]
     times: list[float] = []
 
     def work(request: Any) -> None:
         for _ in range(6):
             began = time.perf_counter()
-            request.infer(given)
+            request.infer(inputs)
             times.append(time.perf_counter() - began)
 
     workers = [threading.Thread(target=work, args=(request,)) for request in requests]
@@ -424,84 +392,72 @@ def _stream_seconds(model: Any, given: dict[str, np.ndarray], count: int) -> tup
     return len(times) / (time.perf_counter() - began), float(np.median(times))
 
 
-# Waiting: greedy, or for more.
+# Waiting: a batch at once, or after a delay.
 
 
-class Patient(Batcher):
-    """Waits so long for a full batch once something waits."""
+class DelayedBatcher(Batcher):
+    """A batcher that waits up to `delay_s` for a full batch once the first text waits."""
 
-    patience_s = 0.0
+    delay_s = 0.0
 
     def _next_batch(self, wait: bool) -> Any:
-        if self.patience_s and wait:
+        if self.delay_s and wait:
             with self._changed:
                 while not self.queue and not self._closing:
                     self._changed.wait()
-                give_up = time.monotonic() + self.patience_s
+                give_up = time.monotonic() + self.delay_s
                 while (
-                    len(self.queue) < self.max_batch_size
+                    len(self.queue) < self.limits.size
                     and not self._closing
-                    and (left := give_up - time.monotonic()) > 0
+                    and (remaining_s := give_up - time.monotonic()) > 0
                 ):
-                    self._changed.wait(left)
+                    self._changed.wait(remaining_s)
         return super()._next_batch(wait)
 
 
-def waiting(
-    each: Subject, texts: Sequence[str], rounds: int, seconds: float
-) -> tuple[Table, list[Target]]:
-    classifier = _classifier(each)
+def waiting(model: ModelUnderTest, texts: Sequence[str], rounds: int, seconds: float) -> Part:
+    """Measure throughput and latency with each delay of WAITS_MS, in turns."""
+    classifier = _classifier(model)
     encoded = [classifier.encode(text) for text in texts]
     classifier.warm_up(10)
     rows = []
     for callers in (1, 8, 32):
-        seen: dict[int, list[tuple[float, float, float]]] = {wait: [] for wait in WAITS_MS}
+        loops: dict[int, list[LoopResult]] = {delay: [] for delay in WAITS_MS}
         for _ in range(rounds):
-            for wait in WAITS_MS:
-                seen[wait].append(
-                    asyncio.run(
-                        _closed_loop(classifier, encoded, callers, wait / 1000, seconds / rounds)
-                    )
-                )
-        for wait, found in seen.items():
-            rate, median, tail = zip(*found, strict=True)
-            relative = np.array(rate) / np.array([one[0] for one in seen[0]])
-            rows.append(
-                [
-                    str(callers),
-                    f"{wait} ms" if wait else "none",
-                    f"{np.median(rate):.0f}",
-                    spread(relative),
-                    f"{np.median(median):.1f}",
-                    f"{np.median(tail):.1f}",
-                ]
-            )
-    return (
-        Table(
-            "Waiting for a fuller batch",
-            ("callers", "wait", "texts/s", "by no wait", "p50, ms", "p99, ms"),
-            rows,
-            LOOP,
-        ),
-        [],
-    )
+            for delay in WAITS_MS:
+                loop = _closed_loop(classifier, encoded, callers, delay / 1000, seconds / rounds)
+                loops[delay].append(asyncio.run(loop))
+        for delay, results in loops.items():
+            name = f"{delay} ms" if delay else "none"
+            rows.append([str(callers), name, *_loop_cells(results, loops[0])])
+    columns = ("callers", "wait", "texts/s", "by no wait", "p50, ms", "p99, ms")
+    return Table("Waiting for a fuller batch", columns, rows, LOOP), []
+
+
+class LoopResult(NamedTuple):
+    """The throughput and latency of a closed loop."""
+
+    rate: float
+    """Texts per second."""
+    median_ms: float
+    tail_ms: float
+    """99th percentile."""
 
 
 async def _closed_loop(
     classifier: Classifier,
     encoded: Sequence[Encoded],
     callers: int,
-    patience_s: float,
+    delay_s: float,
     seconds: float,
-) -> tuple[float, float, float]:
-    batcher = Patient(
+) -> LoopResult:
+    """Run callers with one text in flight each over a batcher and the engine."""
+    batcher = DelayedBatcher(
         {"m": classifier},
-        classifier.shapes.max_batch_size,
-        TOKENS,
-        batch_size=classifier.shapes.batch_size,
+        BatchLimits(classifier.shapes.max_batch_size, TOKENS, classifier.shapes.batch_size),
         on_batch=_ignore,
     )
-    batcher.patience_s = patience_s
+    batcher.delay_s = delay_s
     batcher.start()
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -515,22 +471,33 @@ async def _closed_loop(
 
     await asyncio.gather(*(call(i) for i in range(callers)))
     await batcher.close(10)
-    return (
+    return LoopResult(
         len(times) / seconds,
         float(np.median(times)) * 1000,
         float(np.percentile(times, 99)) * 1000,
     )
 
 
-def _ignore(batch: Batch) -> None:
-    """Nobody counts here."""
+def _loop_cells(results: Sequence[LoopResult], baseline: Sequence[LoopResult]) -> list[str]:
+    """Return the median rate, its ratio to the baseline's of the same round, p50 and p99."""
+    rate, median, tail = np.array(results).T
+    relative = rate / np.array([result.rate for result in baseline])
+    return [
+        f"{np.median(rate):.0f}",
+        spread(relative),
+        f"{np.median(median):.1f}",
+        f"{np.median(tail):.1f}",
+    ]
 
 
-def _classifier(each: Subject) -> Classifier:
-    return Classifier(
-        each.artifact,
-        load(each.artifact, Choice(each.variants[-1], "openvino", "benchmark"), cpus.usable()),
-    )
+def _ignore(batch: BatchStats) -> None:
+    """Count nothing: the loops here time their own requests."""
+
+
+def _classifier(model: ModelUnderTest) -> Classifier:
+    """Return a classifier of the fastest variant on all usable processors."""
+    choice = Choice(model.variants[-1], "openvino", "benchmark")
+    return Classifier(model.artifact, load(model.artifact, choice, cpus.usable()))
 
 
 def _inputs(classifier: Classifier, batch: int, length: int) -> dict[str, np.ndarray]:

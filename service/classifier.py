@@ -1,8 +1,8 @@
 """
 One model: text to tokens, and tokens to logits.
 
-The tokenizer and the runtime meet here and nowhere else. Nothing here knows of
-HTTP or of queues; export verifies artifacts with this very class.
+Only here the tokenizer and the runtime meet. Nothing here knows HTTP or queues. Export verifies
+artifacts with this class.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
-from service.batching.packing import Layout, slots
+from service.batching.packing import Layout, first_token_slots
 from service.batching.shapes import Shapes
 from service.errors import InvalidInput, ModelOutputInvalid
 from service.runtimes import Inputs, Logits, Runtime
@@ -28,19 +29,20 @@ from service.tokenization.truncation import (
     MARGIN_CHARS,
     Boundaries,
     Side,
-    kept_of_pair,
     reliable,
+    truncate_pair,
 )
 
-# What families call padding. Any id would do where the mask is heeded, but positions may be counted
-# from what is not padding.
+# Names of the padding token. Behind a mask any id would do, but some families count positions from
+# the tokens that are not padding.
 PADDING = ("[PAD]", "<pad>")
-# Tokens that neighbouring windows of a long text share, unless a caller says otherwise.
-STRIDE = 64
-# Tokens of longer texts are kept as arrays: of 128 tokens two lists are nine kilobytes, and
+# Tokens that neighbouring windows of a long text share by default.
+DEFAULT_STRIDE = 64
+# Tokens of longer texts are held in arrays: two lists of 128 tokens take nine kilobytes, and
 # thousands of texts may wait.
-KEPT_AS_LISTS = 32
+MAX_LIST_TOKENS = 32
 
+Array = npt.NDArray[np.int64]
 Truncate = Literal["right", "left", "none"]
 
 
@@ -52,36 +54,39 @@ class Encoded:
     type_ids: Sequence[int]
     truncated: bool
     windows: int = 1
-    """How many windows of a long text it stands for."""
+    """Number of windows of a long text that it stands for."""
 
     @property
     def tokens(self) -> int:
+        """Token count, special tokens included."""
         return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """What a tokenizer puts around a text: [CLS] and [SEP], or what the family has in their
-    place.
-    """
+class SpecialTokens:
+    """The tokens that a tokenizer puts around a text: [CLS] and [SEP], or a family's own."""
 
     before: list[int]
     after: list[int]
     types_before: list[int]
     types_after: list[int]
     type: int
-    """Of the text itself."""
+    """Token type id of the text itself."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Frame:
+    def of(cls, tokenizer: Tokenizer) -> SpecialTokens:
+        """Return a tokenizer's special tokens, found by encoding one letter."""
         probe = tokenizer.encode("a")
-        own = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
-        first, last = (own[0], own[-1] + 1) if own else (1, 1)
+        text = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
+        first, last = (text[0], text[-1] + 1) if text else (1, 1)
         ids, types = probe.ids, probe.type_ids
-        return cls(ids[:first], ids[last:], types[:first], types[last:], types[first] if own else 0)
+        text_type = types[first] if text else 0
+        return cls(ids[:first], ids[last:], types[:first], types[last:], text_type)
 
 
 class Classifier:
+    """A loaded artifact: its tokenizer, its engine, and the shapes of its batches."""
+
     def __init__(
         self,
         artifact: Artifact,
@@ -96,38 +101,36 @@ class Classifier:
         )
         self.packing = self.shapes.packing
         self.warm_batch: tuple[int, float] | None = None
-        """Tokens of the largest batch of the warm-up, and the seconds that it took when it was run
-        again.
-        """
-        # One for all kinds of truncation: nothing else runs while it is made, for 0.2 to 0.4 s with
-        # 250,000 tokens.
+        """Tokens of the largest warm-up batch, and the seconds that it took when run again."""
+        # One tokenizer for all kinds of truncation: to make one holds the interpreter for 0.2 to
+        # 0.4 s with 250,000 tokens.
         self._tokenizer = Tokenizer.from_buffer(read_tokenizer(artifact))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = next(
-            (found for name in PADDING if (found := self._tokenizer.token_to_id(name)) is not None),
-            0,
-        )
-        self._frame = Frame.of(self._tokenizer)
-        self._room = self.manifest.max_tokens - len(self._frame.before) - len(self._frame.after)
-        around = [
+        padding_ids = [self._tokenizer.token_to_id(name) for name in PADDING]
+        self._pad = next((token for token in padding_ids if token is not None), 0)
+        self._special = SpecialTokens.of(self._tokenizer)
+        around_text = len(self._special.before) + len(self._special.after)
+        self._room = self.manifest.max_tokens - around_text
+        special_counts = [
             self._tokenizer.num_special_tokens_to_add(pair)
             for pair in (False, self.manifest.takes_pairs)
         ]
-        if max(around) >= self.manifest.max_tokens:
+        if max(special_counts) >= self.manifest.max_tokens:
             raise ValueError(
                 "its tokenizer puts so many tokens around a text that none is left of the"
                 f" {self.manifest.max_tokens} that the model reads"
             )
-        self._room_of_pair = self.manifest.max_tokens - around[1]
-        # encode_batch_fast gives both halves the type 0, unless the post-processor sets types
-        # (tokenizers 0.22).
+        self._room_of_pair = self.manifest.max_tokens - special_counts[1]
+        # encode_batch_fast gives both halves of a pair the type 0, unless the post-processor sets
+        # types (tokenizers 0.22).
         [fast] = self._tokenizer.encode_batch_fast([("a", "a")])
         self._fast_pairs = fast.type_ids == self._tokenizer.encode("a", "a").type_ids
         self._boundaries = Boundaries.of(self._tokenizer)
 
     @property
     def padding_safe(self) -> bool:
+        """Whether padding changes no answer."""
         return self.manifest.padding_safe
 
     def encode(
@@ -135,25 +138,29 @@ class Classifier:
         text: str,
         pair: str | None = None,
         truncate: Truncate | None = None,
-        beside: bool = False,
-        most: int | None = None,
+        release_gil: bool = False,
+        max_tokens: int | None = None,
     ) -> Encoded:
-        """Tokens of a text or a pair, cut on the checkpoint's own side unless told otherwise;
-        InvalidInput if they are too many and must not be cut.
+        """Return the tokens of a text or a pair.
 
-        `beside` lets other threads go on meanwhile, which is what a thread beside the event loop
-        should ask for. `most` is how many tokens stay, those around the text among them, if that is
-        less than the model reads; InvalidInput if it leaves no room for the text.
+        They are cut on the side of `truncate`, by default the checkpoint's own; raises InvalidInput
+        if they are too many and `truncate` is `none`. `max_tokens` cuts to fewer than the model
+        reads, special tokens included; raises InvalidInput if it leaves no room for the text.
+        `release_gil` lets other threads run meanwhile, which a thread next to the event loop should
+        ask for.
         """
-        limit = self.manifest.max_tokens if most is None else min(most, self.manifest.max_tokens)
+        limit = self.manifest.max_tokens
+        if max_tokens is not None:
+            limit = min(max_tokens, limit)
         shorter = self.manifest.max_tokens - limit
         room, room_of_pair = self._room - shorter, self._room_of_pair - shorter
-        left = room if pair is None else room_of_pair
-        if left < 1:
-            around = limit - left
+        free = room if pair is None else room_of_pair
+        if free < 1:
+            special = limit - free
             raise InvalidInput(
-                f"truncate_prompt_tokens is {most}, and {around} tokens stand around a"
-                f" {'text' if pair is None else 'pair'}; give at least {around + 1}.",
+                f"truncate_prompt_tokens is {max_tokens}, and a"
+                f" {'text' if pair is None else 'pair'} has {special} special tokens; give at least"
+                f" {special + 1}.",
                 param="truncate_prompt_tokens",
             )
         side: Side = (
@@ -161,7 +168,7 @@ class Classifier:
         )
         tokens = None if pair is not None else self._tokens_of_part(text, room + 1, side)
         if tokens is None:
-            encoding = self._encode((text,) if pair is None else (text, pair), True, beside)
+            encoding = self._encode((text,) if pair is None else (text, pair), True, release_gil)
             ids: list[int] = encoding.ids
             if len(ids) <= limit:
                 return self._with_tokens(ids, encoding.type_ids, False)
@@ -172,30 +179,29 @@ class Classifier:
                 " is none."
             )
         if pair is not None:
-            types, kept = encoding.type_ids, kept_of_pair(encoding, room_of_pair, side)
-            return self._with_tokens(
-                [ids[place] for place in kept], [types[place] for place in kept], True
-            )
+            types, indices = encoding.type_ids, truncate_pair(encoding, room_of_pair, side)
+            return self._with_tokens([ids[i] for i in indices], [types[i] for i in indices], True)
         if tokens is None:
-            tokens = ids[len(self._frame.before) : len(ids) - len(self._frame.after)]
-        return replace(
-            self._framed(tokens[:room] if side == "right" else tokens[len(tokens) - room :]),
-            truncated=True,
-        )
+            tokens = ids[len(self._special.before) : len(ids) - len(self._special.after)]
+        cut = tokens[:room] if side == "right" else tokens[len(tokens) - room :]
+        return replace(self._with_special_tokens(cut), truncated=True)
 
-    def tokens(self, text: str, beside: bool = False, enough: int | None = None) -> list[int]:
-        """All tokens of a text of any length, or the first ones and at least `enough`, without
-        those that frame it; to be cut into windows.
+    def tokens(self, text: str, release_gil: bool = False, enough: int | None = None) -> list[int]:
+        """Return the tokens of a text of any length, without special tokens, to cut into windows.
+
+        With `enough`, return at least so many of the first ones.
         """
         tokens = None if enough is None else self._tokens_of_part(text, enough, "right")
         if tokens is None:
-            tokens = self._encode((text,), False, beside).ids
+            tokens = self._encode((text,), False, release_gil).ids
         return tokens
 
-    def _encode(self, texts: tuple[str] | tuple[str, str], special: bool, beside: bool) -> Encoding:
-        if not beside:
+    def _encode(
+        self, texts: tuple[str] | tuple[str, str], special: bool, release_gil: bool
+    ) -> Encoding:
+        if not release_gil:
             return self._tokenizer.encode(*texts, add_special_tokens=special)
-        # Only its batches let go of the interpreter.
+        # Only the batch functions of tokenizers release the GIL.
         encode = (
             self._tokenizer.encode_batch_fast
             if len(texts) == 1 or self._fast_pairs
@@ -205,10 +211,10 @@ class Classifier:
         return encoding
 
     def _tokens_of_part(self, text: str, enough: int, side: Side) -> list[int] | None:
-        """At least `enough` tokens of a long text, the first ones or for `left` the last, without
-        reading all of it.
+        """Return at least `enough` tokens of a long text without reading all of it.
 
-        None where the text is not that long, has fewer tokens, or cannot be cut.
+        They are its first ones, or for `left` its last ones. Return None if the text is not that
+        long, has fewer tokens, or cannot be cut.
         """
         chars = CHARS_PER_TOKEN * enough + MARGIN_CHARS
         while self._boundaries is not None and 2 * chars < len(text):
@@ -224,63 +230,63 @@ class Classifier:
         return None
 
     def window_starts(self, tokens: int, stride: int | None = None) -> range:
-        """Where the windows of so many tokens begin, each sharing `stride` of them with the one
-        before.
+        """Return where the windows of so many tokens begin; neighbours share `stride` tokens.
 
-        By default STRIDE, or half a window if that is less. InvalidInput if a window is left
-        nothing of its own.
+        The default is DEFAULT_STRIDE, or half a window if that is less. Raises InvalidInput if a
+        window would add no token.
         """
-        stride = min(STRIDE, self._room // 2) if stride is None else stride
+        stride = min(DEFAULT_STRIDE, self._room // 2) if stride is None else stride
         if stride >= self._room:
             raise InvalidInput(
-                f"A window holds {self._room} tokens of the text, so a stride of {stride} leads"
-                f" nowhere; give at most {self._room - 1}."
+                f"A window holds {self._room} tokens of the text, so with a stride of {stride} no"
+                f" window adds a token; give at most {self._room - 1}."
             )
         return range(0, max(1, tokens - stride), self._room - stride)
 
     def tokens_in_windows(self, windows: int, stride: int | None = None) -> int:
-        """The most tokens that a text of so many windows has; InvalidInput as for
-        `window_starts`.
+        """Return the most tokens that a text of so many windows has.
+
+        Raises InvalidInput as `window_starts` does.
         """
         return (windows - 1) * self.window_starts(0, stride).step + self._room
 
     def window(self, tokens: Sequence[int], start: int) -> Encoded:
-        """The window of a text's tokens that begins there, framed as a text of its own."""
-        return self._framed(tokens[start : start + self._room])
+        """Return the window of a text's tokens that begins at `start`, with special tokens."""
+        return self._with_special_tokens(tokens[start : start + self._room])
 
-    def _framed(self, own: Sequence[int]) -> Encoded:
-        """A single text of these tokens, with those around it."""
-        frame = self._frame
+    def _with_special_tokens(self, tokens: Sequence[int]) -> Encoded:
+        special = self._special
+        types = [special.type] * len(tokens)
         return self._with_tokens(
-            [*frame.before, *own, *frame.after],
-            [*frame.types_before, *([frame.type] * len(own)), *frame.types_after],
+            [*special.before, *tokens, *special.after],
+            [*special.types_before, *types, *special.types_after],
             False,
         )
 
     def _with_tokens(self, ids: list[int], type_ids: list[int], truncated: bool) -> Encoded:
-        """A text that a tokenizer without special tokens leaves nothing of is one token of padding,
-        for no answer is that of no token.
-        """
-        if len(ids) > KEPT_AS_LISTS:
+        # An empty encoding becomes a single padding token: the engine cannot run zero tokens.
+        if not ids:
+            return Encoded([self._pad], [0], truncated)
+        if len(ids) > MAX_LIST_TOKENS:
             return Encoded(array("i", ids), array("b", type_ids), truncated)
-        return Encoded(ids, type_ids, truncated) if ids else Encoded([self._pad], [0], truncated)
+        return Encoded(ids, type_ids, truncated)
 
-    def start(self, batch: Sequence[Encoded]) -> Callable[[], Logits]:
-        """Hands a batch to the runtime; the call returned waits for its logits, (len(batch),
-        labels).
+    def start(self, batch: Sequence[Encoded], layout: Layout | None = None) -> Callable[[], Logits]:
+        """Hand a batch to the engine; the function returned waits for its logits.
 
-        That call raises ModelOutputInvalid if the model answered NaN, infinity or the wrong shape.
+        These are of shape (len(batch), labels). `layout` says where the texts of a packed batch
+        are; without it they are laid out here. The function raises ModelOutputInvalid if the model
+        answers NaN, infinity or the wrong shape.
         """
-        pending = self.runtime.start(self._inputs(batch))
-        wanted = (len(batch), len(self.manifest.labels))
+        pending = self.runtime.start(self._inputs(batch, layout))
+        expected = (len(batch), len(self.manifest.labels))
 
         def finish() -> Logits:
-            logits = pending()[
-                : len(batch)
-            ]  # Where texts share rows, the engine is asked for more.
-            if logits.shape != wanted:
+            # A packed batch asks the engine for more first tokens than it has texts.
+            logits = pending()[: len(batch)]
+            if logits.shape != expected:
                 raise ModelOutputInvalid(
-                    f"The model answered shape {logits.shape}, {wanted} was due."
+                    f"The model answered logits of shape {logits.shape}; expected {expected}."
                 )
             if not np.isfinite(logits).all():
                 raise ModelOutputInvalid("The model answered NaN or infinity.")
@@ -289,12 +295,13 @@ class Classifier:
         return finish
 
     def predict(self, batch: Sequence[Encoded]) -> Logits:
-        """Logits of a batch, (len(batch), labels)."""
+        """Return the logits of a batch, of shape (len(batch), labels)."""
         return self.start(batch)()
 
     def batches(self, tokens: Sequence[int]) -> list[list[int]]:
-        """Places of texts of so many tokens, in batches as the service may make of them: in their
-        order, each as large as one may be.
+        """Return the indices of texts of these token counts, in batches as the service makes them.
+
+        They are in their order, and each batch is as large as it may be.
         """
         if self.packing is None:
             size = self.shapes.max_batch_size if self.padding_safe else 1
@@ -304,30 +311,30 @@ class Classifier:
             ]
         batches, waiting = [], list(range(len(tokens)))
         while waiting:
-            lengths = [tokens[place] for place in waiting]
-            batch = [waiting[place] for place in self.packing.choose(lengths)]
+            chosen, _ = self.packing.choose([tokens[index] for index in waiting])
+            batch = [waiting[index] for index in chosen]
             batches.append(batch)
             in_batch = set(batch)
-            waiting = [place for place in waiting if place not in in_batch]
+            waiting = [index for index in waiting if index not in in_batch]
         return batches
 
     def padded_length(self, tokens: int) -> int:
-        """How long a text of so many tokens is made; only a model that ignores padding gets any."""
+        """Return the length to which a text is padded: its own, if padding changes answers."""
         return self.shapes.length(tokens) if self.padding_safe else tokens
 
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Runs the likeliest shapes for at most so long, or all where the runtime captures them,
-        and says how many it ran.
+        """Run shapes for at most `seconds`, least work first, and return how many were run.
+
+        Where the engine captures shapes, all of them are run. `stopping` ends it early.
         """
         started, done = time.monotonic(), 0
-        batches = [
-            texts for shape in self.shapes.likely_first() if (texts := self.shapes.texts_of(*shape))
-        ]
-        if self.shapes.grid.all_warm:
-            # What the largest needs of the device's memory serves all others.
+        examples = (self.shapes.example_lengths(*shape) for shape in self.shapes.by_work())
+        batches = [texts for texts in examples if texts]
+        if self.shapes.grid.warm_up_all:
+            # The device memory that the largest shape needs serves all others.
             batches.reverse()
         for texts in batches:
-            late = time.monotonic() - started > seconds and not self.shapes.grid.all_warm
+            late = time.monotonic() - started > seconds and not self.shapes.grid.warm_up_all
             if done and (stopping() or late):
                 break
             self.predict(self._padding(texts))
@@ -337,40 +344,44 @@ class Classifier:
         return done
 
     def _seconds(self, texts: Sequence[int]) -> float:
-        began = time.monotonic()
+        started = time.monotonic()
         self.predict(self._padding(texts))
-        return time.monotonic() - began
+        return time.monotonic() - started
 
     def _padding(self, texts: Sequence[int]) -> list[Encoded]:
-        """Texts of so many tokens, all of them padding."""
+        """Return texts of these token counts that are all padding."""
         return [Encoded([self._pad] * tokens, [0] * tokens, False) for tokens in texts]
 
-    def _inputs(self, batch: Sequence[Encoded]) -> Inputs:
-        if self.packing is None:
-            layout = Layout(
-                self.padded_length(max(item.tokens for item in batch)),
-                tuple((place,) for place in range(len(batch))),
-            )
-        else:
-            layout = self.packing.lay_out([item.tokens for item in batch])
+    def _lay_out(self, batch: Sequence[Encoded]) -> Layout:
+        if self.packing is not None:
+            return self.packing.lay_out([item.tokens for item in batch])
+        length = self.padded_length(max([item.tokens for item in batch]))
+        return Layout(length, tuple([(index,) for index in range(len(batch))]))
+
+    def _inputs(self, batch: Sequence[Encoded], layout: Layout | None) -> Inputs:
+        if layout is None:
+            layout = self._lay_out(batch)
         shape = (len(layout.rows), layout.length)
         ids = np.full(shape, self._pad, np.int64)
         mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
-        first_tokens = np.zeros(slots(len(batch)), np.int64)
-        for row, places in enumerate(layout.rows):
+        first_tokens = np.zeros(first_token_slots(len(batch)), np.int64)
+        for row, indices in enumerate(layout.rows):
             end = 0
-            for number, place in enumerate(places, 1):
-                item, begin = batch[place], end
+            for number, index in enumerate(indices, 1):
+                item, begin = batch[index], end
                 end += item.tokens
                 ids[row, begin:end] = item.ids
                 mask[row, begin:end] = number
                 types[row, begin:end] = item.type_ids
                 positions[row, begin:end] = np.arange(item.tokens)
-                first_tokens[place] = row * layout.length + begin
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+                first_tokens[index] = row * layout.length + begin
+        arrays: dict[str, Array] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": types,
+        }
         inputs = {name: arrays[name] for name in self.manifest.inputs}
-        return (
-            inputs
-            if self.packing is None
-            else {**inputs, "position_ids": positions, "first_tokens": first_tokens}
-        )
+        if self.packing is not None:
+            inputs["position_ids"] = positions
+            inputs["first_tokens"] = first_tokens
+        return inputs

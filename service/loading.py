@@ -1,152 +1,159 @@
 """
-Loads models beside the event loop: one at a time, each in a thread of its own and within a time, so
-that one that hangs blocks no other.
-
-A thread that waits for a file system that has gone cannot be ended. It is given up, and does
-nothing more if it ever comes back.
+Loads one model: chooses its variant, builds its engine, warms it up and checks its answers.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from service.errors import DeadlineExceeded, LoadInProgress, NotReady
+from command import BadInput, CommandError
+from service import self_check
+from service.artifact import Artifact
+from service.classifier import Classifier
+from service.errors import ServiceError
+from service.host import cpus, memory
+from service.runtimes.auto import ON_A_GPU, Choice, choose, load
+from service.runtimes.cuda import GpuOptions
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 
-# Each may hold a model's memory.
-MOST_GIVEN_UP = 4
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the settings and the command line say about every model that is loaded."""
+
+    variant: str
+    """A variant's name, or `auto`: the fastest one that answers here as where it was exported."""
+    runtime: str
+    threads: int
+    max_batch_size: int | None
+    max_batch_tokens: int | None
+    warm_up_s: float
+    gpu: GpuOptions
+
+    @classmethod
+    def from_settings(cls, settings: Settings, variant: str) -> LoadOptions:
+        """Return the options of a process with these settings."""
+        mib = settings.gpu_memory_mib
+        return cls(
+            variant=variant,
+            runtime=settings.runtime,
+            threads=settings.threads or cpus.usable(),
+            max_batch_size=settings.max_batch_size,
+            max_batch_tokens=settings.max_batch_tokens,
+            warm_up_s=settings.warm_up_s,
+            gpu=GpuOptions(
+                memory_bytes=None if mib is None else mib * 2**20,
+                shapes_file=settings.gpu_shapes_file,
+                cache=settings.gpu_cache,
+                graphs=settings.gpu_graphs,
+            ),
+        )
 
 
-class Ticket:
-    """Decides once what becomes of a load: its model answers, or its caller has given up on it.
-    Never both.
+@dataclass(frozen=True)
+class Engine:
+    """A classifier that is ready to answer, and how it was chosen."""
+
+    choice: Choice
+    classifier: Classifier
+    agreement: self_check.Agreement | None
+    """With the answers of the exporting host; None if the artifact holds none."""
+
+
+def load_engine(
+    name: str, artifact: Artifact, options: LoadOptions, stopping: Callable[[], bool]
+) -> Engine:
+    """Return an artifact's engine, warm and checked.
+
+    With `auto`, a variant that fails its self-check is passed over for the next one. `stopping`
+    ends the warm-up early. Raises BadInput if the artifact cannot be loaded, NotEnoughMemory, and
+    AnswersDiffer if the variant that was asked for fails its self-check.
     """
-
-    def __init__(self) -> None:
-        self._taken = threading.Lock()
-
-    def take(self) -> bool:
-        """Whether this is the first call, from whatever thread; who makes it decides."""
-        return self._taken.acquire(blocking=False)
-
-
-class Loads:
-    """The loads of one process. All methods are called on the event loop."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
-        self._since: dict[str, float] = {}
-        self._given_up = 0
-
-    def check_free(self, name: str) -> None:
-        """Raise LoadInProgress if a model of that name is being loaded."""
-        if name in self._since:
-            since_s = time.monotonic() - self._since[name]
-            raise LoadInProgress(
-                f"A model of that name has been loading for {since_s:.0f} s; wait for its answer.",
-                param="model",
-                retry_after_s=1,
-            )
-
-    async def run(self, name: str, work: Callable[[Ticket], Result]) -> Result:
-        """Return what `work` returns in a thread of its own, when it is its turn.
-
-        LoadInProgress if the same name is being loaded, or if others take all the time;
-        DeadlineExceeded if `work` does.
-        """
-        self.check_free(name)
-        if self._given_up >= MOST_GIVEN_UP:
-            raise NotReady(
-                f"{self._given_up} loads have not come back, each in a thread that cannot be ended;"
-                " restart this replica to load models."
-            )
-        self._since[name] = began = time.monotonic()
+    rejected: dict[str, str] = {}
+    while True:
+        choice = choose(artifact, options.variant, options.runtime, rejected=rejected)
         try:
-            await self._wait_for_turn()
-            try:
-                return await self._work(name, work, began)
-            finally:
-                self._turn.release()
-        finally:
-            del self._since[name]
-
-    async def _wait_for_turn(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise LoadInProgress(
-                f"Other models have been loading for {self._timeout_s:g} s; retry later.",
-                retry_after_s=1,
-            ) from None
-
-    async def _work(self, name: str, work: Callable[[Ticket], Result], began: float) -> Result:
-        ticket = Ticket()
-        future = _in_thread(f"load {name}"[:40], lambda: work(ticket))
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await asyncio.shield(future)
-        except (TimeoutError, asyncio.CancelledError) as ended:
-            if not ticket.take():
-                return await future  # it was just in time
-            self._give_up(name, future)
-            if isinstance(ended, asyncio.CancelledError):
+            return _load_variant(name, artifact, choice, options, stopping)
+        except self_check.AnswersDiffer as error:
+            if options.variant != "auto":
                 raise
             log.error(
-                "a load is given up",
-                extra={
-                    "model": name,
-                    "seconds": round(time.monotonic() - began, 1),
-                    "given_up": self._given_up,
-                },
+                "a variant failed its self-check",
+                exc_info=error.__cause__,
+                extra={"model": name, "variant": choice.variant, "why": str(error)},
             )
-            raise DeadlineExceeded(
-                f"The model was not loaded within {self._timeout_s:g} s and is given up; all models"
-                " are as they were. DRBERT_ADMIN_LOAD_TIMEOUT_S sets the limit."
-            ) from None
-
-    def _give_up(self, name: str, future: asyncio.Future[Any]) -> None:
-        self._given_up += 1
-
-        def came_back(done: asyncio.Future[Any]) -> None:
-            self._given_up -= 1
-            done.exception()  # looked at, so that nobody misses it
-            log.info("a load that was given up came back", extra={"model": name})
-
-        future.add_done_callback(came_back)
+            rejected[choice.variant] = str(error)
 
 
-def _in_thread(thread_name: str, work: Callable[[], Result]) -> asyncio.Future[Result]:
-    """What `work` returns or raises, in a thread that holds no process up."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
+def _load_variant(
+    name: str,
+    artifact: Artifact,
+    choice: Choice,
+    options: LoadOptions,
+    stopping: Callable[[], bool],
+) -> Engine:
+    started = time.monotonic()
+    try:
+        classifier = Classifier(
+            artifact,
+            load(artifact, choice, options.threads, options.gpu),
+            options.max_batch_size,
+            options.max_batch_tokens,
+        )
+        artifact.check_unchanged()
+        loaded = time.monotonic()
+        # The check comes first, because a wrong engine need not be warm. But the memory of a GPU
+        # is laid out by the largest shape, so there the warm-up comes first.
+        warm_up_first = classifier.shapes.grid.warm_up_all
+        agreement = None if warm_up_first else self_check.check(classifier, choice.variant)
+        shapes = classifier.warm_up(options.warm_up_s, stopping)
+        if warm_up_first:
+            agreement = self_check.check(classifier, choice.variant)
+        # Again: a file that is mapped into memory may be read as late as now.
+        artifact.check_unchanged()
+    except BaseException as error:  # a panic of Rust, as of the tokenizer's, is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise _explained(name, artifact, choice, error) from error
+    log.info(
+        "model ready",
+        extra={
+            "model": name,
+            "artifact": str(artifact.directory),
+            "variant": choice.variant,
+            "runtime": choice.runtime,
+            "why": choice.why,
+            "threads": options.threads,
+            "load_s": round(loaded - started, 3),
+            "warm_up_s": round(time.monotonic() - loaded, 3),
+            "shapes": shapes,
+        },
+    )
+    if agreement is None:
+        log.warning(
+            "this artifact holds no self-check, so it is not known whether this processor computes"
+            " it correctly; export it again",
+            extra={"model": name},
+        )
+    return Engine(choice, classifier, agreement)
 
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
 
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name=thread_name, daemon=True).start()
-    return future
+def _explained(
+    name: str, artifact: Artifact, choice: Choice, error: BaseException
+) -> BaseException:
+    """Return the error to raise for one that loading raised."""
+    if choice.runtime not in ON_A_GPU and memory.ran_out(error):
+        weight_bytes = artifact.manifest.variants[choice.variant].weight_bytes
+        return memory.not_enough(name, choice.variant, weight_bytes, error)
+    if isinstance(error, CommandError | ServiceError):
+        return error
+    # A digest shows that a file is unchanged, not that an engine or a tokenizer can use it. What
+    # these raise is of any type.
+    return BadInput(
+        f"{artifact.directory} cannot be loaded ({type(error).__name__}: {error}); export it again."
+    )

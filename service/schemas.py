@@ -1,7 +1,7 @@
 """
-The shape of a request and of an answer: a superset of vLLM's /classify.
+The schema of a request and of an answer: a superset of vLLM's /classify.
 
-Every refusal names the field, as `input[3]`, and the limit; none repeats the text.
+Every refusal names the field, such as `input[3]`, and the limit. None repeats the text.
 """
 
 from __future__ import annotations
@@ -14,44 +14,48 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
 from service.errors import InvalidInput, InvalidJson, TooLarge
-from service.http.transport.bodies import check_structure
+from service.json_structure import check_structure
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """A text or a pair to classify."""
+
     text: str
     pair: str | None = None
-    where: str = "input"
-    """What a refusal calls it."""
+    field: str = "input"
+    """Its name in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold."""
+    """What one request may hold; None is no limit."""
 
     texts: int
+    """Number of texts."""
     text_chars: int
+    """Characters of one text, or of each half of a pair."""
     windows: int = 1
-    """Of one text."""
+    """Windows of one text."""
     tokens: int | None = None
-    """Of all texts together, as far as the model reads them."""
+    """Tokens of all texts together, as far as the model reads them."""
     items: int | None = None
     """Windows of all texts together."""
 
 
-def _text(value: object, where: str) -> Text:
+def _text(value: object, field: str) -> Text:
     if isinstance(value, str):
-        _check_filled(value, where)
-        return Text(value, where=where)
+        _check_filled(value, field)
+        return Text(value, field=field)
     if not isinstance(value, dict):
         raise InvalidInput(
-            f"{where} is {_kind(value)}; a text is a string or an object with text and text_pair.",
-            param=where,
+            f"{field} is {_kind(value)}; a text is a string or an object with text and text_pair.",
+            param=field,
         )
     if len(value) > 2 or not value.keys() <= {"text", "text_pair"}:
         raise InvalidInput(
-            f"{where} has an unknown field; a text object holds text and text_pair only.",
-            param=where,
+            f"{field} has an unknown field; a text object holds text and text_pair only.",
+            param=field,
         )
     for name in ("text", "text_pair"):
         half = value.get(name)
@@ -59,16 +63,16 @@ def _text(value: object, where: str) -> Text:
             continue
         if not isinstance(half, str):
             raise InvalidInput(
-                f"{where}.{name} is {_kind(half)}; it must be a string.", param=f"{where}.{name}"
+                f"{field}.{name} is {_kind(half)}; it must be a string.", param=f"{field}.{name}"
             )
-        _check_filled(half, f"{where}.{name}")
-    return Text(value["text"], value.get("text_pair"), where)
+        _check_filled(half, f"{field}.{name}")
+    return Text(value["text"], value.get("text_pair"), field)
 
 
-def _check_filled(text: str, where: str) -> None:
+def _check_filled(text: str, field: str) -> None:
     if not text.strip():
         raise InvalidInput(
-            f"{where} is empty; it must hold at least one visible character.", param=where
+            f"{field} is empty; it must hold at least one visible character.", param=field
         )
 
 
@@ -92,7 +96,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), "missing")
 
 
-_PAIR = {
+_PAIR_SCHEMA = {
     "type": "object",
     "required": ["text"],
     "additionalProperties": False,
@@ -101,8 +105,10 @@ _PAIR = {
         "text_pair": {"type": "string", "minLength": 1},
     },
 }
-_ONE = {"anyOf": [{"type": "string", "minLength": 1}, _PAIR]}
-_INPUT_SCHEMA = {"anyOf": [*_ONE["anyOf"], {"type": "array", "minItems": 1, "items": _ONE}]}
+_TEXT_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1}, _PAIR_SCHEMA]}
+_INPUT_SCHEMA = {
+    "anyOf": [*_TEXT_SCHEMA["anyOf"], {"type": "array", "minItems": 1, "items": _TEXT_SCHEMA}]
+}
 
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
 
@@ -111,8 +117,8 @@ Pool = Literal["mean", "max", "first"]
 
 
 class Window(BaseModel):
-    """How a text that is longer than the model reads is cut into windows, and how their logits
-    become one answer.
+    """How a text that is longer than the model reads is cut into windows, and how their logits are
+    pooled.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -202,12 +208,14 @@ class ClassifyRequest(BaseModel):
     priority: int = Field(default=0, ge=0, le=0, description="vLLM's name: there is one priority.")
 
     @property
-    def most_tokens(self) -> int | None:
-        """How many tokens of each text or pair are read, if that is less than the model reads."""
+    def max_tokens(self) -> int | None:
+        """Tokens to read of each text or pair, if a limit was given."""
         return None if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
 
 
 class LabelScore(BaseModel):
+    """A label with its probability, or its logit where no activation is applied."""
+
     label: str
     score: float
 
@@ -230,17 +238,22 @@ class Classification(BaseModel):
     tokens: int = Field(description="That the model read; of all windows together.")
     truncated: bool
     windows: int | None = Field(
-        default=None, description="How many windows the text took; only where they were asked for."
+        default=None,
+        description="How many windows the text took, if the request asked for windows.",
     )
 
 
 class Usage(BaseModel):
+    """Token counts as OpenAI's clients expect them."""
+
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
 
 
 class ClassifyAnswer(BaseModel):
+    """The answer to a ClassifyRequest, one Classification for each text."""
+
     id: str
     object: Literal["list"] = "list"
     created: int
@@ -249,8 +262,8 @@ class ClassifyAnswer(BaseModel):
     usage: Usage
 
 
-def own_request(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
-    """The request in our own shape that these fields make."""
+def native_request(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
+    """Return the request of these fields in our own format, in which `inputs` means `input`."""
     if "messages" in values:
         raise InvalidInput("messages is not supported; give the text as input.", param="messages")
     if "inputs" in values:
@@ -263,14 +276,15 @@ def own_request(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
 
 
 def read_object(body: bytes, limits: Limits) -> dict[str, Any]:
-    """The JSON object in a body; InvalidJson or InvalidInput if it is none, TooLarge if it is more
-    than a request needs.
+    """Return the JSON object of a body.
+
+    Raises InvalidJson or InvalidInput if it is none, TooLarge if it holds more than it may.
     """
     check_structure(body, limits.texts)
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"The body is not UTF-8 JSON: {_where(error)}.") from None
+        raise InvalidJson(f"The body is not UTF-8 JSON: {_position(error)}.") from None
     if not isinstance(values, dict):
         raise InvalidInput(
             f"The body is {_kind(values) if not isinstance(values, str) else 'a string'}; it must"
@@ -279,56 +293,58 @@ def read_object(body: bytes, limits: Limits) -> dict[str, Any]:
     return values
 
 
-def known_fields(values: dict[str, Any], known: Collection[str], where: str = "") -> dict[str, Any]:
-    """`values`, unless one of them is none of the known fields."""
-    # Before pydantic, which would make an error object for each of a million unknown fields.
+def known_fields(values: dict[str, Any], known: Collection[str], field: str = "") -> dict[str, Any]:
+    """Return `values`; raises InvalidInput if one of them is not a known field."""
+    # Not by pydantic, which would make an error object for each of a million unknown fields.
     unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
         raise InvalidInput(
-            f"{where}{unknown[:64]} is no field of this request; known are {', '.join(known)}.",
-            param=f"{where}{unknown[:64]}",
+            f"{field}{unknown[:64]} is not a field of this request; known are {', '.join(known)}.",
+            param=f"{field}{unknown[:64]}",
         )
     return values
 
 
 def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
-    """The request that these fields make."""
+    """Return the request of these fields; raises InvalidInput or TooLarge."""
     _check_limits(values.get("input"), limits)
     try:
-        asked = ClassifyRequest.model_validate(values)
+        request = ClassifyRequest.model_validate(values)
     except ValidationError as error:
         raise _refusal(error) from None
-    if asked.truncation_side is not None:
-        if asked.truncate not in (None, asked.truncation_side):
+    if request.truncation_side is not None:
+        if request.truncate not in (None, request.truncation_side):
             raise InvalidInput(
-                f"truncate is {asked.truncate} and truncation_side {asked.truncation_side}; give"
-                " one of them.",
+                f"truncate is {request.truncate} and truncation_side {request.truncation_side};"
+                " give one of them.",
                 param="truncation_side",
             )
-        asked.truncate = asked.truncation_side
-    if asked.truncate_prompt_tokens == 0:
+        request.truncate = request.truncation_side
+    if request.truncate_prompt_tokens == 0:
         raise InvalidInput(
             "truncate_prompt_tokens is 0, which leaves no token; give more, or -1 for the model's"
             " own limit.",
             param="truncate_prompt_tokens",
         )
-    if asked.most_tokens is not None and (asked.window is not None or asked.truncate == "none"):
-        other = "window" if asked.window is not None else "truncate none"
+    if request.max_tokens is not None and (
+        request.window is not None or request.truncate == "none"
+    ):
+        other = "window" if request.window is not None else "truncate none"
         raise InvalidInput(
             f"truncate_prompt_tokens and {other} do not go together; leave one of them out.",
             param="truncate_prompt_tokens",
         )
-    if asked.window is not None and asked.truncate not in (None, "right"):
+    if request.window is not None and request.truncate not in (None, "right"):
         raise InvalidInput(
-            f"truncate {asked.truncate} and window do not go together: windows read a text to its"
+            f"truncate {request.truncate} and window do not go together: windows read a text to its"
             " end; leave one of them out.",
             param="truncate",
         )
-    return asked
+    return request
 
 
 def _check_limits(value: object, limits: Limits) -> None:
-    """Limits come first: nothing is built from a list or a text that is over them."""
+    """Check the limits before anything is built from a list or a text that exceeds them."""
     items = value if isinstance(value, list) else [value]
     if len(items) > limits.texts:
         raise TooLarge(
@@ -336,22 +352,20 @@ def _check_limits(value: object, limits: Limits) -> None:
             param="input",
         )
     for i, item in enumerate(items):
-        place = f"input[{i}]" if isinstance(value, list) else "input"
-        halves = (
-            {f"{place}.{name}": item.get(name) for name in ("text", "text_pair")}
-            if isinstance(item, dict)
-            else {place: item}
-        )
-        for where, half in halves.items():
+        text = f"input[{i}]" if isinstance(value, list) else "input"
+        halves = {text: item}
+        if isinstance(item, dict):
+            halves = {f"{text}.{name}": item.get(name) for name in ("text", "text_pair")}
+        for field, half in halves.items():
             if isinstance(half, str) and len(half) > limits.text_chars:
                 raise TooLarge(
-                    f"{where} has {len(half)} characters, the limit is {limits.text_chars}.",
-                    param=where,
+                    f"{field} has {len(half)} characters, the limit is {limits.text_chars}.",
+                    param=field,
                 )
 
 
-def _where(error: orjson.JSONDecodeError) -> str:
-    # The message of orjson is "what: line 1 column 5 (char 4)"; it never quotes the document.
+def _position(error: orjson.JSONDecodeError) -> str:
+    # orjson's message ends with "line 1 column 5 (char 4)"; it never quotes the document.
     return str(error)
 
 

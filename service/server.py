@@ -1,8 +1,8 @@
 """
-The life of a server: bind → answer health checks → load → ready → lame duck → drain → gone, with
-exit code 0.
+The server process: bind → answer health checks → load → ready → lame duck → drain → exit code 0.
 
-Two ports at most: one classifies, the other one, if it is asked for, changes what classifies.
+It has a public port, which classifies, and if it is configured a private port, which loads and
+unloads models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -31,49 +31,49 @@ from starlette.types import ASGIApp
 from command import BUG, Unavailable
 from service.http.admin import build_admin
 from service.http.certificate import Certificate
-from service.http.endpoint import Around, limits_of
+from service.http.context import HttpContext, RequestHooks, request_limits
 from service.http.keys import Keys
 from service.http.routes import build_app
 from service.http.transport.exchange import ConnectionPolicy
-from service.http.transport.protocol import BoundedReads, Impatient
-from service.registry import Models
+from service.http.transport.protocol import BoundedReads, LimitedHttpProtocol
 from service.shadow import Pairing, Shadow
+from service.state import ServiceState
 from service.telemetry import logs
 from service.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
-"""Longer than the minute for which proxies and clients keep an idle connection: who closes last
-meets no reset.
+"""Longer than the minute for which proxies and clients keep an idle connection open.
+
+The side that closes last meets no reset.
 """
 
-# Often enough that a loop held up for 20 ms is always seen, and one held up for 5 ms one time in
-# four.
+# A loop that is blocked for 20 ms is always noticed, and one blocked for 5 ms one time in four.
 LAG_EVERY_S = 0.02
 LAG_OVER_S = 30.0
 SWITCH_S = 0.001
-# Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn).
+# Connections that wait to be accepted. The system may allow fewer (net.core.somaxconn).
 BACKLOG = 2048
 
 
-# What the system receives of a connection before it is read: 2.5 MB/s at a round trip of 50 ms.
+# The system's receive buffer of a connection: 2.5 MB/s at a round trip of 50 ms.
 RECEIVE_BYTES = 131_072
 # Below so many open files a warning is logged at start.
 FEW_FILES = 1024
-# For health checks, scrapers, and what the process opens itself.
-FILES_KEPT_FREE = 16
+# Files for health checks, scrapers, and what the process opens itself.
+RESERVED_FILES = 16
 FILES_EVERY_S = 0.5
-WARN_OF_FILES_EVERY_S = 10.0
+FILES_WARNING_EVERY_S = 10.0
 DRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
-# A lame duck has done its work when nobody has been connected for so long: who still sends new
-# clients here has seen that it is not ready.
-DESERTED_AFTER_S = 1.0
-# What reading a body may take beyond a request's own time, where nothing but the connection limits
+# The lame-duck phase ends when no client has been connected for so long: by then, load balancers
+# have noticed that the server is not ready.
+UNUSED_AFTER_S = 1.0
+# Reading a body may take so much longer than a request's own time, where only the connection limits
 # it.
 BODY_GRACE_S = 5.0
-# Within which the process is gone after its drain, whatever it may still be waiting for.
+# The process ends within so many seconds of its drain, whatever it may still wait for.
 EXIT_WITHIN_S = 5.0
 
 
@@ -86,12 +86,11 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int, option: str = "--port") -> socket.socket:
-    """Return a listening socket, before anything slow is done; Unavailable if the port is taken.
-    `option` is what sets the port.
+    """Return a listening socket; raises Unavailable if the port is taken.
 
-    It listens at once: with SO_REUSEADDR two servers can bind the same port, and only listen()
-    refuses the second of them. Callers that connect before the event loop accepts wait in the
-    backlog.
+    `option` is the name of the option that sets the port. The socket listens at once: with
+    SO_REUSEADDR two servers can bind the same port, and only listen() refuses the second one.
+    Clients that connect before the event loop accepts wait in the backlog.
     """
     try:
         sock = socket.socket(
@@ -105,20 +104,16 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
         ) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it. Event loops set it themselves only on sockets they made;
-        # without it an answer, sent as head and body, waits 40 ms for the client's delayed
-        # acknowledgement.
+        # Accepted connections inherit it; event loops set it only on sockets that they made.
+        # Without it an answer, sent as head and body, waits 40 ms for a delayed acknowledgement.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Else the system holds up to 6 MiB of a body that is not read yet, and counts them as the
-        # container's memory.
+        # Otherwise the system buffers up to 6 MiB of an unread body, which count as the container's
+        # memory.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except (
-        socket.gaierror,
-        UnicodeError,
-        TypeError,
-    ) as error:  # the last two: no text that a name could be
+    except (socket.gaierror, UnicodeError, TypeError) as error:
+        # The last two: the text cannot be a host name.
         sock.close()
         raise Unavailable(
             f"The address {host} is not known ({getattr(error, 'strerror', error)}); choose another"
@@ -139,20 +134,18 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
 
 
 def run(
-    models: Models,
+    service: ServiceState,
     sock: socket.socket,
     admin: socket.socket | None = None,
     pairing: Pairing | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted; on uvloop where that is
-    installed.
+    """Serve until a signal of DRAINING, then finish the accepted requests.
 
-    On `admin`, where there is one, models are loaded and unloaded; `pairing` lets one model shadow
-    another.
+    `sock` is the public port, `admin` the private one. `pairing` lets one model shadow another.
+    uvloop is used if it is installed.
     """
-    settings = models.settings
-    # The batcher's thread waits no longer than this for the interpreter when the event loop is
-    # busy, and the loop for it.
+    settings = service.settings
+    # The batcher's thread and the event loop wait no longer than this for each other's GIL.
     sys.setswitchinterval(SWITCH_S)
     allow_many_connections()
     certificate = (
@@ -160,49 +153,53 @@ def run(
         if settings.tls_certificate and settings.tls_key
         else None
     )
-    around = Around(
+    hooks = RequestHooks(
         keys=watched_keys(settings.api_keys_file),
-        shadow=None if pairing is None else Shadow(models, pairing, limits_of(settings)),
-        tracing=Tracing(models.version) if settings.tracing else None,
+        shadow=None if pairing is None else Shadow(service, pairing, request_limits(settings)),
+        tracing=Tracing(service.version) if settings.tracing else None,
     )
+    context = HttpContext(service, hooks)
     tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
-    policy = policy_of(models)
-    config = configured(build_app(models, around), policy, **tls)
+    policy = connection_policy(service)
+    config = uvicorn_config(build_app(context), policy, **tls)
     servers = [(_Server(config), sock)]
     if admin is not None:
         admin_keys = watched_keys(settings.admin_keys_file)
-        servers.append((_Server(configured(build_admin(models, admin_keys), policy, **tls)), admin))
+        admin_config = uvicorn_config(build_admin(context, admin_keys), policy, **tls)
+        servers.append((_Server(admin_config), admin))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(serve(models, servers, policy, certificate))
-    if around.shadow is not None:
-        log.info("shadowed", extra=around.shadow.told())
-    if around.tracing is not None:
-        around.tracing.close()
-    leave(models)
+        runner.run(serve(service, servers, policy, certificate))
+    if hooks.shadow is not None:
+        log.info("shadowed", extra=hooks.shadow.summary())
+    if hooks.tracing is not None:
+        hooks.tracing.close()
+    exit_if_busy(service)
 
 
 def exit_within(seconds: float) -> None:
-    """End the process with 0 if it is still there then. Its normal end waits for threads, and one
-    of them may hang.
+    """End the process with exit code 0 after `seconds`, if it is still there.
+
+    Its normal end waits for threads, and one of them may hang.
     """
     timer = threading.Timer(seconds, os._exit, (0,))
     timer.daemon = True
     timer.start()
 
 
-def leave(models: Models) -> None:
-    """End the process here if work is under way that does not end, which the interpreter's own end
-    would meet in a library's code.
+def exit_if_busy(service: ServiceState) -> None:
+    """End the process here if a thread still works.
+
+    Otherwise the interpreter's own end would interrupt it in the middle of a library's code.
     """
-    work = models.executors.running + (["running a batch"] if models.batcher.alive else [])
+    work = service.executors.running + (["running a batch"] if service.batcher.is_alive else [])
     if work:
-        log.warning("ending in the middle of work that nobody waits for", extra={"work": work})
+        log.warning("exiting while abandoned work is still running", extra={"work": work})
         logging.shutdown()
         os._exit(0)
 
 
 def watched_keys(file: Path | None) -> Keys | None:
-    """The keys in a file, read again whenever it changes."""
+    """Return the keys of a file, which is read again whenever it changes."""
     if file is None:
         return None
     keys = Keys(file)
@@ -210,18 +207,21 @@ def watched_keys(file: Path | None) -> Keys | None:
     return keys
 
 
-def policy_of(models: Models) -> ConnectionPolicy:
-    """What all connections share, on both ports."""
-    settings = models.settings
+def connection_policy(service: ServiceState) -> ConnectionPolicy:
+    """Return what all connections share, on both ports."""
+    settings = service.settings
     return ConnectionPolicy(
         write_timeout_s=settings.write_timeout_s,
         body_timeout_s=settings.request_timeout_s + BODY_GRACE_S,
         linger_bytes=16 * settings.max_body_bytes,
-        count=lambda reason: models.metrics.rejected.labels(reason).inc(),
+        count=lambda reason: service.metrics.rejected.labels(reason).inc(),
     )
 
 
-def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any) -> uvicorn.Config:
+def uvicorn_config(
+    app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any
+) -> uvicorn.Config:
+    """Return uvicorn's configuration with LimitedHttpProtocol; `more` are further options of it."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -238,8 +238,9 @@ def configured(app: ASGIApp, policy: ConnectionPolicy | None = None, **more: Any
 
 
 def allow_many_connections() -> None:
-    """As many open files as the system allows: the usual 1,024 are soon taken by clients that keep
-    their connections.
+    """Raise the limit of open files as far as the system allows.
+
+    The usual 1,024 are soon used up by clients that keep their connections.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
@@ -253,12 +254,12 @@ def allow_many_connections() -> None:
 
 
 async def serve(
-    models: Models,
+    service: ServiceState,
     servers: Sequence[tuple[uvicorn.Server, socket.socket]],
     policy: ConnectionPolicy,
     certificate: Certificate | None = None,
 ) -> None:
-    """Runs the servers, the first of which classifies, until a signal."""
+    """Run the servers until a signal; the first one is the public port."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     handle_signals(loop, stop)
@@ -271,40 +272,43 @@ async def serve(
     listening = [asyncio.create_task(server.serve([sock])) for server, sock in servers]
     watching = [asyncio.create_task(_watch_open_files([server for server, _ in servers]))]
     try:
-        loading = asyncio.create_task(models.executors.loading.run(models.load))
+        loading = asyncio.create_task(service.executors.loading.run(service.lifecycle.load))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
             settle_garbage_collection()
-            # Not before: nobody waits for the event loop while models are loaded.
+            # Not earlier: no request waits for the event loop while models are loaded.
             watching += [
-                asyncio.create_task(_watch_event_loop(models)),
-                asyncio.create_task(_watch_engine(models)),
+                asyncio.create_task(_watch_event_loop(service)),
+                asyncio.create_task(_watch_engine(service)),
             ]
             if certificate is not None:
-                shown = [
-                    server.config.ssl for server, _ in servers if server.config.ssl is not None
-                ]
-                certificate.watch(shown, loop)
-            told = {"url": urls[0], "instance": models.instance_id, "models": list(models.loaded)}
-            log.info("ready", extra=told | ({"admin_url": urls[1]} if len(urls) > 1 else {}))
+                contexts = [server.config.ssl for server, _ in servers if server.config.ssl]
+                certificate.watch(contexts, loop)
+            ready: dict[str, Any] = {
+                "url": urls[0],
+                "instance": service.instance_id,
+                "models": list(service.registry.loaded),
+            }
+            if len(urls) > 1:
+                ready["admin_url"] = urls[1]
+            log.info("ready", extra=ready)
         await asyncio.wait([stopping, *listening], return_when=asyncio.FIRST_COMPLETED)
-        log.info("draining", extra={"waiting": models.batcher.waiting})
-        give_up = loop.time() + models.settings.drain_timeout_s
+        log.info("draining", extra={"waiting": service.batcher.waiting})
+        deadline = loop.time() + service.settings.drain_timeout_s
         policy.is_draining = True
-        models.start_draining()
+        service.lifecycle.start_draining()
         if loading.done():
-            await lame_duck(
-                servers[0][0], min(models.settings.lame_duck_s, models.settings.drain_timeout_s / 2)
-            )
+            settings = service.settings
+            await lame_duck(servers[0][0], min(settings.lame_duck_s, settings.drain_timeout_s / 2))
         stop_listening([server for server, _ in servers])
-        finished = await models.drain(give_up - loop.time())
+        finished = await service.lifecycle.drain(deadline - loop.time())
         log.info("drained" if finished else "drain timed out; the rest was answered with 503")
-        # Answers that were just settled leave before the connections are closed, however slowly
-        # they are read.
-        await models.idle(timeout_s=1)
-        await written([server for server, _ in servers], give_up)
+        # Answers that are ready are sent before the connections are closed, however slowly clients
+        # read them.
+        await service.lifecycle.wait_until_idle(timeout_s=1)
+        await wait_until_sent([server for server, _ in servers], deadline)
         end_connections([server for server, _ in servers])
         exit_within(EXIT_WITHIN_S)
     finally:
@@ -316,9 +320,7 @@ async def serve(
 
 
 def ignore_signals() -> None:
-    """Let no signal of IGNORED end the process, which is what they do by default; for the time
-    until the loop handles them.
-    """
+    """Ignore the signals of IGNORED until the loop handles them; by default they end a process."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -338,23 +340,24 @@ def _log_ignored(name: str) -> None:
 
 
 async def lame_duck(server: uvicorn.Server, seconds: float) -> None:
-    """Lets requests be answered, each with Connection: close, until nobody has been connected for a
-    while; at once if nobody is.
+    """Answer requests, each with Connection: close, until no client was connected for a while.
+
+    Return at once if no client is connected, and after `seconds` at the latest.
     """
     loop = asyncio.get_running_loop()
     now = loop.time()
-    until, deserted_at = now + seconds, now - DESERTED_AFTER_S
-    while now < until:
+    end, last_used = now + seconds, now - UNUSED_AFTER_S
+    while now < end:
         if server.server_state.connections:
-            deserted_at = now
-        elif now - deserted_at >= DESERTED_AFTER_S:
+            last_used = now
+        elif now - last_used >= UNUSED_AFTER_S:
             return
         await asyncio.sleep(0.01)
         now = loop.time()
 
 
 def stop_listening(servers: Sequence[uvicorn.Server]) -> None:
-    """Takes no new connections; those there are stay."""
+    """Accept no new connections; existing ones stay open."""
     for server in servers:
         if server.started:
             for listener in server.servers:
@@ -362,32 +365,36 @@ def stop_listening(servers: Sequence[uvicorn.Server]) -> None:
 
 
 def end_connections(servers: Sequence[uvicorn.Server]) -> None:
-    """Closes every connection; uvicorn would cancel what is under way on them, with a traceback."""
+    """Close every connection. uvicorn would cancel their requests, with a traceback."""
     for server in servers:
         for connection in list(server.server_state.connections):
-            if isinstance(connection, Impatient):
+            if isinstance(connection, LimitedHttpProtocol):
                 connection.end()
 
 
-async def written(servers: Sequence[uvicorn.Server], give_up: float) -> None:
-    """Waits until every answer that was begun has been handed to the system, until `give_up` by the
-    loop's clock.
+async def wait_until_sent(servers: Sequence[uvicorn.Server], deadline: float) -> None:
+    """Wait until every answer that was begun is handed to the system.
+
+    `deadline` is by the event loop's clock.
     """
     loop = asyncio.get_running_loop()
-    while loop.time() < give_up and any(
-        one.writes
-        for server in servers
-        for one in server.server_state.connections
-        if isinstance(one, Impatient)
-    ):
+    while loop.time() < deadline and any(map(_is_writing, servers)):
         await asyncio.sleep(0.01)
 
 
-def settle_garbage_collection() -> None:
-    """Takes what is loaded out of the garbage collector's rounds, and lets it come round seldom.
+def _is_writing(server: uvicorn.Server) -> bool:
+    return any(
+        connection.writes
+        for connection in server.server_state.connections
+        if isinstance(connection, LimitedHttpProtocol)
+    )
 
-    At its own pace it looks at everything once for every few hundred lists that a request's JSON
-    holds: a second for four megabytes of them, during which nobody else is answered.
+
+def settle_garbage_collection() -> None:
+    """Exclude what is loaded from garbage collection, and collect seldom.
+
+    By default the collector scans everything once for every few hundred lists of a request's JSON:
+    a second for four megabytes of them, during which no other request is answered.
     """
     gc.collect()
     gc.freeze()
@@ -395,7 +402,7 @@ def settle_garbage_collection() -> None:
 
 
 def free_files() -> int:
-    """How many more files this process may open, at least; 0 if the limit is reached."""
+    """Return how many more files this process may open, at least."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         lowest = os.open(os.devnull, os.O_RDONLY)
@@ -404,34 +411,31 @@ def free_files() -> int:
             raise
         return 0
     os.close(lowest)
-    # The lowest number that is free is given, so all numbers from there on may be.
+    # The system assigns the lowest free number, so all numbers from there on may be free.
     return FEW_FILES if limit == resource.RLIM_INFINITY else limit - lowest
 
 
 async def _watch_open_files(servers: Sequence[uvicorn.Server]) -> None:
-    """Makes room when the limit of open files is near: closes connections that wait for nothing,
-    and others after their answer.
+    """Close idle connections when the limit of open files is near, and others after their answer.
 
-    At the limit the event loop accepts and drops each new connection without a word, health checks
-    too.
+    At the limit the event loop accepts and drops each new connection silently, health checks too.
     """
-    warned = -math.inf
+    last_warning = -math.inf
     while True:
         await asyncio.sleep(FILES_EVERY_S)
         free = free_files()
-        if free >= FILES_KEPT_FREE:
+        if free >= RESERVED_FILES:
             continue
         connections = [
             connection for server in servers for connection in server.server_state.connections
         ]
-        # Those without a request first: uvicorn closes these at once, and the others once they are
-        # answered.
+        # Idle ones first: uvicorn closes these at once, and the others after their answer.
         connections.sort(key=_is_answering)
-        closed = connections[: 2 * (FILES_KEPT_FREE - free)]
+        closed = connections[: 2 * (RESERVED_FILES - free)]
         for connection in closed:
             connection.shutdown()
-        if time.monotonic() - warned >= WARN_OF_FILES_EVERY_S:
-            warned = time.monotonic()
+        if time.monotonic() - last_warning >= FILES_WARNING_EVERY_S:
+            last_warning = time.monotonic()
             log.error(
                 "the limit of open files is near or reached: new connections may be dropped, and"
                 " idle ones are closed; raise ulimit -n",
@@ -448,24 +452,23 @@ def _is_answering(connection: Any) -> bool:
     return connection.cycle is not None and not connection.cycle.response_complete
 
 
-async def _watch_event_loop(models: Models) -> None:
-    """Keeps the metric of the event loop's lag: the worst over this half minute and the one
-    before.
-    """
-    before, worst, until = 0.0, 0.0, time.monotonic() + LAG_OVER_S
+async def _watch_event_loop(service: ServiceState) -> None:
+    """Update the metric of the event loop's lag: the worst of this half minute and the last one."""
+    previous, worst, period_end = 0.0, 0.0, time.monotonic() + LAG_OVER_S
     while True:
-        due = time.monotonic() + LAG_EVERY_S
+        expected = time.monotonic() + LAG_EVERY_S
         await asyncio.sleep(LAG_EVERY_S)
         now = time.monotonic()
-        worst = max(worst, now - due)
-        models.metrics.event_loop_lag.set(max(before, worst))
-        if now > until:
-            before, worst, until = worst, 0.0, now + LAG_OVER_S
+        worst = max(worst, now - expected)
+        service.metrics.event_loop_lag.set(max(previous, worst))
+        if now > period_end:
+            previous, worst, period_end = worst, 0.0, now + LAG_OVER_S
 
 
 class Pauses:
-    """When this process did not run, as under SIGSTOP or in a machine that was paused: seen by a
-    tick that comes late.
+    """Times in which this process did not run, under SIGSTOP or in a paused machine.
+
+    A tick that comes late shows them.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -474,58 +477,59 @@ class Pauses:
         self._pauses: list[tuple[float, float]] = []
 
     def tick(self) -> None:
-        """Note the time since the last tick, which was due `tick_s` ago; what it is late by was a
-        pause.
-        """
+        """Note the time since the last tick; what exceeds `tick_s` was a pause."""
         now = time.monotonic()
         if now - self._last > 2 * self._tick_s:
             self._pauses.append((self._last + self._tick_s, now))
         self._last = now
 
     def seconds_since(self, begin: float) -> float:
-        """How much of the time since `begin` was pauses. Those that ended before it are
-        forgotten.
-        """
+        """Return the seconds of pauses since `begin`, and forget those that ended before it."""
         self._pauses = [(start, end) for start, end in self._pauses if end > begin]
         return sum(end - max(start, begin) for start, end in self._pauses)
 
 
-async def _watch_engine(models: Models) -> None:
-    """Ends a process whose engine does not come back, or whose batcher has ended: nothing else in
-    it could help, and a supervisor starts another one.
+async def _watch_engine(service: ServiceState) -> None:
+    """End a process whose engine hangs or whose batcher has crashed.
+
+    Nothing in the process can repair that; a supervisor starts another one.
     """
-    limit_s = models.settings.engine_stall_timeout_s
+    batcher, lifecycle = service.batcher, service.lifecycle
+    limit_s = service.settings.engine_stall_timeout_s
     tick_s = min(1.0, limit_s / 10)
     pauses = Pauses(tick_s)
     while True:
         await asyncio.sleep(tick_s)
         pauses.tick()
-        if models.batcher.died or models.batcher.broken:
+        if batcher.crashed or batcher.is_broken:
             log.critical(
                 "the thread that runs the models has ended; ending"
-                if models.batcher.died
+                if batcher.crashed
                 else "the engine is broken; ending"
             )
-            await models.batcher.close(timeout_s=0.1)  # whoever waits is told
-            await models.idle(timeout_s=1)
-            logs.flush()
-            os._exit(BUG)
-        elapsed_s = models.batcher.stuck_s
-        # The engine was paused as well, so that time says nothing of it.
-        stuck_s = elapsed_s - pauses.seconds_since(time.monotonic() - elapsed_s)
-        if (stuck_s > limit_s) != models.stalled:
-            models.note_stall(stuck_s > limit_s)
+            await _exit_with_bug(service)
+        elapsed_s = batcher.stalled_for_s
+        # The engine was paused as well, so that time does not count.
+        stalled_s = elapsed_s - pauses.seconds_since(time.monotonic() - elapsed_s)
+        is_stalled = stalled_s > limit_s
+        if is_stalled != lifecycle.is_stalled:
+            lifecycle.set_stalled(is_stalled)
             log.error(
-                "the engine is stuck" if models.stalled else "the engine came back",
-                extra={"seconds": round(stuck_s, 1), "limit_s": limit_s},
+                "the engine is stuck" if is_stalled else "the engine came back",
+                extra={"seconds": round(stalled_s, 1), "limit_s": limit_s},
             )
-        if stuck_s > 2 * limit_s:
+        if stalled_s > 2 * limit_s:
             log.critical(
                 "the engine did not come back; ending",
-                extra={"seconds": round(stuck_s, 1), "waiting": models.batcher.waiting},
+                extra={"seconds": round(stalled_s, 1), "waiting": batcher.waiting},
             )
-            await models.batcher.close(timeout_s=0.1)  # whoever waits is told
-            await models.idle(timeout_s=1)
-            # Not by sys.exit: the thread in the engine would be waited for.
-            logs.flush()
-            os._exit(BUG)
+            await _exit_with_bug(service)
+
+
+async def _exit_with_bug(service: ServiceState) -> NoReturn:
+    """Fail the requests that wait, and end the process."""
+    await service.batcher.close(timeout_s=0.1)
+    await service.lifecycle.wait_until_idle(timeout_s=1)
+    logs.flush()
+    # Not by sys.exit, which would wait for the thread in the engine.
+    os._exit(BUG)

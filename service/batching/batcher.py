@@ -1,9 +1,8 @@
 """
-Turns concurrent calls into batches, and a batch's results back into answers.
+Turns concurrent requests into batches, and the results of a batch into answers.
 
-The batcher knows neither HTTP nor ONNX: it moves items to a model's start function and
-rows back to whoever asked. One queue, one submitting thread, no timer: a batch is what
-waits when the device is free, so batches grow under load and an idle service adds no delay.
+One queue, one thread that runs the models, no timer: a batch is what waits when the engine is free.
+So batches grow under load, and an idle service adds no delay.
 
     submit (event loop)  →  queue  →  _next_batch → _start → _finish (thread)  →  submit returns
 """
@@ -23,7 +22,18 @@ from typing import Any
 
 from service.batching.capacity import TEXT_COST, estimated_tokens
 from service.batching.queue import BatchLimits, Queue
-from service.batching.requests import Call, Entry, Flow, Item, Model, Row, deliver, expire, fail
+from service.batching.requests import (
+    Batch,
+    Flow,
+    Item,
+    Model,
+    PendingRequest,
+    QueuedItem,
+    Result,
+    deliver,
+    expire,
+    fail,
+)
 from service.errors import (
     EngineBroken,
     ModelFailed,
@@ -35,46 +45,48 @@ from service.errors import (
 
 log = logging.getLogger(__name__)
 
-# A text that is tokenized sooner than a place for it would be kept and given up.
-BRIEF_CHARS = 128
-# What a busy-wait works on: hashlib lets go of the GIL above 2 KiB, as an engine does, and this
-# takes some 10 µs.
-_CHORE = bytes(4096)
+# A text of so few characters is tokenized sooner than a place for it would be held and released.
+SHORT_TEXT_CHARS = 128
+# hashlib releases the GIL above 2 KiB, as an engine does; hashing this takes some 10 µs.
+_SPIN_WORK = bytes(4096)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What became of a batch, for whoever counts."""
+class BatchStats:
+    """What a batch took, for metrics."""
 
     model: str
+    """The model's key in the batcher."""
     queue_ns: list[int]
+    """For each item, the time from its arrival to the start of the batch."""
     inference_ns: int
     tokens: int
     padding_tokens: int
-    background: bool = False
+    is_background: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    batch: list[Entry]
+class _RunningBatch:
+    batch: Batch
     rows: int
     length: int
     started_ns: int
-    full: bool
+    is_full: bool
     """Whether texts that might have been in it had to wait."""
     finish: Callable[[], Collection[Any]]
 
 
-class Place:
-    """Room in the queue for a call whose texts are tokenized, until it is submitted or given up:
-    the end of the block.
+class Reservation:
+    """A place in the queue for a request whose texts are being tokenized.
+
+    It is held until the request is submitted, or until the end of the `with` block.
     """
 
     def __init__(self, batcher: Batcher, flow: Flow | None) -> None:
         self.flow = flow
         self._batcher = batcher
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,73 +98,70 @@ class Place:
 class Batcher:
     """Batches for all models on one device.
 
-    Limits: `max_batch_size` items and `max_batch_tokens` tokens a batch, padding counted (a single
-    item may exceed it), `max_waiting` items in the queue, and in it no more than can be answered in
-    time and within `max_queue_s`. `batch_size` rounds a batch down to one the engine likes, `rows`
-    says how many rows the engine makes of it, where items do not share rows. `in_flight` batches
-    may run at once.
-
-    What is submitted in the background waits beside the queue, at most `max_background` items, and
-    a batch of it begins only when nothing else waits.
+    At most `max_queue_size` items wait, and no more than can be answered in time and within
+    `max_queue_s`. Background items wait apart, at most `max_background` of them, and a batch of
+    them begins only when nothing else waits.
     """
 
     models: Mapping[str, Model[Any]]
-    max_batch_size: int = 16
-    max_batch_tokens: int = 4096
-    max_waiting: int = 2048
+    """By key. Models may be added and removed at any time."""
+    limits: BatchLimits = field(default_factory=BatchLimits)
+    """What a batch may hold, and how many may run at once; replaced as a whole."""
+    max_queue_size: int = 2048
     max_background: int = 256
-    in_flight: int = 1
-    batch_size: Callable[[int], int] = lambda waiting: waiting
-    rows: Callable[[int], int] = lambda items: items
-    on_batch: Callable[[Batch], None] = lambda batch: None
+    on_batch: Callable[[BatchStats], None] = lambda batch: None
+    """Called after each batch, in the thread that runs the models."""
     max_queue_s: float = math.inf
 
     queue: Queue = field(init=False)
-    broken: bool = field(default=False, init=False)
-    """Whether a model's engine can do nothing any more, which nothing in this process mends."""
+    is_broken: bool = field(default=False, init=False)
+    """Whether the engine of a model cannot be used any more; only a new process repairs that."""
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
-    _running: deque[_Running] = field(default_factory=deque, init=False)
-    _alone: deque[Entry] = field(default_factory=deque, init=False)
-    """What a failed batch held and is to be run alone; the first of them is running."""
-    _called: bool = field(default=False, init=False)
-    _runs: bool = field(default=False, init=False)
+    _running: deque[_RunningBatch] = field(default_factory=deque, init=False)
+    _isolated_retries: deque[QueuedItem] = field(default_factory=deque, init=False)
+    """Items of a failed batch, each to be run alone; the first of them is running."""
+    _wakeup_scheduled: bool = field(default=False, init=False)
+    _alive: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _finished_ns: int = field(default=0, init=False)
     _woken_ns: int = field(default=0, init=False)
-    """When the thread last had something to do after it had had nothing."""
+    """When the thread was last given work after it had none."""
     _starting_ns: int | None = field(default=None, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.queue = Queue(self.max_waiting, self.max_background, self.max_queue_s)
+        self.queue = Queue(self.max_queue_size, self.max_background, self.max_queue_s)
 
     def start(self) -> None:
+        """Start the thread that runs the models."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._runs = True
+        self._alive = True
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """How many items wait, those of the background left out."""
+        """How many items wait, without those in the background."""
         return len(self.queue)
 
     @property
     def queue_s(self) -> float:
-        """How many seconds of the engine wait, by the pace that was measured; texts that are being
-        tokenized count.
+        """Engine seconds of everything that waits, by the pace measured so far.
+
+        Texts that are being tokenized count.
         """
         with self._changed:
             return self.queue.capacity.queue_s
 
-    def check_room(self, deadline: float = math.inf) -> None:
-        """Overloaded if even a short text would be refused just now: whoever asks first need not
-        read what was sent for nothing.
+    def check_capacity(self, deadline: float = math.inf) -> None:
+        """Raise Overloaded if even a short text would be refused now.
+
+        Asked before a body is parsed, so that a refusal costs little. It admits nothing.
         """
-        if self.queue.capacity.calm and self.queue.capacity.texts < self.max_waiting:
-            return  # It is so nearly always, and this is asked for every request.
+        if self.queue.capacity.is_calm and self.queue.capacity.texts < self.max_queue_size:
+            return  # Nearly always, and this is asked for every request.
         with self._changed:
             if not self._closing:
-                self.queue.capacity.check_room(deadline)
+                self.queue.capacity.check_capacity(deadline)
 
     def reserve(
         self,
@@ -160,153 +169,150 @@ class Batcher:
         chars: Sequence[int],
         max_tokens: int | None = None,
         deadline: float = math.inf,
-    ) -> Place:
-        """Room for a call whose texts, of so many characters each, are about to be tokenized;
-        raises what `submit` would.
+    ) -> Reservation:
+        """Admit a request whose texts are about to be tokenized; raises what `submit` would.
 
-        `max_tokens` is what the model reads of a text. The place is kept for the block that it is
-        used in. A short text has none while there is plenty of room: it is tokenized at once.
+        `chars` holds each text's length in characters, `max_tokens` is what the model reads of a
+        text. A short text is not counted while there is plenty of room: it is tokenized at once.
         """
-        if len(chars) == 1 and chars[0] <= BRIEF_CHARS and self.queue.capacity.calm:
-            return Place(self, None)
+        if len(chars) == 1 and chars[0] <= SHORT_TEXT_CHARS and self.queue.capacity.is_calm:
+            return Reservation(self, None)
         tokens = sum([estimated_tokens(count, max_tokens) for count in chars])
         with self._changed:
             self._check_open(len(chars))
             capacity = self.queue.capacity
             flow = capacity.flow(model, len(chars), tokens, deadline)
             capacity.admit(flow)
-        return Place(self, flow)
+        return Reservation(self, flow)
 
     async def submit(
         self,
         model: str,
         items: Sequence[Item],
         timeout_s: float = math.inf,
-        busy_wait: float = 0.0,
+        injected_delay: float = 0.0,
         background: bool = False,
-        place: Place | None = None,
-    ) -> list[Row]:
-        """Returns the items' rows in order, or raises what became of them.
+        reservation: Reservation | None = None,
+    ) -> list[Result]:
+        """Return the items' results in their order.
 
-        Items are admitted together or not at all. Raises Overloaded when the queue has no room for
-        all or they would be late, TooLarge when it never could have, ShuttingDown while draining,
-        DeadlineExceeded if an item could not be answered within `timeout_s`, and what the model
-        raised for a batch of that item alone.
+        All items are admitted, or none. Raises Overloaded if the queue has no room for all of them
+        or they would be late, TooLarge if they never fit, ShuttingDown while draining,
+        DeadlineExceeded if an item was not answered within `timeout_s`, and for an item that fails
+        alone what its model raised.
 
-        `busy_wait` makes their batches longer by that share of their own duration, for a proof that
-        must show it would see a slower model. Only items with one `busy_wait` share a batch.
-        `background` is for work that nobody waits for: it takes no room of the queue, and is
-        refused when there is too much of its kind. `place` is what was reserved for them; if they
-        have no more tokens than that, they are admitted.
+        `injected_delay` makes a batch longer by that share of its duration, for a proof that must
+        show that it detects a slower model. Only items with the same delay share a batch.
+        `background` items take no room in the queue, and are refused when there are too many.
+        Items with a `reservation` are admitted if they have no more tokens than it.
         """
         if not items:
             return []
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + timeout_s
-        own = self.models[model]
-        padded = [own.padded_length(item.tokens) for item in items]
-        flow = self._flow(model, padded, deadline, place)
-        call = Call(loop, loop.create_future(), deadline, [None] * len(items), len(items), flow)
+        target = self.models[model]
+        lengths = [target.padded_length(item.tokens) for item in items]
+        flow = self._flow(model, lengths, deadline, reservation)
+        request = PendingRequest(
+            loop, loop.create_future(), deadline, [None] * len(items), len(items), flow
+        )
         now = time.monotonic_ns()
-        entries = [
-            Entry(call, number, item, model, own, length, now, busy_wait, background)
-            for number, (item, length) in enumerate(zip(items, padded, strict=True))
+        queued = [
+            QueuedItem(request, index, item, model, target, length, now, injected_delay, background)
+            for index, (item, length) in enumerate(zip(items, lengths, strict=True))
         ]
         with self._changed:
             self._check_open(len(items))
             if background:
-                self.queue.append_background(entries)
+                self.queue.append_background(queued)
             else:
-                self._admit(flow, padded, place)
-                self.queue.append(entries)
-            if not self._called:
-                # Once for all that the loop has at hand: called for the first of them, the thread
-                # would take it alone.
-                self._called = True
-                loop.call_soon(self._call_the_thread)
-        # Leaving, by the deadline or because the caller is cancelled, settles the answer: what
-        # still waits of it is dropped.
-        late = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, call)
+                self._admit(flow, lengths, reservation)
+                self.queue.append(queued)
+            if not self._wakeup_scheduled:
+                # Once for everything that the loop has at hand: woken for the first item, the
+                # thread would run it alone.
+                self._wakeup_scheduled = True
+                loop.call_soon(self._wake_worker)
+        # The deadline, or a caller that is cancelled, settles the future. What still waits of the
+        # request is dropped then.
+        expiry = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, request)
         try:
-            return await call.answer
+            return await request.future
         finally:
-            if late is not None:
-                late.cancel()
+            if expiry is not None:
+                expiry.cancel()
             if flow.waiting:
                 self.drop(flow)
 
     def drop(self, flow: Flow) -> None:
-        """Drops what waits of a call, or the place that is kept for it."""
+        """Drop what waits of a request, or the place that is held for it."""
         with self._changed:
             self.queue.drop(flow)
 
     def _check_open(self, texts: int) -> None:
         if self._closing:
             raise ShuttingDown("This replica is draining; another one answers.")
-        if texts > self.max_waiting:
+        if texts > self.max_queue_size:
             raise TooLarge(
-                f"The request makes {texts} items, and the queue holds {self.max_waiting}; send"
+                f"The request makes {texts} items, and the queue holds {self.max_queue_size}; send"
                 " several requests."
             )
 
     def _flow(
-        self, model: str, padded: Sequence[int], deadline: float, place: Place | None
+        self, model: str, lengths: Sequence[int], deadline: float, reservation: Reservation | None
     ) -> Flow:
-        """The place that was kept for items of so many tokens each if it is large enough, else one
-        that is not admitted yet.
-        """
-        tokens, kept = sum(padded), None if place is None else place.flow
+        """Return the reserved flow if it is large enough, else one that is not admitted yet."""
+        reserved = None if reservation is None else reservation.flow
+        tokens, texts = sum(lengths), len(lengths)
         if (
-            kept is not None
-            and len(padded) <= kept.texts
-            and tokens + TEXT_COST * len(padded) <= kept.tokens
+            reserved is not None
+            and texts <= reserved.texts
+            and tokens + TEXT_COST * texts <= reserved.tokens
         ):
-            return kept
-        return self.queue.capacity.flow(model, len(padded), tokens, deadline)
+            return reserved
+        return self.queue.capacity.flow(model, texts, tokens, deadline)
 
-    def _admit(self, flow: Flow, padded: Sequence[int], place: Place | None) -> None:
-        """Admits a call, if it is not admitted already."""
-        capacity, kept = self.queue.capacity, None if place is None else place.flow
-        if flow is kept:
-            capacity.remove(
-                flow, flow.texts - len(padded), flow.tokens - sum(padded) - TEXT_COST * len(padded)
-            )
+    def _admit(self, flow: Flow, lengths: Sequence[int], reservation: Reservation | None) -> None:
+        """Admit a request, unless its reservation has admitted it already."""
+        capacity = self.queue.capacity
+        reserved = None if reservation is None else reservation.flow
+        if flow is reserved:
+            tokens = sum(lengths) + TEXT_COST * len(lengths)
+            capacity.remove(flow, flow.texts - len(lengths), flow.tokens - tokens)
             return
-        if kept is not None:
-            self.queue.drop(kept)
+        if reserved is not None:
+            self.queue.drop(reserved)
         capacity.admit(flow)
 
-    def _call_the_thread(self) -> None:
+    def _wake_worker(self) -> None:
         with self._changed:
-            self._called = False
+            self._wakeup_scheduled = False
             self._changed.notify()
 
     @property
-    def alive(self) -> bool:
-        """Whether the submitting thread runs; it outlives whatever a model does."""
-        return self._runs
+    def is_alive(self) -> bool:
+        """Whether the thread that runs the models is alive; no failure of a model ends it."""
+        return self._alive
 
     @property
-    def died(self) -> bool:
-        """Whether that thread has ended by itself, as only a bug can make it."""
-        return self._thread is not None and not self._runs and not self._closing
+    def crashed(self) -> bool:
+        """Whether that thread has ended by itself, which only a bug can cause."""
+        return self._thread is not None and not self._alive and not self._closing
 
     @property
-    def stuck_s(self) -> float:
-        """For how long the oldest batch that the model was given has been with it; 0 if there is
-        none.
-        """
-        # First what is being started: a batch moves from there to what runs.
+    def stalled_for_s(self) -> float:
+        """For how long the oldest running batch has been with its model; 0 if none runs."""
+        # What is being started comes first: a batch moves from there to what runs.
         starting_ns = self._starting_ns
-        starts_ns = [run.started_ns for run in list(self._running)]
+        starts_ns = [running.started_ns for running in list(self._running)]
         if starting_ns is not None:
             starts_ns.append(starting_ns)
         return (time.monotonic_ns() - min(starts_ns)) / 1e9 if starts_ns else 0.0
 
     async def close(self, timeout_s: float) -> bool:
-        """Refuses new items, finishes the accepted ones, and says whether it could in time.
+        """Refuse new items, finish the accepted ones, and return whether that was in time.
 
-        What could not be finished, running or waiting, is answered with ShuttingDown.
+        Items that are not finished, running or waiting, are answered with ShuttingDown.
         """
         with self._changed:
             self._closing = True
@@ -317,35 +323,34 @@ class Batcher:
         await asyncio.to_thread(thread.join, timeout_s)
         if not thread.is_alive():
             return True
-        for entry in self._abandoned():
-            fail(entry.call, ShuttingDown("This replica stopped before it had answered this text."))
+        for queued in self._abandon():
+            fail(
+                queued.request,
+                ShuttingDown("This replica stopped before it had answered this text."),
+            )
         return False
 
-    def _abandoned(self) -> list[Entry]:
-        """Whatever was accepted and is not answered; taken from the queue, for whoever gives up on
-        it.
-        """
+    def _abandon(self) -> list[QueuedItem]:
+        """Empty the queue, and return every item that was accepted and is not answered."""
         with self._changed:
-            return [
-                *self.queue.take_all(),
-                *(entry for run in list(self._running) for entry in run.batch),
-                *list(self._alone),
-            ]
+            items = self.queue.take_all()
+            for running in list(self._running):
+                items += running.batch.items
+            return [*items, *self._isolated_retries]
 
-    # The submitting thread, in the order a batch goes through it.
+    # The thread that runs the models, in the order in which a batch passes through it.
 
     def _run(self) -> None:
         try:
             self._work()
-        except (
-            BaseException
-        ):  # A bug: it ends this thread and, by whoever watches `died`, the process.
+        except BaseException:
+            # A bug. It ends this thread and, through whoever watches `crashed`, the process.
             log.critical("the thread that runs the models has ended", exc_info=True)
         finally:
-            self._runs = False
-            for entry in self._abandoned():
+            self._alive = False
+            for queued in self._abandon():
                 fail(
-                    entry.call,
+                    queued.request,
                     ModelFailed(
                         "The thread that runs the models has ended; this replica will end."
                     ),
@@ -354,151 +359,138 @@ class Batcher:
     def _work(self) -> None:
         while True:
             batch = self._next_batch(wait=not self._running)
-            if batch:
+            if batch is not None:
                 self._start(batch)
-            elif batch is None and not self._running:
+            elif self._closing and not self._running:
                 return
-            if self._running and (not batch or len(self._running) >= self.in_flight):
+            if self._running and (batch is None or len(self._running) >= self.limits.in_flight):
                 self._finish(self._running[0])
 
-    def _next_batch(self, wait: bool) -> list[Entry] | None:
-        """What to run next: [] if nothing waits just now, None if nothing ever will."""
+    def _next_batch(self, wait: bool) -> Batch | None:
+        """Return what to run next, or None if nothing waits.
+
+        With `wait`, None means that nothing ever will: the batcher is closing.
+        """
         with self._changed:
             while True:
                 if self._closing:
-                    self.queue.drop_the_background()
-                limits = BatchLimits(
-                    self.max_batch_size, self.max_batch_tokens, self.batch_size, self.rows
-                )
-                if batch := self.queue.take(limits):
+                    self.queue.drop_background()
+                batch = self.queue.take(self.limits)
+                if batch is not None or self._closing or not wait:
                     return batch
-                if self._closing:
-                    return None
-                if not wait:
-                    return []
                 self._changed.wait()
                 self._woken_ns = time.monotonic_ns()
 
-    def _start(self, batch: list[Entry]) -> _Running | None:
-        """Hands a batch to its model; None if that failed, and what was to be done about it is
-        done.
-        """
-        self._starting_ns = started = time.monotonic_ns()
+    def _start(self, batch: Batch) -> _RunningBatch | None:
+        """Hand a batch to its model; return None if that failed and the failure was handled."""
+        self._starting_ns = started_ns = time.monotonic_ns()
         try:
             rows, length = self._shape(batch)
-            finish = batch[0].model.start([entry.item for entry in batch])
-        except Exception as error:  # The worker outlives whatever a model does.
+            items = [queued.item for queued in batch.items]
+            finish = batch.first.model.start(items, batch.layout)
+        except Exception as error:  # No failure of a model ends this thread.
             self._starting_ns = None
-            self._failed(batch, error)
+            self._handle_failure(batch, error)
             return None
-        run = _Running(batch, rows, length, started, self.queue.left_behind, finish)
-        self._running.append(run)
+        running = _RunningBatch(batch, rows, length, started_ns, self.queue.left_behind, finish)
+        self._running.append(running)
         self._starting_ns = None
-        return run
+        return running
 
-    def _shape(self, batch: list[Entry]) -> tuple[int, int]:
-        """(rows, tokens of each) that the engine makes of a batch."""
-        packing = batch[0].model.packing
-        if packing is None:
-            return self.rows(len(batch)), max(entry.length for entry in batch)
-        layout = packing.lay_out([entry.item.tokens for entry in batch])
-        return len(layout.rows), layout.length
+    def _shape(self, batch: Batch) -> tuple[int, int]:
+        """Return the rows that the engine makes of a batch, and the tokens of each."""
+        if batch.layout is None:
+            return self.limits.rows(len(batch.items)), max(each.length for each in batch.items)
+        return len(batch.layout.rows), batch.layout.length
 
-    def _finish(self, run: _Running) -> None:
+    def _finish(self, running: _RunningBatch) -> None:
+        batch = running.batch
         try:
-            values = run.finish()
-            if len(values) != len(run.batch):
+            values = running.finish()
+            if len(values) != len(batch.items):
                 raise ModelOutputInvalid(
-                    f"The model answered {len(values)} rows for {len(run.batch)} texts."
+                    f"The model answered {len(values)} rows for {len(batch.items)} texts."
                 )
-        except Exception as error:  # The worker outlives whatever a model does.
-            self._running.remove(run)
-            self._failed(run.batch, error)
+        except Exception as error:  # No failure of a model ends this thread.
+            self._running.remove(running)
+            self._handle_failure(batch, error)
             return
-        # Handed over while the one before was computed, it waited for that.
-        begun_ns = max(run.started_ns, self._finished_ns)
-        if run.batch[0].busy_wait:
-            _keep_busy(begun_ns, run.batch[0].busy_wait)
+        # A batch that was handed over while the one before was computed had to wait for that.
+        begun_ns = max(running.started_ns, self._finished_ns)
+        if batch.first.injected_delay:
+            _spin(begun_ns, batch.first.injected_delay)
         now = time.monotonic_ns()
-        rows = [
-            Row(value, begun_ns - entry.since_ns, now - begun_ns, len(run.batch), run.length)
-            for value, entry in zip(values, run.batch, strict=True)
+        inference_ns, size = now - begun_ns, len(batch.items)
+        results = [
+            Result(value, begun_ns - queued.enqueued_ns, inference_ns, size, running.length)
+            for value, queued in zip(values, batch.items, strict=True)
         ]
-        # Counted first: the loop's thread and this one would get in each other's way once the
-        # answers are there.
-        self._count(run, [row.queue_ns for row in rows], now - begun_ns, now)
+        # Counted before the answers are delivered: afterwards the event loop's thread and this one
+        # compete for the interpreter.
+        self._count(running, [result.queue_ns for result in results], inference_ns, now)
         self._finished_ns = now
-        deliver(run.batch, rows)
-        self._running.remove(run)
+        deliver(batch.items, results)
+        self._running.remove(running)
 
-    def _failed(self, batch: list[Entry], error: Exception) -> None:
-        """Runs the items of a failed batch alone, once, so that a poisonous text hurts
-        nobody else.
-        """
+    def _handle_failure(self, batch: Batch, error: Exception) -> None:
+        """Run each item of a failed batch alone, once, so that a bad text fails only itself."""
+        model = batch.first.model_key
         if isinstance(error, EngineBroken):
-            self.broken = True
+            self.is_broken = True
             log.critical(
                 "the engine is broken",
-                extra={"model": batch[0].name, "why": error.message},
+                extra={"model": model, "why": error.message},
                 exc_info=error.__cause__,
             )
-            for entry in batch:
-                fail(entry.call, error)
+            for queued in batch.items:
+                fail(queued.request, error)
             return
-        if len(batch) == 1:
+        if len(batch.items) == 1:
             if isinstance(error, ServiceError):
-                log.error(
-                    "model answered no answer", extra={"model": batch[0].name, "why": error.message}
-                )
-                fail(batch[0].call, error)
+                log.error("model answered no answer", extra={"model": model, "why": error.message})
             else:
-                log.error("model raised", extra={"model": batch[0].name}, exc_info=error)
-                fail(
-                    batch[0].call,
-                    ModelFailed("The model failed on this text; the failure is in the log."),
-                )
+                log.error("model raised", extra={"model": model}, exc_info=error)
+                error = ModelFailed("The model failed on this text; the failure is in the log.")
+            fail(batch.first.request, error)
             return
-        self._alone.extend(batch)
-        while self._alone:
-            entry = self._alone[0]
-            if not entry.call.gone and (run := self._start([entry])):
-                self._finish(run)
-            self._alone.popleft()
+        self._isolated_retries.extend(batch.items)
+        while self._isolated_retries:
+            queued = self._isolated_retries[0]
+            if not queued.request.is_done:
+                running = self._start(Batch([queued]))
+                if running is not None:
+                    self._finish(running)
+            self._isolated_retries.popleft()
 
-    def _count(self, run: _Running, queue_ns: list[int], inference_ns: int, now_ns: int) -> None:
-        tokens = sum(entry.item.tokens for entry in run.batch)
-        # From one batch's end to the next one's: what happens between them takes the queue's time
-        # as well.
-        busy_s = (now_ns - max(self._woken_ns, self._finished_ns or run.started_ns)) / 1e9
-        self.queue.capacity.note(
-            run.batch[0].name,
-            sum([entry.length for entry in run.batch]) + TEXT_COST * len(run.batch),
-            busy_s,
-            run.full,
+    def _count(
+        self, running: _RunningBatch, queue_ns: list[int], inference_ns: int, now_ns: int
+    ) -> None:
+        items, first = running.batch.items, running.batch.first
+        tokens = sum([queued.item.tokens for queued in items])
+        # From the end of one batch to the end of the next: what happens between them takes time
+        # from the queue as well.
+        busy_s = (now_ns - max(self._woken_ns, self._finished_ns or running.started_ns)) / 1e9
+        cost = sum([queued.length for queued in items]) + TEXT_COST * len(items)
+        self.queue.capacity.note(first.model_key, cost, busy_s, running.is_full)
+        padding = running.rows * running.length - tokens
+        stats = BatchStats(
+            first.model_key, queue_ns, inference_ns, tokens, padding, first.is_background
         )
         try:
-            self.on_batch(
-                Batch(
-                    run.batch[0].name,
-                    queue_ns,
-                    inference_ns,
-                    tokens,
-                    run.rows * run.length - tokens,
-                    run.batch[0].background,
-                )
-            )
-        except Exception:  # Nor does counting end the worker.
+            self.on_batch(stats)
+        except Exception:  # Counting does not end this thread either.
             log.exception("a batch could not be counted")
 
 
-def _keep_busy(started_ns: int, share: float) -> None:
-    """Computes until what began at `started_ns` has taken `share` longer. A sleep would leave the
-    processor to others.
+def _spin(started_ns: int, share: float) -> None:
+    """Compute until what began at `started_ns` has taken `share` longer.
+
+    A sleep would leave the processor to others, which a slower model does not.
     """
     now = time.monotonic_ns()
-    due = now + int(share * (now - started_ns))
-    while (now := time.monotonic_ns()) < due:
-        if (
-            due - now > 20_000
-        ):  # the last bit on the clock alone, or a short batch would be late by half a chore
-            hashlib.sha256(_CHORE)
+    end = now + int(share * (now - started_ns))
+    while now < end:
+        if end - now > 20_000:
+            # The last 20 µs by the clock alone: half a hash more would make a short batch late.
+            hashlib.sha256(_SPIN_WORK)
+        now = time.monotonic_ns()

@@ -1,11 +1,11 @@
 """
-Several texts in one row, so that little of what is computed is padding.
+Sequence packing: several short texts in one row of a batch, so that little of it is padding.
 
-A row that holds several texts is to the engine what one long text is; each token attends to its own
-text's only and has the position that it has there (Krell et al., "Efficient Sequence Packing
-without Cross-contamination", arXiv 2107.02027). Where they place texts to fill rows best, this
-places them in the order in which they came, first fit; only where a row is long, those that may
-begin one come before those that fill it.
+To the engine, a row with several texts is one long text. A block-diagonal attention mask keeps the
+texts independent, and each has its own positions (Krell et al., "Efficient Sequence Packing without
+Cross-contamination", arXiv 2107.02027). They place texts so that rows are filled best; this places
+them first fit in order of arrival. Only where a row is long, the texts that may begin a row come
+before those that fill it.
 """
 
 from __future__ import annotations
@@ -15,26 +15,22 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-ROW = 128
-"""Tokens of a row that texts share. A longer one costs more in attention, so it has to save
-padding.
-"""
-LONGEST = 224
-"""The longest row for texts of up to ROW tokens: of any length, two or more of them leave little of
-one of these.
-"""
+ROW_TOKENS = 128
+"""Tokens of a packed row. A longer row costs more in attention, so it has to save padding."""
+MAX_ROW_TOKENS = 224
+"""Tokens of the longest packed row. Two or more texts of up to ROW_TOKENS leave little of it."""
 MAX_ROWS = 4
 MAX_TEXTS = 32
-PADDING = 0.05
-"""With no more than this share of padding a shorter row is taken, whatever a longer one would hold.
+MAX_PADDING = 0.05
+"""Share of padding up to which a shorter row is taken, whatever a longer one would hold."""
+BATCH_OVERHEAD_TOKENS = 40
+"""What a batch costs in addition to its tokens, in tokens."""
+MIN_FILL_TO_OPEN_ROW = 0.75
+"""Share of a row that a text must fill to open it, where the oldest text made rows longer than
+ROW_TOKENS.
 """
-A_BATCH = 40
-"""What a batch costs beside its tokens, in tokens."""
-BEGINS = 0.75
-"""Share of a row that a text has to fill to begin one, where the oldest made it longer than ROW."""
-SLOTS = (1, 8, 32)
-"""For how many texts' first tokens an engine is asked: a number of its own for each batch would be
-one more shape.
+FIRST_TOKEN_SLOTS = (1, 8, 32)
+"""Numbers of texts for whose first tokens an engine is asked. Any number would be too many shapes.
 """
 
 
@@ -43,150 +39,160 @@ class Layout:
     """Where the texts of a batch are."""
 
     length: int
-    """Tokens of every row, padding counted."""
+    """Tokens of every row, padding included."""
     rows: tuple[tuple[int, ...], ...]
-    """Each row's texts, by their places in the batch."""
+    """For each row, the indices of its texts in the batch."""
 
     @property
     def tokens(self) -> int:
-        """Of all rows, padding counted."""
+        """Tokens of all rows, padding included."""
         return self.length * len(self.rows)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How texts of a model share rows, whose lengths are among `lengths`: ascending, ROW and
-    LONGEST among them.
+    """How a model's texts are packed.
 
-    A batch is at most `max_texts` texts, in rows of at most `max_tokens` tokens together, padding
-    counted; only a text alone may have more.
+    A batch has at most `max_texts` texts, and rows of at most `max_tokens` tokens together, padding
+    included. Only a text that is alone may have more.
     """
 
     lengths: tuple[int, ...]
+    """The row lengths to choose from, ascending; ROW_TOKENS and MAX_ROW_TOKENS are among them."""
     max_texts: int = MAX_TEXTS
     max_tokens: int = 4096
 
-    def choose(self, waiting: Sequence[int], most_tokens: int | None = None) -> list[int]:
-        """Places of those that make the next batch, of texts of so many tokens that wait, oldest
-        first; the oldest is among them.
+    def choose(
+        self, waiting: Sequence[int], max_tokens: int | None = None
+    ) -> tuple[list[int], Layout]:
+        """Return the next batch of the texts that wait: their indices, and their layout.
 
-        `most_tokens` is for a smaller batch than `max_tokens` allows. `lay_out` of the texts in the
-        order returned needs no more tokens than were counted on.
+        `waiting` holds each text's token count, oldest first; the oldest is always in the batch.
+        `max_tokens` asks for a smaller batch than `Packing.max_tokens` allows.
         """
-        max_tokens = self.max_tokens if most_tokens is None else min(most_tokens, self.max_tokens)
-        oldest, shortest = waiting[0], min(waiting)
-        most = ROW if oldest <= ROW else self._at_least(oldest)
-        fitting = [place for place, tokens in enumerate(waiting) if tokens <= most]
-        together = sum(waiting[place] for place in fitting)
-        best: list[int] = []
-        best_worth = 0.0
-        for length in self._row_lengths(oldest, together, max_tokens):
-            max_rows = max(1, min(MAX_ROWS, max_tokens // length, together // length))
-            begins = 0
-            if oldest > ROW and max_rows > 1:
-                begins = math.ceil(BEGINS * length)
-                fitting.sort(key=lambda place: place > 0 and waiting[place] < begins)
-            rows = self._fill(waiting, fitting, length, max_rows, begins, shortest)
-            chosen = [place for row in rows for place in row]
-            tokens = sum(waiting[place] for place in chosen)
-            computed = self._at_least(tokens) if len(rows) == 1 else len(rows) * length
-            if (worth := tokens / (A_BATCH + computed)) > best_worth:
-                best, best_worth = chosen, worth
-            if tokens >= (1 - PADDING) * length * len(rows):
-                break
-        return best
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
+        chosen = self._best_filled(waiting, limit)
+        return chosen, self.lay_out([waiting[index] for index in chosen])
 
     def lay_out(self, texts: Sequence[int]) -> Layout:
-        """Rows for texts of so many tokens, in their order; as many as it takes, whatever the
-        limits are.
+        """Return rows for texts of these token counts, in their order.
+
+        It takes as many rows as the texts need, whatever the limits are.
         """
-        longest, together = max(texts), sum(texts)
-        if longest > ROW:
+        longest, total = max(texts), sum(texts)
+        if longest > ROW_TOKENS:
             return _next_fit(texts, self._at_least(longest))
-        if together <= LONGEST:
-            return Layout(self._at_least(together), (tuple(range(len(texts))),))
+        if total <= MAX_ROW_TOKENS:
+            return Layout(self._at_least(total), (tuple(range(len(texts))),))
         best: Layout | None = None
-        for length in self._shared():
+        for length in self._packed_lengths():
             layout = _next_fit(texts, length)
-            if best is None or _demand(layout) < _demand(best):
+            if best is None or _cost(layout) < _cost(best):
                 best = layout
-            if len(layout.rows) <= MAX_ROWS and together >= (1 - PADDING) * layout.tokens:
+            if len(layout.rows) <= MAX_ROWS and total >= (1 - MAX_PADDING) * layout.tokens:
                 break
         assert best is not None
         return best
 
-    def _row_lengths(self, oldest: int, together: int, max_tokens: int) -> Sequence[int]:
-        """Of the rows that might hold the next batch, shortest first."""
-        if oldest > ROW:
-            return [self._at_least(oldest)]
-        allowed = [length for length in self._shared() if length <= max_tokens]
-        if not allowed:
-            return [max(oldest, self._at_most(max_tokens))]
-        # What fills no two rows is one, as long as need be.
-        return allowed if together >= 2 * ROW else allowed[-1:]
+    def _best_filled(self, waiting: Sequence[int], limit: int) -> list[int]:
+        """Return the indices of the batch with the most tokens for its cost."""
+        oldest, shortest = waiting[0], min(waiting)
+        longest = ROW_TOKENS if oldest <= ROW_TOKENS else self._at_least(oldest)
+        fitting = [index for index, tokens in enumerate(waiting) if tokens <= longest]
+        total = sum(waiting[index] for index in fitting)
+        best: list[int] = []
+        best_worth = 0.0
+        for length in self._candidate_lengths(oldest, total, limit):
+            max_rows = max(1, min(MAX_ROWS, limit // length, total // length))
+            opens = 0
+            if oldest > ROW_TOKENS and max_rows > 1:
+                opens = math.ceil(MIN_FILL_TO_OPEN_ROW * length)
+                fitting.sort(key=lambda index: index > 0 and waiting[index] < opens)
+            rows = self._first_fit(waiting, fitting, length, max_rows, opens, shortest)
+            chosen = [index for row in rows for index in row]
+            tokens = sum(waiting[index] for index in chosen)
+            computed = self._at_least(tokens) if len(rows) == 1 else len(rows) * length
+            worth = tokens / (BATCH_OVERHEAD_TOKENS + computed)
+            if worth > best_worth:
+                best, best_worth = chosen, worth
+            if tokens >= (1 - MAX_PADDING) * length * len(rows):
+                break
+        return best
 
-    def _fill(
+    def _candidate_lengths(self, oldest: int, total: int, limit: int) -> Sequence[int]:
+        """Return the row lengths that may suit the next batch, shortest first."""
+        if oldest > ROW_TOKENS:
+            return [self._at_least(oldest)]
+        allowed = [length for length in self._packed_lengths() if length <= limit]
+        if not allowed:
+            return [max(oldest, self._at_most(limit))]
+        # Texts that do not fill two rows go into one row, as long as it needs to be.
+        return allowed if total >= 2 * ROW_TOKENS else allowed[-1:]
+
+    def _first_fit(
         self,
         waiting: Sequence[int],
         fitting: Sequence[int],
         length: int,
         max_rows: int,
-        begins: int,
+        opens: int,
         shortest: int,
     ) -> list[list[int]]:
-        """Each row's places, first fit in the order of `fitting`; only a text of `begins` tokens
-        begins another row.
+        """Return each row's indices, first fit in the order of `fitting`.
+
+        Only a text of at least `opens` tokens opens another row. `shortest` ends the search early.
         """
         rows, room, chosen = [[0]], [length - waiting[0]], 1
-        for place in fitting[1:]:
+        for index in fitting[1:]:
             if chosen == self.max_texts or (len(rows) == max_rows and max(room) < shortest):
                 break
-            tokens = waiting[place]
-            for row, left in enumerate(room):
-                if tokens <= left:
-                    rows[row].append(place)
+            tokens = waiting[index]
+            for row, free in enumerate(room):
+                if tokens <= free:
+                    rows[row].append(index)
                     room[row] -= tokens
                     chosen += 1
                     break
             else:
-                if len(rows) < max_rows and tokens >= begins:
-                    rows.append([place])
+                if len(rows) < max_rows and tokens >= opens:
+                    rows.append([index])
                     room.append(length - tokens)
                     chosen += 1
         return rows
 
-    def _shared(self) -> Iterator[int]:
-        return (length for length in self.lengths if ROW <= length <= LONGEST)
+    def _packed_lengths(self) -> Iterator[int]:
+        return (length for length in self.lengths if ROW_TOKENS <= length <= MAX_ROW_TOKENS)
 
     def _at_least(self, tokens: int) -> int:
         return self.lengths[bisect_left(self.lengths, tokens)]
 
     def _at_most(self, tokens: int) -> int:
-        place = bisect_right(self.lengths, tokens)
-        return self.lengths[place - 1] if place else 0
+        index = bisect_right(self.lengths, tokens)
+        return self.lengths[index - 1] if index else 0
 
 
-def slots(texts: int) -> int:
-    """For how many first tokens the engine is asked where a batch has so many texts; what is beyond
-    the texts' own is not read.
+def first_token_slots(texts: int) -> int:
+    """Return for how many first tokens the engine is asked in a packed batch of `texts` texts.
+
+    The results beyond `texts` are not read.
     """
-    place = bisect_left(SLOTS, texts)
-    return SLOTS[place] if place < len(SLOTS) else texts
+    index = bisect_left(FIRST_TOKEN_SLOTS, texts)
+    return FIRST_TOKEN_SLOTS[index] if index < len(FIRST_TOKEN_SLOTS) else texts
 
 
 def _next_fit(texts: Sequence[int], length: int) -> Layout:
-    """Rows of that length, each filled before the next is begun."""
+    """Return rows of that length, each filled before the next one is opened."""
     rows: list[list[int]] = []
     room = 0
-    for place, tokens in enumerate(texts):
+    for index, tokens in enumerate(texts):
         if tokens > room:
             rows.append([])
             room = length
-        rows[-1].append(place)
+        rows[-1].append(index)
         room -= tokens
     return Layout(length, tuple(map(tuple, rows)))
 
 
-def _demand(layout: Layout) -> tuple[bool, int]:
-    """Few rows before many, and then little of them."""
+def _cost(layout: Layout) -> tuple[bool, int]:
+    """Few rows are better than many; then the fewest tokens."""
     return len(layout.rows) > MAX_ROWS, layout.tokens

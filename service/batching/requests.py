@@ -1,9 +1,8 @@
 """
-Who waits for what: a caller in its event loop, the items it gave, and how their rows find the way
-back.
+A request's items on their way through the batcher, and their results on the way back.
 
-Rows come from the thread that runs the models; a caller is woken in its own loop, once, when all of
-its rows are there.
+Results come from the thread that runs the models. A caller is woken in its own event loop, once,
+when all of its results are there.
 """
 
 from __future__ import annotations
@@ -15,157 +14,184 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from service.batching.packing import Packing
+from service.batching.packing import Layout, Packing
 from service.errors import DeadlineExceeded
 
 log = logging.getLogger(__name__)
 
 
 class Item(Protocol):
+    """What a model computes one result for: an encoded text."""
+
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int:
+        """Token count, special tokens included."""
+        ...
 
 
 AnyItem = TypeVar("AnyItem", contravariant=True)
 
 
 class Model(Protocol[AnyItem]):
-    """What the batcher asks of a model."""
+    """What the batcher needs of a model."""
 
     @property
     def padding_safe(self) -> bool:
-        """False: only items of equal length may share a batch."""
+        """Whether padding changes no result; if it does, only equal lengths share a batch."""
         ...
 
     @property
     def packing(self) -> Packing | None:
-        """How several items share a row; None: each has one of its own."""
+        """How several items are packed into a row; None if each has a row of its own."""
         ...
 
-    def start(self, batch: Sequence[AnyItem], /) -> Callable[[], Collection[Any]]:
-        """Begins a batch; the call returned waits for one row an item."""
+    def start(
+        self, batch: Sequence[AnyItem], layout: Layout | None, /
+    ) -> Callable[[], Collection[Any]]:
+        """Begin a batch; the function returned waits for its results, one per item.
+
+        `layout` says where a packed batch's items are; None if each has a row of its own.
+        """
         ...
 
     def padded_length(self, tokens: int) -> int:
-        """How long an item of so many tokens is made when it runs alone."""
+        """Return the length in tokens that an item is padded to when it runs alone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One item's result, and where its time went."""
+class Result:
+    """The result of one item, and where its time went."""
 
     value: Any
     queue_ns: int
     inference_ns: int
     batch_size: int
     length: int
-    """Tokens that each row of its batch was padded to."""
+    """Tokens of each row of its batch, padding included."""
 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What waits of a call, in its order; while its texts are tokenized, a place that is kept for
-    them.
+    """The items of a request that wait, in their order.
+
+    While a request's texts are tokenized, it has a flow without items that holds their place.
     """
 
     model: str
-    """What the batcher calls the model."""
+    """The model's key in the batcher."""
     texts: int
-    """Texts that wait, or for which the place is kept."""
+    """Texts that wait, or for which the place is held."""
     tokens: int
-    """Of these, padding and TEXT_COST counted; an estimate while they are tokenized."""
+    """Tokens of these, with padding and TEXT_COST; an estimate while they are tokenized."""
     due: float
-    """By when its answer is planned, by time.monotonic(): its deadline, or sooner where the queue
-    is bounded so.
+    """When it is planned to be answered, in seconds of time.monotonic().
+
+    That is its deadline, or earlier where the queue is bounded in time.
     """
-    light: bool
-    """One text, or little work: it goes before lists."""
-    since: float
-    """When it came, by time.monotonic()."""
-    arrival: int = 0
+    is_light: bool
+    """Whether it is one text, or little work: then it goes before lists."""
+    arrived: float
+    """When the request arrived, in seconds of time.monotonic()."""
+    arrival_number: int = 0
     credit_s: float = 0.0
-    """Seconds of the engine that are left of a list's turn; below zero it has had more."""
-    waiting: list[Entry] = field(default_factory=list)
+    """Engine seconds left of a list's turn; negative if it had more than its turn."""
+    waiting: list[QueuedItem] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Call:
-    """A caller and the rows it waits for."""
+class PendingRequest:
+    """A caller and the results it waits for."""
 
     loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[list[Row]]
+    future: asyncio.Future[list[Result]]
     deadline: float
-    """By time.monotonic()."""
-    rows: list[Row | None]
+    """In seconds of time.monotonic()."""
+    results: list[Result | None]
     missing: int
+    """How many results are not there yet."""
     flow: Flow
 
     @property
-    def gone(self) -> bool:
-        """Answered, or left: nothing more is done for it."""
-        return self.answer.done()
+    def is_done(self) -> bool:
+        """Whether it is answered or cancelled, so that nothing more need be done for it."""
+        return self.future.done()
 
 
 @dataclass(slots=True)
-class Entry:
-    """One item of a call, as it waits."""
+class QueuedItem:
+    """One item of a request, as it waits in the queue."""
 
-    call: Call
-    place: int
+    request: PendingRequest
+    index: int
+    """Its index among the request's items."""
     item: Item
-    name: str
-    """What the batcher calls its model."""
+    model_key: str
+    """The model's key in the batcher."""
     model: Model[Any]
-    """The model itself: it may be let go of while what nobody waits for any more is still in the
-    queue.
-    """
+    """The model itself; it may be unloaded while an abandoned item is still in the queue."""
     length: int
-    """Tokens it is padded to when it runs alone."""
-    since_ns: int
-    busy_wait: float
-    background: bool = False
+    """Tokens that it is padded to when it runs alone."""
+    enqueued_ns: int
+    injected_delay: float
+    """Share of a batch's duration by which the batch is made longer, for a positive control."""
+    is_background: bool = False
 
 
-def deliver(batch: Sequence[Entry], rows: Sequence[Row]) -> None:
-    """Puts rows in their calls' places and wakes the callers that have all of theirs, with one call
-    into each loop.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items of one model that run together."""
+
+    items: list[QueuedItem]
+    layout: Layout | None = None
+    """Where the items are, if they are packed; None if each has a row of its own."""
+
+    @property
+    def first(self) -> QueuedItem:
+        """The item whose turn it was; model and injected delay are the same for all."""
+        return self.items[0]
+
+
+def deliver(items: Sequence[QueuedItem], results: Sequence[Result]) -> None:
+    """Hand results to their requests, and wake the callers that have all of theirs.
+
+    Each event loop is called into once.
     """
-    whole: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-    for entry, row in zip(batch, rows, strict=True):
-        call = entry.call
-        call.rows[entry.place] = row
-        call.missing -= 1
-        if call.missing == 0:
-            whole.setdefault(call.loop, []).append(call)
-    for loop, calls in whole.items():
-        _in_loop(loop, partial(_answer, calls))
+    complete: dict[asyncio.AbstractEventLoop, list[PendingRequest]] = {}
+    for queued, result in zip(items, results, strict=True):
+        request = queued.request
+        request.results[queued.index] = result
+        request.missing -= 1
+        if request.missing == 0:
+            complete.setdefault(request.loop, []).append(request)
+    for loop, requests in complete.items():
+        _call_in_loop(loop, partial(_resolve, requests))
 
 
-def fail(call: Call, error: Exception) -> None:
-    """Raises `error` in the caller, from any thread, unless it is gone."""
-    _in_loop(call.loop, partial(_refuse, call, error))
+def fail(request: PendingRequest, error: Exception) -> None:
+    """Raise `error` in the caller, from any thread, unless the request is done."""
+    _call_in_loop(request.loop, partial(_reject, request, error))
 
 
-def expire(call: Call) -> None:
-    """Ends a call whose time is over; in its own loop."""
-    _refuse(call, DeadlineExceeded("The answer was not there within the request's time limit."))
+def expire(request: PendingRequest) -> None:
+    """End a request whose deadline has passed; called in its own event loop."""
+    _reject(request, DeadlineExceeded("The answer was not there within the request's time limit."))
 
 
-def _answer(calls: list[Call]) -> None:
-    for call in calls:
+def _resolve(requests: list[PendingRequest]) -> None:
+    for request in requests:
         # The caller may have left, or another of its items may have failed, in the meantime.
-        if not call.answer.done():
-            call.answer.set_result(call.rows)  # type: ignore[arg-type]
+        if not request.future.done():
+            request.future.set_result(request.results)  # type: ignore[arg-type]
 
 
-def _refuse(call: Call, error: Exception) -> None:
-    if not call.answer.done():
-        call.answer.set_exception(error)
+def _reject(request: PendingRequest, error: Exception) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, settle: Callable[[], object]) -> None:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, settle: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(settle)
     except RuntimeError:
-        log.debug("a caller's event loop has closed")
+        log.debug("the event loop of a caller has closed")

@@ -1,6 +1,8 @@
 """
-The finite grid of batch shapes: engines keep kernels, or a captured graph, per shape, so a new one
-costs milliseconds and memory.
+The finite grid of batch shapes.
+
+An engine keeps kernels, or a captured graph, for each shape, so a new shape costs milliseconds and
+memory.
 """
 
 from __future__ import annotations
@@ -14,61 +16,64 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from command import BadInput
-from service.batching.packing import LONGEST, MAX_ROWS, MAX_TEXTS, ROW, SLOTS, Packing
+from service.batching.packing import (
+    FIRST_TOKEN_SLOTS,
+    MAX_ROW_TOKENS,
+    MAX_ROWS,
+    MAX_TEXTS,
+    ROW_TOKENS,
+    Packing,
+)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a kind of engine likes its batches to be like."""
+    """The batch shapes that suit a kind of engine."""
 
     batch_sizes: tuple[int, ...]
     steps: tuple[tuple[int, int], ...]
-    """(up to this length, in steps of so many tokens), ascending."""
+    """Pairs (length, step), ascending: up to that length, lengths grow by that step."""
     last_step: int
+    """The step of lengths beyond the last pair."""
     max_batch_tokens: int
-    """Tokens beyond which a larger batch gains nothing, padding counted."""
+    """Tokens beyond which a larger batch gains nothing, padding included."""
     padded_rows: bool = False
-    """Whether a batch is filled up with empty rows to the next size; else it is cut down to the one
-    below.
-    """
-    all_warm: bool = False
-    """Whether every shape is run before the first request, because the first run is the one that
-    captures it.
-    """
-    packs: bool = False
-    """Whether several texts may share a row."""
+    """Whether a batch is filled with empty rows to the next batch size, or cut to the one below."""
+    warm_up_all: bool = False
+    """Whether every shape is run before the first request, because the first run captures it."""
+    supports_packing: bool = False
+    """Whether several texts may be packed into a row."""
     lengths: tuple[int, ...] = field(default=())
-    """The very lengths, where they were measured; they take the place of the steps."""
+    """The lengths themselves, where they were measured; they replace the steps."""
 
 
 CPU = Grid(
     (1, 2, 3, 4, 6, 8, 12, 16), ((32, 2), (64, 4), (128, 8), (256, 16)), 32, max_batch_tokens=4096
 )
-# For graphs that read several texts in a row: batch sizes are numbers of rows, of which there are
-# few, so that there is room for more lengths.
+# For graphs that read packed rows. Batch sizes are numbers of rows. There are few of them, so there
+# is room for more lengths.
 PACKED = replace(
     CPU,
     batch_sizes=tuple(range(1, 1 + MAX_ROWS)),
     steps=((32, 2), (64, 4), (128, 8), (512, 16)),
-    packs=True,
+    supports_packing=True,
 )
-# Multiples of 8 suit tensor cores. A row more costs a GPU little while it is not full, a captured
-# graph less costs nothing.
+# Multiples of 8 suit tensor cores. An extra row costs a GPU little while it is not full, and each
+# shape fewer saves a captured graph.
 GPU = Grid(
     (1, 2, 4, 8, 16, 32, 64, 128),
     ((64, 8), (128, 16), (256, 32)),
     64,
     max_batch_tokens=16_384,
     padded_rows=True,
-    all_warm=True,
+    warm_up_all=True,
 )
 
 
 class Shapes:
-    """A grid's shapes for a model that reads `max_tokens`: lengths up to that, batch sizes up to
-    `max_batch_size`.
+    """The shapes of a grid for one model: lengths up to `max_tokens`, sizes up to `max_batch_size`.
 
-    `max_batch_tokens` takes the place of the grid's own.
+    `max_batch_tokens` replaces the grid's own.
     """
 
     def __init__(
@@ -84,67 +89,76 @@ class Shapes:
         self.batch_sizes = tuple(
             size for size in grid.batch_sizes if max_batch_size is None or size <= max_batch_size
         )
-        self.lengths = tuple(_lengths(max(max_tokens, LONGEST) if grid.packs else max_tokens, grid))
+        longest = max(max_tokens, MAX_ROW_TOKENS) if grid.supports_packing else max_tokens
+        self.lengths = tuple(_lengths(longest, grid))
         self.packing = (
             Packing(
                 self.lengths, min(MAX_TEXTS, max_batch_size or MAX_TEXTS), self.max_batch_tokens
             )
-            if grid.packs
+            if grid.supports_packing
             else None
         )
 
     @property
     def max_batch_size(self) -> int:
-        """Texts."""
+        """Texts of the largest batch."""
         return self.batch_sizes[-1] if self.packing is None else self.packing.max_texts
 
     def length(self, tokens: int) -> int:
-        """The shortest length on the grid that holds `tokens`."""
+        """Return the shortest length of the grid that holds `tokens`."""
         return self.lengths[bisect_left(self.lengths, tokens)]
 
     def batch_size(self, waiting: int) -> int:
-        """How many of `waiting` items make a batch, a row each: all that fit where rows may be
-        padding, else the largest size that they fill.
+        """Return how many of `waiting` unpacked items make a batch.
+
+        All that fit if rows may be padding, else the largest batch size that they fill.
         """
         if self.grid.padded_rows:
             return min(waiting, self.max_batch_size)
         return self.batch_sizes[bisect_right(self.batch_sizes, waiting) - 1]
 
     def rows(self, items: int) -> int:
-        """How many rows a batch of so many items, a row each, has when it runs."""
+        """Return how many rows a batch of so many unpacked items has when it runs."""
         if not self.grid.padded_rows:
             return items
         return self.batch_sizes[bisect_left(self.batch_sizes, items)]
 
-    def likely_first(self) -> Iterator[tuple[int, int]]:
-        """Every (rows, length) that a batch can have, smallest work first: what an idle service
-        meets before what a busy one does.
-        """
-        every = ((rows, length) for rows in self.batch_sizes for length in self.lengths)
-        allowed = (
-            (rows, length)
-            for rows, length in every
-            if rows == 1 or rows * length <= self.max_batch_tokens
-        )
-        if self.packing is not None:
-            allowed = ((rows, length) for rows, length in allowed if rows == 1 or length >= ROW)
-        yield from sorted(allowed, key=lambda shape: shape[0] * shape[1])
+    def by_work(self) -> Iterator[tuple[int, int]]:
+        """Yield every (rows, length) that a batch can have, least work first.
 
-    def texts_of(self, rows: int, length: int) -> list[int]:
-        """Tokens of the fewest texts that make a batch of that shape, none if there are no such
-        texts; in rows of ROW many, so that every number of SLOTS is met.
+        An idle service meets the first ones, a busy service the last ones.
+        """
+        shapes = [
+            (rows, length)
+            for rows in self.batch_sizes
+            for length in self.lengths
+            if self._is_possible(rows, length)
+        ]
+        yield from sorted(shapes, key=lambda shape: shape[0] * shape[1])
+
+    def _is_possible(self, rows: int, length: int) -> bool:
+        if rows == 1:
+            return True
+        if self.packing is not None and length < ROW_TOKENS:
+            return False
+        return rows * length <= self.max_batch_tokens
+
+    def example_lengths(self, rows: int, length: int) -> list[int]:
+        """Return token counts of texts that make a batch of that shape; none if no texts do.
+
+        They are the fewest such texts. In rows of ROW_TOKENS they are more, so that a warm-up meets
+        every number of FIRST_TOKEN_SLOTS.
         """
         if self.packing is None:
             return [min(length, self.max_tokens)] * rows
         most = self.packing.max_texts // rows
-        for share in range(min(SLOTS[1], most) if length == ROW else 1, most + 1):
-            # Each row's tokens, or what the model reads of them, in equal parts.
-            tokens = min(length, self.max_tokens * share)
-            texts = [
-                tokens // share + (part < tokens % share)
-                for _ in range(rows)
-                for part in range(share)
-            ]
+        fewest = min(FIRST_TOKEN_SLOTS[1], most) if length == ROW_TOKENS else 1
+        for texts_per_row in range(fewest, most + 1):
+            # The tokens of a row, or what the model reads of them, in equal parts.
+            tokens = min(length, self.max_tokens * texts_per_row)
+            part, remainder = divmod(tokens, texts_per_row)
+            row = [part + (index < remainder) for index in range(texts_per_row)]
+            texts = row * rows
             layout = self.packing.lay_out(texts)
             if (len(layout.rows), layout.length) == (rows, length):
                 return texts
@@ -152,7 +166,7 @@ class Shapes:
 
 
 class _Table(BaseModel):
-    """What `python -m benchmarks gpu --calibrate` writes."""
+    """The file that `python -m benchmarks gpu --calibrate` writes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -161,12 +175,13 @@ class _Table(BaseModel):
     lengths: list[int] = Field(min_length=1)
     max_batch_tokens: int = Field(ge=1)
     measured: list[tuple[int, int, float]]
-    """(batch size, length, milliseconds); for people."""
+    """Triples (batch size, length, milliseconds), for people to read."""
 
 
 def read_grid(path: Path, device: str) -> Grid:
-    """The grid that was measured on a GPU of the name `device`; BadInput if the file is no such
-    thing, or for another GPU.
+    """Return the grid that was measured on a GPU of the name `device`.
+
+    Raises BadInput if the file cannot be read, is no such table, or is for another GPU.
     """
     try:
         table = _Table.model_validate_json(path.read_bytes())
@@ -177,9 +192,10 @@ def read_grid(path: Path, device: str) -> Grid:
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
+        field_name = ".".join(str(part) for part in first["loc"]) or "it"
         raise BadInput(
-            f"{path}: {where}: {first['msg']}; `python -m benchmarks gpu --calibrate` makes it."
+            f"{path}: {field_name}: {first['msg']}; `python -m benchmarks gpu --calibrate`"
+            " makes it."
         ) from None
     if table.device != device:
         raise BadInput(
@@ -201,13 +217,13 @@ def read_grid(path: Path, device: str) -> Grid:
         GPU.last_step,
         table.max_batch_tokens,
         padded_rows=True,
-        all_warm=True,
+        warm_up_all=True,
         lengths=tuple(table.lengths),
     )
 
 
 def write_grid(path: Path, device: str, grid: Grid, measured: list[tuple[int, int, float]]) -> None:
-    """Writes what `read_grid` reads."""
+    """Write the table that `read_grid` reads."""
     path.write_text(
         json.dumps(
             {

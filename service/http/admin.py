@@ -1,16 +1,13 @@
 """
-The private port: models are loaded, reloaded and unloaded here while the other port goes on
-answering.
+The private port: loads, reloads and unloads models while the public port answers requests.
 
-    POST   /models/NAME   {"artifact": "/models/reviews-4"}   loads a model, or another one in the
-                                                              place of NAME
-    POST   /models/NAME   {}                                  reads the folder of NAME again
-    POST   /models/NAME   {"default": true}                   answers requests that name no model
-                                                              with NAME
+    POST   /models/NAME   {"artifact": "/models/reviews-4"}   loads a model, or replaces NAME
+    POST   /models/NAME   {}                                  loads the folder of NAME again
+    POST   /models/NAME   {"default": true}                   makes NAME the default model
     DELETE /models/NAME                                       unloads it
 
-The change is one assignment: a request is answered by the old model or by the new one, and the old
-one is let go when its last request is answered. What cannot be loaded leaves everything as it was.
+A change is one assignment: a request is answered by the old model or by the new one. The old model
+is freed when its last request is answered. An artifact that cannot be loaded changes nothing.
 """
 
 from __future__ import annotations
@@ -40,23 +37,27 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
+from service.http.context import HttpContext
+from service.http.info import service_info
 from service.http.keys import Keys
+from service.http.load_jobs import LoadJobs, LoadTicket
 from service.http.routes import HeadAsGet
-from service.http.transport.protocol import ClientLeft, Room, read_body
-from service.loading import Loads, Ticket
-from service.registry import Loaded, Models
+from service.http.transport.request import ByteBudget, ClientDisconnected, read_body
+from service.registry import LoadedModel, ModelRegistry
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 65_536
 NAME_CHARS = 200
-# Paths may be thousands of characters long, and libraries quote what they were given.
+# Paths may be thousands of characters long, and libraries quote their arguments.
 MESSAGE_CHARS = 1_000
 
 ModelName = Annotated[str, PathParameter(max_length=NAME_CHARS)]
 
 
 class LoadRequest(BaseModel):
+    """The body of POST /models/NAME."""
+
     model_config = ConfigDict(extra="forbid")
 
     artifact: Path | None = Field(
@@ -76,6 +77,8 @@ class LoadRequest(BaseModel):
 
 
 class Change(BaseModel):
+    """The answer to a change: which model answers under the name now."""
+
     model: str
     digest: str | None = Field(description="Of what answers now; null after unloading.")
     replaced: str | None = Field(description="The digest of what answered before.")
@@ -84,81 +87,89 @@ class Change(BaseModel):
     seconds: float
 
 
-def build_admin(models: Models, keys: Keys | None) -> ASGIApp:
-    """The ASGI application of the private port."""
+def build_admin(context: HttpContext, keys: Keys | None) -> ASGIApp:
+    """Return the ASGI application of the private port."""
+    service = context.service
+    registry = service.registry
     app = FastAPI(
         title="DrBERT Serve: administration",
-        version=models.version,
+        version=service.version,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    loads = Loads(models.settings.admin_load_timeout_s)
-    leaving: set[asyncio.Task[None]] = set()
+    jobs = LoadJobs(service.settings.admin_load_timeout_s)
+    releases: set[asyncio.Task[None]] = set()
 
-    def let_go(old: Loaded) -> None:
-        task = asyncio.create_task(models.forget(old))
-        leaving.add(task)
-        task.add_done_callback(leaving.discard)
+    def release(old: LoadedModel) -> None:
+        task = asyncio.create_task(registry.release_when_idle(old))
+        releases.add(task)
+        task.add_done_callback(releases.discard)
 
     @app.post("/models/{model}")
-    async def load_model(model: ModelName, asked: LoadRequest) -> Change:
-        """Loads a model, or another one in its place; answers once it is the one that answers."""
-        models.check_ready()
-        began = time.monotonic()
-        if asked.default and asked.artifact is None and asked.digest is None:
-            models.set_default(model)
-            return change(models, model, models.loaded[model], models.loaded[model], began)
-        folder = asked.artifact
+    async def load_model(model: ModelName, request: LoadRequest) -> Change:
+        """Load a model, or replace it; the answer is sent once the new model answers requests."""
+        service.lifecycle.check_ready()
+        started = time.monotonic()
+        if request.default and request.artifact is None and request.digest is None:
+            registry.set_default(model)
+            current = registry.loaded[model]
+            return change(registry, model, current, current, started)
+        folder = request.artifact
         if folder is None:
-            if model not in models.loaded:
+            if model not in registry.loaded:
                 raise InvalidInput(
                     "artifact is missing: there is no model of that name to load again.",
                     param="artifact",
                 )
-            folder = models.loaded[model].artifact.directory
-        made, old = await loads.run(
-            model, lambda ticket: load(models, model, folder, asked.digest, ticket)
+            folder = registry.loaded[model].artifact.directory
+        new, old = await jobs.run(
+            model, lambda ticket: load(registry, model, folder, request.digest, ticket)
         )
         if old is not None:
-            let_go(old)
-        if asked.default:
-            models.set_default(model)
-        return change(models, model, made, old, began)
+            release(old)
+        if request.default:
+            registry.set_default(model)
+        return change(registry, model, new, old, started)
 
     @app.delete("/models/{model}")
     async def unload_model(model: ModelName) -> Change:
-        """Answers no more requests with a model; those it was given are finished."""
-        began = time.monotonic()
-        loads.check_free(model)
-        old = models.remove(model)
-        let_go(old)
-        return change(models, model, None, old, began)
+        """Unload a model; the requests that it has are finished."""
+        started = time.monotonic()
+        jobs.check_free(model)
+        old = registry.remove(model)
+        release(old)
+        return change(registry, model, None, old, started)
 
-    add_operation(app, models)
-    add_refusals(app)
-    return Guarded(HeadAsGet(app), keys, models.settings.request_timeout_s)
+    add_operation(app, context)
+    add_error_handlers(app)
+    return AdminGuardMiddleware(HeadAsGet(app), keys, service.settings.request_timeout_s)
 
 
 def change(
-    models: Models, model: str, made: Loaded | None, old: Loaded | None, began: float
+    registry: ModelRegistry,
+    model: str,
+    new: LoadedModel | None,
+    old: LoadedModel | None,
+    started: float,
 ) -> Change:
+    """Return the answer to a change that began at `started`, in seconds of time.monotonic()."""
     return Change(
         model=model,
-        digest=made.artifact.digest if made else None,
+        digest=new.artifact.digest if new else None,
         replaced=old.artifact.digest if old else None,
-        variant=made.choice.variant if made else None,
-        default=made is not None and models.default == model,
-        seconds=time.monotonic() - began,
+        variant=new.choice.variant if new else None,
+        default=new is not None and registry.default == model,
+        seconds=time.monotonic() - started,
     )
 
 
-def add_operation(app: FastAPI, models: Models) -> None:
-    """What is loaded, health and metrics, as on the public port."""
+def add_operation(app: FastAPI, context: HttpContext) -> None:
+    """Add /info, /livez and /metrics, as on the public port."""
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
-        return models.info()
+        return service_info(context.service)
 
     @app.get("/livez", response_class=PlainTextResponse)
     async def livez() -> str:
@@ -166,24 +177,24 @@ def add_operation(app: FastAPI, models: Models) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        return await models.metrics_page.respond(request)
+        return await context.metrics_page.respond(request)
 
 
-def add_refusals(app: FastAPI) -> None:
-    """Answers every error in the service's own form, and never with what was sent."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error in the service's own format, without repeating the request."""
 
     @app.exception_handler(ServiceError)
-    async def refused(request: Request, error: ServiceError) -> Response:
-        return refusal(error)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refusal(invalid_request(error))
+        return error_response(invalid_request(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 400:  # a body that the framework could not parse
-            return refusal(InvalidJson("The body is not JSON.", param="body"))
+            return error_response(InvalidJson("The body is not JSON.", param="body"))
         code = str(error.detail).lower().replace(" ", "_")
         body = {
             "error": {
@@ -197,81 +208,88 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
-        return refusal(ServiceError("This is a bug in the service; its log has the traceback."))
+        return error_response(
+            ServiceError("This is a bug in the service; its log has the traceback.")
+        )
 
 
-def refusal(error: ServiceError) -> Response:
+def error_response(error: ServiceError) -> Response:
+    """Return the answer for an error."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     return JSONResponse(error.body(), int(error.status), headers)
 
 
 def invalid_request(error: RequestValidationError) -> ServiceError:
-    """The refusal of a body that is not what is asked for; names of unknown fields are the
-    caller's, and not repeated.
+    """Return the error for a body that FastAPI refused.
+
+    Names of unknown fields are the client's data, and are not repeated.
     """
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidJson("The body is not JSON.", param="body")
     if first["type"] == "extra_forbidden":
         return InvalidInput(
-            f"The body has an unknown field; there are {', '.join(LoadRequest.model_fields)}.",
+            f"The body has an unknown field; known are {', '.join(LoadRequest.model_fields)}.",
             param="body",
         )
-    place = str(first["loc"][1]) if len(first["loc"]) > 1 else "body"
-    if place == "body":
+    field = str(first["loc"][1]) if len(first["loc"]) > 1 else "body"
+    if field == "body":
         return InvalidInput(
             "The body must be a JSON object, sent with Content-Type: application/json.",
             param="body",
         )
-    return InvalidInput(f"{place}: {first['msg']}.", param=place)
+    return InvalidInput(f"{field}: {first['msg']}.", param=field)
 
 
 def load(
-    models: Models, name: str, folder: Path, digest: str | None, ticket: Ticket
-) -> tuple[Loaded, Loaded | None]:
-    """The model of an artifact, answering, and the one it replaced; InvalidInput says why it
-    cannot.
+    registry: ModelRegistry, name: str, folder: Path, digest: str | None, ticket: LoadTicket
+) -> tuple[LoadedModel, LoadedModel | None]:
+    """Load an artifact; return its model, which answers requests, and the one that it replaced.
+
+    Raises InvalidInput if it cannot be loaded, with the reason.
     """
     try:
         artifact = read_artifact(folder)
         if digest is not None and artifact.digest != digest:
-            raise BadInput(f"The digest of {folder} is {artifact.digest}, {digest} was asked for.")
-        return models.add(name, artifact, ticket.take)
-    # Whatever an artifact makes a library raise, panics of Rust included: this is its own thread.
+            raise BadInput(
+                f"The digest of {folder} is {artifact.digest}; the request names {digest}."
+            )
+        return registry.add(name, artifact, ticket.claim)
+    # An artifact may make a library raise anything, panics of Rust included. The thread is its own.
     except BaseException as error:
         expected = isinstance(error, CommandError | ServiceError)
-        why = (
-            str(error)
-            if expected
-            else f"{folder} cannot be loaded ({type(error).__name__}: {error}); export it again."
-        )
-        why = why if len(why) <= MESSAGE_CHARS else f"{why[:MESSAGE_CHARS]}…"
+        reason = str(error)
+        if not expected:
+            reason = (
+                f"{folder} cannot be loaded ({type(error).__name__}: {error}); export it again."
+            )
+        if len(reason) > MESSAGE_CHARS:
+            reason = f"{reason[:MESSAGE_CHARS]}…"
         log.warning(
             "a model could not be loaded",
             exc_info=error.__cause__ if expected else error,
             extra={
                 "model": name,
                 "artifact": str(folder)[:MESSAGE_CHARS],
-                "why": why,
+                "why": reason,
             },
         )
-        raise InvalidInput(why, param="artifact") from None
+        raise InvalidInput(reason, param="artifact") from None
 
 
-class Guarded:
-    """Middleware: whoever changes something brings a key, where there are keys; else it comes from
-    this host and from no web page.
+class AdminGuardMiddleware:
+    """Middleware that admits requests with a key, or without keys only local ones.
 
-    A web page can send requests to this host from its visitor's browser. Where no key keeps them
-    off, the names it can send them under do: a browser says in Host which name it looked up, and in
-    Origin whose page asked.
+    A web page can send requests to this host from its visitor's browser. Without keys such requests
+    are refused by their names: a browser sends in Host the name that it looked up, and in Origin
+    the page that sent the request.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, body_within_s: float) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, body_timeout_s: float) -> None:
         self._app = app
         self._keys = keys
-        self._body_within_s = body_within_s
-        self._room = Room(16 * BODY_BYTES)
+        self._body_timeout_s = body_timeout_s
+        self._budget = ByteBudget(16 * BODY_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -287,7 +305,7 @@ class Guarded:
         except ServiceError as error:
             headers = {"connection": "close"} if isinstance(error, BodyTooSlow) else {}
             await JSONResponse(error.body(), int(error.status), headers)(scope, receive, send)
-        except ClientLeft:
+        except ClientDisconnected:
             pass
         else:
             await self._app(scope, replayed(body, receive), send)
@@ -300,14 +318,14 @@ class Guarded:
             raise Unauthorized("This port asks for a key.")
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        body = await read_body(declared, receive, BODY_BYTES, self._body_within_s, self._room)
-        self._room.give_back(len(body))
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        body = await read_body(length, receive, BODY_BYTES, self._body_timeout_s, self._budget)
+        self._budget.release(len(body))
         return body
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A receive that first gives a body that was read already."""
+    """Return a `receive` that first returns a body that was read before."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
@@ -317,9 +335,7 @@ def replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def check_local(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raise Forbidden unless every Host is this host's own and a page that asks is of the same
-    origin.
-    """
+    """Raise Forbidden unless every Host names this host, and no page of another origin asks."""
     hosts = [value for name, value in headers if name == b"host"]
     if not hosts or not all(is_loopback_name(host) for host in hosts):
         raise Forbidden(
@@ -337,8 +353,9 @@ def check_local(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def is_loopback_name(host: bytes) -> bool:
-    """Whether a Host header names this host: no name that others give out in DNS, and no address
-    but of the loopback.
+    """Return whether a Host header is `localhost` or a loopback address.
+
+    Any other name may be another host's in DNS.
     """
     name = host.decode("latin-1").strip().lower()
     if name.startswith("["):

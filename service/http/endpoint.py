@@ -1,12 +1,11 @@
 """
-A classification, from a request's bytes to its answer's, in whatever dialect it is asked for.
+A classification, from the bytes of a request to the bytes of its answer, in any dialect.
 
-    connection (body, deadline) → dialect (shape) → encoding (tokens) → batcher.submit (a place or a
-        refusal)
-    → classifier.start (the batcher's thread) → dialect (labels, JSON)
+    transport (body, deadline) → dialect (request) → tokenization (tokens)
+    → batcher.submit (results) → dialect (labels, JSON)
 
-An ASGI application of its own in front of FastAPI, whose way to a handler costs as much as all of
-this.
+It is an ASGI application of its own, because the way through FastAPI to a handler takes longer than
+all of this (service/http/router.py).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from service.batching.requests import Row
+from service.batching.requests import Result
 from service.errors import (
     WANTS_A_KEY,
     BodyTooSlow,
@@ -32,89 +31,81 @@ from service.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from service.http.dialects import Answered, Called, Dialect, Headers
-from service.http.keys import Keys
+from service.http.context import HttpContext
+from service.http.dialects import Completed, Dialect, Headers, RawRequest
 from service.http.transport.bodies import SMALL_BYTES, LargeBody
 from service.http.transport.compression import decompressed, is_compressed
-from service.http.transport.protocol import (
-    ClientLeft,
+from service.http.transport.request import (
+    ClientDisconnected,
+    cancel_on_disconnect,
     read_body,
-    read_busy_wait,
+    read_injected_delay,
     read_timeout,
-    unless_the_client_leaves,
 )
-from service.registry import Loaded, Models
-from service.runtimes.auto import ON_A_GPU
-from service.schemas import ClassifyRequest, Limits
-from service.settings import Settings
-from service.shadow import Shadow
-from service.telemetry.tracing import Noted, Tracing
-from service.tokenization.encoding import Items, by_text, encode
+from service.registry import LoadedModel
+from service.schemas import ClassifyRequest
+from service.telemetry.tracing import Noted
+from service.tokenization.encoding import Items, encode, merge_windows
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
-# What would take the event loop longer than so many labels do, a millisecond or two at worst, goes
-# to a thread.
-LABELS_ON_THE_LOOP = 1_000
-# What our own request calls the texts, and each of them.
+# Answers with more labels take the event loop a millisecond or two, so a thread writes them.
+MAX_LABELS_ON_LOOP = 1_000
+# `input` and its parts, as our own format calls a request's texts.
 INPUT = re.compile(r"input(?=$|[\[.])")
-# Statuses of 500 and above that refuse a request rather than confess to a fault.
+# Errors of status 500 and above that refuse a request, and are no fault of the service.
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
 
 
-@dataclass(frozen=True)
-class Around:
-    """What stands around every classification, where it was asked for."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call of the endpoint carries from step to step."""
 
-    keys: Keys | None = None
-    shadow: Shadow | None = None
-    tracing: Tracing | None = None
-
-
-def limits_of(settings: Settings) -> Limits:
-    return Limits(
-        texts=settings.max_texts,
-        text_chars=settings.max_text_chars,
-        windows=settings.max_windows,
-        tokens=settings.max_request_tokens,
-        items=settings.max_queue_size,
-    )
+    scope: Scope
+    receive: Receive
+    headers: dict[bytes, bytes]
+    stats: Noted
+    deadline: float
+    """In seconds of time.monotonic()."""
+    injected_delay: float
+    guard: LargeBody | None
+    """Holds the room of a large body."""
 
 
-class Classify:
-    """The ASGI application for one dialect; `scope["state"]` says which request it answers, and for
-    which model if the path does.
+class ClassifyEndpoint:
+    """The ASGI application of one dialect.
+
+    `scope["state"]` holds the request's id, and the model if the path names one.
     """
 
-    def __init__(
-        self, models: Models, around: Around, dialect: Dialect, field: str = "input"
-    ) -> None:
-        self._models = models
-        self._around = around
+    def __init__(self, context: HttpContext, dialect: Dialect, input_field: str = "input") -> None:
+        self._context = context
+        self._service = context.service
         self._dialect = dialect
-        self._field = field
-        self._limits = limits_of(models.settings)
+        self._input_field = input_field
+        """What the dialect calls the texts."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models, metrics = self._models, self._models.metrics
-        # So that what goes wrong after the model is known is counted as that model's.
-        noted = Noted()
-        began_ns = time.time_ns()
-        models.answering += 1
+        metrics, lifecycle = self._service.metrics, self._service.lifecycle
+        # Filled in step by step, so that a failure is counted as the model's once it is known.
+        stats = Noted()
+        started_ns = time.time_ns()
+        lifecycle.active_requests += 1
         try:
-            status, headers, pieces = 200, *await self._answer(scope, receive, noted)
+            headers, pieces = await self._answer(scope, receive, stats)
+            status = 200
         except ServiceError as error:
             if error.status < 500 or isinstance(error, UNAVAILABLE):
                 metrics.rejected.labels(error.code).inc()
-            status, headers, pieces = self._refusal(self._renamed(error))
-        except ClientLeft:
+            status, headers, pieces = self._refusal(self._in_dialect(error))
+        except ClientDisconnected:
             metrics.rejected.labels("client_left").inc()
             status, headers, pieces = 499, [], [b""]
         except Exception:  # The one place where a bug becomes an answer.
             log.exception(
-                "bug", extra={"request_id": scope["state"]["request_id"], "model": noted.model}
+                "bug", extra={"request_id": scope["state"]["request_id"], "model": stats.model}
             )
             status, headers, pieces = self._refusal(
                 ServiceError(
@@ -123,218 +114,197 @@ class Classify:
                 )
             )
         finally:
-            models.answering -= 1
-        metrics.count_request(noted.model, status)
+            lifecycle.active_requests -= 1
+        metrics.count_request(stats.model, status)
         headers.append((b"content-length", str(sum(map(len, pieces))).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         for number, piece in enumerate(pieces, 1):
             await send(
                 {"type": "http.response.body", "body": piece, "more_body": number < len(pieces)}
             )
-        if self._around.tracing is not None:
-            self._around.tracing.record(scope, noted, status, began_ns, time.time_ns())
+        if self._context.hooks.tracing is not None:
+            self._context.hooks.tracing.record(scope, stats, status, started_ns, time.time_ns())
 
     async def _answer(
-        self, scope: Scope, receive: Receive, noted: Noted
+        self, scope: Scope, receive: Receive, stats: Noted
     ) -> tuple[Headers, list[bytes]]:
-        """Reads what is asked, and finds the model that stays until it is answered."""
-        # When its head was read: under overload it may be seconds until this runs.
-        began = scope["state"].get("began") or time.monotonic()
-        settings, given = self._models.settings, dict(scope["headers"])
-        busy_wait = read_busy_wait(given.get(b"x-busy-wait"), settings.busy_wait != "off")
-        timeout_s = read_timeout(given.get(b"x-request-timeout-ms"), settings.request_timeout_s)
-        if self._around.keys is not None and not self._around.keys.admit(given):
+        """Check the headers, read the body, and answer it."""
+        settings, headers = self._service.settings, dict(scope["headers"])
+        # From when the head was read: under overload it may be seconds until this runs.
+        started = scope["state"].get("began") or time.monotonic()
+        delay = read_injected_delay(headers.get(b"x-busy-wait"), settings.busy_wait != "off")
+        timeout_s = read_timeout(headers.get(b"x-request-timeout-ms"), settings.request_timeout_s)
+        keys = self._context.hooks.keys
+        if keys is not None and not keys.admit(headers):
             raise Unauthorized(WANTS_A_KEY)
-        declared, deadline = given.get(b"content-length", b""), began + timeout_s
-        encoding = given.get(b"content-encoding", b"")
-        guard = self._models.large_bodies.guard(
-            declared, receive, settings.max_body_bytes, timeout_s / 2, is_compressed(encoding)
+        length = headers.get(b"content-length", b"")
+        guard = self._context.large_bodies.guard(
+            length,
+            receive,
+            settings.max_body_bytes,
+            timeout_s / 2,
+            is_compressed(headers.get(b"content-encoding", b"")),
         )
+        call = _Call(scope, receive, headers, stats, started + timeout_s, delay, guard)
         try:
-            # In no variable here, which would hold it until the end.
+            # The body is in no variable here, which would hold it until the answer.
             return await self._answer_body(
+                call,
                 await read_body(
-                    declared,
+                    length,
                     guard or receive,
                     settings.max_body_bytes,
                     settings.request_timeout_s,
-                    self._models.room,
+                    self._context.body_budget,
                 ),
-                scope,
-                given,
-                receive,
-                noted,
-                deadline,
-                busy_wait,
-                guard,
             )
         finally:
             if guard is not None:
                 guard.release()
 
-    async def _answer_body(
-        self,
-        body: bytes,
-        scope: Scope,
-        given: dict[bytes, bytes],
-        receive: Receive,
-        noted: Noted,
-        deadline: float,
-        busy_wait: float,
-        guard: LargeBody | None,
-    ) -> tuple[Headers, list[bytes]]:
-        size = len(body)
+    async def _answer_body(self, call: _Call, body: bytes) -> tuple[Headers, list[bytes]]:
+        """Decompress and parse the body, and answer with the model that it names."""
+        budget_bytes = len(body)
         try:
-            # Before anything is spent on what it holds: under overload the refusals must not cost
-            # what the answers need.
-            self._models.batcher.check_room(deadline)
-            if is_compressed(encoding := given.get(b"content-encoding", b"")):
-                body = await self._decompressed(body, encoding, deadline)
-                size += len(body)
-                if guard is not None and len(body) <= SMALL_BYTES:
-                    guard.release()
-            called = Called(
-                body,
-                given,
-                scope["state"].get("model"),
-                scope["state"].get("version"),
-                scope["state"]["request_id"],
+            # Before the body is parsed: under overload, refusals must not cost what answers need.
+            self._service.batcher.check_capacity(call.deadline)
+            if is_compressed(encoding := call.headers.get(b"content-encoding", b"")):
+                body = await self._decompressed(body, encoding, call.deadline)
+                budget_bytes += len(body)
+                if call.guard is not None and len(body) <= SMALL_BYTES:
+                    call.guard.release()
+            state = call.scope["state"]
+            raw = RawRequest(
+                body, call.headers, state.get("model"), state.get("version"), state["request_id"]
             )
             del body
-            try:
-                asked = await self._read(called, deadline)
-            except ServiceError:
-                named = called.model or called.kept.get("model")
-                noted.model = (
-                    named if isinstance(named, str) and named in self._models.loaded else ""
-                )
-                await self._models.refusals.wait()
-                raise
-            if size > SMALL_BYTES:
-                called = replace(called, body=b"")  # The texts have its content now.
-            with self._models.using(asked.model) as model:
-                noted.model = model.name
-                return await self._classify(
-                    model, called, asked, receive, noted, deadline, busy_wait
-                )
+            request = await self._parse(call, raw)
+            if budget_bytes > SMALL_BYTES:
+                raw = replace(raw, body=b"")  # The request's texts hold its content now.
+            with self._service.acquire(request.model) as model:
+                call.stats.model = model.name
+                return await self._classify(call, model, raw, request)
         finally:
-            self._models.room.give_back(size)
+            self._context.body_budget.release(budget_bytes)
 
     async def _decompressed(self, body: bytes, encoding: bytes, deadline: float) -> bytes:
-        """A compressed body's content, which takes room; beside the event loop, for few bytes may
-        become many.
+        """Return a compressed body's content, charged to the body budget.
+
+        A thread does it, for few bytes may become many.
         """
+        limit = self._service.settings.max_body_bytes
         try:
-            content = await self._beside(
-                partial(decompressed, body, encoding, self._models.settings.max_body_bytes),
-                deadline,
-                "decompressed",
-            )
+            work = partial(decompressed, body, encoding, limit)
+            content = await self._in_parsing_thread(work, deadline, "decompressed")
         except ServiceError:
-            await self._models.refusals.wait()
+            await self._context.refusal_pacer.wait()
             raise
-        self._models.room.take(len(content))
+        self._context.body_budget.acquire(len(content))
         return content
 
-    async def _read(self, called: Called, deadline: float) -> ClassifyRequest:
-        if len(called.body) <= SMALL_BYTES:
-            return self._dialect.read(called, self._limits)
-        return await self._beside(
-            partial(self._dialect.read, called, self._limits), deadline, "parsed"
-        )
+    async def _parse(self, call: _Call, raw: RawRequest) -> ClassifyRequest:
+        """Return the request in our own format; a large body is parsed in a thread."""
+        work = partial(self._dialect.read, raw, self._context.limits)
+        try:
+            if len(raw.body) <= SMALL_BYTES:
+                return work()
+            return await self._in_parsing_thread(work, call.deadline, "parsed")
+        except ServiceError:
+            name = raw.model or raw.state.get("model")
+            if isinstance(name, str) and name in self._service.registry.loaded:
+                call.stats.model = name
+            await self._context.refusal_pacer.wait()
+            raise
 
-    async def _beside(self, work: Callable[[], Result], deadline: float, what: str) -> Result:
-        """What `work` returns from the thread that parses large bodies."""
+    async def _in_parsing_thread(
+        self, work: Callable[[], Value], deadline: float, done: str
+    ) -> Value:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._models.executors.parsing.run(work)
+                return await self._service.executors.parsing.run(work)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"The body was not {what} within the request's time limit."
+                f"The body was not {done} within the request's time limit."
             ) from None
 
     async def _classify(
-        self,
-        model: Loaded,
-        called: Called,
-        asked: ClassifyRequest,
-        receive: Receive,
-        noted: Noted,
-        deadline: float,
-        busy_wait: float,
+        self, call: _Call, model: LoadedModel, raw: RawRequest, request: ClassifyRequest
     ) -> tuple[Headers, list[bytes]]:
-        """From texts to tokens, rows, and the dialect's answer; `deadline` is of the monotonic
-        clock.
-        """
-        metrics, manifest = self._models.metrics, model.artifact.manifest
-        started = time.monotonic_ns()
-        found, rows = await unless_the_client_leaves(
-            receive, self._rows(model, asked, noted, deadline, busy_wait)
+        """Tokenize the texts, wait for their results, and write the answer."""
+        stats, manifest = call.stats, model.artifact.manifest
+        started_ns = time.monotonic_ns()
+        items, results = await cancel_on_disconnect(
+            call.receive, self._compute(call, model, request)
         )
-        encoded, rows = by_text(found, rows, asked.window.pool if asked.window else "first")
-        slowest = (
-            rows[0]
-            if len(rows) == 1
-            else max(rows, key=lambda row: row.queue_ns + row.inference_ns)
+        encoded, results = merge_windows(
+            items, results, request.window.pool if request.window else "first"
         )
-        since_ns, on_a_gpu = time.monotonic_ns() - started, model.choice.runtime in ON_A_GPU
-        answered = Answered(
-            called,
-            asked,
+        slowest = results[0]
+        if len(results) > 1:
+            slowest = max(results, key=lambda result: result.queue_ns + result.inference_ns)
+        completed = Completed(
+            raw,
+            request,
             model.name,
             manifest,
             encoded,
-            rows,
-            noted.tokenize_ns,
-            since_ns,
-            on_a_gpu,
+            results,
+            stats.tokenize_ns,
+            time.monotonic_ns() - started_ns,
+            model.is_on_gpu,
         )
-        short = len(encoded) * len(manifest.labels) <= LABELS_ON_THE_LOOP
-        write = partial(self._dialect.write, answered)
-        headers, pieces = write() if short else await self._models.executors.writing.run(write)
-        finished = time.monotonic_ns()
-        if finished > deadline * 1e9:
-            raise DeadlineExceeded("The answer was there after the request's time limit.")
-        metrics.tokenize.labels(model.name).observe(noted.tokenize_ns / 1e9)
-        metrics.request.labels(model.name).observe((finished - started) / 1e9)
-        truncated = sum([item.truncated for item in encoded])
+        write = partial(self._dialect.write, completed)
+        if len(encoded) * len(manifest.labels) <= MAX_LABELS_ON_LOOP:
+            headers, pieces = write()
+        else:
+            headers, pieces = await self._service.executors.writing.run(write)
+        finished_ns = time.monotonic_ns()
+        if finished_ns > call.deadline * 1e9:
+            raise DeadlineExceeded("The answer was ready after the request's time limit.")
+        stats.tokens, stats.batch_size = completed.tokens, slowest.batch_size
+        stats.queue_ns, stats.inference_ns = slowest.queue_ns, slowest.inference_ns
+        self._count(model, completed, finished_ns - started_ns)
+        timing = server_timing(stats.tokenize_ns, finished_ns - started_ns, slowest)
+        return [*headers, (b"server-timing", timing.encode())], pieces
+
+    async def _compute(
+        self, call: _Call, model: LoadedModel, request: ClassifyRequest
+    ) -> tuple[Items, list[Result]]:
+        """Return the request's items and their results."""
+        started_ns, batcher = time.monotonic_ns(), self._service.batcher
+        max_tokens = None if request.window else model.artifact.manifest.max_tokens
+        chars = [len(text.text) + len(text.pair or "") for text in request.input]
+        # Admitted before the texts are tokenized, which costs more than a refusal may.
+        with batcher.reserve(model.key, chars, max_tokens, call.deadline) as reservation:
+            encoded = await encode(
+                model.classifier,
+                request,
+                self._context.limits,
+                self._service.executors,
+                call.deadline,
+            )
+            call.stats.texts = len(request.input)
+            call.stats.tokenize_ns = time.monotonic_ns() - started_ns
+            results = await batcher.submit(
+                model.key,
+                encoded.items,
+                max(0.0, call.deadline - time.monotonic()),
+                call.injected_delay,
+                reservation=reservation,
+            )
+            return encoded, results
+
+    def _count(self, model: LoadedModel, completed: Completed, total_ns: int) -> None:
+        """Update the metrics, and show the answer to a shadow model if there is one."""
+        metrics = self._service.metrics
+        metrics.tokenize.labels(model.name).observe(completed.tokenize_ns / 1e9)
+        metrics.request.labels(model.name).observe(total_ns / 1e9)
+        truncated = sum([item.truncated for item in completed.encoded])
         if truncated:
             metrics.truncated.labels(model.name).inc(truncated)
-        if self._around.shadow is not None:
-            self._around.shadow.consider(model, asked, rows)
-        noted.tokens, noted.queue_ns, noted.inference_ns, noted.batch_size = (
-            answered.tokens,
-            slowest.queue_ns,
-            slowest.inference_ns,
-            slowest.batch_size,
-        )
-        return [
-            *headers,
-            (
-                b"server-timing",
-                server_timing(noted.tokenize_ns, finished - started, slowest).encode(),
-            ),
-        ], pieces
-
-    async def _rows(
-        self, model: Loaded, asked: ClassifyRequest, noted: Noted, deadline: float, busy_wait: float
-    ) -> tuple[Items, list[Row]]:
-        started, batcher = time.monotonic_ns(), self._models.batcher
-        most = None if asked.window else model.artifact.manifest.max_tokens
-        chars = [len(text.text) + len(text.pair or "") for text in asked.input]
-        # Before they are tokenized, which costs more than a refusal may.
-        with batcher.reserve(model.key, chars, most, deadline) as place:
-            found = await encode(
-                model.classifier, asked, self._limits, self._models.executors, deadline
-            )
-            noted.texts, noted.tokenize_ns = len(asked.input), time.monotonic_ns() - started
-            return found, await batcher.submit(
-                model.key,
-                found.items,
-                max(0.0, deadline - time.monotonic()),
-                busy_wait,
-                place=place,
-            )
+        shadow = self._context.hooks.shadow
+        if shadow is not None:
+            shadow.consider(model, completed.request, completed.results)
 
     def _refusal(self, error: ServiceError) -> tuple[int, Headers, list[bytes]]:
         status, headers, body = self._dialect.refuse(error)
@@ -344,16 +314,17 @@ class Classify:
             headers.append((b"connection", b"close"))
         return status, headers, [body]
 
-    def _renamed(self, error: ServiceError) -> ServiceError:
-        """The error with what it calls `input` called as this dialect does."""
-        if self._field != "input" and error.param is not None and INPUT.match(error.param):
-            error.message = error.message.replace("input", self._field, 1)
-            error.param = self._field + error.param.removeprefix("input")
+    def _in_dialect(self, error: ServiceError) -> ServiceError:
+        """Return the error with the dialect's name for `input`."""
+        name = self._input_field
+        if name != "input" and error.param is not None and INPUT.match(error.param):
+            error.message = error.message.replace("input", name, 1)
+            error.param = name + error.param.removeprefix("input")
         return error
 
 
-def server_timing(tokenize_ns: int, total_ns: int, slowest: Row) -> str:
-    """Milliseconds with every nanosecond digit; of a list, its slowest item."""
+def server_timing(tokenize_ns: int, total_ns: int, slowest: Result) -> str:
+    """Return a Server-Timing header: milliseconds to the nanosecond, of a list's slowest item."""
     return (
         f"tokenize;dur={tokenize_ns / 1e6:.6f}, queue;dur={slowest.queue_ns / 1e6:.6f}, "
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size}'

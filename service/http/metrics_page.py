@@ -1,8 +1,7 @@
 """
-The page at /metrics: written at most once a second, in a thread of its own, and sent to all who ask
-meanwhile.
+The page at /metrics, written at most once a second in a thread of its own.
 
-With 61 models it has 1.5 MB, and whoever reaches the port may ask for it.
+With 61 models it has 1.5 MB, and every client that reaches the port may request it.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.host.executors import Executor
-from service.http.transport.pacing import Turns
+from service.http.transport.pacing import Pacer
 from service.telemetry.metrics import Metrics
 
-FRESH_S = 1.0
-# zlib's number for gzip's header and trailer.
-GZIP = 31
+MAX_AGE_S = 1.0
+# zlib's window bits for a gzip header and trailer.
+GZIP_WBITS = 31
 
 
 @dataclass(frozen=True)
 class Page:
-    """The page as it was written once, and the same compressed."""
+    """The page as text in Prometheus' format, and compressed by gzip."""
 
     text: bytes
     compressed: bytes
@@ -35,21 +34,23 @@ class Page:
 
 
 class MetricsPage:
+    """Writes the page when it is requested, and sends one page to all who wait for it."""
+
     def __init__(self, metrics: Metrics, executor: Executor) -> None:
         self._metrics = metrics
         self._executor = executor
         self._writing: asyncio.Task[Page] | None = None
-        self._turns = Turns()
+        self._pacer = Pacer()
 
     async def respond(self, request: Request) -> Response:
-        """Answer a scraper with a page that is at most FRESH_S old, compressed if it takes gzip."""
-        await self._turns.wait()
-        if self._writing is None or self._is_over(self._writing):
+        """Return a page that is at most MAX_AGE_S old, compressed if the client accepts gzip."""
+        await self._pacer.wait()
+        if self._writing is None or self._is_stale(self._writing):
             self._writing = asyncio.create_task(self._executor.run(self._write))
-        # Shielded: others wait for the same page when this caller leaves.
+        # Shielded: others wait for the same page when this caller disconnects.
         page = await asyncio.shield(self._writing)
         headers = {"vary": "accept-encoding"}
-        if not takes_gzip(request.headers.get("accept-encoding", "")):
+        if not accepts_gzip(request.headers.get("accept-encoding", "")):
             return Response(page.text, headers=headers, media_type=CONTENT_TYPE_LATEST)
         return Response(
             page.compressed,
@@ -58,24 +59,24 @@ class MetricsPage:
         )
 
     @staticmethod
-    def _is_over(writing: asyncio.Task[Page]) -> bool:
+    def _is_stale(writing: asyncio.Task[Page]) -> bool:
         if not writing.done():
             return False
         return (
             writing.cancelled()
             or writing.exception() is not None
-            or time.monotonic() - writing.result().written > FRESH_S
+            or time.monotonic() - writing.result().written > MAX_AGE_S
         )
 
     def _write(self) -> Page:
         text = self._metrics.page()
-        compressor = zlib.compressobj(1, wbits=GZIP)
+        compressor = zlib.compressobj(1, wbits=GZIP_WBITS)
         return Page(text, compressor.compress(text) + compressor.flush())
 
 
-def takes_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header names gzip, and not with the weight 0."""
-    for coding in accepted.lower().split(","):
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Return whether an Accept-Encoding header names gzip with a weight above 0."""
+    for coding in accept_encoding.lower().split(","):
         name, _, parameters = coding.partition(";")
         if name.strip() == "gzip":
             return parameters.replace(" ", "").rstrip("0") not in ("q=", "q=0.")

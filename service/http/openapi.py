@@ -1,8 +1,7 @@
 """
-What /openapi.json says of the API: every path's requests, answers and refusals, in the words of its
-dialect.
+The API description at /openapi.json: the requests, answers and errors of every path and dialect.
 
-The paths that classify are answered before FastAPI is asked (classifications.py), so they are
+The paths that classify are answered in front of FastAPI (service/http/router.py), so they are
 described here by hand.
 """
 
@@ -20,7 +19,7 @@ from fastapi.responses import Response
 from service.http.dialects import huggingface, infinity, kserve, open_inference, tei
 from service.schemas import ClassifyAnswer, ClassifyRequest, LabelScore
 
-REFUSALS: dict[int | str, str] = {
+ERROR_DESCRIPTIONS: dict[int | str, str] = {
     400: "not JSON, not UTF-8, or not HTTP",
     401: "no key, or none that is known; only where the service has keys",
     404: "unknown model",
@@ -37,9 +36,9 @@ REFUSALS: dict[int | str, str] = {
 }
 COMPONENTS = "#/components/schemas/{model}"
 # Where errors are `{"error": "…"}`: KServe's and Triton's clients read a text there.
-PLAIN = re.compile(r"/v2(/.*)?$|/v1/models/.+")
-# Health, what a scraper reads, and pages that hold nothing of anybody's: no key is asked for.
-OPEN = re.compile(
+PLAIN_ERROR_PATHS = re.compile(r"/v2(/.*)?$|/v1/models/.+")
+# Paths that need no key: health, metrics, and pages that hold no data.
+PUBLIC_PATHS = re.compile(
     r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$"
 )
 
@@ -77,17 +76,19 @@ SCHEMES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What a path that classifies is asked and answers, by the names of the schemas."""
+    """The request and the answer of a path that classifies, by the names of their schemas."""
 
     summary: str
-    asked: str
-    answered: str
+    request: str
+    answer: str
     error: str = "Error"
     statuses: Mapping[int, int] = field(default_factory=dict)
-    """Statuses of REFUSALS that the dialect has another one for."""
+    """Statuses of ERROR_DESCRIPTIONS that the dialect has another one for."""
 
 
-OWN = Operation("Classify a text, a pair, or a list of those", "ClassifyRequest", "ClassifyAnswer")
+NATIVE = Operation(
+    "Classify a text, a pair, or a list of those", "ClassifyRequest", "ClassifyAnswer"
+)
 INFINITY = Operation("Classify, as Infinity does", "InfinityRequest", "InfinityAnswer")
 TEI = Operation(
     "Classify, as Text Embeddings Inference does",
@@ -132,10 +133,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]:
-    """The paths that classify, as the settings have them."""
+    """Return the paths that classify, by the dialects of the settings."""
     return {
-        "/classify": INFINITY if classify_dialect == "infinity" else OWN,
-        "/v1/classify": OWN,
+        "/classify": INFINITY if classify_dialect == "infinity" else NATIVE,
+        "/v1/classify": NATIVE,
         "/predict": TEI,
         "/": TEI if root_dialect == "tei" else HUGGING_FACE,
         "/models/{model}": HUGGING_FACE,
@@ -146,13 +147,14 @@ def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]
 
 
 def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool) -> None:
-    """Puts the paths that classify into the description of `app`, and what all have in common:
-    refusals and, where there are any, keys.
+    """Add the paths that classify to the description of `app`, with their errors.
+
+    `keyed` says that requests need a key.
     """
     used = operations(classify_dialect, root_dialect)
     for path, operation in used.items():
         described = refusals(operation)
-        described[200] = {"description": "Answered"} | _json(operation.answered)
+        described[200] = {"description": "Answered"} | _json(operation.answer)
         app.post(
             path,
             summary=operation.summary,
@@ -160,22 +162,22 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
             response_model=None,
             responses=described,
             openapi_extra={
-                "requestBody": {"required": True, **_json(operation.asked)},
+                "requestBody": {"required": True, **_json(operation.request)},
                 "parameters": [
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                     for name in re.findall(r"{(\w+)}", path)
                 ],
             },
-        )(answered_before)
-    named = {"Error", "PlainError", "LabelScore"} | {
-        name for one in used.values() for name in (one.asked, one.answered, one.error)
-    }
-    schemas = {name: schema for name, schema in SCHEMAS.items() if name in named}
+        )(documented_only)
+    names = {"Error", "PlainError", "LabelScore"}
+    for operation in used.values():
+        names |= {operation.request, operation.answer, operation.error}
+    schemas = {name: schema for name, schema in SCHEMAS.items() if name in names}
     schemas |= _with_parts("ClassifyRequest", ClassifyRequest) | _with_parts(
         "ClassifyAnswer", ClassifyAnswer
     )
 
-    def whole() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(
                 title=app.title, version=app.version, routes=app.routes
@@ -183,18 +185,18 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
             _complete(app.openapi_schema, schemas, keyed)
         return app.openapi_schema
 
-    # As FastAPI's own documentation has it.
-    app.openapi = whole  # type: ignore[method-assign]
+    # FastAPI's documentation recommends this assignment.
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def refusals(operation: Operation) -> dict[int | str, dict[str, Any]]:
-    """Return what a path refuses with, by status."""
+    """Return the errors of a path, by status."""
     reasons: dict[int, list[str]] = {}
-    for status, why in REFUSALS.items():
-        reasons.setdefault(operation.statuses.get(int(status), int(status)), []).append(why)
+    for status, reason in ERROR_DESCRIPTIONS.items():
+        reasons.setdefault(operation.statuses.get(int(status), int(status)), []).append(reason)
     described: dict[int | str, dict[str, Any]] = {}
     for status, texts in reasons.items():
-        # What is wrong with the HTTP is found before the path is looked at.
+        # Errors in the HTTP message itself are found before its path is known.
         schemas = {414: ["Error"], 431: ["Error"], 400: [operation.error, "Error"]}
         schemas[408] = schemas[400]
         names = list(dict.fromkeys(schemas.get(status, [operation.error])))
@@ -202,14 +204,13 @@ def refusals(operation: Operation) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-async def answered_before(request: Request) -> Response:
-    # Classifications answers before FastAPI is asked, but for a path that FastAPI alone takes for
-    # one of these, as /classify and a newline.
+async def documented_only(request: Request) -> Response:
+    """Refuse a path that FastAPI takes for one that the router answers, such as `/classify\\n`."""
     raise HTTPException(404)
 
 
 def _json(*names: str) -> dict[str, Any]:
-    """Return the content of a message in JSON that keeps one of the schemas."""
+    """Return the OpenAPI content of a JSON message with one of the schemas."""
     schemas = [{"$ref": COMPONENTS.format(model=name)} for name in names]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"content": {"application/json": {"schema": schema}}}
@@ -218,16 +219,16 @@ def _json(*names: str) -> dict[str, Any]:
 def _with_parts(
     name: str, model: type[ClassifyRequest | ClassifyAnswer]
 ) -> dict[str, dict[str, Any]]:
-    """A model's schema and those of its parts, each by its name."""
+    """Return a model's schema and those of its parts, by name."""
     schema = model.model_json_schema(ref_template=COMPONENTS)
     parts: dict[str, dict[str, Any]] = schema.pop("$defs", {})
     return {name: schema, **parts}
 
 
 def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], keyed: bool) -> None:
-    """Adds the schemas, those of the refusals among them, and the keys."""
+    """Add the schemas, the error answers and the keys."""
     components = description.setdefault("components", {})
-    # FastAPI's own, of errors that this service never answers with.
+    # They replace FastAPI's own schemas, of errors that this service never returns.
     components["schemas"] = schemas
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
@@ -235,13 +236,13 @@ def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], k
                 if "HTTPValidationError" in str(response):
                     del operation["responses"][status]
                 elif int(status) >= 400 and "application/json" not in response.get("content", {}):
-                    response |= _json("PlainError" if PLAIN.match(path) else "Error")
-            if keyed and (method == "post" or not OPEN.match(path)):
+                    response |= _json("PlainError" if PLAIN_ERROR_PATHS.match(path) else "Error")
+            if keyed and (method == "post" or not PUBLIC_PATHS.match(path)):
                 operation["security"] = [{name: []} for name in SCHEMES]
                 operation["responses"].setdefault(
                     "401",
-                    {"description": REFUSALS[401]}
-                    | _json("PlainError" if PLAIN.match(path) else "Error"),
+                    {"description": ERROR_DESCRIPTIONS[401]}
+                    | _json("PlainError" if PLAIN_ERROR_PATHS.match(path) else "Error"),
                 )
     if keyed:
         components["securitySchemes"] = SCHEMES

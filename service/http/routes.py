@@ -18,45 +18,46 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
+from service.http.context import HttpContext
 from service.http.dialects import plain_refusal
 from service.http.dialects.native import Native
-from service.http.endpoint import Around
+from service.http.info import service_info
 from service.http.keys import Keys
-from service.http.model_endpoints import add_protocols, check_ready
-from service.http.openapi import OPEN, PLAIN, REFUSALS, describe
+from service.http.model_endpoints import add_model_endpoints, check_ready
+from service.http.openapi import ERROR_DESCRIPTIONS, PLAIN_ERROR_PATHS, PUBLIC_PATHS, describe
 from service.http.pages import add_pages
-from service.http.router import Classifications
-from service.registry import Models
+from service.http.router import ClassifyRouter
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-def build_app(models: Models, around: Around = Around()) -> ASGIApp:  # noqa: B008  it is frozen
-    """The ASGI application over `models`, which may still be loading; where there are keys, for
-    whoever brings one.
+def build_app(context: HttpContext) -> ASGIApp:
+    """Return the ASGI application of the public port; models may still be loading.
+
+    POST /classify and the like are answered by a ClassifyRouter in front of FastAPI.
     """
-    # Without redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its
-    # body.
+    service, settings = context.service, context.service.settings
+    # No redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
     app = FastAPI(
         title="DrBERT Serve",
-        version=models.version,
+        version=service.version,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     describe(
         app,
-        models.settings.classify_dialect,
-        models.settings.root_dialect,
-        keyed=around.keys is not None,
+        settings.classify_dialect,
+        settings.root_dialect,
+        keyed=context.hooks.keys is not None,
     )
-    add_operation(app, models)
-    add_protocols(app, models)
+    add_operation(app, context)
+    add_model_endpoints(app, service)
     add_pages(app)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
+        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the paths."
         body: dict[str, object] = {
             "error": {
                 "message": message,
@@ -65,7 +66,7 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:  # noqa: B0
                 "code": str(error.detail).lower().replace(" ", "_"),
             }
         }
-        if PLAIN.match(request.url.path):
+        if PLAIN_ERROR_PATHS.match(request.url.path):
             body = {"error": message}
         headers = (
             {"allow": allowed_methods(app, request.scope)}
@@ -74,63 +75,65 @@ def build_app(models: Models, around: Around = Around()) -> ASGIApp:  # noqa: B0
         )
         return JSONResponse(body, error.status_code, headers=headers)
 
-    whole: ASGIApp = Identified(
-        Classifications(models, around), HeadAsGet(app), models.instance_id, around.keys
+    application: ASGIApp = RequestIdMiddleware(
+        ClassifyRouter(context), HeadAsGet(app), service.instance_id, context.hooks.keys
     )
-    origins = [
-        origin.strip() for origin in models.settings.cors_origins.split(",") if origin.strip()
-    ]
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
-        whole = CORSMiddleware(
-            whole,
+        application = CORSMiddleware(
+            application,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "X-Instance-Id", "Server-Timing", "Retry-After"],
         )
-    return whole
+    return application
 
 
-def add_operation(app: FastAPI, models: Models) -> None:
-    """Health, what is loaded, and metrics."""
+def add_operation(app: FastAPI, context: HttpContext) -> None:
+    """Add health checks, /info and /metrics."""
+    service = context.service
 
     @app.get("/livez", response_class=PlainTextResponse)
     async def livez() -> str:
-        """200 while the process answers."""
+        """Answer 200 while the process runs."""
         return "ok\n"
 
     async def readyz() -> Response:
-        """200 while the service takes requests, else 503 and why."""
+        """Answer 200 while the service accepts requests, else 503 with the reason."""
         try:
-            check_ready(models)
+            check_ready(service)
         except ServiceError as error:
             return error_answer(error)
         return PlainTextResponse("ok\n")
 
     for path in (
         "/readyz",
-        *(("/health",) if models.settings.classify_dialect == "native" else ()),
+        *(("/health",) if service.settings.classify_dialect == "native" else ()),
     ):
         app.get(
-            path, response_class=PlainTextResponse, responses={503: {"description": REFUSALS[503]}}
+            path,
+            response_class=PlainTextResponse,
+            responses={503: {"description": ERROR_DESCRIPTIONS[503]}},
         )(readyz)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
-        """What is loaded, how, and under which limits."""
-        return models.info()
+        """Return what is loaded, how, and under which limits."""
+        return service_info(service)
 
-    if models.settings.metrics == "service":
+    if service.settings.metrics == "service":
 
         @app.get("/metrics", response_class=PlainTextResponse)
         async def metrics_page(request: Request) -> Response:
-            """Prometheus' text format, at most a second old."""
-            return await models.metrics_page.respond(request)
+            """Return metrics in Prometheus' text format, at most a second old."""
+            return await context.metrics_page.respond(request)
 
 
 class HeadAsGet:
-    """Middleware: HEAD is answered as GET without its body (RFC 9110, 9.3.2), as load balancers and
-    monitors ask for health.
+    """Middleware that answers HEAD as GET without a body (RFC 9110, 9.3.2).
+
+    Load balancers and monitors check health by HEAD.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -150,8 +153,9 @@ class HeadAsGet:
 
 
 def allowed_methods(app: FastAPI, scope: Scope) -> str:
-    """The methods that a path answers, for the header Allow: of all routes with that path, where
-    Starlette names one's.
+    """Return the methods of all routes of a path, for the header Allow.
+
+    Starlette's own error names those of one route only.
     """
     methods: set[str] = set()
     for route in app.routes:
@@ -160,32 +164,28 @@ def allowed_methods(app: FastAPI, scope: Scope) -> str:
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
-class Identified:
-    """Middleware: every answer says which request it answers and which start of the server
-    answered.
+class RequestIdMiddleware:
+    """Middleware that adds X-Request-Id and X-Instance-Id to every answer.
 
-    Where there are keys, whoever brings none sees what OPEN matches; classifications look for
-    themselves, to refuse in their dialect.
+    It routes classifications to their router. Other paths than PUBLIC_PATHS need a key, if there
+    are keys; a ClassifyEndpoint checks it itself, to refuse in its dialect.
     """
 
     def __init__(
-        self, classifications: Classifications, others: ASGIApp, instance: str, keys: Keys | None
+        self, router: ClassifyRouter, fallback: ASGIApp, instance: str, keys: Keys | None
     ) -> None:
         self._keys = keys
-        self._classifications = classifications
-        self._others = others
+        self._router = router
+        self._fallback = fallback
         self._instance = (b"x-instance-id", instance.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._others(scope, receive, send)
+            await self._fallback(scope, receive, send)
             return
-        asked = dict(scope["headers"]).get(b"x-request-id")
-        request_id = (
-            asked
-            if asked is not None and REQUEST_ID.fullmatch(asked)
-            else b"%032x" % getrandbits(128)
-        )
+        request_id = dict(scope["headers"]).get(b"x-request-id")
+        if request_id is None or not REQUEST_ID.fullmatch(request_id):
+            request_id = b"%032x" % getrandbits(128)
         scope.setdefault("state", {})["request_id"] = request_id.decode()
 
         def send_identified(message: Message) -> Awaitable[None]:
@@ -197,21 +197,24 @@ class Identified:
                 ]
             return send(message)
 
-        app = self._classifications.at(scope)
+        app = self._router.match(scope)
         if app is None:
-            allowed = (
-                self._keys is None
-                or OPEN.match(scope["path"])
-                or self._keys.admit(dict(scope["headers"]))
-            )
-            app = (
-                self._others if allowed else error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
-            )
+            app = self._fallback
+            if not self._is_allowed(scope):
+                app = error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
         await app(scope, receive, send_identified)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        if self._keys is None or PUBLIC_PATHS.match(scope["path"]):
+            return True
+        return self._keys.admit(dict(scope["headers"]))
 
 
 def error_answer(error: ServiceError, path: str = "") -> Response:
-    status, headers, body = plain_refusal(error) if PLAIN.match(path) else Native().refuse(error)
+    """Return the answer for an error, in the format of the path."""
+    status, headers, body = (
+        plain_refusal(error) if PLAIN_ERROR_PATHS.match(path) else Native().refuse(error)
+    )
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, ShuttingDown):

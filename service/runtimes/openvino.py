@@ -139,7 +139,7 @@ class OpenVinoRuntime:
         return graph
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
-        if self.grid.packs and "first_tokens" not in inputs:
+        if self.grid.supports_packing and "first_tokens" not in inputs:
             inputs = {**inputs, **_alone_in_their_rows(*inputs["input_ids"].shape)}
         # Tensor by tensor and without copies: handing over the arrays by name costs as much as a
         # small model.

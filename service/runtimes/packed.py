@@ -20,7 +20,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from service.batching.packing import LONGEST
+from service.batching.packing import MAX_ROW_TOKENS
 
 FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Whose tokens look at each other in attention only, and whose positions are added to the words."""
@@ -62,9 +62,11 @@ def pack(model: ov.Model) -> None:
         1
     ).get_node()  # where positions are looked up, the slice of them
     others = (node for node in nodes if node.get_friendly_name() != replaced.get_friendly_name())
-    short = min((length for node in others for length in _prepared(node)), default=LONGEST)
-    if short < LONGEST:
-        raise NotPackable(f"it is prepared for rows of {short} tokens, and they may have {LONGEST}")
+    short = min((length for node in others for length in _prepared(node)), default=MAX_ROW_TOKENS)
+    if short < MAX_ROW_TOKENS:
+        raise NotPackable(
+            f"it is prepared for rows of {short} tokens, and they may have {MAX_ROW_TOKENS}"
+        )
 
     texts = parameters["attention_mask"]
     together = ops.equal(

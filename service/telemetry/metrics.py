@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector as PrometheusCollector
 
-from service.batching.batcher import Batch
+from service.batching.batcher import BatchStats
 from service.telemetry import logs
 from service.telemetry.histogram import Histogram
 from service.telemetry.nvml import Collector, Reading
@@ -189,9 +189,9 @@ class Metrics:
             counter = self._requests[model, status] = self.requests.labels(model, str(status))
         return counter
 
-    def add_batch(self, model: str, batch: Batch) -> None:
+    def add_batch(self, model: str, batch: BatchStats) -> None:
         """Counts a batch for the model of that name; what the batcher calls it is its own."""
-        if not batch.background:
+        if not batch.is_background:
             queue = self.queue.labels(model)
             for queue_ns in batch.queue_ns:
                 queue.observe(queue_ns / 1e9)

@@ -1,31 +1,32 @@
 """
-A request's texts as items for the batcher, and the batcher's rows as one for each text: apart from
-windows they are the same.
+A request's texts as items for the batcher, and the batcher's results as one result for each text.
+
+A text is one item, unless it is cut into windows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service import answers
-from service.batching.requests import Row
+from service.batching.requests import Result
 from service.classifier import Classifier, Encoded
 from service.errors import DeadlineExceeded, InvalidInput, TooLarge
-from service.host.executors import Executors, Steps
+from service.host.executors import Executor, Executors, Steps
 from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
 
-# What would take the event loop longer than so many characters do, a millisecond or two, goes to a
-# thread.
-CHARS_ON_THE_LOOP = 1_000
-# What a text costs beside its characters, in characters.
-CHARS_OF_A_TEXT = 20
-# Longer requests have threads of their own, so that they do not delay shorter ones, and let each
-# other pass about so often.
+# More characters than these take a millisecond or two to tokenize, so a thread does it.
+MAX_CHARS_ON_LOOP = 1_000
+# What a text costs in addition to its characters, in characters.
+TEXT_OVERHEAD_CHARS = 20
+# Longer requests have threads of their own, so that they do not delay shorter ones.
 LONG_CHARS = 16_384
+# After so many characters, a long request lets another one have the thread.
 STEP_CHARS = 2_048
 
 
@@ -35,162 +36,153 @@ class Items:
 
     items: list[Encoded]
     windows: list[int] | None = None
-    """How many of them are each text's; None where every text is one item."""
+    """For each text, how many items are its windows; None if every text is one item."""
 
 
 async def encode(
     classifier: Classifier,
-    asked: ClassifyRequest,
+    request: ClassifyRequest,
     limits: Limits,
     executors: Executors,
     deadline: float = math.inf,
 ) -> Items:
-    """Items of every text; one text that cannot be used fails the list and is named.
+    """Return the items of every text.
 
-    DeadlineExceeded if `deadline`, of the monotonic clock, comes first; Overloaded if too many
-    requests are being tokenized.
+    Raises InvalidInput or TooLarge, naming the text, if one cannot be used; DeadlineExceeded if
+    `deadline`, in seconds of time.monotonic(), passes first; Overloaded if too many requests are
+    being tokenized.
     """
-    cost = sum([_cost(text) for text in asked.input])
-    if cost <= CHARS_ON_THE_LOOP:
-        found = _all_at_once(_encode(classifier, asked, limits, False))
+    cost = sum([_cost(text) for text in request.input])
+    if cost <= MAX_CHARS_ON_LOOP:
+        encoded = _run_all(_encode(classifier, request, limits, release_gil=False))
     else:
-        found = await _encode_beside(
-            classifier, asked, limits, executors, cost > LONG_CHARS, deadline
-        )
-    if (
-        limits.tokens is not None
-        and (tokens := sum([item.tokens for item in found.items])) > limits.tokens
-    ):
-        raise TooLarge(
-            f"input has {tokens} tokens, the limit of a request is {limits.tokens}; send several"
-            " requests.",
-            param="input",
-        )
-    return found
+        executor = executors.tokenizing_long if cost > LONG_CHARS else executors.tokenizing
+        steps = _encode(classifier, request, limits, release_gil=True)
+        encoded = await _run_in_thread(executor, steps, deadline)
+    if limits.tokens is not None:
+        tokens = sum([item.tokens for item in encoded.items])
+        if tokens > limits.tokens:
+            raise TooLarge(
+                f"input has {tokens} tokens, the limit of a request is {limits.tokens}; send"
+                " several requests.",
+                param="input",
+            )
+    return encoded
 
 
 def _cost(text: Text) -> int:
-    return CHARS_OF_A_TEXT + len(text.text) + len(text.pair or "")
+    return TEXT_OVERHEAD_CHARS + len(text.text) + len(text.pair or "")
 
 
-def _all_at_once(steps: Steps[Items]) -> Items:
+def _run_all(steps: Steps[Items]) -> Items:
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            found: Items = end.value
-            return found
+            items: Items = end.value
+            return items
 
 
-async def _encode_beside(
-    classifier: Classifier,
-    asked: ClassifyRequest,
-    limits: Limits,
-    executors: Executors,
-    long: bool,
-    deadline: float,
-) -> Items:
-    """In a thread, which ends with its text when nobody waits for it any more."""
-    executor = executors.tokenizing_long if long else executors.tokenizing
+async def _run_in_thread(executor: Executor, steps: Steps[Items], deadline: float) -> Items:
+    """Run the steps in a thread, which stops after a text when nobody waits any more."""
+    timeout_s = None if math.isinf(deadline) else deadline - time.monotonic()
     try:
-        async with asyncio.timeout(None if math.isinf(deadline) else deadline - time.monotonic()):
-            return await executor.run_steps(_encode(classifier, asked, limits, True))
+        async with asyncio.timeout(timeout_s):
+            return await executor.run_steps(steps)
     except TimeoutError:
         raise DeadlineExceeded(
             "The texts took longer to tokenize than the request's time limit."
         ) from None
 
 
-def by_text(found: Items, rows: list[Row], pool: Pool) -> tuple[Sequence[Encoded], list[Row]]:
-    """Tokens and row of each text: those of its windows together, with the times of the slowest."""
-    if found.windows is None:
-        return found.items, rows
-    texts, own = [], []
+def merge_windows(
+    encoded: Items, results: list[Result], pool: Pool
+) -> tuple[Sequence[Encoded], list[Result]]:
+    """Return the tokens and the result of each text.
+
+    Those of its windows are put together, with the times of the slowest window.
+    """
+    if encoded.windows is None:
+        return encoded.items, results
+    texts, merged = [], []
     end = 0
-    for count in found.windows:
+    for count in encoded.windows:
         start, end = end, end + count
-        items, theirs = found.items[start:end], rows[start:end]
-        slowest = max(theirs, key=lambda row: row.queue_ns + row.inference_ns)
-        texts.append(
-            Encoded(
-                [number for item in items for number in item.ids],
-                [],
-                any(item.truncated for item in items),
-                count,
-            )
-        )
-        own.append(replace(slowest, value=answers.pooled([row.value for row in theirs], pool)))
-    return texts, own
+        windows, parts = encoded.items[start:end], results[start:end]
+        ids = list(itertools.chain.from_iterable(window.ids for window in windows))
+        truncated = any(window.truncated for window in windows)
+        texts.append(Encoded(ids, [], truncated, count))
+        slowest = max(parts, key=lambda part: part.queue_ns + part.inference_ns)
+        merged.append(replace(slowest, value=answers.pooled([part.value for part in parts], pool)))
+    return texts, merged
 
 
 def _encode(
-    classifier: Classifier, asked: ClassifyRequest, limits: Limits, beside: bool
+    classifier: Classifier, request: ClassifyRequest, limits: Limits, release_gil: bool
 ) -> Steps[Items]:
-    """The items, with a pause behind about every STEP_CHARS; `beside` the event loop, in a
-    thread.
-    """
+    """Encode the texts, with a pause after about every STEP_CHARS characters."""
     items: list[Encoded] = []
     windows: list[int] = []
     cost = 0
-    for text in asked.input:
+    for text in request.input:
         if cost > STEP_CHARS:
             cost = 0
             yield
         cost += _cost(text)
-        if asked.window is None:
-            items.append(_one(classifier, text, asked, beside))
+        if request.window is None:
+            items.append(_encode_text(classifier, text, request, release_gil))
             continue
-        own = _windows(classifier, text, asked.window, limits, beside)
-        if limits.items is not None and len(items) + len(own) > limits.items:
+        text_windows = _windows(classifier, text, request.window, limits, release_gil)
+        if limits.items is not None and len(items) + len(text_windows) > limits.items:
             raise TooLarge(
                 f"input makes more windows than the {limits.items} that the queue holds; send"
                 " several requests.",
                 param="input",
             )
-        items += own
-        windows.append(len(own))
-    return Items(items, None if asked.window is None else windows)
+        items += text_windows
+        windows.append(len(text_windows))
+    return Items(items, None if request.window is None else windows)
 
 
-def _one(classifier: Classifier, text: Text, asked: ClassifyRequest, beside: bool) -> Encoded:
+def _encode_text(
+    classifier: Classifier, text: Text, request: ClassifyRequest, release_gil: bool
+) -> Encoded:
     if text.pair is not None and not classifier.manifest.takes_pairs:
-        where = f"{text.where}.text_pair"
-        raise InvalidInput(f"{where}: this model takes single texts only.", param=where)
+        field = f"{text.field}.text_pair"
+        raise InvalidInput(f"{field}: this model takes single texts only.", param=field)
     try:
-        return classifier.encode(text.text, text.pair, asked.truncate, beside, asked.most_tokens)
+        return classifier.encode(
+            text.text, text.pair, request.truncate, release_gil, request.max_tokens
+        )
     except InvalidInput as error:
         if error.param is not None:
             raise
-        raise InvalidInput(f"{text.where}: {error.message}", param=text.where) from None
+        raise InvalidInput(f"{text.field}: {error.message}", param=text.field) from None
 
 
 def _windows(
-    classifier: Classifier, text: Text, window: Window, limits: Limits, beside: bool
+    classifier: Classifier, text: Text, window: Window, limits: Limits, release_gil: bool
 ) -> list[Encoded]:
     if text.pair is not None:
-        where = f"{text.where}.text_pair"
+        field = f"{text.field}.text_pair"
         raise InvalidInput(
-            f"{where}: windows are of single texts; classify a pair without them.", param=where
+            f"{field}: windows are of single texts; classify a pair without them.", param=field
         )
     try:
         # One token more than the windows hold shows that there is another window.
-        enough = (
-            classifier.tokens_in_windows(
-                1 if window.pool == "first" else limits.windows, window.stride
-            )
-            + 1
-        )
-        tokens = classifier.tokens(text.text, beside, enough)
+        most = 1 if window.pool == "first" else limits.windows
+        enough = classifier.tokens_in_windows(most, window.stride) + 1
+        tokens = classifier.tokens(text.text, release_gil, enough)
         starts = classifier.window_starts(len(tokens), window.stride)
     except InvalidInput as error:
         raise InvalidInput(f"window.stride: {error.message}", param="window.stride") from None
     if window.pool == "first":
-        # What is never looked at is not computed.
+        # The other windows would not be used, so they are not computed.
         return [replace(classifier.window(tokens, 0), truncated=len(starts) > 1)]
     if len(starts) > limits.windows:
         raise TooLarge(
-            f"{text.where} takes at least {len(starts)} windows, the limit is {limits.windows};"
+            f"{text.field} takes at least {len(starts)} windows, the limit is {limits.windows};"
             " send it in parts.",
-            param=text.where,
+            param=text.field,
         )
     return [classifier.window(tokens, start) for start in starts]

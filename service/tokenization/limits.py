@@ -1,8 +1,8 @@
 """
-Refuses a tokenizer.json that would take the process's memory or hold its interpreter: some seconds
-of work here, or a few characters of a text there, are enough to stop everybody's answers.
+Refuses a tokenizer.json that would exhaust the process's memory or hold its interpreter.
 
-These bounds catch what is known to be expensive. They are no proof that a tokenizer is harmless:
+A file can cost seconds to load, or to apply to a few characters, and stop the answers to everybody.
+These limits catch what is known to be expensive. They do not prove that a tokenizer is harmless:
 artifacts must be trusted.
 """
 
@@ -16,33 +16,34 @@ from typing import Any
 from service.artifact import TOKENIZER, TOKENIZER_BYTES, Artifact, ArtifactError
 from service.host.files import read_regular
 
-MOST_ADDED_TOKENS = 20_000
+MAX_ADDED_TOKENS = 20_000
 # The time to build a matcher grows with the square of it: 100,000 characters took 25 s.
 ADDED_TOKEN_CHARS = 256
-# How many times longer replacements may make a text.
-MOST_GROWTH = 256
-# Of the normalizer and its like as JSON; a charsmap of SentencePiece takes 350 kB.
+# Replacements may make a text at most so many times longer.
+MAX_GROWTH = 256
+# Size of a normalizer or pre-tokenizer as JSON; a charsmap of SentencePiece takes 350 kB.
 STEP_BYTES = 4 * 1024 * 1024
 TEMPLATE_BYTES = 256 * 1024
-# Keys that change what a tokenizer does, which may also stand behind its vocabulary.
+# Keys that change what a tokenizer does. They may stand after its vocabulary.
 STEPS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
-# A regular expression with one of these may match between two characters, and so add to each of a
-# text.
+# A regular expression with one of these may match between two characters, and so add something to
+# each character of a text.
 MAY_MATCH_NOTHING = re.compile(r"\(\?|\\[bBGKAzZ]|[\^$*?|]|\{0|\{,|^$")
 
 
 def read_tokenizer(artifact: Artifact) -> bytes:
-    """Return the bytes of an artifact's tokenizer.json; ArtifactError if it is none, or beyond a
-    bound.
+    """Return the bytes of an artifact's tokenizer.json.
+
+    Raises ArtifactError if it cannot be read or exceeds a limit.
     """
     try:
         content, _ = read_regular(artifact.path(TOKENIZER), TOKENIZER_BYTES)
         check_tokenizer(content)
         return content
     except (OSError, ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ArtifactError(
-            f"{artifact.directory / TOKENIZER} cannot be used: {why}; export it again."
+            f"{artifact.directory / TOKENIZER} cannot be used: {reason}; export it again."
         ) from None
 
 
@@ -59,8 +60,8 @@ def check_tokenizer(content: bytes) -> None:
             raise ValueError(f"its {name} has {size} bytes, the limit is {most}")
     tokens = steps.get("added_tokens")
     tokens = tokens if isinstance(tokens, list) else []
-    if len(tokens) > MOST_ADDED_TOKENS:
-        raise ValueError(f"it adds {len(tokens)} tokens, the limit is {MOST_ADDED_TOKENS}")
+    if len(tokens) > MAX_ADDED_TOKENS:
+        raise ValueError(f"it adds {len(tokens)} tokens, the limit is {MAX_ADDED_TOKENS}")
     longest = max(
         (len(str(token.get("content"))) for token in tokens if isinstance(token, dict)), default=0
     )
@@ -70,17 +71,15 @@ def check_tokenizer(content: bytes) -> None:
         )
     growth = 1
     for step in _dicts([steps.get("normalizer"), steps.get("pre_tokenizer")]):
-        growth = min(growth * _growth(step), 10**9)  # more digits than that tell nobody anything
-    if growth > MOST_GROWTH:
+        growth = min(growth * _growth(step), 10**9)  # a message needs no more digits
+    if growth > MAX_GROWTH:
         raise ValueError(
-            f"its replacements make a text up to {growth} times longer, the limit is {MOST_GROWTH}"
+            f"its replacements make a text up to {growth} times longer, the limit is {MAX_GROWTH}"
         )
 
 
 def _steps(content: bytes) -> dict[str, Any]:
-    """All of a tokenizer.json but its vocabulary, which takes longer to parse than everything else
-    together.
-    """
+    """Return a tokenizer.json without its vocabulary, which takes longest to parse."""
     head, key, vocabulary = content.partition(b'"model"')
     if (
         key
@@ -89,7 +88,7 @@ def _steps(content: bytes) -> dict[str, Any]:
     ):
         try:
             return _object(head + b'"model":null}')
-        except ValueError:  # that was another "model" than the key
+        except ValueError:  # not the key, but another "model"
             pass
     return _object(content)
 
@@ -102,7 +101,7 @@ def _object(content: bytes) -> dict[str, Any]:
 
 
 def _dicts(value: object) -> Iterator[dict[str, Any]]:
-    """Every object within a value, the value included."""
+    """Yield every object in a value, the value included."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
@@ -112,7 +111,7 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any]) -> int:
-    """How many times longer a step can make a text, if it is a replacement."""
+    """Return how many times longer a step can make a text; 1 if it replaces nothing."""
     content, pattern = step.get("content"), step.get("pattern")
     if (
         step.get("type") != "Replace"

@@ -1,12 +1,11 @@
 """
-Cutting texts to a model's length, with the results of tokenizers' own truncation.
+Truncation of texts to a model's length, with the same results as a tokenizer's own truncation.
 
-A tokenizer keeps its truncation as state, so that one for every kind of truncation would be needed:
-three vocabularies in memory, and three times the load during which nothing else runs. Here the
-tokens are cut instead.
+A tokenizer holds its truncation as state. One for every kind of truncation would be three
+vocabularies in memory, and three loads during which nothing else runs. So the tokens are cut here.
 
-A text that is far longer than the model reads is cut before it is tokenized, at a place where both
-tokenizations are the same on one side of it.
+A text that is far longer than the model reads is cut before it is tokenized. The cut is where the
+tokens on one side of it are the same as in the whole text.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 
 Side = Literal["right", "left"]
 
-# Tokens so near to a cut are not used: they may have characters of an added token, a grapheme or a
-# word from the other side.
+# Tokens so near to a cut are not used. The cut may have divided an added token, a grapheme or a
+# word.
 MARGIN_CHARS = 256
-# The first attempt has so many characters for each token that is wanted, each further one GROWTH
+# The first attempt reads so many characters for each token that is needed, each further one GROWTH
 # times as many.
 CHARS_PER_TOKEN = 8
 GROWTH = 4
 
-# Components that decide about a character by those next to it. The others, and whatever a newer
-# tokenizers adds, may look at the whole text.
+# Components that look only at a character and its neighbours. Others, and those of newer releases
+# of tokenizers, may look at the whole text.
 NORMALIZERS = {
     "BertNormalizer",
     "Lowercase",
@@ -59,13 +58,15 @@ PRE_TOKENIZERS = {
 REPLACED = {" {2,}", r"\s+", r"\s{2,}", r"\n", r"\n+", r"\t"}
 WHITESPACE = " \t\n\r"
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff"
-# The longest added token that MARGIN_CHARS has room for.
-MOST_CHARS = MARGIN_CHARS // 2
+# The longest added token for which MARGIN_CHARS has room.
+MAX_ADDED_CHARS = MARGIN_CHARS // 2
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of a pair's halves stay: the longer half is cut to the other's length before
-    both are cut.
+    """Return how many tokens of each half of a pair remain in `room` tokens.
+
+    The longer half is cut to the length of the other one before both are cut, as transformers'
+    `longest_first` does.
     """
     if first + second <= room:
         return first, second
@@ -77,34 +78,32 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def kept_of_pair(encoding: Encoding, room: int, side: Side) -> list[int]:
-    """Places of the tokens that stay when the halves of a pair may have `room` tokens, special
-    tokens among them.
+def truncate_pair(encoding: Encoding, room: int, side: Side) -> list[int]:
+    """Return the indices of the tokens that remain if both halves may have `room` tokens together.
+
+    Special tokens remain, and do not count.
     """
     halves: tuple[list[int], list[int]] = ([], [])
     special: list[int] = []
-    for place, half in enumerate(encoding.sequence_ids):
-        (special if half is None else halves[half]).append(place)
-    kept = special
-    for places, count in zip(
-        halves, longest_first(len(halves[0]), len(halves[1]), room), strict=True
-    ):
-        kept += places[:count] if side == "right" else places[len(places) - count :]
-    return sorted(kept)
+    for index, half in enumerate(encoding.sequence_ids):
+        (special if half is None else halves[half]).append(index)
+    remaining = special
+    counts = longest_first(len(halves[0]), len(halves[1]), room)
+    for indices, count in zip(halves, counts, strict=True):
+        remaining += indices[:count] if side == "right" else indices[len(indices) - count :]
+    return sorted(remaining)
 
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Where a text may be cut so that the tokens before the place, and those behind it, are tokens
-    of the whole text.
-    """
+    """Where a text may be cut, so that the tokens on both sides are tokens of the whole text."""
 
-    places: re.Pattern[str]
-    """Matches the first character behind a cut. No word and no added token reaches across it."""
+    pattern: re.Pattern[str]
+    """Matches the first character after a cut. No word and no added token spans it."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Boundaries | None:
-        """Those of a tokenizer; None where they are not known to exist."""
+        """Return a tokenizer's boundaries; None if it is not known to have any."""
         normalizers, pre_tokenizers = _parts(tokenizer.normalizer), _parts(tokenizer.pre_tokenizer)
         types = {part["type"] for part in pre_tokenizers}
         added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
@@ -114,37 +113,40 @@ class Boundaries:
             and _is_by_word(tokenizer.model)
         ):
             return None
-        if any(len(text) > MOST_CHARS or re.search(r"\s", text) for text in added):
+        if any(len(text) > MAX_ADDED_CHARS or re.search(r"\s", text) for text in added):
             return None
         spaces = "".join(space for space in WHITESPACE if _splits(tokenizer, space))
         # The first of a run of white space, because a run may be one token.
-        places = [rf"(?<=\S)[{spaces}]"] if spaces else []
+        patterns = [rf"(?<=\S)[{spaces}]"] if spaces else []
         if "BertPreTokenizer" in types:
             known = set("".join([*added, *(_normalized(tokenizer, text) for text in added)]))
-            places += [f"[{re.escape(mark)}]" for mark in string.punctuation if mark not in known]
+            patterns += [f"[{re.escape(mark)}]" for mark in string.punctuation if mark not in known]
             if any(
                 part["type"] == "BertNormalizer" and part["handle_chinese_chars"]
                 for part in normalizers
             ) and not re.search(f"[{CHINESE}]", "".join(known)):
-                places.append(f"[{CHINESE}]")
-        return cls(re.compile("|".join(places))) if places else None
+                patterns.append(f"[{CHINESE}]")
+        return cls(re.compile("|".join(patterns))) if patterns else None
 
     def cut(self, text: str, chars: int, side: Side) -> str | None:
-        """About so many characters of a text, of its beginning for `right` and of its end for
-        `left`; None if there is no place to cut.
+        """Return about `chars` characters of a text; None if there is no place to cut.
+
+        They are of its beginning for `right`, of its end for `left`.
         """
         if side == "left":
-            found = self.places.search(text, len(text) - chars, len(text) - chars // 2)
-            return None if found is None else text[found.start() :]
-        place = None
-        for found in self.places.finditer(text, chars // 2, chars):
-            place = found.start()
-        return None if place is None else text[:place]
+            match = self.pattern.search(text, len(text) - chars, len(text) - chars // 2)
+            return None if match is None else text[match.start() :]
+        end = None
+        for match in self.pattern.finditer(text, chars // 2, chars):
+            end = match.start()
+        return None if end is None else text[:end]
 
 
 def reliable(offsets: Sequence[tuple[int, int]], chars: int, side: Side) -> int:
-    """How many tokens of a cut text are those of the whole text, counted from the end that was not
-    cut.
+    """Return how many tokens of a cut text are those of the whole text.
+
+    They are counted from the end that was not cut. `offsets` are each token's (start, end) in a
+    text of `chars` characters.
     """
     if side == "right":
         return sum(end <= chars - MARGIN_CHARS for _, end in offsets)
@@ -152,7 +154,7 @@ def reliable(offsets: Sequence[tuple[int, int]], chars: int, side: Side) -> int:
 
 
 def _parts(component: Any) -> list[dict[str, Any]]:
-    """What a component is made of, as tokenizer.json describes it."""
+    """Return the parts of a component, as tokenizer.json describes them."""
     if component is None:
         return []
     return list(_flat(json.loads(component.__getstate__())))
@@ -170,21 +172,21 @@ def _is_local(normalizer: dict[str, Any]) -> bool:
     if normalizer["type"] == "Replace":
         pattern: dict[str, str] = normalizer["pattern"]
         return (
-            len(pattern.get("String", "")) <= MOST_CHARS
+            len(pattern.get("String", "")) <= MAX_ADDED_CHARS
             and pattern.get("Regex", " {2,}") in REPLACED
         )
     return normalizer["type"] in NORMALIZERS
 
 
 def _is_by_word(model: Any) -> bool:
-    """Whether a model's tokens of a word depend on nothing but the word."""
+    """Return whether a model's tokens of a word depend on the word alone."""
     if isinstance(model, BPE):
         return not model.dropout
     return isinstance(model, WordPiece | Unigram | WordLevel)
 
 
 def _splits(tokenizer: Tokenizer, space: str) -> bool:
-    """Whether words end at that character."""
+    """Return whether words end at that character."""
     text = _normalized(tokenizer, f"a{space}b")
     return (
         tokenizer.pre_tokenizer is not None

@@ -1,8 +1,7 @@
 """
-Families of Hugging Face classifiers, each with its own kind of tokenizer: what is served is what
-transformers computes.
+Families of Hugging Face classifiers, each with its own kind of tokenizer, are exported and served.
 
-What they answer is compared with transformers in test_corpus.py.
+test_corpus.py compares their answers with transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 
 from command import Unavailable
 from export.checkpoint.config import plain_functions
-from export.commands import export
+from export.pipeline import export
 from service.artifact import read_artifact
 from tests.export.corpus import BY_NAME, FAMILIES, MAX_TOKENS, Family, write_family
 from tests.service.http.test_routes import classify, client_of
@@ -41,18 +40,18 @@ TEXTS = [
 ]
 PAIR = {"text": "is the film any good?", "text_pair": "it is, often"}
 
-SHARE_ROWS = ("BERT", "RoBERTa", "XLM-RoBERTa", "CamemBERT", "DistilBERT", "ELECTRA", "ALBERT")
+PACKED_FAMILIES = ("BERT", "RoBERTa", "XLM-RoBERTa", "CamemBERT", "DistilBERT", "ELECTRA", "ALBERT")
 
 
 def write_checkpoint(family: Family, folder: Path) -> Path:
-    """A classifier of that family with random weights, as its trainer would leave it."""
+    """Write a classifier of that family with random weights, as its trainer would."""
     with plain_functions():
         write_family(folder, family)
     return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-async def test_a_family_answers_in_any_company_as_alone(family: Family, tmp_path: Path) -> None:
+async def test_a_family_answers_in_any_batch_as_alone(family: Family, tmp_path: Path) -> None:
     export(
         str(write_checkpoint(family, tmp_path / "checkpoint")),
         tmp_path / "artifact",
@@ -61,43 +60,42 @@ async def test_a_family_answers_in_any_company_as_alone(family: Family, tmp_path
     artifact = read_artifact(tmp_path / "artifact")
     assert artifact.manifest.max_tokens == MAX_TOKENS
     texts = [*TEXTS, PAIR] if artifact.manifest.takes_pairs else TEXTS
-    async with client_of(artifact) as (client, models):
-        [loaded] = models.loaded.values()
-        assert (loaded.classifier.packing is not None) == (family.name in SHARE_ROWS)
-        # Each in three companies, some of which fill several rows.
+    async with client_of(artifact) as (client, service):
+        [loaded] = service.registry.loaded.values()
+        assert (loaded.classifier.packing is not None) == (family.name in PACKED_FAMILIES)
+        # Every text three times, between different neighbours, which fill several packed rows.
         answers = (await classify(client, {"input": [*texts, *texts[::-1], *texts]})).json()["data"]
-        companies = (
+        batched = (
             answers[: len(texts)],
             answers[len(texts) : 2 * len(texts)][::-1],
             answers[2 * len(texts) :],
         )
         alone = [(await classify(client, {"input": text})).json()["data"][0] for text in texts]
-    for by_itself, *in_company in zip(alone, *companies, strict=True):
-        for one in in_company:
-            assert one["probs"] == pytest.approx(
-                by_itself["probs"], abs=1e-6 if artifact.manifest.padding_safe else 1e-5
-            )
-    assert [one["truncated"] for one in alone[:4]] == [False, False, False, True]
+    tolerance = 1e-6 if artifact.manifest.padding_safe else 1e-5
+    for expected, *repeats in zip(alone, *batched, strict=True):
+        for answer in repeats:
+            assert answer["probs"] == pytest.approx(expected["probs"], abs=tolerance)
+    assert [answer["truncated"] for answer in alone[:4]] == [False, False, False, True]
 
 
-def test_the_docs_name_the_families_whose_texts_share_rows() -> None:
-    assert f"of {', '.join(SHARE_ROWS[:-1])} and {SHARE_ROWS[-1]}" in " ".join(
+def test_the_docs_name_the_families_whose_texts_are_packed() -> None:
+    assert f"of {', '.join(PACKED_FAMILIES[:-1])} and {PACKED_FAMILIES[-1]}" in " ".join(
         Path("docs/families.md").read_text().split()
     )
 
 
-# Checkpoints of older trainers, whose tokenizers are not in tokenizer.json
+# Checkpoints of older trainers, without tokenizer.json
 
 
-def assert_same_tokens(artifact: Path, own: Any) -> None:
-    """The artifact's tokenizer reads texts as `own`, a slow one of transformers, does."""
-    made = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    assert [list(made.encode(text).ids) for text in CORPUS[:40]] == [
-        own(text)["input_ids"] for text in CORPUS[:40]
+def assert_same_tokens(artifact: Path, expected: Any) -> None:
+    """Assert that an artifact's tokenizer reads texts as a slow one of transformers does."""
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    assert [list(tokenizer.encode(text).ids) for text in CORPUS[:40]] == [
+        expected(text)["input_ids"] for text in CORPUS[:40]
     ]
 
 
-def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(
+def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_builds_from_it(
     tmp_path: Path,
 ) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
@@ -116,11 +114,13 @@ def test_a_vocabulary_alone_becomes_the_tokenizer_that_transformers_makes_of_it(
         )
     )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
-    own = transformers.BertTokenizer(str(folder / "vocab.txt"))
-    assert_same_tokens(tmp_path / "artifact", own)
+    expected = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    assert_same_tokens(tmp_path / "artifact", expected)
 
 
-def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_path: Path) -> None:
+def test_merges_alone_become_the_tokenizer_that_transformers_builds_from_them(
+    tmp_path: Path,
+) -> None:
     folder = write_checkpoint(BY_NAME["RoBERTa"], tmp_path / "checkpoint")
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer.json").unlink()
@@ -132,11 +132,11 @@ def test_merges_alone_become_the_tokenizer_that_transformers_makes_of_them(tmp_p
         json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "RobertaTokenizer"})
     )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
-    own = transformers.RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    assert_same_tokens(tmp_path / "artifact", own)
+    expected = transformers.RobertaTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    assert_same_tokens(tmp_path / "artifact", expected)
 
 
-def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_it(
+def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_builds_from_it(
     tmp_path: Path,
 ) -> None:
     folder = write_checkpoint(BY_NAME["ALBERT"], tmp_path / "checkpoint")
@@ -162,11 +162,11 @@ def test_a_sentencepiece_model_becomes_the_tokenizer_that_transformers_makes_of_
         json.dumps({"model_max_length": MAX_TOKENS, "tokenizer_class": "AlbertTokenizer"})
     )
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
-    own = transformers.AlbertTokenizer(str(folder / "spiece.model"))
-    assert_same_tokens(tmp_path / "artifact", own)
+    expected = transformers.AlbertTokenizer(str(folder / "spiece.model"))
+    assert_same_tokens(tmp_path / "artifact", expected)
 
 
-def test_a_checkpoint_without_any_tokenizer_says_what_to_save(tmp_path: Path) -> None:
+def test_a_checkpoint_without_any_tokenizer_is_refused_with_what_to_save(tmp_path: Path) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
     for name in ("tokenizer.json", "vocab.txt"):
         (folder / name).unlink()

@@ -1,5 +1,5 @@
-"""Which graphs are made to read several texts in a row, and that any other is left to give each
-text a row of its own.
+"""
+Graphs that can be packed read several texts per row; any other graph reads one text per row.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from export.commands import export
+from export.pipeline import export
 from service.artifact import Artifact, read_artifact
-from service.batching.packing import ROW
+from service.batching.packing import ROW_TOKENS
 from service.batching.shapes import Shapes
 from service.classifier import Classifier
-from service.registry import Models
+from service.http.info import service_info
 from service.runtimes.openvino import OpenVinoRuntime
 from service.runtimes.packed import NotPackable, pack
 from service.settings import Settings
+from service.state import ServiceState
 from tests.export.corpus import FAMILIES, MAX_TOKENS
 from tests.export.test_families import write_checkpoint
 
@@ -32,16 +33,14 @@ pytestmark = pytest.mark.filterwarnings(
 TEXTS = ["a charming and often affecting journey", "x", "no apparent joy at all here"]
 
 
-def exported(family: str, folder: Path, framed: bool = True, **config: int) -> Artifact:
-    """A small classifier of the family; its tokenizer adds no special tokens unless it is
-    `framed`.
-    """
-    of_that_name = next(one for one in FAMILIES if one.name == family)
+def exported(name: str, folder: Path, special_tokens: bool = True, **config: int) -> Artifact:
+    """Return a small classifier of a family, whose tokenizer adds special tokens or does not."""
+    family = next(row for row in FAMILIES if row.name == name)
     checkpoint = write_checkpoint(
-        replace(of_that_name, config={**of_that_name.config, **config}), folder / "checkpoint"
+        replace(family, config={**family.config, **config}), folder / "checkpoint"
     )
     tokenizer = checkpoint / "tokenizer.json"
-    if not framed:
+    if not special_tokens:
         tokenizer.write_text(
             json.dumps(json.loads(tokenizer.read_text()) | {"post_processor": None})
         )
@@ -50,7 +49,7 @@ def exported(family: str, folder: Path, framed: bool = True, **config: int) -> A
 
 
 def classifiers(artifact: Artifact, graph: Path) -> tuple[Classifier, Classifier]:
-    """One that gives each text a row of its own, and one that packs if it can."""
+    """Return a classifier that does not pack, and one that packs if it can."""
     plain, packing = (
         Classifier(artifact, OpenVinoRuntime(graph, "f32", 1, packs=packs))
         for packs in (False, True)
@@ -68,7 +67,7 @@ def parameter(model: ov.Model, name: str) -> ov.Node:
 
 
 def first_token(model: ov.Model) -> ov.Node:
-    """The Gather that picks it."""
+    """Return the Gather that picks the first token."""
     return next(
         node
         for node in model.get_ordered_ops()
@@ -78,57 +77,60 @@ def first_token(model: ov.Model) -> ov.Node:
     )
 
 
-def put_in_place_of(old: ov.Node, new: ov.Node, but: ov.Node | None = None) -> None:
+def replace_node(old: ov.Node, new: ov.Node, excluding: ov.Node | None = None) -> None:
+    """Connect the readers of `old` to `new`, except for the node `excluding`."""
+    excluded = None if excluding is None else excluding.get_friendly_name()
     for reader in old.output(0).get_target_inputs():
-        if but is None or reader.get_node().get_friendly_name() != but.get_friendly_name():
+        if reader.get_node().get_friendly_name() != excluded:
             reader.replace_source_output(new.output(0))
 
 
-def turned_around(model: ov.Model) -> None:
-    """The mask says where padding is, before it has four dimensions, and is turned back after."""
+def invert_mask(model: ov.Model) -> None:
+    """Make the mask 1 for padding until it has four dimensions, and invert it again after."""
     mask = parameter(model, "attention_mask")
     [unsqueezed] = [
-        one.get_node()
-        for one in mask.output(0).get_target_inputs()
-        if one.get_node().get_type_name() == "Unsqueeze"
+        reader.get_node()
+        for reader in mask.output(0).get_target_inputs()
+        if reader.get_node().get_type_name() == "Unsqueeze"
     ]
-    [wide] = [one.get_node() for one in unsqueezed.output(0).get_target_inputs()]
+    [wide] = [reader.get_node() for reader in unsqueezed.output(0).get_target_inputs()]
     padding = ops.unsqueeze(ops.equal(mask, ops.constant(0, ov.Type.i64)), np.array([1, 2]))
-    put_in_place_of(
+    replace_node(
         wide, ops.convert(ops.logical_not(padding), wide.output(0).get_element_type().to_string())
     )
 
 
-def also_means(model: ov.Model) -> None:
-    """Beside the first token it reads the mean of the row."""
+def add_mean(model: ov.Model) -> None:
+    """Make the head read the mean of the row in addition to the first token."""
     first = first_token(model)
     both = ops.add(first, ops.reduce_mean(first.input_value(0), np.array([1]), False))
-    put_in_place_of(first, both, but=both)
+    replace_node(first, both, excluding=both)
 
 
-def keeps_the_dimension(model: ov.Model) -> None:
-    """The first token is picked as a list of one, which is then squeezed away."""
+def squeeze_first_token(model: ov.Model) -> None:
+    """Pick the first token as a list of length one, and squeeze that dimension away."""
     first = first_token(model)
-    put_in_place_of(
+    replace_node(
         first,
         ops.squeeze(ops.gather(first.input_value(0), np.array([0]), np.array(1)), np.array([1])),
     )
 
 
-def answers_twice(model: ov.Model) -> None:
+def add_output(model: ov.Model) -> None:
+    """Make the first token's state a second output."""
     model.add_results([ops.result(first_token(model).output(0))])
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (turned_around, "its mask goes into Equal"),
-        (also_means, "reads more of a row than a first token"),
-        (keeps_the_dimension, "0 of what looks like the choice of the first token"),
-        (answers_twice, "2 outputs"),
+        (invert_mask, "its mask goes into Equal"),
+        (add_mean, "reads more of a row than a first token"),
+        (squeeze_first_token, "0 of what looks like the choice of the first token"),
+        (add_output, "2 outputs"),
     ],
 )
-def test_a_graph_that_is_made_otherwise_gives_each_text_a_row(
+def test_a_graph_of_another_form_is_not_packed(
     change: Callable[[ov.Model], None],
     reason: str,
     bert: Artifact,
@@ -146,7 +148,7 @@ def test_a_graph_that_is_made_otherwise_gives_each_text_a_row(
     assert packing.predict(texts) == pytest.approx(plain.predict(texts), abs=1e-6)
 
 
-def test_whatever_goes_wrong_with_sharing_rows_a_text_gets_one_of_its_own(
+def test_any_error_in_packing_leaves_the_model_unpacked(
     bert: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(model: ov.Model) -> None:
@@ -161,45 +163,45 @@ def test_whatever_goes_wrong_with_sharing_rows_a_text_gets_one_of_its_own(
     assert packing.predict(texts) == pytest.approx(plain.predict(texts), abs=1e-6)
 
 
-def test_a_graph_that_cannot_be_packed_is_left_as_it_was(bert: Artifact) -> None:
+def test_a_graph_that_cannot_be_packed_is_left_unchanged(bert: Artifact) -> None:
     model = ov.Core().read_model(bert.path("model.onnx"))
-    also_means(model)
+    add_mean(model)
     before = [node.get_friendly_name() for node in model.get_ordered_ops()]
     with pytest.raises(NotPackable):
         pack(model)
     assert [node.get_friendly_name() for node in model.get_ordered_ops()] == before
 
 
-def test_what_the_neighbours_in_a_row_say_moves_no_answer(bert: Artifact) -> None:
+def test_the_neighbours_in_a_row_do_not_change_an_answer(bert: Artifact) -> None:
     _, packing = classifiers(bert, bert.path("model.onnx"))
     assert packing.packing is not None
-    asked = packing.encode("a charming journey")
-    alone = packing.predict([asked])[0]
-    loud = packing.encode(" ".join(TEXTS * 9), "a charming and often affecting journey")
-    assert loud.tokens > 40
-    for neighbours in ([loud], [loud] * 5, [packing.encode("x")] * 20, [asked] * 31):
-        layout = packing.packing.lay_out([text.tokens for text in [*neighbours, asked]])
+    text = packing.encode("a charming journey")
+    alone = packing.predict([text])[0]
+    long = packing.encode(" ".join(TEXTS * 9), "a charming and often affecting journey")
+    assert long.tokens > 40
+    for neighbours in ([long], [long] * 5, [packing.encode("x")] * 20, [text] * 31):
+        layout = packing.packing.lay_out([item.tokens for item in [*neighbours, text]])
         assert any(len(row) > 1 for row in layout.rows)
-        assert layout.length <= 2 * ROW
-        for place in {0, len(neighbours) // 2, len(neighbours)}:
-            batch = [*neighbours[:place], asked, *neighbours[place:]]
-            assert packing.predict(batch)[place] == pytest.approx(alone, abs=1e-6)
+        assert layout.length <= 2 * ROW_TOKENS
+        for index in {0, len(neighbours) // 2, len(neighbours)}:
+            batch = [*neighbours[:index], text, *neighbours[index:]]
+            assert packing.predict(batch)[index] == pytest.approx(alone, abs=1e-6)
 
 
 def test_a_text_that_has_no_tokens_is_not_answered_as_its_neighbour(tmp_path: Path) -> None:
-    artifact = exported("BERT", tmp_path, framed=False)
+    artifact = exported("BERT", tmp_path, special_tokens=False)
     plain, packing = classifiers(artifact, artifact.path("model.onnx"))
     assert packing.packing is not None
-    nothing, text = packing.encode("   "), packing.encode(TEXTS[0])
-    assert nothing.tokens == packing.window([], 0).tokens == 1
-    alone = [plain.predict([one])[0] for one in (nothing, text, nothing)]
-    assert packing.predict([nothing, text, nothing]) == pytest.approx(np.array(alone), abs=1e-6)
+    empty, text = packing.encode("   "), packing.encode(TEXTS[0])
+    assert empty.tokens == packing.window([], 0).tokens == 1
+    alone = [plain.predict([item])[0] for item in (empty, text, empty)]
+    assert packing.predict([empty, text, empty]) == pytest.approx(np.array(alone), abs=1e-6)
 
 
 def test_a_roberta_whose_text_begins_with_padding_counts_the_other_tokens_only(
     tmp_path: Path,
 ) -> None:
-    artifact = exported("RoBERTa", tmp_path, framed=False)
+    artifact = exported("RoBERTa", tmp_path, special_tokens=False)
     plain, packing = classifiers(artifact, artifact.path("model.onnx"))
     assert packing.packing is not None
     texts = [packing.encode(text) for text in ("a charming journey", "<pad> no apparent joy", "x")]
@@ -210,32 +212,38 @@ def test_a_roberta_whose_text_begins_with_padding_counts_the_other_tokens_only(
 
 
 @pytest.mark.parametrize("order", [("packs", "plain"), ("plain", "packs")])
-def test_beside_a_model_that_packs_another_has_batches_as_its_engine_likes_them(
+def test_with_a_packed_model_another_model_still_has_batches_that_fit_its_engine(
     order: tuple[str, str], bert: Artifact, artifact: Artifact
 ) -> None:
-    models = Models(
+    service = ServiceState(
         {name: {"packs": bert, "plain": artifact}[name] for name in order},
         Settings(max_batch_size=8, warm_up_s=0),
     )
-    models.load()
-    assert [models.info()["models"][name]["packs"] for name in order] == [
+    service.lifecycle.load()
+    assert [service_info(service)["models"][name]["packs"] for name in order] == [
         name == "packs" for name in order
     ]
-    assert [models.batcher.batch_size(waiting) for waiting in (3, 6, 7, 100)] == [3, 6, 6, 8]
-    assert [models.batcher.rows(items) for items in (1, 5, 8)] == [1, 5, 8]
+    limits = service.batcher.limits
+    assert [limits.round_down(waiting) for waiting in (3, 6, 7, 100)] == [
+        3,
+        6,
+        6,
+        8,
+    ]
+    assert [limits.rows(items) for items in (1, 5, 8)] == [1, 5, 8]
 
 
-def test_a_limit_on_texts_is_kept_to_the_text(bert: Artifact) -> None:
-    for most in (1, 3, 6, 12, 24):
+def test_a_limit_on_texts_is_exact(bert: Artifact) -> None:
+    for limit in (1, 3, 6, 12, 24):
         packing = Classifier(
-            bert, OpenVinoRuntime(bert.path("model.onnx"), "f32", 1, packs=True), most
+            bert, OpenVinoRuntime(bert.path("model.onnx"), "f32", 1, packs=True), limit
         )
-        assert packing.shapes.max_batch_size == most
-        assert max(map(len, packing.batches([3] * 100))) == most
+        assert packing.shapes.max_batch_size == limit
+        assert max(map(len, packing.batches([3] * 100))) == limit
     assert Shapes(64, 100, packing.runtime.grid).max_batch_size == 32
 
 
-def test_a_roberta_that_is_prepared_for_short_rows_only_gives_each_text_a_row(
+def test_a_roberta_with_too_few_positions_is_not_packed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = exported("RoBERTa", tmp_path, max_position_embeddings=MAX_TOKENS + 2)

@@ -189,8 +189,8 @@ def test_after_the_lame_duck_requests_are_refused_and_told_so(many_labels: Artif
 
 
 async def test_a_drain_is_told_in_every_dialect(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
-        await models.drain()
+    async with client_of(artifact) as (client, service):
+        await service.lifecycle.drain()
         for path in (
             "/classify",
             "/v1/classify",
@@ -228,11 +228,11 @@ async def test_a_drain_is_told_in_every_dialect(artifact: Artifact) -> None:
 
 
 async def test_a_lame_duck_is_not_ready_and_answers(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
-        models.start_draining()
+    async with client_of(artifact) as (client, service):
+        service.lifecycle.start_draining()
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.post("/classify", content=BODY)).status_code == 200
-        assert models.metrics.registry.get_sample_value("drbert_ready") == 0
+        assert service.metrics.registry.get_sample_value("drbert_ready") == 0
 
 
 def test_clients_that_never_read_leave_no_traceback_at_the_end(many_labels: Artifact) -> None:

@@ -13,27 +13,28 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.artifact import Artifact
+from service.http.context import HttpContext
 from service.http.routes import build_app
-from service.registry import Models
+from service.state import ServiceState
 from tests.service.http.test_protocol import listening
 from tests.service.http.test_routes import classify, client_of, stuck, until
 
 
-def key_of(models: Models) -> str:
-    return next(iter(models.loaded.values())).key
+def key_of(service: ServiceState) -> str:
+    return next(iter(service.registry.loaded.values())).key
 
 
-def as_slow_as(models: Models, token_s: float) -> None:
+def as_slow_as(service: ServiceState, token_s: float) -> None:
     """From here on the model is taken to need so long for a token."""
-    capacity = models.batcher.queue.capacity
-    capacity.forget(key_of(models))
-    capacity.note(key_of(models), 1000, 1000 * token_s, full=True)
+    capacity = service.batcher.queue.capacity
+    capacity.forget(key_of(service))
+    capacity.note(key_of(service), 1000, 1000 * token_s, full=True)
 
 
-def counted(models: Models) -> list[str]:
+def counted(service: ServiceState) -> list[str]:
     """The texts that are tokenized from here on."""
     texts: list[str] = []
-    classifier = next(iter(models.loaded.values())).classifier
+    classifier = next(iter(service.registry.loaded.values())).classifier
     encode = classifier.encode
 
     def noting(text: str, *more: Any) -> Any:
@@ -45,24 +46,24 @@ def counted(models: Models) -> list[str]:
 
 
 async def waiting(
-    client: httpx.AsyncClient, models: Models, count: int
+    client: httpx.AsyncClient, service: ServiceState, count: int
 ) -> list[asyncio.Task[httpx.Response]]:
     """So many requests that wait while the model is stuck, and one more that has it."""
     asked = [asyncio.create_task(classify(client, {"input": "good"}))]
-    await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+    await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
     asked += [asyncio.create_task(classify(client, {"input": "good"})) for _ in range(count)]
-    await until(lambda: models.batcher.waiting == count)
+    await until(lambda: service.batcher.waiting == count)
     return asked
 
 
 async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_when_to_come_back(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        async with stuck(models):
-            asked = await waiting(client, models, 10)
-            as_slow_as(models, 0.5)  # 4 tokens a text, and the next is done in 30 s
-            texts = counted(models)
+    async with client_of(artifact) as (client, service):
+        async with stuck(service):
+            asked = await waiting(client, service, 10)
+            as_slow_as(service, 0.5)  # 4 tokens a text, and the next is done in 30 s
+            texts = counted(service)
             refused = await classify(client, {"input": "bad " * 40})
             assert refused.status_code == 429
             error = refused.json()["error"]
@@ -79,15 +80,15 @@ async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_whe
             ]
             assert seconds == pytest.approx(25, rel=0.01)  # 4 tokens, and a text counts as one more
         assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * 11
-        assert models.batcher.queue_s == 0
+        assert service.batcher.queue_s == 0
 
 
 async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        as_slow_as(models, 0.5)
-        texts = counted(models)
+    async with client_of(artifact) as (client, service):
+        as_slow_as(service, 0.5)
+        texts = counted(service)
         listed = await classify(client, {"input": ["bad film"] * 50})
         assert listed.status_code == 413
         error = listed.json()["error"]
@@ -100,9 +101,9 @@ async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(
 
 async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact) -> None:
     gate = threading.Event()
-    async with client_of(artifact, request_timeout_s=20) as (client, models):
-        as_slow_as(models, 0.5)
-        classifier = next(iter(models.loaded.values())).classifier
+    async with client_of(artifact, request_timeout_s=20) as (client, service):
+        as_slow_as(service, 0.5)
+        classifier = next(iter(service.registry.loaded.values())).classifier
         encode = classifier.encode
 
         def slow(text: str, *more: Any) -> Any:
@@ -112,30 +113,30 @@ async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact)
         classifier.encode = slow  # type: ignore[method-assign, assignment]
         # Long enough for a thread: 16 tokens of it are read.
         tokenized = asyncio.create_task(classify(client, {"input": "good film " * 200}))
-        await until(lambda: models.batcher.queue_s > 0)
-        assert models.batcher.queue_s == pytest.approx(17 * 0.5, rel=0.01)
+        await until(lambda: service.batcher.queue_s > 0)
+        assert service.batcher.queue_s == pytest.approx(17 * 0.5, rel=0.01)
         refused = await classify(client, {"input": "bad " * 300})
         gate.set()
         assert refused.status_code == 429
         assert (await tokenized).status_code == 200
-        assert models.batcher.queue_s == 0
+        assert service.batcher.queue_s == 0
 
 
 async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        as_slow_as(models, 0.001)
+    async with client_of(artifact) as (client, service):
+        as_slow_as(service, 0.001)
         failed = await classify(client, {"input": "good " * 40, "truncate": "none"})
         assert failed.status_code == 422
-        assert models.batcher.queue_s == 0
-        async with stuck(models):
-            asked = await waiting(client, models, 3)
+        assert service.batcher.queue_s == 0
+        async with stuck(service):
+            asked = await waiting(client, service, 3)
             for task in asked[1:]:
                 task.cancel()
             await asyncio.wait(asked[1:])
-            assert models.batcher.waiting == 0
-            assert models.batcher.queue_s == 0
+            assert service.batcher.waiting == 0
+            assert service.batcher.queue_s == 0
         assert (await asked[0]).status_code == 200
 
 
@@ -161,8 +162,8 @@ async def test_a_request_says_when_its_head_was_read() -> None:
 async def test_a_request_whose_handler_runs_after_its_deadline_is_504(
     artifact: Artifact, late_s: float
 ) -> None:
-    async with client_of(artifact) as (_, models):
-        inner = build_app(models)
+    async with client_of(artifact) as (_, service):
+        inner = build_app(HttpContext(service))
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await inner({**scope, "state": {"began": time.monotonic() - late_s}}, receive, send)
@@ -175,12 +176,12 @@ async def test_a_request_whose_handler_runs_after_its_deadline_is_504(
 
 
 async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> None:
-    async with client_of(artifact, request_timeout_s=0.2) as (client, models):
-        classifier = next(iter(models.loaded.values())).classifier
+    async with client_of(artifact, request_timeout_s=0.2) as (client, service):
+        classifier = next(iter(service.registry.loaded.values())).classifier
         begin = classifier.start
 
-        def start(batch: Any) -> Callable[[], Any]:
-            finish = begin(batch)
+        def start(batch: Any, layout: Any = None) -> Callable[[], Any]:
+            finish = begin(batch, layout)
 
             def finished() -> Any:
                 # The event loop is busy from before the deadline until after it, and hears of both
@@ -198,9 +199,9 @@ async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> No
 
 
 async def test_the_queue_can_be_bounded_in_seconds(artifact: Artifact) -> None:
-    async with client_of(artifact, max_queue_s=1.0) as (client, models), stuck(models):
-        as_slow_as(models, 0.1)
-        asked = await waiting(client, models, 1)
+    async with client_of(artifact, max_queue_s=1.0) as (client, service), stuck(service):
+        as_slow_as(service, 0.1)
+        asked = await waiting(client, service, 1)
         refused = await classify(client, {"input": "good"})
         assert refused.status_code == 429
         assert refused.headers["Retry-After"] in ("1", "2")

@@ -14,12 +14,13 @@ import pytest
 from service import self_check
 from service.artifact import MANIFEST, Artifact, Variant, read_artifact, seal_of
 from service.classifier import Classifier
-from service.registry import Models
+from service.http.info import service_info
 from service.runtimes import RuntimeUnavailable
 from service.runtimes.auto import load
 from service.runtimes.openvino import OpenVinoRuntime
 from service.self_check import AnswersDiffer, check
 from service.settings import Settings
+from service.state import ServiceState
 from tests.factories import PROBE, write_artifact
 from tests.service.test_server import start
 
@@ -46,14 +47,14 @@ def with_a_wrong_bf16(values: dict[str, Any]) -> None:
     }
 
 
-def models_of(artifact: Artifact, variant: str = "auto") -> Models:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0), variant)
-    models.load()
-    return models
+def loaded_service(artifact: Artifact, variant: str = "auto") -> ServiceState:
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0), variant)
+    service.lifecycle.load()
+    return service
 
 
 def test_a_model_that_answers_as_it_did_at_export_says_so_in_info(artifact: Artifact) -> None:
-    told = models_of(artifact).info()["models"]["reviews"]
+    told = service_info(loaded_service(artifact))["models"]["reviews"]
     assert told["self_check"] == {"texts": 1, "largest_difference": 0.0, "tolerance": 1e-3}
     assert told["flush_to_zero"] is True
     assert told["flushed_weights"] == 0
@@ -66,7 +67,7 @@ def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(
         artifact, lambda values: with_logits(values, "cpu-fp32", {"f32": [[0.0, 1.01]]})
     )
     with pytest.raises(AnswersDiffer) as refused:
-        models_of(wrong, "cpu-fp32")
+        loaded_service(wrong, "cpu-fp32")
     message = str(refused.value)
     assert message.startswith("cpu-fp32 answers differently on this processor (")
     assert "a logit differs by 0.01, and at most 0.001 is rounding" in message
@@ -76,8 +77,8 @@ def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(
 def test_auto_passes_over_a_variant_that_answers_differently_here_and_says_why(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = models_of(changed(artifact, with_a_wrong_bf16))
-    loaded = models.loaded["reviews"]
+    service = loaded_service(changed(artifact, with_a_wrong_bf16))
+    loaded = service.registry.loaded["reviews"]
     assert loaded.choice.variant == "cpu-fp32"
     assert "cpu-int8: cpu-int8 answers differently on this processor" in loaded.choice.why
     [record] = [
@@ -91,7 +92,7 @@ def test_where_no_variant_answers_as_it_did_nothing_is_served(artifact: Artifact
     with pytest.raises(
         RuntimeUnavailable, match=r"holds nothing that this host can run.*answers differently"
     ):
-        models_of(wrong)
+        loaded_service(wrong)
 
 
 def test_an_artifact_that_fails_ends_the_command_with_69(artifact: Artifact) -> None:
@@ -110,7 +111,7 @@ def test_a_tokenizer_that_reads_a_probe_differently_is_refused(artifact: Artifac
     with pytest.raises(
         AnswersDiffer, match="The tokenizer reads a text of the self-check differently"
     ):
-        models_of(wrong, "cpu-fp32")
+        loaded_service(wrong, "cpu-fp32")
 
 
 def test_a_precision_that_was_not_verified_is_refused(artifact: Artifact) -> None:
@@ -121,7 +122,7 @@ def test_a_precision_that_was_not_verified_is_refused(artifact: Artifact) -> Non
         AnswersDiffer,
         match=r"cpu-fp32 was verified in bf16, and this processor .* computes it in f32",
     ):
-        models_of(wrong, "cpu-fp32")
+        loaded_service(wrong, "cpu-fp32")
 
 
 def test_an_engine_that_is_wrong_in_a_batch_alone_is_refused(
@@ -149,7 +150,7 @@ def test_an_engine_that_answers_nan_is_refused(artifact: Artifact) -> None:
             r" answered NaN or infinity"
         ),
     ):
-        models_of(wrong, "cpu-fp32")
+        loaded_service(wrong, "cpu-fp32")
 
 
 def test_an_artifact_of_the_version_before_is_served_with_a_warning(
@@ -161,8 +162,8 @@ def test_an_artifact_of_the_version_before_is_served_with_a_warning(
         for variant in values["variants"].values():
             del variant["self_check"]
 
-    models = models_of(changed(artifact, older))
-    assert models.info()["models"]["reviews"]["self_check"] is None
+    service = loaded_service(changed(artifact, older))
+    assert service_info(service)["models"]["reviews"]["self_check"] is None
     assert any("holds no self-check" in record.message for record in caplog.records)
 
 
@@ -204,7 +205,7 @@ def test_int8_computes_the_rest_in_no_lower_precision_than_it_was_verified_in(
 def test_a_text_is_checked_alone_and_in_a_batch(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews")
     classifier = Classifier(
-        artifact, load(artifact, models_of(artifact).loaded["reviews"].choice, 1)
+        artifact, load(artifact, loaded_service(artifact).registry.loaded["reviews"].choice, 1)
     )
     alone, batched = self_check.answers(
         classifier,

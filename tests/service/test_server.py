@@ -279,10 +279,10 @@ def answers(url: str) -> bool:
 HANGING = """
 import itertools, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from service import classifier, models
+from service import classifier, loading
 from service.__main__ import main
 
-where, calls, load, encode = sys.argv[1], itertools.count(), models.load, \
+where, calls, load, encode = sys.argv[1], itertools.count(), loading.load, \
 classifier.Classifier.encode
 
 def hang(*given):
@@ -297,7 +297,7 @@ if where == "tokenizer":
     classifier.Classifier.encode = lambda own, text, *more: encode(own, text, *more) if len(text) \
 < 1000 else hang()
 else:
-    models.load = hanging_load
+    loading.load = hanging_load
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from command import BadUsage
-from service.__main__ import paired
+from service.__main__ import shadow_pairing
 from service.artifact import Artifact, Task
-from service.http.endpoint import Around, limits_of
+from service.http.context import HttpContext, RequestHooks, request_limits
 from service.http.routes import build_app
-from service.registry import Models
 from service.settings import Settings
 from service.shadow import Pairing, Shadow
+from service.state import ServiceState
 from tests.factories import write_artifact
 from tests.service.http.test_routes import classify, stuck, until
 
@@ -31,24 +31,22 @@ def second(tmp_path: Path) -> Artifact:
 @asynccontextmanager
 async def shadowed(
     first: Artifact, second: Artifact, fraction: float = 1.0
-) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
+) -> AsyncIterator[tuple[httpx.AsyncClient, ServiceState]]:
     settings = Settings(warm_up_s=0)
-    models = Models({"first": first, "second": second, "third": first}, settings)
-    models.load()
-    app = build_app(
-        models,
-        Around(shadow=Shadow(models, Pairing("second", "first", fraction), limits_of(settings))),
-    )
+    service = ServiceState({"first": first, "second": second, "third": first}, settings)
+    service.lifecycle.load()
+    shadow = Shadow(service, Pairing("second", "first", fraction), request_limits(settings))
+    app = build_app(HttpContext(service, RequestHooks(shadow=shadow)))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test"
     ) as client:
-        yield client, models
-    await models.drain()
+        yield client, service
+    await service.lifecycle.drain()
 
 
-def shadow_count(models: Models, outcome: str) -> float:
+def shadow_count(service: ServiceState, outcome: str) -> float:
     return (
-        models.metrics.registry.get_sample_value(
+        service.metrics.registry.get_sample_value(
             "drbert_shadow_texts_total", {"model": "second", "of": "first", "outcome": outcome}
         )
         or 0.0
@@ -58,60 +56,68 @@ def shadow_count(models: Models, outcome: str) -> float:
 async def test_texts_are_answered_by_both_and_their_agreement_is_counted(
     artifact: Artifact, second: Artifact
 ) -> None:
-    async with shadowed(artifact, second) as (client, models):
+    async with shadowed(artifact, second) as (client, service):
         answer = (await classify(client, {"input": ["good", "bad bad"]})).json()
         await classify(client, {"input": "good", "model": "third"})  # has no shadow
-        await until(lambda: shadow_count(models, "differed") == 2)
-        cost = models.metrics.registry.get_sample_value(
+        await until(lambda: shadow_count(service, "differed") == 2)
+        cost = service.metrics.registry.get_sample_value(
             "drbert_shadow_inference_seconds_total", {"model": "second"}
         )
     assert answer["model"] == "first"
     assert [one["label"] for one in answer["data"]] == ["POSITIVE", "NEGATIVE"]
-    assert shadow_count(models, "agreed") == 0
+    assert shadow_count(service, "agreed") == 0
     assert cost is not None
     assert cost > 0
 
 
 async def test_two_models_that_say_the_same_agree(artifact: Artifact, tmp_path: Path) -> None:
-    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, models):
+    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, service):
         await classify(client, {"input": ["good", "bad " * 40], "window": {}})
-        await until(lambda: shadow_count(models, "agreed") == 2)
+        await until(lambda: shadow_count(service, "agreed") == 2)
 
 
 async def test_a_share_of_the_requests_is_shadowed(artifact: Artifact, second: Artifact) -> None:
-    async with shadowed(artifact, second, 0.3) as (client, models):
+    async with shadowed(artifact, second, 0.3) as (client, service):
         for _ in range(60):
             await classify(client, {"input": "good"})
-        await until(lambda: not models.batcher.queue.background)
+        await until(lambda: not service.batcher.queue.background)
         await asyncio.sleep(0)
-    assert 5 <= shadow_count(models, "differed") <= 35
+    assert 5 <= shadow_count(service, "differed") <= 35
 
 
 async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artifact) -> None:
-    async with shadowed(artifact, second) as (client, models):
+    async with shadowed(artifact, second) as (client, service):
         order: list[str] = []
-        for loaded in models.loaded.values():
+        for loaded in service.registry.loaded.values():
 
             def start(
-                batch: object, name: str = loaded.name, begin: object = loaded.classifier.start
+                batch: object,
+                layout: object = None,
+                *,
+                name: str = loaded.name,
+                begin: object = loaded.classifier.start,
             ) -> object:
                 order.append(name)
-                return begin(batch)  # type: ignore[operator]
+                return begin(batch, layout)  # type: ignore[operator]
 
             loaded.classifier.start = start  # type: ignore[method-assign, assignment]
-        async with stuck(models):
+        async with stuck(service):
             first = asyncio.create_task(classify(client, {"input": "good"}))
-            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            await until(
+                lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
+            )
             # As a shadow of an earlier answer would: it waits, and then live texts come.
-            hidden = models.loaded["second"]
+            hidden = service.registry.loaded["second"]
             item = hidden.classifier.encode("good")
-            shadow = asyncio.create_task(models.batcher.submit(hidden.key, [item], background=True))
-            await until(lambda: len(models.batcher.queue.background) == 1)
+            shadow = asyncio.create_task(
+                service.batcher.submit(hidden.key, [item], background=True)
+            )
+            await until(lambda: len(service.batcher.queue.background) == 1)
             more = [asyncio.create_task(classify(client, {"input": "bad " * n})) for n in (1, 9)]
-            await until(lambda: models.batcher.waiting == 2)
+            await until(lambda: service.batcher.waiting == 2)
         assert {response.status_code for response in await asyncio.gather(first, *more)} == {200}
         await shadow
-        await until(lambda: shadow_count(models, "differed") == 3)
+        await until(lambda: shadow_count(service, "differed") == 3)
     # Two texts of different lengths are two batches.
     assert order[:4] == ["first", "first", "first", "second"]
 
@@ -119,10 +125,10 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
 async def test_too_many_shadows_are_dropped_and_draining_ends_them(
     artifact: Artifact, second: Artifact
 ) -> None:
-    async with shadowed(artifact, second) as (client, models):
-        models.batcher.queue.max_background = 3
+    async with shadowed(artifact, second) as (client, service):
+        service.batcher.queue.max_background = 3
         await classify(client, {"input": ["good"] * 4})
-        await until(lambda: shadow_count(models, "dropped") == 4)
+        await until(lambda: shadow_count(service, "dropped") == 4)
 
 
 TASKS: dict[str, Task] = {"bert": "single_label", "drbert": "multi_label", "stars": "regression"}
@@ -134,37 +140,37 @@ TASKS: dict[str, Task] = {"bert": "single_label", "drbert": "multi_label", "star
         (("other", None, 0.1), "No model is called 'other'; there are bert, drbert, stars"),
         (("drbert", "other", 0.1), "No model is called 'other'"),
         (("bert", None, 0.1), "'bert' cannot shadow itself"),
-        (("drbert", "bert", 0.0), "--fraction 0 is no share"),
-        (("drbert", "bert", 1.5), "--fraction 1.5 is no share"),
-        ((None, "bert", 0.1), "--of names the model that --shadow stands behind"),
+        (("drbert", "bert", 0.0), "--fraction 0 is not a share"),
+        (("drbert", "bert", 1.5), "--fraction 1.5 is not a share"),
+        ((None, "bert", 0.1), "--shadow-of names the model that --shadow shadows"),
         (
             ("stars", "bert", 0.1),
             (
-                "'stars' answers with a number, and --shadow counts whether two models give the"
+                "'stars' returns a number, and --shadow counts whether two models return the"
                 " same label"
             ),
         ),
-        (("bert", "stars", 0.1), "'stars' answers with a number"),
+        (("bert", "stars", 0.1), "'stars' returns a number"),
     ],
 )
 def test_a_pairing_that_makes_no_sense_is_refused(
     arguments: tuple[str | None, str | None, float], message: str
 ) -> None:
     with pytest.raises(BadUsage, match=message):
-        paired(*arguments, TASKS)
+        shadow_pairing(*arguments, TASKS)
 
 
 def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
-    assert paired("drbert", None, 0.1, TASKS) == Pairing("drbert", "bert", 0.1)
-    assert paired(None, None, 0.1, TASKS) is None
+    assert shadow_pairing("drbert", None, 0.1, TASKS) == Pairing("drbert", "bert", 0.1)
+    assert shadow_pairing(None, None, 0.1, TASKS) is None
 
 
 async def test_a_number_that_takes_a_labels_place_is_never_counted_as_agreed(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     stars = write_artifact(tmp_path / "stars", labels=["stars"], task="regression")
-    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, models):
-        models.add("second", stars)
+    async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, service):
+        service.registry.add("second", stars)
         await classify(client, {"input": ["good", "bad"]})
-        await until(lambda: shadow_count(models, "dropped") == 2)
-    assert shadow_count(models, "agreed") == shadow_count(models, "differed") == 0
+        await until(lambda: shadow_count(service, "dropped") == 2)
+    assert shadow_count(service, "agreed") == shadow_count(service, "differed") == 0

@@ -1,8 +1,8 @@
 """
-The shapes in which callers ask and are answered: one file each, over the one core in classify.py.
+Dialects: the request and answer formats of other servers, one module each, and our own.
 
-A dialect reads a body into our own request, writes what became of it, and says what went wrong in
-its own words. It knows nothing of queues, engines or HTTP.
+A dialect parses a body into our own request, and writes answers and errors in its own format. It
+does not know queues, engines or HTTP.
 """
 
 from __future__ import annotations
@@ -15,110 +15,112 @@ import orjson
 
 from service import answers
 from service.artifact import Manifest
-from service.batching.requests import Row
+from service.batching.requests import Result
 from service.classifier import Encoded
 from service.errors import InvalidInput, ServiceError
 from service.schemas import ClassifyRequest, Limits, known_fields
 
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
-# A text's labels, best first, in the API's description.
+# The schema of a text's labels, best first.
 SCORES = {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
-# Of a large answer, so that others get the interpreter and the event loop between one and the next.
+# A large answer is written in pieces of this size, so that other requests get the interpreter and
+# the event loop between them.
 PIECE_BYTES = 131_072
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
-    """What a caller sent."""
+class RawRequest:
+    """A request as the client sent it."""
 
     body: bytes
     headers: dict[bytes, bytes]
     model: str | None
-    """The model that the path names, where it does."""
+    """The model that the path names; None if it names none."""
     version: str | None
-    """The version of it, where the path names one."""
+    """The model's version that the path names; None if it names none."""
     request_id: str
-    kept: dict[str, Any] = field(default_factory=dict)
-    """What the dialect has read and needs again for the answer, and under `model` what the body
-    says of it.
-    """
+    state: dict[str, Any] = field(default_factory=dict)
+    """What the dialect needs again for the answer; under `model`, the model that the body names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A request and what the model made of it."""
+class Completed:
+    """A request with its results."""
 
-    called: Called
-    asked: ClassifyRequest
+    raw: RawRequest
+    request: ClassifyRequest
     model: str
     manifest: Manifest
     encoded: Sequence[Encoded]
-    rows: Sequence[Row]
+    results: Sequence[Result]
     tokenize_ns: int
-    since_ns: int
-    """From the request's start until now."""
-    on_a_gpu: bool = False
+    elapsed_ns: int
+    """Time from the request's start until its answer is written."""
+    is_on_gpu: bool = False
 
     @property
     def tokens(self) -> int:
+        """Token count of all texts together."""
         return sum([item.tokens for item in self.encoded])
 
-    def classification(self, place: int) -> dict[str, Any]:
-        """The answer for one text."""
-        asked = self.asked
-        activation = "none" if asked.use_activation is False else asked.activation
-        encoded = self.encoded[place]
+    def classification(self, index: int) -> dict[str, Any]:
+        """Return one text's answer in our own format."""
+        request = self.request
+        activation = "none" if request.use_activation is False else request.activation
+        encoded = self.encoded[index]
         answer = answers.classification(
-            place,
-            self.rows[place].value,
+            index,
+            self.results[index].value,
             encoded,
             self.manifest,
             activation,
-            asked.top_k,
-            asked.threshold,
-            asked.probs,
+            request.top_k,
+            request.threshold,
+            request.probs,
         )
-        return answer if asked.window is None else answer | {"windows": encoded.windows}
+        return answer if request.window is None else answer | {"windows": encoded.windows}
 
 
 class Dialect(Protocol):
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        """Our own request; a ServiceError names what is wrong in the caller's."""
+    """A request and answer format. It is shared by requests in several threads: it has no state."""
+
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the request in our own format; raises a ServiceError that names what is wrong."""
         ...
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        """Headers of the answer, and its body in pieces. Large ones are written beside the event
-        loop, so nothing is kept in the dialect.
-        """
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return the answer's headers, and its body in pieces."""
         ...
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of an error."""
+        """Return the status, the headers and the body of an error."""
         ...
 
 
-def in_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:
-    """The JSON of `items` between two others', commas in between; one item at a time, in pieces of
-    about PIECE_BYTES.
+def json_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:
+    """Return `before`, the items as JSON with commas between them, and `after`.
+
+    The items are written one at a time, in pieces of about PIECE_BYTES.
     """
     pieces: list[bytes] = []
-    held, size, comma = [before], 0, b""
+    parts, size, comma = [before], 0, b""
     for item in items:
-        told = orjson.dumps(item)
-        held += (comma, told)
-        comma, size = b",", size + len(told)
+        text = orjson.dumps(item)
+        parts += (comma, text)
+        comma, size = b",", size + len(text)
         if size > PIECE_BYTES:
-            pieces.append(b"".join(held))
-            held, size = [], 0
-    held.append(after)
-    pieces.append(b"".join(held))
+            pieces.append(b"".join(parts))
+            parts, size = [], 0
+    parts.append(after)
+    pieces.append(b"".join(parts))
     return pieces
 
 
-def asked_activation(values: Mapping[str, Any], known: Collection[str] | None = None) -> object:
-    """The activation among a request's `parameters`, `auto` where there is none; InvalidInput if
-    another one is not `known`.
+def activation_parameter(values: Mapping[str, Any], known: Collection[str] | None = None) -> object:
+    """Return the activation among a request's `parameters`, or `auto`.
+
+    Raises InvalidInput if `known` is given and another parameter is not one of them.
     """
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, dict):
@@ -129,11 +131,12 @@ def asked_activation(values: Mapping[str, Any], known: Collection[str] | None = 
 
 
 def retry_after(error: ServiceError) -> Headers:
-    return (
-        [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]
-    )
+    """Return an error's Retry-After header, if it has one."""
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(error.retry_after_s).encode())]
 
 
 def plain_refusal(error: ServiceError) -> tuple[int, Headers, bytes]:
-    """`{"error": "…"}`, as KServe, Triton and Hugging Face say it."""
+    """Return an error as `{"error": "…"}`, the format of KServe, Triton and Hugging Face."""
     return int(error.status), [JSON, *retry_after(error)], orjson.dumps({"error": error.message})

@@ -8,7 +8,15 @@ Hugging Face's Inference API for text classification: POST / and POST /models/NA
 from __future__ import annotations
 
 from service.errors import InvalidInput, ServiceError
-from service.http.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces, plain_refusal
+from service.http.dialects import (
+    JSON,
+    SCORES,
+    Completed,
+    Headers,
+    RawRequest,
+    json_pieces,
+    plain_refusal,
+)
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 PADDING = (True, False, "longest", "max_length", "do_not_pad", None)
@@ -64,8 +72,8 @@ ANSWER = {"type": "array", "items": SCORES}
 
 
 class HuggingFace:
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body, limits), ("inputs", "parameters", "options"))
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        values = known_fields(read_object(raw.body, limits), ("inputs", "parameters", "options"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
         parameters = values.get("parameters") or {}
@@ -109,12 +117,12 @@ class HuggingFace:
         options = values.get("options") or {}
         if not isinstance(options, dict):
             raise InvalidInput("options must be an object.", param="options")
-        # Nothing is cached here, and whoever asks is answered by a loaded model or refused.
+        # Nothing is cached here, and whoever asks is completed by a loaded model or refused.
         known_fields(options, ("use_cache", "wait_for_model"), "options.")
         return read_values(
             {
                 "input": values["inputs"],
-                "model": called.model,
+                "model": raw.model,
                 "top_k": (
                     1
                     if every is False and parameters.get("top_k") is None
@@ -129,9 +137,11 @@ class HuggingFace:
             limits,
         )
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        return [JSON], in_pieces(
-            b"[", (answered.classification(i)["scores"] for i in range(len(answered.rows))), b"]"
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        return [JSON], json_pieces(
+            b"[",
+            (completed.classification(i)["scores"] for i in range(len(completed.results))),
+            b"]",
         )
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:

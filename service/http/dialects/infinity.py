@@ -17,7 +17,7 @@ import time
 import orjson
 
 from service.errors import InvalidInput
-from service.http.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces
+from service.http.dialects import JSON, SCORES, Completed, Headers, RawRequest, json_pieces
 from service.http.dialects.native import Native
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
@@ -55,11 +55,11 @@ ANSWER = {
 
 
 class Infinity(Native):
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         values = known_fields(
-            read_object(called.body, limits), ("input", "model", "raw_scores", "user")
+            read_object(raw.body, limits), ("input", "model", "raw_scores", "user")
         )
-        called.kept["model"] = values.get("model")
+        raw.state["model"] = values.get("model")
         if not isinstance(values.get("input"), list):
             raise InvalidInput(
                 "input must be a list of texts; Infinity's clients send no single one.",
@@ -72,16 +72,16 @@ class Infinity(Native):
             del values["model"]
         return read_values(values | {"activation": "none" if raw else "auto"}, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        tokens = answered.tokens
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        tokens = completed.tokens
         head = orjson.dumps(
             {
                 "object": "classify",
-                "model": answered.model,
+                "model": completed.model,
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-                "id": f"infinity-{answered.called.request_id}",
+                "id": f"infinity-{completed.raw.request_id}",
                 "created": int(time.time()),
             }
         )
-        data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
-        return [JSON], in_pieces(head[:-1] + b',"data":[', data, b"]}")
+        data = (completed.classification(i)["scores"] for i in range(len(completed.results)))
+        return [JSON], json_pieces(head[:-1] + b',"data":[', data, b"]}")

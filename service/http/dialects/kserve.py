@@ -14,11 +14,11 @@ from typing import get_args
 from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
     JSON,
-    Answered,
-    Called,
+    Completed,
     Headers,
-    asked_activation,
-    in_pieces,
+    RawRequest,
+    activation_parameter,
+    json_pieces,
     plain_refusal,
 )
 from service.schemas import (
@@ -56,26 +56,26 @@ ANSWER = {
 
 
 class KServe:
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = known_fields(read_object(called.body, limits), ("instances", "parameters"))
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        values = known_fields(read_object(raw.body, limits), ("instances", "parameters"))
         if not isinstance(values.get("instances"), list):
             raise InvalidInput("instances must be a list of texts.", param="instances")
         return read_values(
             {
                 "input": values["instances"],
-                "model": called.model,
-                "activation": asked_activation(values, ("activation",)),
+                "model": raw.model,
+                "activation": activation_parameter(values, ("activation",)),
             },
             limits,
         )
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        labels = answered.manifest.labels
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        labels = completed.manifest.labels
         predictions = (
-            dict(zip(labels, answered.classification(i)["probs"], strict=True))
-            for i in range(len(answered.rows))
+            dict(zip(labels, completed.classification(i)["probs"], strict=True))
+            for i in range(len(completed.results))
         )
-        return [JSON], in_pieces(b'{"predictions":[', predictions, b"]}")
+        return [JSON], json_pieces(b'{"predictions":[', predictions, b"]}")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return plain_refusal(error)

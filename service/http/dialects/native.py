@@ -9,29 +9,31 @@ import time
 import orjson
 
 from service.errors import ServiceError
-from service.http.dialects import JSON, Answered, Called, Headers, in_pieces, retry_after
-from service.schemas import ClassifyRequest, Limits, own_request, read_object
+from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, retry_after
+from service.schemas import ClassifyRequest, Limits, native_request, read_object
 
 
 class Native:
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = read_object(called.body, limits)
-        called.kept["model"] = values.get("model")
-        return own_request(values, limits)
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        values = read_object(raw.body, limits)
+        raw.state["model"] = values.get("model")
+        return native_request(values, limits)
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        tokens = answered.tokens
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        tokens = completed.tokens
         head = orjson.dumps(
             {
-                "id": answered.asked.request_id or f"classify-{answered.called.request_id}",
+                "id": completed.request.request_id or f"classify-{completed.raw.request_id}",
                 "object": "list",
                 "created": int(time.time()),
-                "model": answered.model,
+                "model": completed.model,
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
             }
         )
-        return [JSON], in_pieces(
-            head[:-1] + b',"data":[', map(answered.classification, range(len(answered.rows))), b"]}"
+        return [JSON], json_pieces(
+            head[:-1] + b',"data":[',
+            map(completed.classification, range(len(completed.results))),
+            b"]}",
         )
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:

@@ -22,7 +22,14 @@ import numpy as np
 import orjson
 
 from service.errors import InvalidInput, InvalidJson, ServiceError, UnknownModel
-from service.http.dialects import JSON, Answered, Called, Headers, asked_activation, plain_refusal
+from service.http.dialects import (
+    JSON,
+    Completed,
+    Headers,
+    RawRequest,
+    activation_parameter,
+    plain_refusal,
+)
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 INPUTS = ("text", "text_pair")
@@ -102,46 +109,46 @@ VERSION = "1"
 
 
 class OpenInference:
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        check_version(called.version)
-        values, binary = _parts(called, limits)
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        check_version(raw.version)
+        values, binary = _parts(raw, limits)
         known_fields(
             values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
         )
         # KServe's client repeats the path's model and version in the body.
-        if values.get("model_name") not in (None, called.model):
+        if values.get("model_name") not in (None, raw.model):
             raise InvalidInput(
                 f"model_name is {str(values['model_name'])[:64]!r}, and the path names"
-                f" {called.model}.",
+                f" {raw.model}.",
                 param="model_name",
             )
         check_version(values.get("model_version"))
         texts = _texts_by_input(values.get("inputs"), binary)
-        called.kept["outputs"] = _wanted(values)
+        raw.state["outputs"] = _wanted(values)
         if not isinstance(values.get("id"), str | None):
             raise InvalidInput("id must be a text.", param="id")
         return read_values(
             {
                 "input": _texts_or_pairs(texts[INPUTS[0]], texts.get(INPUTS[1])),
-                "model": called.model,
+                "model": raw.model,
                 "request_id": values.get("id") or None,
-                "activation": asked_activation(values),
+                "activation": activation_parameter(values),
             },
             limits,
         )
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        found = [answered.classification(i) for i in range(len(answered.rows))]
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        found = [completed.classification(i) for i in range(len(completed.results))]
         outputs, tails = [], []
-        for name, parameters in answered.called.kept["outputs"].items():
-            output, tail = _tensor(name, parameters, found, answered.manifest.labels)
+        for name, parameters in completed.raw.state["outputs"].items():
+            output, tail = _tensor(name, parameters, found, completed.manifest.labels)
             outputs.append(output)
             tails.append(tail)
         head = orjson.dumps(
             {
-                "model_name": answered.model,
+                "model_name": completed.model,
                 "model_version": VERSION,
-                "id": answered.asked.request_id or answered.called.request_id,
+                "id": completed.request.request_id or completed.raw.request_id,
                 "outputs": outputs,
             }
         )
@@ -187,19 +194,19 @@ def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, 
     }
 
 
-def _parts(called: Called, limits: Limits) -> tuple[dict[str, Any], bytes]:
+def _parts(raw: RawRequest, limits: Limits) -> tuple[dict[str, Any], bytes]:
     """The JSON and the bytes behind it."""
-    declared = called.headers.get(JSON_LENGTH)
+    declared = raw.headers.get(JSON_LENGTH)
     if declared is None:
-        return read_object(called.body, limits), b""
+        return read_object(raw.body, limits), b""
     # No more digits than the body's own length has: Python refuses to read thousands of them.
     if (
         not declared.isdigit()
-        or len(declared) > len(str(len(called.body)))
-        or int(declared) > len(called.body)
+        or len(declared) > len(str(len(raw.body)))
+        or int(declared) > len(raw.body)
     ):
         raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
-    return read_object(called.body[: int(declared)], limits), called.body[int(declared) :]
+    return read_object(raw.body[: int(declared)], limits), raw.body[int(declared) :]
 
 
 def _texts_by_input(tensors: object, binary: bytes) -> dict[str, list[str]]:

@@ -27,7 +27,15 @@ from service.errors import (
     ServiceError,
     ShuttingDown,
 )
-from service.http.dialects import JSON, SCORES, Answered, Called, Headers, in_pieces, retry_after
+from service.http.dialects import (
+    JSON,
+    SCORES,
+    Completed,
+    Headers,
+    RawRequest,
+    json_pieces,
+    retry_after,
+)
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 SCHEMA = {
@@ -75,8 +83,8 @@ DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"
 
 
 class Tei:
-    def read(self, called: Called, limits: Limits) -> ClassifyRequest:
-        values = read_object(called.body, limits)
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        values = read_object(raw.body, limits)
         if "parameters" in values and _is_empty(values["parameters"]):
             del values["parameters"]
         known_fields(values, ("inputs", "truncate", "truncation_direction", "raw_scores"))
@@ -90,22 +98,22 @@ class Tei:
         for name in ("truncate", "raw_scores"):
             if not isinstance(values.get(name), bool | None):
                 raise InvalidInput(f"{name} must be true, false or null.", param=name)
-        called.kept["batch"] = is_batch(values["inputs"])
+        raw.state["batch"] = is_batch(values["inputs"])
         truncate = "none" if values.get("truncate") is False else DIRECTIONS[direction]
         return read_values(
             {
                 "input": texts_of(values["inputs"]),
                 "truncate": truncate,
                 "activation": "none" if values.get("raw_scores") else "auto",
-                "model": called.model,
+                "model": raw.model,
             },
             limits,
         )
 
-    def write(self, answered: Answered) -> tuple[Headers, list[bytes]]:
-        data = (answered.classification(i)["scores"] for i in range(len(answered.rows)))
-        before, after = (b"[", b"]") if answered.called.kept["batch"] else (b"", b"")
-        return [JSON, *_times(answered)], in_pieces(before, data, after)
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        data = (completed.classification(i)["scores"] for i in range(len(completed.results)))
+        before, after = (b"[", b"]") if completed.raw.state["batch"] else (b"", b"")
+        return [JSON, *_times(completed)], json_pieces(before, data, after)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         return (
@@ -167,21 +175,21 @@ def _kind(error: ServiceError) -> str:
             return "Validation" if error.status < 500 else "Backend"
 
 
-def _times(answered: Answered) -> Headers:
+def _times(completed: Completed) -> Headers:
     """TEI's headers, whole milliseconds each; Server-Timing has the digits."""
-    slowest = max(answered.rows, key=lambda row: row.queue_ns + row.inference_ns)
+    slowest = max(completed.results, key=lambda row: row.queue_ns + row.inference_ns)
     times = {
-        "total": answered.since_ns,
-        "tokenization": answered.tokenize_ns,
+        "total": completed.elapsed_ns,
+        "tokenization": completed.tokenize_ns,
         "queue": slowest.queue_ns,
         "inference": slowest.inference_ns,
     }
-    characters = sum([len(text.text) + len(text.pair or "") for text in answered.asked.input])
+    characters = sum([len(text.text) + len(text.pair or "") for text in completed.request.input])
     facts = {
-        "type": "gpu+optimized" if answered.on_a_gpu else "cpu",
-        "time": str(round(answered.since_ns / 1e6)),
+        "type": "gpu+optimized" if completed.is_on_gpu else "cpu",
+        "time": str(round(completed.elapsed_ns / 1e6)),
         "characters": str(characters),
-        "tokens": str(answered.tokens),
+        "tokens": str(completed.tokens),
     }
     return [(f"x-compute-{name}".encode(), value.encode()) for name, value in facts.items()] + [
         (f"x-{name}-time".encode(), str(round(ns / 1e6)).encode()) for name, ns in times.items()

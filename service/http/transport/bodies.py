@@ -1,9 +1,5 @@
 """
-Large bodies: how many bytes of them are held at once, and whether their JSON is one that can be
-parsed at little cost.
-
-orjson holds the interpreter for as long as it parses: 4 MiB of texts take it 4 ms, 4 MiB of
-`[],[],…` 0.6 s.
+Large bodies: how many bytes of them are held at once.
 """
 
 from __future__ import annotations
@@ -13,103 +9,93 @@ from collections import deque
 
 from starlette.types import Message, Receive
 
-from service.errors import BodyTooSlow, Overloaded, TooLarge
+from service.errors import BodyTooSlow, Overloaded
 
 # Smaller bodies are read as they come, and parsed on the event loop.
 SMALL_BYTES = 65_536
-# More are refused at once: of each of them up to 64 KiB have been read.
-MOST_WAITING = 256
-# Within which a large body must come where others wait for its room.
-READ_S = 5.0
+# More waiting bodies are refused at once: up to 64 KiB of each have been read.
+MAX_WAITING = 256
+# Within so many seconds a large body must arrive if others wait for its room.
+READ_TIMEOUT_S = 5.0
 RECHECK_S = 0.5
-
-# What separates values: a text needs at most five of it, as a pair does. The spare ones are for the
-# rest of a request, and let one that is only too long be told so by the number of its texts; to
-# parse them takes 2 ms at most.
-MARKS = b"[{,:"
-MARKS_PER_TEXT = 8
-SPARE_MARKS = 16_384
-_OTHERS = bytes(set(range(256)) - set(MARKS))
-# Bodies below so many bytes cannot hold enough to matter.
-CHECKED_FROM_BYTES = 2_048
-_SLICE_BYTES = 32_768
 
 
 class LargeBodies:
-    """Room of `most` bytes for the bodies above SMALL_BYTES, from when they are read until they are
-    answered.
+    """A budget of bytes for bodies above SMALL_BYTES, from when they are read until their answer.
 
-    Bodies that find none wait in the order in which they came, unread, in the system's buffers. One
-    body of the largest size takes all of it: its texts keep the engine busy for longer than the
-    next one needs to be read.
+    Bodies without room wait in order of arrival, unread, in the system's buffers. One body of the
+    largest size takes the whole budget: its texts keep the engine busy for longer than the next
+    body takes to be read.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._free = most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._free = max_bytes
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether others wait for room."""
+    def is_contended(self) -> bool:
+        """Whether other bodies wait for room."""
         return bool(self._waiting)
 
     def guard(
         self, declared: bytes, receive: Receive, limit: int, wait_s: float, compressed: bool = False
     ) -> LargeBody | None:
-        """What receives a body of the declared length, of at most `limit` bytes; None for one that
-        needs no guard.
+        """Return a receiver for a body of the declared length, of at most `limit` bytes.
 
-        What is compressed may have any length, so it takes the room of the longest.
+        Return None for a body that needs none. A compressed body may have any length, so it takes
+        the room of the longest.
         """
         if compressed:
-            return LargeBody(self, receive, min(self._most, limit), 0, wait_s)
+            return LargeBody(self, receive, min(self._max_bytes, limit), 0, wait_s)
         size = int(declared) if declared.isdigit() and len(declared) < 20 else None
         if size is not None and not SMALL_BYTES < size <= limit:
             return None
         return LargeBody(
             self,
             receive,
-            min(self._most, limit if size is None else size),
+            min(self._max_bytes, limit if size is None else size),
             0 if size is not None else SMALL_BYTES,
             wait_s,
         )
 
-    async def take(self, size: int, wait_s: float) -> None:
-        """Wait for room; Overloaded if there is none in time."""
+    async def acquire(self, size: int, wait_s: float) -> None:
+        """Wait for `size` bytes of the budget; raises Overloaded if they are not free in time."""
         if not self._waiting and size <= self._free:
             self._free -= size
             return
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(
-                f"{MOST_WAITING} large bodies wait to be read, the limit; retry later, or send"
+                f"{MAX_WAITING} large bodies wait to be read, the limit; retry later, or send"
                 " smaller requests.",
                 retry_after_s=1,
             )
-        entry = (size, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        entry = (size, future)
         self._waiting.append(entry)
         try:
             async with asyncio.timeout(wait_s):
-                await entry[1]
+                await future
         except BaseException as error:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-                self._hand_on()
-            elif not entry[1].cancelled():  # It got room in the same moment.
-                self.give_back(size)
+                self._wake_waiting()
+            elif not future.cancelled():  # It got room in the same moment.
+                self.release(size)
             if not isinstance(error, TimeoutError):
                 raise
             raise Overloaded(
-                f"The large bodies of other requests take all of {self._most} bytes, and did for"
+                f"The large bodies of other requests took all of {self._max_bytes} bytes for"
                 f" {wait_s:g} s; retry later, or send smaller requests.",
                 retry_after_s=1,
             ) from None
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
+        """Return `size` bytes to the budget."""
         self._free += size
-        self._hand_on()
+        self._wake_waiting()
 
-    def _hand_on(self) -> None:
+    def _wake_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._free:
             size, future = self._waiting.popleft()
             if not future.done():
@@ -118,7 +104,7 @@ class LargeBodies:
 
 
 class LargeBody:
-    """Receives a body in place of the server's `receive`: not before there is room for all of it.
+    """Receives a body in place of the server's `receive`, once there is room for all of it.
 
     A body without a declared length takes its room when it turns out to be large.
     """
@@ -132,71 +118,36 @@ class LargeBody:
         self._unguarded = unguarded
         self._wait_s = wait_s
         self._received = 0
-        self._until: float | None = None
+        self._deadline: float | None = None
 
     async def __call__(self) -> Message:
         loop = asyncio.get_running_loop()
-        if self._until is None and self._received >= self._unguarded:
-            await self._bodies.take(self._size, self._wait_s)
-            self._until = loop.time() + READ_S
+        if self._deadline is None and self._received >= self._unguarded:
+            await self._bodies.acquire(self._size, self._wait_s)
+            self._deadline = loop.time() + READ_TIMEOUT_S
         message = await (
-            self._receive() if self._until is None else self._receive_in_time(self._until)
+            self._receive() if self._deadline is None else self._receive_in_time(self._deadline)
         )
         self._received += len(message.get("body", b""))
         return message
 
     def release(self) -> None:
-        """Give the room back, if there was any."""
-        if self._until is not None:
-            self._until = None
+        """Return its room, if it had any."""
+        if self._deadline is not None:
+            self._deadline = None
             self._unguarded = 2**63
-            self._bodies.give_back(self._size)
+            self._bodies.release(self._size)
 
-    async def _receive_in_time(self, until: float) -> Message:
+    async def _receive_in_time(self, deadline: float) -> Message:
         while True:
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     return await self._receive()
             except TimeoutError:
-                if self._bodies.is_wanted:
+                if self._bodies.is_contended:
                     raise BodyTooSlow(
-                        f"{self._received} bytes of the body came within {READ_S:g} s, while others"
-                        " wait for the room that it takes; send it faster.",
+                        f"{self._received} bytes of the body arrived within {READ_TIMEOUT_S:g} s,"
+                        " while others wait for the room that it takes; send it faster.",
                         param="body",
                     ) from None
-                until = asyncio.get_running_loop().time() + RECHECK_S
-
-
-def check_structure(body: bytes, texts: int) -> None:
-    """Raise TooLarge if a JSON document holds more values than a request of so many texts can have,
-    before it is parsed.
-
-    What stands within strings does not count. Ends early, for a document of nothing but values
-    after the first few thousand.
-    """
-    # What begins with anything else is no object, and its parsing ends at once.
-    if len(body) < CHECKED_FROM_BYTES or body[:64].lstrip()[:1] not in (b"{", b"[", b""):
-        return
-    most = MARKS_PER_TEXT * texts + SPARE_MARKS
-    marks = quotes = 0
-    is_inside, half = False, b""
-    for place in range(0, len(body), _SLICE_BYTES):
-        data = half + body[place : place + _SLICE_BYTES]
-        half = b""
-        if b"\\" in data:
-            # A pair of backslashes is one character of a string, and hides no quote.
-            data = data.replace(b"\\\\", b"")
-            if data.endswith(b"\\"):
-                data, half = data[:-1], b"\\"
-            data = data.replace(b'\\"', b"")
-        pieces = data.split(b'"', 2 * most + 4)
-        quotes += len(pieces) - 1
-        marks += len(b"".join(pieces[is_inside::2]).translate(None, _OTHERS))
-        is_inside ^= len(pieces) % 2 == 0
-        # Every string has a mark behind it or before it.
-        if max(marks, quotes // 2 - 1) > most:
-            raise TooLarge(
-                f"The body holds more than {most} values and fields, which no request of {texts}"
-                " texts, the limit, does; send several requests.",
-                param="body",
-            )
+                deadline = asyncio.get_running_loop().time() + RECHECK_S

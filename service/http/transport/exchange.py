@@ -31,33 +31,34 @@ IP_FUTURE = re.compile(rb"v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+")
 
 
 READ_BYTES = 65_536
-"""Read from a connection at once. The loop's own reads are up to 256 KiB, and what waits for its
-turn keeps what was read with it.
+"""Bytes read from a connection at once.
+
+The event loop's own reads are up to 256 KiB, and a message that waits holds the whole read.
 """
 
 
 @dataclass
 class ConnectionPolicy:
-    """What the connections of a process share: their limits, and whether they are to end."""
+    """The limits that all connections of a process share, and whether the process is draining."""
 
     write_timeout_s: float = 30.0
-    """How long a client may take nothing of an answer before its connection is aborted."""
+    """Seconds after which a connection is aborted if its client reads nothing of the answer."""
     body_timeout_s: float = 35.0
-    """How long a body may take where the application sets no limit of its own."""
+    """Seconds that a body may take if the application sets no limit of its own."""
     linger_bytes: int = 64 * 1024 * 1024
     """Bytes that are read and discarded after an early answer, so that the client can read it."""
     count: Callable[[str], object] = field(default=lambda reason: None)
-    """Counts a message that was refused, by the error's code."""
+    """Called with the error's code for each refused message."""
     is_draining: bool = False
-    """Whether each answer closes its connection, so that clients go elsewhere."""
+    """Whether each answer closes its connection, so that clients connect to another replica."""
     lingering: int = 0
-    """Connections that are read only to be closed."""
+    """Number of connections that are read only until they can be closed."""
     buffer: bytearray = field(default_factory=lambda: bytearray(READ_BYTES), repr=False)
-    """What is read goes through it, one connection after the other."""
+    """The buffer for all reads, one connection after the other."""
     _reports: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def report(self, code: str, message: str) -> None:
-        """Counts an event, and logs it unless one of its kind was logged a moment ago."""
+        """Count an event, and log it unless one of its kind was logged less than a second ago."""
         self.count(code)
         now = time.monotonic()
         logged_at, suppressed = self._reports.get(code, (-REPORT_EVERY_S, 0))
@@ -69,9 +70,7 @@ class ConnectionPolicy:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control with a hold: nothing is read, whoever asks for it, while messages of
-    this connection wait.
-    """
+    """uvicorn's flow control with a hold: nothing is read while messages of the connection wait."""
 
     is_held = False
 
@@ -81,40 +80,42 @@ class Flow(FlowControl):
 
 
 class Connection(Protocol):
-    """What an exchange needs to know of its connection."""
+    """What an exchange needs of its connection."""
 
     policy: ConnectionPolicy
     pipeline: deque[Any]
 
     def hold_next_write(self) -> None:
-        """Keeps what is written next for what is written after it."""
+        """Hold the next write back and send it together with the write after it."""
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's request and answer; when the connection ends with it, and who is told that the
-    client has left.
+    """uvicorn's request and answer, with a callback for a client that disconnects.
+
+    It decides whether the connection closes after the answer.
     """
 
     connection: Connection
-    on_leave: Callable[[], None] | None = None
-    """Called once, when the client leaves."""
+    on_disconnect: Callable[[], None] | None = None
+    """Called once, when the client disconnects."""
 
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
         if not self.response_started and not self.disconnected:
-            # The rest of a body would be taken for the next request, and clients of a server that
-            # drains go elsewhere.
+            # The rest of an unread body would be parsed as the next request. A draining server
+            # closes its connections, so that clients connect to another one.
             if self.more_body or (
                 self.connection.policy.is_draining and not self.connection.pipeline
             ):
                 self.keep_alive = False
-            # The head goes with the first piece of the body: each write is a call of the system,
-            # and mostly a packet.
+            # The head is sent with the first piece of the body: each write is a system call, and
+            # usually a packet.
             self.connection.hold_next_write()
         return super().send(message)
 
     def whole_body(self) -> bytes | None:
-        """The body, if all of it is there and none was received yet: `receive` without the wait,
-        its timeout and its messages.
+        """Return the body if all of it has arrived and none was received yet, else None.
+
+        It saves the wait, the timeout and the messages of `receive`.
         """
         if self.more_body or self.disconnected or self.response_complete:
             return None
@@ -122,28 +123,26 @@ class Exchange(RequestResponseCycle):
         body, self.body = bytes(self.body), bytearray()
         return body
 
-    def leave(self) -> None:
-        """Tells the application that the client has left, or that the rest of the request will not
-        come.
-        """
+    def disconnect(self) -> None:
+        """Tell the application that the client disconnected, or will not send the rest."""
         self.disconnected = True
         self.message_event.set()
-        if self.on_leave is not None:
-            tell, self.on_leave = self.on_leave, None
-            tell()
+        if self.on_disconnect is not None:
+            callback, self.on_disconnect = self.on_disconnect, None
+            callback()
 
 
 def check_host(hosts: Sequence[bytes], version: str) -> None:
-    """Raises InvalidRequest unless the Host headers are what RFC 9112, 3.2 asks for."""
+    """Raise InvalidRequest unless the Host headers comply with RFC 9112, 3.2."""
     if len(hosts) > 1:
         raise InvalidRequest(f"A request has one Host header; this one has {len(hosts)}.")
     if not hosts:
         if version in ("1.0", "0.9"):
             return
         raise InvalidRequest(f"HTTP/{version} needs a Host header; there is none.")
-    matched = HOST.fullmatch(hosts[0])
-    if matched is None or (matched[1] is not None and not _is_ip_literal(matched[1])):
-        raise InvalidRequest("The Host header is no host and port.")
+    match = HOST.fullmatch(hosts[0])
+    if match is None or (match[1] is not None and not _is_ip_literal(match[1])):
+        raise InvalidRequest("The Host header is not a host and port.")
 
 
 def _is_ip_literal(address: bytes) -> bool:

@@ -1,9 +1,8 @@
 """
-Turns: answers that cost little, and are asked for without end, are given one at a time and a pause
-apart.
+Pacing: answers that cost little and may be requested in a tight loop are sent one at a time.
 
-Sixty-four callers who do nothing but ask keep the event loop busy with as many requests a round,
-and everybody else's request needs several rounds.
+Sixty-four clients in a tight loop would keep the event loop busy with 64 requests a round, and
+every other request needs several rounds.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ import asyncio
 
 # At most 500 such answers a second.
 PAUSE_S = 0.002
-# Who waits holds memory, as a refused body's: beyond so many nobody is held up.
-MOST_WAITING = 128
+# A waiting caller holds memory, such as a refused body. More callers than this do not wait.
+MAX_WAITING = 128
 
 
-class Turns:
-    """Lets callers go on one after the other, PAUSE_S apart."""
+class Pacer:
+    """Lets callers continue one after the other, PAUSE_S apart."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
     async def wait(self) -> None:
-        """Return when it is the caller's turn, or at once if too many wait already."""
-        if self._waiting >= MOST_WAITING:
+        """Return when it is the caller's turn, or at once if too many callers wait."""
+        if self._waiting >= MAX_WAITING:
             return
         self._waiting += 1
         try:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import socket
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import httptools
 import orjson
-from starlette.types import Receive
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -30,16 +27,11 @@ from uvicorn.protocols.http.httptools_impl import (
 from service.errors import (
     BodyTooSlow,
     HeadersTooLarge,
-    InvalidInput,
     InvalidRequest,
-    Overloaded,
     ServiceError,
     TargetTooLong,
-    TooLarge,
 )
 from service.http.transport.exchange import ConnectionPolicy, Exchange, Flow, check_host
-
-Result = TypeVar("Result")
 
 # Within which a request's head must be there, from its first byte or from the connection's
 # beginning; uvicorn waits for ever.
@@ -80,7 +72,7 @@ IDLE, HEAD, BODY = range(3)
 UPGRADING = (b"upgrade", b"http2-settings")
 
 
-class Impatient(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 within bounds; who does not keep them is refused, and the connection
     closed.
 
@@ -211,7 +203,7 @@ class Impatient(HttpToolsProtocol):
             self.policy.lingering -= 1
         for exchange in (self._active, *(cast(Exchange, queued) for queued, _ in self.pipeline)):
             if exchange is not None and not exchange.response_complete:
-                exchange.leave()
+                exchange.disconnect()
         self.pipeline.clear()
         self._unparsed = b""
         super().connection_lost(exc)
@@ -532,7 +524,7 @@ class Impatient(HttpToolsProtocol):
 
     def _abandon(self, exchange: Exchange) -> None:
         """Tells the application that the rest of this request will not come."""
-        exchange.leave()
+        exchange.disconnect()
         if exchange is self._active:
             self._active = None
         elif self.pipeline:
@@ -654,7 +646,7 @@ class BoundedReads(asyncio.BufferedProtocol):
     """Hands on to a connection what was read for it, READ_BYTES at most at a time."""
 
     def __init__(self, *arguments: Any, policy: ConnectionPolicy, **more: Any) -> None:
-        connection = Impatient(*arguments, policy=policy, **more)
+        connection = LimitedHttpProtocol(*arguments, policy=policy, **more)
         self._buffer = policy.buffer
         self._data_received = connection.data_received
         # The loop looks them up once or not at all: nothing stands between.
@@ -669,165 +661,3 @@ class BoundedReads(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._data_received(bytes(memoryview(self._buffer)[:nbytes]))
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before its request was answered."""
-
-
-def read_timeout(given: bytes | None, limit_s: float) -> float:
-    """Seconds the request may take: what X-Request-Timeout-Ms asks for, at most `limit_s`, which
-    holds without one.
-    """
-    if given is None:
-        return limit_s
-    try:
-        asked_ms = float(given)
-    except ValueError:
-        asked_ms = 0.0
-    if not asked_ms > 0:
-        raise InvalidInput(
-            "X-Request-Timeout-Ms must be a number of milliseconds above 0.",
-            param="X-Request-Timeout-Ms",
-        )
-    return min(limit_s, asked_ms / 1000)
-
-
-def read_busy_wait(given: bytes | None, allowed: bool) -> float:
-    """The share in X-Busy-Wait by which a proof's control is to take longer, 0 to 1; InvalidInput
-    where that is not allowed.
-    """
-    if given is None:
-        return 0.0
-    if not allowed:
-        raise InvalidInput(
-            "X-Busy-Wait is for latency proofs and off here; DRBERT_BUSY_WAIT=loopback turns"
-            " it on.",
-            param="X-Busy-Wait",
-        )
-    try:
-        share = float(given)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise InvalidInput(
-            "X-Busy-Wait must be a number from 0 to 1, the share by which its batch takes longer.",
-            param="X-Busy-Wait",
-        )
-    return share
-
-
-class Room:
-    """How many bytes the bodies of all requests may hold together."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-
-    def take(self, size: int) -> None:
-        if self._held + size > self._most:
-            raise Overloaded(
-                f"The bodies of all requests hold {self._held} bytes, the limit is {self._most};"
-                " retry later.",
-                retry_after_s=1,
-            )
-        self._held += size
-
-    def give_back(self, size: int) -> None:
-        self._held -= size
-
-
-async def read_body(
-    declared: bytes, receive: Receive, limit: int, within_s: float, room: Room
-) -> bytes:
-    """The body of the length that is `declared`, if it is; TooLarge as soon as it is known to pass
-    `limit` bytes.
-
-    BodyTooSlow if it is not all there in time. What is returned has taken `room`, and is to be
-    given back.
-    """
-    if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
-        raise TooLarge(f"The body has {int(declared)} bytes, the limit is {limit}.", param="body")
-    exchange = exchange_of(receive)
-    body = None if exchange is None else exchange.whole_body()
-    if body is not None:  # As nearly always: it came with its head.
-        if len(body) > limit:
-            raise TooLarge(f"The body has more than {limit} bytes, the limit.", param="body")
-        room.take(len(body))
-        return body
-    # Not joined at the end: that would take the memory of a large body twice.
-    content = io.BytesIO()
-    size = 0
-    try:
-        async with asyncio.timeout(within_s):
-            async for chunk in body_chunks(receive):
-                if size + len(chunk) > limit:
-                    raise TooLarge(
-                        f"The body has more than {limit} bytes, the limit.", param="body"
-                    )
-                room.take(len(chunk))
-                size += len(chunk)
-                content.write(chunk)
-    except BaseException as error:
-        room.give_back(size)
-        if not isinstance(error, TimeoutError):
-            raise
-        raise BodyTooSlow(
-            f"The body was not complete after {within_s:g} s; {size} bytes of it were read.",
-            param="body",
-        ) from None
-    return content.getvalue()
-
-
-async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
-
-
-async def unless_the_client_leaves(receive: Receive, work: Awaitable[Result]) -> Result:
-    """What `work` returns or raises; ClientLeft, and the work cancelled, if the connection closes
-    first.
-    """
-    this = asyncio.current_task()
-    assert this is not None, "a request is answered in a task"
-    left = False
-
-    def leave(*_: object) -> None:
-        nonlocal left
-        left = True
-        this.cancel()
-
-    exchange, watching = exchange_of(receive), None
-    if exchange is not None:
-        exchange.on_leave = leave
-        if exchange.disconnected:
-            leave()
-    else:
-        # Of another server. After the body, the only message there can be is that the client has
-        # gone.
-        watching = asyncio.ensure_future(receive())
-        watching.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        this.uncancel()
-        raise ClientLeft from None
-    finally:
-        if exchange is not None:
-            exchange.on_leave = None
-        if watching is not None:
-            watching.remove_done_callback(leave)
-            watching.cancel()
-
-
-def exchange_of(receive: Receive) -> Exchange | None:
-    """The exchange whose `receive` it is, where the server is ours and nothing stands between."""
-    owner = getattr(receive, "__self__", None)
-    return owner if isinstance(owner, Exchange) else None

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from service.batching.batcher import Batch, Batcher
+from service.batching.batcher import Batcher, BatchStats
+from service.batching.queue import BatchLimits
 from service.errors import (
     DeadlineExceeded,
     EngineBroken,
@@ -46,7 +47,7 @@ class Echo:
     def padded_length(self, tokens: int) -> int:
         return tokens
 
-    def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+    def start(self, batch: Sequence[Word], _layout: object = None) -> Callable[[], Sequence[Any]]:
         self.batches.append([word.name for word in batch])
 
         def finish() -> list[str]:
@@ -61,8 +62,10 @@ class Echo:
 
 
 @asynccontextmanager
-async def running(model: Echo, **limits: Any) -> AsyncIterator[Batcher]:
-    batcher = Batcher({"echo": model}, **limits)
+async def running(
+    model: Echo, limits: BatchLimits | None = None, **options: Any
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher({"echo": model}, limits or BatchLimits(), **options)
     batcher.start()
     try:
         yield batcher
@@ -146,7 +149,7 @@ async def test_a_short_result_is_an_error_and_not_a_hang() -> None:
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     model = Echo()
-    async with running(model, max_waiting=2) as batcher:
+    async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)
         waiting = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
         await until(lambda: batcher.waiting == 2)
@@ -160,7 +163,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
 
 async def test_a_list_is_admitted_whole_or_not_at_all() -> None:
     model = Echo()
-    async with running(model, max_waiting=3) as batcher:
+    async with running(model, max_queue_size=3) as batcher:
         await block(batcher, model)
         first = asyncio.create_task(ask(batcher, "a", "b"))
         await until(lambda: batcher.waiting == 2)
@@ -203,7 +206,7 @@ async def test_a_drain_that_takes_too_long_answers_who_still_waits() -> None:
 
 async def test_a_long_text_among_many_short_ones_is_not_starved() -> None:
     model = Echo()
-    async with running(model, max_batch_size=2) as batcher:
+    async with running(model, BatchLimits(size=2)) as batcher:
         await block(batcher, model)
         long = asyncio.create_task(ask(batcher, "long", tokens=100))
         await until(lambda: batcher.waiting == 1)
@@ -227,7 +230,7 @@ async def test_a_short_text_does_not_pay_for_a_long_neighbour() -> None:
 
 async def test_padding_counts_against_the_token_budget() -> None:
     model = Echo()
-    async with running(model, max_batch_tokens=40) as batcher:
+    async with running(model, BatchLimits(tokens=40)) as batcher:
         await block(batcher, model)
         tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (16, 20, 18)]
         await until(lambda: batcher.waiting == 3)
@@ -250,7 +253,7 @@ async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
 
 async def test_a_batch_is_rounded_down_to_a_size_the_engine_likes() -> None:
     model = Echo()
-    async with running(model, batch_size=lambda waiting: min(waiting, 2)) as batcher:
+    async with running(model, BatchLimits(round_down=lambda items: min(items, 2))) as batcher:
         await block(batcher, model)
         tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
         await until(lambda: batcher.waiting == 3)
@@ -281,7 +284,7 @@ async def test_a_caller_gets_its_refusal_at_its_deadline_even_if_the_model_hangs
 
 async def test_places_of_callers_who_left_are_free_again() -> None:
     model = Echo()
-    async with running(model, max_waiting=2) as batcher:
+    async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)
         gone = [asyncio.create_task(ask(batcher, name)) for name in "ab"]
         await until(lambda: batcher.waiting == 2)
@@ -295,15 +298,15 @@ async def test_places_of_callers_who_left_are_free_again() -> None:
 
 
 async def test_a_count_that_fails_ends_nothing() -> None:
-    def broken(batch: object) -> None:
+    def is_broken(batch: object) -> None:
         raise RuntimeError("no space left")
 
     model = Echo()
     model.gate.set()
-    async with running(model, on_batch=broken) as batcher:
+    async with running(model, on_batch=is_broken) as batcher:
         assert await ask(batcher, "a") == ["a"]
         assert await ask(batcher, "b") == ["b"]
-        assert batcher.alive
+        assert batcher.is_alive
 
 
 async def test_nothing_asked_is_nothing_answered() -> None:
@@ -332,7 +335,7 @@ async def test_two_models_share_the_queue_in_order_of_arrival() -> None:
 
 async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
     model = Echo()
-    async with running(model, in_flight=2, max_batch_size=1) as batcher:
+    async with running(model, BatchLimits(size=1, in_flight=2)) as batcher:
         tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
         # Two are started before either has finished; the third waits.
         await until(lambda: len(model.batches) == 2)
@@ -345,7 +348,9 @@ async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_fo
     done_ns: list[int] = []
 
     class Gpu(Echo):
-        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        def start(
+            self, batch: Sequence[Word], _layout: object = None
+        ) -> Callable[[], Sequence[Any]]:
             finish = super().start(batch)
 
             def noted() -> Sequence[Any]:
@@ -356,8 +361,8 @@ async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_fo
             return noted
 
     model = Gpu()
-    batches: list[Batch] = []
-    async with running(model, in_flight=2, max_batch_size=1, on_batch=batches.append) as batcher:
+    batches: list[BatchStats] = []
+    async with running(model, BatchLimits(size=1, in_flight=2), on_batch=batches.append) as batcher:
         tasks = [asyncio.create_task(batcher.submit("echo", [Word(name)])) for name in "ab"]
         await until(lambda: len(model.batches) == 2)
         handed_over_ns = time.monotonic_ns()
@@ -369,7 +374,9 @@ async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_fo
 
 async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_be() -> None:
     class Broken(Echo):
-        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        def start(
+            self, batch: Sequence[Word], _layout: object = None
+        ) -> Callable[[], Sequence[Any]]:
             super().start(batch)
 
             def finish() -> list[str]:
@@ -379,10 +386,10 @@ async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_b
 
     model = Broken()
     async with running(model) as batcher:
-        assert not batcher.broken
+        assert not batcher.is_broken
         found = await asyncio.gather(*(ask(batcher, name) for name in "ab"), return_exceptions=True)
         assert [type(one) for one in found] == [EngineBroken, EngineBroken]
-        assert batcher.broken
+        assert batcher.is_broken
     assert len(model.batches) <= 2, "each is tried once"
 
 
@@ -393,7 +400,7 @@ async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_shar
         while not model.batches:
             await asyncio.sleep(0.001)
         waiting = [
-            asyncio.create_task(batcher.submit("echo", [Word(name)], busy_wait=share))
+            asyncio.create_task(batcher.submit("echo", [Word(name)], injected_delay=share))
             for name, share in (("a", 0.0), ("b", 0.5), ("c", 0.0), ("d", 0.5))
         ]
         while batcher.waiting < 4:
@@ -407,7 +414,9 @@ async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_shar
 
 async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
     class Slow(Echo):
-        def start(self, batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+        def start(
+            self, batch: Sequence[Word], _layout: object = None
+        ) -> Callable[[], Sequence[Any]]:
             def finish() -> list[str]:
                 time.sleep(0.05)
                 return [word.name for word in batch]
@@ -415,13 +424,13 @@ async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
             return finish
 
     async with running(Slow()) as batcher:
-        [row] = await batcher.submit("echo", [Word("a")], busy_wait=1.0)
+        [row] = await batcher.submit("echo", [Word("a")], injected_delay=1.0)
     assert row.inference_ns >= 0.1e9
 
 
 async def test_what_is_done_in_the_background_begins_only_when_nothing_else_waits() -> None:
     model = Echo()
-    async with running(model, max_batch_size=2) as batcher:
+    async with running(model, BatchLimits(size=2)) as batcher:
         first = asyncio.create_task(ask(batcher, "first"))
         await until(lambda: model.batches == [["first"]])
         hidden = asyncio.create_task(
@@ -465,39 +474,39 @@ async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -
 async def test_a_batch_that_does_not_come_back_is_noticed() -> None:
     model = Echo()
     async with running(model) as batcher:
-        assert batcher.stuck_s == 0.0
+        assert batcher.stalled_for_s == 0.0
         asking = asyncio.create_task(ask(batcher, "endless"))
-        await until(lambda: batcher.stuck_s > 0.01)
+        await until(lambda: batcher.stalled_for_s > 0.01)
         model.gate.set()
         await asking
-        await until(lambda: batcher.stuck_s == 0.0)
+        await until(lambda: batcher.stalled_for_s == 0.0)
 
 
 async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free() -> None:
     model = Echo()
-    async with running(model, max_batch_size=1, max_waiting=2) as batcher:
+    async with running(model, BatchLimits(size=1), max_queue_size=2) as batcher:
         asking = [asyncio.create_task(ask(batcher, "first"))]
         await until(lambda: model.batches == [["first"]])
         asking += [asyncio.create_task(ask(batcher, name)) for name in ("a", "b")]
         await until(lambda: batcher.waiting == 2)
-        assert batcher.queue.full_s == 0.0  # full, and nobody was refused
+        assert batcher.queue.full_for_s == 0.0  # full, and nobody was refused
         with pytest.raises(Overloaded):
             await ask(batcher, "c")
-        await until(lambda: batcher.queue.full_s > 0.01)
+        await until(lambda: batcher.queue.full_for_s > 0.01)
         model.gate.set()
         await asyncio.gather(*asking)
-        assert batcher.queue.full_s == 0.0
+        assert batcher.queue.full_for_s == 0.0
 
 
 async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
-    async with running(Echo(), max_waiting=2) as batcher:
+    async with running(Echo(), max_queue_size=2) as batcher:
         with pytest.raises(TooLarge, match="makes 3 items, and the queue holds 2"):
             await ask(batcher, "a", "b", "c")
 
 
 async def test_what_was_accepted_is_answered_by_its_model_even_if_that_is_let_go() -> None:
-    model, models = Echo(), {"echo": Echo(), "other": Echo()}
-    models["echo"] = models["other"] = model
+    model = Echo()
+    models = {"echo": model, "other": model}
     batcher = Batcher(models)
     batcher.start()
     blocker = await block(batcher, model)
@@ -520,13 +529,13 @@ async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(
     waiting = asyncio.create_task(ask(batcher, "a"))
     await until(lambda: batcher.waiting == 1)
     monkeypatch.setattr(batcher.queue, "take", lambda limits: 1 / 0)
-    assert not batcher.died
+    assert not batcher.crashed
     model.gate.set()
     assert await blocker == ["blocker"]
     with pytest.raises(ModelFailed, match="has ended"):
         await waiting
-    await until(lambda: batcher.died)
-    assert not batcher.alive
+    await until(lambda: batcher.crashed)
+    assert not batcher.is_alive
 
 
 async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_told() -> None:
@@ -539,7 +548,7 @@ async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_to
     held = threading.Event()
     begin = model.start
 
-    def start(batch: Sequence[Word]) -> Callable[[], Sequence[Any]]:
+    def start(batch: Sequence[Word], _layout: object = None) -> Callable[[], Sequence[Any]]:
         begin(batch)
         if len(batch) > 1:
             raise ValueError("too many")
@@ -548,7 +557,7 @@ async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_to
     model.start = start  # type: ignore[method-assign]
     model.gate.set()
     await until(lambda: model.batches[-1] == ["poison"])
-    await until(lambda: batcher.stuck_s > 0.01)
+    await until(lambda: batcher.stalled_for_s > 0.01)
     assert not await batcher.close(0.01)
     for answer in await asyncio.gather(*two, return_exceptions=True):
         assert isinstance(answer, ShuttingDown)
@@ -557,14 +566,14 @@ async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_to
 
 async def test_there_is_room_again_when_all_that_waited_has_gone() -> None:
     model = Echo()
-    async with running(model, max_waiting=2) as batcher:
+    async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)
         late = [asyncio.create_task(ask(batcher, name, timeout_s=0.05)) for name in "ab"]
         await until(lambda: batcher.waiting == 2)
         with pytest.raises(Overloaded):
             await ask(batcher, "c")
-        assert batcher.queue.full_s > 0
+        assert batcher.queue.full_for_s > 0
         await asyncio.wait(late)
         model.gate.set()
-        await until(lambda: batcher.queue.full_s == 0.0)
+        await until(lambda: batcher.queue.full_for_s == 0.0)
         await asyncio.gather(*late, return_exceptions=True)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching.batcher import Batch, Batcher
+from service.batching.batcher import Batcher, BatchStats
 from service.batching.packing import Packing
-from service.batching.queue import NEAR_TOKENS, SHARED_LENGTH
+from service.batching.queue import MIN_LENGTH_RATIO, NEAR_TOKENS, BatchLimits
 from service.batching.shapes import GPU, PACKED, Shapes
 
 SHAPES = Shapes(512)
@@ -43,7 +43,7 @@ class Noting:
     def padded_length(self, tokens: int) -> int:
         return self.shapes.length(tokens) if self.padding_safe else tokens
 
-    def start(self, batch: Sequence[Text]) -> Callable[[], list[int]]:
+    def start(self, batch: Sequence[Text], _layout: object = None) -> Callable[[], list[int]]:
         self.batches.append(list(batch))
         return lambda: [text.number for text in batch]
 
@@ -54,7 +54,7 @@ def batched(
     max_batch_tokens: int = 4096,
     padding_safe: bool = True,
     shapes: Shapes = SHAPES,
-    on_batch: Callable[[Batch], None] = lambda batch: None,
+    on_batch: Callable[[BatchStats], None] = lambda batch: None,
 ) -> list[list[Text]]:
     """What the batcher makes of texts that all wait when it begins, oldest first; each caller gets
     its own row.
@@ -65,10 +65,7 @@ def batched(
     async def all_at_once() -> list[int]:
         batcher = Batcher(
             {"m": model},
-            max_batch_size,
-            max_batch_tokens,
-            batch_size=sizes.batch_size,
-            rows=sizes.rows,
+            BatchLimits(max_batch_size, max_batch_tokens, sizes.batch_size, sizes.rows),
             on_batch=on_batch,
         )
         asked = asyncio.create_task(batcher.submit("m", [Text(*one) for one in enumerate(lengths)]))
@@ -99,7 +96,7 @@ def test_a_batch_keeps_its_limits_and_every_text_runs_once(
         if not padding_safe:
             assert len(set(computed)) == 1
         assert max(computed) - min(computed) <= max(
-            NEAR_TOKENS, (1 - SHARED_LENGTH) * max(computed)
+            NEAR_TOKENS, (1 - MIN_LENGTH_RATIO) * max(computed)
         )
 
 
@@ -111,7 +108,7 @@ def test_a_batch_on_a_gpu_has_a_shape_that_was_warmed_up(
     lengths: list[int], tokens: int | None
 ) -> None:
     shapes = Shapes(512, grid=GPU, max_batch_tokens=tokens)
-    warm = set(shapes.likely_first())
+    warm = set(shapes.by_work())
     for batch in batched(lengths, shapes.max_batch_size, shapes.max_batch_tokens, shapes=shapes):
         assert (shapes.rows(len(batch)), max(shapes.length(text.tokens) for text in batch)) in warm
 
@@ -128,7 +125,7 @@ def test_texts_that_share_rows_keep_the_limits_and_have_shapes_that_are_warmed_u
 ) -> None:
     shapes = Shapes(longest, size, PACKED, tokens)
     lengths = [min(one, longest) for one in lengths]
-    warm, packing = set(shapes.likely_first()), shapes.packing
+    warm, packing = set(shapes.by_work()), shapes.packing
     assert packing is not None
     batches = batched(lengths, shapes.max_batch_size, tokens, shapes=shapes)
     assert sorted(text.number for batch in batches for text in batch) == list(range(len(lengths)))
@@ -150,8 +147,8 @@ def test_every_shape_of_shared_rows_is_that_of_the_texts_it_is_warmed_up_with(
 ) -> None:
     shapes = Shapes(longest, size, PACKED)
     assert shapes.packing is not None
-    for rows, length in shapes.likely_first():
-        texts = shapes.texts_of(rows, length)
+    for rows, length in shapes.by_work():
+        texts = shapes.example_lengths(rows, length)
         assert texts or size is not None
         if texts:
             layout = shapes.packing.lay_out(texts)
@@ -210,7 +207,7 @@ def test_texts_of_any_length_share_rows_with_little_padding(lengths: tuple[int, 
 
 
 def test_what_shared_rows_hold_beside_texts_is_counted_as_padding() -> None:
-    counted: list[Batch] = []
+    counted: list[BatchStats] = []
     batches = batched([60, 60, 60, 60, 8, 8, 300], shapes=SHARED, on_batch=counted.append)
     assert (
         [sum(text.tokens for text in batch) for batch in batches]

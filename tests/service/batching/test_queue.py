@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service.batching.capacity import TEXT_COST
 from service.batching.queue import BatchLimits, Queue
-from service.batching.requests import Call, Entry
+from service.batching.requests import PendingRequest, QueuedItem
 from service.batching.shapes import PACKED, Shapes
 from service.errors import DeadlineExceeded, Overloaded, ServiceError, TooLarge
 from tests.service.batching.test_batching_properties import Noting, Text
@@ -26,7 +26,7 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Arrival:
-    """A call that comes at `at`: `texts` of `tokens` each."""
+    """A request that comes at `at`: `texts` of `tokens` each."""
 
     at: float
     texts: int
@@ -43,7 +43,7 @@ class Outcome:
     error: ServiceError | None = None
 
     @property
-    def light(self) -> bool:
+    def is_light(self) -> bool:
         return self.arrival.texts == 1
 
 
@@ -55,16 +55,16 @@ class Engine:
 
     token_s: dict[str, float] = field(default_factory=lambda: {"m": 26e-6})
     off_by: float = 0.0
-    max_waiting: int = 2048
+    max_size: int = 2048
     packed: bool = True
     now: float = 0.0
-    batches: list[list[Entry]] = field(default_factory=list)
+    batches: list[list[QueuedItem]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.shapes = Shapes(512, grid=PACKED) if self.packed else Shapes(512)
         self.models = {name: Noting(shapes=self.shapes) for name in self.token_s}
-        self.queue = Queue(self.max_waiting, 256, clock=lambda: self.now)
+        self.queue = Queue(self.max_size, 256, clock=lambda: self.now)
         self.limits = BatchLimits(
             self.shapes.max_batch_size,
             self.shapes.max_batch_tokens,
@@ -75,13 +75,13 @@ class Engine:
         for name, token_s in self.token_s.items():
             self.queue.capacity.note(name, 1000, 1000 * token_s, full=True)
 
-    def ask(self, arrival: Arrival) -> Call:
-        """Admits a call; what the queue raises if it does not."""
+    def ask(self, arrival: Arrival) -> PendingRequest:
+        """Admits a request; what the queue raises if it does not."""
         deadline = self.now + arrival.timeout_s
         flow = self.queue.capacity.flow(
             arrival.model, arrival.texts, arrival.texts * arrival.tokens, deadline
         )
-        call = Call(
+        request = PendingRequest(
             self.loop,
             self.loop.create_future(),
             deadline,
@@ -93,28 +93,33 @@ class Engine:
         model = self.models[arrival.model]
         self.queue.append(
             [
-                Entry(
-                    call, i, Text(i, arrival.tokens), arrival.model, model, arrival.tokens, 0, 0.0
+                QueuedItem(
+                    request,
+                    i,
+                    Text(i, arrival.tokens),
+                    arrival.model,
+                    model,
+                    arrival.tokens,
+                    0,
+                    0.0,
                 )
                 for i in range(arrival.texts)
             ]
         )
-        return call
+        return request
 
-    def run_batch(self) -> list[Entry]:
+    def run_batch(self) -> list[QueuedItem]:
         batch = self.queue.take(self.limits)
-        if batch:
-            assert len({entry.name for entry in batch}) == 1
-            self.batches.append(batch)
-            tokens = sum(entry.length + TEXT_COST for entry in batch)
-            seconds = (
-                tokens
-                * self.token_s[batch[0].name]
-                * self.draw.uniform(1 - self.off_by, 1 + self.off_by)
-            )
-            self.now += seconds
-            self.queue.capacity.note(batch[0].name, tokens, seconds, self.queue.left_behind)
-        return batch
+        if batch is None:
+            return []
+        [model] = {queued.model_key for queued in batch.items}
+        self.batches.append(batch.items)
+        tokens = sum(queued.length + TEXT_COST for queued in batch.items)
+        error = self.draw.uniform(1 - self.off_by, 1 + self.off_by)
+        seconds = tokens * self.token_s[model] * error
+        self.now += seconds
+        self.queue.capacity.note(model, tokens, seconds, self.queue.left_behind)
+        return batch.items
 
     def serve(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """What becomes of calls that come when they come; the engine never idles while something
@@ -138,9 +143,9 @@ class Engine:
             batch = self.run_batch()
             assert batch or not waited or not len(self.queue)
             for entry in batch:
-                entry.call.missing -= 1
-                if not entry.call.missing:
-                    outcome = by_call[id(entry.call.flow)]
+                entry.request.missing -= 1
+                if not entry.request.missing:
+                    outcome = by_call[id(entry.request.flow)]
                     outcome.took_s = self.now - outcome.arrival.at
         assert self.queue.capacity.queue_s == 0
         assert not self.queue.capacity.lists
@@ -228,7 +233,7 @@ def test_light_callers_beside_a_list_wait_for_a_turn_of_it_at_most(
 ) -> None:
     for heavy in (LIST, Arrival(0, 1000, 4), *(Arrival(0, 64, 128) for _ in range(8))):
         outcomes = engine().serve([heavy, *every(0.05, LIGHT, until=10)])
-        assert max(one.took_s or 0 for one in outcomes if one.light) < 0.02
+        assert max(one.took_s or 0 for one in outcomes if one.is_light) < 0.02
         assert not late(outcomes)
         assert all(one.error is None for one in outcomes)
 
@@ -237,8 +242,8 @@ def test_a_list_beside_light_callers_is_as_fast_as_what_they_leave(
     engine: Callable[..., Engine],
 ) -> None:
     [alone] = engine().serve([LIST])
-    beside, *light = engine().serve([LIST, *every(0.05, LIGHT, until=3)])
-    asked = len(light) * (LIGHT.tokens + TEXT_COST) * 26e-6
+    beside, *is_light = engine().serve([LIST, *every(0.05, LIGHT, until=3)])
+    asked = len(is_light) * (LIGHT.tokens + TEXT_COST) * 26e-6
     assert alone.took_s is not None
     assert beside.took_s is not None
     assert beside.took_s <= alone.took_s + asked + 0.01
@@ -251,9 +256,11 @@ def test_lists_are_done_in_time_though_light_calls_ask_for_twice_what_there_is(
         [*every(1, Arrival(0, 60, 128), 60), *every(0.0045, LIGHT, 60)]
     )
     assert not late(outcomes)
-    assert sum(one.error is None for one in outcomes if not one.light) >= 2
+    assert sum(one.error is None for one in outcomes if not one.is_light) >= 2
     assert (
-        sum(one.error is None for one in outcomes if one.light) * (LIGHT.tokens + TEXT_COST) * 1e-3
+        sum(one.error is None for one in outcomes if one.is_light)
+        * (LIGHT.tokens + TEXT_COST)
+        * 1e-3
         >= 0.5 * 60
     )
 
@@ -265,8 +272,8 @@ def test_light_calls_keep_a_fifth_of_the_engine_whatever_lists_come(
         [*every(0.5, Arrival(0, 60, 128), 60), *every(0.06, LIGHT, 60)]
     )
     assert not late(outcomes)
-    light = sorted(one.took_s or 0 for one in outcomes if one.light)
-    assert light[len(light) // 2] < 0.5  # two batches of a list, 256 tokens each
+    is_light = sorted(one.took_s or 0 for one in outcomes if one.is_light)
+    assert is_light[len(is_light) // 2] < 0.5  # two batches of a list, 256 tokens each
 
 
 def test_ten_times_too_much_is_refused_and_the_rest_answered_in_time(
@@ -306,7 +313,7 @@ def test_retry_after_says_when_there_is_room(engine: Callable[..., Engine]) -> N
 
 
 def test_retry_after_follows_tokens_after_short_texts_too(engine: Callable[..., Engine]) -> None:
-    busy = engine(token_s=SLOW, max_waiting=100)
+    busy = engine(token_s=SLOW, max_size=100)
     busy.serve(every(0.01, Arrival(0, 1, 4), 2))
     for _ in range(100):
         busy.ask(Arrival(0, 1, 128))
@@ -400,20 +407,20 @@ def test_lists_take_turns(engine: Callable[..., Engine]) -> None:
     outcomes = for_all.serve([Arrival(0, 1000, 128), *(Arrival(0.1, 64, 128) for _ in range(7))])
     took = [one.took_s or 0 for one in outcomes]
     assert max(took[1:]) < took[0] * 0.6
-    shared = [batch for batch in for_all.batches if len({id(entry.call) for entry in batch}) > 1]
+    shared = [batch for batch in for_all.batches if len({id(entry.request) for entry in batch}) > 1]
     assert len(shared) < len(for_all.batches) / 2  # a turn fills a batch
 
 
 def test_what_is_cancelled_leaves_at_once(engine: Callable[..., Engine]) -> None:
     one = engine()
-    gone = [one.ask(arrival) for arrival in (LIST, LIGHT, LIST, LIGHT)]
+    is_done = [one.ask(arrival) for arrival in (LIST, LIGHT, LIST, LIGHT)]
     stays = one.ask(LIGHT)
-    for call in gone:
-        one.queue.drop(call.flow)
-        one.queue.drop(call.flow)  # again does nothing
+    for request in is_done:
+        one.queue.drop(request.flow)
+        one.queue.drop(request.flow)  # again does nothing
     assert len(one.queue) == 1
     assert one.queue.capacity.queue_s == pytest.approx(9 * 26e-6)
-    assert [entry.call for entry in one.run_batch()] == [stays]
+    assert [entry.request for entry in one.run_batch()] == [stays]
     assert not one.run_batch()
 
 
@@ -423,7 +430,7 @@ def test_who_has_left_and_whose_time_is_over_is_never_in_a_batch(
     one = engine()
     for arrival in (LIGHT, Arrival(0, 100, 128)):
         left = one.ask(arrival)
-        left.answer.cancel()
+        left.future.cancel()
         over = (
             one.ask(Arrival(0, arrival.texts, arrival.tokens, timeout_s=1.0))
             if arrival is LIGHT
@@ -431,9 +438,9 @@ def test_who_has_left_and_whose_time_is_over_is_never_in_a_batch(
         )
         over.deadline = one.now - 1
         stays = one.ask(arrival)
-        assert {id(entry.call) for entry in one.run_batch()} == {id(stays)}
+        assert {id(entry.request) for entry in one.run_batch()} == {id(stays)}
         one.loop.run_until_complete(asyncio.sleep(0))
-        assert isinstance(over.answer.exception(), DeadlineExceeded)
+        assert isinstance(over.future.exception(), DeadlineExceeded)
         while one.run_batch():
             pass
         assert len(one.queue) == 0
@@ -450,11 +457,11 @@ def test_a_queue_is_full_when_it_refuses_until_half_of_its_seconds_are_free(
         busy.ask(asked)
     with pytest.raises(Overloaded):
         busy.ask(Arrival(0, 1, 128, timeout_s=0.5))  # hasty, while there is room for others
-    assert busy.queue.full_s == 0
+    assert busy.queue.full_for_s == 0
     refused_at_last(lambda: busy.ask(asked))
     began = busy.now
     busy.run_batch()
-    assert busy.queue.full_s == pytest.approx(busy.now - began)
+    assert busy.queue.full_for_s == pytest.approx(busy.now - began)
     while busy.queue.capacity.queue_s > 2.5:
         busy.run_batch()
-    assert busy.queue.full_s == 0
+    assert busy.queue.full_for_s == 0

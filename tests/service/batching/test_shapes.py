@@ -39,6 +39,6 @@ def test_a_batch_is_the_largest_on_the_grid_that_is_full(waiting: int, size: int
 
 
 def test_warming_up_begins_with_the_least_work() -> None:
-    shapes = list(Shapes(64).likely_first())
+    shapes = list(Shapes(64).by_work())
     assert shapes[0] == (1, 2)
     assert len(shapes) == len(set(shapes)) == len(Shapes(64).lengths) * len(CPU.batch_sizes)

@@ -49,12 +49,12 @@ async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(
         "good " * (LONG_CHARS // 4),
         "good " * 234,
     )  # 1,170 characters are tokenized in a thread too
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         with stuck_on(monkeypatch, LONG_CHARS) as begun:
             long_ones = [
                 asyncio.create_task(classify(client, {"input": [long, long]})) for _ in range(40)
             ]
-            await until(lambda: models.answering == 40 and bool(begun))
+            await until(lambda: service.lifecycle.active_requests == 40 and bool(begun))
             async with asyncio.timeout(WAIT_S):
                 answer = await classify(client, {"input": short})
                 page = await client.get("/metrics")
@@ -66,14 +66,14 @@ async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(
 async def test_requests_beyond_the_queue_of_the_tokenizer_are_refused_at_once(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        models.executors.tokenizing_long = Executor("tokenizing long texts", 1, 2)
+    async with client_of(artifact) as (client, service):
+        service.executors.tokenizing_long = Executor("tokenizing long texts", 1, 2)
         with stuck_on(monkeypatch, LONG_CHARS):
             waiting = [
                 asyncio.create_task(classify(client, {"input": "good " * LONG_CHARS}))
                 for _ in range(2)
             ]
-            await until(lambda: models.answering == 2)
+            await until(lambda: service.lifecycle.active_requests == 2)
             await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_S):
                 refused = await classify(client, {"input": "good " * LONG_CHARS})

@@ -22,16 +22,18 @@ import numpy as np
 import pytest
 
 from command import BadInput, BadUsage
-from service import registry as models_module
+from service import loading
 from service.artifact import Artifact, read_artifact
 from service.http import admin as admin_module
 from service.http.admin import build_admin
+from service.http.context import HttpContext
+from service.http.info import service_info
 from service.http.keys import Keys
+from service.http.load_jobs import MAX_ABANDONED
 from service.http.routes import build_app
-from service.loading import MOST_GIVEN_UP
-from service.registry import Models
 from service.runtimes import auto
 from service.settings import Settings, read_settings
+from service.state import ServiceState
 from tests.factories import write_artifact, write_tokenizer
 from tests.service.http.test_routes import classify, stuck, until
 from tests.service.test_artifact import KINDS, put
@@ -41,18 +43,19 @@ from tests.service.test_server import free_port, serving
 @asynccontextmanager
 async def both_ports(
     artifact: Artifact, keys: Keys | None = None, **settings: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, Models]]:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0, **settings))
-    models.load()
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient, ServiceState]]:
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0, **settings))
+    service.lifecycle.load()
     public, private = [
-        httpx.ASGITransport(app) for app in (build_app(models), build_admin(models, keys))
+        httpx.ASGITransport(app)
+        for app in (build_app(HttpContext(service)), build_admin(HttpContext(service), keys))
     ]
     async with (
         httpx.AsyncClient(transport=public, base_url="http://test") as client,
         httpx.AsyncClient(transport=private, base_url="http://127.0.0.1:8001") as admin,
     ):
-        yield client, admin, models
-    await models.drain()
+        yield client, admin, service
+    await service.lifecycle.drain()
 
 
 @pytest.fixture
@@ -71,24 +74,28 @@ async def label(client: httpx.AsyncClient, model: str | None = None) -> str:
 async def test_a_model_is_replaced_while_its_last_requests_are_answered_by_the_old_one(
     artifact: Artifact, other: Artifact
 ) -> None:
-    async with both_ports(artifact) as (client, admin, models):
-        old = models.loaded["reviews"]
-        async with stuck(models):
+    async with both_ports(artifact) as (client, admin, service):
+        old = service.registry.loaded["reviews"]
+        async with stuck(service):
             first = asyncio.create_task(label(client))
-            await until(lambda: old.users == 1 and models.batcher.waiting == 0)
+            await until(lambda: old.users == 1 and service.batcher.waiting == 0)
             second = asyncio.create_task(label(client))
-            await until(lambda: models.batcher.waiting == 1)
+            await until(lambda: service.batcher.waiting == 1)
             changed = (
                 await admin.post("/models/reviews", json={"artifact": str(other.directory)})
             ).json()
             third = asyncio.create_task(label(client))
-            await until(lambda: models.batcher.waiting == 2)
-            assert old.key in models.batcher.models  # it is still needed
+            await until(lambda: service.batcher.waiting == 2)
+            assert old.key in service.batcher.models  # it is still needed
         assert [await first, await second, await third] == ["POSITIVE", "POSITIVE", "GOOD"]
-        await until(lambda: old.key not in models.batcher.models)
+        await until(lambda: old.key not in service.batcher.models)
         assert changed["replaced"] == artifact.digest
-        assert changed["digest"] == other.digest == models.info()["models"]["reviews"]["digest"]
-        told = models.metrics.registry.get_sample_value
+        assert (
+            changed["digest"]
+            == other.digest
+            == service_info(service)["models"]["reviews"]["digest"]
+        )
+        told = service.metrics.registry.get_sample_value
         facts = {
             "model": "reviews",
             "digest": other.digest,
@@ -100,7 +107,7 @@ async def test_a_model_is_replaced_while_its_last_requests_are_answered_by_the_o
 
 
 async def test_requests_go_on_while_models_come_and_go(artifact: Artifact, other: Artifact) -> None:
-    async with both_ports(artifact) as (client, admin, models):
+    async with both_ports(artifact) as (client, admin, service):
         seen: list[int] = []
         stop = False
 
@@ -119,7 +126,7 @@ async def test_requests_go_on_while_models_come_and_go(artifact: Artifact, other
             assert (await admin.delete("/models/second")).status_code == 200
         stop = True
         await asyncio.gather(*asking)
-        await until(lambda: len(models.batcher.models) == 1)
+        await until(lambda: len(service.batcher.models) == 1)
     assert set(seen) == {200}
     assert len(seen) >= 8
 
@@ -146,10 +153,10 @@ async def test_a_folder_that_changed_is_loaded_again_by_its_name_alone(
 async def test_what_cannot_be_loaded_leaves_everything_as_it_was(
     artifact: Artifact, name: str, body: dict[str, str], message: str
 ) -> None:
-    async with both_ports(artifact) as (client, admin, models):
-        before = models.loaded
+    async with both_ports(artifact) as (client, admin, service):
+        before = service.registry.loaded
         refused = await admin.post(f"/models/{name}", json=body)
-        assert models.loaded is before
+        assert service.registry.loaded is before
         assert await label(client) == "POSITIVE"
     assert refused.status_code == 422
     assert message in refused.json()["error"]["message"]
@@ -175,10 +182,10 @@ async def test_an_artifact_of_right_digests_that_is_no_model_is_refused_with_the
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = write_artifact(tmp_path / "broken", **changes).directory
-    async with both_ports(artifact) as (client, admin, models):
-        before = models.loaded
+    async with both_ports(artifact) as (client, admin, service):
+        before = service.registry.loaded
         refused = await admin.post("/models/reviews", json={"artifact": str(folder)})
-        assert models.loaded is before
+        assert service.registry.loaded is before
         assert await label(client) == "POSITIVE"
     assert refused.status_code == 422
     error = refused.json()["error"]
@@ -190,11 +197,11 @@ async def test_an_artifact_of_right_digests_that_is_no_model_is_refused_with_the
 async def test_an_unloaded_model_is_unknown_and_leaves_no_series(
     artifact: Artifact, other: Artifact
 ) -> None:
-    async with both_ports(artifact) as (client, admin, models):
+    async with both_ports(artifact) as (client, admin, service):
         await admin.post("/models/second", json={"artifact": str(other.directory)})
         assert await label(client, "second") == "GOOD"
         await admin.delete("/models/second")
-        await until(lambda: len(models.batcher.models) == 1)
+        await until(lambda: len(service.batcher.models) == 1)
         gone = await classify(client, {"input": "good", "model": "second"})
         page = (await client.get("/metrics")).text
         last = await admin.delete("/models/reviews")
@@ -225,7 +232,7 @@ async def test_after_the_default_model_is_unloaded_nobody_is_answered_by_another
         ("/predict", {"inputs": "good"}),
         ("/", {"inputs": "good"}),
     ]
-    async with both_ports(artifact) as (client, admin, models):
+    async with both_ports(artifact) as (client, admin, service):
         await admin.post("/models/second", json={"artifact": str(other.directory)})
         deleted = (await admin.delete("/models/reviews")).json()
         assert deleted["default"] is False
@@ -233,12 +240,12 @@ async def test_after_the_default_model_is_unloaded_nobody_is_answered_by_another
             refused = await client.post(path, json=body)
             assert refused.status_code == 404
             assert "The default model is not loaded any more; name one of second." in refused.text
-        assert models.info()["default_model"] is None
+        assert service_info(service)["default_model"] is None
         assert await label(client, "second") == "GOOD"
 
         chosen = (await admin.post("/models/second", json={"default": True})).json()
         assert (chosen["default"], chosen["digest"]) == (True, other.digest)
-        assert models.info()["default_model"] == "second"
+        assert service_info(service)["default_model"] == "second"
         for path, body in unnamed:
             assert "GOOD" in (await client.post(path, json=body)).text
 
@@ -425,10 +432,10 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
         finally:
             exchange(first, second)
 
-    async with both_ports(artifact) as (client, admin, models):
-        before = models.loaded["reviews"]
+    async with both_ports(artifact) as (client, admin, service):
+        before = service.registry.loaded["reviews"]
         with monkeypatch.context() as patched:
-            patched.setattr(models_module, "load", load_meanwhile)
+            patched.setattr(loading, "load", load_meanwhile)
             answer = await admin.post("/models/reviews", json={"artifact": str(asked)})
         if place == "link to the folder":  # the folder that was verified is the one that was read
             assert answer.status_code == 200, answer.text
@@ -437,7 +444,7 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
             assert (
                 "was changed or touched after it was verified" in answer.json()["error"]["message"]
             )
-            assert models.loaded["reviews"] is before
+            assert service.registry.loaded["reviews"] is before
         assert await label(client) == "POSITIVE"
 
 
@@ -455,10 +462,10 @@ async def test_a_library_that_panics_is_422_and_ends_no_start_with_a_verdicts_co
 
     async with both_ports(artifact) as (client, admin, _):
         with monkeypatch.context() as patched:
-            patched.setattr(models_module, "load", panic)
+            patched.setattr(loading, "load", panic)
             refused = await admin.post("/models/reviews", json={"artifact": str(other.directory)})
             with pytest.raises(BadInput, match=r"cannot be loaded \(Panic: index out of bounds\)"):
-                Models({"reviews": artifact}, Settings()).load()
+                ServiceState({"reviews": artifact}, Settings()).lifecycle.load()
         assert await label(client) == "POSITIVE"
     assert refused.status_code == 422
     assert "cannot be loaded (Panic: index out of bounds)" in refused.json()["error"]["message"]
@@ -476,7 +483,7 @@ async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
         return read_artifact(folder)
 
     monkeypatch.setattr(admin_module, "read_artifact", hang_or_read)
-    async with both_ports(artifact, admin_load_timeout_s=1.5) as (client, admin, models):
+    async with both_ports(artifact, admin_load_timeout_s=1.5) as (client, admin, service):
         hanging = asyncio.create_task(admin.post("/models/first", json={"artifact": "/mnt/gone"}))
         await asyncio.sleep(0.2)
         again = await admin.post("/models/first", json={"artifact": str(other.directory)})
@@ -493,7 +500,7 @@ async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
         ).status_code == 200
         assert await label(client, "second") == "GOOD"
 
-        for number in range(MOST_GIVEN_UP - 1):
+        for number in range(MAX_ABANDONED - 1):
             assert (
                 await admin.post(f"/models/hanging-{number}", json={"artifact": "/mnt/gone"})
             ).status_code == 504
@@ -505,7 +512,10 @@ async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
         await until(
             lambda: not any(thread.name.startswith("load ") for thread in threading.enumerate())
         )
-        assert list(models.loaded) == ["reviews", "second"]  # what came back late changed nothing
+        assert list(service.registry.loaded) == [
+            "reviews",
+            "second",
+        ]  # what came back late changed nothing
         assert (
             await admin.post("/models/third", json={"artifact": str(other.directory)})
         ).status_code == 200
@@ -514,13 +524,13 @@ async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
 async def test_loads_of_several_models_wait_for_their_turns(
     artifact: Artifact, other: Artifact
 ) -> None:
-    async with both_ports(artifact) as (_, admin, models):
+    async with both_ports(artifact) as (_, admin, service):
         loads = [
             admin.post(f"/models/m{number}", json={"artifact": str(other.directory)})
             for number in range(4)
         ]
         assert [answer.status_code for answer in await asyncio.gather(*loads)] == [200] * 4
-        assert sorted(models.loaded) == ["m0", "m1", "m2", "m3", "reviews"]
+        assert sorted(service.registry.loaded) == ["m0", "m1", "m2", "m3", "reviews"]
 
 
 @pytest.mark.parametrize(
@@ -550,7 +560,7 @@ async def test_loads_of_several_models_wait_for_their_turns(
 async def test_without_keys_only_names_of_this_host_are_answered(
     artifact: Artifact, host: str, status: int
 ) -> None:
-    async with both_ports(artifact) as (_, admin, models):
+    async with both_ports(artifact) as (_, admin, service):
         for method, path in (("GET", "/info"), ("POST", "/models/reviews"), ("GET", "/metrics")):
             answer = await admin.request(
                 method, path, headers={"host": host}, json={} if method == "POST" else None
@@ -559,7 +569,7 @@ async def test_without_keys_only_names_of_this_host_are_answered(
         assert (await admin.delete("/models/reviews", headers={"host": host})).status_code == (
             422 if status == 200 else 403
         )
-        assert list(models.loaded) == ["reviews"]
+        assert list(service.registry.loaded) == ["reviews"]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import json_structure
 from service.artifact import Artifact
 from service.errors import Overloaded, TooLarge
+from service.http.context import HttpContext
 from service.http.routes import build_app
 from service.http.transport import bodies
-from service.http.transport.bodies import SMALL_BYTES, LargeBodies, check_structure
-from service.registry import Models
+from service.http.transport.bodies import SMALL_BYTES, LargeBodies
+from service.json_structure import check_structure
 from tests.service.http.test_protocol import listening
-from tests.service.http.test_routes import classify, client_of, until
+from tests.service.http.test_routes import classify, client_and_context, client_of, until
 
 BOMBS = {
     "lists": b'{"input": [' + b"[]," * 100_000 + b"[]]}",
@@ -50,7 +52,7 @@ async def test_json_that_is_dear_to_parse_is_refused_unparsed(
         response = await client.post(path, content=BOMBS[bomb])
     assert response.status_code == 413
     assert (
-        "more than 24384 values and fields, which no request of 1000 texts, the limit, does"
+        "more than 24384 values and fields; a request of 1000 texts, the limit, has fewer"
         in response.text
     )
 
@@ -133,10 +135,10 @@ def test_only_what_stands_outside_of_strings_counts(value: Any, size: int, space
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bodies, "_SLICE_BYTES", size)
-        patch.setattr(bodies, "CHECKED_FROM_BYTES", 0)
-        patch.setattr(bodies, "MARKS_PER_TEXT", 1)
-        patch.setattr(bodies, "SPARE_MARKS", 0)
+        patch.setattr(json_structure, "_SLICE_BYTES", size)
+        patch.setattr(json_structure, "MIN_CHECKED_BYTES", 0)
+        patch.setattr(json_structure, "MARKS_PER_TEXT", 1)
+        patch.setattr(json_structure, "SPARE_MARKS", 0)
         count = marks(orjson.loads(body))
         check_structure(body, count)
         with pytest.raises(TooLarge):
@@ -163,8 +165,8 @@ async def test_large_bodies_wait_unread_for_their_turn(artifact: Artifact) -> No
         await go_on.wait()
         yield text[-1:]
 
-    async with client_of(artifact, max_body_bytes=100_000) as (client, models):
-        models.large_bodies = LargeBodies(200_000)
+    async with client_and_context(artifact, max_body_bytes=100_000) as (client, context):
+        context.large_bodies = LargeBodies(200_000)
         large = [
             asyncio.create_task(
                 client.post(
@@ -176,12 +178,12 @@ async def test_large_bodies_wait_unread_for_their_turn(artifact: Artifact) -> No
         await until(lambda: len(taken) == 2)
         small = await classify(client, {"input": "good"})
         assert small.status_code == 200
-        assert models.large_bodies.is_wanted
+        assert context.large_bodies.is_contended
         assert len(taken) == 2
         go_on.set()
         assert [(await one).status_code for one in large] == [200] * 4
-        assert not models.large_bodies.is_wanted
-        assert models.large_bodies._free == 200_000
+        assert not context.large_bodies.is_contended
+        assert context.large_bodies._free == 200_000
 
 
 async def test_a_large_body_that_finds_no_room_in_time_is_429(artifact: Artifact) -> None:
@@ -192,46 +194,46 @@ async def test_a_large_body_that_finds_no_room_in_time_is_429(artifact: Artifact
         await hold.wait()
         yield b"}"
 
-    async with client_of(artifact, max_body_bytes=SMALL_BYTES + 1) as (client, models):
-        models.large_bodies = LargeBodies(2 * SMALL_BYTES + 2)
+    async with client_and_context(artifact, max_body_bytes=SMALL_BYTES + 1) as (client, context):
+        context.large_bodies = LargeBodies(2 * SMALL_BYTES + 2)
         size = {"Content-Length": str(SMALL_BYTES + 1)}
         holding = [
             asyncio.create_task(client.post("/classify", content=never(), headers=size))
             for _ in range(2)
         ]
-        await until(lambda: models.large_bodies._free == 0)
+        await until(lambda: context.large_bodies._free == 0)
         refused = await client.post(
             "/classify", content=b" " * (SMALL_BYTES + 1), headers={"X-Request-Timeout-Ms": "40"}
         )
         hold.set()
         await asyncio.gather(*holding)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert "The large bodies of other requests take all of" in refused.json()["error"]["message"]
+    assert "The large bodies of other requests took all of" in refused.json()["error"]["message"]
 
 
 async def test_a_body_that_comes_slowly_makes_room_for_those_that_wait(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "READ_S", 0.02)
+    monkeypatch.setattr(bodies, "READ_TIMEOUT_S", 0.02)
     monkeypatch.setattr(bodies, "RECHECK_S", 0.02)
     head = (
         f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: {SMALL_BYTES + 1}\r\n\r\n".encode()
     )
     body = json.dumps({"input": "good"}).encode().ljust(SMALL_BYTES + 1)
     async with (
-        client_of(artifact, max_body_bytes=SMALL_BYTES + 1) as (_, models),
-        listening(build_app(models)) as connect,
+        client_and_context(artifact, max_body_bytes=SMALL_BYTES + 1) as (_, context),
+        listening(build_app(context)) as connect,
     ):
-        models.large_bodies = LargeBodies(2 * SMALL_BYTES + 2)
+        context.large_bodies = LargeBodies(2 * SMALL_BYTES + 2)
         slow = [await connect() for _ in range(3)]
         for _, writer in slow[:2]:
             writer.write(head + body[:10])
-        await until(lambda: models.large_bodies._free == 0)
+        await until(lambda: context.large_bodies._free == 0)
         await asyncio.sleep(0.1)  # nobody wants their room so far
         slow[0][1].write(body[10:])
         assert (await slow[0][0].readline()).startswith(b"HTTP/1.1 200")
         slow[2][1].write(head + body[:10])
-        await until(lambda: models.large_bodies._free == 0)
+        await until(lambda: context.large_bodies._free == 0)
         reader, writer = await connect()
         writer.write(head + body)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -242,37 +244,37 @@ async def test_a_body_that_comes_slowly_makes_room_for_those_that_wait(
         for task in others:
             task.cancel()
     assert b"HTTP/1.1 408" in refused
-    assert b"10 bytes of the body came within 0.02 s, while others wait" in refused
+    assert b"10 bytes of the body arrived within 0.02 s, while others wait" in refused
 
 
 async def test_a_body_without_a_length_takes_room_once_it_is_large(artifact: Artifact) -> None:
     seen: list[int] = []
 
-    async def chunks(models: Models) -> AsyncIterator[bytes]:
-        seen.append(models.large_bodies._free)
+    async def chunks(context: HttpContext) -> AsyncIterator[bytes]:
+        seen.append(context.large_bodies._free)
         yield b" " * SMALL_BYTES
         yield b" " * 10
-        seen.append(models.large_bodies._free)
+        seen.append(context.large_bodies._free)
         yield b'{"input": "good"}'
 
-    async with client_of(artifact, max_body_bytes=100_000) as (client, models):
-        response = await client.post("/classify", content=chunks(models))
+    async with client_and_context(artifact, max_body_bytes=100_000) as (client, context):
+        response = await client.post("/classify", content=chunks(context))
         assert response.status_code == 200
         assert seen == [100_000, 0]
-        assert models.large_bodies._free == 100_000
+        assert context.large_bodies._free == 100_000
 
 
 async def test_large_bodies_beyond_those_that_may_wait_are_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "MOST_WAITING", 2)
+    monkeypatch.setattr(bodies, "MAX_WAITING", 2)
     room = LargeBodies(10)
-    await room.take(10, 0)
-    waiting = [asyncio.create_task(room.take(5, 30)) for _ in range(2)]
+    await room.acquire(10, 0)
+    waiting = [asyncio.create_task(room.acquire(5, 30)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="2 large bodies wait to be read, the limit"):
-        await room.take(5, 30)
-    room.give_back(10)
+        await room.acquire(5, 30)
+    room.release(10)
     await asyncio.gather(*waiting)
 
 
@@ -281,11 +283,11 @@ async def test_room_is_neither_lost_nor_made_when_callers_leave() -> None:
 
     async def one() -> None:
         size = draw.randint(1, 100)
-        await room.take(size, draw.choice((0.0, 0.01, 10)))
+        await room.acquire(size, draw.choice((0.0, 0.01, 10)))
         try:
             await asyncio.sleep(draw.choice((0, 0.001)))
         finally:
-            room.give_back(size)
+            room.release(size)
 
     for _ in range(20):
         tasks = [asyncio.create_task(one()) for _ in range(20)]
@@ -297,7 +299,7 @@ async def test_room_is_neither_lost_nor_made_when_callers_leave() -> None:
             error is None or isinstance(error, asyncio.CancelledError | Overloaded)
             for error in done
         )
-        assert (room._free, room.is_wanted) == (100, False)
+        assert (room._free, room.is_contended) == (100, False)
 
 
 async def test_a_refused_request_is_counted_for_the_model_that_it_names(artifact: Artifact) -> None:
@@ -311,11 +313,11 @@ async def test_a_refused_request_is_counted_for_the_model_that_it_names(artifact
         ("/classify", {"model": ["reviews"], "input": 5}),
         ("/classify", {"input": 5}),
     ]
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         answers: list[httpx.Response] = [await client.post(path, json=body) for path, body in asked]
         counted = {
             (sample.labels["model"], sample.labels["code"]): sample.value
-            for family in models.metrics.registry.collect()
+            for family in service.metrics.registry.collect()
             for sample in family.samples
             if sample.name == "drbert_requests_total" and sample.value
         }

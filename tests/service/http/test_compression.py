@@ -15,7 +15,7 @@ import tritonclient.http as triton
 from service.artifact import Artifact
 from service.errors import InvalidRequest, TooLarge, UnsupportedEncoding
 from service.http.transport.compression import decompressed
-from tests.service.http.test_routes import client_of
+from tests.service.http.test_routes import client_and_context
 from tests.service.test_server import serving
 
 ASKED = json.dumps({"input": "good"}).encode()
@@ -40,9 +40,9 @@ def bare(data: bytes) -> bytes:
     ],
 )
 async def test_a_compressed_body_is_read(artifact: Artifact, coding: str, body: bytes) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_and_context(artifact) as (client, context):
         answer = await client.post("/classify", content=body, headers={"Content-Encoding": coding})
-        assert models.room._held == 0
+        assert context.body_budget._used == 0
     assert answer.json()["data"][0]["label"] == "POSITIVE"
 
 
@@ -61,9 +61,9 @@ async def test_a_compressed_body_is_read(artifact: Artifact, coding: str, body: 
 async def test_what_is_not_so_compressed_or_too_large_is_refused(
     artifact: Artifact, coding: str, body: bytes, status: int, code: str
 ) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_and_context(artifact) as (client, context):
         answer = await client.post("/classify", content=body, headers={"Content-Encoding": coding})
-        assert models.room._held == 0
+        assert context.body_budget._used == 0
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 

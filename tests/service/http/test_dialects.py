@@ -18,9 +18,10 @@ import tritonclient.http as triton
 from huggingface_hub import InferenceClient
 
 from service.artifact import Artifact
+from service.http.context import HttpContext
 from service.http.routes import build_app
-from service.registry import Models
 from service.settings import Settings
+from service.state import ServiceState
 from tests.factories import write_artifact
 from tests.service.http.test_routes import client_of
 from tests.service.test_server import serving
@@ -590,8 +591,8 @@ async def test_kserves_client_names_the_model_in_the_body_too(artifact: Artifact
 
 
 async def test_a_server_that_drains_is_not_ready_in_kserves_words(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
-        models.start_draining()
+    async with client_of(artifact) as (client, service):
+        service.lifecycle.start_draining()
         answer = await client.get("/v2/health/ready")
     assert answer.status_code == 503
     assert answer.json()["ready"] is False
@@ -660,10 +661,10 @@ async def test_the_root_answers_as_text_embeddings_inference_by_setting(artifact
 
 async def test_a_models_name_may_hold_slashes(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews")
-    models = Models({"org/reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
+    service = ServiceState({"org/reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(models)), base_url="http://test"
+        transport=httpx.ASGITransport(build_app(HttpContext(service))), base_url="http://test"
     ) as client:
         answers = [
             await post(client, "/models/org/reviews", {"inputs": "good"}),
@@ -688,7 +689,7 @@ async def test_a_models_name_may_hold_slashes(tmp_path: Path) -> None:
             await client.post("/v2/models/reviews/infer/"),
             await post(client, "/models/a%0Ab", {"inputs": "good"}),
         ]
-    await models.drain()
+    await service.lifecycle.drain()
     assert [answer.status_code for answer in answers] == [200] * 9
     assert unknown.status_code == 404
     assert [answer.status_code for answer in wrong] == [405, 404, 404, 404]

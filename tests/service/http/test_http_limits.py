@@ -27,14 +27,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import server
 from service.artifact import Artifact
 from service.http.admin import build_admin
-from service.http.endpoint import Around
+from service.http.context import HttpContext, RequestHooks
 from service.http.keys import Keys
 from service.http.routes import build_app
 from service.http.transport import exchange, protocol
 from service.http.transport.exchange import ConnectionPolicy, Exchange
-from service.http.transport.protocol import ClientLeft, Impatient
-from service.registry import Models
+from service.http.transport.protocol import LimitedHttpProtocol
+from service.http.transport.request import (
+    ClientDisconnected,
+    cancel_on_disconnect,
+    exchange_of,
+)
 from service.settings import Settings
+from service.state import ServiceState
 from tests.service.http.test_protocol import listening
 from tests.service.http.test_routes import stuck, until
 from tests.service.test_server import running
@@ -166,9 +171,14 @@ async def test_a_key_in_a_trailer_opens_no_port(
     artifact: Artifact, tmp_path: Path, private: bool, together: bool
 ) -> None:
     (tmp_path / "keys").write_text("secret\n")
-    keys, models = Keys(tmp_path / "keys"), Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
-    app = build_admin(models, keys) if private else build_app(models, Around(keys=keys))
+    keys = Keys(tmp_path / "keys")
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
+    app = (
+        build_admin(HttpContext(service), keys)
+        if private
+        else build_app(HttpContext(service, RequestHooks(keys=keys)))
+    )
     target = b"POST /models/reviews" if private else b"POST /classify"
     head = (
         target
@@ -184,7 +194,7 @@ async def test_a_key_in_a_trailer_opens_no_port(
         assert (await tell(connect, *((with_key + wrong,) if together else (with_key, wrong))))[
             0
         ] == 200
-    await models.drain()
+    await service.lifecycle.drain()
 
 
 @pytest.mark.parametrize(
@@ -437,7 +447,8 @@ def held_exchanges(policy: ConnectionPolicy) -> int:
 def held_connections(policy: ConnectionPolicy) -> int:
     """Connections in memory that belong to a server of this policy."""
     return sum(
-        issubclass(type(each), Impatient) and each.policy is policy for each in gc.get_objects()
+        issubclass(type(each), LimitedHttpProtocol) and each.policy is policy
+        for each in gc.get_objects()
     )
 
 
@@ -487,8 +498,8 @@ async def test_chunked_requests_are_pipelined_too() -> None:
 async def test_who_pipelines_and_leaves_leaves_no_traceback(
     artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool, private: bool
 ) -> None:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0, admin_port=0))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0, admin_port=0))
+    service.lifecycle.load()
     body = b'{"input": "good"}'
     request = (
         b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -501,7 +512,8 @@ async def test_who_pipelines_and_leaves_leaves_no_traceback(
         )
     policy = ConnectionPolicy()
     async with listening(
-        build_admin(models, None) if private else build_app(models), policy
+        build_admin(HttpContext(service), None) if private else build_app(HttpContext(service)),
+        policy,
     ) as connect:
         for _ in range(20):
             reader, writer = await connect()
@@ -514,12 +526,12 @@ async def test_who_pipelines_and_leaves_leaves_no_traceback(
             writer.close()
         await until(
             lambda: (
-                models.answering == 0
-                and models.batcher.waiting == 0
+                service.lifecycle.active_requests == 0
+                and service.batcher.waiting == 0
                 and held_connections(policy) == 0
             )
         )
-    await models.drain()
+    await service.lifecycle.drain()
     assert not [
         record for record in caplog.records if record.exc_info or record.levelname == "ERROR"
     ]
@@ -577,7 +589,7 @@ async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
     go_on = asyncio.Event()
 
     async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
-        exchanges.append(protocol.exchange_of(receive) or pytest.fail("no exchange"))
+        exchanges.append(exchange_of(receive) or pytest.fail("no exchange"))
         await go_on.wait()
         await echo(scope, receive, send)
 
@@ -667,12 +679,12 @@ async def test_who_left_before_the_work_began_is_not_worked_for() -> None:
     outcomes: list[str] = []
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
-        owner = protocol.exchange_of(receive)
+        owner = exchange_of(receive)
         assert owner is not None
         await until(lambda: owner.disconnected)
         try:
-            await protocol.unless_the_client_leaves(receive, asyncio.Event().wait())
-        except ClientLeft:
+            await cancel_on_disconnect(receive, asyncio.Event().wait())
+        except ClientDisconnected:
             outcomes.append("left")
 
     async with listening(late) as connect:
@@ -699,10 +711,10 @@ async def test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told()
 async def test_half_a_body_on_the_private_port_leaves_no_traceback(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
     policy = ConnectionPolicy()
-    async with listening(build_admin(models, None), policy) as connect:
+    async with listening(build_admin(HttpContext(service), None), policy) as connect:
         head = (
             b"POST /models/reviews HTTP/1.1\r\n"
             + HOST
@@ -717,7 +729,7 @@ async def test_half_a_body_on_the_private_port_leaves_no_traceback(
                 assert (await answer_of(reader))[0] == wanted
             writer.close()
         await until(lambda: held_connections(policy) == 0)
-    await models.drain()
+    await service.lifecycle.drain()
     assert not [
         record for record in caplog.records if record.exc_info or record.levelname == "ERROR"
     ]
@@ -745,10 +757,15 @@ async def test_every_refusal_of_an_unread_body_closes(
     artifact: Artifact, tmp_path: Path, without_key: bool
 ) -> None:
     (tmp_path / "keys").write_text("secret\n")
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0, max_body_bytes=100))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0, max_body_bytes=100))
+    service.lifecycle.load()
     async with listening(
-        build_app(models, Around(keys=Keys(tmp_path / "keys")) if without_key else Around())
+        build_app(
+            HttpContext(
+                service,
+                RequestHooks(keys=Keys(tmp_path / "keys")) if without_key else RequestHooks(),
+            )
+        )
     ) as connect:
         paths = [
             "/classify",
@@ -768,7 +785,7 @@ async def test_every_refusal_of_an_unread_body_closes(
         status, headers, _ = await tell(connect, whole)
         assert status == (401 if without_key else 400)
         assert "connection" not in headers
-    await models.drain()
+    await service.lifecycle.drain()
 
 
 async def test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only() -> None:
@@ -844,12 +861,12 @@ async def test_a_client_that_half_closes_gets_its_answers(requests: int, at_once
 
 
 async def test_a_half_closed_client_is_answered_by_the_service(artifact: Artifact) -> None:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
     body = b'{"input": "good"}'
-    async with listening(build_app(models)) as connect:
+    async with listening(build_app(HttpContext(service))) as connect:
         reader, writer = await connect()
-        async with stuck(models):
+        async with stuck(service):
             writer.write(
                 b"POST /classify HTTP/1.1\r\n"
                 + HOST
@@ -857,19 +874,19 @@ async def test_a_half_closed_client_is_answered_by_the_service(artifact: Artifac
                 + body
             )
             writer.write_eof()
-            await until(lambda: models.answering == 1)
+            await until(lambda: service.lifecycle.active_requests == 1)
             await asyncio.sleep(0.2)
-            assert models.answering == 1
+            assert service.lifecycle.active_requests == 1
         status, _, answer = await answer_of(reader)
         assert (status, json.loads(answer)["data"][0]["label"]) == (200, "POSITIVE")
-    await models.drain()
+    await service.lifecycle.drain()
 
 
 async def test_a_client_that_closes_costs_no_batch(artifact: Artifact) -> None:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
     body = b'{"input": "good"}'
-    async with listening(build_app(models)) as connect, stuck(models):
+    async with listening(build_app(HttpContext(service))) as connect, stuck(service):
         for _ in range(3):
             _, writer = await connect()
             writer.write(
@@ -878,17 +895,17 @@ async def test_a_client_that_closes_costs_no_batch(artifact: Artifact) -> None:
                 + b"Content-Length: %d\r\n\r\n" % len(body)
                 + body
             )
-        await until(lambda: models.answering == 3)
+        await until(lambda: service.lifecycle.active_requests == 3)
         _, writer = await connect()
         writer.write(
             b"POST /classify HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
-        await until(lambda: models.answering == 4)
+        await until(lambda: service.lifecycle.active_requests == 4)
         writer.close()
         await until(
-            lambda: models.answering == 3
+            lambda: service.lifecycle.active_requests == 3
         )  # while the engine is still stuck: it was not waited for
-    await models.drain()
+    await service.lifecycle.drain()
 
 
 async def test_half_a_request_before_a_half_close_is_not_waited_for() -> None:

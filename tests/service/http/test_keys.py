@@ -15,11 +15,11 @@ import pytest
 from command import Unavailable
 from service.artifact import Artifact
 from service.http import keys as keys_module
-from service.http.endpoint import Around
+from service.http.context import HttpContext, RequestHooks
 from service.http.keys import Keys
 from service.http.routes import build_app
-from service.registry import Models
 from service.settings import Settings
+from service.state import ServiceState
 from tests.service.test_server import serving
 
 
@@ -223,10 +223,12 @@ def test_a_file_without_keys_lets_no_service_start(
 async def test_without_a_key_everything_but_health_metrics_and_pages_is_401_in_its_dialect(
     artifact: Artifact, file: Path
 ) -> None:
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(models, Around(keys=Keys(file)))),
+        transport=httpx.ASGITransport(
+            build_app(HttpContext(service, RequestHooks(keys=Keys(file))))
+        ),
         base_url="http://test",
     ) as client:
         closed = [
@@ -257,7 +259,7 @@ async def test_without_a_key_everything_but_health_metrics_and_pages_is_401_in_i
         answered = await client.post(
             "/classify", json={"input": "good"}, headers={"Authorization": "Bearer first-key"}
         )
-    await models.drain()
+    await service.lifecycle.drain()
     assert [response.status_code for response in [*closed, *spoken]] == [401] * 9
     assert all(response.headers["www-authenticate"] == "Bearer" for response in [*closed, *spoken])
     assert closed[0].json()["error"]["code"] == "invalid_api_key"

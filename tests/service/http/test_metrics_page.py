@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from service.artifact import Artifact
 from service.http import metrics_page
-from service.http.metrics_page import takes_gzip
+from service.http.metrics_page import accepts_gzip
 from service.telemetry.metrics import Metrics
 from tests.service.http.test_routes import classify, client_of, until
 
@@ -47,7 +47,7 @@ async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loo
         return page(self)
 
     monkeypatch.setattr(Metrics, "page", slow)
-    monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
+    monkeypatch.setattr(metrics_page, "MAX_AGE_S", 1e9)
     async with client_of(artifact) as (client, _):
         tasks = [asyncio.create_task(client.get("/metrics")) for _ in range(64)]
         await until(lambda: bool(written))
@@ -74,27 +74,27 @@ async def test_a_page_that_is_too_old_or_failed_is_written_again(
         return page
 
     monkeypatch.setattr(Metrics, "page", write)
-    monkeypatch.setattr(metrics_page, "FRESH_S", -1.0)
+    monkeypatch.setattr(metrics_page, "MAX_AGE_S", -1.0)
     async with client_of(artifact) as (client, _):
         assert (await client.get("/metrics")).text == "first"
         with pytest.raises(ZeroDivisionError):
             await client.get("/metrics")
         assert (await client.get("/metrics")).text == "second"
-        monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
+        monkeypatch.setattr(metrics_page, "MAX_AGE_S", 1e9)
         assert (await client.get("/metrics")).text == "second"
 
 
 async def test_the_page_is_compressed_for_scrapers_that_take_it(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_page, "FRESH_S", 1e9)
-    async with client_of(artifact) as (client, models):
+    monkeypatch.setattr(metrics_page, "MAX_AGE_S", 1e9)
+    async with client_of(artifact) as (client, service):
         plain = await client.get("/metrics", headers={"Accept-Encoding": "identity"})
         async with client.stream(
             "GET", "/metrics", headers={"Accept-Encoding": "gzip"}
         ) as response:
             raw = b"".join([piece async for piece in response.aiter_raw()])
-        models.metrics.remove_model("reviews")
+        service.metrics.remove_model("reviews")
     assert response.headers["content-encoding"] == "gzip"
     assert response.headers["vary"] == "accept-encoding"
     assert int(response.headers["content-length"]) == len(raw) < len(plain.content) / 4
@@ -118,4 +118,4 @@ async def test_the_page_is_compressed_for_scrapers_that_take_it(
     ],
 )
 def test_gzip_is_sent_to_those_alone_who_take_it(accepted: str, takes: bool) -> None:
-    assert takes_gzip(accepted) == takes
+    assert accepts_gzip(accepted) == takes

@@ -13,11 +13,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.artifact import Artifact
-from service.http.endpoint import Around
+from service.http.context import HttpContext, RequestHooks
 from service.http.keys import Keys
 from service.http.routes import build_app
-from service.registry import Models
 from service.settings import Settings
+from service.state import ServiceState
 from tests.service.http.test_routes import client_of
 
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
@@ -114,9 +114,11 @@ async def test_other_refusals_keep_theirs_too(artifact: Artifact) -> None:
 
 async def test_keys_are_described_where_there_are_any(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("first-key\n")
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(models, Around(keys=Keys(tmp_path / "keys")))),
+        transport=httpx.ASGITransport(
+            build_app(HttpContext(service, RequestHooks(keys=Keys(tmp_path / "keys"))))
+        ),
         base_url="http://test",
     ) as client:
         keyed = (await client.get("/openapi.json")).json()

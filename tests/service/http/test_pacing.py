@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from service.http.transport import pacing
-from service.http.transport.pacing import Turns
+from service.http.transport.pacing import Pacer
 
 
 async def test_callers_go_on_in_the_order_in_which_they_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pacing, "PAUSE_S", 0.01)
-    line, gone = Turns(), list[int]()
+    line, gone = Pacer(), list[int]()
 
     async def one(name: int) -> None:
         await line.wait()
@@ -27,8 +27,8 @@ async def test_callers_go_on_in_the_order_in_which_they_came(
 
 async def test_beyond_those_that_may_wait_nobody_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "PAUSE_S", 30.0)
-    monkeypatch.setattr(pacing, "MOST_WAITING", 2)
-    line = Turns()
+    monkeypatch.setattr(pacing, "MAX_WAITING", 2)
+    line = Pacer()
     waiting = [asyncio.create_task(line.wait()) for _ in range(2)]
     await asyncio.sleep(0)
     async with asyncio.timeout(10):

@@ -23,25 +23,27 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.artifact import Artifact
-from service.http.endpoint import Around
+from service.http.context import HttpContext, RequestHooks
 from service.http.keys import Keys
 from service.http.routes import build_app
-from service.http.transport import protocol
+from service.http.transport import protocol, request
 from service.http.transport.exchange import ConnectionPolicy
-from service.http.transport.protocol import Room
-from service.registry import Models
-from service.server import bind, configured
+from service.http.transport.request import ByteBudget
+from service.server import bind, uvicorn_config
 from service.settings import Settings
+from service.state import ServiceState
 from tests.factories import write_artifact
 from tests.service.http.test_routes import classify, client_of, stuck, until
 from tests.service.test_server import serving
 
 
 async def test_a_caller_may_ask_for_less_time_than_the_service_allows(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
-        async with stuck(models):
+    async with client_of(artifact) as (client, service):
+        async with stuck(service):
             first = asyncio.create_task(classify(client, {"input": "good"}))
-            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            await until(
+                lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
+            )
             late = await client.post(
                 "/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": "60"}
             )
@@ -52,7 +54,8 @@ async def test_a_caller_may_ask_for_less_time_than_the_service_allows(artifact: 
     assert answered.status_code == 200
     # The late one never reached the model.
     assert (
-        models.metrics.registry.get_sample_value("drbert_batch_size_sum", {"model": "reviews"}) == 1
+        service.metrics.registry.get_sample_value("drbert_batch_size_sum", {"model": "reviews"})
+        == 1
     )
 
 
@@ -67,9 +70,9 @@ async def test_a_deadline_that_is_none_is_refused_by_name(artifact: Artifact, gi
 
 
 async def test_a_deadline_beyond_the_services_own_is_cut(artifact: Artifact) -> None:
-    assert protocol.read_timeout(b"999999999", 30.0) == 30.0
-    assert protocol.read_timeout(b"1500", 30.0) == 1.5
-    assert protocol.read_timeout(None, 30.0) == 30.0
+    assert request.read_timeout(b"999999999", 30.0) == 30.0
+    assert request.read_timeout(b"1500", 30.0) == 1.5
+    assert request.read_timeout(None, 30.0) == 30.0
 
 
 async def test_a_body_that_never_ends_is_408(artifact: Artifact) -> None:
@@ -96,7 +99,7 @@ async def listening(
 ) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
     """The app behind our HTTP, and how to connect to it."""
     sock = bind("127.0.0.1", 0)
-    server = uvicorn.Server(configured(app, policy))
+    server = uvicorn.Server(uvicorn_config(app, policy))
     running = asyncio.create_task(server.serve([sock]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -209,16 +212,16 @@ async def test_no_tunnel_is_built() -> None:
 async def test_without_a_key_nothing_of_a_body_is_kept(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Room, "take", lambda *_: pytest.fail("it was kept"))
+    monkeypatch.setattr(ByteBudget, "acquire", lambda *_: pytest.fail("it was kept"))
     (tmp_path / "keys").write_text("secret\n")
-    models = Models({"reviews": artifact}, Settings(warm_up_s=0))
-    models.load()
-    app = build_app(models, Around(keys=Keys(tmp_path / "keys")))
+    service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
+    service.lifecycle.load()
+    app = build_app(HttpContext(service, RequestHooks(keys=Keys(tmp_path / "keys"))))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test"
     ) as client:
         assert (await client.post("/classify", content=b" " * 100_000)).status_code == 401
-    await models.drain()
+    await service.lifecycle.drain()
 
 
 async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
@@ -233,10 +236,10 @@ async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
 
     async with client_of(artifact, max_body_bytes=16, max_inflight_body_bytes=20) as (
         client,
-        models,
+        service,
     ):
         first = asyncio.create_task(client.post("/classify", content=slow()))
-        await until(lambda: models.answering == 1)
+        await until(lambda: service.lifecycle.active_requests == 1)
         refused = await client.post("/classify", content=body)
         go_on.set()
         assert (await first).status_code == 200

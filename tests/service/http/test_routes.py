@@ -16,24 +16,36 @@ import httpx
 import pytest
 
 from service.artifact import Artifact
+from service.http.context import HttpContext
 from service.http.routes import build_app
-from service.registry import Models
 from service.settings import Settings
+from service.state import ServiceState
 from tests.factories import MAX_TOKENS, write_artifact
 
 
 @asynccontextmanager
 async def client_of(
     *artifacts: Artifact, load: bool = True, **settings: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, Models]]:
-    models = Models({a.manifest.name: a for a in artifacts}, Settings(warm_up_s=0, **settings))
+) -> AsyncIterator[tuple[httpx.AsyncClient, ServiceState]]:
+    async with client_and_context(*artifacts, load=load, **settings) as (client, context):
+        yield client, context.service
+
+
+@asynccontextmanager
+async def client_and_context(
+    *artifacts: Artifact, load: bool = True, **settings: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, HttpContext]]:
+    service = ServiceState(
+        {a.manifest.name: a for a in artifacts}, Settings(warm_up_s=0, **settings)
+    )
+    context = HttpContext(service)
     if load:
-        models.load()
+        service.lifecycle.load()
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(models)), base_url="http://test"
+        transport=httpx.ASGITransport(build_app(context)), base_url="http://test"
     ) as client:
-        yield client, models
-    await models.drain()
+        yield client, context
+    await service.lifecycle.drain()
 
 
 async def classify(client: httpx.AsyncClient, body: Any) -> httpx.Response:
@@ -259,13 +271,13 @@ async def test_nul_is_ordinary_text(artifact: Artifact) -> None:
 
 
 @asynccontextmanager
-async def stuck(models: Models) -> AsyncIterator[None]:
+async def stuck(service: ServiceState) -> AsyncIterator[None]:
     """The model holds its batch until the block ends."""
-    gate, classifier = threading.Event(), next(iter(models.loaded.values())).classifier
+    gate, classifier = threading.Event(), next(iter(service.registry.loaded.values())).classifier
     begin = classifier.start
 
-    def start(batch: Any) -> Callable[[], Any]:
-        finish = begin(batch)
+    def start(batch: Any, layout: Any = None) -> Callable[[], Any]:
+        finish = begin(batch, layout)
         return lambda: gate.wait(10) and finish()
 
     classifier.start = start  # type: ignore[method-assign]
@@ -283,13 +295,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
     async with (
-        client_of(artifact, max_queue_size=1, max_texts=1) as (client, models),
-        stuck(models),
+        client_of(artifact, max_queue_size=1, max_texts=1) as (client, service),
+        stuck(service),
     ):
         asked = [asyncio.create_task(classify(client, {"input": "good"}))]
-        await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+        await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
         asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
-        await until(lambda: models.batcher.waiting == 1)
+        await until(lambda: service.batcher.waiting == 1)
         response = await classify(client, {"input": "film"})
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
@@ -298,18 +310,20 @@ async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
 
 
 async def test_a_deadline_that_passes_is_504(artifact: Artifact) -> None:
-    async with client_of(artifact, request_timeout_s=0.05) as (client, models), stuck(models):
+    async with client_of(artifact, request_timeout_s=0.05) as (client, service), stuck(service):
         response = await classify(client, {"input": "good"})
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
 
 
 async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
-        app = build_app(models)
-        async with stuck(models):
+    async with client_of(artifact) as (client, service):
+        app = build_app(HttpContext(service))
+        async with stuck(service):
             asked = asyncio.create_task(classify(client, {"input": "good"}))
-            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            await until(
+                lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
+            )
             left = asyncio.Event()
             messages: list[Any] = [
                 {"type": "http.request", "body": b'{"input":"bad"}', "more_body": False}
@@ -333,12 +347,12 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
                 "http_version": "1.1",
             }
             leaving = asyncio.ensure_future(app(scope, receive, send))
-            await until(lambda: models.batcher.waiting == 1)
+            await until(lambda: service.batcher.waiting == 1)
             left.set()
             await leaving
         assert (await asked).status_code == 200
-        await models.drain()
-        value = models.metrics.registry.get_sample_value
+        await service.lifecycle.drain()
+        value = service.metrics.registry.get_sample_value
         assert value("drbert_requests_total", {"model": "reviews", "code": "499"}) == 1
         assert value("drbert_tokens_total", {"model": "reviews"}) == 3
 
@@ -346,8 +360,8 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
 async def test_a_bug_is_a_500_with_its_ids_and_is_counted(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        models.loaded["reviews"].classifier.encode = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    async with client_of(artifact) as (client, service):
+        service.registry.loaded["reviews"].classifier.encode = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
         response = await client.post(
             "/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-2"}
         )
@@ -355,10 +369,10 @@ async def test_a_bug_is_a_500_with_its_ids_and_is_counted(
     assert response.json()["error"]["code"] == "internal_error"
     assert (response.headers["x-request-id"], response.headers["x-instance-id"]) == (
         "mine-2",
-        models.instance_id,
+        service.instance_id,
     )
     assert (
-        models.metrics.registry.get_sample_value(
+        service.metrics.registry.get_sample_value(
             "drbert_requests_total", {"model": "reviews", "code": "500"}
         )
         == 1
@@ -388,14 +402,14 @@ async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
-        client_of(artifact, max_queue_size=1, max_texts=1) as (client, models),
-        stuck(models),
+        client_of(artifact, max_queue_size=1, max_texts=1) as (client, service),
+        stuck(service),
     ):
         asked = [asyncio.create_task(classify(client, {"input": "good"}))]
-        await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+        await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
         asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
-        await until(lambda: models.batcher.waiting == 1)
-        [loaded] = models.loaded.values()
+        await until(lambda: service.batcher.waiting == 1)
+        [loaded] = service.registry.loaded.values()
         encoded: list[str] = []
         monkeypatch.setattr(loaded.classifier, "encode", lambda text, *_: encoded.append(text))
         assert (await classify(client, {"input": "film"})).status_code == 429
@@ -406,8 +420,8 @@ async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(
 async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact) as (_, models):
-        value = models.metrics.registry.get_sample_value
+    async with client_of(artifact) as (_, service):
+        value = service.metrics.registry.get_sample_value
         assert {
             value("drbert_requests_total", {"model": "reviews", "code": code})
             for code in ("200", "429", "500", "503", "504")
@@ -415,16 +429,16 @@ async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(
 
 
 async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         assert (await client.get("/readyz")).status_code == 200
-        await models.drain()
+        await service.lifecycle.drain()
         assert (await client.get("/readyz")).status_code == 503
         refused = await classify(client, {"input": "good"})
     assert refused.json()["error"]["code"] == "shutting_down"
 
 
 async def test_every_answer_says_where_its_time_went_and_who_gave_it(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         response = await client.post(
             "/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-1"}
         )
@@ -434,15 +448,17 @@ async def test_every_answer_says_where_its_time_went_and_who_gave_it(artifact: A
     assert 'desc="b=1 t=4"' in response.headers["server-timing"]
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json()["id"] == "classify-mine-1"
-    assert response.headers["x-instance-id"] == other.headers["x-instance-id"] == models.instance_id
+    assert (
+        response.headers["x-instance-id"] == other.headers["x-instance-id"] == service.instance_id
+    )
 
 
 async def test_metrics_count_requests_texts_and_tokens(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         await classify(client, {"input": ["good", "bad film"]})
         await classify(client, {"input": ""})
         page = (await client.get("/metrics")).text
-    value = models.metrics.registry.get_sample_value
+    value = service.metrics.registry.get_sample_value
     assert value("drbert_requests_total", {"model": "reviews", "code": "200"}) == 1
     assert value("drbert_requests_total", {"model": "", "code": "422"}) == 1
     assert value("drbert_rejected_total", {"reason": "invalid_input"}) == 1
@@ -481,7 +497,7 @@ async def test_the_metrics_of_the_contract_are_all_there(artifact: Artifact) -> 
 
 
 async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
-    async with client_of(artifact) as (client, models):
+    async with client_of(artifact) as (client, service):
         info = (await client.get("/info")).json()
         listed = (await client.get("/v1/models")).json()
     model = info["models"]["reviews"]
@@ -492,7 +508,7 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
     )
     assert model["flush_to_zero"] is True
     assert model["digest"] == artifact.digest
-    assert info["instance_id"] == models.instance_id
+    assert info["instance_id"] == service.instance_id
     assert [entry["id"] for entry in listed["data"]] == ["reviews"]
 
 
@@ -608,16 +624,18 @@ async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wi
 ) -> None:
     async with client_of(artifact, max_queue_size=1, max_texts=1, saturated_after_s=0.01) as (
         client,
-        models,
+        service,
     ):
-        async with stuck(models):
+        async with stuck(service):
             asked = [asyncio.create_task(classify(client, {"input": "good"}))]
-            await until(lambda: models.answering == 1 and models.batcher.waiting == 0)
+            await until(
+                lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
+            )
             asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
-            await until(lambda: models.batcher.waiting == 1)
+            await until(lambda: service.batcher.waiting == 1)
             assert (await client.get("/readyz")).status_code == 200
             assert (await classify(client, {"input": "film"})).status_code == 429
-            await until(lambda: models.batcher.queue.full_s > 0.01)
+            await until(lambda: service.batcher.queue.full_for_s > 0.01)
             full = await client.get("/readyz")
         assert [(await task).status_code for task in asked] == [200, 200]
         assert (await client.get("/readyz")).status_code == 200
@@ -659,17 +677,17 @@ async def test_pages_of_other_origins_may_call_only_where_they_are_named(
 async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_comes_back(
     artifact: Artifact,
 ) -> None:
-    async with client_of(artifact) as (client, models):
-        ready = models.metrics.registry.get_sample_value
-        models.note_stall(True)
+    async with client_of(artifact) as (client, service):
+        ready = service.metrics.registry.get_sample_value
+        service.lifecycle.set_stalled(True)
         assert (await client.get("/readyz")).status_code == 503
         assert (await classify(client, {"input": "good"})).status_code == 503
         assert ready("drbert_ready") == 0
-        models.note_stall(False)
+        service.lifecycle.set_stalled(False)
         assert (await client.get("/readyz")).status_code == 200
         assert ready("drbert_ready") == 1
-        await models.drain()
-        models.note_stall(False)  # whatever the engine does, who drains is not ready
+        await service.lifecycle.drain()
+        service.lifecycle.set_stalled(False)  # whatever the engine does, who drains is not ready
         assert ready("drbert_ready") == 0
 
 

@@ -190,7 +190,7 @@ def test_a_runtime_that_captures_is_warmed_up_whole_however_little_time_there_is
     artifact: Artifact,
 ) -> None:
     classifier = Classifier(artifact, OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS))
-    every = list(Shapes(MAX_TOKENS, grid=GPU).likely_first())
+    every = list(Shapes(MAX_TOKENS, grid=GPU).by_work())
     assert classifier.warm_up(0) == len(every) == 16
     buckets = classifier.runtime._buckets  # type: ignore[attr-defined]
     assert list(buckets) == every[::-1], "the largest first: its memory serves the others"

@@ -20,10 +20,11 @@ from service.artifact import Artifact
 from service.batching.shapes import CPU, GPU, Grid, Shapes, read_grid, write_grid
 from service.host import gpus
 from service.host.gpus import Gpu
-from service.registry import Models
+from service.http.info import service_info
 from service.runtimes import RuntimeUnavailable, onnxruntime
 from service.runtimes.auto import Host, choose
 from service.settings import Settings
+from service.state import ServiceState
 from service.telemetry import nvml
 from service.telemetry.metrics import Metrics
 from tests.factories import write_artifact
@@ -224,7 +225,7 @@ def test_on_a_gpu_all_that_waits_is_taken_and_rows_are_filled_up(items: int, row
 
 
 def test_no_shape_beyond_the_token_budget_is_warmed_up() -> None:
-    shapes = list(Shapes(512, grid=GPU).likely_first())
+    shapes = list(Shapes(512, grid=GPU).by_work())
     assert max(size * length for size, length in shapes) <= GPU.max_batch_tokens
     assert (1, 512) in shapes
 
@@ -232,7 +233,7 @@ def test_no_shape_beyond_the_token_budget_is_warmed_up() -> None:
 def test_a_measured_grid_is_read_back_and_refused_on_another_gpu(tmp_path: Path) -> None:
     path = tmp_path / "h100.json"
     measured = Grid(
-        (1, 4, 16), (), 64, 8192, padded_rows=True, all_warm=True, lengths=(16, 64, 256)
+        (1, 4, 16), (), 64, 8192, padded_rows=True, warm_up_all=True, lengths=(16, 64, 256)
     )
     write_grid(path, H100.name, measured, [(1, 16, 0.4), (4, 16, 0.41)])
     assert read_grid(path, H100.name) == measured
@@ -278,22 +279,26 @@ def test_a_checkout_that_is_not_installed_knows_its_version(
 
     installed = importlib.metadata.version("drbert-serve")
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert Models({"bag": artifact}, Settings()).version == installed
+    assert ServiceState({"bag": artifact}, Settings()).version == installed
 
 
 def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(
     artifact: Artifact,
 ) -> None:
-    models = Models({"bag": artifact}, Settings())
-    models.load()
-    assert (models.batcher.max_batch_size, models.batcher.max_batch_tokens) == (
+    service = ServiceState({"bag": artifact}, Settings())
+    service.lifecycle.load()
+    assert (service.batcher.limits.size, service.batcher.limits.tokens) == (
         16,
         CPU.max_batch_tokens,
     )
-    told = Models({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
-    told.load()
-    assert (told.batcher.max_batch_size, told.batcher.max_batch_tokens) == (4, 64)
-    assert told.info()["batching"] == {"max_batch_size": 4, "max_batch_tokens": 64, "in_flight": 1}
+    told = ServiceState({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
+    told.lifecycle.load()
+    assert (told.batcher.limits.size, told.batcher.limits.tokens) == (4, 64)
+    assert service_info(told)["batching"] == {
+        "max_batch_size": 4,
+        "max_batch_tokens": 64,
+        "in_flight": 1,
+    }
 
 
 # The driver and NVML

@@ -60,7 +60,7 @@ def test_a_graph_that_is_not_made_as_a_bert_is_gives_each_text_a_row(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     packing = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1, packs=True)
-    assert not packing.grid.packs
+    assert not packing.grid.supports_packing
     assert caplog.records[0].message == "every text has a row of its own"
     classifier = Classifier(artifact, packing)
     assert classifier.packing is None

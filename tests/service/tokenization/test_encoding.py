@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, processors
 from service.artifact import Artifact
 from service.classifier import Classifier, Encoded
 from service.runtimes.auto import choose, load
-from service.tokenization.encoding import CHARS_ON_THE_LOOP
+from service.tokenization.encoding import MAX_CHARS_ON_LOOP
 from tests.factories import MAX_TOKENS, write_artifact
 from tests.service.http.test_routes import classify, client_of, until
 
@@ -230,8 +230,8 @@ async def test_the_deadline_holds_while_texts_are_tokenized(
         assert go_on.wait(10)
         return encode(self, text, *more)
 
-    long = "bad " * CHARS_ON_THE_LOOP
-    async with client_of(artifact) as (client, models):
+    long = "bad " * MAX_CHARS_ON_LOOP
+    async with client_of(artifact) as (client, service):
         monkeypatch.setattr(Classifier, "encode", slow)
         response = await client.post(
             "/classify", json={"input": [long, long]}, headers={"X-Request-Timeout-Ms": "20"}
@@ -241,7 +241,7 @@ async def test_the_deadline_holds_while_texts_are_tokenized(
             "deadline_exceeded",
         )
         go_on.set()
-        await until(lambda: not models.executors.running)
+        await until(lambda: not service.executors.running)
     assert seen == [long]  # nobody waited for the second
 
 

@@ -1,0 +1,66 @@
+"""
+The answer of GET /info: what is loaded, how, and under which limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from service.host import gpus
+from service.registry import LoadedModel
+from service.state import ServiceState
+
+
+def service_info(service: ServiceState) -> dict[str, Any]:
+    """Return what GET /info answers."""
+    registry, limits = service.registry, service.batcher.limits
+    return {
+        "service": "drbert-serve",
+        "version": service.version,
+        "instance_id": service.instance_id,
+        "started": service.started,
+        "state": service.lifecycle.state,
+        "threads": service.threads,
+        "gpus": gpus.told(gpus.visible()),
+        "settings": service.settings.to_dict(),
+        "batching": {
+            "max_batch_size": limits.size,
+            "max_batch_tokens": limits.tokens,
+            "in_flight": limits.in_flight,
+        },
+        "default_model": registry.default if registry.default in registry.loaded else None,
+        "models": {name: model_info(model) for name, model in registry.loaded.items()},
+    }
+
+
+def model_info(model: LoadedModel) -> dict[str, Any]:
+    """Return what GET /info answers about one model."""
+    manifest, runtime = model.artifact.manifest, model.classifier.runtime
+    variant = manifest.variants[model.choice.variant]
+    return {
+        "load_position": model.load_position,
+        "digest": model.artifact.digest,
+        "encoder_digest": variant.encoder_digest,
+        "head_digest": variant.head_digest,
+        "family": manifest.family,
+        "task": manifest.task,
+        "labels": manifest.labels,
+        "takes_pairs": manifest.takes_pairs,
+        "max_tokens": manifest.max_tokens,
+        "parameters": manifest.parameters,
+        "padding_safe": manifest.padding_safe,
+        "packs": model.classifier.packing is not None,
+        "kept_decoder_layers": manifest.kept_decoder_layers,
+        "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
+        "variant": model.choice.variant,
+        "runtime": runtime.name,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "flush_to_zero": runtime.flush_to_zero,
+        "flushed_weights": manifest.flushed_weights,
+        "self_check": None if model.agreement is None else asdict(model.agreement),
+        "why": model.choice.why,
+        "gate": variant.gate.model_dump(),
+        "parity": None if variant.parity is None else variant.parity.model_dump(),
+    }

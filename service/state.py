@@ -1,0 +1,69 @@
+"""
+What one process of the service consists of, apart from its connections.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from service.artifact import Artifact
+from service.host.executors import Executors
+from service.lifecycle import Lifecycle
+from service.loading import LoadOptions
+from service.registry import LoadedModel, ModelRegistry
+from service.settings import Settings
+from service.telemetry import nvml
+from service.telemetry.metrics import Metrics
+
+
+class ServiceState:
+    """Settings, metrics, threads, the models with their batcher, and the life cycle."""
+
+    def __init__(
+        self, artifacts: Mapping[str, Artifact], settings: Settings, variant: str = "auto"
+    ) -> None:
+        self.settings = settings
+        self.instance_id = uuid.uuid4().hex
+        self.started = int(time.time())
+        """Seconds since 1970."""
+        self.version = installed_version()
+        self.executors = Executors(settings.max_queue_size)
+        self.metrics = Metrics(
+            CollectorRegistry(),
+            readings=nvml.readings,
+            waiting=lambda: self.batcher.waiting,
+            answering=lambda: self.lifecycle.active_requests,
+            waiting_s=lambda: self.batcher.queue_s,
+        )
+        options = LoadOptions.from_settings(settings, variant)
+        self.threads = options.threads
+        self.registry = ModelRegistry(settings, options, self.metrics)
+        self.batcher = self.registry.batcher
+        self.lifecycle = Lifecycle(self.registry, artifacts, settings, self.metrics)
+
+    def acquire(self, name: str | None) -> LoadedModel:
+        """Return a model for a `with` block, the default one for None.
+
+        Raises NotReady or ShuttingDown while no requests are answered, UnknownModel.
+        """
+        self.lifecycle.check_accepting()
+        return self.registry.acquire(name)
+
+
+def installed_version() -> str:
+    """Return the version of the installed package, or of the checkout that runs as it is."""
+    try:
+        return importlib.metadata.version("drbert-serve")
+    except importlib.metadata.PackageNotFoundError:
+        pyproject = Path(__file__).parent.parent / "pyproject.toml"
+        if not pyproject.is_file():
+            return "unknown"
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        return str(project["version"])
