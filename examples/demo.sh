@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole product in a few minutes: serve both twins, ask them, compare their work, compare their time.
-# `make demo` runs it; the artifacts are there by then.
+# A tour of a few minutes: serve both twins, classify a sentence, compare their graphs, compare their latency.
+# `make demo` exports the artifacts and runs it.
 set -eu
 PORT=${PORT:-8000}
 SENTENCE="a charming and often affecting journey"
@@ -13,7 +13,7 @@ trap 'exit 130' INT TERM
 
 echo
 echo "== Both twins answer over HTTP"
-command -v curl >/dev/null || { echo "The demo asks the service with curl; install curl." >&2; exit 69; }
+command -v curl >/dev/null || { echo "curl is not installed; the demo sends its requests with it." >&2; exit 69; }
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/readyz"; do
     if ! kill -0 "$server" 2>/dev/null; then
         cat "$log" >&2
@@ -38,7 +38,7 @@ echo "== And with the decoder left in?"
 code=0
 "$BIN/python" -m proof identity artifacts/bert artifacts/drbert-with-decoder || code=$?
 if [ "$code" -ne 1 ]; then
-    echo "The kept decoder should have been noticed (exit 1), and identity ended with $code." >&2
+    echo "identity should have detected the kept decoder (exit 1), but it ended with $code." >&2
     exit 70
 fi
 
@@ -46,7 +46,7 @@ echo
 echo "== Do they take the same time? (eight starts of a server, about three minutes)"
 code=0
 "$BIN/python" -m proof run examples/plans/demo.toml || code=$?
-# 2 is an honest "cannot tell" on a noisy machine; 1 and 3 are not what the demo is there to show.
+# 2 means that the machine is too noisy for a verdict, which is no failure of the demo; 1 and 3 are.
 if [ "$code" -ne 0 ] && [ "$code" -ne 2 ]; then
     exit "$code"
 fi

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Pins the Dockerfile's base image to the digest that its tag has today: sh k8s/pin_base.sh. It asks the image's registry by skopeo.
+# Pins the base image of the Dockerfile to the current digest of its tag: sh k8s/pin_base.sh. skopeo reads the digest from the registry.
 set -eu
 image=$(sed -n 's/^ARG BASE=\([^@]*\).*/\1/p' Dockerfile)
 command -v skopeo >/dev/null || {
-    echo "skopeo is not installed; Debian, Fedora and Homebrew have it" >&2
+    echo "skopeo is not installed; install it with apt, dnf or brew" >&2
     exit 69
 }
 digest=$(skopeo inspect --no-tags --format '{{.Digest}}' "docker://docker.io/library/$image")
 echo "$digest" | grep -Eqx 'sha256:[0-9a-f]{64}' || {
-    echo "skopeo gives no digest of $image but '$digest'; the Dockerfile is left as it is" >&2
+    echo "skopeo returned '$digest' for $image, which is not a digest; the Dockerfile is unchanged" >&2
     exit 69
 }
 sed -i "s/^ARG BASE=.*/ARG BASE=$image@$digest/" Dockerfile
-echo "The Dockerfile builds on $image@$digest"
+echo "The Dockerfile now uses $image@$digest"

@@ -1,8 +1,8 @@
 """
-Runs an image by runc as a node would run the chart's container: under its securityContext, with
-/tmp as the one place to write.
+Runs an image by runc as a node runs the chart's container: under its securityContext, where only
+/tmp can be written.
 
-It shares the host's network, so what it serves is to listen on 127.0.0.1.
+The container shares the host's network, so its server has to listen on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.k8s.images import FOLDER, said, unpacked
+from tests.k8s.images import FOLDER, output_of, unpacked
 
-# The chart's securityContext of pod and container, which the tests of the chart hold it to.
+# The securityContext of the chart's pods and containers; the tests of the chart check it.
 SECURITY: dict[str, Any] = {
     "runAsNonRoot": True,
     "runAsUser": 10001,
@@ -31,15 +31,19 @@ SECURITY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Container:
+    """A container that runs."""
+
     name: str
     process: subprocess.Popen[str]
+    """The process of runc; its stdout is the output of the container."""
 
     def run(self, *command: str) -> str:
-        """What a command inside prints."""
-        return said(*RUNC, "exec", self.name, *command)
+        """Run a command in the container and return its output."""
+        return output_of(*RUNC, "exec", self.name, *command)
 
     def send(self, signal: str) -> None:
-        said(*RUNC, "kill", self.name, signal)
+        """Send a signal to the first process of the container."""
+        output_of(*RUNC, "kill", self.name, signal)
 
 
 @contextmanager
@@ -51,25 +55,23 @@ def container(
     environment: Mapping[str, str] | None = None,
     mounts: Mapping[Path, str] | None = None,
 ) -> Iterator[Container]:
-    """A running container of the image, which is gone afterwards.
+    """Run a container of the image for the length of the block.
 
-    `command` takes the place of the image's entrypoint, as in a pod; `mounts` says where folders of
-    the host are, to be read only.
+    `command` replaces the image's entrypoint, as in a pod. `mounts` maps folders of the host to
+    paths in the container, where they are read-only.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (
-        unpacked(image) as (root, told),
+        unpacked(image) as (root, image_config),
         TemporaryDirectory(prefix="bundle-", dir=FOLDER) as folder,
     ):
         bundle, name = Path(folder), Path(folder).name
-        variables = [
-            *told["Env"],
-            *(f"{name}={value}" for name, value in (environment or {}).items()),
-        ]
-        words = [*(command or told["Entrypoint"]), *arguments]
-        (bundle / "config.json").write_text(
-            json.dumps(config(bundle, root, told, words, variables, mounts or {}))
-        )
+        variables = list(image_config["Env"])
+        for variable, value in (environment or {}).items():
+            variables.append(f"{variable}={value}")
+        words = [*(command or image_config["Entrypoint"]), *arguments]
+        runc_config = config(bundle, root, image_config, words, variables, mounts or {})
+        (bundle / "config.json").write_text(json.dumps(runc_config))
         process = subprocess.Popen(
             [*RUNC, "run", "--bundle", str(bundle), name],
             stdout=subprocess.PIPE,
@@ -88,28 +90,28 @@ def container(
 def config(
     bundle: Path,
     root: Path,
-    told: Mapping[str, Any],
+    image_config: Mapping[str, Any],
     words: Sequence[str],
     variables: Sequence[str],
     mounts: Mapping[Path, str],
 ) -> dict[str, Any]:
-    """runc's own proposal, changed to what Kubernetes makes of the securityContext."""
+    """Return runc's default configuration, changed as Kubernetes applies the securityContext."""
     assert SECURITY["capabilities"] == {"drop": ["ALL"]}
-    said(*RUNC, "spec", "--bundle", str(bundle))
-    chosen: dict[str, Any] = json.loads((bundle / "config.json").read_text())
-    chosen["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
-    chosen["process"] |= {
+    output_of(*RUNC, "spec", "--bundle", str(bundle))
+    runc_config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
+    runc_config["root"] = {"path": str(root), "readonly": SECURITY["readOnlyRootFilesystem"]}
+    runc_config["process"] |= {
         "terminal": False,
         "args": list(words),
         "env": list(variables),
-        "cwd": told.get("WorkingDir", "/"),
+        "cwd": image_config.get("WorkingDir", "/"),
         "user": {"uid": SECURITY["runAsUser"], "gid": SECURITY["runAsGroup"]},
         "noNewPrivileges": not SECURITY["allowPrivilegeEscalation"],
         "capabilities": {
             kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
         },
     }
-    chosen["mounts"] += [
+    runc_config["mounts"] += [
         {
             "destination": "/tmp",
             "type": "tmpfs",
@@ -126,14 +128,14 @@ def config(
             for folder, inside in mounts.items()
         ),
     ]
-    # No network of its own, and no limits: both are the node's to give.
-    chosen["linux"]["namespaces"] = [
+    # The container uses the host's network and has no limits; a node would set both.
+    runc_config["linux"]["namespaces"] = [
         space
-        for space in chosen["linux"]["namespaces"]
+        for space in runc_config["linux"]["namespaces"]
         if space["type"] not in ("network", "cgroup")
     ]
-    chosen["linux"].pop("resources", None)
-    return chosen
+    runc_config["linux"].pop("resources", None)
+    return runc_config
 
 
 RUNC = ("runc", "--root", str(FOLDER.resolve() / "running"))

@@ -1,7 +1,7 @@
 """
-What every profile renders to, kept in the repository so that a review sees what a change does.
+Writes what every profile renders to, so that a review shows the effect of a change to the chart.
 
-    python -m tests.k8s.golden      write the files anew (make chart-golden)
+    python -m tests.k8s.golden      (make chart-golden)
 """
 
 from __future__ import annotations
@@ -15,33 +15,26 @@ FOLDER = Path("k8s/rendered")
 
 
 def golden(profile: str) -> str:
-    """The profile's objects as text, template by template, and what Helm says in the end."""
+    """Return the profile's objects as text, template by template, and the notes of Helm."""
     files = helm.rendered_files(PROFILES[profile])
     [notes] = [text for path, text in files.items() if path.endswith("NOTES.txt")]
-    parts = [
-        f"---\n# {path}\n{body}"
-        for path, text in sorted(files.items())
-        if path.endswith(".yaml") and (body := text.strip().removeprefix("---").strip())
+    lines = [
+        f"# Made by `make chart-golden` from the profile {profile}, as release {helm.NAME} in"
+        f" namespace {helm.NAMESPACE}."
     ]
-    return (
-        "\n".join(
-            [
-                (
-                    f"# Made by `make chart-golden` from the profile {profile}, as release"
-                    f" {helm.NAME} in namespace {helm.NAMESPACE}."
-                ),
-                *parts,
-                "---",
-                *(f"# {line}".rstrip() for line in notes.splitlines()),
-            ]
-        )
-        + "\n"
-    )
+    for path, text in sorted(files.items()):
+        body = text.strip().removeprefix("---").strip()
+        if path.endswith(".yaml") and body:
+            lines.append(f"---\n# {path}\n{body}")
+    lines.append("---")
+    for line in notes.splitlines():
+        lines.append(f"# {line}".rstrip())
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for gone in {path.stem for path in FOLDER.glob("*.yaml")} - set(PROFILES):
-        (FOLDER / f"{gone}.yaml").unlink()
+    for removed in {path.stem for path in FOLDER.glob("*.yaml")} - set(PROFILES):
+        (FOLDER / f"{removed}.yaml").unlink()
     for name in PROFILES:
         (FOLDER / f"{name}.yaml").write_text(golden(name))

@@ -1,10 +1,9 @@
 """
-Helm's own Go library, in a process of its own: a request a line on stdin, an answer a line on
-stdout, both JSON.
+Runs Helm's Go library in a process of its own: one JSON request per line of stdin, one JSON answer
+per line of stdout.
 
-Apart, for a Go runtime and the engines that other tests load do not always live in one process: it
-was seen to abort there. Nobody else imports helm-python-sdk, so that the program `helm` could take
-its place.
+The process is separate, because a Go runtime aborted next to the engines that other tests load. No
+other module imports helm-python-sdk, so the program `helm` could replace it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from helm_python import _native
 
 def rendered_files(chart: str, values: dict[str, Any], release: dict[str, str]) -> Any:
     with helm_python.Chart.load(chart) as loaded:
-        # The public `render` leaves the version of Kubernetes out.
+        # The public `render` does not pass the version of Kubernetes.
         return json.loads(
             _native.call_string(
                 "helm_render", loaded._raw(), json.dumps(values), json.dumps(release)
@@ -49,9 +48,9 @@ QUESTIONS = {
 
 def main() -> None:
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         try:
-            answer = {"answer": QUESTIONS[asked["question"]](**asked["told"])}
+            answer = {"answer": QUESTIONS[request["question"]](**request["arguments"])}
         except helm_python.HelmError as error:
             answer = {"refused": str(error)}
         print(json.dumps(answer), flush=True)

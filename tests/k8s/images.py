@@ -1,8 +1,8 @@
 """
-Builds the images of the Dockerfile without a container engine: by buildah in a chroot, on a base by
-mmdebstrap.
+Builds the images of the Dockerfile without a container engine: with buildah in a chroot, on a base
+by mmdebstrap.
 
-Everything lies under build/image. Layers are kept there, so that a second build takes what has not
+All files lie under build/image. Layers stay there, so a second build reuses those that have not
 changed.
 """
 
@@ -21,19 +21,20 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path("build/image")
-# As the chart calls what the Dockerfile's targets make.
+# Names of the images in the chart, by the targets of the Dockerfile.
 NAMES = {"service": "drbert-serve", "proof": "drbert-proof"}
-# As Debian's own slim images leave out.
+# Folders of /usr/share that Debian's slim images leave out.
 NOT_IN_SLIM = ("doc", "man", "locale", "info", "lintian")
-# What pip may be told on this host that a build needs too.
-INDEXES = ("cert", "index-url", "extra-index-url", "find-links", "proxy", "trusted-host")
+# Options of pip on this host that a build needs too.
+PIP_OPTIONS = ("cert", "index-url", "extra-index-url", "find-links", "proxy", "trusted-host")
 
 
 def build(target: str, **arguments: str) -> str:
-    """The name of the image that a target of the Dockerfile makes."""
+    """Build a target of the Dockerfile and return the name of the image."""
     name = f"localhost/{NAMES[target]}:{version()}"
-    told = {"BASE": make_base(), "VERSION": version(), "REVISION": revision()} | arguments
-    building = (
+    build_arguments = {"BASE": make_base(), "VERSION": version(), "REVISION": revision()}
+    build_arguments |= arguments
+    command = [
         "build",
         "--isolation",
         "chroot",
@@ -41,13 +42,14 @@ def build(target: str, **arguments: str) -> str:
         "host",
         "--pull=never",
         "--layers",
-        *(word for key, value in told.items() for word in ("--build-arg", f"{key}={value}")),
-    )
+    ]
+    for key, value in build_arguments.items():
+        command += ["--build-arg", f"{key}={value}"]
     try:
-        # First and without mounts, for a mount leaves its empty folder in what runs beside it, and
-        # this ends in the image.
-        buildah(*building, "--target", "python", ".")
-        buildah(*building, "--target", target, "--tag", name, *as_pip_is_told(), ".")
+        # The first build has no mounts: a mount leaves its empty folder in stages that run in
+        # parallel, and that folder ends up in the image.
+        buildah(*command, "--target", "python", ".")
+        buildah(*command, "--target", target, "--tag", name, *pip_mounts(), ".")
     except AssertionError:
         buildah("rm", "--all")  # a step that fails leaves its container mounted
         raise
@@ -55,11 +57,13 @@ def build(target: str, **arguments: str) -> str:
 
 
 def version() -> str:
-    stated: str = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-    return stated
+    """Return the project's version."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    return str(project["version"])
 
 
 def revision() -> str:
+    """Return the commit that is checked out, with -dirty if files differ from it."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         capture_output=True,
@@ -70,20 +74,21 @@ def revision() -> str:
 
 
 def make_base() -> str:
-    """The name of an image of Debian's packages, in the place of the one that the Dockerfile builds
-    on; it has no digest of that one.
+    """Build the base image from Debian's packages and return its name.
+
+    It replaces the base of the Dockerfile, whose registry may be out of reach, without its digest.
     """
-    stated = re.search(
+    base = re.search(
         r"^ARG BASE=(\w+:(\w+)-slim)(@sha256:\w+)?$", Path("Dockerfile").read_text(), re.M
     )
-    assert stated, "The Dockerfile has no ARG BASE=…:RELEASE-slim"
-    name, release = f"localhost/{stated[1]}", stated[2]
-    if name in said(*BUILDAH, "images", "--format", "{{.Name}}:{{.Tag}}").split():
+    assert base, "The Dockerfile has no ARG BASE=…:RELEASE-slim"
+    name, release = f"localhost/{base[1]}", base[2]
+    if name in output_of(*BUILDAH, "images", "--format", "{{.Name}}:{{.Tag}}").split():
         return name
     FOLDER.mkdir(parents=True, exist_ok=True)
     archive = FOLDER / "base.tar"
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in NOT_IN_SLIM]
-    said(
+    output_of(
         "mmdebstrap",
         "--quiet",
         "--variant=minbase",
@@ -102,37 +107,40 @@ def make_base() -> str:
     return name
 
 
-def as_pip_is_told() -> Iterator[str]:
-    """Mounts by which pip in a build knows what pip on this host is told: its indexes, its
-    certificates. They stay out of the image.
+def pip_mounts() -> Iterator[str]:
+    """Yield buildah's options that mount the settings of pip on this host into a build.
+
+    pip then uses the same indexes and certificates. Mounts are no part of the image.
     """
-    listed = re.findall(
+    settings = re.findall(
         r"^(?:global|:env:)\.([a-z-]+)=(.*)$",
-        said(sys.executable, "-m", "pip", "config", "list"),
+        output_of(sys.executable, "-m", "pip", "config", "list"),
         re.M,
     )
     options = {
         key: " ".join(str(ast.literal_eval(value)).split())
-        for key, value in listed
-        if key in INDEXES
+        for key, value in settings
+        if key in PIP_OPTIONS
     }
     file = FOLDER.resolve() / "pip.conf"
-    file.touch(mode=0o600)  # an index may be told with a password
+    file.touch(mode=0o600)  # the URL of an index may hold a password
     file.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()))
     yield from ("--volume", f"{file}:/etc/pip.conf:ro")
-    # An index in a folder keeps its files beside it.
-    places = [
-        Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word)
-        for value in options.values()
-        for word in value.split()
-    ]
-    for place in sorted({place for place in places if place.is_absolute() and place.exists()}):
-        yield from ("--volume", f"{place}:{place}:ro")
+    folders: set[Path] = set()
+    for word in " ".join(options.values()).split():
+        folder = Path(word.removeprefix("file://"))
+        # An index that is a folder has its files next to it.
+        if word.startswith("file://"):
+            folder = folder.parent
+        if folder.is_absolute() and folder.exists():
+            folders.add(folder)
+    for folder in sorted(folders):
+        yield from ("--volume", f"{folder}:{folder}:ro")
 
 
 @contextmanager
 def unpacked(image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The root of a container of the image, and what the image says of how to run it."""
+    """Yield the root folder of a container of the image, and the image's configuration."""
     container = buildah("from", "--pull-never", image).strip()
     try:
         inspected = json.loads(buildah("inspect", "--type", "container", container))
@@ -142,16 +150,15 @@ def unpacked(image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def size_mb(root: Path) -> int:
-    return round(
-        sum(
-            path.lstat().st_blocks * 512
-            for path in {p.lstat().st_ino: p for p in root.rglob("*")}.values()
-        )
-        / 1e6
-    )
+    """Return the disk space of a folder in MB; files with several names count once."""
+    sizes: dict[int, int] = {}
+    for path in root.rglob("*"):
+        status = path.lstat()
+        sizes[status.st_ino] = status.st_blocks * 512
+    return round(sum(sizes.values()) / 1e6)
 
 
-# Overlays do not lie on overlays: inside a container, STORAGE_DRIVER=vfs copies instead.
+# An overlay cannot lie on an overlay: inside a container, STORAGE_DRIVER=vfs copies instead.
 DRIVER = os.environ.get("STORAGE_DRIVER", "overlay")
 BUILDAH = (
     "buildah",
@@ -165,11 +172,11 @@ BUILDAH = (
 
 
 def buildah(*arguments: str) -> str:
-    return said(*BUILDAH, *arguments)
+    return output_of(*BUILDAH, *arguments)
 
 
-def said(*command: str) -> str:
-    """What a command prints; its complaint where it fails."""
+def output_of(*command: str) -> str:
+    """Run a command and return its output; AssertionError with its messages if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (
         f"{' '.join(command)} ended with"

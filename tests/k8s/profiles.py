@@ -1,6 +1,6 @@
 """
-The values that the chart is tried with: the profiles it comes with, and one set for every feature
-no profile uses.
+The values that the chart is tested with: its profiles, and one set for each feature that no profile
+uses.
 """
 
 from __future__ import annotations
@@ -131,22 +131,23 @@ FEATURES: dict[str, Values] = {
 
 EVERYTHING = PROFILES | FEATURES
 
-# The first Kubernetes that can mount an image; the profiles that do.
+# The first minor version of Kubernetes that can mount an image, and the profiles that do.
 IMAGE_VOLUMES_SINCE = 31
 WITH_IMAGE_VOLUMES = {"production"}
 
 
 def minors(name: str) -> range:
-    """The Kubernetes versions 1.N on which those values are rendered."""
+    """Return the minor versions N of Kubernetes 1.N for which some values are rendered."""
     return range(IMAGE_VOLUMES_SINCE if name in WITH_IMAGE_VOLUMES else 28, 38)
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
+    """Return the objects of some kinds."""
     return [document for document in documents if document["kind"] in kinds]
 
 
 def pod_specs(documents: list[Document]) -> Iterator[tuple[Document, Document]]:
-    """Every object that makes pods, with the spec of its pods."""
+    """Yield each object that creates pods, with the spec of its pods."""
     for document in of_kind(documents, "Deployment", "Job"):
         yield document, document["spec"]["template"]["spec"]
     for document in of_kind(documents, "Pod"):
@@ -154,5 +155,5 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[Document, Document]]:
 
 
 def containers(spec: Document) -> list[Document]:
-    found: list[Document] = [*spec.get("initContainers", []), *spec["containers"]]
-    return found
+    """Return the containers of a pod, its init containers first."""
+    return [*spec.get("initContainers", []), *spec["containers"]]

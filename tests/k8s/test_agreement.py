@@ -1,8 +1,7 @@
-"""Chart, docs, rules, dashboards and code name the same variables and the same metrics."""
+"""Chart, docs, rules, dashboards and code use the same variables and the same metrics."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from service.telemetry.nvml import Reading
 from tests.k8s.helm import CHART, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, Values, containers, of_kind, pod_specs
 
-# Set by the blocks of values that mount what they name.
+# Settings that the chart sets where it mounts their files.
 BY_MOUNTS = {
     "api_keys_file",
     "tls_certificate",
@@ -37,15 +36,15 @@ MOUNTS: Values = {
     "networkPolicy": {"admins": [{"podSelector": {}}]},
     "gpu": {"enabled": True},
 }
-# Not the service's: the client's key, and the switch of a chaos run's service.
+# A variable of the client.
 OTHERS = {"DRBERT_API_KEY"}
-IN_WORDS = {"default", "description", "title"}
+ANNOTATIONS = {"default", "description", "title"}
 CHART_NAMES = {current: former for former, current in FORMER_NAMES.items()}
 """The chart's values keep the former names of renamed settings."""
 
 
 def variables(values: Values) -> dict[str, str]:
-    """What the first arm's container is told."""
+    """Return the variables of the first arm's container."""
     [spec, *_] = [
         spec for document, spec in pod_specs(render(values)) if document["kind"] == "Deployment"
     ]
@@ -53,9 +52,11 @@ def variables(values: Values) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container.get("env", [])}
 
 
-def without_words(schema: dict[str, Any]) -> dict[str, Any]:
-    [told] = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
-    return {key: value for key, value in told.items() if key not in IN_WORDS}
+def without_annotations(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a setting's value, without its description and its default."""
+    options = schema.get("anyOf", [schema])
+    [value] = [option for option in options if option.get("type") != "null"]
+    return {key: part for key, part in value.items() if key not in ANNOTATIONS}
 
 
 def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits() -> None:
@@ -69,7 +70,7 @@ def test_the_chart_knows_every_setting_of_the_service_with_its_type_and_limits()
     assert set(known) | BY_MOUNTS == set(fields)
     assert not set(known) & BY_MOUNTS
     for name, schema in known.items():
-        assert without_words(schema) == without_words(fields[name]), name
+        assert without_annotations(schema) == without_annotations(fields[name]), name
 
 
 def test_every_variable_of_the_service_can_be_set() -> None:
@@ -83,8 +84,8 @@ def test_every_variable_of_the_service_can_be_set() -> None:
         for name, value in (Settings().model_dump(mode="json") | unset).items()
         if name not in BY_MOUNTS
     }
-    given = variables({**MOUNTS, "settings": settings})
-    assert set(given) == {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
+    rendered = variables({**MOUNTS, "settings": settings})
+    assert set(rendered) == {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -96,7 +97,7 @@ def test_the_service_reads_what_the_chart_sets(name: str, monkeypatch: pytest.Mo
         assert settings[setting] == value
 
 
-def test_what_the_chart_computes_with_are_the_services_own_defaults() -> None:
+def test_the_chart_computes_with_the_defaults_of_the_service() -> None:
     [deployment, *_] = of_kind(render({"shutdown": {"preStopSeconds": 7}}), "Deployment")
     assert (
         deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -111,7 +112,7 @@ def test_what_the_chart_computes_with_are_the_services_own_defaults() -> None:
     assert waiting == f"vector({Settings().max_queue_size})"
 
 
-def test_docs_name_only_variables_that_there_are() -> None:
+def test_docs_name_only_variables_that_exist() -> None:
     known = {f"DRBERT_{name.upper()}" for name in Settings.model_fields} | OTHERS
     for path in (
         Path("README.md"),
@@ -119,12 +120,12 @@ def test_docs_name_only_variables_that_there_are() -> None:
         *Path("k8s").rglob("*.md"),
         *Path("k8s").rglob("*.yaml"),
     ):
-        named = set(re.findall(r"\bDRBERT_[A-Z_]*[A-Z]\b", path.read_text()))
-        assert named <= known, f"{path}: {named - known}"
+        names = set(re.findall(r"\bDRBERT_[A-Z_]*[A-Z]\b", path.read_text()))
+        assert names <= known, f"{path}: {names - known}"
 
 
-def exposed() -> set[str]:
-    """The series on /metrics of a service with a model."""
+def exposed_series() -> set[str]:
+    """Return the names of the series on /metrics of a service with a model."""
     gpu = Reading("GPU-0", "H100", 1, 0.5, 1e9, 300.0, 40.0, frozenset())
     metrics = Metrics(CollectorRegistry(), readings=lambda: [gpu])
     metrics.add_model("reviews", "d", "e", "openvino", "cpu-fp32")
@@ -140,95 +141,90 @@ def exposed() -> set[str]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Everything that asks Prometheus, and where it stands."""
+    """Yield each expression that is sent to Prometheus, after the place that holds it."""
+    yield from rule_expressions()
+    for path in sorted((CHART / "dashboards").glob("*.json")):
+        for expression in nested_expressions(json.loads(path.read_text())):
+            yield str(path), expression
+    yield from autoscaler_expressions()
+    yield from adapter_expressions()
+
+
+def rule_expressions() -> Iterator[tuple[str, str]]:
+    """Yield the expressions of the rules, as files and as the chart renders them."""
     for path in sorted((CHART / "rules").glob("*.yaml")):
         for group in yaml.safe_load(path.read_text())["groups"]:
-            yield from (
-                (f"{path} {rule.get('record') or rule.get('alert')}", rule["expr"])
-                for rule in group["rules"]
-            )
-    for path in sorted((CHART / "dashboards").glob("*.json")):
-        yield from (
-            (str(path), expression) for expression in _expressions(json.loads(path.read_text()))
-        )
-    for document in of_kind(render(PROFILES["production"]), "ScaledObject"):
-        yield from (
-            ("ScaledObject", trigger["metadata"]["query"])
-            for trigger in document["spec"]["triggers"]
-        )
+            for rule in group["rules"]:
+                yield f"{path} {rule.get('record') or rule.get('alert')}", rule["expr"]
     for document in of_kind(render(PROFILES["production"]), "PrometheusRule"):
-        yield from (
-            ("PrometheusRule", rule["expr"])
-            for group in document["spec"]["groups"]
-            for rule in group["rules"]
-        )
-    for rule in yaml.safe_load(Path("k8s/examples/prometheus-adapter.yaml").read_text())["rules"][
-        "custom"
-    ]:
-        filled_in = {
-            "<<.Series>>": rule["name"]["as"],
-            "<<.LabelMatchers>>": 'namespace="prod",pod=~"a|b"',
-            "<<.GroupBy>>": "pod",
-        }
-        yield (
-            "prometheus-adapter",
-            functools.reduce(
-                lambda query, each: query.replace(*each), filled_in.items(), rule["metricsQuery"]
-            ),
-        )
+        for group in document["spec"]["groups"]:
+            for rule in group["rules"]:
+                yield "PrometheusRule", rule["expr"]
+
+
+def autoscaler_expressions() -> Iterator[tuple[str, str]]:
+    """Yield the expressions of KEDA's and of Kubernetes' own autoscalers."""
+    for document in of_kind(render(PROFILES["production"]), "ScaledObject"):
+        for trigger in document["spec"]["triggers"]:
+            yield "ScaledObject", trigger["metadata"]["query"]
     for document in of_kind(render(EVERYTHING["hpa"]), "HorizontalPodAutoscaler"):
-        yield from (
-            ("HorizontalPodAutoscaler", metric["pods"]["metric"]["name"])
-            for metric in document["spec"]["metrics"]
-        )
+        for metric in document["spec"]["metrics"]:
+            yield "HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]
 
 
-def _expressions(part: Any) -> Iterator[str]:
+def adapter_expressions() -> Iterator[tuple[str, str]]:
+    """Yield the expressions of prometheus-adapter, with values for its placeholders."""
+    example = yaml.safe_load(Path("k8s/examples/prometheus-adapter.yaml").read_text())
+    for rule in example["rules"]["custom"]:
+        query = rule["metricsQuery"]
+        query = query.replace("<<.Series>>", rule["name"]["as"])
+        query = query.replace("<<.LabelMatchers>>", 'namespace="prod",pod=~"a|b"')
+        yield "prometheus-adapter", query.replace("<<.GroupBy>>", "pod")
+
+
+def nested_expressions(part: Any) -> Iterator[str]:
+    """Yield the values of all keys `expr` within a dashboard."""
     if isinstance(part, dict):
-        yield from (part["expr"] for _ in [0] if isinstance(part.get("expr"), str))
+        if isinstance(part.get("expr"), str):
+            yield part["expr"]
         part = list(part.values())
     if isinstance(part, list):
         for inner in part:
-            yield from _expressions(inner)
+            yield from nested_expressions(inner)
 
 
-def filled(expression: str) -> str:
-    """A dashboard's expression as Grafana would send it."""
-    return re.sub(
-        r"\$\{?(__rate_interval|__interval|__range)\}?",
-        "5m",
-        re.sub(r"\$\{?(?!__)\w+(:\w+)?\}?", "x", expression),
-    )
+def fill_in_variables(expression: str) -> str:
+    """Return a dashboard's expression as Grafana sends it."""
+    expression = re.sub(r"\$\{?(?!__)\w+(:\w+)?\}?", "x", expression)
+    return re.sub(r"\$\{?(__rate_interval|__interval|__range)\}?", "5m", expression)
 
 
-def test_whoever_asks_prometheus_asks_for_metrics_that_the_service_has() -> None:
-    there, asked = exposed(), list(expressions())
-    assert len(asked) >= 4
-    for where, expression in asked:
-        promql_parser.parse(filled(expression))
-        series = re.sub(r'"(\\.|[^"\\])*"', "", expression)
-        named = set(re.findall(r"(?<![:\w])drbert_\w+", series))
-        assert named <= there, f"{where} asks for {sorted(named - there)}"
+def test_expressions_use_only_metrics_that_the_service_has() -> None:
+    series = exposed_series()
+    all_expressions = list(expressions())
+    assert len(all_expressions) >= 4
+    for place, expression in all_expressions:
+        promql_parser.parse(fill_in_variables(expression))
+        without_strings = re.sub(r'"(\\.|[^"\\])*"', "", expression)
+        names = set(re.findall(r"(?<![:\w])drbert_\w+", without_strings))
+        assert names <= series, f"{place} reads {sorted(names - series)}"
 
 
-def test_rules_ask_for_settings_that_the_chart_records() -> None:
-    [rule] = of_kind(render(PROFILES["production"]), "PrometheusRule")
-    recorded = {
-        each["record"]
-        for group in rule["spec"]["groups"]
-        for each in group["rules"]
-        if "record" in each
-    }
-    for where, expression in expressions():
-        named = set(re.findall(r"\bdrbert:[\w:]+", expression))
-        assert named <= recorded, f"{where} asks for {sorted(named - recorded)}"
+def test_rules_use_only_settings_that_the_chart_records() -> None:
+    [document] = of_kind(render(PROFILES["production"]), "PrometheusRule")
+    recorded: set[str] = set()
+    for group in document["spec"]["groups"]:
+        recorded |= {rule["record"] for rule in group["rules"] if "record" in rule}
+    for place, expression in expressions():
+        names = set(re.findall(r"\bdrbert:[\w:]+", expression))
+        assert names <= recorded, f"{place} reads {sorted(names - recorded)}"
 
 
 @pytest.mark.parametrize(
     ("size", "variant"),
     [("mini", "cpu-fp32"), ("mini", "cpu-int8"), ("base", "cpu-fp32"), ("base", "cpu-int8")],
 )
-def test_sizes_in_the_docs_are_those_that_were_measured(size: str, variant: str) -> None:
+def test_sizes_in_the_docs_are_the_measured_ones(size: str, variant: str) -> None:
     results = Path("benchmarks/RESULTS.md").read_text()
     precision = variant.removeprefix("cpu-")
     peers = results.partition(f"## peers {size}\n")[2]
@@ -249,25 +245,25 @@ def test_sizes_in_the_docs_are_those_that_were_measured(size: str, variant: str)
     )
 
 
-def test_the_docs_commands_name_what_there_is() -> None:
+def test_the_commands_of_the_docs_name_objects_and_files_that_exist() -> None:
     text = Path("k8s/README.md").read_text()
     kinds = {"svc": "Service", "deploy": "Deployment"}
-    named = {(kinds[kind], name) for kind, name in re.findall(r"\b(svc|deploy)/([a-z-]+)", text)}
-    assert named
-    assert named <= {(document["kind"], document["metadata"]["name"]) for document in render({})}
+    objects = {(kinds[kind], name) for kind, name in re.findall(r"\b(svc|deploy)/([a-z-]+)", text)}
+    assert objects
+    assert objects <= {(document["kind"], document["metadata"]["name"]) for document in render({})}
     for path in re.findall(r"\b(k8s/[\w/.-]+|values/[\w-]+)", text):
         assert Path(path).exists() or Path("k8s", path).exists(), path
     [job] = of_kind(render(PROFILES["ab-proof"], name="proof"), "Job")
     for selector in re.findall(r"-l (\S+=proof\S*)", text):
-        wanted = dict(pair.split("=") for pair in selector.split(","))
-        assert wanted.items() <= job["metadata"]["labels"].items()
+        labels = dict(pair.split("=") for pair in selector.split(","))
+        assert labels.items() <= job["metadata"]["labels"].items()
 
 
-def test_the_docs_tell_the_services_own_defaults() -> None:
-    told = re.findall(r"\| `DRBERT_(\w+)` \| ([^|]+) \|", Path("docs/operations.md").read_text())
-    assert len(told) >= 5
+def test_the_docs_state_the_defaults_of_the_service() -> None:
+    rows = re.findall(r"\| `DRBERT_(\w+)` \| ([^|]+) \|", Path("docs/operations.md").read_text())
+    assert len(rows) >= 5
     defaults = dict(Settings())
-    for name, words in told:
+    for name, words in rows:
         number, _, unit = words.strip().replace(",", "").partition(" ")
         assert defaults[name.lower()] == (
             None if number == "none" else float(number) * {"": 1, "MiB": 2**20}[unit]

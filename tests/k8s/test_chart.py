@@ -1,6 +1,4 @@
-"""Every profile and every feature renders to objects that Kubernetes and its operators would
-take.
-"""
+"""Each profile and each feature renders to objects that Kubernetes and its operators accept."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import yaml
 
 from tests.k8s import helm
 from tests.k8s.golden import FOLDER, golden
-from tests.k8s.helm import Document, Refused, installed, lint, render
+from tests.k8s.helm import Document, RenderError, installed, lint, render
 from tests.k8s.profiles import EVERYTHING, PROFILES, minors, of_kind
 from tests.requirements import CRDS, crds
 
@@ -29,8 +27,9 @@ CUSTOM = {
 
 
 def chart_with_files(folder: Path) -> Path:
-    """The chart with a rule file and a dashboard more, whose braces Prometheus and Grafana fill in,
-    not Helm.
+    """Return a copy of the chart with one more rule file and one more dashboard.
+
+    Their braces are for Prometheus and Grafana to fill in, not for Helm.
     """
     chart = folder / "chart"
     shutil.copytree(helm.CHART, chart)
@@ -47,7 +46,7 @@ def chart_with_files(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_lint_has_nothing_to_complain_of(name: str) -> None:
+def test_lint_reports_nothing(name: str) -> None:
     assert lint(EVERYTHING[name]) == []
 
 
@@ -55,7 +54,7 @@ def test_lint_has_nothing_to_complain_of(name: str) -> None:
 def test_kubernetes_knows_every_field_on_every_version(
     minor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It reads its schemas, 3 MB of them, anew for every object.
+    # Without a cache it reads its schemas, 3 MB, again for each object.
     monkeypatch.setattr(
         kubernetes_validate.utils,
         "schema_contents",
@@ -72,7 +71,7 @@ def test_kubernetes_knows_every_field_on_every_version(
         kubernetes_validate.validate(document, f"1.{minor}", strict=True)
 
 
-def test_a_misspelt_field_would_be_seen() -> None:
+def test_a_misspelt_field_is_detected() -> None:
     [first, *_] = of_kind(render({}), "Deployment")
     first["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["pth"] = "/"
     with pytest.raises(kubernetes_validate.ValidationError, match="pth"):
@@ -92,8 +91,8 @@ def test_operators_know_every_field(name: str) -> None:
 
 
 def test_every_kind_of_object_is_rendered_by_some_values() -> None:
-    seen = {document["kind"] for values in EVERYTHING.values() for document in render(values)}
-    assert seen >= {
+    kinds = {document["kind"] for values in EVERYTHING.values() for document in render(values)}
+    assert kinds >= {
         *CUSTOM,
         "Deployment",
         "Service",
@@ -108,18 +107,18 @@ def test_every_kind_of_object_is_rendered_by_some_values() -> None:
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_what_is_installed_is_what_was_checked(name: str) -> None:
+def test_the_installed_objects_are_the_checked_ones(name: str) -> None:
     def key(document: Document) -> tuple[str, str]:
         return document["kind"], document["metadata"]["name"]
 
-    told = installed(EVERYTHING[name])
-    manifest = sorted(helm.documents(told["manifest"]), key=key)
-    # Rendered for the engine's own version of Kubernetes, as the dry run is.
+    release = installed(EVERYTHING[name])
+    manifest = sorted(helm.documents(release["manifest"]), key=key)
+    # The dry run renders for the default version of Kubernetes in Helm.
     checked = render(EVERYTHING[name], kubernetes="1.36")
     assert manifest == sorted(
         (d for d in checked if "helm.sh/hook" not in d["metadata"].get("annotations", {})), key=key
     )
-    assert "port-forward svc/demo" in told["notes"]
+    assert "port-forward svc/demo" in release["notes"]
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -127,16 +126,16 @@ def test_the_rendered_profiles_are_those_in_the_repository(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     assert path.exists(), f"{path} is missing; make chart-golden writes it"
     assert path.read_text() == golden(name), (
-        f"{path} is not what the chart renders; `make chart-golden` writes it anew, git diff shows"
+        f"{path} is not what the chart renders; `make chart-golden` updates it, and git diff shows"
         " what changed"
     )
 
 
-def test_the_repository_holds_no_rendered_profile_that_is_gone() -> None:
+def test_the_repository_holds_no_rendered_profile_that_was_removed() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(PROFILES)
 
 
-def test_an_old_kubernetes_sleeps_by_a_command_before_a_pod_goes() -> None:
+def test_an_old_kubernetes_sleeps_by_a_command_before_a_pod_ends() -> None:
     for kubernetes, handler in (
         ("1.29", {"exec": {"command": ["sleep", "5"]}}),
         ("1.30", {"sleep": {"seconds": 5}}),
@@ -145,9 +144,9 @@ def test_an_old_kubernetes_sleeps_by_a_command_before_a_pod_goes() -> None:
         assert first["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] == handler
 
 
-def test_an_old_kubernetes_is_told_that_it_cannot_mount_images() -> None:
+def test_an_old_kubernetes_that_cannot_mount_images_is_refused() -> None:
     with pytest.raises(
-        Refused,
+        RenderError,
         match=(
             r"Kubernetes v1\.30\.0 cannot mount; it takes 1\.35, or 1\.31 with the feature gate"
             r" ImageVolume, or model\.source: initContainer"
@@ -156,7 +155,7 @@ def test_an_old_kubernetes_is_told_that_it_cannot_mount_images() -> None:
         render(PROFILES["production"], kubernetes="1.30")
 
 
-def test_rules_and_dashboards_come_through_unchanged(tmp_path: Path) -> None:
+def test_rules_and_dashboards_are_rendered_unchanged(tmp_path: Path) -> None:
     chart = chart_with_files(tmp_path)
     values = {
         "monitoring": {
@@ -184,7 +183,7 @@ def test_rules_and_dashboards_come_through_unchanged(tmp_path: Path) -> None:
     assert labels == ["1"] * len(boards)
 
 
-def test_alerts_lead_to_the_runbooks_that_the_values_name() -> None:
+def test_alerts_link_to_the_runbooks_of_the_values() -> None:
     [rule] = of_kind(
         render(
             {"monitoring": {"rules": {"enabled": True, "runbooks": "https://wiki.example/drbert"}}}
@@ -200,7 +199,7 @@ def test_alerts_lead_to_the_runbooks_that_the_values_name() -> None:
     assert pages == {"https://wiki.example/drbert"}
 
 
-def test_rules_are_told_what_the_values_say() -> None:
+def test_rules_record_the_settings_of_the_values() -> None:
     [rule] = of_kind(
         render(
             {

@@ -1,6 +1,4 @@
-"""The dashboards as files: Grafana itself is not here, so what it would stumble over is
-looked for.
-"""
+"""The dashboards as files, checked for the faults that Grafana would report."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ import pytest
 
 from tests.k8s.queries import (
     DASHBOARDS,
-    OTHERS,
+    FOREIGN,
     SETTINGS,
     dashboard_queries,
     metrics_in,
-    recorded,
-    served,
+    recorded_series,
+    service_series,
 )
 from tests.requirements import GRAFANA, grafana
 
@@ -29,35 +27,37 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 @pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
 def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
     path: Path = request.param
-    read: dict[str, Any] = json.loads(path.read_text())
-    return read
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
-def test_panels_have_ids_of_their_own_and_lie_beside_one_another(dashboard: dict[str, Any]) -> None:
+def test_panels_have_unique_ids_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
-        place = panel["gridPos"]
-        assert 0 <= place["x"] < place["x"] + place["w"] <= 24, panel["title"]
-    for one, other in combinations(panels, 2):
-        a, b = one["gridPos"], other["gridPos"]
+        position = panel["gridPos"]
+        assert 0 <= position["x"] < position["x"] + position["w"] <= 24, panel["title"]
+    for panel, other in combinations(panels, 2):
+        a, b = panel["gridPos"], other["gridPos"]
         apart = (
             a["x"] + a["w"] <= b["x"]
             or b["x"] + b["w"] <= a["x"]
             or a["y"] + a["h"] <= b["y"]
             or b["y"] + b["h"] <= a["y"]
         )
-        assert apart, f"{one['title']!r} and {other['title']!r} lie on each other"
+        assert apart, f"{panel['title']!r} and {other['title']!r} overlap"
 
 
-def test_where_the_data_comes_from_is_for_the_reader_to_choose(dashboard: dict[str, Any]) -> None:
-    [chosen] = [
+def test_the_data_source_is_a_variable(dashboard: dict[str, Any]) -> None:
+    [source] = [
         variable for variable in dashboard["templating"]["list"] if variable["type"] == "datasource"
     ]
-    assert (chosen["name"], chosen["query"]) == ("datasource", "prometheus")
+    assert (source["name"], source["query"]) == ("datasource", "prometheus")
     for panel in dashboard["panels"]:
-        for asking in [panel, *panel.get("targets", [])] if panel["type"] != "row" else []:
-            assert asking["datasource"] == SOURCE, panel["title"]
+        if panel["type"] == "row":
+            continue
+        for reader in [panel, *panel.get("targets", [])]:
+            assert reader["datasource"] == SOURCE, panel["title"]
     assert all(
         variable["datasource"] == SOURCE
         for variable in dashboard["templating"]["list"]
@@ -65,27 +65,27 @@ def test_where_the_data_comes_from_is_for_the_reader_to_choose(dashboard: dict[s
     )
 
 
-def test_a_panels_queries_have_names_of_their_own(dashboard: dict[str, Any]) -> None:
+def test_the_queries_of_a_panel_have_unique_names(dashboard: dict[str, Any]) -> None:
     for panel in dashboard["panels"]:
         names = [target["refId"] for target in panel.get("targets", [])]
         assert len(names) == len(set(names)), panel["title"]
         assert names or panel["type"] == "row", f"{panel['title']} shows nothing"
 
 
-def test_a_dashboard_asks_only_for_what_somebody_tells(dashboard: dict[str, Any]) -> None:
-    known = served() | recorded() | SETTINGS | OTHERS
+def test_a_dashboard_reads_only_series_that_exist(dashboard: dict[str, Any]) -> None:
+    known = service_series() | recorded_series() | SETTINGS | FOREIGN
     for name, query in dashboard_queries():
-        found = metrics_in(query)
-        assert found, f"{name} asks for nothing: {query}"
-        assert found <= known, (
-            f"{name} asks for {', '.join(sorted(found - known))}, which nobody tells"
+        series = metrics_in(query)
+        assert series, f"{name} reads no series: {query}"
+        assert series <= known, (
+            f"{name} reads {', '.join(sorted(series - known))}, which does not exist"
         )
 
 
 def test_a_dashboard_shows_one_release_at_a_time() -> None:
     for name, query in dashboard_queries():
-        for asked in query.split("{")[1:]:
-            selectors = asked.partition("}")[0]
+        for part in query.split("{")[1:]:
+            selectors = part.partition("}")[0]
             assert 'namespace="$namespace"' in selectors, f"{name} adds up namespaces: {query}"
             assert 'release="$release"' in selectors or 'container="drbert"' in selectors, (
                 f"{name} adds up releases: {query}"
@@ -93,7 +93,7 @@ def test_a_dashboard_shows_one_release_at_a_time() -> None:
 
 
 @grafana
-def test_a_dashboard_is_of_grafanas_own_type(dashboard: dict[str, Any], tmp_path: Path) -> None:
+def test_a_dashboard_fits_the_types_of_grafana(dashboard: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(GRAFANA)
     source = tmp_path / "dashboard.ts"
     source.write_text(
@@ -111,6 +111,6 @@ def test_a_dashboard_is_of_grafanas_own_type(dashboard: dict[str, Any], tmp_path
     assert done.returncode == 0, done.stdout
 
 
-def test_two_dashboards_do_not_share_an_address() -> None:
+def test_dashboards_have_unique_addresses() -> None:
     names = [json.loads(path.read_text())["uid"] for path in DASHBOARDS]
     assert len(names) == len(set(names))

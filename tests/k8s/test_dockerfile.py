@@ -1,4 +1,4 @@
-"""The Dockerfile as it stands; tests/k8s/test_image.py builds it."""
+"""The Dockerfile as text; tests/k8s/test_image.py builds it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-def test_the_dockerfile_has_nothing_that_hadolint_minds() -> None:
+def test_hadolint_reports_nothing() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("hadolint"), "Dockerfile"],
         capture_output=True,
@@ -20,8 +20,8 @@ def test_the_dockerfile_has_nothing_that_hadolint_minds() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_a_file_that_changes_often_does_not_fetch_the_requirements_again() -> None:
-    """In the Dockerfile the requirements are installed before the sources are copied."""
+def test_a_change_of_a_source_file_does_not_fetch_the_requirements_again() -> None:
+    """The requirements are installed in a layer before the one that copies the sources."""
     steps = [
         line
         for line in Path("Dockerfile").read_text().splitlines()
@@ -34,18 +34,19 @@ def test_a_file_that_changes_often_does_not_fetch_the_requirements_again() -> No
 
 
 @pytest.mark.parametrize("extra", ["gpu", "gpu,tracing"])
-def test_extras_are_told_to_pip_as_pyproject_states_them(extra: str) -> None:
-    said = subprocess.run(
+def test_the_requirements_of_extras_are_printed_for_pip(extra: str) -> None:
+    printed = subprocess.run(
         [sys.executable, "k8s/requirements.py", extra], capture_output=True, text=True, check=True
     ).stdout
-    assert "onnxruntime-gpu[cuda,cudnn]" in said
-    assert "openvino" in said
-    assert "torch" not in said
+    assert "onnxruntime-gpu[cuda,cudnn]" in printed
+    assert "openvino" in printed
+    assert "torch" not in printed
 
 
-def test_no_image_keeps_what_reports_to_others() -> None:
-    """Whatever installs OpenVINO brings its telemetry, which the same step removes again: each
-    layer stays in the image.
+def test_no_image_keeps_a_package_for_telemetry() -> None:
+    """A step that installs OpenVINO installs its telemetry too.
+
+    The same step removes it, because each layer stays in the image.
     """
     installing = [
         step for step in steps("RUN") if "requirements.txt" in step and "install.sh" in step
@@ -59,9 +60,9 @@ def test_no_image_keeps_what_reports_to_others() -> None:
 
 
 def test_the_base_is_named_by_a_release_and_perhaps_a_digest() -> None:
-    stated = re.search(r"^ARG BASE=(\S+)$", Path("Dockerfile").read_text(), re.M)
-    assert stated
-    assert re.fullmatch(r"debian:[a-z]+-slim(@sha256:[0-9a-f]{64})?", stated[1])
+    base = re.search(r"^ARG BASE=(\S+)$", Path("Dockerfile").read_text(), re.M)
+    assert base
+    assert re.fullmatch(r"debian:[a-z]+-slim(@sha256:[0-9a-f]{64})?", base[1])
     others = {words.split()[1] for words in steps("FROM")} - {
         words.split()[-1] for words in steps("FROM") if " AS " in words
     }
@@ -72,7 +73,7 @@ def test_the_base_is_named_by_a_release_and_perhaps_a_digest() -> None:
 @pytest.mark.parametrize(
     ("digest", "pins"), [(f"sha256:{'a1' * 32}", True), ("sha256:a1", False), ("", False)]
 )
-def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(
+def test_the_base_is_pinned_only_to_a_digest_from_the_registry(
     tmp_path: Path, digest: str, pins: bool, pinned_before: bool
 ) -> None:
     before = re.sub(
@@ -82,7 +83,7 @@ def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(
         flags=re.M,
     )
     (tmp_path / "Dockerfile").write_text(before)
-    # Its own answers need a registry.
+    # The real skopeo needs a registry.
     (tmp_path / "skopeo").write_text(
         '#!/bin/sh\n[ "$5" = docker://docker.io/library/debian:bookworm-slim ] && echo'
         f' "{digest}"\n'
@@ -108,12 +109,12 @@ def test_the_base_is_pinned_to_what_its_registry_says_and_to_nothing_else(
 
 
 def steps(name: str) -> list[str]:
-    """The Dockerfile's instructions of a name, without it, each on one line."""
+    """Return the instructions of a kind in the Dockerfile, each on one line."""
     text = Path("Dockerfile").read_text().replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
-def test_an_extra_that_is_not_there_is_named() -> None:
+def test_an_unknown_extra_is_named() -> None:
     done = subprocess.run(
         [sys.executable, "k8s/requirements.py", "cuda"], capture_output=True, text=True, check=False
     )

@@ -1,5 +1,6 @@
-"""The images as Kubernetes would run them: built from the Dockerfile, under the chart's
-securityContext, without a container engine.
+"""The images, built from the Dockerfile and run as Kubernetes runs them.
+
+They run under the chart's securityContext, without a container engine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.k8s.containers import SECURITY, Container, container
 from tests.requirements import containers
 from tests.service.test_server import classify, free_port, ready
 
-# The first build fetches and unpacks every package.
+# The first build downloads and unpacks all packages.
 pytestmark = [containers, pytest.mark.timeout(1800)]
 
 SENTENCE = "a charming and often affecting journey"
@@ -32,7 +33,7 @@ TWINS = ("bert=/models/bert", "drbert=/models/drbert")
 def service_image() -> str:
     for twin in ("bert", "drbert"):
         if not Path("artifacts", twin, "manifest.json").exists():
-            images.said(
+            images.output_of(
                 sys.executable,
                 "-m",
                 "export",
@@ -54,26 +55,27 @@ def serving(
     environment: Mapping[str, str] | None = None,
     mounts: Mapping[Path, str] | None = None,
 ) -> Iterator[tuple[str, Container]]:
+    """Run the service in a container; yield its URL once it is ready, and the container."""
     port = free_port()
     with container(
         image,
         [*models, "--host", "127.0.0.1", "--port", str(port)],
         environment=environment,
         mounts=mounts,
-    ) as served:
+    ) as server:
         url = f"http://127.0.0.1:{port}"
-        give_up = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while not ready(url):
-            assert served.process.poll() is None, served.process.communicate()[0]
-            assert time.monotonic() < give_up
+            assert server.process.poll() is None, server.process.communicate()[0]
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        yield url, served
+        yield url, server
 
 
 def test_the_service_image_is_small_and_holds_no_torch(
     service_image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with images.unpacked(service_image) as (root, told):
+    with images.unpacked(service_image) as (root, config):
         size = images.size_mb(root)
         [packages] = root.glob("app/lib/python3*/site-packages")
         assert not [
@@ -92,10 +94,10 @@ def test_the_service_image_is_small_and_holds_no_torch(
         assert {path.name for path in root.glob("models/*")} == {"bert", "drbert"}
     with capsys.disabled():
         print(f"\n{service_image}: {size} MB unpacked")
-    assert size <= 600, f"{service_image} takes {size} MB unpacked, and 600 were promised"
-    assert told["User"] == "10001:10001"
-    assert told["Cmd"] == [*TWINS, "--host", "0.0.0.0", "--port", "8000"]
-    assert told["Labels"]["org.opencontainers.image.version"] == images.version()
+    assert size <= 600, f"{service_image} takes {size} MB unpacked; the limit is 600 MB"
+    assert config["User"] == "10001:10001"
+    assert config["Cmd"] == [*TWINS, "--host", "0.0.0.0", "--port", "8000"]
+    assert config["Labels"]["org.opencontainers.image.version"] == images.version()
 
 
 def test_nothing_of_this_host_stays_in_an_image(service_image: str, proof_image: str) -> None:
@@ -110,22 +112,20 @@ def test_nothing_of_this_host_stays_in_an_image(service_image: str, proof_image:
             assert "nameserver" not in (root / "etc/resolv.conf").read_text()
 
 
-def test_nothing_that_reports_to_others_stays_in_an_image(
-    service_image: str, proof_image: str
-) -> None:
+def test_no_package_for_telemetry_stays_in_an_image(service_image: str, proof_image: str) -> None:
     for image in (service_image, proof_image):
         with images.unpacked(image) as (root, _):
             assert list(root.glob("app/lib/python3*/site-packages/openvino"))
             assert not list(root.glob("app/lib/python3*/site-packages/openvino_telemetry*"))
 
 
-def test_a_container_classifies_as_nobody_in_particular_on_a_root_it_cannot_write(
+def test_a_container_classifies_without_privileges_on_a_read_only_root(
     service_image: str,
 ) -> None:
-    with serving(service_image, *TWINS) as (url, served):
+    with serving(service_image, *TWINS) as (url, server):
         assert classify(url, SENTENCE)["data"][0]["label"] == "POSITIVE"
         status = dict(
-            line.split(":", 1) for line in served.run("cat", "/proc/1/status").splitlines()
+            line.split(":", 1) for line in server.run("cat", "/proc/1/status").splitlines()
         )
         assert (status["Uid"].split(), status["Gid"].split()) == (["10001"] * 4, ["10001"] * 4)
         assert (
@@ -134,7 +134,7 @@ def test_a_container_classifies_as_nobody_in_particular_on_a_root_it_cannot_writ
             status["NoNewPrivs"].strip(),
         ) == (0, 0, "1")
         assert (
-            served.run(
+            server.run(
                 "sh",
                 "-c",
                 "touch /tmp/there; touch /app/there /models/there /there 2>/dev/null || echo"
@@ -144,52 +144,48 @@ def test_a_container_classifies_as_nobody_in_particular_on_a_root_it_cannot_writ
         )
 
 
-def test_a_mounted_model_takes_the_place_of_the_baked_ones(
-    service_image: str, tmp_path: Path
-) -> None:
+def test_a_mounted_model_replaces_those_of_the_image(service_image: str, tmp_path: Path) -> None:
     write_artifact(tmp_path / "reviews")
     tmp_path.chmod(0o755)
-    with serving(service_image, "/models/reviews", mounts={tmp_path: "/models"}) as (url, served):
+    with serving(service_image, "/models/reviews", mounts={tmp_path: "/models"}) as (url, server):
         assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
-        assert served.run("ls", "/models").split() == ["reviews"]
+        assert server.run("ls", "/models").split() == ["reviews"]
 
 
-def test_a_container_that_is_told_to_stop_answers_what_it_has_and_ends_with_0(
+def test_a_stopped_container_answers_pending_requests_and_ends_with_0(
     service_image: str,
 ) -> None:
-    patience = {"DRBERT_DRAIN_TIMEOUT_S": "300", "DRBERT_REQUEST_TIMEOUT_S": "300"}
-    with serving(service_image, *TWINS, environment=patience) as (url, served):
+    timeouts = {"DRBERT_DRAIN_TIMEOUT_S": "300", "DRBERT_REQUEST_TIMEOUT_S": "300"}
+    with serving(service_image, *TWINS, environment=timeouts) as (url, server):
         answers: list[int] = []
-        # As many as a request may hold: /metrics is up to a second old, and shows them only if they
-        # take longer than that.
-        asked = urllib.request.Request(
+        # The largest request: /metrics is up to a second old, so the request has to take longer to
+        # be seen there.
+        request = urllib.request.Request(
             f"{url}/classify",
             json.dumps({"input": [f"{SENTENCE} {i}" * 12 for i in range(1000)]}).encode(),
         )
 
-        def ask() -> None:
-            with urllib.request.urlopen(asked, timeout=300) as response:
+        def send() -> None:
+            with urllib.request.urlopen(request, timeout=300) as response:
                 answers.append(len(json.load(response)["data"]))
 
-        asking = Thread(target=ask)
-        asking.start()
+        client = Thread(target=send)
+        client.start()
         while "drbert_queue_depth 0.0" in metrics(url):
-            assert asking.is_alive(), "it was answered before it was seen; ask for more"
-        served.send("TERM")
-        asking.join()
+            assert client.is_alive(), "it was answered before it was seen; send more texts"
+        server.send("TERM")
+        client.join()
         assert answers == [1000]
-        output = served.process.communicate(timeout=60)[0]
-        assert served.process.returncode == 0, output
+        output = server.process.communicate(timeout=60)[0]
+        assert server.process.returncode == 0, output
         assert [json.loads(line)["event"] for line in output.splitlines()][-2:] == [
             "draining",
             "drained",
         ]
 
 
-def test_the_charts_pod_runs_and_its_own_test_is_content(service_image: str) -> None:
-    """Their arguments, variables and securityContext, with this host's address for the
-    cluster's.
-    """
+def test_the_pod_of_the_chart_runs_and_passes_its_test(service_image: str) -> None:
+    """Both run with their arguments, variables and securityContext, on the address of this host."""
     rendered = helm.render({})
     [pod, *_] = [
         document["spec"]["template"]["spec"]
@@ -197,23 +193,23 @@ def test_the_charts_pod_runs_and_its_own_test_is_content(service_image: str) -> 
         if document["kind"] == "Deployment"
     ]
     [tester] = [document["spec"] for document in rendered if document["kind"] == "Pod"]
-    [own], [asking] = pod["containers"], tester["containers"]
+    [service], [client] = pod["containers"], tester["containers"]
     for security in (
-        {**pod["securityContext"], **own["securityContext"]},
-        {**tester["securityContext"], **asking["securityContext"]},
+        {**pod["securityContext"], **service["securityContext"]},
+        {**tester["securityContext"], **client["securityContext"]},
     ):
         assert security.items() >= SECURITY.items()
-    assert [mount["mountPath"] for mount in own["volumeMounts"]] == ["/tmp"]
-    [model, *where] = own["args"]
-    assert where == ["--host", "0.0.0.0", "--port", "8000"]
-    variables = {variable["name"]: variable["value"] for variable in own.get("env", [])}
+    assert [mount["mountPath"] for mount in service["volumeMounts"]] == ["/tmp"]
+    [model, *options] = service["args"]
+    assert options == ["--host", "0.0.0.0", "--port", "8000"]
+    variables = {variable["name"]: variable["value"] for variable in service.get("env", [])}
     with (
         serving(service_image, model, environment=variables) as (url, _),
-        container(service_image, [url], command=asking["command"]) as test,
+        container(service_image, [url], command=client["command"]) as test,
     ):
-        said = test.process.communicate(timeout=120)[0]
-        assert test.process.returncode == 0, said
-        assert "says POSITIVE" in said
+        output = test.process.communicate(timeout=120)[0]
+        assert test.process.returncode == 0, output
+        assert "answers POSITIVE" in output
 
 
 def test_the_proof_image_judges_published_evidence(
@@ -223,9 +219,9 @@ def test_the_proof_image_judges_published_evidence(
         print(f"\n{proof_image}: {images.size_mb(root)} MB unpacked")
     evidence = Path("evidence/published/twins-base-2")
     with container(proof_image, ["judge", "/evidence"], mounts={evidence: "/evidence"}) as judging:
-        said = judging.process.communicate(timeout=300)[0]
-    assert judging.process.returncode == 0, said
-    assert "verdict: equivalent" in said
+        output = judging.process.communicate(timeout=300)[0]
+    assert judging.process.returncode == 0, output
+    assert "verdict: equivalent" in output
 
 
 def test_the_proof_image_runs_a_plan_to_its_verdict(proof_image: str, tmp_path: Path) -> None:
@@ -262,13 +258,14 @@ settings = {{ warm_up_s = 0 }}
     with container(
         proof_image, ["run", "/plan/plan.toml", "--evidence", "/tmp/evidence"], mounts=mounts
     ) as running:
-        said = running.process.communicate(timeout=300)[0]
-    # How so few requests are judged is the machine's business.
-    assert running.process.returncode in (0, 1, 2, 3), said
-    assert "verdict: " in said
+        output = running.process.communicate(timeout=300)[0]
+    # The verdict on so few requests depends on the machine.
+    assert running.process.returncode in (0, 1, 2, 3), output
+    assert "verdict: " in output
 
 
 def metrics(url: str) -> str:
+    """Return the page of metrics."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         page: str = response.read().decode()
         return page

@@ -1,4 +1,4 @@
-"""What no schema sees: that the objects of a release fit each other."""
+"""The objects of a release fit each other, which no schema checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.k8s.profiles import (
 )
 
 LONGEST_NAME = "a-release-whose-name-is-as-long-as-helm-permits-it-be"
-GOODBYE_S = 10
+EXIT_S = 10
+"""Seconds that a service needs to end after it has drained."""
 
 
 @pytest.fixture(params=EVERYTHING)
@@ -33,17 +34,19 @@ def documents(request: pytest.FixtureRequest) -> list[Document]:
 
 
 def pods(documents: list[Document]) -> Iterator[tuple[dict[str, str], Document]]:
-    """Labels and spec of every kind of pod in the release."""
+    """Yield the labels and the spec of each kind of pod in the release."""
     for document, spec in pod_specs(documents):
         template = document if document["kind"] == "Pod" else document["spec"]["template"]
         yield template["metadata"]["labels"], spec
 
 
 def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    """Return whether a selector matches some labels."""
     return selector.items() <= labels.items()
 
 
 def arms(documents: list[Document]) -> dict[str, Document]:
+    """Return the Deployment of each arm."""
     return {
         document["metadata"]["labels"]["arm"]: document
         for document in of_kind(documents, "Deployment")
@@ -51,14 +54,14 @@ def arms(documents: list[Document]) -> dict[str, Document]:
 
 
 def drbert(deployment: Document) -> Document:
-    [found] = [
-        c for c in deployment["spec"]["template"]["spec"]["containers"] if c["name"] == "drbert"
-    ]
-    assert isinstance(found, dict)
-    return found
+    """Return the container of the service in a Deployment."""
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = [container for container in spec["containers"] if container["name"] == "drbert"]
+    assert isinstance(container, dict)
+    return container
 
 
-def test_every_object_is_in_the_releases_namespace_and_alone_by_its_name(
+def test_every_object_is_in_the_namespace_of_the_release_and_has_a_unique_name(
     documents: list[Document],
 ) -> None:
     names = [(document["kind"], document["metadata"]["name"]) for document in documents]
@@ -67,11 +70,11 @@ def test_every_object_is_in_the_releases_namespace_and_alone_by_its_name(
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_names_fit_also_for_the_longest_release(name: str) -> None:
+def test_names_are_valid_for_the_longest_name_of_a_release(name: str) -> None:
     assert len(LONGEST_NAME) == 53
     documents = render(EVERYTHING[name], name=LONGEST_NAME)
     for document in documents:
-        # KEDA puts "keda-hpa-" before it and makes a label of both.
+        # KEDA makes a label of "keda-hpa-" and the name.
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,52}[a-z0-9])?", document["metadata"]["name"]), (
             document["metadata"]["name"]
         )
@@ -95,53 +98,48 @@ def test_a_deployment_selects_its_own_pods_and_no_others(documents: list[Documen
         )
 
 
-def test_arms_differ_in_their_model_alone() -> None:
+def test_arms_differ_only_in_their_model() -> None:
     two: dict[str, Any] = {
         "bert": None,
         "drbert": None,
-        "one": {"role": "reference"},
-        "two": {"role": "candidate"},
+        "first": {"role": "reference"},
+        "second": {"role": "candidate"},
     }
     for values in EVERYTHING.values():
-        found = arms(render({**values, "arms": two}))
-        assert set(found) == {"one", "two"}
-        digests = [
-            deployment["spec"]["template"]["metadata"]["labels"].pop("pod-spec")
-            for deployment in found.values()
-        ]
-        assert len(set(digests)) == 2
-        assert (
-            len(
-                {
-                    re.sub(r"\b(one|two)\b", "ARM", json.dumps(deployment["spec"]))
-                    for deployment in found.values()
-                }
-            )
-            == 1
-        )
+        deployments = arms(render({**values, "arms": two}))
+        assert set(deployments) == {"first", "second"}
+        digests: set[str] = set()
+        specs: set[str] = set()
+        for deployment in deployments.values():
+            digests.add(deployment["spec"]["template"]["metadata"]["labels"].pop("pod-spec"))
+            specs.add(re.sub(r"\b(first|second)\b", "ARM", json.dumps(deployment["spec"])))
+        assert len(digests) == 2
+        assert len(specs) == 1
 
 
-def test_services_select_the_arms_pods_by_ports_that_they_have(documents: list[Document]) -> None:
+def test_services_select_pods_of_arms_and_ports_that_exist(documents: list[Document]) -> None:
     services = {
         document["metadata"]["name"]: document for document in of_kind(documents, "Service")
     }
     assert {"demo", "demo-bert", "demo-drbert"} <= set(services)
     for name, service in services.items():
-        found = [
+        selected = [
             (labels, spec)
             for labels, spec in pods(documents)
             if selects(service["spec"]["selector"], labels)
         ]
-        assert len(found) == (len(arms(documents)) if name == "demo" else 1), name
-        for labels, spec in found:
+        assert len(selected) == (len(arms(documents)) if name == "demo" else 1), name
+        for labels, spec in selected:
             assert labels["app.kubernetes.io/component"] == "arm"
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= {
                 port["name"] for c in spec["containers"] for port in c["ports"]
             }
 
 
-def test_whatever_a_pod_takes_is_there_or_said_to_exist(documents: list[Document]) -> None:
-    own = {(document["kind"], document["metadata"]["name"]) for document in documents}
+def test_every_object_that_a_pod_uses_is_rendered_or_documented_to_exist(
+    documents: list[Document],
+) -> None:
+    rendered = {(document["kind"], document["metadata"]["name"]) for document in documents}
     existing = {
         ("Secret", name) for name in ("keys", "certificate", "admins", "store", "drbert-keys")
     } | {
@@ -151,39 +149,40 @@ def test_whatever_a_pod_takes_is_there_or_said_to_exist(documents: list[Document
         ("ServiceAccount", "default"),
     }
     for _, spec in pod_specs(documents):
-        wanted = {("ServiceAccount", spec["serviceAccountName"])}
-        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
-        for volume in volumes.values():
-            wanted |= {("Secret", volume["secret"]["secretName"])} if "secret" in volume else set()
-            wanted |= (
-                {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
-            )
-            wanted |= (
-                {("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])}
-                if "persistentVolumeClaim" in volume
-                else set()
-            )
-        mounted = set()
+        assert set(references(spec)) <= rendered | existing
+
+
+def references(spec: Document) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of each object that the spec of a pod refers to."""
+    yield "ServiceAccount", spec["serviceAccountName"]
+    for volume in spec.get("volumes", []):
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in containers(spec):
+        for source in container.get("envFrom", []):
+            yield "Secret", source["secretRef"]["name"]
+        for variable in container.get("env", []):
+            if "valueFrom" in variable:
+                yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+
+
+def test_every_volume_of_a_pod_is_mounted_and_every_mount_has_a_volume(
+    documents: list[Document],
+) -> None:
+    for _, spec in pod_specs(documents):
+        mounted: set[str] = set()
         for container in containers(spec):
-            mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
-            assert set(mounts) <= set(volumes), f"{container['name']} mounts what is no volume"
-            assert len({mount["mountPath"] for mount in container.get("volumeMounts", [])}) == len(
-                mounts
-            )
-            mounted |= set(mounts)
-            for source in container.get("envFrom", []):
-                wanted |= {("Secret", source["secretRef"]["name"])}
-            for variable in container.get("env", []):
-                wanted |= (
-                    {("Secret", variable["valueFrom"]["secretKeyRef"]["name"])}
-                    if "valueFrom" in variable
-                    else set()
-                )
-        assert mounted == set(volumes), "a volume that nobody mounts"
-        assert wanted <= own | existing, wanted - own - existing
+            mounts = container.get("volumeMounts", [])
+            assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
+            mounted |= {mount["name"] for mount in mounts}
+        assert mounted == {volume["name"] for volume in spec.get("volumes", [])}
 
 
-def test_probes_ask_ports_that_are_there_and_a_restart_is_no_readiness(
+def test_probes_use_ports_that_exist_and_liveness_is_not_readiness(
     documents: list[Document],
 ) -> None:
     for deployment in arms(documents).values():
@@ -206,23 +205,23 @@ def test_probes_ask_ports_that_are_there_and_a_restart_is_no_readiness(
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_a_model_has_the_time_it_is_given_to_load(name: str) -> None:
-    given = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120)
+def test_a_pod_may_start_for_as_long_as_a_model_may_load(name: str) -> None:
+    load_timeout_s = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120)
     for deployment in arms(render(EVERYTHING[name])).values():
         probe = drbert(deployment)["startupProbe"]
-        assert probe["failureThreshold"] * probe["periodSeconds"] >= given
+        assert probe["failureThreshold"] * probe["periodSeconds"] >= load_timeout_s
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_a_model_that_takes_the_time_it_is_given_is_no_failed_rollout(name: str) -> None:
-    given = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120) + EVERYTHING[name].get(
-        "rollout", {}
-    ).get("minReadySeconds", 0)
+def test_a_rollout_does_not_fail_while_a_model_may_load(name: str) -> None:
+    load_timeout_s = EVERYTHING[name].get("model", {}).get("loadTimeoutSeconds", 120)
+    min_ready_s = EVERYTHING[name].get("rollout", {}).get("minReadySeconds", 0)
     for deployment in arms(render(EVERYTHING[name])).values():
-        assert deployment["spec"]["progressDeadlineSeconds"] >= given + 600
+        deadline_s = deployment["spec"]["progressDeadlineSeconds"]
+        assert deadline_s >= load_timeout_s + min_ready_s + 600
 
 
-def test_a_pod_that_goes_away_is_given_the_time_to_drain(documents: list[Document]) -> None:
+def test_the_grace_period_of_a_pod_is_long_enough_to_drain(documents: list[Document]) -> None:
     for deployment in arms(documents).values():
         container = drbert(deployment)
         variables = {
@@ -234,11 +233,11 @@ def test_a_pod_that_goes_away_is_given_the_time_to_drain(documents: list[Documen
         drain = float(variables.get("DRBERT_DRAIN_TIMEOUT_S") or 20)
         assert (
             deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-            >= pre_stop + drain + GOODBYE_S
+            >= pre_stop + drain + EXIT_S
         )
 
 
-def test_an_autoscaler_finds_its_deployment_and_alone_says_how_many_pods(
+def test_an_autoscaler_targets_a_deployment_and_alone_sets_its_replicas(
     documents: list[Document],
 ) -> None:
     targets = [
@@ -254,24 +253,23 @@ def test_an_autoscaler_finds_its_deployment_and_alone_says_how_many_pods(
         assert ("replicas" in deployment["spec"]) == (name not in targets)
 
 
-def test_losing_prometheus_takes_no_pod_away() -> None:
+def test_no_pod_is_removed_while_prometheus_is_unreachable() -> None:
     scaled = of_kind(render(PROFILES["production"]), "ScaledObject")
     assert scaled
     for document in scaled:
-        # KEDA would ask for the number given there, on versions before 2.17 whatever its `behavior`
-        # says.
+        # KEDA would scale to the number of its fallback; before version 2.17 it ignores `behavior`.
         assert "fallback" not in document["spec"]
         assert document["spec"]["minReplicaCount"] >= 1
         for trigger in document["spec"]["triggers"]:
             assert trigger["metadata"]["ignoreNullValues"] == "false"
             assert "or vector(0)" not in trigger["metadata"]["query"]
     for document in of_kind(render(FEATURES["hpa"]), "HorizontalPodAutoscaler"):
-        # Of several metrics those that can be read may scale in; of one none can.
+        # With several metrics the readable ones may scale in; with one metric nothing can.
         [metric] = document["spec"]["metrics"]
         assert metric["type"] == "Pods"
 
 
-def test_budgets_cover_every_arm_and_block_no_drain_of_a_single_pod(
+def test_budgets_cover_every_arm_and_let_a_single_pod_be_drained(
     documents: list[Document],
 ) -> None:
     budgets = of_kind(documents, "PodDisruptionBudget")
@@ -285,7 +283,7 @@ def test_budgets_cover_every_arm_and_block_no_drain_of_a_single_pod(
     assert len(budgets) in (0, len(arms(documents)))
 
 
-def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_proof_in(
+def test_the_network_policy_covers_the_arms_and_admits_metrics_tests_and_proof(
     documents: list[Document],
 ) -> None:
     for policy in of_kind(documents, "NetworkPolicy"):
@@ -307,7 +305,7 @@ def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_
                 rule
                 for rule in others
                 if rule["ports"] == [{"port": port, "protocol": "TCP"}] and rule["from"]
-            ], "nobody can scrape it"
+            ], "no peer can scrape it"
         for labels, _ in pods(documents):
             if labels["app.kubernetes.io/component"] in ("test", "proof") and "from" in clients:
                 assert any(
@@ -317,7 +315,7 @@ def test_the_network_policy_is_about_the_arms_and_lets_metrics_probes_tests_and_
                 )
 
 
-def test_metrics_are_read_by_the_scheme_that_the_pods_speak(documents: list[Document]) -> None:
+def test_metrics_are_scraped_by_the_scheme_of_the_pods(documents: list[Document]) -> None:
     variables = {
         variable["name"]
         for _, pod in pods(documents)
@@ -331,7 +329,9 @@ def test_metrics_are_read_by_the_scheme_that_the_pods_speak(documents: list[Docu
         )
 
 
-def test_every_pod_is_scraped_once_and_named_by_release_and_arm(documents: list[Document]) -> None:
+def test_every_pod_is_scraped_once_and_labelled_by_release_and_arm(
+    documents: list[Document],
+) -> None:
     for monitor in of_kind(documents, "ServiceMonitor"):
         [endpoint] = monitor["spec"]["endpoints"]
         services = [
@@ -344,7 +344,7 @@ def test_every_pod_is_scraped_once_and_named_by_release_and_arm(documents: list[
         for arm in arms(documents):
             [labels] = [labels for labels, _ in pods(documents) if labels.get("arm") == arm]
             assert sum(selects(service["spec"]["selector"], labels) for service in services) == 1
-            # What the relabelings take from the pod is what the rules join by.
+            # The rules join by the labels that the relabelings take from the pod.
             sources = {
                 rule["targetLabel"]: (
                     rule["sourceLabels"][0].removeprefix("__meta_kubernetes_pod_label_")
@@ -360,7 +360,7 @@ def test_every_pod_is_scraped_once_and_named_by_release_and_arm(documents: list[
             }
 
 
-def test_no_pod_may_more_than_it_needs(documents: list[Document]) -> None:
+def test_every_pod_has_no_more_privileges_than_it_needs(documents: list[Document]) -> None:
     for _, spec in pod_specs(documents):
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
@@ -379,7 +379,7 @@ def test_no_pod_may_more_than_it_needs(documents: list[Document]) -> None:
             assert re.search(r"(:[^/:]+|@sha256:[0-9a-f]{64})$", container["image"])
 
 
-def test_the_roots_are_read_only_but_where_the_values_say_otherwise() -> None:
+def test_root_filesystems_are_read_only_unless_the_values_say_otherwise() -> None:
     for name, values in EVERYTHING.items():
         for _, spec in pod_specs(render(values)):
             for container in containers(spec):
@@ -390,7 +390,7 @@ def test_the_roots_are_read_only_but_where_the_values_say_otherwise() -> None:
 @pytest.mark.parametrize(
     ("name", "resource"), [("gpu", "nvidia.com/gpu"), ("mig", "nvidia.com/mig-1g.10gb")]
 )
-def test_gpus_are_whole_and_requested_as_they_are_limited(name: str, resource: str) -> None:
+def test_gpus_are_whole_and_their_requests_equal_their_limits(name: str, resource: str) -> None:
     for deployment in arms(render(EVERYTHING[name])).values():
         resources = drbert(deployment)["resources"]
         assert resources["requests"][resource] == resources["limits"][resource] == 1
@@ -401,7 +401,7 @@ def test_gpus_are_whole_and_requested_as_they_are_limited(name: str, resource: s
         } in deployment["spec"]["template"]["spec"]["tolerations"]
 
 
-def test_a_model_from_elsewhere_is_mounted_to_read_and_held_against_its_digest() -> None:
+def test_a_model_of_a_volume_is_mounted_read_only_and_checked_by_its_digest() -> None:
     for name in ("init-container", "volumes"):
         for arm, deployment in arms(render(FEATURES[name])).items():
             spec = deployment["spec"]["template"]["spec"]
@@ -417,34 +417,34 @@ def test_a_model_from_elsewhere_is_mounted_to_read_and_held_against_its_digest()
                 "DIGEST": DIGEST,
                 "MANIFEST": f"{argument.partition('=')[2]}/manifest.json",
             }
-            assert list(checks)[-1] == "digest", "it is checked after it was brought"
+            assert list(checks)[-1] == "digest", "the model is checked before it is downloaded"
             for mount in drbert(deployment)["volumeMounts"]:
                 assert mount["name"] != "models" or mount["readOnly"]
 
 
-def test_every_arm_may_be_different_where_it_says_so() -> None:
-    found = arms(render(FEATURES["volumes"]))
-    assert drbert(found["bert"])["args"][0] == "bert=/models/v3"
-    assert drbert(found["drbert"])["args"][0] == "reviews=/models/drbert"
-    assert drbert(found["drbert"])["image"] == "drbert-serve:0.2.0"
+def test_an_arm_can_override_the_values_of_the_release() -> None:
+    deployments = arms(render(FEATURES["volumes"]))
+    assert drbert(deployments["bert"])["args"][0] == "bert=/models/v3"
+    assert drbert(deployments["drbert"])["args"][0] == "reviews=/models/drbert"
+    assert drbert(deployments["drbert"])["image"] == "drbert-serve:0.2.0"
     policies = {
         arm: {c["imagePullPolicy"] for c in containers(deployment["spec"]["template"]["spec"])}
-        for arm, deployment in found.items()
+        for arm, deployment in deployments.items()
     }
     assert policies == {
         "bert": {"IfNotPresent"},
         "drbert": {"Always"},
         "drbert-large": {"IfNotPresent"},
     }
-    assert drbert(found["drbert-large"])["image"] == f"drbert-serve@sha256:{DIGEST}"
-    assert {arm: deployment["spec"]["replicas"] for arm, deployment in found.items()} == {
+    assert drbert(deployments["drbert-large"])["image"] == f"drbert-serve@sha256:{DIGEST}"
+    assert {arm: deployment["spec"]["replicas"] for arm, deployment in deployments.items()} == {
         "bert": 1,
         "drbert": 2,
         "drbert-large": 1,
     }
 
 
-def test_routes_lead_to_services_and_ports_of_the_release() -> None:
+def test_routes_refer_to_services_and_ports_of_the_release() -> None:
     for name, kind in (("production", "HTTPRoute"), ("ingress", "Ingress")):
         documents = render(EVERYTHING[name])
         services = {
@@ -467,7 +467,7 @@ def test_routes_lead_to_services_and_ports_of_the_release() -> None:
 
 
 @pytest.mark.parametrize("name", ["ab-proof", "proof-by-client"])
-def test_the_job_carries_out_a_plan_that_the_proof_reads(name: str, tmp_path: Path) -> None:
+def test_the_job_runs_a_plan_that_the_proof_can_read(name: str, tmp_path: Path) -> None:
     documents = render(EVERYTHING[name])
     [job] = of_kind(documents, "Job")
     [config] = [c for c in of_kind(documents, "ConfigMap") if "plan.toml" in c["data"]]
@@ -530,7 +530,7 @@ def test_another_plan_or_image_is_another_job() -> None:
     ],
     ids=str,
 )
-def test_other_pods_are_another_job_which_takes_none_of_an_earlier_rollout(
+def test_other_pods_are_another_job_which_measures_no_pod_of_an_earlier_rollout(
     changed: dict[str, Any],
 ) -> None:
     before, after = render(PROFILES["ab-proof"]), render({**PROFILES["ab-proof"], **changed})
@@ -550,16 +550,15 @@ def test_other_pods_are_another_job_which_takes_none_of_an_earlier_rollout(
         )
 
 
-def test_a_pod_that_is_no_other_is_not_measured_again() -> None:
-    one, two = (
-        render(PROFILES["ab-proof"]),
-        render({**PROFILES["ab-proof"], "podDisruptionBudget": {"enabled": True}}),
-    )
-    assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in (one, two)}) == 1
+def test_an_unchanged_pod_is_not_measured_again() -> None:
+    with_budget = {**PROFILES["ab-proof"], "podDisruptionBudget": {"enabled": True}}
+    [before] = of_kind(render(PROFILES["ab-proof"]), "Job")
+    [after] = of_kind(render(with_budget), "Job")
+    assert before["metadata"]["name"] == after["metadata"]["name"]
 
 
-def test_no_alert_misses_a_parked_arm_but_one_whose_pods_a_rollout_makes() -> None:
-    def watched(**arm: Any) -> set[str]:
+def test_alerts_ignore_an_arm_without_replicas_unless_a_rollout_makes_its_pods() -> None:
+    def monitored_arms(**arm: Any) -> set[str]:
         documents = render({"arms": {"drbert": arm}, "monitoring": {"rules": {"enabled": True}}})
         [rules] = of_kind(documents, "PrometheusRule")
         return {
@@ -569,9 +568,9 @@ def test_no_alert_misses_a_parked_arm_but_one_whose_pods_a_rollout_makes() -> No
             if rule.get("record") == "drbert:setting:arm"
         }
 
-    assert watched() == {"bert", "drbert"}
-    assert watched(replicas=0) == {"bert"}
-    assert watched(madeByRollout=True) == {"bert", "drbert"}
+    assert monitored_arms() == {"bert", "drbert"}
+    assert monitored_arms(replicas=0) == {"bert"}
+    assert monitored_arms(madeByRollout=True) == {"bert", "drbert"}
     deployments = arms(render({"arms": {"drbert": {"madeByRollout": True}}}))
     assert {arm: deployment["spec"]["replicas"] for arm, deployment in deployments.items()} == {
         "bert": 1,

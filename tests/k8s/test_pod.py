@@ -1,6 +1,4 @@
-"""A pod of the chart without a cluster: the service with the pod's own arguments, asked by the
-script of `helm test`.
-"""
+"""A pod of the chart without a cluster: the service, and the script of `helm test` against it."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tests.service.test_server import free_port, running, serving
 
 
 def default_pods() -> tuple[Document, Document]:
-    """The container of the reference, and that of the test."""
+    """Return the container of the reference arm, and that of the test."""
     documents = render({})
     [first, *_] = of_kind(documents, "Deployment")
     [test] = of_kind(documents, "Pod")
@@ -27,6 +25,7 @@ def default_pods() -> tuple[Document, Document]:
 
 
 def helm_test(*urls: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of `helm test` against services."""
     python, *command = default_pods()[1]["command"]
     assert python == "python"
     return subprocess.run(
@@ -40,17 +39,17 @@ def helm_test(*urls: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_a_pod_of_the_default_values_classifies(artifact: Artifact) -> None:
     container, test = default_pods()
-    named, *options = container["args"]
-    assert named == "bert=/models/bert"
+    model, *options = container["args"]
+    assert model == "bert=/models/bert"
     assert options == ["--host", "0.0.0.0", "--port", "8000"]
     assert test["args"] == ["http://demo-bert:8000", "http://demo-drbert:8000"]
     with serving(artifact, "bert") as (url, _):
         done = helm_test(url, url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == 2 * [f"{url}: bert says NEGATIVE 0.500"]
+    assert done.stdout.splitlines() == 2 * [f"{url}: bert answers NEGATIVE 0.500"]
 
 
-def test_the_test_brings_a_key_and_speaks_https_where_the_service_asks_for_it(
+def test_the_test_sends_a_key_over_https_where_the_service_requires_both(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     issued = trustme.CA().issue_cert("classify.example")
@@ -77,7 +76,7 @@ def test_the_test_fails_for_an_arm_that_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize("status", ["found", "changed", "missing"])
-def test_the_digest_holds_a_model_against_what_was_asked_for(
+def test_a_model_with_another_digest_is_refused(
     status: str, artifact: Artifact, tmp_path: Path
 ) -> None:
     digest = artifact.digest if status == "found" else "0" * 64

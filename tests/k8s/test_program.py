@@ -1,4 +1,4 @@
-"""The program helm, of whatever version is there, renders what its library does."""
+"""The program helm, in its installed version, renders the same as the library."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """
-A real Prometheus scrapes real services, under the chart's own rules: whatever operators ask for is
-there, and the alerts see what they are for.
+A real Prometheus scrapes real services under the chart's rules: all queries return data, and the
+alerts fire on their faults.
 
-Two releases: `twins` serves BERT, DrBERT and DrBERT with its decoder kept; `faults` fails, refuses,
-and lacks an arm. The rules' windows and patience are shortened to seconds. Nothing here is a matter
-of this machine's speed but how long it takes.
+There are two releases: `twins` serves BERT, DrBERT and DrBERT with its decoder kept; `faults`
+fails, refuses requests and lacks an arm. The windows and delays of the rules are shortened to
+seconds. The speed of the machine decides only how long the tests take.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import yaml
 
 from tests.factories import write_artifact
 from tests.k8s import helm
-from tests.k8s.queries import CHART, SETTINGS, dashboard_queries, filled_in, rules, runbook_queries
+from tests.k8s.queries import CHART, SETTINGS, dashboard_queries, fill_in, rules, runbook_queries
 from tests.requirements import PROMETHEUS, PROMTOOL, prometheus
 from tests.service.test_server import free_port, running
 
@@ -40,43 +40,46 @@ NAMESPACE = "prod"
 TWINS = {"bert": "reference", "drbert": "candidate", "drbert-with-decoder": "candidate"}
 FAULTS = {"faulty": "reference", "gone": "candidate"}
 MAX_WAITING = 8
-# of noise on a shared machine; a kept decoder of two layers on four takes about 1.4 times as long
+# A shared machine is noisy; a kept decoder of two layers on four takes about 1.4 times as long.
 MARGIN = 0.15
 WINDOW = "20s"
-PATIENCE_S = 120
+TIMEOUT_S = 120
 
 VARIABLES = {"namespace": NAMESPACE, "release": "twins", "arm": ".*", "__rate_interval": WINDOW}
 ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
 RECORDED = [rule for rule in rules() if "record" in rule]
 
 
-class Watch:
-    """Prometheus' answers."""
+class PrometheusClient:
+    """A client of Prometheus' HTTP API."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def get(self, path: str, **parameters: str) -> Any:
+        """Return the data of an endpoint."""
         with urllib.request.urlopen(
             f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=30
         ) as response:
             return json.load(response)["data"]
 
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.get("query", query=query)["result"]
-        return found
+    def query(self, query: str) -> list[dict[str, Any]]:
+        """Return the series of a query's result."""
+        result: list[dict[str, Any]] = self.get("query", query=query)["result"]
+        return result
 
     def wait_for(self, query: str) -> list[dict[str, Any]]:
-        """What the query returns, once it returns something."""
-        give_up = time.monotonic() + PATIENCE_S
-        while not (found := self.ask(query)):
-            assert time.monotonic() < give_up, f"Nothing after {PATIENCE_S} s: {query}"
+        """Return the result of a query once it is not empty."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (result := self.query(query)):
+            assert time.monotonic() < deadline, f"no result after {TIMEOUT_S} s: {query}"
             time.sleep(0.25)
-        return found
+        return result
 
 
 @pytest.fixture(scope="module")
-def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusClient]:
+    """A client of a Prometheus that scrapes both releases under load."""
     folder = tmp_path_factory.mktemp("prometheus")
     poisoned = write_artifact(folder / "poisoned")
     with ExitStack() as stack:
@@ -97,35 +100,36 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
         targets = [target("twins", arm, url) for arm, url in urls.items()] + [
             target("faults", "faulty", faulty)
         ]
-        url = stack.enter_context(scraping(folder, targets, others))
-        stack.enter_context(asking(urls))
-        stack.enter_context(misusing(faulty))
-        yield Watch(url)
+        url = stack.enter_context(running_prometheus(folder, targets, others))
+        stack.enter_context(even_load(urls))
+        stack.enter_context(faulty_load(faulty))
+        yield PrometheusClient(url)
 
 
 def twin(name: str) -> Path:
-    """An artifact of the examples, exported if it is not there yet."""
+    """Return an artifact of the examples, which is exported if it does not exist."""
     artifact = Path("artifacts", name)
     if not (artifact / "manifest.json").exists():
-        checkpoint, _, kept = name.partition("-with-")
+        checkpoint, _, decoder = name.partition("-with-")
         command = [
             sys.executable,
             "-m",
             "export",
             f"examples/checkpoints/{checkpoint}-mini-sst2",
             str(artifact),
-            *(["--keep-decoder"] if kept else []),
+            *(["--keep-decoder"] if decoder else []),
         ]
         subprocess.run(command, check=True, capture_output=True)
     return artifact
 
 
 def pod_of(release: str, arm: str) -> str:
+    """Return the name of an arm's pod."""
     return f"{release}-{arm}-0"
 
 
 def target(release: str, arm: str, url: str) -> dict[str, Any]:
-    """With the labels that the ServiceMonitor gives it."""
+    """Return a target of Prometheus, with the labels that the ServiceMonitor gives it."""
     labels = {
         "namespace": NAMESPACE,
         "release": release,
@@ -138,7 +142,10 @@ def target(release: str, arm: str, url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> Iterator[str]:
+def running_prometheus(
+    folder: Path, targets: Sequence[dict[str, Any]], others: str
+) -> Iterator[str]:
+    """Run Prometheus with the rules of both releases; yield its URL."""
     for release, arms in {"twins": TWINS, "faults": FAULTS}.items():
         (folder / f"{release}.rules.yaml").write_text(
             yaml.safe_dump({"groups": shortened(rule_groups(release, arms))})
@@ -172,10 +179,10 @@ def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> It
             stderr=log,
         )
     try:
-        give_up = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not answers(f"http://{address}/-/ready"):
             assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < give_up
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         yield f"http://{address}"
     finally:
@@ -184,13 +191,14 @@ def scraping(folder: Path, targets: Sequence[dict[str, Any]], others: str) -> It
 
 
 def answers(url: str) -> bool:
+    """Return whether a URL can be read."""
     with suppress(OSError), urllib.request.urlopen(url, timeout=5):
         return True
     return False
 
 
 def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
-    """The settings of a release and the rules, as the chart renders them."""
+    """Return the groups of rules of a release, as the chart renders them."""
     [rule] = [
         document for document in manifests(release, arms) if document["kind"] == "PrometheusRule"
     ]
@@ -199,7 +207,7 @@ def rule_groups(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
-    """What the chart makes of these arms, with rules and an autoscaler."""
+    """Return the objects of a release with these arms, rules and an autoscaler."""
     return helm.render(
         {
             "arms": (
@@ -215,29 +223,30 @@ def manifests(release: str, arms: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def shortened(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rules in a hurry: every window and patience is seconds, and a slow machine's
-    requests are enough.
+    """Return the rules with windows and delays of seconds.
+
+    The least rate of requests is lowered to one that a slow machine reaches.
     """
 
-    def in_a_hurry(rule: dict[str, Any]) -> dict[str, Any]:
+    def shortened_rule(rule: dict[str, Any]) -> dict[str, Any]:
         expression = re.sub(r"\[\d+[mhd]\]", f"[{WINDOW}]", rule["expr"]).replace(
             ">= 40", ">= 0.05"
         )
         return rule | {"expr": expression} | ({"for": "1s"} if "for" in rule else {})
 
     return [
-        {"name": group["name"], "rules": [in_a_hurry(rule) for rule in group["rules"]]}
+        {"name": group["name"], "rules": [shortened_rule(rule) for rule in group["rules"]]}
         for group in groups
     ]
 
 
 @contextmanager
-def asking(urls: dict[str, str]) -> Iterator[None]:
-    """Asks the arms in turn, one text at a time, so that all of them meet the same noise."""
+def even_load(urls: dict[str, str]) -> Iterator[None]:
+    """Send texts to the arms in turn, one at a time, so that noise affects all of them alike."""
     texts = Path("examples/texts/sentences.txt").read_text().splitlines()
     stop = Event()
 
-    def ask() -> None:
+    def send() -> None:
         for number, text in enumerate(itertools.cycle(texts)):
             for arm, url in urls.items():
                 if stop.is_set():
@@ -246,13 +255,13 @@ def asking(urls: dict[str, str]) -> Iterator[None]:
                 if number % 20 == 0:
                     assert post(url, {"input": ""}) == 422
 
-    with working(stop, ask):
+    with running_threads(stop, send):
         yield
 
 
 @contextmanager
-def misusing(url: str) -> Iterator[None]:
-    """Asks for what fails, and for more than the queue holds."""
+def faulty_load(url: str) -> Iterator[None]:
+    """Send texts that fail, and more texts than the queue holds."""
     stop = Event()
 
     def fail() -> None:
@@ -263,13 +272,14 @@ def misusing(url: str) -> Iterator[None]:
         while not stop.wait(0.2):
             post(url, {"input": ["a long and winding road " * 20] * MAX_WAITING, "model": "bert"})
 
-    with working(stop, fail, crowd, crowd, crowd):
+    with running_threads(stop, fail, crowd, crowd, crowd):
         yield
 
 
 @contextmanager
-def working(stop: Event, *works: Any) -> Iterator[None]:
-    threads = [Thread(target=work) for work in works]
+def running_threads(stop: Event, *targets: Any) -> Iterator[None]:
+    """Run functions in threads for the length of the block; `stop` ends them."""
+    threads = [Thread(target=target) for target in targets]
     for thread in threads:
         thread.start()
     try:
@@ -281,6 +291,7 @@ def working(stop: Event, *works: Any) -> Iterator[None]:
 
 
 def post(url: str, body: dict[str, Any]) -> int:
+    """Send a request to /classify and return the status of the response."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     try:
         connection.request("POST", "/classify", json.dumps(body))
@@ -291,18 +302,19 @@ def post(url: str, body: dict[str, Any]) -> int:
 
 @contextmanager
 def cluster(pods: Sequence[str]) -> Iterator[str]:
-    """What kube-state-metrics and the kubelet would tell of these pods, held up and restarted every
-    second; and of a GPU in each, the service.
+    """Serve the metrics of a cluster whose pods are throttled and restart every second.
+
+    They are those of kube-state-metrics and of the kubelet, and the service's own of a GPU.
     """
-    began = time.monotonic()
+    start = time.monotonic()
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            passed = int(time.monotonic() - began)
-            told = {
-                "kube_pod_container_status_restarts_total": passed,
-                "container_cpu_cfs_periods_total": 10 * passed,
-                "container_cpu_cfs_throttled_periods_total": 5 * passed,
+            seconds = int(time.monotonic() - start)
+            metrics = {
+                "kube_pod_container_status_restarts_total": seconds,
+                "container_cpu_cfs_periods_total": 10 * seconds,
+                "container_cpu_cfs_throttled_periods_total": 5 * seconds,
                 "container_memory_working_set_bytes": 3e8,
                 'kube_pod_container_resource_limits{resource="memory"}': 1e9,
                 **{
@@ -312,7 +324,7 @@ def cluster(pods: Sequence[str]) -> Iterator[str]:
                 'drbert_gpu_slowed{release="twins",arm="bert",gpu="GPU-1",reason="power"}': 1.0,
             }
             lines = []
-            for name, value in told.items():
+            for name, value in metrics.items():
                 series, _, more = name.removesuffix("}").partition("{")
                 lines += [
                     f'{series}{{namespace="{NAMESPACE}",pod="{pod}",container="drbert"'
@@ -340,44 +352,47 @@ def cluster(pods: Sequence[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     "rule", RECORDED, ids=lambda rule: "-".join([rule["record"], *rule.get("labels", {}).values()])
 )
-def test_every_recording_rule_records(watch: Watch, rule: dict[str, Any]) -> None:
+def test_every_recording_rule_records(client: PrometheusClient, rule: dict[str, Any]) -> None:
     labels = "".join(f'{name}="{value}",' for name, value in rule.get("labels", {}).items())
-    watch.wait_for(f"{rule['record']}{{{labels}}}")
+    client.wait_for(f"{rule['record']}{{{labels}}}")
 
 
-def test_the_settings_are_what_rules_join_with(watch: Watch) -> None:
+def test_the_settings_of_every_release_are_recorded(client: PrometheusClient) -> None:
     for name in SETTINGS:
-        assert {found["metric"]["release"] for found in watch.wait_for(name)} == {"twins", "faults"}
+        assert {series["metric"]["release"] for series in client.wait_for(name)} == {
+            "twins",
+            "faults",
+        }
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_fires_on_what_it_is_for(watch: Watch, alert: str) -> None:
-    watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+def test_every_alert_fires_on_its_fault(client: PrometheusClient, alert: str) -> None:
+    client.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
     [firing, *_] = [
-        found for found in watch.get("alerts")["alerts"] if found["labels"]["alertname"] == alert
+        active
+        for active in client.get("alerts")["alerts"]
+        if active["labels"]["alertname"] == alert
     ]
-    for said in firing["annotations"].values():
-        assert "error expanding template" not in said
-        assert "<no value>" not in said
+    for annotation in firing["annotations"].values():
+        assert "error expanding template" not in annotation
+        assert "<no value>" not in annotation
 
 
-def test_no_rule_fails(watch: Watch) -> None:
-    """At its latest evaluation: a rule that is wrong fails at every one, a slow machine's at
-    some.
-    """
-    watch.wait_for("drbert:ratio:p99")
-    give_up = time.monotonic() + PATIENCE_S
+def test_no_rule_fails(client: PrometheusClient) -> None:
+    """The latest evaluation counts: a wrong rule fails at each, a slow machine only at some."""
+    client.wait_for("drbert:ratio:p99")
+    deadline = time.monotonic() + TIMEOUT_S
     while failing := [
         (rule["name"], rule.get("lastError"))
-        for group in watch.get("rules")["groups"]
+        for group in client.get("rules")["groups"]
         for rule in group["rules"]
         if rule["health"] != "ok"
     ]:
-        assert time.monotonic() < give_up, failing
+        assert time.monotonic() < deadline, failing
         time.sleep(0.25)
 
 
-def test_a_kept_decoder_is_seen_and_a_dropped_one_is_not(watch: Watch) -> None:
+def test_a_kept_decoder_is_detected_and_a_dropped_one_is_not(client: PrometheusClient) -> None:
     ratio = 'drbert:ratio:mean{release="twins",phase="inference",arm="%s"}'
     near, far = (
         f"abs({ratio % 'drbert'} - 1) < {MARGIN}",
@@ -387,26 +402,25 @@ def test_a_kept_decoder_is_seen_and_a_dropped_one_is_not(watch: Watch) -> None:
         'ALERTS{alertname="DrbertRatioOutOfMargin",alertstate="firing",release="twins",arm="%s",'
         'phase="inference"}'
     )
-    # At one and the same moment: the alert has fired for the one arm and is silent for the other.
+    # At the same moment, the alert fires for one arm and is silent for the other.
     alarmed = (
         f"{firing % 'drbert-with-decoder'} and on () ({near}) and on () ({far}) unless on ()"
         f" {firing % 'drbert'}"
     )
-    watch.wait_for(alarmed)
+    client.wait_for(alarmed)
 
 
-def test_alerts_of_what_is_broken_are_silent_where_nothing_is(watch: Watch) -> None:
+def test_alerts_fire_only_for_the_release_that_has_the_fault(client: PrometheusClient) -> None:
     for alert, broken in {
         "DrbertErrorBudgetBurnsFast": "faulty",
         "DrbertErrorBudgetBurnsSlowly": "faulty",
         "DrbertQueueSaturated": "faulty",
     }.items():
-        firing = watch.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
-        assert {(found["metric"]["release"], found["metric"]["arm"]) for found in firing} == {
-            ("faults", broken)
-        }
+        firing = client.wait_for(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+        labels = {(alarm["metric"]["release"], alarm["metric"]["arm"]) for alarm in firing}
+        assert labels == {("faults", broken)}
     for alert in ("DrbertNoReadyPod", "DrbertTargetMissing"):
-        watch.wait_for(
+        client.wait_for(
             f'ALERTS{{alertname="{alert}",alertstate="firing",release="faults",arm="gone"}}'
         )
 
@@ -416,44 +430,44 @@ def test_alerts_of_what_is_broken_are_silent_where_nothing_is(watch: Watch) -> N
     [query for _, query in dashboard_queries()],
     ids=[name for name, _ in dashboard_queries()],
 )
-def test_every_dashboard_query_returns_data(watch: Watch, query: str) -> None:
-    watch.wait_for(filled_in(query, VARIABLES))
+def test_every_dashboard_query_returns_data(client: PrometheusClient, query: str) -> None:
+    client.wait_for(fill_in(query, VARIABLES))
 
 
-def test_the_dashboards_variables_find_the_releases(watch: Watch) -> None:
-    watch.wait_for('drbert_ready{release="faults"}')
+def test_the_variables_of_the_dashboards_list_the_releases(client: PrometheusClient) -> None:
+    client.wait_for('drbert_ready{release="faults"}')
     for path in CHART.glob("dashboards/*.json"):
         for variable in json.loads(path.read_text())["templating"]["list"]:
             if variable["type"] == "query":
                 [(series, label)] = re.findall(
                     r"^label_values\((.*), (\w+)\)$", variable["query"]["query"]
                 )
-                assert watch.get(
-                    f"label/{label}/values", **{"match[]": filled_in(series, VARIABLES)}
+                assert client.get(
+                    f"label/{label}/values", **{"match[]": fill_in(series, VARIABLES)}
                 ), variable["name"]
 
 
 @pytest.mark.parametrize("query", runbook_queries())
-def test_what_the_runbooks_ask_returns_data(watch: Watch, query: str) -> None:
-    # Of the release that fails, where the question is who fails.
-    watch.wait_for(query.replace('release="twins",code=~"5.."', 'release="faults",code=~"5.."'))
+def test_every_query_of_the_runbooks_returns_data(client: PrometheusClient, query: str) -> None:
+    # A query for failing requests needs the release that fails.
+    client.wait_for(query.replace('release="twins",code=~"5.."', 'release="faults",code=~"5.."'))
 
 
-def test_an_autoscalers_query_returns_one_number(watch: Watch) -> None:
-    """KEDA takes exactly one."""
+def test_an_autoscalers_query_returns_one_number(client: PrometheusClient) -> None:
+    """KEDA accepts exactly one."""
     scaled = [
         document for document in manifests("twins", TWINS) if document["kind"] == "ScaledObject"
     ]
     assert len(scaled) == len(TWINS)
     for document in scaled:
         for trigger in document["spec"]["triggers"]:
-            assert len(watch.wait_for(trigger["metadata"]["query"])) == 1
+            assert len(client.wait_for(trigger["metadata"]["query"])) == 1
 
 
-def test_a_page_of_metrics_is_well_formed(watch: Watch) -> None:
-    [found] = watch.wait_for('up{release="twins",arm="bert"}')
+def test_a_page_of_metrics_is_well_formed(client: PrometheusClient) -> None:
+    [series] = client.wait_for('up{release="twins",arm="bert"}')
     with urllib.request.urlopen(
-        f"http://{found['metric']['instance']}/metrics", timeout=10
+        f"http://{series['metric']['instance']}/metrics", timeout=10
     ) as response:
         page = response.read()
     done = subprocess.run(

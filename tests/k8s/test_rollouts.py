@@ -1,5 +1,6 @@
-"""The example for Argo Rollouts fits the chart, the proof and the controller's schemas. No
-controller has run it.
+"""The example for Argo Rollouts fits the chart, the proof and the controller's schemas.
+
+No controller has run it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ CUSTOM = {"Rollout": "rollout_v1alpha1", "AnalysisTemplate": "analysistemplate_v
 @pytest.fixture
 def objects() -> dict[tuple[str, str], Document]:
     return {
-        (found["kind"], found["metadata"]["name"]): found
-        for found in documents(EXAMPLE.read_text())
+        (document["kind"], document["metadata"]["name"]): document
+        for document in documents(EXAMPLE.read_text())
     }
 
 
@@ -38,9 +39,9 @@ def experiment_of(objects: dict[tuple[str, str], Document]) -> Document:
 
 
 def test_kubernetes_knows_every_field(objects: dict[tuple[str, str], Document]) -> None:
-    for (kind, _), found in objects.items():
+    for (kind, _), document in objects.items():
         if kind not in CUSTOM:
-            kubernetes_validate.validate(found, KUBERNETES, strict=True)
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
     [metric] = objects["AnalysisTemplate", "drbert-proof"]["spec"]["metrics"]
     job = {
         "apiVersion": "batch/v1",
@@ -53,12 +54,11 @@ def test_kubernetes_knows_every_field(objects: dict[tuple[str, str], Document]) 
 
 @crds
 def test_the_controller_knows_every_field(objects: dict[tuple[str, str], Document]) -> None:
-    for (kind, _), found in objects.items():
+    for (kind, _), document in objects.items():
         if kind in CUSTOM:
             schema = json.loads((CRDS / f"{CUSTOM[kind]}.json").read_text())
-            assert [
-                fault.message for fault in jsonschema.Draft7Validator(schema).iter_errors(found)
-            ] == []
+            faults = jsonschema.Draft7Validator(schema).iter_errors(document)
+            assert [fault.message for fault in faults] == []
 
 
 def test_the_rollout_takes_its_pods_from_the_chart(
@@ -87,8 +87,8 @@ def test_the_proof_compares_the_experiments_pods(
     assert {template["specRef"] for template in experiment["templates"]} == {"stable", "canary"}
     assert all(template["replicas"] >= 2 * plan.restarts for template in experiment["templates"])
     selectors = {
-        f"http://{name}.prod.svc:8000": found["spec"]["selector"]
-        for (kind, name), found in objects.items()
+        f"http://{name}.prod.svc:8000": document["spec"]["selector"]
+        for (kind, name), document in objects.items()
         if kind == "Service"
     }
     for arm in plan.arms:
@@ -100,7 +100,7 @@ def test_the_proof_compares_the_experiments_pods(
     assert objects["AnalysisTemplate", experiment["analyses"][0]["templateName"]]
 
 
-def test_no_service_of_the_release_brings_callers_to_pods_that_are_measured(
+def test_no_service_of_the_release_selects_the_pods_that_are_measured(
     objects: dict[tuple[str, str], Document],
 ) -> None:
     release = render({"arms": {"bert": None}}, name="drbert")

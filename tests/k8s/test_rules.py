@@ -1,6 +1,4 @@
-"""The rules as they stand: valid, each alert tried and explained, and of metrics that the service
-has.
-"""
+"""The rules are valid, read series that exist, and each alert is tested and explained."""
 
 from __future__ import annotations
 
@@ -12,24 +10,24 @@ import pytest
 import yaml
 
 from tests.k8s.queries import (
-    OTHERS,
+    FOREIGN,
     RULES,
     RUNBOOKS,
     SETTINGS,
     metrics_in,
-    recorded,
+    recorded_series,
     rules,
     runbook_queries,
-    served,
+    service_series,
 )
 from tests.requirements import PROMTOOL, prometheus
 
 ALERTS = [rule["alert"] for rule in rules() if "alert" in rule]
-TRIED = Path("tests/k8s/alerts.yaml")
+ALERT_TESTS = Path("tests/k8s/alerts.yaml")
 
 
 @prometheus
-def test_promtool_takes_the_rules_as_they_stand() -> None:
+def test_promtool_accepts_the_rules() -> None:
     done = subprocess.run(
         [PROMTOOL, "check", "rules", "--lint=all", *map(str, RULES)],
         capture_output=True,
@@ -42,34 +40,35 @@ def test_promtool_takes_the_rules_as_they_stand() -> None:
 @prometheus
 def test_every_alert_fires_when_it_should_and_only_then() -> None:
     done = subprocess.run(
-        [PROMTOOL, "test", "rules", str(TRIED)], capture_output=True, text=True, check=False
+        [PROMTOOL, "test", "rules", str(ALERT_TESTS)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_is_tried_firing_and_silent(alert: str) -> None:
-    tried = [
-        case
-        for test in yaml.safe_load(TRIED.read_text())["tests"]
-        for case in test["alert_rule_test"]
-        if case["alertname"] == alert
-    ]
-    assert any(case["exp_alerts"] for case in tried), f"{TRIED} never sees {alert} fire"
-    assert any(not case["exp_alerts"] for case in tried), f"{TRIED} never sees {alert} silent"
+def test_an_alert_is_tested_firing_and_silent(alert: str) -> None:
+    cases = []
+    for test in yaml.safe_load(ALERT_TESTS.read_text())["tests"]:
+        cases += [case for case in test["alert_rule_test"] if case["alertname"] == alert]
+    assert any(case["exp_alerts"] for case in cases), (
+        f"{ALERT_TESTS} has no case where {alert} fires"
+    )
+    assert any(not case["exp_alerts"] for case in cases), (
+        f"{ALERT_TESTS} has no case where {alert} is silent"
+    )
 
 
-def test_rules_ask_only_for_what_somebody_tells() -> None:
-    known = served() | recorded() | SETTINGS | OTHERS
+def test_rules_read_only_series_that_exist() -> None:
+    known = service_series() | recorded_series() | SETTINGS | FOREIGN
     for rule in rules():
         unknown = metrics_in(rule["expr"]) - known
         assert not unknown, (
-            f"{rule.get('alert') or rule['record']} asks for {', '.join(sorted(unknown))}, which"
-            " nobody tells"
+            f"{rule.get('alert') or rule['record']} reads {', '.join(sorted(unknown))}, which"
+            " does not exist"
         )
 
 
-def test_a_recorded_series_is_by_namespace_release_and_arm() -> None:
+def test_a_recorded_series_is_grouped_by_namespace_release_and_arm() -> None:
     """Two releases in one Prometheus must not be added up."""
     for rule in rules():
         for labels in re.findall(r"\bby \(([^)]*)\)", rule["expr"]):
@@ -81,7 +80,7 @@ def test_a_recorded_series_is_by_namespace_release_and_arm() -> None:
 
 
 @pytest.mark.parametrize("rule", [rule for rule in rules() if "alert" in rule], ids=ALERTS)
-def test_an_alert_says_what_is_wrong_how_bad_it_is_and_where_to_read_on(
+def test_an_alert_has_a_severity_a_description_and_a_runbook(
     rule: dict[str, dict[str, str]],
 ) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning")
@@ -91,11 +90,11 @@ def test_an_alert_says_what_is_wrong_how_bad_it_is_and_where_to_read_on(
     assert anchor in anchors, f"{page} has no entry for it"
 
 
-def test_the_runbooks_hold_an_entry_for_every_alert_and_no_other() -> None:
+def test_the_runbooks_have_an_entry_for_each_alert_and_no_other() -> None:
     assert re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.M) == ALERTS
 
 
-def test_a_runbook_says_what_it_means_how_to_look_and_what_to_do() -> None:
+def test_a_runbook_has_a_meaning_a_diagnosis_and_a_remedy() -> None:
     for entry in re.split(r"^## ", RUNBOOKS.read_text(), flags=re.M)[1:]:
         assert re.findall(r"^\*\*([\w ]+)\.\*\*", entry, re.M) == [
             "Meaning",
@@ -104,7 +103,7 @@ def test_a_runbook_says_what_it_means_how_to_look_and_what_to_do() -> None:
         ], entry.splitlines()[0]
 
 
-def test_the_runbooks_ask_the_service_only_for_what_it_tells() -> None:
+def test_the_runbooks_read_only_series_of_the_service_that_exist() -> None:
     for query in runbook_queries():
         ours = {name for name in metrics_in(query) if name.startswith("drbert")}
-        assert ours <= served() | recorded() | SETTINGS, query
+        assert ours <= service_series() | recorded_series() | SETTINGS, query

@@ -1,4 +1,4 @@
-"""Values are held against what the chart knows: a misspelt one is refused, not ignored."""
+"""The chart refuses a value that it does not know, and values that contradict each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.helm import CHART, Refused, Values, default_values, render
+from tests.k8s.helm import CHART, RenderError, Values, default_values, render
 from tests.k8s.profiles import PROFILES, minors
 
 Schema = dict[str, Any]
@@ -19,66 +19,68 @@ BUSY: Values = {"settings": {"busy_wait": "anywhere"}}
 
 
 def every_value(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
-    """All keys that values may have, as a.b.c; `arms.*` stands for each arm."""
+    """Yield all keys that values may have, as a.b.c, with their schemas.
+
+    `arms.*` stands for each arm.
+    """
     for name, inner in schema.get("properties", {}).items():
-        where = f"{path}.{name}".lstrip(".")
-        yield where, inner
-        yield from every_value(inner, where)
-    if (
-        isinstance(schema.get("additionalProperties"), dict)
-        and "properties" in schema["additionalProperties"]
-    ):
-        yield from every_value(schema["additionalProperties"], f"{path}.*")
+        key = f"{path}.{name}".lstrip(".")
+        yield key, inner
+        yield from every_value(inner, key)
+    additional = schema.get("additionalProperties")
+    if isinstance(additional, dict) and "properties" in additional:
+        yield from every_value(additional, f"{path}.*")
 
 
 def keys(values: Values, path: str = "") -> Iterator[str]:
+    """Yield all keys of some values, as a.b.c."""
     for name, inner in values.items():
-        where = f"{path}.{name}".lstrip(".")
-        yield where
+        key = f"{path}.{name}".lstrip(".")
+        yield key
         if isinstance(inner, dict):
-            yield from keys(inner, where)
+            yield from keys(inner, key)
 
 
-def test_every_value_is_described_and_no_level_of_ours_takes_unknown_keys() -> None:
-    for where, schema in every_value(SCHEMA):
+def test_every_value_has_a_description_and_unknown_keys_are_refused() -> None:
+    for key, schema in every_value(SCHEMA):
         assert re.fullmatch(r".{3,}\.", schema["description"]), (
-            f"{where} is not described by a sentence"
+            f"the description of {key} is not a sentence"
         )
         if "properties" in schema:
-            assert schema["additionalProperties"] is False, f"{where} takes misspelt keys"
+            assert schema["additionalProperties"] is False, f"{key} accepts unknown keys"
     assert SCHEMA["additionalProperties"] is False
 
 
 def test_every_value_has_its_default_in_values_yaml() -> None:
     defaults = set(keys(default_values()))
-    for where, _ in every_value(SCHEMA):
-        optional = where.startswith(("arms.", "settings.")) or where == "global"
-        assert optional or where in defaults, f"values.yaml says nothing of {where}"
+    for key, _ in every_value(SCHEMA):
+        optional = key.startswith(("arms.", "settings.")) or key == "global"
+        assert optional or key in defaults, f"values.yaml has no {key}"
 
 
-def test_every_default_is_commented_or_says_all_by_its_name() -> None:
-    known = {where for where, _ in every_value(SCHEMA)}
-    for where in keys(yaml.safe_load((CHART / "values.yaml").read_text())):
-        parent, _, _ = where.rpartition(".")
+def test_every_default_has_a_schema_or_belongs_to_kubernetes() -> None:
+    known = {key for key, _ in every_value(SCHEMA)}
+    for key in keys(yaml.safe_load((CHART / "values.yaml").read_text())):
+        parent, _, _ = key.rpartition(".")
         assert (
-            where in known
+            key in known
             or parent in ("arms", "arms.bert", "arms.drbert")
             or parent.rpartition(".")[2] in ("requests", "limits", "labels")
-        ), where
+        ), key
 
 
 def test_every_value_is_used_by_a_template() -> None:
     templates = "\n".join(
         path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file()
     )
-    for where, _ in every_value(SCHEMA):
-        if where == "global" or where.startswith("settings."):
+    for key, _ in every_value(SCHEMA):
+        if key == "global" or key.startswith("settings."):
             continue
-        name = where.rpartition(".")[2]
-        assert re.search(rf"\.{name}\b", templates), f"no template reads {where}"
+        name = key.rpartition(".")[2]
+        assert re.search(rf"\.{name}\b", templates), f"no template reads {key}"
 
 
-def test_a_profile_says_only_what_differs() -> None:
+def test_a_profile_holds_only_values_that_differ_from_the_defaults() -> None:
     defaults = default_values()
 
     def repeated(values: Any, default: Any, path: str) -> Iterator[str]:
@@ -130,8 +132,10 @@ def test_a_profile_says_only_what_differs() -> None:
     ],
     ids=str,
 )
-def test_what_the_schema_does_not_know_is_refused_by_name(values: Values, words: str) -> None:
-    with pytest.raises(Refused, match=re.escape(words)):
+def test_a_value_that_does_not_fit_the_schema_is_refused_by_name(
+    values: Values, words: str
+) -> None:
+    with pytest.raises(RenderError, match=re.escape(words)):
         render(values)
 
 
@@ -267,14 +271,14 @@ def test_what_the_schema_does_not_know_is_refused_by_name(values: Values, words:
     ],
     ids=str,
 )
-def test_what_makes_no_sense_together_is_refused_with_the_remedy(
+def test_values_that_contradict_each_other_are_refused_with_the_remedy(
     values: Values, words: str
 ) -> None:
-    with pytest.raises(Refused, match=re.escape(words)):
+    with pytest.raises(RenderError, match=re.escape(words)):
         render(values)
 
 
-def test_enough_grace_and_chosen_candidates_are_taken() -> None:
+def test_a_long_grace_period_and_a_named_candidate_are_accepted() -> None:
     assert render({"shutdown": {"graceSeconds": 35}})
     same = {"bert": {"artifact": "/models/one"}, "drbert": {"artifact": "/models/one"}}
     assert render({"model": {"digest": "0" * 64}, "arms": same})
@@ -288,7 +292,7 @@ def test_enough_grace_and_chosen_candidates_are_taken() -> None:
     )
 
 
-def test_an_arm_goes_when_it_is_null() -> None:
+def test_an_arm_that_is_null_is_removed() -> None:
     names = [
         document["metadata"]["name"]
         for document in render({"arms": {"drbert": None}})
@@ -297,6 +301,6 @@ def test_an_arm_goes_when_it_is_null() -> None:
     assert names == ["demo-bert"]
 
 
-def test_the_chart_asks_for_the_oldest_kubernetes_that_it_is_tried_on() -> None:
-    told = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert told["kubeVersion"] == f">=1.{minors('default').start}.0-0"
+def test_the_chart_requires_the_oldest_kubernetes_that_it_is_tested_on() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["kubeVersion"] == f">=1.{minors('default').start}.0-0"
