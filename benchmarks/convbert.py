@@ -28,7 +28,7 @@ from transformers import (
 from benchmarks.harness.findings import Findings, Table, at_most, markdown, spread, write
 from benchmarks.harness.models_under_test import shapes_of
 from command import Parser
-from export.graph.attention import mended
+from export.graph.attention import with_export_attention
 from export.graph.onnx_file import export_onnx
 from service.host import cpus
 from service.runtimes.openvino import OpenVinoRuntime
@@ -141,7 +141,11 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
     ).eval()
     engines = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in (("bert", bert), ("transformers", conv), ("ours", mended(conv))):
+        for name, model in (
+            ("bert", bert),
+            ("transformers", conv),
+            ("ours", with_export_attention(conv)),
+        ):
             path = Path(folder) / f"{name}.onnx"
             export_onnx(model, path, ["input_ids", "attention_mask", "token_type_ids"])
             engines[name] = OpenVinoRuntime(path, "f32", cpus.usable())

@@ -31,8 +31,8 @@ from torch import nn
 
 from command import BadInput, BadUsage, CommandError, Parser
 from export.checkpoint.config import plain_functions
-from export.commands import export
 from export.graph.variants import RECIPES
+from export.pipeline import export
 from proof.verdict.identity import compare, headline
 from training.decoders import TransformerBlock
 

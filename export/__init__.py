@@ -1,1 +1,1 @@
-"""Turns a fine-tuned checkpoint into an artifact: drops the decoder, compiles, verifies, seals."""
+"""Export: turns a fine-tuned checkpoint into a verified artifact without its decoder."""

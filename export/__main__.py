@@ -1,7 +1,7 @@
 """
-Exports a fine-tuned checkpoint to an artifact: see export/commands.py.
+Starts the command line of export.
 
-Apart, so that a package that is not installed ends with its exit code like everything else.
+It is a module of its own so that a missing package ends with an exit code, as every error does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from command import finish
 
 
 def run() -> None:
-    """The console script drbert-export."""
+    """Run the console script drbert-export."""
     finish("export.commands:main")
 
 

@@ -1,9 +1,8 @@
 """
-Where an artifact is made: in a folder beside its target, which is renamed in when the artifact is
-whole.
+Puts an artifact in its target folder atomically: a draft next to the target, renamed when complete.
 
-The folder is locked while it is used, so that the next export can tell what a killed one left
-behind, and removes it.
+The draft is locked while it is in use. The next export to the same target therefore recognises the
+draft of an export that was killed, and removes it.
 """
 
 from __future__ import annotations
@@ -23,126 +22,127 @@ from atomic import replace_directory
 from command import BadUsage, Unavailable
 from service.artifact import MANIFEST, ArtifactError, read_manifest
 
-FULL_BYTES = 1 << 20
-"""A disk with less room than this is full: whatever failed, failed by that."""
-LITTER = (".DS_Store", "lost+found")
-"""What systems leave in folders; it goes with the artifact that it lies beside."""
+DISK_FULL_BYTES = 1 << 20
+"""Free bytes below which a disk counts as full, so that any failure is reported as a full disk."""
+SYSTEM_FILES = (".DS_Store", "lost+found")
+"""Files that systems leave in folders; they are removed together with the artifact they lie in."""
 OLD = "-old"
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""What ends a command without a word, so that nothing is tidied up."""
+"""Suffix of the folder that the previous artifact has while it is replaced."""
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process by default without an exception, and so without any clean-up."""
 
 
-def place_of(target: Path) -> Path:
-    """Where the artifact goes: the folder that `target` is or links to. BadUsage unless it is free,
-    empty, or an artifact and nothing else.
+def resolve_target(target: Path) -> Path:
+    """Return the folder that the artifact replaces: `target`, or the folder it links to.
+
+    Raises BadUsage unless that folder is missing, empty, or holds an artifact and nothing else.
     """
-    place = target.resolve() if target.is_symlink() else target
-    if os.path.ismount(place):
+    folder = target.resolve() if target.is_symlink() else target
+    if os.path.ismount(folder):
         raise BadUsage(
-            f"{target} is a mount point, which cannot be replaced at once; export to a folder in"
-            f" it, as {target / 'model'}."
+            f"{target} is a mount point, which cannot be replaced atomically; export to a folder"
+            f" inside it, such as {target / 'model'}."
         )
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return place
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise BadUsage(f"{target} exists and is not a folder; remove it or choose another target.")
+    files = {path.name for path in folder.iterdir()}
+    if not files:
+        return folder
     try:
-        known = {*read_manifest(place).files, MANIFEST}
+        artifact_files = {*read_manifest(folder).files, MANIFEST}
     except ArtifactError:
-        known = set()
-    if not place.is_dir() or any(
-        path.name not in known and path.name not in LITTER for path in place.iterdir()
-    ):
+        artifact_files = set()
+    foreign = sorted(files - artifact_files - set(SYSTEM_FILES))
+    if foreign:
         raise BadUsage(
-            f"{target} exists and is not an artifact and nothing else; remove it or choose another"
-            " place."
+            f"{target} holds {foreign[0]}, which belongs to no artifact and would be deleted;"
+            " remove it or choose another target."
         )
-    return place
+    return folder
 
 
 @contextmanager
-def workplace(place: Path) -> Iterator[Path]:
-    """A folder to make an artifact in, beside its place; it is gone afterwards, whatever happens,
-    unless it was renamed.
+def draft_artifact(target: Path) -> Iterator[Path]:
+    """Yield an empty, locked folder next to `target`; it is removed at the end unless it was moved.
 
-    Unavailable, with the disk's name, if what failed did so for want of room.
+    Raises Unavailable with the disk's path if the block failed while that disk is full.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    folder: Path | None = None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft: Path | None = None
     lock = -1
     try:
-        with _signals_that_tidy_up():
-            _remove_leftovers(place)
-            folder, lock = _locked_folder(place)
-            yield folder
+        with _exit_on_termination_signals():
+            _remove_abandoned_drafts(target)
+            draft, lock = _create_locked_draft(target)
+            yield draft
     except Exception:
-        free = shutil.disk_usage(place.parent).free
-        if free < FULL_BYTES:
+        free = shutil.disk_usage(target.parent).free
+        if free < DISK_FULL_BYTES:
             raise Unavailable(
-                f"The disk of {place.parent} is full: {free:,} bytes are free. Make room there, or"
+                f"The disk of {target.parent} is full: {free:,} bytes are free. Make room there, or"
                 " export to another disk."
             ) from None
         raise
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
             os.close(lock)
 
 
-def _locked_folder(place: Path) -> tuple[Path, int]:
-    """A new folder beside `place`, and the lock on it."""
+def _create_locked_draft(target: Path) -> tuple[Path, int]:
+    """Create a folder next to `target`; return it with the descriptor that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         lock = -1
         try:
-            lock = os.open(folder, os.O_RDONLY)
+            lock = os.open(draft, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino == folder.stat().st_ino:
-                return folder, lock
+            if os.fstat(lock).st_ino == draft.stat().st_ino:
+                return draft, lock
         except (FileNotFoundError, BlockingIOError):
-            pass  # Another export took it for a leftover in the moment before it was locked.
+            pass  # Another export removed it as abandoned, in the moment before it was locked.
         if lock >= 0:
             os.close(lock)
 
 
-def put_in_place(folder: Path, place: Path) -> None:
-    """Renames the new artifact in; the old one goes only when the new one is there, and comes back
-    if it cannot be.
-    """
-    if not place.exists():
-        folder.chmod(0o755)
-        folder.rename(place)
+def replace_artifact(draft: Path, target: Path) -> None:
+    """Rename `draft` to `target`; the old artifact is removed last, and restored on failure."""
+    if not target.exists():
+        draft.chmod(0o755)
+        draft.rename(target)
         return
-    with _lock(place):
-        replace_directory(folder, place, folder.with_name(f"{folder.name}{OLD}"))
+    with _lock(target):
+        replace_directory(draft, target, draft.with_name(f"{draft.name}{OLD}"))
 
 
-def _remove_leftovers(place: Path) -> None:
-    """Removes what exports to the same place left that were killed; what another one works in is
-    locked.
+def _remove_abandoned_drafts(target: Path) -> None:
+    """Remove the drafts of killed exports to the same target; drafts that are in use are locked.
 
-    An old artifact that one was killed while replacing goes back to its place.
+    If an export was killed while it replaced the target, the old artifact is restored.
     """
-    of_ours = re.compile(rf"\.{re.escape(place.name)}-[a-z0-9_]{{8}}({OLD})?")
-    for left in sorted(path for path in place.parent.iterdir() if of_ours.fullmatch(path.name)):
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}({OLD})?")
+    drafts = sorted(path for path in target.parent.iterdir() if pattern.fullmatch(path.name))
+    for draft in drafts:
         try:
-            with _lock(left):
-                if left.name.endswith(OLD) and not place.exists():
+            with _lock(draft):
+                if draft.name.endswith(OLD) and not target.exists():
                     print(
-                        f"puts {left} back to {place}: an export was killed while replacing it",
+                        f"restoring {target} from {draft}: an export was killed while replacing it",
                         flush=True,
                     )
-                    left.rename(place)
+                    draft.rename(target)
                 else:
-                    print(
-                        f"removes {left}, which an export that was killed left behind", flush=True
-                    )
-                    shutil.rmtree(left, ignore_errors=True)
+                    print(f"removing {draft}, left behind by an export that was killed", flush=True)
+                    shutil.rmtree(draft, ignore_errors=True)
         except OSError:
-            continue  # In use, or no folder.
+            continue  # It is in use, or not a folder.
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keeps a folder from whoever else asks for its lock; OSError if somebody has it."""
+    """Hold the exclusive lock of a folder; raises OSError if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,24 +152,22 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_that_tidy_up() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception does, by the code that a shell gives for
-    them.
-    """
+def _exit_on_termination_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit with the shell's code, 128 + number, in the block."""
 
-    def end(number: int, _: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {}
+    previous = {}
     try:
-        for number in ENDING:
+        for number in TERMINATION_SIGNALS:
             # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
             if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, end)
+                previous[number] = signal.signal(number, stop)
     except ValueError:
-        pass  # Only the main thread may; another one is not the process's end.
+        pass  # Only the main thread can set handlers; no signal ends another thread.
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

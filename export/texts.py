@@ -1,11 +1,11 @@
 """
-Reads texts to calibrate and to gate with: one a line, or one JSON object a line.
+Reads texts for calibration and for the accuracy gate: one per line, or one JSON object per line.
 
     a charming and often affecting journey
     {"text": "Is it any good?", "text_pair": "It is very good.", "label": "POSITIVE"}
 
-A file whose name ends in .jsonl holds objects; one that ends in .txt, or in nothing, holds plain
-texts. Lines end with a line feed, with or without a carriage return; nothing else ends one.
+A file whose name ends in .jsonl holds objects. A file that ends in .txt, or has no suffix, holds
+plain texts. Lines end with a line feed, with or without a carriage return, and with nothing else.
 """
 
 from __future__ import annotations
@@ -20,87 +20,94 @@ from command import BadInput, Unavailable
 from export.checkpoint.reference import TextOrPair
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-SHIPPED = Path(__file__).parent / "calibration.txt"
+BUNDLED_TEXTS = Path(__file__).parent / "calibration.txt"
+"""File of calibration texts that comes with the package."""
+OBJECT_FIELDS = {"text", "text_pair", "label"}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A text or a pair, and its right label where that is known."""
+class LabelledText:
+    """A text or a pair, and its right label if it is known."""
 
     text: TextOrPair
     label: str | None = None
 
 
-def read_texts(path: Path, labels: Sequence[str]) -> list[Labelled]:
-    """The texts of a file, each once, in order; BadInput names the line that cannot be used."""
-    read = READERS.get(path.suffix.lower())
-    if read is None:
+def read_texts(path: Path, labels: Sequence[str]) -> list[LabelledText]:
+    """Return the distinct texts of a file, in order.
+
+    Raises BadInput with the line that cannot be used, and Unavailable if the file cannot be read.
+    """
+    parse = PARSERS.get(path.suffix.lower())
+    if parse is None:
         raise BadInput(
-            f"{path}: a file of texts ends in {', '.join(filter(None, READERS))}, and has a text a"
-            " line, or a JSON object with text a line."
+            f"{path} ends in {path.suffix!r}. Use a .txt file with one text per line, or a .jsonl"
+            " file with one object per line that has a text."
         )
     try:
-        # Not splitlines: it ends a line at eight more characters, which texts may hold.
-        lines = [
-            line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").split("\n")
-        ]
+        content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise Unavailable(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    found = [
-        read(line, f"{path}, line {number}", labels)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise BadInput(f"{path} holds no text.")
-    return list({item.text: item for item in found}.values())
+        raise BadInput(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from None
+    texts: dict[TextOrPair, LabelledText] = {}
+    # Not splitlines: it also splits at eight other characters, which texts may contain.
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            item = parse(line.removesuffix("\r"), f"{path}, line {number}", labels)
+            texts[item.text] = item
+    if not texts:
+        raise BadInput(f"{path} holds no text; it needs at least one line that is not blank.")
+    return list(texts.values())
 
 
-def without(texts: Sequence[Labelled], others: Collection[TextOrPair]) -> list[Labelled]:
-    """Those of `texts` that are not among `others`."""
-    known = set(others)
+def excluding(
+    texts: Sequence[LabelledText], excluded: Collection[TextOrPair]
+) -> list[LabelledText]:
+    """Return the items of `texts` whose text is not in `excluded`."""
+    known = set(excluded)
     return [item for item in texts if item.text not in known]
 
 
-def _plain(line: str, where: str, labels: Sequence[str]) -> Labelled:
-    return Labelled(line.strip())
+def _parse_plain(line: str, location: str, labels: Sequence[str]) -> LabelledText:
+    return LabelledText(line.strip())
 
 
-def _object(line: str, where: str, labels: Sequence[str]) -> Labelled:
+def _parse_object(line: str, location: str, labels: Sequence[str]) -> LabelledText:
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise BadInput(f"{where} is not JSON: {error}.") from None
-    if not isinstance(values, dict) or not values.keys() <= {"text", "text_pair", "label"}:
+        raise BadInput(f"{location} is not JSON: {error}.") from None
+    if not isinstance(values, dict) or not values.keys() <= OBJECT_FIELDS:
         raise BadInput(
-            f"{where} must be an object with text, and with text_pair and label if they are known."
+            f"{location} must be an object with a text, and optionally a text_pair and a label."
         )
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise BadInput(
-                f"{where}: {name} is {json.dumps(value)[:40]}; it must be a string that is not"
+                f"{location}: {name} is {json.dumps(value)[:40]}; it must be a string that is not"
                 " empty."
             )
         if SURROGATE.search(value):
-            raise BadInput(f"{where}: {name} holds half a surrogate pair, which is no character.")
+            raise BadInput(
+                f"{location}: {name} holds half of a surrogate pair, which is not a character."
+            )
     if "text" not in values:
-        raise BadInput(f"{where} has no text.")
+        raise BadInput(f"{location} has no text.")
     label = values.get("label")
     if label is not None and label not in labels:
-        raise BadInput(
-            f"{where}: label {label!r} is none of the model's"
-            f" ({', '.join(labels[:8])}{', …' if len(labels) > 8 else ''})."
-        )
-    return Labelled(
-        (values["text"], values["text_pair"]) if "text_pair" in values else values["text"], label
-    )
+        names = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
+        raise BadInput(f"{location}: label {label!r} is not a label of the model ({names}).")
+    if "text_pair" in values:
+        return LabelledText((values["text"], values["text_pair"]), label)
+    return LabelledText(values["text"], label)
 
 
-READERS: dict[str, Callable[[str, str, Sequence[str]], Labelled]] = {
-    "": _plain,
-    ".txt": _plain,
-    ".jsonl": _object,
+PARSERS: dict[str, Callable[[str, str, Sequence[str]], LabelledText]] = {
+    "": _parse_plain,
+    ".txt": _parse_plain,
+    ".jsonl": _parse_object,
 }
-"""By what a file's name ends in."""
+"""Parser of a line by the suffix of the file's name, in lower case."""

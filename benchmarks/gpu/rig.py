@@ -104,7 +104,7 @@ def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
         raise BadInput(f"{folder} is not empty; choose a new folder.")
     # Here only: where skeletons are grown, none of what exports is installed.
     from benchmarks.harness.checkpoints import SIZES, write_checkpoint
-    from export.commands import export
+    from export.pipeline import export
 
     with tempfile.TemporaryDirectory() as temporary:
         for name, more_layers in MODELS.items():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.checkpoints import write_checkpoint
-from export.commands import Quantization, export
 from export.graph.variants import RECIPES
+from export.pipeline import Quantization, export
 from service.artifact import Artifact, ArtifactError, read_artifact
 from service.classifier import Classifier
 from service.host import cpus

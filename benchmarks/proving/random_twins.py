@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness.checkpoints import SIZES, write_checkpoint
 from command import Parser
-from export.commands import export
+from export.pipeline import export
 from proof.verdict import identity
 
 

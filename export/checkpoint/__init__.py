@@ -1,5 +1,5 @@
 """
-Checkpoints: a Hugging Face folder read, checked and built, and what transformers answers for it.
+Checkpoints: reads, checks and builds a Hugging Face model, and asks transformers for its answers.
 
-It does not know graphs or artifacts' variants.
+This package knows neither graphs nor variants.
 """

@@ -1,7 +1,7 @@
 """
-Reads a Hugging Face classifier and parts its encoder from the decoder it was pretrained with.
+Reads a Hugging Face classifier, and separates it from the decoder that it was pretrained with.
 
-Only safetensors are read, never a pickle. What does not fit is refused by the tensor's name.
+Only safetensors are read, never a pickle. A tensor that does not fit is refused by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,107 +29,127 @@ from export.checkpoint.tokenizer import SLOW_TOKENIZERS
 from service.artifact import sha256
 
 DECODER_PREFIX = "pretraining_decoder."
-# Output layers of pretraining, which some trainers leave in a classifier's file.
+# Output layers of pretraining, which some trainers leave in the file of a classifier.
 PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminator_predictions.")
-# What a wrapper leaves before every name: torch.compile, DataParallel and DistributedDataParallel,
-# a trainer's own module.
+# Prefixes that a wrapper puts before every tensor's name: torch.compile, DataParallel and
+# DistributedDataParallel, and a trainer's own module.
 WRAPPERS = ("_orig_mod.", "module.", "model.")
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
-# Families whose layers are BERT's, by the names of their parameters.
-BERT_LAYERED = ("bert", "electra", "roberta", "xlm-roberta")
+# Families whose layers have the parameter names of BERT's.
+BERT_LAYER_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
-class Left:
-    """What export leaves out of the checkpoint."""
+class Discarded:
+    """Parts of a checkpoint that are not exported."""
 
     design: str
+    """Name of the decoder's design, or "none"."""
     layers: int
+    """Number of layers of the decoder."""
     parameters: int
+    """Number of parameters of the decoder."""
     share_of_file: float
+    """Bytes of the decoder's tensors as a share of all tensors' bytes, 0 to 1."""
     other_tensors: tuple[str, ...]
+    """Names of tensors that belong to a pretraining head."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A classifier as its file holds it, decoder and all."""
+    """A classifier as its folder holds it, decoder included."""
 
     directory: Path
+    """Folder of the checkpoint."""
     config: dict[str, Any]
+    """Fields of config.json."""
     tensors: dict[str, Tensor]
+    """Tensors by name, without the prefix of a wrapper."""
     renamed: bool = False
-    """Whether its file has other names for them, with a wrapper's before each."""
+    """Whether the file has a wrapper's prefix before every name."""
 
     def weights_sha256(self) -> str:
-        """Of model.safetensors, or of its shards' digests in their order."""
+        """Return the SHA-256 of model.safetensors, or of its shards' digests in order."""
         if (self.directory / WEIGHTS).is_file():
             return sha256(self.directory / WEIGHTS)
-        return hashlib.sha256(
-            "".join(sha256(self.directory / name) for name in _shards(self.directory)).encode()
-        ).hexdigest()
+        digests = "".join(sha256(self.directory / name) for name in _shards(self.directory))
+        return hashlib.sha256(digests.encode()).hexdigest()
 
     @property
     def design(self) -> str | None:
-        described = self.config.get("pretraining_decoder")
-        return None if described is None else str(described.get("design", "unnamed"))
+        """Name of the decoder's design; None if the config describes no decoder."""
+        decoder = self.config.get("pretraining_decoder")
+        return None if decoder is None else str(decoder.get("design", "unnamed"))
 
     @property
     def decoder(self) -> dict[str, Tensor]:
+        """Tensors of the decoder, by name."""
         return {
             name: tensor for name, tensor in self.tensors.items() if name.startswith(DECODER_PREFIX)
         }
 
     @property
     def decoder_layers(self) -> int:
-        found = {
-            m[1]
-            for name in self.decoder
-            if (m := re.match(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.", name))
-        }
-        return len(found)
+        """Number of the decoder's layers."""
+        pattern = re.compile(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.")
+        matches = map(pattern.match, self.decoder)
+        return len({match[1] for match in matches if match is not None})
 
-    def left_out(self) -> Left:
-        parameters = sum(t.numel() for t in self.decoder.values())
-        size = sum(t.numel() * t.element_size() for t in self.tensors.values())
-        own = sum(t.numel() * t.element_size() for t in self.decoder.values())
-        others = tuple(name for name in self.tensors if name.startswith(PRETRAINING_HEADS))
-        return Left(self.design or "none", self.decoder_layers, parameters, own / size, others)
+    def discarded(self) -> Discarded:
+        """Return the parts of the checkpoint that are not exported."""
+        decoder = list(self.decoder.values())
+        return Discarded(
+            design=self.design or "none",
+            layers=self.decoder_layers,
+            parameters=sum(tensor.numel() for tensor in decoder),
+            share_of_file=_byte_size(decoder) / _byte_size(self.tensors.values()),
+            other_tensors=tuple(
+                name for name in self.tensors if name.startswith(PRETRAINING_HEADS)
+            ),
+        )
 
 
 def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint in a folder, or of a hub id where there is a network."""
+    """Read a checkpoint from a folder, or download it if `source` is a hub id.
+
+    Raises Unavailable if a file is missing, and BadInput if one cannot be used.
+    """
     directory = Path(source)
     if (
         not directory.exists()
         and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
         and not directory.parent.exists()
     ):
-        if revision is None and (near := _near(directory)) is not None:
+        if revision is None and (similar := _similar_folder(directory)) is not None:
             raise Unavailable(
-                f"{source} does not exist; did you mean {near}? If it is a hub id, say so with"
+                f"{source} does not exist; did you mean {similar}? If it is a hub id, pass"
                 " --revision main."
             )
         directory = _download(source, revision)
     if not directory.is_dir():
         raise Unavailable(
-            f"{source} does not exist; name a folder with config.json, model.safetensors and"
+            f"{source} does not exist; pass a folder with config.json, model.safetensors and"
             " tokenizer.json."
         )
-    config = _read_described(directory)
+    config = _read_config(directory)
     stored = _read_tensors(directory)
     tensors = _unwrapped(stored)
     if not (directory / "tokenizer.json").is_file() and not any(
         (directory / name).is_file() for name in SLOW_TOKENIZERS
     ):
         raise Unavailable(
-            f"{directory} has no tokenizer.json; save a fast tokenizer with save_pretrained beside"
-            " the model."
+            f"{directory} has no tokenizer.json; save a fast tokenizer into it with"
+            " save_pretrained."
         )
     return Checkpoint(directory, config, tensors, tensors.keys() != stored.keys())
 
 
-def _near(directory: Path) -> Path | None:
-    """A folder whose name and parent's name are almost those, as where a path is misspelt."""
+def _byte_size(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _similar_folder(directory: Path) -> Path | None:
+    """Return a folder with almost the same path, for a path that may be misspelt."""
     for parent in get_close_matches(directory.parent.name, _folders(Path()), cutoff=0.7):
         for child in get_close_matches(directory.name, _folders(Path(parent)), n=1, cutoff=0.7):
             return Path(parent, child)
@@ -143,36 +163,36 @@ def _folders(directory: Path) -> list[str]:
         return []
 
 
-def _read_described(directory: Path) -> dict[str, Any]:
-    """What config.json says."""
+def _read_config(directory: Path) -> dict[str, Any]:
+    """Return the fields of config.json; raise Unavailable for an adapter or a SetFit model."""
     path = directory / "config.json"
     if (directory / "adapter_config.json").is_file():
         raise Unavailable(
-            f"{directory} is a PEFT adapter, not a whole model; merge it first:"
-            " model.merge_and_unload(), then save_pretrained."
+            f"{directory} is a PEFT adapter, not a whole model; merge it with"
+            " model.merge_and_unload() and save the result with save_pretrained."
         )
     if not path.is_file():
         raise Unavailable(
-            f"{directory} has no config.json, so it is no Hugging Face checkpoint; save_pretrained"
-            " writes one."
+            f"{directory} has no config.json, so it is not a Hugging Face checkpoint; save the"
+            " model with save_pretrained."
         )
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise BadInput(f"{path} has no model_type.")
+        raise BadInput(f"{path} has no model_type; save the model with save_pretrained.")
     if (directory / "config_setfit.json").is_file() or (directory / "model_head.pkl").is_file():
         raise Unavailable(
-            f"{directory} is a SetFit model: its head is a pickle of scikit-learn's, which is never"
-            " read; train a head in torch (use_differentiable_head=True) and save it as"
+            f"{directory} is a SetFit model: its head is a scikit-learn pickle, which is never"
+            " read; train a head in torch (use_differentiable_head=True) and save the model as"
             " …ForSequenceClassification."
         )
     return config
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index names."""
+    """Return the tensors of model.safetensors, or of the shards that its index names."""
     if (directory / WEIGHTS).is_file():
         return _read_file(directory / WEIGHTS)
     if not (directory / SHARDS).is_file():
@@ -184,12 +204,14 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def _shards(directory: Path) -> list[str]:
-    """The files that the index of a checkpoint in shards names, in their order."""
+    """Return the file names of a sharded checkpoint, in order, as its index lists them."""
     path = directory / SHARDS
     try:
         names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise BadInput(f"{path} has no weight_map that names the files.") from None
+        raise BadInput(
+            f"{path} has no weight_map with the files; save the model with save_pretrained."
+        ) from None
     for name in names:
         if (
             not isinstance(name, str)
@@ -197,7 +219,9 @@ def _shards(directory: Path) -> list[str]:
             or not name.endswith(".safetensors")
             or not (directory / name).is_file()
         ):
-            raise Unavailable(f"{path} names {name!r}, which is no safetensors file beside it.")
+            raise Unavailable(
+                f"{path} names {name!r}, which is not a safetensors file in its folder."
+            )
     return names
 
 
@@ -205,8 +229,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         if file.read(24).startswith(b"version https://git-lfs"):
             raise Unavailable(
-                f"{path} is a git-lfs pointer, not the weights themselves; fetch them: git lfs"
-                " pull."
+                f"{path} is a git-lfs pointer, not the weights; fetch them with git lfs pull."
             )
     try:
         return load_file(path)
@@ -215,56 +238,58 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _other_weights(directory: Path) -> str:
-    """What there is instead of safetensors, and how they are made of it."""
+    """Return a sentence about the weights that there are, and how to convert them."""
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     if pickles:
         return (
             f" {pickles[0]} is a pickle and is never read; save the model with"
-            " safe_serialization=True."
+            " save_pretrained(…, safe_serialization=True)."
         )
-    for pattern, kind, how in (
+    for pattern, framework, option in (
         ("*.h5", "TensorFlow", "from_tf=True"),
         ("*.msgpack", "Flax", "from_flax=True"),
     ):
-        if found := sorted(path.name for path in directory.glob(pattern)):
+        if files := sorted(path.name for path in directory.glob(pattern)):
             return (
-                f" {found[0]} is of {kind}; read it with from_pretrained(…, {how}) and call"
-                " save_pretrained."
+                f" {files[0]} holds {framework} weights; read them with from_pretrained(…,"
+                f" {option}) and call save_pretrained."
             )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others and re.match(r"model-\d+-of-\d+", others[0]):
         return (
-            f" {others[0]} is one of several shards, and {SHARDS}, which says what each holds, is"
-            " missing."
+            f" {others[0]} is one of several shards, but {SHARDS}, which lists their tensors, is"
+            " missing; copy it too."
         )
     if others and (variant := re.fullmatch(r"model\.(\w+)\.safetensors", others[0])):
         return (
             f" {others[0]} is another variant of the weights; read it with from_pretrained(…,"
-            f" variant={variant[1]!r}) and call save_pretrained, or rename it."
+            f" variant={variant[1]!r}) and call save_pretrained, or rename it to {WEIGHTS}."
         )
     if others:
         return (
-            f" {others[0]} is no name that transformers looks for; rename it if it holds the whole"
-            " model."
+            f" transformers does not look for {others[0]}; rename it to {WEIGHTS} if it holds the"
+            " whole model."
         )
     if next(directory.glob("**/*.onnx"), None) is not None:
-        return " An ONNX graph cannot be exported again; save the torch model that it was made of."
-    return " save_pretrained writes it."
+        return " An ONNX graph cannot be exported again; save the torch model it was made from."
+    return " Save the model with save_pretrained."
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names that they have without a wrapper around the whole model."""
+    """Return the tensors by their names without the prefix of a wrapper."""
     for wrapper in WRAPPERS:
-        # A head without a wrapper beside a body with one, as ModernBERT's, shows that it is the
-        # family's own name.
+        # Only if every name has it: ModernBERT's body has the prefix "model." and its head has
+        # none, so there it is the family's own name.
         while tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module:
-    """The classifier in fp32, without its decoder; or with it as further encoder layers, as the
-    proof's control.
+    """Build the classifier in fp32, without its decoder.
+
+    `keep_decoder` appends the decoder's layers to the encoder, for the proof's positive control.
+    Raises BadInput if config and weights do not fit, and BadUsage if there are no layers to keep.
     """
     tensors = {
         name: tensor.float() if tensor.is_floating_point() else tensor
@@ -273,92 +298,105 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
     if keep_decoder:
         if not checkpoint.decoder_layers:
             raise BadUsage(
-                f"{checkpoint.directory} (design {checkpoint.design or 'none'}) adds no layers that"
-                " could be kept."
+                f"{checkpoint.directory} has no decoder layers that could be kept (design"
+                f" {checkpoint.design or 'none'}); leave out --keep-decoder."
             )
-        if checkpoint.config["model_type"] not in BERT_LAYERED:
+        if checkpoint.config["model_type"] not in BERT_LAYER_FAMILIES:
             raise BadUsage(
-                f"{checkpoint.directory}: its decoder's layers are BERT's and its encoder's are not"
-                f" ({checkpoint.config['model_type']}), so it adds no layers that could be kept."
+                f"{checkpoint.directory} has no decoder layers that could be kept: they are BERT's,"
+                f" and its encoder is a {checkpoint.config['model_type']}; leave out"
+                " --keep-decoder."
             )
     config = read_config(
         checkpoint.directory, checkpoint.config, checkpoint.decoder_layers if keep_decoder else 0
     )
     try:
-        # Every family has the plain form of attention, and only in that form do equal encoders have
-        # equal graphs.
+        # Every family has eager attention, and only in that form do equal encoders have equal
+        # graphs.
         with plain_functions():
             model = AutoModelForSequenceClassification.from_config(
                 config, attn_implementation="eager"
             )
-    except Exception as error:  # A config may be wrong in as many ways as there are models.
+    except Exception as error:  # The code of any family may raise anything for a wrong config.
         raise BadInput(
             f"{checkpoint.directory / 'config.json'} describes no classifier that can be built:"
             f" {first_line(error)}"
         ) from None
     if keep_decoder:
         depth = config.num_hidden_layers - checkpoint.decoder_layers
-        for name, tensor in checkpoint.decoder.items():
-            placed = re.fullmatch(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)", name)
-            if placed is None:
-                # What belongs to no layer, as the autoencoder's mask, has no place in an encoder.
-                continue
-            layer, rest = placed.groups()
-            tensors[f"{model.base_model_prefix}.encoder.layer.{depth + int(layer)}.{rest}"] = (
-                tensor.float()
-            )
-    built: nn.Module = _filled(model, tensors, checkpoint.directory).float().eval()
-    return built
+        tensors |= _decoder_as_encoder(checkpoint, f"{model.base_model_prefix}.encoder", depth)
+    classifier: nn.Module = _with_weights(model, tensors, checkpoint.directory).float().eval()
+    return classifier
 
 
-def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Module:
-    """The model with the checkpoint's weights, as transformers places them; BadInput if one is
-    missing, broken or of another shape.
+def embedding_rows(model: Any) -> int:
+    """Return how many token ids have an embedding."""
+    return len(model.get_input_embeddings().weight)
+
+
+def _decoder_as_encoder(checkpoint: Checkpoint, encoder: str, depth: int) -> dict[str, Tensor]:
+    """Return the decoder's layers in fp32, named as layers that follow the `depth` encoder layers.
+
+    Tensors outside of layers, such as the autoencoder's mask, have no place in an encoder.
     """
-    wanted = model.state_dict()
+    pattern = re.compile(rf"{re.escape(DECODER_PREFIX)}layer\.(\d+)\.(.+)")
+    tensors = {}
+    for name, tensor in checkpoint.decoder.items():
+        if (match := pattern.fullmatch(name)) is not None:
+            layer, suffix = match.groups()
+            tensors[f"{encoder}.layer.{depth + int(layer)}.{suffix}"] = tensor.float()
+    return tensors
+
+
+def _with_weights(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Module:
+    """Return the model with the checkpoint's weights, placed by transformers.
+
+    Raises BadInput if a tensor is missing, holds NaN or infinity, or has another shape.
+    """
+    expected = model.state_dict()
     for name, tensor in tensors.items():
-        if name in wanted and tensor.shape != wanted[name].shape:
+        if name in expected and tensor.shape != expected[name].shape:
             raise BadInput(
-                f"{directory}: {name} has shape {list(tensor.shape)}, its config.json asks for"
-                f" {list(wanted[name].shape)}."
+                f"{directory}: {name} has shape {list(tensor.shape)}, but its config.json requires"
+                f" {list(expected[name].shape)}."
             )
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise BadInput(f"{directory}: {broken[0]} holds NaN or infinity.")
+        raise BadInput(f"{directory}: {broken[0]} holds NaN or infinity; train the model again.")
     try:
         with plain_functions(), quiet():
-            filled, found = type(model).from_pretrained(
+            filled, loading = type(model).from_pretrained(
                 None,
                 config=model.config,
                 state_dict=tensors,
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-    except Exception as error:  # Weights may not fit in as many ways as there are models.
+    except Exception as error:  # The code of any family may raise anything for wrong weights.
         raise BadInput(
             f"{directory}: its weights do not fit its config.json: {first_line(error)}"
         ) from None
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading["missing_keys"])
     heads = [name for name in missing if not name.startswith(f"{model.base_model_prefix}.")]
     if heads:
         raise BadInput(
-            f"{directory} has no classification head ({heads[-1]}), so it is a pretrained body"
-            " only; fine-tune it first: python -m training.finetune."
+            f"{directory} has no classification head ({heads[-1]}): it is a pretrained encoder"
+            " only; fine-tune it first, for example with python -m training.finetune."
         )
     if missing:
         raise BadInput(
-            f"{directory} lacks the tensor {missing[0]}, which its config.json asks for."
+            f"{directory} lacks the tensor {missing[0]}, which its config.json requires."
         )
     dropped = sorted(
         name
-        for name in found["unexpected_keys"]
+        for name in loading["unexpected_keys"]
         if not name.startswith((DECODER_PREFIX, *PRETRAINING_HEADS))
     )
     if dropped:
-        few = ", ".join(dropped[:4]) + (", …" if len(dropped) > 4 else "")
+        names = ", ".join(dropped[:4]) + (", …" if len(dropped) > 4 else "")
         print(
-            f"{directory}: drops {len(dropped)} tensors that {type(model).__name__} has no place"
-            f" for, as transformers does: {few}",
+            f"{directory}: drops {len(dropped)} tensors that {type(model).__name__} does not have,"
+            f" as transformers does: {names}",
             flush=True,
         )
     return cast(nn.Module, filled)
@@ -366,13 +404,13 @@ def _filled(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn.Modul
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own warnings off: what they say is said here, or refused."""
-    before = transformers.logging.get_verbosity()
+    """Silence transformers' warnings: export reports or refuses what they are about."""
+    verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -388,5 +426,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise Unavailable(
-            f"{hub_id} is no folder, and the hub did not give it: {first_line(error)}"
+            f"{hub_id} is not a folder, and it could not be downloaded from the hub:"
+            f" {first_line(error)}"
         ) from None

@@ -1,9 +1,9 @@
 """
-What transformers itself answers: the reference every compiled variant is held against.
+The reference: what transformers itself answers, with which every variant is compared.
 
 It reads the checkpoint's folder as a user would (`AutoTokenizer`,
-`AutoModelForSequenceClassification`), and shares nothing with the graph: neither how weights were
-placed, nor the form of attention, nor how texts become tokens.
+`AutoModelForSequenceClassification`). It shares nothing with the graph: neither the placing of
+weights, nor the form of attention, nor the tokenization.
 """
 
 from __future__ import annotations
@@ -66,34 +66,33 @@ TEXTS: tuple[TextOrPair, ...] = (
     ("The first half goes on. " * 80, "The second half is short."),
     ("Both halves go on. " * 60, "Neither of them stops. " * 60),
 )
-"""Short, long, over-long, not English, not words, in other cases and scripts, and pairs."""
-PROBES = tuple(TEXTS[place] for place in (0, 1, 4, 7, 12, 13, 15))
-"""Those of the self-check at every start: of every kind, but few, and none that costs a slow
-processor a second.
+"""Texts of the parity test: short, long, too long, in other languages, cases and scripts, pairs,
+and texts without words.
 """
+PROBES = tuple(TEXTS[index] for index in (0, 1, 4, 7, 12, 13, 15))
+"""Texts of the self-check at every start: one of each kind, and none that takes a slow processor a
+second.
+"""
+MAX_ADDED_TOKEN_TEXTS = 24
+"""Number of tokens added by a checkpoint that get a text of their own, at most."""
 
 
-SPECIAL_TEXTS = 24
-"""At most so many of a checkpoint's own added tokens have a text of their own."""
-
-
-def texts_for(tokenizer: PreTrainedTokenizerFast, rows: int) -> tuple[TextOrPair, ...]:
-    """TEXTS, and texts that hold the tokens which the checkpoint added, as far as the model has
-    embeddings for them.
-    """
-    added = [token for token, number in tokenizer.get_added_vocab().items() if number < rows]
-    return (
-        *TEXTS,
-        *(f"a {token} in the middle,{token}and {token.upper()}" for token in added[:SPECIAL_TEXTS]),
-    )
+def texts_for(tokenizer: PreTrainedTokenizerFast, embedding_rows: int) -> tuple[TextOrPair, ...]:
+    """Return TEXTS, and a text for each added token that the model has an embedding for."""
+    vocabulary = tokenizer.get_added_vocab()
+    added = [token for token, index in vocabulary.items() if index < embedding_rows]
+    texts = [
+        f"a {token} in the middle,{token}and {token.upper()}"
+        for token in added[:MAX_ADDED_TOKEN_TEXTS]
+    ]
+    return (*TEXTS, *texts)
 
 
 def load_model(checkpoint: Checkpoint) -> nn.Module:
-    """The classifier in fp32 as `from_pretrained` makes it of a folder, in the form of attention
-    that transformers prefers.
+    """Load the classifier in fp32 with `from_pretrained`, with transformers' preferred attention.
 
-    Of a checkpoint whose file has a wrapper's names, which transformers would take for none of the
-    model's, it is made of the tensors.
+    If the file has a wrapper's names, transformers would not recognise them; the model is then
+    built from the renamed tensors. Raises BadInput if transformers cannot load it.
     """
     config = read_config(checkpoint.directory, checkpoint.config)
     config.dtype = torch.float32
@@ -113,14 +112,13 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
                     trust_remote_code=False,
                     use_safetensors=True,
                 )
-    except (
-        Exception
-    ) as error:  # It was read once already; what fails now fails only for transformers itself.
+    except Exception as error:
+        # build_model has read the same files, so this failure is transformers' own, of any kind.
         raise BadInput(
             f"{checkpoint.directory}: transformers cannot load it: {first_line(error)}"
         ) from None
-    built: nn.Module = model.eval()
-    return built
+    classifier: nn.Module = model.eval()
+    return classifier
 
 
 class Reference:
@@ -135,14 +133,17 @@ class Reference:
         self.inputs = ("input_ids", "attention_mask", "token_type_ids")
 
     def in_bf16(self) -> Reference:
-        """The same with weights and arithmetic in bf16, which torch has on every processor."""
+        """Return a copy with weights and arithmetic in bf16, which torch has on any processor."""
         return Reference(
             copy.deepcopy(self.model).to(torch.bfloat16), self.tokenizer, self.max_tokens
         )
 
     @torch.no_grad()
     def logits(self, texts: Sequence[TextOrPair]) -> npt.NDArray[np.float32]:
-        """Logits of each text run alone, (texts, labels)."""
+        """Return the logits of each text run alone, (texts, labels).
+
+        Raises BadInput if the model fails on one.
+        """
         rows = []
         for text in texts:
             accepted = {name: torch.from_numpy(value) for name, value in self.encode(text).items()}
@@ -151,13 +152,13 @@ class Reference:
             except (IndexError, RuntimeError) as error:
                 tokens = accepted["input_ids"].shape[1]
                 raise BadInput(
-                    f"The checkpoint's own model cannot read a text of {tokens} tokens:"
+                    f"The checkpoint fails in transformers on a text of {tokens} tokens:"
                     f" {first_line(error)}"
                 ) from None
         return np.stack(rows)
 
     def encode(self, text: TextOrPair) -> dict[str, npt.NDArray[np.int64]]:
-        """What the model is given of a text, (1, L) each."""
+        """Return the model's inputs for a text, (1, L) each; a long text is truncated."""
         first, second = text if isinstance(text, tuple) else (text, None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -167,11 +168,11 @@ class Reference:
         return {
             name: encoded[name].astype(np.int64)
             for name in self.inputs
-            if name in encoded and self._takes(name)
+            if name in encoded and self._accepts(name)
         }
 
-    def _takes(self, name: str) -> bool:
-        # A tokenizer may number sentences for a model that has one type of them.
+    def _accepts(self, name: str) -> bool:
+        # A tokenizer may give token types to a model that has a single one.
         if name == "token_type_ids" and getattr(self.model.config, "type_vocab_size", 2) < 2:
             return False
         return name in inspect.signature(self.model.forward).parameters

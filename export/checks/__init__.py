@@ -1,1 +1,1 @@
-"""Checks: a variant against transformers' answers, and the accuracy gate of reduced variants."""
+"""Checks: compares variants with transformers' answers, and decides their accuracy gates."""

@@ -1,132 +1,139 @@
 """
-Judges a reduced variant by how often it gives the fp32 variant's answer, on texts it was not
-calibrated with.
+The accuracy gate: decides whether a variant may answer in place of the exact one.
 
-A share of agreeing texts says little without their number: the gate asks for the lower end of its
-interval (Clopper and Pearson 1934, one-sided, 95 %), over at least 5,000 texts.
+A variant with a tolerance (bf16, fp16) passes if no probability differs from the checkpoint's by
+more. A quantised variant (int8) passes if it agrees with fp32 often enough, on texts that it was
+not calibrated with. The share of agreeing texts says little without their number, so the gate
+requires its lower confidence bound (Clopper and Pearson 1934, one-sided, 95 %) over at least 5,000
+texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from export.texts import Labelled
-from service.artifact import Agreement, Artifact, Gate, LabelAgreement, Rest, Task
+from command import BadInput
+from export.graph.variants import RECIPES
+from export.texts import LabelledText
+from service.artifact import Agreement, Artifact, Gate, LabelAgreement, Parity, Rest, Task
 from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
+from service.runtimes.auto import Choice, load
+from service.runtimes.openvino import OpenVinoRuntime
 
-FEWEST_TEXTS = 5_000
-FEWEST_OF_A_LABEL = 50
-"""With fewer texts of a label, most of them may differ without the share of all texts showing it.
+MIN_TEXTS = 5_000
+"""Number of texts below which an agreement gate fails, whatever they agree on."""
+MIN_TEXTS_PER_LABEL = 50
+"""Number of texts below which a label is reported as rare: most of its texts may disagree without
+moving the share of all texts.
 """
 CONFIDENCE = 0.95
-# A regression's answer agrees if it moved by no more than this share of the spread of the fp32
-# answers.
-NEAR = 0.1
+REGRESSION_TOLERANCE = 0.1
+"""Largest difference between two regression answers that agree, as a share of the standard
+deviation of the fp32 answers.
+"""
+
+
+def gate_by_parity(variant: str, parity: Parity, runtime: str) -> Gate:
+    """Return the gate of a variant with a tolerance; `runtime` is the engine that ran it.
+
+    Raises BadInput if the variant is fp32: a graph that is not the checkpoint must not be exported.
+    """
+    recipe = RECIPES[variant]
+    reason = (
+        f"{parity.texts} texts, labels agree {parity.label_agreement:.1%}, largest difference of a"
+        f" probability {parity.max_probability_difference:.1e} (at most {parity.tolerance:.0e})"
+    )
+    if runtime != recipe.runtime:
+        reason += "; run by onnxruntime on the CPU, not yet on a GPU"
+    if parity.tolerance is None or parity.max_probability_difference <= parity.tolerance:
+        return Gate(status="passed", reason=reason)
+    if recipe.precision == "f32":
+        raise BadInput(
+            f"{variant} does not reproduce the checkpoint: {reason}. This graph cannot be trusted."
+        )
+    return Gate(status="failed", reason=reason)
+
+
+def gate_by_agreement(
+    artifact: Artifact,
+    variant: str,
+    texts: Sequence[LabelledText],
+    required: float,
+    required_per_label: float | None,
+    threads: int,
+) -> Gate:
+    """Return the gate of a quantised variant, from its agreement with cpu-fp32 on `texts`.
+
+    Without a text that the model can read, the variant stays ungated.
+    """
+    usable = [item for item in texts if isinstance(item.text, str) or artifact.manifest.takes_pairs]
+    if not usable:
+        return Gate(
+            status="ungated",
+            reason=f"no texts to gate it with; give --gate FILE with at least {MIN_TEXTS:,}",
+        )
+    exact, reduced = (
+        Classifier(artifact, load(artifact, Choice(name, "openvino", "verification"), threads))
+        for name in ("cpu-fp32", variant)
+    )
+    assert isinstance(reduced.runtime, OpenVinoRuntime)
+    return judge(
+        exact, reduced, artifact, usable, required, reduced.runtime.rest, required_per_label
+    )
 
 
 def judge(
     exact: Classifier,
     reduced: Classifier,
     artifact: Artifact,
-    texts: Sequence[Labelled],
-    wanted: float,
-    rest: Rest | None = None,
-    wanted_per_label: float | None = None,
+    texts: Sequence[LabelledText],
+    required: float,
+    unquantized_precision: Rest | None = None,
+    required_per_label: float | None = None,
 ) -> Gate:
-    """Whether `reduced` may stand in for `exact`: the agreement's lower bound reaches `wanted`,
-    over enough texts.
+    """Return the gate of `reduced`: whether the lower bound of its agreement reaches `required`.
 
-    `rest` is the precision in which it computes what it does not quantise. With `wanted_per_label`
-    the lower bound of every label has to reach that, over the texts to which fp32 gives it.
+    `unquantized_precision` is the precision of the operators that `reduced` does not quantise. With
+    `required_per_label` the lower bound of every label must reach that share too, over the texts to
+    which fp32 gives the label.
     """
     encoded = [
         exact.encode(*item.text) if isinstance(item.text, tuple) else exact.encode(item.text)
         for item in texts
     ]
-    expected, answered = (_logits(classifier, encoded) for classifier in (exact, reduced))
-    task = _judged_as(artifact)
-    agrees = _agree(task, expected, answered)
-    agreeing, labels = int(agrees.sum()), _by_label(artifact, expected, agrees)
+    expected = _logits(exact, encoded)
+    answered = _logits(reduced, encoded)
+    agrees = _agree(_compared_task(artifact), expected, answered)
+    agreeing = int(agrees.sum())
     agreement = Agreement(
         texts=len(texts),
         agreeing=agreeing,
         lower_bound=lower_bound(agreeing, len(texts)),
-        wanted=wanted,
+        wanted=required,
         accuracy=_accuracy(artifact, answered, texts),
         accuracy_of_fp32=_accuracy(artifact, expected, texts),
-        rest=rest,
-        labels=labels,
-        wanted_per_label=wanted_per_label,
+        rest=unquantized_precision,
+        labels=_agreement_per_label(artifact, expected, agrees),
+        wanted_per_label=required_per_label,
     )
-    enough = len(texts) >= FEWEST_TEXTS
-    least = min(labels, key=lambda label: labels[label].lower_bound, default=None)
-    missing = [label for label, one in labels.items() if not one.texts]
-    by_label = (
-        wanted_per_label is None or least is None or labels[least].lower_bound >= wanted_per_label
+    passed = len(texts) >= MIN_TEXTS and agreement.lower_bound >= required
+    if required_per_label is not None:
+        bounds = [label.lower_bound for label in agreement.labels.values()]
+        passed = passed and all(bound >= required_per_label for bound in bounds)
+    return Gate(
+        status="passed" if passed else "failed", reason=_reason(agreement), agreement=agreement
     )
-    passed = enough and agreement.lower_bound >= wanted and by_label
-    said = (
-        f"{agreeing:,} of {len(texts):,} texts get the fp32 answer, {agreeing / len(texts):.2%}, at"
-        f" least {agreement.lower_bound:.2%} at {CONFIDENCE:.0%} confidence (asked:"
-        f" {wanted:.2%}{'' if enough else f', over at least {FEWEST_TEXTS:,} texts'})"
-    )
-    if missing and wanted_per_label is not None:
-        said += (
-            f"; fp32 gives no text the label {', '.join(map(repr, missing[:4]))}, so nothing can be"
-            " said of it: add texts of it"
-        )
-    elif least is not None and wanted_per_label is not None:
-        one = labels[least]
-        said += (
-            f"; least of {least!r}: {one.agreeing:,} of {one.texts:,}, at least"
-            f" {one.lower_bound:.2%} (asked of each label: {wanted_per_label:.2%})"
-        )
-    if rare := [label for label, one in labels.items() if one.texts < FEWEST_OF_A_LABEL]:
-        few = ", ".join(f"{label!r} {labels[label].texts}" for label in rare[:4]) + (
-            ", …" if len(rare) > 4 else ""
-        )
-        said += f"; says little of labels with fewer than {FEWEST_OF_A_LABEL} texts: {few}"
-    if agreement.accuracy is not None:
-        said += f"; accuracy {agreement.accuracy:.2%}, fp32's {agreement.accuracy_of_fp32:.2%}"
-    return Gate(status="passed" if passed else "failed", reason=said, agreement=agreement)
-
-
-def _judged_as(artifact: Artifact) -> Task:
-    """The task whose answers are compared: a single label is a number, for as a label it would
-    always agree.
-    """
-    return "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task
-
-
-def _by_label(
-    artifact: Artifact, expected: Logits, agrees: npt.NDArray[np.bool_]
-) -> dict[str, LabelAgreement]:
-    """The agreement over the texts to which fp32 gives each label; none for a number."""
-    names, task = artifact.manifest.labels, _judged_as(artifact)
-    if task == "regression":
-        return {}
-    found = {}
-    for place, name in enumerate(names):
-        own = agrees[
-            expected[:, place] > 0 if task == "multi_label" else expected.argmax(1) == place
-        ]
-        agreeing = int(own.sum())
-        found[name] = LabelAgreement(
-            texts=len(own),
-            agreeing=agreeing,
-            lower_bound=lower_bound(agreeing, len(own)) if len(own) else 0.0,
-        )
-    return found
 
 
 def lower_bound(agreeing: int, texts: int) -> float:
-    """Of a share seen as `agreeing` of `texts`: the value below which it lies with a probability of
-    5 % at most.
+    """Return the lower confidence bound of the share `agreeing / texts`.
+
+    The true share lies below it with a probability of 5 % at most.
     """
     return float(
         stats.binomtest(agreeing, texts, alternative="greater")
@@ -135,19 +142,93 @@ def lower_bound(agreeing: int, texts: int) -> float:
     )
 
 
+def _compared_task(artifact: Artifact) -> Task:
+    """Return the task by which answers are compared.
+
+    A single label is compared as a number, because as a label it would always agree.
+    """
+    return "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task
+
+
+def _agreement_per_label(
+    artifact: Artifact, expected: Logits, agrees: npt.NDArray[np.bool_]
+) -> dict[str, LabelAgreement]:
+    """Return the agreement over the texts to which fp32 gives each label; empty for a number."""
+    task = _compared_task(artifact)
+    if task == "regression":
+        return {}
+    agreements = {}
+    for index, label in enumerate(artifact.manifest.labels):
+        given_by_fp32 = (
+            expected[:, index] > 0 if task == "multi_label" else expected.argmax(1) == index
+        )
+        texts = int(given_by_fp32.sum())
+        agreeing = int(agrees[given_by_fp32].sum())
+        agreements[label] = LabelAgreement(
+            texts=texts,
+            agreeing=agreeing,
+            lower_bound=lower_bound(agreeing, texts) if texts else 0.0,
+        )
+    return agreements
+
+
+def _reason(agreement: Agreement) -> str:
+    """Return the gate's sentence: the agreement, the weakest label, rare labels, and accuracy."""
+    enough = "" if agreement.texts >= MIN_TEXTS else f", over at least {MIN_TEXTS:,} texts"
+    reason = (
+        f"{agreement.agreeing:,} of {agreement.texts:,} texts get the fp32 answer,"
+        f" {agreement.agreeing / agreement.texts:.2%}, at least {agreement.lower_bound:.2%} at"
+        f" {CONFIDENCE:.0%} confidence (asked: {agreement.wanted:.2%}{enough})"
+    )
+    if agreement.wanted_per_label is not None and agreement.labels:
+        reason += _label_clause(agreement.labels, agreement.wanted_per_label)
+    rare = [
+        f"{name!r} {label.texts}"
+        for name, label in agreement.labels.items()
+        if label.texts < MIN_TEXTS_PER_LABEL
+    ]
+    if rare:
+        names = ", ".join(rare[:4]) + (", …" if len(rare) > 4 else "")
+        reason += f"; says little of labels with fewer than {MIN_TEXTS_PER_LABEL} texts: {names}"
+    if agreement.accuracy is not None:
+        reason += f"; accuracy {agreement.accuracy:.2%}, fp32's {agreement.accuracy_of_fp32:.2%}"
+    return reason
+
+
+def _label_clause(labels: Mapping[str, LabelAgreement], required: float) -> str:
+    """Return the part of a gate's sentence about labels without texts, or the weakest label."""
+    missing = [name for name, label in labels.items() if not label.texts]
+    if missing:
+        return (
+            f"; fp32 gives no text the label {', '.join(map(repr, missing[:4]))}, so nothing can be"
+            " said of it: add texts of it"
+        )
+    weakest = min(labels, key=lambda name: labels[name].lower_bound)
+    label = labels[weakest]
+    return (
+        f"; least of {weakest!r}: {label.agreeing:,} of {label.texts:,}, at least"
+        f" {label.lower_bound:.2%} (asked of each label: {required:.2%})"
+    )
+
+
 def _logits(classifier: Classifier, encoded: Sequence[Encoded]) -> Logits:
-    """In the order asked, run sorted by length in batches as the service makes them."""
+    """Return the logits in the order of `encoded`, (texts, labels).
+
+    Texts run sorted by length, in the batches that the service would make.
+    """
     order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
-    rows = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
+    logits = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
     for batch in classifier.batches([encoded[i].tokens for i in order]):
-        places = [order[place] for place in batch]
-        rows[places] = classifier.predict([encoded[i] for i in places])
-    return rows
+        indices = [order[position] for position in batch]
+        logits[indices] = classifier.predict([encoded[i] for i in indices])
+    return logits
 
 
 def _agree(task: Task, expected: Logits, answered: Logits) -> npt.NDArray[np.bool_]:
-    """(texts): the best label is the same; of several labels, all decisions; of a number, nearly
-    the same number.
+    """Return for each text whether both answers agree, (texts,).
+
+    They agree if the best label is the same, if every label's decision is the same (multi_label),
+    or if the numbers are close (regression).
     """
     match task:
         case "single_label":
@@ -155,14 +236,13 @@ def _agree(task: Task, expected: Logits, answered: Logits) -> npt.NDArray[np.boo
         case "multi_label":
             return np.asarray(((expected > 0) == (answered > 0)).all(1))
         case _:
-            return np.asarray(
-                (np.abs(expected - answered) <= NEAR * max(float(expected.std()), 1e-6)).all(1)
-            )
+            tolerance = REGRESSION_TOLERANCE * max(float(expected.std()), 1e-6)
+            return np.asarray((np.abs(expected - answered) <= tolerance).all(1))
 
 
-def _accuracy(artifact: Artifact, logits: Logits, texts: Sequence[Labelled]) -> float | None:
-    """Share of the labelled texts whose best label is the right one."""
-    if _judged_as(artifact) != "single_label":
+def _accuracy(artifact: Artifact, logits: Logits, texts: Sequence[LabelledText]) -> float | None:
+    """Return the share of labelled texts with the right best label; None if no text is labelled."""
+    if _compared_task(artifact) != "single_label":
         return None
     labels = artifact.manifest.labels
     right = [

@@ -1,5 +1,5 @@
 """
-Runs the production Classifier against the torch reference, alone and padded in company.
+Runs the service's Classifier against the torch reference: each text alone, and padded in batches.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from service.runtimes.onnxruntime import lacks
 from service.runtimes.openvino import OpenVinoRuntime
 from service.self_check import answers
 
-# A padded text that moves its logits further than this share of them was changed by its padding,
-# not by rounding.
 PADDING_TOLERANCE = 1e-3
-# Of the self-check: the share of a variant's distance from fp32 that another host may differ by,
-# and the least tolerance as a share of the largest logit.
+"""Largest change of a logit, as a share of the largest logit, that is rounding. A larger change
+means that the answer depends on the padding around a text.
+"""
 NOISE_SHARE = {"f32": 0.0, "bf16": 4.0, "f16": 4.0, "i8": 0.5}
-LEAST_TOLERANCE = 1e-3
-# Tokens of the texts that show whether a graph runs other lengths than the traced one.
-SHORT, LONG = 5, 29
+"""Tolerance of the self-check by precision, as a share of the variant's distance from fp32."""
+MIN_SELF_CHECK_TOLERANCE = 1e-3
+"""Smallest tolerance of the self-check, as a share of the largest logit."""
+SHORT_LENGTH, LONG_LENGTH = 5, 29
+"""Token counts that a graph is run with, both different from the length that was traced."""
 
 
-def engine_here(artifact: Artifact, variant: str) -> Choice:
-    """What runs a variant for verification: its own engine, or ONNX Runtime on the CPU where a
-    GPU's cannot be had.
+def select_engine(artifact: Artifact, variant: str) -> Choice:
+    """Return the engine that verifies a variant: its own, or ONNX Runtime on the CPU without a GPU.
+
+    The substitute runs where the variant needs a GPU runtime that this host lacks.
     """
     runtime = artifact.manifest.variants[variant].runtime
     return Choice(
@@ -46,68 +48,83 @@ def engine_here(artifact: Artifact, variant: str) -> Choice:
     )
 
 
-def check_lengths(model: Path, family: str, most: int, rows: int) -> None:
-    """Run a graph on texts of other lengths than the traced one; BadInput if the engine fails.
+def check_lengths(model: Path, family: str, max_tokens: int, embedding_rows: int) -> None:
+    """Run a graph on other lengths than the traced one; raise BadInput if the engine fails.
 
-    A family whose code looks at a text's length leaves that length in its graph, as a shape that
-    no other text has. `rows` is how many tokens have an embedding.
+    A family whose code branches on a text's length leaves the traced length in its graph, as a
+    shape that no other text has. Token ids stay below `embedding_rows`.
     """
+    names = read_inputs(model)
     try:
         runtime = OpenVinoRuntime(model, "f32", 1)
-        for texts, tokens in ((1, min(SHORT, most)), (3, min(LONG, most))):
-            ids = np.arange(texts * tokens).reshape(texts, tokens) % rows
+        for texts, tokens in (
+            (1, min(SHORT_LENGTH, max_tokens)),
+            (3, min(LONG_LENGTH, max_tokens)),
+        ):
+            ids = np.arange(texts * tokens).reshape(texts, tokens) % embedding_rows
             arrays = {
                 "input_ids": ids,
                 "attention_mask": np.ones_like(ids),
                 "token_type_ids": np.zeros_like(ids),
             }
-            runtime.start({name: arrays[name] for name in read_inputs(model)})()
+            runtime.start({name: arrays[name] for name in names})()
     except (RuntimeUnavailable, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise BadInput(
-            f"The model cannot be served: code of its family {family} looks at a text's length,"
-            f" which its graph holds fixed, or the engine cannot run it: {lines[-1].strip()[:200]}"
+            f"The model cannot be served. The code of its family {family} depends on a text's"
+            " length, which a graph fixes at one value, or the engine cannot run the graph:"
+            f" {lines[-1].strip()[:200]}"
         ) from None
 
 
 def check_tokens(
     artifact: Artifact, reference: Reference, texts: Sequence[TextOrPair], threads: int
 ) -> None:
-    """BadInput, with the first text and what differs, if the service would read one otherwise than
-    the checkpoint's own tokenizer does.
+    """Raise BadInput for a text whose tokens differ between the service and the checkpoint.
+
+    The message holds the first such text, and the first tokens that differ.
     """
     classifier = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", threads))
     for text in texts:
-        encoded, wanted = _encode(classifier, text), reference.encode(text)
-        # A tokenizer that gives no types leaves them to the model, which takes the first.
-        types = wanted.get("token_type_ids", np.zeros_like(wanted["input_ids"]))[0].tolist()
-        pairs = [("input_ids", list(encoded.ids), wanted["input_ids"][0].tolist())]
+        encoded = _encode(classifier, text)
+        expected = reference.encode(text)
+        expected_ids = expected["input_ids"]
+        _check_same(reference, text, "input_ids", encoded.ids, expected_ids[0].tolist())
         if "token_type_ids" in artifact.manifest.inputs:
-            pairs.append(("token_type_ids", list(encoded.type_ids), types))
-        for field, ours, theirs in pairs:
-            if ours == theirs or not theirs:
-                continue
-            place = next(
-                (
-                    place
-                    for place, (one, other) in enumerate(zip(ours, theirs, strict=False))
-                    if one != other
-                ),
-                min(len(ours), len(theirs)),
-            )
-            raise BadInput(
-                f"The service would read {_told(text)} otherwise than the checkpoint's own"
-                f" tokenizer ({type(reference.tokenizer).__name__}): {field} differ from place"
-                f" {place} on, {ours[place : place + 6]} where it has {theirs[place : place + 6]}."
-            )
+            # A tokenizer without types leaves them to the model, which takes the first type.
+            types = expected.get("token_type_ids", np.zeros_like(expected_ids))[0].tolist()
+            _check_same(reference, text, "token_type_ids", encoded.type_ids, types)
 
 
-def _told(text: TextOrPair) -> str:
-    """A text for a message, cut."""
-    return " and ".join(
-        repr(half if len(half) <= 60 else f"{half[:60]}…")
-        for half in (text if isinstance(text, tuple) else (text,))
+def _check_same(
+    reference: Reference,
+    text: TextOrPair,
+    field: str,
+    values: Sequence[int],
+    expected: Sequence[int],
+) -> None:
+    """Raise BadInput if a field of an encoded text differs from the reference's."""
+    values = list(values)
+    if values == expected or not expected:
+        return
+    differing = (
+        index
+        for index, (value, other) in enumerate(zip(values, expected, strict=False))
+        if value != other
     )
+    start = next(differing, min(len(values), len(expected)))
+    raise BadInput(
+        f"The service would read {_quoted(text)} differently from the checkpoint's own tokenizer"
+        f" ({type(reference.tokenizer).__name__}): {field} differ from index {start} on,"
+        f" {values[start : start + 6]} in the service and {expected[start : start + 6]} in the"
+        " checkpoint."
+    )
+
+
+def _quoted(text: TextOrPair) -> str:
+    """Return a text in quotes for a message, cut after 60 characters."""
+    halves = text if isinstance(text, tuple) else (text,)
+    return " and ".join(repr(half if len(half) <= 60 else f"{half[:60]}…") for half in halves)
 
 
 def measure_parity(
@@ -118,18 +135,19 @@ def measure_parity(
     tolerance: float | None,
     threads: int,
 ) -> Parity:
-    """How far the variant's probabilities are from the reference's, over every text alone and in
-    mixed batches.
+    """Measure how far a variant's probabilities are from the reference's.
+
+    Every text runs alone and, if the model is padding-invariant, in a padded batch.
     """
     classifier = Classifier(artifact, load(artifact, choice, threads))
     expected = _probabilities(reference.logits(texts), artifact)
-    alone = _probabilities(_alone(classifier, texts), artifact)
-    company = alone
+    single = _probabilities(_single_logits(classifier, texts), artifact)
+    batched = single
     if artifact.manifest.padding_safe:
-        company = _probabilities(_in_company(classifier, texts), artifact)
-    worst = max(float(np.abs(alone - expected).max()), float(np.abs(company - expected).max()))
+        batched = _probabilities(_batched_logits(classifier, texts), artifact)
+    worst = max(float(np.abs(single - expected).max()), float(np.abs(batched - expected).max()))
     agreement = float(
-        np.mean([alone.argmax(1) == expected.argmax(1), company.argmax(1) == expected.argmax(1)])
+        np.mean([single.argmax(1) == expected.argmax(1), batched.argmax(1) == expected.argmax(1)])
     )
     return Parity(
         texts=len(texts),
@@ -144,30 +162,30 @@ def emulate_bf16(
     reference: Reference,
     texts: Sequence[TextOrPair],
     probes: Sequence[Probe],
-    tolerance: float,
+    tolerance: float | None,
 ) -> tuple[Parity, SelfCheck]:
-    """What bf16 does to the answers by torch's arithmetic, where the processor has no instructions
-    and the engine refuses: every text alone.
+    """Measure bf16 with torch, for a processor without bf16 instructions: every text alone.
+
+    Raises ModelOutputInvalid if the model overflows in bf16.
     """
     rounded = reference.in_bf16()
-    expected, found = (_probabilities(one.logits(texts), artifact) for one in (reference, rounded))
+    expected = _probabilities(reference.logits(texts), artifact)
+    answered = _probabilities(rounded.logits(texts), artifact)
     parity = Parity(
         texts=len(texts),
-        max_probability_difference=float(np.abs(found - expected).max()),
+        max_probability_difference=float(np.abs(answered - expected).max()),
         tolerance=tolerance,
-        label_agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
+        label_agreement=float(np.mean(answered.argmax(1) == expected.argmax(1))),
     )
-    if not np.isfinite(found).all():
+    if not np.isfinite(answered).all():
         raise ModelOutputInvalid("The model answers NaN or infinity in bf16.")
-    own = [
-        probe.text if probe.text_pair is None else (probe.text, probe.text_pair) for probe in probes
-    ]
-    exact, logits = reference.logits(own), rounded.logits(own)
-    return parity, _self_check("bf16", exact, {"bf16": logits})
+    probe_texts = _texts_of(probes)
+    exact = reference.logits(probe_texts)
+    return parity, _self_check("bf16", exact, {"bf16": rounded.logits(probe_texts)})
 
 
 def read_probes(artifact: Artifact, texts: Sequence[TextOrPair], threads: int) -> list[Probe]:
-    """Return texts of the self-check, with what the model reads of each."""
+    """Return the texts of the self-check, with the token ids that the model reads of each."""
     classifier = Classifier(artifact, OpenVinoRuntime(artifact.path("model.onnx"), "f32", threads))
     probes = []
     for text in texts:
@@ -195,65 +213,64 @@ def record_self_check(
 
     Between processors with the same instructions fp32 was measured to move by 2e-6 of a logit and
     int8 by nothing, while int8 without VNNI saturates and moves by 0.8 to 1.2 of its distance from
-    fp32. So the tolerance is a share of that distance (NOISE_SHARE), or LEAST_TOLERANCE of the
-    largest logit.
+    fp32. So the tolerance is a share of that distance (NOISE_SHARE), or MIN_SELF_CHECK_TOLERANCE of
+    the largest logit.
     """
+    precision = artifact.manifest.variants[choice.variant].precision
     runtimes = [load(artifact, choice, threads)]
-    if (
-        artifact.manifest.variants[choice.variant].precision == "i8"
-        and runtimes[0].computes_in != "f32"
-    ):
+    if precision == "i8" and runtimes[0].computes_in != "f32":
         runtimes.append(load(artifact, choice, threads, rest="f32"))
-    exact = reference.logits(
-        [
-            probe.text if probe.text_pair is None else (probe.text, probe.text_pair)
-            for probe in probes
-        ]
-    )
-    found = {
+    exact = reference.logits(_texts_of(probes))
+    answered = {
         runtime.computes_in: answers(Classifier(artifact, runtime), probes)[0]
         for runtime in runtimes
     }
-    return _self_check(artifact.manifest.variants[choice.variant].precision, exact, found)
+    return _self_check(precision, exact, answered)
 
 
-def _self_check(precision: Precision, exact: Logits, found: Mapping[str, Logits]) -> SelfCheck:
-    """The answers to the probes by what they were computed in, and the tolerance that follows from
-    their distance to the exact ones.
+def _texts_of(probes: Sequence[Probe]) -> list[TextOrPair]:
+    return [
+        probe.text if probe.text_pair is None else (probe.text, probe.text_pair) for probe in probes
+    ]
+
+
+def _self_check(precision: Precision, exact: Logits, answered: Mapping[str, Logits]) -> SelfCheck:
+    """Return the answers to the probes by arithmetic precision, rounded to 8 digits.
+
+    The tolerance follows from their distance to the exact logits.
     """
-    noise = max(float(np.abs(logits - exact).max()) for logits in found.values())
-    least = LEAST_TOLERANCE * max(1.0, float(np.abs(exact).max()))
-    rounded = {
-        computed_in: [[float(f"{value:.8g}") for value in row] for row in logits.tolist()]
-        for computed_in, logits in found.items()
-    }
-    return SelfCheck.model_validate(
-        {"logits": rounded, "tolerance": float(f"{max(least, NOISE_SHARE[precision] * noise):.3g}")}
-    )
+    noise = max(float(np.abs(logits - exact).max()) for logits in answered.values())
+    smallest = MIN_SELF_CHECK_TOLERANCE * max(1.0, float(np.abs(exact).max()))
+    tolerance = max(smallest, NOISE_SHARE[precision] * noise)
+    rounded = {}
+    for computed_in, logits in answered.items():
+        rounded[computed_in] = [[float(f"{value:.8g}") for value in row] for row in logits.tolist()]
+    return SelfCheck.model_validate({"logits": rounded, "tolerance": float(f"{tolerance:.3g}")})
 
 
-def measure_padding_safety(
+def is_padding_invariant(
     artifact: Artifact, graph: Path, texts: Sequence[TextOrPair], threads: int
 ) -> bool:
-    """Whether a text's logits stay what they are when longer neighbours pad it; asked of the fp32
-    graph, whatever is built of it.
+    """Return whether a text's logits stay the same when longer texts in the batch pad it.
+
+    The fp32 graph decides for all variants, because reduced precision adds rounding of its own.
     """
     classifier = Classifier(artifact, OpenVinoRuntime(graph, "f32", threads))
-    alone, company = _alone(classifier, texts), _in_company(classifier, texts)
-    return float(np.abs(alone - company).max()) < PADDING_TOLERANCE * max(
-        1.0, float(np.abs(alone).max())
-    )
+    single = _single_logits(classifier, texts)
+    batched = _batched_logits(classifier, texts)
+    tolerance = PADDING_TOLERANCE * max(1.0, float(np.abs(single).max()))
+    return float(np.abs(single - batched).max()) < tolerance
 
 
-def _alone(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
+def _single_logits(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
     return np.concatenate([classifier.predict([_encode(classifier, text)]) for text in texts])
 
 
-def _in_company(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
+def _batched_logits(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
     encoded = [_encode(classifier, text) for text in texts]
     logits = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
     for batch in classifier.batches([text.tokens for text in encoded]):
-        logits[batch] = classifier.predict([encoded[place] for place in batch])
+        logits[batch] = classifier.predict([encoded[index] for index in batch])
     return logits
 
 
@@ -262,14 +279,14 @@ def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:
 
 
 def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
-    """What callers see by default: (texts, labels)."""
-    wide, activation = logits.astype(np.float64), own_activation(artifact.manifest)
+    """Return what callers get by default, (texts, labels)."""
+    wide = logits.astype(np.float64)
+    activation = own_activation(artifact.manifest)
     if activation == "softmax":
         exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
-    small = np.exp(-np.abs(wide))
-    return (
-        np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
-        if activation == "sigmoid"
-        else wide
-    )
+    if activation == "sigmoid":
+        # exp of a negative number only: the other form overflows for a large negative logit.
+        small = np.exp(-np.abs(wide))
+        return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
+    return wide

@@ -1,1 +1,1 @@
-"""Graphs: a torch model as ONNX, attention in the form that engines fuse, and its variants."""
+"""Graphs: writes a torch model as ONNX, with attention that engines fuse, and builds variants."""

@@ -1,6 +1,5 @@
 """
-Puts attention in the form in which engines run it fastest in the place of the one a family was
-written with.
+Replaces a family's attention with an equivalent one that engines recognise and run faster.
 """
 
 from __future__ import annotations
@@ -16,23 +15,25 @@ from transformers.models.distilbert.modeling_distilbert import MultiHeadSelfAtte
 from export.graph.convbert import BandAttention
 from export.graph.distilbert import AddedMaskAttention
 
-FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ConvBertSelfAttention: BandAttention,
     MultiHeadSelfAttention: AddedMaskAttention,
 }
+"""Attention module of transformers, and the module that is exported instead of it."""
 
 
-def mended(model: nn.Module) -> nn.Module:
-    """A copy of `model` with our form of attention in the place of every one that has such a form;
-    a model without any as it is.
+def with_export_attention(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with its attention replaced by the form for export.
+
+    A model without such attention is returned itself.
     """
-    if not any(type(part) in FORMS for part in model.modules()):
+    if not any(type(module) in REPLACEMENTS for module in model.modules()):
         return model
     copied = copy.deepcopy(model)
     for parent in list(copied.modules()):
         for name, child in parent.named_children():
-            if (form := FORMS.get(type(child))) is not None:
-                ours = form(copied.config)
-                ours.load_state_dict(child.state_dict())
-                setattr(parent, name, ours.train(child.training))
+            if (build := REPLACEMENTS.get(type(child))) is not None:
+                replacement = build(copied.config)
+                replacement.load_state_dict(child.state_dict())
+                setattr(parent, name, replacement.train(child.training))
     return copied

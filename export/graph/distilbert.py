@@ -1,8 +1,7 @@
 """
-DistilBERT's attention in BERT's form: the same sums and products, so that what fuses BERT's fuses
-this one's too.
+DistilBERT's attention in BERT's form: the same sums and products, which the same patterns fuse.
 
-The original scales the queries instead of the scores, and writes a constant where there is padding
+transformers' form scales the queries instead of the scores, and writes a constant over padding
 instead of adding it.
 """
 
@@ -27,23 +26,16 @@ class AddedMaskAttention(MultiHeadSelfAttention):  # type: ignore[misc]
         head_mask: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, ...]:
-        """(B, L, D) from (B, L, D); `mask` (B, L) is 1 where a token stands and 0 where there is
-        padding.
-        """
+        """Return (B, L, D) for (B, L, D); `mask` (B, L) is 1 for a token and 0 for padding."""
         q, k, v = (self._split(x) for x in (self.q_lin(query), self.k_lin(key), self.v_lin(value)))
-        added = (1.0 - mask[:, None, None, :].to(query.dtype)) * torch.finfo(
-            query.dtype
-        ).min  # (B, 1, 1, L)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(self.dim // self.n_heads) + added).softmax(
-            -1
-        )  # (B, n, L, L)
-        seen = (
-            (weights @ v).transpose(1, 2).contiguous().view(query.shape[0], -1, self.dim)
-        )  # (B, L, D)
-        return (self.out_lin(seen),)
+        padding = 1.0 - mask[:, None, None, :].to(query.dtype)  # (B, 1, 1, L)
+        added = padding * torch.finfo(query.dtype).min
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.dim // self.n_heads)  # (B, n, L, L)
+        weights = (scores + added).softmax(-1)
+        context = (weights @ v).transpose(1, 2).contiguous()  # (B, L, n, d)
+        return (self.out_lin(context.view(query.shape[0], -1, self.dim)),)
 
     def _split(self, x: Tensor) -> Tensor:
-        # view, for the pattern is known by the constants of its reshape.
-        return x.view(x.shape[0], -1, self.n_heads, self.dim // self.n_heads).transpose(
-            1, 2
-        )  # (B, n, L, d)
+        """Return (B, n, L, d) for (B, L, D)."""
+        # view, because ONNX Runtime's fusion finds its pattern by the constants of this reshape.
+        return x.view(x.shape[0], -1, self.n_heads, self.dim // self.n_heads).transpose(1, 2)

@@ -1,6 +1,7 @@
 """
-The only place that knows an exporter: a torch classifier becomes a plain fp32 ONNX graph, as
-torch's tracing exporter writes it.
+Writes a torch classifier as a plain fp32 ONNX graph, with torch's tracing exporter.
+
+No other module knows an exporter.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from command import BadInput, first_line
-from export.checkpoint.loading import quiet
+from export.checkpoint.loading import embedding_rows, quiet
 from graphs.subnormals import count_subnormals
 
 OPSET = 18
-# What is traced: no row and no length of one, which a tracer may take for the only one.
-ROWS, LENGTH = 2, 16
-# Families whose graphs have an input for types of sentences, whatever the tokenizer gives and also
-# where a model has only one.
-TYPED = (
+# Shape of the traced batch. Neither is 1, which a tracer may fix in the graph.
+TRACED_ROWS, TRACED_LENGTH = 2, 16
+FAMILIES_WITH_TOKEN_TYPES = (
     "bert",
     "electra",
     "convbert",
@@ -40,29 +39,33 @@ TYPED = (
     "roformer",
     "rembert",
 )
+"""Families whose graphs have the input token_type_ids, whatever their tokenizer gives, and also if
+the model has a single type.
+"""
 
 
-def graph_inputs(model: Any, tokenizer_gives: Sequence[str]) -> list[str]:
-    """Return what the graph reads of a text: what the model accepts and its tokenizer gives."""
+def graph_inputs(model: Any, tokenizer_outputs: Sequence[str]) -> list[str]:
+    """Return the inputs of the graph: those that the model accepts and its tokenizer gives."""
+    names = ["input_ids", "attention_mask"]
+    typed = (
+        "token_type_ids" in tokenizer_outputs and getattr(model.config, "type_vocab_size", 2) > 1
+    )
+    if typed or model.config.model_type in FAMILIES_WITH_TOKEN_TYPES:
+        names.append("token_type_ids")
     accepted = inspect.signature(model.forward).parameters
-    typed = "token_type_ids" in tokenizer_gives and getattr(model.config, "type_vocab_size", 2) > 1
-    names = [
-        "input_ids",
-        "attention_mask",
-        *(["token_type_ids"] if typed or model.config.model_type in TYPED else []),
-    ]
     return [name for name in names if name in accepted]
 
 
-def export_onnx(model: Any, target: Path, inputs: Sequence[str], most: int = LENGTH) -> None:
-    """Writes `model` as one .onnx file that reads `inputs`, (B, L) each with both symbolic, and
-    gives `logits`, (B, labels).
+def export_onnx(
+    model: Any, target: Path, inputs: Sequence[str], max_tokens: int = TRACED_LENGTH
+) -> None:
+    """Write `model` as one .onnx file that maps `inputs`, each (B, L), to `logits`, (B, labels).
 
-    It is traced in the form of attention that it has; BadInput if it cannot be.
+    B and L are symbolic. The model is traced with the attention that it has. Raises BadInput if it
+    cannot be traced, or is larger than one file may be.
     """
-    rows = len(model.get_input_embeddings().weight)
-    length = min(LENGTH, most)
-    ids = torch.arange(ROWS * length).reshape(ROWS, length) % rows
+    length = min(TRACED_LENGTH, max_tokens)
+    ids = torch.arange(TRACED_ROWS * length).reshape(TRACED_ROWS, length) % embedding_rows(model)
     examples = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -70,18 +73,18 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str], most: int = LEN
     }
     forward = model.forward
 
-    def logits(*given: Tensor) -> Tensor:
-        answer: Tensor = forward(**dict(zip(inputs, given, strict=True)), return_dict=True).logits
-        return answer
+    def logits(*tensors: Tensor) -> Tensor:
+        output: Tensor = forward(**dict(zip(inputs, tensors, strict=True)), return_dict=True).logits
+        return output
 
-    # Beside the target, so that it is one disk that needs the room.
+    # Next to the target, so that only one disk needs space.
     exporting = target.parent / "exporting"
     exporting.mkdir()
-    # In the model's own place, for a module around it would be in every weight's name.
+    # Replaced in the model itself, because a wrapper's name would be part of every weight's name.
     model.forward = logits
     try:
-        # The tracer warns of shapes that it fixes, and prints a graph that it cannot export;
-        # verification shows whether a shape mattered.
+        # The tracer warns about shapes that it fixes, and prints a graph that it cannot export.
+        # Verification shows whether a shape mattered.
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -95,13 +98,13 @@ def export_onnx(model: Any, target: Path, inputs: Sequence[str], most: int = LEN
                 opset_version=OPSET,
                 dynamo=False,
             )
-    except Exception as error:  # A model may fail to be traced in as many ways as there are models.
+    except Exception as error:  # Tracing runs the code of any model, which may raise anything.
         raise BadInput(f"torch cannot export this model: {first_line(error)}") from None
     finally:
         del model.forward
     if len(list(exporting.iterdir())) > 1:
         raise BadInput(
-            "The graph passes ONNX's limit of 2 GiB for one file; such models are not supported."
+            "The graph is larger than 2 GiB, ONNX's limit for one file; export a smaller model."
         )
     (exporting / "model.onnx").rename(target)
     shutil.rmtree(exporting)
@@ -115,30 +118,24 @@ def read_inputs(path: Path) -> list[str]:
 def flush_subnormal_weights(path: Path) -> int:
     """Set every subnormal float in an .onnx file to zero, in place; return how many there were.
 
-    None of them changes an answer: the largest is 1.2e-38. Processors that are not told to flush
-    them compute up to a hundred times slower with them, and not every engine can be told
+    None of them changes an answer: the largest is 1.2e-38. Unless a processor flushes them, it
+    computes up to a hundred times slower with them, and not every engine can switch that on
     (service/runtimes/openvino.py).
     """
     model = onnx.load(path)
-    constants = (
-        a.t
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for a in node.attribute
-        if a.name == "value"
-    )
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value"]
+    smallest = np.finfo(np.float32).smallest_normal
     flushed = 0
-    for tensor in (*model.graph.initializer, *constants):
+    for tensor in tensors:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
         if count := count_subnormals(values):
-            smallest = np.finfo(np.float32).smallest_normal
-            tensor.CopyFrom(
-                numpy_helper.from_array(
-                    np.where(np.abs(values) < smallest, np.float32(0), values), tensor.name
-                )
-            )
+            normal = np.where(np.abs(values) < smallest, np.float32(0), values)
+            tensor.CopyFrom(numpy_helper.from_array(normal, tensor.name))
             flushed += count
     if flushed:
         onnx.save(model, path)

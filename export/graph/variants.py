@@ -1,5 +1,5 @@
 """
-The compiled forms of one graph: how each is built, what it computes in, and how close it must come.
+Variants: the compiled forms of one graph, how each is built, and how close its answers must be.
 """
 
 from __future__ import annotations
@@ -17,46 +17,52 @@ from service.runtimes import Inputs
 
 @dataclass(frozen=True)
 class Source:
-    """What variants are built from."""
+    """What every variant of one artifact is built from."""
 
     folder: Path
-    """Holds model.onnx, and is where they go."""
+    """Folder that holds model.onnx, and into which variants are written."""
     config: Any
-    """The checkpoint's, as transformers reads it."""
+    """Config of the checkpoint, as transformers reads it."""
     inputs: Sequence[Inputs]
-    """What a calibrated variant is calibrated with."""
+    """Inputs of the graph that a calibrated variant is calibrated with, one text each."""
     reduce_range: bool = False
-    """Whether 8-bit weights keep to 7 bits, so that processors without VNNI, which add products in
-    16 bits, do not saturate.
+    """Whether 8-bit weights are limited to 7 bits. Processors without VNNI add products in 16 bits,
+    which saturate with 8-bit weights.
     """
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """How a variant is built, what runs it, and how close to the checkpoint it must be."""
+
     runtime: Literal["openvino", "cuda", "tensorrt"]
+    """Engine that runs the variant."""
     precision: Precision
+    """Precision of most of the arithmetic."""
     files: tuple[str, ...]
+    """Names of the variant's files; the first is the one that the engine loads."""
     build: Callable[[Source], None]
-    """Makes `files`."""
+    """Function that writes `files`."""
     tolerance: float | None
-    """The largest difference of a probability that passes the gate; None: the gate counts labels,
-    over texts of its own.
+    """Largest difference of a probability that passes the gate. None if the gate counts how many
+    labels agree instead, on texts of the user's.
     """
 
     @property
     def calibrated(self) -> bool:
+        """Whether building the variant needs calibration texts."""
         return self.precision == "i8"
 
 
-def _as_it_is(source: Source) -> None:
-    """model.onnx is the variant."""
+def _build_fp32(source: Source) -> None:
+    """Do nothing: model.onnx is the variant."""
 
 
-def _openvino_16_bit(source: Source) -> None:
+def _build_bf16(source: Source) -> None:
     import openvino as ov
 
-    # read_model, not convert_model: the latter folds zeros and ones away, so the graph would depend
-    # on the weights.
+    # read_model, not convert_model: the latter folds zeros and ones away, and the graph would
+    # depend on the weights.
     ov.save_model(
         ov.Core().read_model(source.folder / "model.onnx"),
         source.folder / "model-bf16.xml",
@@ -64,66 +70,68 @@ def _openvino_16_bit(source: Source) -> None:
     )
 
 
-def _openvino_8_bit(source: Source) -> None:
-    """Post-training quantisation: 8-bit weights by channel, activations by tensor, outliers
-    smoothed and biases corrected.
+def _build_int8(source: Source) -> None:
+    """Quantise after training: 8-bit weights by channel, 8-bit activations by tensor.
+
+    NNCF smooths outliers and corrects biases.
     """
     import openvino as ov
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     import nncf
 
+    advanced = None
+    if source.reduce_range:
+        advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     quantised = nncf.quantize(
         ov.Core().read_model(source.folder / "model.onnx"),
-        nncf.Dataset([dict(one) for one in source.inputs]),
+        nncf.Dataset([dict(inputs) for inputs in source.inputs]),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(source.inputs),
-        advanced_parameters=(
-            nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-            if source.reduce_range
-            else None
-        ),
+        advanced_parameters=advanced,
     )
     ov.save_model(quantised, source.folder / "model-int8.xml", compress_to_fp16=True)
 
 
-def _cuda_16_bit(source: Source) -> None:
-    graph, target = source.folder / "model.onnx", source.folder / "model-cuda-fp16.onnx"
+def _build_cuda_fp16(source: Source) -> None:
+    graph = source.folder / "model.onnx"
+    target = source.folder / "model-cuda-fp16.onnx"
     family = source.config.model_type
     if family in gpu.FUSED:
         try:
             gpu.write_fused(graph, target, source.config)
             return
         except gpu.NotFused as error:
-            why = str(error)
+            reason = str(error)
     else:
-        why = f"{family} has layers that match no fused operator"
+        reason = f"{family} has layers that match no fused operator"
     print(
-        f"cuda-fp16: not fused ({why}): runs on a GPU all the same, kernel by kernel and slower",
+        f"cuda-fp16: not fused ({reason}); it still runs on a GPU, with one kernel per operator and"
+        " slower",
         flush=True,
     )
     gpu.write_half(graph, target)
 
 
-def _tensorrt_16_bit(source: Source) -> None:
-    # Not fused: TensorRT does that itself, and knows none of ONNX Runtime's operators.
+def _build_tensorrt_fp16(source: Source) -> None:
+    # Not fused: TensorRT fuses by itself, and does not know ONNX Runtime's fused operators.
     gpu.write_half(source.folder / "model.onnx", source.folder / "model-tensorrt-fp16.onnx")
 
 
 RECIPES = {
-    "cpu-fp32": Recipe("openvino", "f32", ("model.onnx",), _as_it_is, tolerance=1e-4),
+    "cpu-fp32": Recipe("openvino", "f32", ("model.onnx",), _build_fp32, tolerance=1e-4),
     "cpu-bf16": Recipe(
-        "openvino", "bf16", ("model-bf16.xml", "model-bf16.bin"), _openvino_16_bit, tolerance=2e-2
+        "openvino", "bf16", ("model-bf16.xml", "model-bf16.bin"), _build_bf16, tolerance=2e-2
     ),
     "cpu-int8": Recipe(
-        "openvino", "i8", ("model-int8.xml", "model-int8.bin"), _openvino_8_bit, tolerance=None
+        "openvino", "i8", ("model-int8.xml", "model-int8.bin"), _build_int8, tolerance=None
     ),
-    "cuda-fp16": Recipe("cuda", "f16", ("model-cuda-fp16.onnx",), _cuda_16_bit, tolerance=1e-2),
+    "cuda-fp16": Recipe("cuda", "f16", ("model-cuda-fp16.onnx",), _build_cuda_fp16, tolerance=1e-2),
     "tensorrt-fp16": Recipe(
-        "tensorrt", "f16", ("model-tensorrt-fp16.onnx",), _tensorrt_16_bit, tolerance=1e-2
+        "tensorrt", "f16", ("model-tensorrt-fp16.onnx",), _build_tensorrt_fp16, tolerance=1e-2
     ),
 }
-UNASKED = ("cpu-fp32", "cpu-bf16")
-"""What is built when no variants are named."""
-GATED = (*UNASKED, "cpu-int8")
-"""What is built when none are named and there are texts to gate with."""
+DEFAULT_VARIANTS = ("cpu-fp32", "cpu-bf16")
+"""Variants that are built if none are named."""
+GATED_VARIANTS = (*DEFAULT_VARIANTS, "cpu-int8")
+"""Variants that are built if none are named and there are texts for a gate."""

@@ -1,13 +1,12 @@
 """
-Tiny checkpoints as people have them, and what `transformers.pipeline` answers of each: families,
-and the quirks of their files.
+Writes tiny checkpoints of every family, with the quirks of real files, and the pipeline's answers.
 
     python tests/export/corpus.py FOLDER      write the checkpoints and the answers
     python tests/export/corpus.py             print the table of docs/families.md
 
-It imports nothing of this repository, so that it runs under any transformers: each version writes
-its own checkpoints and its own answers. For every row there is FOLDER/<place>/checkpoint, and
-answers.json beside it where there is an answer to compare with.
+It imports nothing from this repository, so that it runs under any transformers: each version writes
+its own checkpoints and its own answers. Every row has FOLDER/<index>/checkpoint, and answers.json
+next to it unless export refuses the row.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from tokenizers import (
 from transformers import pipeline
 
 VERSIONS = ("4", "5")
-"""Of transformers: the one that export uses, and the newest."""
+"""Major versions of transformers: the one that export uses, and the newest."""
 MAX_TOKENS = 48
 SENTENCES = (
     "a charming and often affecting journey",
@@ -67,12 +66,13 @@ TEXTS: tuple[str | dict[str, str], ...] = (
     {"text": "is it? " * 4, "text_pair": "no apparent joy and then some more of it " * 12},
 )
 Specials = Sequence[str]
-"""What stands for padding, an unknown word, the beginning, the end and a mask; their ids are their
-places in `order`.
-"""
+"""Special tokens of a tokenizer, in the order of their ids: padding, unknown, begin, end, mask."""
 
 
-def trained(model: Any, trainer: Any, pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
+def train_tokenizer(
+    model: Any, trainer: Any, pre_tokenizer: Any, normalizer: Any = None
+) -> Tokenizer:
+    """Train a tokenizer on SENTENCES and return it."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
@@ -82,10 +82,11 @@ def trained(model: Any, trainer: Any, pre_tokenizer: Any, normalizer: Any = None
 
 
 def wordpiece(order: Specials, unknown: str, lowercase: bool = True) -> Tokenizer:
+    """Return a WordPiece tokenizer, as BERT has."""
     trainer = trainers.WordPieceTrainer(
         vocab_size=200, special_tokens=list(order), show_progress=False
     )
-    return trained(
+    return train_tokenizer(
         models.WordPiece(unk_token=unknown),
         trainer,
         pre_tokenizers.BertPreTokenizer(),
@@ -94,37 +95,51 @@ def wordpiece(order: Specials, unknown: str, lowercase: bool = True) -> Tokenize
 
 
 def byte_level_bpe(order: Specials, unknown: str) -> Tokenizer:
+    """Return a byte-level BPE tokenizer, as RoBERTa has."""
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=list(order),
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    made = trained(models.BPE(), trainer, pre_tokenizers.ByteLevel(add_prefix_space=False))
-    made.decoder = decoders.ByteLevel()
-    return made
+    tokenizer = train_tokenizer(
+        models.BPE(), trainer, pre_tokenizers.ByteLevel(add_prefix_space=False)
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def sentencepiece_unigram(order: Specials, unknown: str) -> Tokenizer:
+    """Return a unigram tokenizer, as SentencePiece trains it."""
     trainer = trainers.UnigramTrainer(
         vocab_size=200, special_tokens=list(order), unk_token=unknown, show_progress=False
     )
     spaces = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    return trained(models.Unigram(), trainer, pre_tokenizers.Metaspace(), spaces)
+    return train_tokenizer(models.Unigram(), trainer, pre_tokenizers.Metaspace(), spaces)
 
 
 @dataclass(frozen=True)
 class Family:
+    """A family of models with its kind of tokenizer, small enough for a test."""
+
     name: str
+    """Name in the table of docs/families.md."""
     architecture: str
+    """Prefix of the class names in transformers."""
     tokenizer: Callable[[Specials, str], Tokenizer]
+    """Function that trains the tokenizer, given the special tokens and the unknown token."""
     order: Specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    """Special tokens in the order of their ids."""
     pair: str = "{b} $A {e} $B:1 {e}:1"
+    """Template of a pair of texts; {b} begins a text and {e} ends it."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the config that differ from the default sizes; None removes one."""
     single: str = "{b} $A {e}"
+    """Template of a single text."""
 
     @property
     def special(self) -> dict[str, str]:
+        """Special tokens by their role: pad, unk, b (begin), e (end) and mask."""
         first, last = next(
             pair
             for pair in (("<cls>", "<sep>"), ("<s>", "</s>"), ("[CLS]", "[SEP]"))
@@ -143,10 +158,8 @@ ROBERTAS: dict[str, Any] = {
     "order": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
     "pair": "{b} $A {e} {e} $B {e}",
 }
-POSITIONS_AFTER_PADDING = {
-    "max_position_embeddings": 226,
-    "type_vocab_size": 1,
-}  # rows may be longer than texts
+# Packed rows may be longer than a text, so there are more positions than MAX_TOKENS.
+POSITIONS_AFTER_PADDING = {"max_position_embeddings": 226, "type_vocab_size": 1}
 SPM = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
 FAMILIES = [
@@ -256,9 +269,9 @@ FAMILIES = [
         "$A {e} {b}:2",
     ),
 ]
-OF_ONE_VERSION = [Family("YOSO", "Yoso", wordpiece), Family("Nezha", "Nezha", wordpiece)]
-"""Those that transformers 5 has no longer, or cannot save."""
-# Their code looks at a text's length where a graph cannot.
+ONLY_IN_4 = [Family("YOSO", "Yoso", wordpiece), Family("Nezha", "Nezha", wordpiece)]
+"""Families that transformers 5 has removed, or cannot save."""
+# The code of these families depends on a text's length, which a graph does not allow.
 UNTRACEABLE = {
     "torch cannot export this model": Family(
         "Nyströmformer",
@@ -266,14 +279,14 @@ UNTRACEABLE = {
         wordpiece,
         config={"num_landmarks": 8, "segment_means_seq_len": MAX_TOKENS},
     ),
-    "looks at a text's length": Family(
+    "depends on a text's length": Family(
         "Longformer",
         "Longformer",
         byte_level_bpe,
         **ROBERTAS,
         config=POSITIONS_AFTER_PADDING | {"attention_window": [8, 8]},
     ),
-    "its family funnel looks at a text's length": Family(
+    "its family funnel depends on a text's length": Family(
         "Funnel",
         "Funnel",
         wordpiece,
@@ -287,7 +300,7 @@ UNTRACEABLE = {
             "intermediate_size": None,
         },
     ),
-    "its family xmod looks at a text's length": Family(
+    "its family xmod depends on a text's length": Family(
         "X-MOD",
         "Xmod",
         sentencepiece_unigram,
@@ -312,7 +325,7 @@ BY_NAME = {
     family.name: family
     for family in (
         *FAMILIES,
-        *OF_ONE_VERSION,
+        *ONLY_IN_4,
         *UNTRACEABLE.values(),
         *WITHOUT_A_FAST_TOKENIZER,
         ONLY_IN_5,
@@ -326,13 +339,12 @@ def write_family(
     labels: int = 2,
     lowercase: bool | None = None,
     resave: bool = True,
-    **more: Any,
+    **fields: Any,
 ) -> None:
-    """A classifier of that family with random weights, as its trainer would leave it: `labels` of
-    them, a tokenizer that is cased or not.
+    """Write a classifier of a family with random weights, as its trainer would.
 
-    `resave`: its tokenizer's files are those that this transformers writes. `more` are fields of
-    its config.
+    It has `labels` labels, and a tokenizer that is cased or not. With `resave` this version of
+    transformers writes the files of the tokenizer. `fields` are fields of the config.
     """
     folder.mkdir(parents=True)
     special = family.special
@@ -348,7 +360,7 @@ def write_family(
         special_tokens=[(special["b"], ids["b"]), (special["e"], ids["e"])],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    described = {
+    tokenizer_fields = {
         "model_max_length": MAX_TOKENS,
         "pad_token": special["pad"],
         "unk_token": special["unk"],
@@ -356,7 +368,7 @@ def write_family(
         "sep_token": special["e"],
         "mask_token": special["mask"],
     } | ({} if lowercase is None else {"do_lower_case": lowercase})
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_fields))
     sizes = {
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": 32,
@@ -370,7 +382,7 @@ def write_family(
         "cls_token_id": ids["b"],
         "sep_token_id": ids["e"],
         **family.config,
-        **more,
+        **fields,
     }
     torch.manual_seed(0)
     config = getattr(transformers, f"{family.architecture}Config")(
@@ -381,36 +393,38 @@ def write_family(
     model = getattr(transformers, f"{family.architecture}ForSequenceClassification")(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3)  # far from equal probabilities, so that there is something to compare
+            parameter.mul_(3)  # Scaled up, because near-equal probabilities compare nothing.
     model.save_pretrained(folder)
     if resave:
         transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
-# What is done to a checkpoint's files
+# Changes to the files of a checkpoint
 
 Change = Callable[[Path], object]
 
 
-def edited(folder: Path, name: str, **changes: Any) -> None:
-    """Changes fields of a JSON file; None takes one out."""
+def edit_json(folder: Path, name: str, **changes: Any) -> None:
+    """Change fields of a JSON file; None removes a field."""
     path = folder / name
-    described = json.loads(path.read_text()) if path.exists() else {}
-    described |= changes
-    path.write_text(
-        json.dumps({key: value for key, value in described.items() if value is not None})
-    )
+    fields = json.loads(path.read_text()) if path.exists() else {}
+    fields |= changes
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
 
 
 def config(**changes: Any) -> Change:
-    return lambda folder: edited(folder, "config.json", **changes)
+    """Change fields of config.json."""
+    return lambda folder: edit_json(folder, "config.json", **changes)
 
 
 def tokenizer_config(**changes: Any) -> Change:
-    return lambda folder: edited(folder, "tokenizer_config.json", **changes)
+    """Change fields of tokenizer_config.json."""
+    return lambda folder: edit_json(folder, "tokenizer_config.json", **changes)
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    """Replace the tensors of model.safetensors by what `change` returns for them."""
+
     def apply(folder: Path) -> None:
         path = folder / "model.safetensors"
         save_file(change(load_file(path)), path, metadata={"format": "pt"})
@@ -418,57 +432,67 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     return apply
 
 
-def extra(**shapes: int) -> Change:
-    return tensors(
-        lambda own: (
-            own | {name.replace("__", "."): torch.ones(size) for name, size in shapes.items()}
-        )
-    )
+def extra_tensors(**sizes: int) -> Change:
+    """Add tensors of ones; `__` in a name stands for a dot."""
+    added = {name.replace("__", "."): torch.ones(size) for name, size in sizes.items()}
+    return tensors(lambda stored: stored | added)
 
 
-def prefixed(prefix: str) -> Change:
-    return tensors(lambda own: {f"{prefix}{name}": tensor for name, tensor in own.items()})
+def prefix_names(prefix: str) -> Change:
+    """Put a prefix before the name of every tensor."""
+    return tensors(lambda stored: {f"{prefix}{name}": tensor for name, tensor in stored.items()})
 
 
 def cast(dtype: torch.dtype) -> Change:
+    """Store floating-point tensors in another precision."""
     return tensors(
-        lambda own: {
+        lambda stored: {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in own.items()
+            for name, tensor in stored.items()
         }
     )
 
 
-def grown(folder: Path, by: int) -> None:
-    """Embeddings of `by` more tokens."""
+def without_tensors(part: str) -> Change:
+    """Remove the tensors whose name contains `part`."""
+    return tensors(
+        lambda stored: {name: tensor for name, tensor in stored.items() if part not in name}
+    )
+
+
+def rename_weights(name: str) -> Change:
+    """Rename model.safetensors."""
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
+
+
+def grow_embeddings(folder: Path, by: int) -> None:
+    """Add embeddings for `by` more tokens."""
     names = [
         name
         for name in load_file(folder / "model.safetensors")
         if name.endswith("word_embeddings.weight")
     ]
 
-    def grow(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def grow(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
-        return own | {
-            name: torch.cat([own[name], torch.randn(by, own[name].shape[1])]) for name in names
+        return stored | {
+            name: torch.cat([stored[name], torch.randn(by, stored[name].shape[1])])
+            for name in names
         }
 
     tensors(grow)(folder)
-    edited(
-        folder,
-        "config.json",
-        vocab_size=json.loads((folder / "config.json").read_text())["vocab_size"] + by,
-    )
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    edit_json(folder, "config.json", vocab_size=vocabulary + by)
 
 
-def with_a_token(where: str, grow: bool = True) -> Change:
-    """`#hashtag` as a token of its own, which only one file says."""
+def add_token(location: str, grow: bool = True) -> Change:
+    """Add the token `#hashtag` in one file only."""
 
     def apply(folder: Path) -> None:
-        number = json.loads((folder / "config.json").read_text())["vocab_size"]
-        if where == "added_tokens.json":
-            (folder / where).write_text(json.dumps({"#hashtag": number}))
-        elif where == "added_tokens_decoder":
+        token_id = json.loads((folder / "config.json").read_text())["vocab_size"]
+        if location == "added_tokens.json":
+            (folder / location).write_text(json.dumps({"#hashtag": token_id}))
+        elif location == "added_tokens_decoder":
             decoder = json.loads((folder / "tokenizer_config.json").read_text()).get(
                 "added_tokens_decoder", {}
             )
@@ -480,34 +504,37 @@ def with_a_token(where: str, grow: bool = True) -> Change:
                 "single_word": False,
                 "special": False,
             }
-            edited(
-                folder, "tokenizer_config.json", added_tokens_decoder=decoder | {str(number): token}
+            edit_json(
+                folder,
+                "tokenizer_config.json",
+                added_tokens_decoder=decoder | {str(token_id): token},
             )
         else:
-            made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            made.add_tokens(["#hashtag"])
-            made.save(str(folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.add_tokens(["#hashtag"])
+            tokenizer.save(str(folder / "tokenizer.json"))
         if grow:
-            grown(folder, 1)
+            grow_embeddings(folder, 1)
 
     return apply
 
 
-def sharded(folder: Path) -> None:
-    own = load_file(folder / "model.safetensors")
-    halves = [dict(list(own.items())[::2]), dict(list(own.items())[1::2])]
-    names = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
-    for name, half in zip(names, halves, strict=True):
-        save_file(half, folder / name, metadata={"format": "pt"})
-    places = {tensor: name for name, half in zip(names, halves, strict=True) for tensor in half}
+def shard(folder: Path) -> None:
+    """Split model.safetensors into two files and an index."""
+    stored = list(load_file(folder / "model.safetensors").items())
+    weight_map = {}
+    for number, half in ((1, stored[::2]), (2, stored[1::2])):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file(dict(half), folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(dict(half), name)
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
     )
     (folder / "model.safetensors").unlink()
 
 
-def only(*names: str) -> Change:
-    """Without these files."""
+def without(*names: str) -> Change:
+    """Remove files."""
 
     def apply(folder: Path) -> None:
         for name in names:
@@ -516,8 +543,8 @@ def only(*names: str) -> Change:
     return apply
 
 
-def written(**files: str) -> Change:
-    """With these files, `_` for a dot in the last place of their names."""
+def write_files(**files: str) -> Change:
+    """Write files; the last `_` of a name stands for a dot."""
 
     def apply(folder: Path) -> None:
         for name, text in files.items():
@@ -526,17 +553,18 @@ def written(**files: str) -> Change:
     return apply
 
 
-def tokenizer_json(change: Callable[[dict[str, Any]], Any]) -> Change:
+def tokenizer_json(**changes: Any) -> Change:
+    """Change fields of tokenizer.json, which may be null."""
+
     def apply(folder: Path) -> None:
-        described = json.loads((folder / "tokenizer.json").read_text())
-        change(described)
-        (folder / "tokenizer.json").write_text(json.dumps(described))
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return apply
 
 
 def null(field: str) -> Change:
-    """With a field of config.json that is null."""
+    """Set a field of config.json to null."""
 
     def apply(folder: Path) -> None:
         path = folder / "config.json"
@@ -545,14 +573,15 @@ def null(field: str) -> Change:
     return apply
 
 
-def pruned(folder: Path) -> None:
+def prune(folder: Path) -> None:
+    """Prune a head of the first layer."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     model.prune_heads({0: [1]})
     model.save_pretrained(folder)
 
 
 def rotary(full: float, sliding: float) -> Change:
-    """Bases of ModernBERT's rotary positions, as this transformers says them."""
+    """Set the bases of ModernBERT's rotary positions, as this transformers names them."""
 
     def apply(folder: Path) -> None:
         if "rope_parameters" in json.loads((folder / "config.json").read_text()):
@@ -560,29 +589,35 @@ def rotary(full: float, sliding: float) -> Change:
                 name: {"rope_theta": theta, "rope_type": "default"}
                 for name, theta in (("full_attention", full), ("sliding_attention", sliding))
             }
-            edited(folder, "config.json", rope_parameters=ropes)
+            edit_json(folder, "config.json", rope_parameters=ropes)
         else:
-            edited(folder, "config.json", global_rope_theta=full, local_rope_theta=sliding)
+            edit_json(folder, "config.json", global_rope_theta=full, local_rope_theta=sliding)
 
     return apply
 
 
 @dataclass(frozen=True)
 class Row:
+    """A checkpoint of the corpus, and what export does with it."""
+
     name: str
+    """Description in the table of docs/families.md."""
     family: str = "BERT"
+    """Name of the family in BY_NAME."""
     changes: tuple[Change, ...] = ()
+    """Changes to the files before the pipeline answers."""
     refused: str | None = None
-    """What export says, where it refuses."""
-    make: Mapping[str, Any] = field(default_factory=dict)
+    """Part of the message with which export refuses the checkpoint; None if it is exported."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of write_family."""
     raw: bool = False
-    """Whether the answer to compare with is the pipeline's logit, which a CrossEncoder gives."""
+    """Whether the pipeline answers with logits, as a CrossEncoder without activation does."""
     versions: tuple[str, ...] = VERSIONS
-    """Which versions of transformers can make it."""
+    """Versions of transformers that can write the checkpoint."""
     answered: int = 9
-    """How many of TEXTS the pipeline answers at least: it fails on some."""
+    """Number of TEXTS that the pipeline answers at least; it fails on some."""
     later: tuple[Change, ...] = ()
-    """What is done once the pipeline has answered, because it cannot read the files then."""
+    """Changes after the pipeline has answered, which would make the files unreadable for it."""
 
 
 def quirk(
@@ -594,14 +629,15 @@ def quirk(
     versions: tuple[str, ...] = VERSIONS,
     answered: int = 9,
     later: Change | None = None,
-    **make: Any,
+    **options: Any,
 ) -> Row:
+    """Return a row of a family with changed files; `options` are those of write_family."""
     return Row(
         name,
         family,
         changes,
         refused,
-        make,
+        options,
         raw,
         versions,
         answered,
@@ -611,19 +647,19 @@ def quirk(
 
 ROWS = [
     *(Row(family.name, family.name) for family in FAMILIES),
-    *(Row(family.name, family.name, versions=("4",)) for family in OF_ONE_VERSION),
+    *(Row(family.name, family.name, versions=("4",)) for family in ONLY_IN_4),
     *(
         Row(
             family.name,
             family.name,
-            refused=why,
-            make={"resave": False},
+            refused=reason,
+            options={"resave": False},
             versions=("4",) if family.name == "Funnel" else VERSIONS,
         )
-        for why, family in UNTRACEABLE.items()
+        for reason, family in UNTRACEABLE.items()
     ),
     *(
-        Row(family.name, family.name, refused="takes another package", make={"resave": False})
+        Row(family.name, family.name, refused="needs another package", options={"resave": False})
         for family in WITHOUT_A_FAST_TOKENIZER
     ),
     *(
@@ -651,44 +687,42 @@ ROWS = [
     quirk("strip_accents false", tokenizer_config(strip_accents=False)),
     quirk("tokenize_chinese_chars false", tokenizer_config(tokenize_chinese_chars=False)),
     quirk("add_prefix_space", tokenizer_config(add_prefix_space=True), family="RoBERTa"),
-    quirk("a token that only added_tokens_decoder names", with_a_token("added_tokens_decoder")),
-    quirk("a token that only added_tokens.json names", with_a_token("added_tokens.json")),
-    quirk("a token added to tokenizer.json", with_a_token("tokenizer.json")),
+    quirk("a token in added_tokens_decoder only", add_token("added_tokens_decoder")),
+    quirk("a token in added_tokens.json only", add_token("added_tokens.json")),
+    quirk("a token added to tokenizer.json", add_token("tokenizer.json")),
     quirk(
         "a token without an embedding",
-        with_a_token("tokenizer.json", grow=False),
-        refused="its tokenizer knows '#hashtag' as number",
+        add_token("tokenizer.json", grow=False),
+        refused="its tokenizer has the token '#hashtag' with id",
     ),
     quirk("truncation_side left", tokenizer_config(truncation_side="left")),
     quirk("padding_side left", tokenizer_config(padding_side="left")),
     quirk(
         "truncation and padding stored in tokenizer.json",
         tokenizer_json(
-            lambda own: own.update(
-                truncation={
-                    "direction": "Right",
-                    "max_length": 8,
-                    "strategy": "LongestFirst",
-                    "stride": 0,
-                },
-                padding={
-                    "strategy": {"Fixed": 16},
-                    "direction": "Right",
-                    "pad_to_multiple_of": None,
-                    "pad_id": 0,
-                    "pad_type_id": 0,
-                    "pad_token": "[PAD]",
-                },
-            )
+            truncation={
+                "direction": "Right",
+                "max_length": 8,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            },
+            padding={
+                "strategy": {"Fixed": 16},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 0,
+                "pad_type_id": 0,
+                "pad_token": "[PAD]",
+            },
         ),
     ),
     quirk(
         "a tokenizer that gives no token types",
         tokenizer_config(model_input_names=["input_ids", "attention_mask"]),
     ),
-    quirk("no tokenizer_config.json", only("tokenizer_config.json"), resave=False),
+    quirk("no tokenizer_config.json", without("tokenizer_config.json"), resave=False),
     quirk(
-        "model_max_length is a word",
+        "model_max_length is a string",
         tokenizer_config(model_max_length="48"),
         refused="model_max_length is '48'",
     ),
@@ -740,7 +774,7 @@ ROWS = [
         raw=True,
     ),
     quirk(
-        "one label, a CrossEncoder's identity by its older name",
+        "one label, a CrossEncoder's identity under its older name",
         config(sbert_ce_default_activation_function="torch.nn.modules.linear.Identity"),
         labels=1,
         raw=True,
@@ -760,56 +794,48 @@ ROWS = [
     quirk("several labels", config(problem_type="multi_label_classification"), labels=3),
     quirk("regression of two", config(problem_type="regression")),
     quirk(
-        "labels that begin with 1",
+        "labels that are numbered from 1",
         config(id2label={"1": "A", "2": "B"}, label2id={"A": 1, "B": 2}),
         refused="id2label numbers its 2 classes 1, 2",
     ),
     quirk(
-        "two labels of one name", config(id2label={"0": "A", "1": "A"}), refused="both called 'A'"
+        "two labels with the same name",
+        config(id2label={"0": "A", "1": "A"}),
+        refused="both called 'A'",
     ),
     quirk("an unknown problem_type", config(problem_type="ranking"), refused="problem_type"),
     # Weights
     quirk(
-        "RoBERTa's pooler, which its classifier has no place for",
-        extra(roberta__pooler__dense__weight=4, roberta__pooler__dense__bias=4),
+        "RoBERTa's pooler, which its classifier does not have",
+        extra_tensors(roberta__pooler__dense__weight=4, roberta__pooler__dense__bias=4),
         family="RoBERTa",
     ),
     quirk(
         "DistilBERT's vocabulary head",
-        extra(vocab_transform__weight=4, vocab_layer_norm__bias=4, vocab_projector__bias=4),
+        extra_tensors(vocab_transform__weight=4, vocab_layer_norm__bias=4, vocab_projector__bias=4),
         family="DistilBERT",
     ),
     quirk(
         "DeBERTa's language model head",
-        extra(lm_predictions__lm_head__dense__weight=4, mask_predictions__dense__bias=4),
+        extra_tensors(lm_predictions__lm_head__dense__weight=4, mask_predictions__dense__bias=4),
         family="DeBERTa-v2, v3",
     ),
-    quirk("a masked language model's head", extra(cls__predictions__bias=4)),
-    quirk("a loss's weights", extra(loss_fct__weight=2)),
-    quirk("shards", sharded),
-    quirk("names of a compiled module", later=prefixed("_orig_mod.")),
-    quirk("names of a parallel module", later=prefixed("module.")),
+    quirk("a masked language model's head", extra_tensors(cls__predictions__bias=4)),
+    quirk("a loss's weights", extra_tensors(loss_fct__weight=2)),
+    quirk("shards", shard),
+    quirk("names of a compiled module", later=prefix_names("_orig_mod.")),
+    quirk("names of a parallel module", later=prefix_names("module.")),
     quirk("fp16", cast(torch.float16)),
     quirk("bf16", cast(torch.bfloat16)),
     quirk("fp64", cast(torch.float64)),
     quirk(
         "a body without a head",
-        tensors(
-            lambda own: {
-                name: tensor for name, tensor in own.items() if not name.startswith("classifier")
-            }
-        ),
+        without_tensors("classifier"),
         refused="no classification head",
     ),
     quirk(
         "a missing layer",
-        tensors(
-            lambda own: {
-                name: tensor
-                for name, tensor in own.items()
-                if "layer.1.output.dense.bias" not in name
-            }
-        ),
+        without_tensors("layer.1.output.dense.bias"),
         refused="lacks the tensor",
     ),
     quirk(
@@ -821,31 +847,31 @@ ROWS = [
     ),
     quirk(
         "pickles only",
-        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        rename_weights("pytorch_model.bin"),
         refused="is a pickle and is never read",
     ),
     quirk(
         "TensorFlow's weights only",
-        lambda folder: (folder / "model.safetensors").rename(folder / "tf_model.h5"),
-        refused="is of TensorFlow",
+        rename_weights("tf_model.h5"),
+        refused="holds TensorFlow weights",
     ),
     quirk(
         "Flax's weights only",
-        lambda folder: (folder / "model.safetensors").rename(folder / "flax_model.msgpack"),
-        refused="is of Flax",
+        rename_weights("flax_model.msgpack"),
+        refused="holds Flax weights",
     ),
     quirk(
         "another variant of the weights only",
-        lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"),
+        rename_weights("model.fp16.safetensors"),
         refused="another variant",
     ),
     quirk(
         "a PEFT adapter",
-        written(adapter_config_json="{}"),
-        only("config.json"),
+        write_files(adapter_config_json="{}"),
+        without("config.json"),
         refused="PEFT adapter",
     ),
-    quirk("SetFit", written(config_setfit_json="{}", model_head_pkl="x"), refused="SetFit"),
+    quirk("SetFit", write_files(config_setfit_json="{}", model_head_pkl="x"), refused="SetFit"),
     # Configs
     quirk("torchscript in config.json", later=config(torchscript=True)),
     quirk(
@@ -853,21 +879,21 @@ ROWS = [
         later=config(return_dict=False, output_hidden_states=True),
     ),
     quirk("chunk_size_feed_forward", config(chunk_size_feed_forward=1)),
-    quirk("a field that nobody knows", config(my_own_note="of last spring"), versions=("4",)),
+    quirk("an unknown field", config(my_own_note="of last spring"), versions=("4",)),
     quirk(
-        "a field that nobody knows, by a newer transformers",
+        "an unknown field, saved by a newer transformers",
         config(my_own_note="of last spring"),
         versions=("5",),
         refused="has the field my_own_note",
     ),
-    quirk("names of a module within a trainer's", later=prefixed("model.")),
+    quirk("names of a module inside a trainer's module", later=prefix_names("model.")),
     quirk(
         "a field of a newer transformers",
         config(swirl_attention=True, transformers_version="99.0.0"),
         refused="has the field swirl_attention",
     ),
-    quirk("BERT with one type of sentence", type_vocab_size=1),
-    quirk("RoBERTa's padding is number 0", family="RoBERTa", pad_token_id=0),
+    quirk("BERT with one token type", type_vocab_size=1),
+    quirk("RoBERTa with padding id 0", family="RoBERTa", pad_token_id=0),
     quirk("ModernBERT with other rotary bases", rotary(80_000.0, 20_000.0), family="ModernBERT"),
     quirk("mmBERT's rotary bases", rotary(160_000.0, 160_000.0), family="ModernBERT"),
     quirk("ModernBERT that averages its tokens", family="ModernBERT", classifier_pooling="mean"),
@@ -891,21 +917,21 @@ ROWS = [
         refused="attention_type is block_sparse",
     ),
     quirk(
-        "no limit of tokens anywhere",
+        "no length limit anywhere",
         tokenizer_config(model_max_length=10**30),
         family="XLNet",
         resave=False,
         refused="3 to 32,768 can be served",
     ),
-    quirk("BERT with pruned heads", pruned, versions=("4",)),
+    quirk("BERT with pruned heads", prune, versions=("4",)),
     quirk(
-        "RoBERTa without a number for padding",
+        "RoBERTa without a padding id",
         family="RoBERTa",
         later=null("pad_token_id"),
         refused="pad_token_id is null",
     ),
     quirk(
-        "a hidden_act that nobody knows",
+        "an unknown hidden_act",
         config(hidden_act="foo"),
         refused="describes no classifier",
     ),
@@ -941,10 +967,10 @@ ROWS = [
     quirk(
         "an encoder with a decoder",
         config(model_type="bart", architectures=["BartForSequenceClassification"]),
-        refused="encoder with a decoder behind it",
+        refused="family bart, an encoder with a decoder",
     ),
     quirk(
-        "a family that nobody knows",
+        "an unknown family",
         config(model_type="no-such-model"),
         refused="describes no classifier",
     ),
@@ -952,7 +978,7 @@ ROWS = [
 
 
 def answers(folder: Path, row: Row) -> dict[str, Any]:
-    """What the pipeline answers of each text, by label; null where it fails on one."""
+    """Return the pipeline's scores of each text, by label; None for a text that it fails on."""
     pipe = pipeline(
         "text-classification",
         model=str(folder),
@@ -960,52 +986,55 @@ def answers(folder: Path, row: Row) -> dict[str, Any]:
         truncation=True,
         **({"function_to_apply": "none"} if row.raw else {}),
     )
-    told: list[dict[str, float] | None] = []
+    scores: list[dict[str, float] | None] = []
     for text in TEXTS:
         try:
-            found = pipe(text)
+            answer = pipe(text)
         except Exception as error:
             print(
                 f"{row.name}: {text!r}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr
             )
-            told.append(None)
+            scores.append(None)
             continue
-        found = found[0] if isinstance(found[0], list) else found
-        told.append({one["label"]: one["score"] for one in found})
-    return {"texts": TEXTS, "answers": told, "transformers": transformers.__version__}
+        labels = answer[0] if isinstance(answer[0], list) else answer
+        scores.append({label["label"]: label["score"] for label in labels})
+    return {"texts": TEXTS, "answers": scores, "transformers": transformers.__version__}
 
 
 def table() -> str:
-    """What becomes of each row, as docs/families.md says it and tests/export/test_corpus.py holds
-    it.
+    """Return the table of docs/families.md: what export does with each row.
+
+    tests/export/test_corpus.py checks both the outcomes and the table.
     """
     lines = ["| checkpoint | family | saved by transformers | outcome |", "|---|---|---|---|"]
     for row in ROWS:
         saved = " and ".join({"4": "4.57", "5": "5.24"}[version] for version in row.versions)
-        outcome = "as the pipeline" if row.refused is None else f"refused: {row.refused}"
-        lines.append(
-            f"| {'plain' if row.name == row.family else row.name} | {row.family} | {saved} |"
-            f" {'as a CrossEncoder' if row.raw else outcome} |"
-        )
+        name = "plain" if row.name == row.family else row.name
+        if row.refused is not None:
+            outcome = f"refused: {row.refused}"
+        else:
+            outcome = "as a CrossEncoder" if row.raw else "as the pipeline"
+        lines.append(f"| {name} | {row.family} | {saved} | {outcome} |")
     return "\n".join(lines)
 
 
 def write_all(out: Path, rows: Sequence[Row] = ROWS) -> Iterator[Path]:
-    for place, row in enumerate(rows):
-        folder = out / f"{place:02}" / "checkpoint"
+    """Write every row that this transformers can write, and yield their folders."""
+    for index, row in enumerate(rows):
+        folder = out / f"{index:02}" / "checkpoint"
         try:
-            write_family(folder, BY_NAME[row.family], **row.make)
+            write_family(folder, BY_NAME[row.family], **row.options)
             for change in row.changes:
                 change(folder)
-            told = None if row.refused else answers(folder, row)
+            expected = None if row.refused else answers(folder, row)
             for change in row.later:
                 change(folder)
-        except Exception as error:  # This transformers cannot make it: a row that it has not.
+        except Exception as error:  # This transformers cannot write the row, so it is left out.
             print(f"{row.name}: {type(error).__name__}: {error}", file=sys.stderr)
             shutil.rmtree(folder.parent)
             continue
-        if told is not None:
-            (folder.parent / "answers.json").write_text(json.dumps(told))
+        if expected is not None:
+            (folder.parent / "answers.json").write_text(json.dumps(expected))
         yield folder
 
 

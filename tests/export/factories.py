@@ -1,4 +1,4 @@
-"""A tiny BERT classifier with a pretraining decoder beside it, as training leaves one."""
+"""Writes a tiny BERT classifier with a pretraining decoder in its file, as training does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ HIDDEN = 32
 def write_checkpoint(
     folder: Path, *, decoder: bool = True, seed: int = 0, fill: float | None = None, **changes: Any
 ) -> Path:
+    """Write a checkpoint to `folder` and return it; `changes` are fields of its config.
+
+    Weights are random, or all have the value `fill`.
+    """
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer.json")
     config = BertConfig(
@@ -37,13 +41,13 @@ def write_checkpoint(
     model = BertForSequenceClassification(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Far from the initialisation's near-zero logits, so that parity has something to
-            # compare.
+            # Scaled up, because parity would compare nothing but the near-zero logits of
+            # initialisation.
             parameter.fill_(fill) if fill is not None else parameter.mul_(4)
-    described = config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+    fields = config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     if decoder:
-        described["pretraining_decoder"] = {"design": "drbert", "layers": 2}
+        fields["pretraining_decoder"] = {"design": "drbert", "layers": 2}
         layers = nn.ModuleDict(
             {"layer": nn.ModuleList(TransformerBlock(HIDDEN, 2, 64) for _ in range(2))}
         )
@@ -51,6 +55,6 @@ def write_checkpoint(
             f"pretraining_decoder.{name}": tensor.half()
             for name, tensor in layers.state_dict().items()
         }
-    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "config.json").write_text(json.dumps(fields))
     save_file(tensors, folder / "model.safetensors")
     return folder

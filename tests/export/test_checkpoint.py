@@ -1,5 +1,7 @@
-"""What a checkpoint's own files say is heeded, translated or refused; what is left is in
-test_corpus.py, against transformers.
+"""
+Fields of a checkpoint's files are applied, translated or refused.
+
+test_corpus.py compares the answers with transformers.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import pytest
 
 from command import BadInput
 from export.checkpoint.config import read_config
-from export.commands import export
+from export.pipeline import export
 from service.artifact import read_artifact
-from tests.export.corpus import BY_NAME, edited
+from tests.export.corpus import BY_NAME, edit_json
 from tests.export.test_families import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
@@ -32,7 +34,7 @@ MODERNBERT_OF_5 = {
 }
 
 
-def test_what_transformers_5_calls_otherwise_is_translated(tmp_path: Path) -> None:
+def test_fields_that_transformers_5_renamed_are_translated(tmp_path: Path) -> None:
     config = read_config(tmp_path, MODERNBERT_OF_5)
     assert (
         config.global_rope_theta,
@@ -54,7 +56,7 @@ def test_what_transformers_5_calls_otherwise_is_translated(tmp_path: Path) -> No
                     "full_attention": {"rope_theta": 1.0, "rope_type": "yarn", "factor": 4.0}
                 }
             },
-            "of the type default",
+            "with the rope_type default",
         ),
         (
             {"swirl": 1},
@@ -62,27 +64,23 @@ def test_what_transformers_5_calls_otherwise_is_translated(tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_cannot_be_translated_is_refused(
+def test_a_field_that_cannot_be_translated_is_refused(
     tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(BadInput, match=words):
         read_config(tmp_path, MODERNBERT_OF_5 | changes)
 
 
-def test_what_is_dropped_and_passed_over_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_ignored_field_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
-    edited(folder, "config.json", my_note="of last spring")
+    edit_json(folder, "config.json", my_note="of last spring")
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
-    assert (
-        "passes over my_note, which transformers does not know for bert" in capsys.readouterr().out
-    )
+    assert "ignores my_note, which transformers does not know for bert" in capsys.readouterr().out
 
 
-def test_the_side_on_which_a_checkpoint_cuts_is_in_its_manifest(tmp_path: Path) -> None:
+def test_the_truncation_side_of_a_checkpoint_is_in_its_manifest(tmp_path: Path) -> None:
     folder = write_checkpoint(BY_NAME["BERT"], tmp_path / "checkpoint")
-    edited(folder, "tokenizer_config.json", truncation_side="left")
+    edit_json(folder, "tokenizer_config.json", truncation_side="left")
     export(str(folder), tmp_path / "artifact", variants=["cpu-fp32"])
     manifest = json.loads((tmp_path / "artifact/manifest.json").read_text())
     assert (manifest["truncation_side"], manifest["activation"]) == ("left", None)

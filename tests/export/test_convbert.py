@@ -1,4 +1,4 @@
-"""A ConvBERT as it is exported: transformers' answers, whatever stands beside a text."""
+"""An exported ConvBERT answers as transformers does, whatever the padding of a text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ConvBertConfig, ConvBertForSequenceClassification
 
-from export.commands import export
-from export.graph.attention import mended
+from export.graph.attention import with_export_attention
 from export.graph.convbert import band
+from export.pipeline import export
 from graphs.canonical import split
 from graphs.files import read_graph
 from service.artifact import read_artifact
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def classifier(**changes: object) -> ConvBertForSequenceClassification:
-    told = {
+    config = {
         "vocab_size": 12,
         "hidden_size": 32,
         "embedding_size": 16,
@@ -43,11 +43,11 @@ def classifier(**changes: object) -> ConvBertForSequenceClassification:
         "attention_probs_dropout_prob": 0.0,
     }
     torch.manual_seed(0)
-    return ConvBertForSequenceClassification(ConvBertConfig(**{**told, **changes})).eval()
+    return ConvBertForSequenceClassification(ConvBertConfig(**{**config, **changes})).eval()
 
 
 def by_places(kernels: Tensor) -> Tensor:
-    """The band matrix, one place at a time."""
+    """Return the band matrix, set entry by entry."""
     batch, heads, length, span = kernels.shape
     placed = torch.zeros(batch, heads, length, length)
     for i in range(length):
@@ -65,30 +65,29 @@ def test_each_kernel_lies_along_the_diagonal(length: int, span: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"conv_kernel_size": 9}, {"num_attention_heads": 8}])
-def test_a_text_without_padding_gets_what_transformers_computes(changes: dict[str, object]) -> None:
-    theirs = classifier(**changes)
-    ours = mended(theirs)
-    assert ours is not theirs
+def test_a_text_without_padding_is_answered_as_by_transformers(changes: dict[str, object]) -> None:
+    original = classifier(**changes)
+    exported = with_export_attention(original)
+    assert exported is not original
     for length in (1, 3, 20):
         ids = torch.randint(1, 12, (2, length))
         for mask in (None, torch.ones_like(ids)):
-            assert torch.allclose(ours(ids, mask).logits, theirs(ids, mask).logits, atol=1e-5)
+            assert torch.allclose(exported(ids, mask).logits, original(ids, mask).logits, atol=1e-5)
 
 
 @torch.no_grad()
-def test_padding_moves_transformers_answer_and_not_ours() -> None:
-    theirs = classifier()
+def test_padding_changes_the_answer_of_transformers_and_not_the_exported_one() -> None:
+    original = classifier()
     ids = torch.randint(1, 12, (1, 9))
-    padded, mask = (
-        torch.nn.functional.pad(ids, (0, 7)),
-        torch.nn.functional.pad(torch.ones_like(ids), (0, 7)),
-    )
-    for model, moved in ((theirs, True), (mended(theirs), False)):
-        alone, beside = model(ids, torch.ones_like(ids)).logits, model(padded, mask).logits
-        assert torch.allclose(alone, beside, atol=1e-5) != moved
+    padded_ids = torch.nn.functional.pad(ids, (0, 7))
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 7))
+    for model, invariant in ((original, False), (with_export_attention(original), True)):
+        alone = model(ids, torch.ones_like(ids)).logits
+        padded = model(padded_ids, mask).logits
+        assert torch.allclose(alone, padded, atol=1e-5) == invariant
 
 
-def test_an_exported_convbert_is_padding_safe_and_shares_batches(tmp_path: Path) -> None:
+def test_an_exported_convbert_is_padding_invariant_and_runs_in_batches(tmp_path: Path) -> None:
     model = classifier()
     (tmp_path / "checkpoint").mkdir()
     write_tokenizer(tmp_path / "checkpoint/tokenizer.json")
@@ -110,13 +109,13 @@ def test_an_exported_convbert_is_padding_safe_and_shares_batches(tmp_path: Path)
     served = Classifier(artifact, load(artifact, Choice("cpu-fp32", "openvino", "test"), threads=1))
     texts = ["good", "bad film a b c a b c a b c", "good film", "a b c " * 12]
     encoded = [served.encode(text) for text in texts]
-    company = served.predict(encoded)
-    for item, row in zip(encoded, company, strict=True):
+    logits = served.predict(encoded)
+    for item, row in zip(encoded, logits, strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([item.ids])).logits.numpy()[0]
         assert np.allclose(row, expected, atol=1e-4)
 
 
-def test_a_model_without_such_attention_is_left_alone() -> None:
+def test_a_model_without_such_attention_is_returned_itself() -> None:
     other = torch.nn.Linear(2, 2)
-    assert mended(other) is other
+    assert with_export_attention(other) is other

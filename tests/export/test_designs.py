@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from command import BadUsage
-from export.commands import export
+from export.pipeline import export
 from proof.verdict.identity import compare
 from service.artifact import read_artifact
 from service.classifier import Classifier
@@ -37,9 +37,10 @@ TEXTS = ("the cat", "the dog ran under the tree and then slept all day in the su
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """(classifier, artifact) of every tiny config."""
+    """Return the folders of the classifier and the artifact of every tiny config."""
     folder = tmp_path_factory.mktemp("designs")
-    data, made = write_task(folder / "data"), {}
+    data = write_task(folder / "data")
+    folders = {}
     for name in TINY:
         pretrain(
             tiny(name.removeprefix("tiny-"), folder / f"{name}.toml", "[optimisation]\nsteps = 3"),
@@ -54,21 +55,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
             Recipe(epochs=1, batch_size=8),
         )
         export(str(folder / f"{name}-sst2"), folder / f"{name}-artifact", variants=["cpu-fp32"])
-        made[name] = folder / f"{name}-sst2", folder / f"{name}-artifact"
-    return made
+        folders[name] = folder / f"{name}-sst2", folder / f"{name}-artifact"
+    return folders
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
-def test_what_is_served_is_what_was_trained(built: dict[str, tuple[Path, Path]], name: str) -> None:
+def test_the_artifact_answers_as_the_trained_model(
+    built: dict[str, tuple[Path, Path]], name: str
+) -> None:
     trained, exported = built[name]
-    described, tensors = (
-        json.loads((trained / "config.json").read_text()),
-        load_file(trained / "model.safetensors"),
-    )
-    tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    config = json.loads((trained / "config.json").read_text())
+    tensors = {
+        key: tensor.float() for key, tensor in load_file(trained / "model.safetensors").items()
+    }
     model = build_classifier(
-        described, tensors, task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0
+        config, tensors, task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0
     ).eval()
     head = {key: tensor for key, tensor in tensors.items() if key in model.state_dict()}
     model.load_state_dict(head, strict=True)
@@ -84,7 +86,7 @@ def test_what_is_served_is_what_was_trained(built: dict[str, tuple[Path, Path]],
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
-def test_what_is_fine_tuned_is_the_encoder_that_was_pretrained(
+def test_fine_tuning_starts_from_the_pretrained_encoder(
     built: dict[str, tuple[Path, Path]], name: str
 ) -> None:
     folder = built[name][0].parent / name
@@ -107,34 +109,36 @@ def test_what_is_fine_tuned_is_the_encoder_that_was_pretrained(
 @pytest.mark.parametrize(
     "name", [name for name in TINY if "convbert" not in name and "electra" not in name]
 )
-def test_a_bert_is_a_bert_whatever_stood_on_it_in_pretraining(
+def test_a_bert_has_the_same_graph_whatever_decoder_it_was_pretrained_with(
     built: dict[str, tuple[Path, Path]], name: str
 ) -> None:
     assert compare(built["tiny-none"][1], built[name][1])["same"]
 
 
 @pytest.mark.parametrize("name", ["tiny-convbert", "tiny-convbert-drbert"])
-def test_a_convbert_is_not(built: dict[str, tuple[Path, Path]], name: str) -> None:
+def test_a_convbert_has_another_graph_than_a_bert(
+    built: dict[str, tuple[Path, Path]], name: str
+) -> None:
     assert not compare(built["tiny-none"][1], built[name][1])["same"]
 
 
 @pytest.mark.parametrize("name", ["tiny-plain", "tiny-gua", "tiny-mix", "tiny-drbert", "tiny-mae"])
-def test_a_kept_decoder_is_seen(
+def test_a_kept_decoder_is_detected(
     built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path
 ) -> None:
     export(str(built[name][0]), tmp_path / "kept", variants=["cpu-fp32"], keep_decoder=True)
-    found = compare(built["tiny-none"][1], tmp_path / "kept")
-    assert not found["same"]
+    comparison = compare(built["tiny-none"][1], tmp_path / "kept")
+    assert not comparison["same"]
     assert read_artifact(tmp_path / "kept").manifest.kept_decoder_layers == 2
 
 
 @pytest.mark.parametrize(
     "name", ["tiny-none", "tiny-emd", "tiny-electra", "tiny-convbert", "tiny-convbert-drbert"]
 )
-def test_where_no_layer_could_be_kept_that_is_said(
+def test_keeping_a_decoder_without_layers_is_refused(
     built: dict[str, tuple[Path, Path]], name: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadUsage, match="adds no layers that could be kept"):
+    with pytest.raises(BadUsage, match="has no decoder layers that could be kept"):
         export(str(built[name][0]), tmp_path / "kept", variants=["cpu-fp32"], keep_decoder=True)
 
 

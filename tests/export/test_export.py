@@ -1,3 +1,5 @@
+"""An export answers as its checkpoint, holds no decoder, and refuses a broken checkpoint."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,8 @@ from benchmarks.families import FAMILIES, REFERENCE
 from benchmarks.families import write_checkpoint as write_family
 from command import BadInput, BadUsage, CommandError, Unavailable
 from export.checkpoint.loading import build_model, read_checkpoint
-from export.commands import export, main
+from export.commands import main
+from export.pipeline import export
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.verdict.identity import compare, headline
@@ -45,16 +48,18 @@ def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(
     artifact = read_artifact(tmp_path / "artifact")
     manifest = artifact.manifest
     tensors = load_file(checkpoint / "model.safetensors")
-    own = {name: t for name, t in tensors.items() if name.startswith("pretraining_decoder.")}
+    decoder = {name: t for name, t in tensors.items() if name.startswith("pretraining_decoder.")}
     assert manifest.dropped is not None
     assert manifest.dropped.layers == 2
-    assert manifest.dropped.parameters == sum(t.numel() for t in own.values())
-    assert manifest.parameters == sum(t.numel() for name, t in tensors.items() if name not in own)
+    assert manifest.dropped.parameters == sum(t.numel() for t in decoder.values())
+    assert manifest.parameters == sum(
+        t.numel() for name, t in tensors.items() if name not in decoder
+    )
     encoder, head = split(read_graph(artifact.path("model.onnx")))
     layers = {node.name.split("/")[3] for node in encoder.nodes if "/layer." in node.name}
     assert layers == {"layer.0", "layer.1"}
-    # Every weight of the graph is one of the model's; types and positions are looked up, pooler and
-    # classifier are the head.
+    # Encoder and head together hold every weight of the model: embeddings too, and the head is
+    # pooler and classifier.
     assert encoder.parameters + head.parameters == manifest.parameters
 
     classifier = classifier_of(tmp_path / "artifact")
@@ -66,7 +71,7 @@ def test_an_export_answers_as_the_training_model_does_and_holds_no_decoder(
         assert np.allclose(classifier.predict([encoded]), expected, atol=1e-4)
 
 
-def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Path) -> None:
+def test_both_variants_are_verified_and_their_parity_is_in_the_manifest(tmp_path: Path) -> None:
     manifest = export(str(write_checkpoint(tmp_path / "checkpoint")), tmp_path / "artifact")
     assert list(manifest.variants) == ["cpu-fp32", "cpu-bf16"]
     exact, reduced = manifest.variants.values()
@@ -75,7 +80,7 @@ def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Pat
     assert exact.parity.texts >= 16
     assert exact.parity.max_probability_difference < 1e-4
     if reduced.parity is None:
-        # A processor that cannot run bf16 at all leaves the variant unverified, and its gate
+        # On a processor that cannot run bf16 at all, the variant stays unverified and its gate
         # closed.
         assert reduced.gate.reason.startswith("not verified")
     else:
@@ -86,47 +91,47 @@ def test_both_variants_are_verified_and_the_manifest_says_how_well(tmp_path: Pat
 
 
 def test_twins_have_one_digest_whatever_their_weights(tmp_path: Path) -> None:
-    worlds: dict[str, dict[str, Any]] = {
+    checkpoints: dict[str, dict[str, Any]] = {
         "trained": {"seed": 1},
         "zeros": {"fill": 0.0},
         "ones": {"fill": 1.0},
         "vanilla": {"decoder": False},
     }
-    found = {}
-    for name, how in worlds.items():
+    graphs = {}
+    for name, options in checkpoints.items():
         manifest = export(
-            str(write_checkpoint(tmp_path / name, **how)), tmp_path / f"{name}-artifact"
+            str(write_checkpoint(tmp_path / name, **options)), tmp_path / f"{name}-artifact"
         )
-        found[name] = {
-            v: (held.encoder_digest, held.head_digest, held.weight_bytes)
-            for v, held in manifest.variants.items()
+        graphs[name] = {
+            variant_name: (variant.encoder_digest, variant.head_digest, variant.weight_bytes)
+            for variant_name, variant in manifest.variants.items()
         }
-    assert found["trained"] == found["zeros"] == found["ones"] == found["vanilla"]
+    assert graphs["trained"] == graphs["zeros"] == graphs["ones"] == graphs["vanilla"]
     result = compare(tmp_path / "vanilla-artifact", tmp_path / "trained-artifact")
     assert result["same"]
 
 
-def test_the_kept_decoder_is_two_more_layers_and_says_it_means_nothing(
+def test_a_kept_decoder_is_two_more_layers_and_its_answers_are_reported_as_meaningless(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(write_checkpoint(tmp_path / "checkpoint"))
     export(checkpoint, tmp_path / "without")
-    kept = export(checkpoint, tmp_path / "with", keep_decoder=True)
+    control = export(checkpoint, tmp_path / "with", keep_decoder=True)
     assert "its answers mean nothing" in capsys.readouterr().out
-    assert kept.kept_decoder_layers == 2
-    assert kept.dropped is None
+    assert control.kept_decoder_layers == 2
+    assert control.dropped is None
     result = compare(tmp_path / "without", tmp_path / "with")
     assert not result["same"]
     details = " ".join(d["detail"] for d in result["differences"])
     assert "/bert/encoder/layer.2, /bert/encoder/layer.3" in details
     model = build_model(read_checkpoint(checkpoint), keep_decoder=True)
     tensors = load_file(Path(checkpoint) / "model.safetensors")
-    theirs = tensors["pretraining_decoder.layer.1.output.dense.weight"].float()
-    assert torch.equal(model.state_dict()["bert.encoder.layer.3.output.dense.weight"], theirs)
+    weight = tensors["pretraining_decoder.layer.1.output.dense.weight"].float()
+    assert torch.equal(model.state_dict()["bert.encoder.layer.3.output.dense.weight"], weight)
 
 
 def test_a_design_without_layers_has_nothing_to_keep(tmp_path: Path) -> None:
-    with pytest.raises(BadUsage, match="adds no layers that could be kept"):
+    with pytest.raises(BadUsage, match="has no decoder layers that could be kept"):
         export(
             str(write_checkpoint(tmp_path / "c", decoder=False)),
             tmp_path / "artifact",
@@ -161,7 +166,8 @@ def test_a_model_with_one_sentence_type_reads_pairs_whatever_its_tokenizer_says(
     assert manifest.variants["cpu-fp32"].gate.status == "passed"
 
 
-def broken(folder: Path, what: str) -> None:
+def damage(folder: Path, defect: str) -> None:
+    """Damage a checkpoint in one of the ways that BROKEN lists."""
     weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(weights)
@@ -181,7 +187,7 @@ def broken(folder: Path, what: str) -> None:
         )
 
     pooler = tensors["bert.pooler.dense.weight"]
-    breaks: dict[str, Callable[[], object]] = {
+    actions: dict[str, Callable[[], object]] = {
         "no config": (folder / "config.json").unlink,
         "no json": lambda: (folder / "config.json").write_text("{"),
         "a pickle only": lambda: weights.rename(folder / "pytorch_model.bin"),
@@ -191,8 +197,7 @@ def broken(folder: Path, what: str) -> None:
         "a missing tensor": lambda: without_tensors("bert.pooler.dense.bias"),
         "no head": lambda: without_tensors("classifier"),
         "NaN": lambda: with_tensors(classifier__bias=torch.tensor([float("nan"), 0.0])),
-        # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights passes what
-        # fp32 holds.
+        # Every pooled state is tanh(10) ≈ 1; their sum times the largest weights overflows fp32.
         "logits that overflow": lambda: with_tensors(
             bert__pooler__dense__weight=torch.zeros_like(pooler),
             bert__pooler__dense__bias=torch.full((len(pooler),), 10.0),
@@ -200,10 +205,10 @@ def broken(folder: Path, what: str) -> None:
         ),
         "a broken tokenizer": lambda: tokenizer.write_text("{}"),
         "no heads": lambda: with_fields(num_attention_heads=0),
-        "labels alike": lambda: with_fields(id2label={"0": "GOOD", "1": "GOOD"}),
+        "equal labels": lambda: with_fields(id2label={"0": "GOOD", "1": "GOOD"}),
         "an unknown family": lambda: with_fields(model_type="no-such-model"),
     }
-    breaks[what]()
+    actions[defect]()
 
 
 BROKEN: list[tuple[str, type[CommandError], str]] = [
@@ -212,30 +217,30 @@ BROKEN: list[tuple[str, type[CommandError], str]] = [
     ("a pickle only", Unavailable, "pytorch_model.bin is a pickle and is never read"),
     ("no tokenizer", Unavailable, "has no tokenizer.json"),
     ("cut short", BadInput, "model.safetensors cannot be read"),
-    ("a wrong shape", BadInput, r"has shape \[.*\], its config.json asks for \["),
+    ("a wrong shape", BadInput, r"has shape \[.*\], but its config.json requires \["),
     ("a missing tensor", BadInput, "lacks the tensor bert.pooler.dense.bias"),
     ("no head", BadInput, "has no classification head .*; fine-tune it first"),
     ("NaN", BadInput, "classifier.bias holds NaN"),
     ("logits that overflow", BadInput, "cannot be served: The model answered NaN or infinity"),
     ("a broken tokenizer", BadInput, "tokenizer.json cannot be read"),
     ("no heads", BadInput, "describes no classifier that can be built"),
-    ("labels alike", BadInput, "the classes 0 and 1 are both called 'GOOD'"),
+    ("equal labels", BadInput, "the classes 0 and 1 are both called 'GOOD'"),
     ("an unknown family", BadInput, "describes no classifier that can be built"),
 ]
 
 
-@pytest.mark.parametrize(("what", "error", "words"), BROKEN, ids=[case[0] for case in BROKEN])
+@pytest.mark.parametrize(("defect", "error", "words"), BROKEN, ids=[case[0] for case in BROKEN])
 def test_a_broken_checkpoint_is_refused_by_name_and_leaves_nothing_behind(
-    tmp_path: Path, what: str, error: type[CommandError], words: str
+    tmp_path: Path, defect: str, error: type[CommandError], words: str
 ) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint")
-    broken(folder, what)
+    damage(folder, defect)
     with pytest.raises(error, match=words):
         export(str(folder), tmp_path / "artifact")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_checkpoint_that_is_nowhere_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not exist"):
         export(str(tmp_path / "nowhere"), tmp_path / "artifact")
 
@@ -244,7 +249,7 @@ def test_a_misspelt_path_is_not_taken_for_a_hub_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked")
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was called")
     )
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "checkpoints/reviews")
@@ -254,26 +259,26 @@ def test_a_misspelt_path_is_not_taken_for_a_hub_id(
         export("checkpoint/review", tmp_path / "artifact")
 
 
-def test_a_folder_that_is_no_artifact_is_not_written_over(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
-    with pytest.raises(BadUsage, match="not an artifact and nothing else"):
+    with pytest.raises(BadUsage, match=r"mine holds thesis\.txt, which belongs to no artifact"):
         export(str(write_checkpoint(tmp_path / "c")), tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
 
 
-def test_a_folder_that_holds_an_artifact_and_more_is_not_written_over(tmp_path: Path) -> None:
+def test_a_folder_that_holds_an_artifact_and_more_is_not_overwritten(tmp_path: Path) -> None:
     checkpoint = str(write_checkpoint(tmp_path / "c"))
     export(checkpoint, tmp_path / "mine")
     (tmp_path / "mine/thesis.txt").write_text("precious")
-    with pytest.raises(BadUsage, match="not an artifact and nothing else"):
+    with pytest.raises(BadUsage, match=r"mine holds thesis\.txt, which belongs to no artifact"):
         export(checkpoint, tmp_path / "mine")
     (tmp_path / "mine/thesis.txt").unlink()
     export(checkpoint, tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "mine"]
 
 
-def test_padding_safety_is_asked_of_fp32_whatever_is_built(tmp_path: Path) -> None:
+def test_padding_invariance_is_measured_on_fp32_whatever_is_built(tmp_path: Path) -> None:
     assert export(
         str(write_checkpoint(tmp_path / "c")), tmp_path / "a", variants=["cpu-bf16"]
     ).padding_safe

@@ -1,5 +1,7 @@
-"""The graphs for GPUs, run by ONNX Runtime on the CPU: every layer fused, in 16 bits, and still the
-checkpoint's answers.
+"""
+The graphs for GPUs have every layer fused, are in 16 bits, and give the checkpoint's answers.
+
+ONNX Runtime runs them on the CPU here.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from onnx import TensorProto
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from command import Unavailable
-from export.commands import export
-from export.graph.attention import mended
+from export.graph.attention import with_export_attention
 from export.graph.gpu import FUSED
+from export.pipeline import export
 from service.artifact import Artifact, read_artifact
 from tests.export.corpus import FAMILIES
 from tests.export.factories import write_checkpoint
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # torch's tracer warns of what verification checks
 
-ON_A_GPU = ("cpu-fp32", "cuda-fp16", "tensorrt-fp16")
+GPU_VARIANTS = ("cpu-fp32", "cuda-fp16", "tensorrt-fp16")
 NAMES = {
     "bert": "BERT",
     "electra": "ELECTRA",
@@ -42,8 +44,8 @@ NAMES = {
 LENGTHS = (20, 12, 3)
 
 
-def exported(checkpoint: Path, folder: Path, **told: object) -> Artifact:
-    export(str(checkpoint), folder, variants=ON_A_GPU, **told)  # type: ignore[arg-type]
+def exported(checkpoint: Path, folder: Path, keep_decoder: bool = False) -> Artifact:
+    export(str(checkpoint), folder, variants=GPU_VARIANTS, keep_decoder=keep_decoder)
     return read_artifact(folder)
 
 
@@ -52,43 +54,38 @@ def operators(artifact: Artifact, file: str) -> Counter[str]:
 
 
 def answers(model: Path) -> np.ndarray:
-    """Logits of some padded texts."""
+    """Return the logits of three padded texts."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model, options)
     ids = np.random.default_rng(0).integers(5, 12, (len(LENGTHS), max(LENGTHS)))
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
-    given = {
+    inputs = {
         "input_ids": np.where(mask, ids, 0),
         "attention_mask": mask,
         "token_type_ids": np.zeros_like(ids),
     }
     types = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
-    return np.asarray(
-        session.run(
-            None,
-            {
-                value.name: given[value.name].astype(types[value.type])
-                for value in session.get_inputs()
-            },
-        )[0]
-    )
+    feed = {
+        value.name: inputs[value.name].astype(types[value.type]) for value in session.get_inputs()
+    }
+    return np.asarray(session.run(None, feed)[0])
 
 
 @pytest.mark.parametrize("family", FUSED)
-def test_every_layer_of_the_usual_families_is_fused(family: str, tmp_path: Path) -> None:
+def test_every_layer_of_a_common_family_is_fused(family: str, tmp_path: Path) -> None:
     checkpoint = write_family(
-        next(one for one in FAMILIES if one.name == NAMES[family]), tmp_path / "checkpoint"
+        next(row for row in FAMILIES if row.name == NAMES[family]), tmp_path / "checkpoint"
     )
     artifact = exported(checkpoint, tmp_path / "artifact")
-    found = operators(artifact, "model-cuda-fp16.onnx")
-    assert found["Attention"] == 2
-    assert found["SkipLayerNormalization"] == 4
-    assert found["BiasGelu"] == 2
-    assert found["EmbedLayerNormalization"] == (
+    counts = operators(artifact, "model-cuda-fp16.onnx")
+    assert counts["Attention"] == 2
+    assert counts["SkipLayerNormalization"] == 4
+    assert counts["BiasGelu"] == 2
+    assert counts["EmbedLayerNormalization"] == (
         1 if family in ("bert", "electra", "distilbert") else 0
     )
-    assert not found["Softmax"]
+    assert not counts["Softmax"]
     graph = onnx.load(artifact.path("model-cuda-fp16.onnx")).graph
     assert {value.type.tensor_type.elem_type for value in graph.input} == {TensorProto.INT32}
     exact = answers(artifact.path("model.onnx"))
@@ -96,12 +93,12 @@ def test_every_layer_of_the_usual_families_is_fused(family: str, tmp_path: Path)
         variant = artifact.manifest.variants[name]
         assert (variant.precision, variant.gate.status) == ("f16", "passed")
         assert "not yet on a GPU" in variant.gate.reason
-        got = answers(artifact.path(variant.files[0]))
-        assert got.dtype == np.float32
-        assert got == pytest.approx(exact, abs=5e-3)
+        logits = answers(artifact.path(variant.files[0]))
+        assert logits.dtype == np.float32
+        assert logits == pytest.approx(exact, abs=5e-3)
 
 
-def test_the_weights_are_halved_and_the_graph_for_tensorrt_holds_no_operator_of_onnx_runtimes_own(
+def test_weights_are_in_16_bits_and_the_graph_for_tensorrt_has_no_operator_of_onnx_runtime(
     tmp_path: Path,
 ) -> None:
     artifact = exported(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "artifact")
@@ -122,13 +119,13 @@ def test_the_weights_are_halved_and_the_graph_for_tensorrt_holds_no_operator_of_
 def test_twins_have_one_fused_graph_and_a_kept_decoder_another(tmp_path: Path) -> None:
     bert = exported(write_checkpoint(tmp_path / "bert", decoder=False, seed=1), tmp_path / "a")
     drbert = exported(write_checkpoint(tmp_path / "drbert", seed=2), tmp_path / "b")
-    kept = exported(tmp_path / "drbert", tmp_path / "c", keep_decoder=True)
+    control = exported(tmp_path / "drbert", tmp_path / "c", keep_decoder=True)
     for name in ("cuda-fp16", "tensorrt-fp16"):
-        one, other, control = (
-            artifact.manifest.variants[name].encoder_digest for artifact in (bert, drbert, kept)
-        )
-        assert one == other != control
-    assert operators(kept, "model-cuda-fp16.onnx")["Attention"] == 4
+        digests = [
+            artifact.manifest.variants[name].encoder_digest for artifact in (bert, drbert, control)
+        ]
+        assert digests[0] == digests[1] != digests[2]
+    assert operators(control, "model-cuda-fp16.onnx")["Attention"] == 4
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -141,11 +138,11 @@ def test_weights_of_zero_fuse_to_the_graph_of_any_other(seed: int, tmp_path: Pat
     )
 
 
-def test_a_family_that_matches_no_fused_operator_runs_unfused_and_export_says_so(
+def test_a_family_that_matches_no_fused_operator_runs_unfused_and_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = write_family(
-        next(one for one in FAMILIES if one.name == "ConvBERT"), tmp_path / "checkpoint"
+        next(row for row in FAMILIES if row.name == "ConvBERT"), tmp_path / "checkpoint"
     )
     artifact = exported(checkpoint, tmp_path / "artifact")
     assert (
@@ -156,7 +153,7 @@ def test_a_family_that_matches_no_fused_operator_runs_unfused_and_export_says_so
     assert not operators(artifact, "model-cuda-fp16.onnx")["Attention"]
 
 
-def test_a_layer_that_is_not_recognised_is_seen_by_counting(
+def test_a_layer_that_is_not_recognised_is_detected_by_counting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = write_checkpoint(
@@ -164,7 +161,7 @@ def test_a_layer_that_is_not_recognised_is_seen_by_counting(
     )
     artifact = exported(checkpoint, tmp_path / "artifact")
     assert (
-        "cuda-fp16: not fused (0 Attention in a graph of 2 layers, where 2 are due)"
+        "cuda-fp16: not fused (0 Attention operators instead of 2 in a graph of 2 layers)"
         in capsys.readouterr().out
     )
     assert answers(artifact.path("model-cuda-fp16.onnx")) == pytest.approx(
@@ -173,23 +170,21 @@ def test_a_layer_that_is_not_recognised_is_seen_by_counting(
 
 
 @torch.no_grad()
-def test_distilberts_attention_in_berts_form_answers_as_before() -> None:
+def test_distilberts_attention_in_berts_form_gives_the_same_answers() -> None:
     torch.manual_seed(0)
-    theirs = DistilBertForSequenceClassification(
+    original = DistilBertForSequenceClassification(
         DistilBertConfig(
             vocab_size=12, dim=32, n_layers=2, n_heads=4, hidden_dim=64, attn_implementation="eager"
         )
     ).eval()
-    ours = mended(theirs)
-    assert ours is not theirs
-    ids, mask = (
-        torch.randint(1, 12, (3, 9)),
-        torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8]),
-    )
-    assert torch.allclose(ours(ids, mask).logits, theirs(ids, mask).logits, atol=1e-6)
+    exported = with_export_attention(original)
+    assert exported is not original
+    ids = torch.randint(1, 12, (3, 9))
+    mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8])
+    assert torch.allclose(exported(ids, mask).logits, original(ids, mask).logits, atol=1e-6)
 
 
-def test_without_onnxruntime_export_says_what_to_install(
+def test_without_onnxruntime_the_message_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime.transformers", None)
@@ -197,6 +192,8 @@ def test_without_onnxruntime_export_says_what_to_install(
         Unavailable, match=r"pip install 'drbert-serve\[portable\]', or 'drbert-serve\[gpu\]'"
     ):
         export(
-            str(write_checkpoint(tmp_path / "checkpoint")), tmp_path / "artifact", variants=ON_A_GPU
+            str(write_checkpoint(tmp_path / "checkpoint")),
+            tmp_path / "artifact",
+            variants=GPU_VARIANTS,
         )
     assert not (tmp_path / "artifact").exists()

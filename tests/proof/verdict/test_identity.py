@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from export.commands import export
+from export.pipeline import export
 from graphs.subnormals import count_subnormal_weights
 from proof.commands import main
 from proof.verdict.identity import compare, describe, headline
