@@ -1,3 +1,9 @@
-"""Measures that are no proof by themselves: whether the judges judge rightly, and what they are
-told.
+"""Benchmarks: one module for each question, on a shared harness.
+
+    harness  servers, load generators, models and tables
+    proving  whether the proof's judge errs as rarely as it says
+    peers    other servers of the same classifier
+    gpu      everything on an NVIDIA GPU
+
+Numbers from here are measurements, not proofs.
 """

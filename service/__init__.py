@@ -1,1 +1,12 @@
-"""Answers POST /classify: needs neither torch nor transformers."""
+"""The service: answers POST /classify with the artifacts that export writes.
+
+    http          requests and answers, on the public and the private port
+    tokenization  texts to tokens
+    batching      the queue, and the thread that runs the models
+    runtimes      engines: OpenVINO, ONNX Runtime, CUDA, TensorRT
+    telemetry     metrics, spans, logs
+    host          processors, GPUs, memory, files, threads
+
+It needs neither torch nor transformers, and does not know how artifacts are made or measured.
+tests/test_layers.py holds which sub-package may import which.
+"""

@@ -1,11 +1,11 @@
-"""Who may import whom: the house has walls, and imports flow one way."""
+"""Which package may import which: imports flow one way."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,67 @@ ALLOWED: dict[str, set[str]] = {
     "loadtests": {"command", "proof.plans", "proof.evidence.store"},
     "benchmarks": {"command", "atomic", "graphs", "service", "export", "proof", "training"},
 }
+# What each sub-package may import of its own top-level package, itself excluded. Modules of the top
+# level stand above all sub-packages, except those that are listed here.
+INNER: dict[str, set[str]] = {
+    "service.host": {"service.errors"},
+    "service.batching": {"service.errors"},
+    "service.telemetry": {"service.host", "service.batching"},
+    "service.runtimes": {
+        "service.errors",
+        "service.artifact",
+        "service.host",
+        "service.batching.shapes",
+        "service.batching.packing",
+    },
+    "service.tokenization": {
+        "service.errors",
+        "service.artifact",
+        "service.answers",
+        "service.schemas",
+        "service.classifier",
+        "service.host",
+        "service.batching.requests",
+    },
+    "service.http.transport": {"service.errors"},
+    "service.http.dialects": {
+        "service.errors",
+        "service.artifact",
+        "service.answers",
+        "service.schemas",
+        "service.classifier",
+        "service.batching.requests",
+    },
+    "service.http": {
+        "service.errors",
+        "service.artifact",
+        "service.schemas",
+        "service.settings",
+        "service.registry",
+        "service.shadow",
+        "service.state",
+        "service.batching.requests",
+        "service.host",
+        "service.telemetry",
+        "service.tokenization",
+    },
+    "proof.plans": set(),
+    "proof.evidence": {"proof.plans"},
+    "proof.verdict": {"proof.plans", "proof.evidence"},
+    "proof.reports": {"proof.plans", "proof.evidence", "proof.verdict"},
+    "proof.measuring": {"proof.plans", "proof.evidence", "proof.verdict", "proof.reports"},
+    "proof.sizing": {"proof.plans", "proof.evidence", "proof.measuring"},
+    "export.checkpoint": set(),
+    "export.graph": {"export.checkpoint"},
+    "export.checks": {"export.checkpoint", "export.graph", "export.texts"},
+    "benchmarks.harness": set(),
+}
+# Only the server and its start know HTTP.
+KNOW_HTTP = {Path("service/server.py"), Path("service/__main__.py")}
+MAX_MODULES = 14
+"""Modules of a folder, dunder files not counted: `ls` reads like a table of contents."""
+FLAT = {"training"}
+"""Packages that are not divided: the modules are the steps of one loop."""
 OURS = {name.removesuffix(".py") for name in ALLOWED} | {"tests"}
 
 # What the base install does not bring.
@@ -48,6 +109,8 @@ NOT_IN_BASE = (
     "pyarrow",
     "locust",
     "tqdm",
+    "jinja2",
+    "tomli_w",
 )
 
 
@@ -67,21 +130,64 @@ def imports(path: Path) -> Iterator[str]:
             yield from inner or [module]
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_what_its_place_allows(room: str) -> None:
-    own = room.removesuffix(".py")
-    files = [Path(room)] if room.endswith(".py") else list(Path(room).rglob("*.py"))
+def is_within(name: str, packages: Iterable[str]) -> bool:
+    """Return whether a module is one of the packages, or in one of them."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_its_layer_allows(package: str) -> None:
+    name = package.removesuffix(".py")
+    files = [Path(package)] if package.endswith(".py") else list(Path(package).rglob("*.py"))
     assert files
     for file in files:
-        crossing = {name for name in imports(file) if name.split(".")[0] in OURS - {own}}
-        wrong = {
-            name
-            for name in crossing
-            if not any(
-                name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[room]
-            )
-        }
+        crossing = {module for module in imports(file) if module.split(".")[0] in OURS - {name}}
+        wrong = {module for module in crossing if not is_within(module, ALLOWED[package])}
         assert not wrong, f"{file} reaches across: {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("package", INNER)
+def test_a_sub_package_imports_only_what_its_layer_allows(package: str) -> None:
+    top = package.split(".")[0]
+    files = list(Path(package.replace(".", "/")).rglob("*.py"))
+    assert files
+    inner = {other for other in INNER if other.startswith(f"{package}.")}
+    for file in files:
+        if is_within(".".join(file.with_suffix("").parts), inner):
+            continue  # It has a line of its own.
+        crossing = {module for module in imports(file) if is_within(module, {top})}
+        wrong = {each for each in crossing if not is_within(each, {package} | INNER[package])}
+        assert not wrong, f"{file} reaches across: {sorted(wrong)}"
+
+
+def test_every_sub_package_has_its_layer() -> None:
+    for top in ("service", "proof", "export"):
+        for path in Path(top).rglob("__init__.py"):
+            package = ".".join(path.parent.parts)
+            assert package == top or package in INNER, f"{package} is missing in INNER"
+
+
+def test_only_the_server_knows_http() -> None:
+    for file in (
+        set(Path("service").rglob("*.py")) - KNOW_HTTP - set(Path("service/http").rglob("*"))
+    ):
+        assert not [name for name in imports(file) if is_within(name, {"service.http"})], file
+
+
+def test_a_folder_reads_like_a_table_of_contents() -> None:
+    for package in ("service", "proof", "export", "benchmarks", "graphs", "client", "training"):
+        if package in FLAT:
+            continue
+        for folder in {path.parent for path in Path(package).rglob("*.py")}:
+            modules = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
+            assert len(modules) <= MAX_MODULES, f"{folder} holds {len(modules)} modules"
+
+
+def test_every_package_says_what_it_is_and_what_it_does_not_know() -> None:
+    for top in ("service", "proof", "export", "graphs", "training", "client"):
+        for path in Path(top).rglob("__init__.py"):
+            header = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert len(header.split()) >= 8, f"{path} says too little: {header!r}"
 
 
 def test_the_service_starts_without_anything_the_base_install_lacks() -> None:
@@ -110,6 +216,6 @@ def test_loadtests_holds_locustfiles_only() -> None:
         )
 
 
-def test_there_is_no_drawer_for_odds_and_ends() -> None:
-    names = {path.stem for room in ALLOWED for path in Path(room).rglob("*.py")}
+def test_there_is_no_module_for_odds_and_ends() -> None:
+    names = {path.stem for package in ALLOWED for path in Path(package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc", "manager"}
