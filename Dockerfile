@@ -1,41 +1,41 @@
-# Two images: `service` answers requests and holds no torch, `proof` measures services and judges.
+# Two images: `service` answers requests and holds no torch; `proof` measures services and judges the evidence.
 #
-#   docker build --target service -t drbert-serve .                               the twins of artifacts/ baked in, for CPUs
-#   docker build --target service -t drbert-serve:0.1.0-gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host needs a driver only
+#   docker build --target service -t drbert-serve .                               for CPUs, with the example models of artifacts/ baked in
+#   docker build --target service -t drbert-serve:0.1.0-gpu --build-arg EXTRAS=gpu .    CUDA comes with pip's wheels; the host only needs a driver
 #   docker build --target service -t drbert-serve:0.1.0-traced --build-arg EXTRAS=tracing .    for settings.tracing; both: EXTRAS=gpu,tracing
 #   docker build --target service -t reviews --build-arg MODELS=models .          models/NAME baked in at /models/NAME
 #   docker build --target proof -t drbert-proof .
 #
-# Without MODELS the twins must be there: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
+# Without MODELS the example models must exist: `make artifacts/bert/manifest.json artifacts/drbert/manifest.json`.
 # `make image` exports them and builds both images without a container engine.
 
-# `make pin-base` adds the digest that the tag has today.
+# `make pin-base` adds today's digest of the tag.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS python
-# Debian's own patch releases are wanted.
+# No pinned versions: Debian's newest patch releases are wanted.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
-# The chart's runAsUser, runAsGroup and fsGroup; files are everybody's to read, for clusters that choose their own.
+# The chart's runAsUser, runAsGroup and fsGroup. All files are world-readable, for clusters that choose another user.
 RUN groupadd --gid 10001 drbert && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin drbert
-# Nothing is written beside the code: the root may be read-only, with /tmp as the one place to write.
+# Nothing is written next to the code: the root may be read-only, with /tmp as the only writable folder.
 ENV PATH=/app/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 
 FROM python AS requirements
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
-# pip stands beside what it fills, and stays out of the images.
+# pip has an environment of its own and is not part of the images.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /app
 WORKDIR /build
 COPY k8s/requirements.py pyproject.toml constraints.txt install.sh ./
-# Every package is held to the hashes of constraints.txt, pip's own release first: Debian's takes no hashes from constraints.
+# Every package is checked against the hashes of constraints.txt. pip comes first, because Debian's release ignores hashes in constraints.
 RUN sed -n '/^pip==/,/[^\\]$/p' constraints.txt > pip.txt \
     && sh install.sh /pip/bin/python --no-cache-dir --require-hashes --requirement pip.txt \
     && sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt setuptools
 ARG EXTRAS=""
-# OpenVINO goes without its telemetry, which reports to an outside host, without its plugins for graphics and neural processors and without
-# its headers: it computes on CPUs here.
+# OpenVINO is installed without its telemetry, which reports to an outside host. Its plugins for graphics and neural processors and its
+# headers are removed, because it only computes on CPUs here.
 RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
     && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && /pip/bin/pip --python /app/bin/python uninstall --yes openvino-telemetry \
@@ -55,7 +55,7 @@ COPY ${MODELS} /models
 RUN chmod -R a+rX /models
 
 
-# What changes seldom is a layer of its own and goes first.
+# Layers that change rarely come first.
 FROM python AS service
 COPY --from=requirements /app /app
 COPY --from=models /models /models
@@ -74,7 +74,7 @@ LABEL org.opencontainers.image.title="drbert-serve" \
 
 
 FROM requirements AS proof-requirements
-# OpenVINO requires its telemetry, so pip brings it back.
+# OpenVINO requires its telemetry, so pip installs it again.
 RUN python3 requirements.py proof,loadtests > requirements.txt \
     && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && /pip/bin/pip --python /app/bin/python uninstall --yes openvino-telemetry

@@ -1,22 +1,22 @@
 # Two commands on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
 #
-#   make install   .venv with everything; TORCH_INDEX=https://… takes torch from another index (say, its CPU builds)
-#   make demo      export the example twins, serve them, classify a sentence, prove that they are equally fast
-#   make serve     the twins on http://127.0.0.1:8000, until Ctrl-C
-#   make test      the whole suite
-#   make quick     the tests that need no torch and start no process
-#   make coverage  the tests of the service under coverage.py; fails below the floor
-#   make check     ruff (format and rules) and mypy
-#   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered anew
-#   make chaos     break the service in every way there is, in ten minutes
-#   make clients   ask the service by the newest official clients of other servers
+#   make install   create .venv with everything; TORCH_INDEX=https://… takes torch from another index, for example of CPU builds
+#   make demo      export the two example models, serve them, classify a sentence, compare their latency
+#   make serve     serve the two example models on http://127.0.0.1:8000, until Ctrl-C
+#   make test      run all tests
+#   make quick     run the tests that need no torch and start no process
+#   make coverage  run the tests of the service under coverage.py; fails below the floor
+#   make check     run ruff (format and rules) and mypy
+#   make chart     lint, render and check the Helm chart; make chart-golden writes k8s/rendered again
+#   make chaos     inject faults into the service and count what becomes of each request, in ten minutes
+#   make clients   test the service with the newest official clients of other servers
 #   make image     build both images without a container engine and run them as Kubernetes would
-#   make prometheus  scrape real arms by a real Prometheus under the chart's rules
-#   make lock      constraints.txt anew: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
-#   make sbom      what the service's image and .venv hold of Python's packages, as CycloneDX in build/sbom; EXTRAS=gpu as for the image
-#   make pin-base  the Dockerfile's base image by the digest that its tag has today; needs skopeo and the image's registry
-#   make bench     every benchmark of the CPU service, in ten minutes
-#   make clean     what make made, but for .venv and the evidence: runs are not forgotten
+#   make prometheus  scrape real arms with a real Prometheus and the chart's rules
+#   make lock      write constraints.txt again: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
+#   make sbom      list the Python packages of the service's image and of .venv as CycloneDX in build/sbom; EXTRAS=gpu as for the image
+#   make pin-base  pin the Dockerfile's base image to today's digest of its tag; needs skopeo and the image's registry
+#   make bench     run every benchmark of the CPU service, in ten minutes
+#   make clean     remove what make created, except .venv and the evidence of runs
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -31,9 +31,9 @@ ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
 install: .venv/.installed
 
-# Every package is held to the hashes of constraints.txt, pip's own release first: older ones take no hashes from constraints. torch has
-# none, for its builds differ by index; what it needs is installed before it, so that its index adds only torch and CUDA's libraries. Of
-# these torch's own releases hold, not those that constraints.txt names for the extra `gpu`.
+# Every package is checked against the hashes of constraints.txt. pip comes first, because older releases ignore hashes in constraints.
+# torch has no hashes, because its builds differ by index. Its dependencies are installed before it, so that its index adds only torch and
+# CUDA's libraries. CUDA's releases are torch's own, not those that constraints.txt names for the extra `gpu`.
 .venv/.installed: pyproject.toml constraints.txt k8s/requirements.py tests/k8s/requirements.txt
 	$(PYTHON) -m venv .venv
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt >.venv/pip.txt
@@ -45,7 +45,7 @@ install: .venv/.installed
 	$(PIP) --constraint .venv/constraints.txt --requirement .venv/requirements.txt
 	$(PIP) --no-deps --constraint .venv/constraints.txt tritonclient
 	$(PIP) --no-deps --require-hashes --requirement tests/k8s/requirements.txt
-	@# A folder has no hash. setuptools warns of folders that hold data and no modules.
+	@# A folder has no hash. setuptools warns about folders with data and no modules.
 	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -68,23 +68,23 @@ artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/mod
 	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
 .venv/.debian: tests/debian.sh .venv/.prometheus | install
-	@# Where something could not be had, the next make asks again.
+	@# If something could not be downloaded, the next make tries again.
 	@if sh tests/debian.sh $(BIN) programs; then touch $@; fi
 
 .venv/.prometheus: tests/debian.sh | install
 	@if sh tests/debian.sh $(BIN) prometheus; then touch $@; fi
 
-# Grafana's own types, which hold the dashboards where node is.
+# Grafana's own types, which check the dashboards if node is installed.
 .venv/.grafana: | install
 	@if command -v npm >/dev/null; then \
 		if npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix .venv/grafana @grafana/schema@13.2.3 typescript@5.9.3; \
-		then touch $@; else echo "@grafana/schema cannot be had from npm; the test that needs it is skipped"; fi; \
+		then touch $@; else echo "@grafana/schema cannot be installed from npm; the test that needs it is skipped"; fi; \
 	fi
 
-# The newest transformers, beside the one that export uses: what it writes and answers is what tests/export/test_corpus.py holds ours against.
+# The newest transformers, in parallel to the one that export uses: tests/export/test_corpus.py compares export with its checkpoints and answers.
 .venv/.transformers5: tests/export/transformers5.txt install.sh | install
 	@if $(PIP) --no-deps --require-hashes --no-warn-conflicts --upgrade --target .venv/transformers5 --requirement tests/export/transformers5.txt; then touch $@; \
-		else echo "transformers 5 cannot be had from PyPI; the tests that need it are skipped"; fi
+		else echo "transformers 5 cannot be installed from PyPI; the tests that need it are skipped"; fi
 
 bench: install .venv/.debian
 	$(BIN)/python -m benchmarks all --short
@@ -112,7 +112,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# All of tests/k8s but what builds images and starts Prometheus, which have targets of their own.
+# All of tests/k8s except the tests that build images and start Prometheus, which have targets of their own.
 chart: install .venv/.prometheus .venv/.grafana
 	$(BIN)/python -m pytest tests/k8s --ignore tests/k8s/test_image.py --ignore tests/k8s/test_prometheus.py
 
@@ -125,7 +125,7 @@ image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manif
 prometheus: install .venv/.debian $(ARTIFACTS:=/manifest.json)
 	$(BIN)/python -m pytest tests/k8s/test_prometheus.py
 
-# Pinned releases stay as they are unless LOCK says otherwise.
+# Pinned releases do not change unless LOCK upgrades them.
 lock: install
 	$(PIP) --constraint constraints.txt --target build/lock --upgrade uv
 	build/lock/bin/uv pip compile --quiet --system-certs --universal --python-version 3.11 --all-extras --group tools \
@@ -135,12 +135,12 @@ lock: install
 pin-base:
 	@sh k8s/pin_base.sh
 
-# Beside the environment that it describes, for it brings packages of its own.
+# Outside the environment that it describes, because it brings packages of its own.
 .venv/.sbom: .venv/.installed
 	@if $(PYTHON) -m venv --without-pip .venv/sbom && PIP_PYTHON=.venv/sbom/bin/python $(PIP) --constraint constraints.txt cyclonedx-bom; \
-		then touch $@; else echo "cyclonedx-bom cannot be had; the test that needs it is skipped"; fi
+		then touch $@; else echo "cyclonedx-bom cannot be installed; the test that needs it is skipped"; fi
 
-# The service's image holds what the Dockerfile's stage `requirements` installs, and this does the same.
+# Installs the same packages as the Dockerfile's stage `requirements`.
 sbom: install .venv/.sbom
 	rm -rf build/sbom
 	$(PYTHON) -m venv --without-pip build/sbom/environment
@@ -152,6 +152,6 @@ sbom: install .venv/.sbom
 	rm -r build/sbom/environment build/sbom/requirements.txt
 
 clean:
-	@# What an interrupted build of images left mounted.
+	@# Unmount what an interrupted build of images left mounted.
 	@[ ! -d build/image/store ] || awk -v ours="$(CURDIR)/build/image/" 'index($$2, ours) == 1 { print $$2 }' /proc/mounts | sort -r | xargs -r umount
 	rm -rf artifacts build .mypy_cache .pytest_cache .ruff_cache
