@@ -21,10 +21,10 @@ from tokenizers import (
     Regex,
     Tokenizer,
     decoders,
+    models,
     normalizers,
     pre_tokenizers,
     processors,
-    service,
     trainers,
 )
 
@@ -104,7 +104,7 @@ FRAMES = ("template", "deberta", "bert", "roberta", "end only", "none", "bytes")
 
 
 def word_pieces(**normalizer: bool) -> Tokenizer:
-    tokenizer = Tokenizer(service.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(
@@ -115,7 +115,7 @@ def word_pieces(**normalizer: bool) -> Tokenizer:
 
 
 def byte_pairs(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
-    tokenizer = Tokenizer(service.BPE(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -130,7 +130,7 @@ def byte_pairs(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
 
 
 def unigrams(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
-    tokenizer = Tokenizer(service.Unigram())
+    tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.train_from_iterator(
@@ -308,7 +308,7 @@ def test_texts_and_pairs_are_cut_as_tokenizers_cuts_them(
 
 @pytest.mark.parametrize("room", range(8))
 def test_halves_of_a_pair_are_cut_by_the_same_rule_for_every_length(room: int) -> None:
-    tokenizer = Tokenizer(service.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.enable_truncation(room)
     for first in range(12):
