@@ -107,8 +107,8 @@ async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact:
             422,
             "window.stride",
             (
-                f"window.stride: A window holds {ROOM} tokens of the text, so a stride of {ROOM}"
-                f" leads nowhere; give at most {ROOM - 1}."
+                f"window.stride: A window holds {ROOM} tokens of the text, so with a stride of"
+                f" {ROOM} no window adds a token; give at most {ROOM - 1}."
             ),
         ),
         (
