@@ -41,7 +41,7 @@ from service.http.context import HttpContext
 from service.http.info import service_info
 from service.http.keys import Keys
 from service.http.load_jobs import LoadJobs, LoadTicket
-from service.http.routes import HeadAsGet
+from service.http.middleware import HeadAsGetMiddleware
 from service.http.transport.request import ByteBudget, ClientDisconnected, read_body
 from service.registry import LoadedModel, ModelRegistry
 
@@ -143,7 +143,7 @@ def build_admin(context: HttpContext, keys: Keys | None) -> ASGIApp:
 
     add_operation(app, context)
     add_error_handlers(app)
-    return AdminGuardMiddleware(HeadAsGet(app), keys, service.settings.request_timeout_s)
+    return AdminGuardMiddleware(HeadAsGetMiddleware(app), keys, service.settings.request_timeout_s)
 
 
 def change(

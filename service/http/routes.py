@@ -1,13 +1,17 @@
 """
-HTTP: which path is answered by what. Texts are classified in classify.py; here is everything around
-that.
+The public port's application: which path is answered by what.
+
+    POST /classify and its dialects    ClassifyRouter, in front of FastAPI (service/http/router.py)
+    /livez /readyz /info /metrics      here
+    model lists and readiness          service/http/model_endpoints.py
+    / /docs /page                      service/http/pages.py
+
+FastAPI answers everything but classifications: a call through a FastAPI handler takes 874 µs, and
+10 µs through the router.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable
-from random import getrandbits
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,20 +19,16 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
-from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
+from service.errors import ServiceError
 from service.http.context import HttpContext
-from service.http.dialects import plain_refusal
-from service.http.dialects.native import Native
 from service.http.info import service_info
-from service.http.keys import Keys
+from service.http.middleware import HeadAsGetMiddleware, RequestIdMiddleware, error_answer
 from service.http.model_endpoints import add_model_endpoints, check_ready
-from service.http.openapi import ERROR_DESCRIPTIONS, PLAIN_ERROR_PATHS, PUBLIC_PATHS, describe
+from service.http.openapi import ERROR_DESCRIPTIONS, PLAIN_ERROR_PATHS, describe
 from service.http.pages import add_pages
 from service.http.router import ClassifyRouter
-
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 def build_app(context: HttpContext) -> ASGIApp:
@@ -76,7 +76,7 @@ def build_app(context: HttpContext) -> ASGIApp:
         return JSONResponse(body, error.status_code, headers=headers)
 
     application: ASGIApp = RequestIdMiddleware(
-        ClassifyRouter(context), HeadAsGet(app), service.instance_id, context.hooks.keys
+        ClassifyRouter(context), HeadAsGetMiddleware(app), service.instance_id, context.hooks.keys
     )
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
@@ -130,28 +130,6 @@ def add_operation(app: FastAPI, context: HttpContext) -> None:
             return await context.metrics_page.respond(request)
 
 
-class HeadAsGet:
-    """Middleware that answers HEAD as GET without a body (RFC 9110, 9.3.2).
-
-    Load balancers and monitors check health by HEAD.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            await send(
-                {**message, "body": b""} if message["type"] == "http.response.body" else message
-            )
-
-        await self._app({**scope, "method": "GET"}, receive, send_without_body)
-
-
 def allowed_methods(app: FastAPI, scope: Scope) -> str:
     """Return the methods of all routes of a path, for the header Allow.
 
@@ -162,61 +140,3 @@ def allowed_methods(app: FastAPI, scope: Scope) -> str:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             methods |= route.methods or set()
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-
-
-class RequestIdMiddleware:
-    """Middleware that adds X-Request-Id and X-Instance-Id to every answer.
-
-    It routes classifications to their router. Other paths than PUBLIC_PATHS need a key, if there
-    are keys; a ClassifyEndpoint checks it itself, to refuse in its dialect.
-    """
-
-    def __init__(
-        self, router: ClassifyRouter, fallback: ASGIApp, instance: str, keys: Keys | None
-    ) -> None:
-        self._keys = keys
-        self._router = router
-        self._fallback = fallback
-        self._instance = (b"x-instance-id", instance.encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._fallback(scope, receive, send)
-            return
-        request_id = dict(scope["headers"]).get(b"x-request-id")
-        if request_id is None or not REQUEST_ID.fullmatch(request_id):
-            request_id = b"%032x" % getrandbits(128)
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
-
-        def send_identified(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id),
-                    self._instance,
-                ]
-            return send(message)
-
-        app = self._router.match(scope)
-        if app is None:
-            app = self._fallback
-            if not self._is_allowed(scope):
-                app = error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
-        await app(scope, receive, send_identified)
-
-    def _is_allowed(self, scope: Scope) -> bool:
-        if self._keys is None or PUBLIC_PATHS.match(scope["path"]):
-            return True
-        return self._keys.admit(dict(scope["headers"]))
-
-
-def error_answer(error: ServiceError, path: str = "") -> Response:
-    """Return the answer for an error, in the format of the path."""
-    status, headers, body = (
-        plain_refusal(error) if PLAIN_ERROR_PATHS.match(path) else Native().refuse(error)
-    )
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, ShuttingDown):
-        headers.append((b"connection", b"close"))
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})

@@ -7,7 +7,7 @@ does not know queues, engines or HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from service.schemas import ClassifyRequest, Limits, known_fields
 
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
-# The schema of a text's labels, best first.
+# The JSON schema of one text's labels, best first.
 SCORES = {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
 # A large answer is written in pieces of this size, so that other requests get the interpreter and
 # the event loop between them.
@@ -41,7 +41,10 @@ class RawRequest:
     """The model's version that the path names; None if it names none."""
     request_id: str
     state: dict[str, Any] = field(default_factory=dict)
-    """What the dialect needs again for the answer; under `model`, the model that the body names."""
+    """Values that the dialect reads from the body and needs for the answer.
+
+    `model` is the model that the body names.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,14 @@ class Completed:
         """Token count of all texts together."""
         return sum([item.tokens for item in self.encoded])
 
+    def classifications(self) -> Iterator[dict[str, Any]]:
+        """Yield each text's answer in our own format, in the order of the request."""
+        return map(self.classification, range(len(self.results)))
+
+    def scores(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield each text's labels with their scores, best first."""
+        return (answer["scores"] for answer in self.classifications())
+
     def classification(self, index: int) -> dict[str, Any]:
         """Return one text's answer in our own format."""
         request = self.request
@@ -83,10 +94,13 @@ class Completed:
 
 
 class Dialect(Protocol):
-    """A request and answer format. It is shared by requests in several threads: it has no state."""
+    """A request and answer format.
+
+    Requests in several threads share one dialect, so it has no state.
+    """
 
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
-        """Return the request in our own format; raises a ServiceError that names what is wrong."""
+        """Return the request in our own format; raises a ServiceError that names the field."""
         ...
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
@@ -117,17 +131,26 @@ def json_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[by
     return pieces
 
 
+def object_field(
+    values: Mapping[str, Any], name: str, known: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return the object in a request's field, or an empty one if the field is missing or null.
+
+    Raises InvalidInput if it is not an object, or has a field that is not in `known`. Without
+    `known` it may have any fields.
+    """
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{name} must be an object.", param=name)
+    return value if known is None else known_fields(value, known, f"{name}.")
+
+
 def activation_parameter(values: Mapping[str, Any], known: Collection[str] | None = None) -> object:
     """Return the activation among a request's `parameters`, or `auto`.
 
-    Raises InvalidInput if `known` is given and another parameter is not one of them.
+    Raises InvalidInput as `object_field` does.
     """
-    parameters = values.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InvalidInput("parameters must be an object.", param="parameters")
-    if known is not None:
-        known_fields(parameters, known, "parameters.")
-    return parameters.get("activation") or "auto"
+    return object_field(values, "parameters", known).get("activation") or "auto"
 
 
 def retry_after(error: ServiceError) -> Headers:

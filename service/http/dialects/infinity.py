@@ -1,13 +1,14 @@
 """
-Infinity's POST /classify, for clients of an Infinity server: DRBERT_CLASSIFY_DIALECT=infinity puts
-it in our own's place, which /v1/classify keeps.
+Infinity's format: POST /classify if DRBERT_CLASSIFY_DIALECT is `infinity`.
+
+The service's own format then has the path /v1/classify alone.
 
     {"input": ["good", "bad"], "model": "reviews", "raw_scores": false}
     {"object": "classify", "data": [[{"score": 0.9, "label": "POSITIVE"}, …], …], "model": …,
         "usage": …, "id": …, "created": …}
 
-`raw_scores` gives logits, and the usage counts tokens; both are asked for there and are something
-else.
+`raw_scores` returns logits, and the usage counts tokens. An Infinity server ignores the first, and
+counts characters.
 """
 
 from __future__ import annotations
@@ -55,24 +56,28 @@ ANSWER = {
 
 
 class Infinity(Native):
+    """Infinity's format, on POST /classify if it is configured."""
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the request of a list of texts in `input`; raises a ServiceError."""
         values = known_fields(
             read_object(raw.body, limits), ("input", "model", "raw_scores", "user")
         )
         raw.state["model"] = values.get("model")
         if not isinstance(values.get("input"), list):
             raise InvalidInput(
-                "input must be a list of texts; Infinity's clients send no single one.",
+                "input must be a list of texts; Infinity's clients never send a single text.",
                 param="input",
             )
-        raw = values.pop("raw_scores", False)
-        if not isinstance(raw, bool):
+        raw_scores = values.pop("raw_scores", False)
+        if not isinstance(raw_scores, bool):
             raise InvalidInput("raw_scores must be true or false.", param="raw_scores")
         if values.get("model") == UNSPECIFIED:
             del values["model"]
-        return read_values(values | {"activation": "none" if raw else "auto"}, limits)
+        return read_values(values | {"activation": "none" if raw_scores else "auto"}, limits)
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return each text's labels with their scores, and the answer's id, model and tokens."""
         tokens = completed.tokens
         head = orjson.dumps(
             {
@@ -83,5 +88,4 @@ class Infinity(Native):
                 "created": int(time.time()),
             }
         )
-        data = (completed.classification(i)["scores"] for i in range(len(completed.results)))
-        return [JSON], json_pieces(head[:-1] + b',"data":[', data, b"]}")
+        return [JSON], json_pieces(head[:-1] + b',"data":[', completed.scores(), b"]}")

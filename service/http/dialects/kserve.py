@@ -1,10 +1,11 @@
 """
 KServe's V1 protocol: POST /v1/models/NAME:predict.
 
-    {"instances": ["good", "bad"]}      {"predictions": [{"NEGATIVE": 0.1, "POSITIVE": 0.9}, …]}
+    {"instances": ["good", "bad"]}
+    {"predictions": [{"NEGATIVE": 0.1, "POSITIVE": 0.9}, …]}
 
-Every label's score by its name; KServe's own server answers with a class number unless it is told
-otherwise. `parameters` may hold `activation`, as in our own requests: `none` gives logits.
+A prediction maps every label to its score. KServe's own server returns a class number by default.
+`parameters` may hold `activation`, as in the service's own format: `none` returns logits.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ ANSWER = {
 
 
 class KServe:
+    """KServe's V1 protocol, on POST /v1/models/NAME:predict."""
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the request of the texts in `instances`; raises a ServiceError."""
         values = known_fields(read_object(raw.body, limits), ("instances", "parameters"))
         if not isinstance(values.get("instances"), list):
             raise InvalidInput("instances must be a list of texts.", param="instances")
@@ -70,12 +74,14 @@ class KServe:
         )
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return the answer as each text's score by label."""
         labels = completed.manifest.labels
         predictions = (
-            dict(zip(labels, completed.classification(i)["probs"], strict=True))
-            for i in range(len(completed.results))
+            dict(zip(labels, answer["probs"], strict=True))
+            for answer in completed.classifications()
         )
         return [JSON], json_pieces(b'{"predictions":[', predictions, b"]}")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        """Return an error as `{"error": "…"}`."""
         return plain_refusal(error)

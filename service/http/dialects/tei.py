@@ -1,14 +1,11 @@
 """
-Text Embeddings Inference's POST /predict.
+Text Embeddings Inference (TEI): POST /predict, and POST / if DRBERT_ROOT_DIALECT is `tei`.
 
-    {"inputs": "good"}                          one text       [{"score": 0.9, "label": "POSITIVE"},
-                                                               …]
-    {"inputs": ["is it good?", "it is"]}        one pair       the same: a flat list of two is a
-                                                               pair there
-    {"inputs": [["good"], ["a", "b"]]}          a batch        a list of those
+    {"inputs": "good"}                       one text     [{"score": 0.9, "label": "POSITIVE"}, …]
+    {"inputs": ["is it good?", "it is"]}     one pair     the same
+    {"inputs": [["good"], ["a", "b"]]}       a batch      a list of those
 
-The activation is the model's own, also for several labels, where TEI takes the softmax whatever the
-model says.
+The activation is the model's own, also for a model of several labels. TEI always applies softmax.
 """
 
 from __future__ import annotations
@@ -83,7 +80,10 @@ DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"
 
 
 class Tei:
+    """Text Embeddings Inference's format, on POST /predict."""
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the request of `inputs` and how to truncate them; raises a ServiceError."""
         values = read_object(raw.body, limits)
         if "parameters" in values and _is_empty(values["parameters"]):
             del values["parameters"]
@@ -102,7 +102,7 @@ class Tei:
         truncate = "none" if values.get("truncate") is False else DIRECTIONS[direction]
         return read_values(
             {
-                "input": texts_of(values["inputs"]),
+                "input": read_inputs(values["inputs"]),
                 "truncate": truncate,
                 "activation": "none" if values.get("raw_scores") else "auto",
                 "model": raw.model,
@@ -111,21 +111,24 @@ class Tei:
         )
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
-        data = (completed.classification(i)["scores"] for i in range(len(completed.results)))
+        """Return one text's labels with their scores, or a list of those for a batch."""
         before, after = (b"[", b"]") if completed.raw.state["batch"] else (b"", b"")
-        return [JSON, *_times(completed)], json_pieces(before, data, after)
+        return [JSON, *_compute_headers(completed)], json_pieces(before, completed.scores(), after)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        """Return an error with TEI's error type; a failed model has the status 424."""
+        error_type = _error_type(error)
         return (
-            (424 if _kind(error) == "Backend" else int(error.status)),
+            424 if error_type == "Backend" else int(error.status),
             [JSON, *retry_after(error)],
-            orjson.dumps({"error": error.message, "error_type": _kind(error)}),
+            orjson.dumps({"error": error.message, "error_type": error_type}),
         )
 
 
 def _is_empty(parameters: object) -> bool:
-    """Whether Hugging Face's `parameters` ask for nothing: its client sends them to every path that
-    it is given.
+    """Return whether Hugging Face's `parameters` set nothing.
+
+    Hugging Face's client sends them to every server, also to this path.
     """
     return parameters is None or (
         isinstance(parameters, dict) and all(value is None for value in parameters.values())
@@ -133,21 +136,21 @@ def _is_empty(parameters: object) -> bool:
 
 
 def is_batch(inputs: object) -> bool:
+    """Return whether `inputs` is a list of texts or pairs; a flat list is one text or pair."""
     return isinstance(inputs, list) and any(isinstance(item, list) for item in inputs)
 
 
-def texts_of(inputs: object) -> Any:
-    """Our own input: a text, an object for a pair, or a list of those; InvalidInput names the item
-    that is neither.
+def read_inputs(inputs: object) -> Any:
+    """Return `input` of our own format: a text, an object for a pair, or a list of those.
+
+    Raises InvalidInput that names the item that is neither a text nor a pair.
     """
-    return (
-        [_one(item, f"inputs[{i}]") for i, item in enumerate(inputs)]
-        if is_batch(inputs) and isinstance(inputs, list)
-        else _one(inputs, "inputs")
-    )
+    if isinstance(inputs, list) and is_batch(inputs):
+        return [_text_or_pair(item, f"inputs[{i}]") for i, item in enumerate(inputs)]
+    return _text_or_pair(inputs, "inputs")
 
 
-def _one(value: object, where: str) -> Any:
+def _text_or_pair(value: object, field: str) -> Any:
     if isinstance(value, str):
         return value
     if (
@@ -157,11 +160,12 @@ def _one(value: object, where: str) -> Any:
     ):
         return value[0] if len(value) == 1 else {"text": value[0], "text_pair": value[1]}
     raise InvalidInput(
-        f"{where} must be a text, or a list of one text or of a pair's two.", param=where
+        f"{field} must be a text, or a list of one text, or of the two texts of a pair.",
+        param=field,
     )
 
 
-def _kind(error: ServiceError) -> str:
+def _error_type(error: ServiceError) -> str:
     match error:
         case Overloaded():
             return "Overloaded"
@@ -175,9 +179,12 @@ def _kind(error: ServiceError) -> str:
             return "Validation" if error.status < 500 else "Backend"
 
 
-def _times(completed: Completed) -> Headers:
-    """TEI's headers, whole milliseconds each; Server-Timing has the digits."""
-    slowest = max(completed.results, key=lambda row: row.queue_ns + row.inference_ns)
+def _compute_headers(completed: Completed) -> Headers:
+    """Return TEI's headers: counts, and times in whole milliseconds.
+
+    Server-Timing holds the same times to the nanosecond.
+    """
+    slowest = max(completed.results, key=lambda result: result.queue_ns + result.inference_ns)
     times = {
         "total": completed.elapsed_ns,
         "tokenization": completed.tokenize_ns,

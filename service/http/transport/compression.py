@@ -1,5 +1,5 @@
 """
-Bodies that come compressed (RFC 9110, 8.4): gzip and deflate, within the same limit as others.
+Compressed request bodies (RFC 9110, 8.4): gzip and deflate, within the limit of other bodies.
 """
 
 from __future__ import annotations
@@ -8,66 +8,71 @@ import zlib
 
 from service.errors import InvalidRequest, TooLarge, UnsupportedEncoding
 
-# zlib's word for which container to expect: 32 is gzip's or zlib's, whichever the data begins with.
-EITHER = 32 + zlib.MAX_WBITS
-RAW = -zlib.MAX_WBITS
+# zlib's codes for the container to expect. 32 detects gzip or zlib by the first bytes.
+DETECT_CONTAINER = 32 + zlib.MAX_WBITS
+NO_CONTAINER = -zlib.MAX_WBITS
 CODINGS = ("gzip", "x-gzip", "deflate")
 
 
 def is_compressed(encoding: bytes) -> bool:
-    """Whether a body of that Content-Encoding has to be decompressed; UnsupportedEncoding where
-    nobody here can.
+    """Return whether a body of this Content-Encoding has to be decompressed.
+
+    Raises UnsupportedEncoding for another coding than gzip and deflate.
     """
-    if not encoding:  # As nearly always, and this is asked for every request.
+    if not encoding:  # Nearly always, and every request is checked.
         return False
     coding = encoding.decode("latin-1").strip().lower()
     if coding not in ("", "identity", *CODINGS):
         raise UnsupportedEncoding(
-            f"Content-Encoding {coding[:64]} is not read here; send the body as it is, or by gzip"
-            " or deflate.",
+            f"Content-Encoding {coding[:64]} is not supported; send the body uncompressed, or"
+            " compressed with gzip or deflate.",
             param="Content-Encoding",
         )
     return coding in CODINGS
 
 
 def decompressed(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """The content of a body, of one member or several.
+    """Return a body's content; a body of several gzip members is decompressed whole.
 
-    UnsupportedEncoding for another coding or several of them, TooLarge as soon as the content
-    passes `limit` bytes, InvalidRequest if it is none of that coding. What is called deflate is
-    zlib's format, and by many senders its data alone: both are read.
+    Raises UnsupportedEncoding for another coding or several of them, TooLarge as soon as the
+    content exceeds `limit` bytes, and InvalidRequest if the body is not of that coding.
+
+    By the standard, deflate means zlib's format. Many senders omit zlib's frame, so both are
+    accepted.
     """
     if not is_compressed(encoding):
         return body
     coding = encoding.decode("latin-1").strip().lower()
-    for container in (EITHER, RAW) if coding == "deflate" else (EITHER,):
-        content = _read(body, container, limit)
-        if content is not None:
-            return content
-    raise InvalidRequest(
-        f"The body is not whole, or not compressed as Content-Encoding says ({coding})."
-    )
+    content = _decompress(body, DETECT_CONTAINER, limit)
+    if content is None and coding == "deflate":
+        content = _decompress(body, NO_CONTAINER, limit)
+    if content is None:
+        raise InvalidRequest(
+            f"The body is incomplete, or not compressed with {coding}, its Content-Encoding."
+        )
+    return content
 
 
-def _read(body: bytes, container: int, limit: int) -> bytes | None:
-    """What all members of a body hold (RFC 1952, 2.2); None if one is broken or not whole. TooLarge
-    as `decompressed` says.
+def _decompress(body: bytes, container: int, limit: int) -> bytes | None:
+    """Return the content of all members (RFC 1952, 2.2); None if one is broken or incomplete.
+
+    Raises TooLarge as soon as the content exceeds `limit` bytes.
     """
     parts: list[bytes] = []
-    size, rest = 0, body
-    while rest or not parts:
+    size, remaining = 0, body
+    while remaining or not parts:
         reader = zlib.decompressobj(container)
         try:
-            parts.append(reader.decompress(rest, limit - size + 1))
+            parts.append(reader.decompress(remaining, limit - size + 1))
         except zlib.error:
             return None
         size += len(parts[-1])
         if size > limit:
             raise TooLarge(
-                f"The body has more than {limit} bytes once it is decompressed, the limit.",
+                f"The decompressed body has more than {limit} bytes, the limit.",
                 param="body",
             )
         if not reader.eof:
             return None
-        rest = reader.unused_data
+        remaining = reader.unused_data
     return b"".join(parts)
