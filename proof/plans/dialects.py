@@ -1,41 +1,47 @@
 """
-How a classifier is asked in the words of the server it runs in.
+API dialects of the servers that a plan can measure.
 
-A dialect is a path and the body of one text; the answer is read for its number of tokens alone.
-Only our own service says in `Server-Timing` where the time went, so elsewhere nothing but the
-time end to end can be claimed.
+A dialect is a path and the body of one text; of the answer only the number of tokens is read.
+Our own service reports in `Server-Timing` how long each phase took. With other servers nothing but
+the time end to end can be claimed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from command import BadInput
+
+DialectName = Literal["drbert", "vllm", "infinity", "tei", "hf", "kserve-v1"]
 
 
 @dataclass(frozen=True)
 class Dialect:
+    """How one text is sent to a server."""
+
     path: str
+    """Path of the request; `{model}` stands for the model's name."""
     body: Callable[[str | None, str], Mapping[str, Any]]
-    """(model, text) → what is sent as JSON."""
+    """(model, text) → the request's JSON."""
     server_timing: bool = False
-    """Whether answers say how long inference took."""
+    """Whether answers report the phases of a request in Server-Timing."""
 
 
-def _named(model: str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_model(model: str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields if model is None else {"model": model, **fields}
 
 
-DIALECTS: Mapping[str, Dialect] = {
+DIALECTS: Mapping[DialectName, Dialect] = {
     "drbert": Dialect(
-        "/classify", lambda model, text: _named(model, {"input": text}), server_timing=True
+        "/classify", lambda model, text: _with_model(model, {"input": text}), server_timing=True
     ),
-    "vllm": Dialect("/classify", lambda model, text: _named(model, {"input": text})),
-    "infinity": Dialect("/classify", lambda model, text: _named(model, {"input": [text]})),
+    "vllm": Dialect("/classify", lambda model, text: _with_model(model, {"input": text})),
+    "infinity": Dialect("/classify", lambda model, text: _with_model(model, {"input": [text]})),
     # A flat list of two is a pair there; a bare string is one text. The server has one model.
     "tei": Dialect("/predict", lambda model, text: {"inputs": text}),
     "hf": Dialect("/", lambda model, text: {"inputs": text}),
@@ -44,7 +50,7 @@ DIALECTS: Mapping[str, Dialect] = {
 
 
 def tokens_of(answer: bytes) -> int:
-    """The number of tokens an answer tells, or 0."""
+    """Return the number of tokens that an answer reports, or 0."""
     try:
         usage = json.loads(answer)["usage"]
         return int(usage["prompt_tokens"])
@@ -52,9 +58,39 @@ def tokens_of(answer: bytes) -> int:
         return 0
 
 
+@dataclass(frozen=True)
+class ServerTiming:
+    """What a Server-Timing header reports of one request."""
+
+    phases_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds by phase, as `tokenize`, `queue`, `inference` and `total`."""
+    batch_size: int = 0
+    """Number of rows in the batch that the text ran in; 0 if it is not reported."""
+    batch_tokens: int = 0
+    """Number of tokens in that batch, padding included; 0 if it is not reported."""
+
+
+# As in `inference;dur=5.1;desc="b=8 t=128"`: 8 rows of 128 tokens.
+_PHASE = re.compile(r'(\w+);dur=([\d.]+)(?:;desc="b=(\d+) t=(\d+)")?')
+
+
+def parse_server_timing(header: str) -> ServerTiming:
+    """Return what a Server-Timing header reports; nothing is known of an empty one."""
+    phases_ms = {}
+    rows = tokens = 0
+    for name, milliseconds, batch_rows, row_tokens in _PHASE.findall(header):
+        phases_ms[name] = float(milliseconds)
+        if batch_rows:
+            rows = int(batch_rows)
+            tokens = rows * int(row_tokens)
+    return ServerTiming(phases_ms, rows, tokens)
+
+
 def headers_from(variable: str | None) -> dict[str, str]:
-    """Headers, a `Name: value` a line, from an environment variable: secrets have no place in a
-    plan.
+    """Return headers from an environment variable with a `Name: value` line for each.
+
+    Secrets have no place in a plan. Raise BadInput if the variable is not set, holds anything else,
+    or sets a header that the proof itself sends.
     """
     if variable is None:
         return {}
@@ -67,7 +103,7 @@ def headers_from(variable: str | None) -> dict[str, str]:
         )
     headers = {name.strip(): value.strip() for name, _, value in lines}
     for name in headers:
-        # They would make an arm slower, or its rows another's.
+        # They would slow the arm down, or give its rows to another request.
         if name.lower() in ("x-busy-wait", "x-request-id", "content-type", "content-length"):
             raise BadInput(
                 f"The variable {variable} sets {name}, which is the proof's own; leave it out."

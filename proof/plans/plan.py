@@ -1,5 +1,5 @@
 """
-What a proof claims and how it will be measured, fixed before the first request.
+A plan: what a proof claims and how it is measured, fixed before the first request.
 
 The plan's digest goes into every row of evidence. Everything that looks random in a run is a
 function of the plan's seed (proof/plans/schedule.py), so two runs of one plan send the same.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from command import BadInput, Unavailable
-from proof.plans.dialects import DIALECTS
+from proof.plans.dialects import DIALECTS, DialectName
 
 Claim = Literal["equivalence", "non-inferiority"]
 Role = Literal["reference", "candidate", "delayed", "control"]
@@ -25,44 +25,49 @@ By = Literal["server", "client"]
 METRICS = ("end_to_end", "inference", "time_per_text")
 STATISTICS = ("p50", "mean", "p95", "p99")
 
-# What can be claimed where. Under load, interleaved arms share a queue and a slow one delays them
-# all, so `mixed` claims the server's own inference time alone; end to end is for slices of one arm.
 CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "unloaded": {"end_to_end": STATISTICS, "inference": STATISTICS},
     "mixed": {"inference": ("p50", "mean")},
     "switchback": {"end_to_end": STATISTICS},
     "capacity": {"time_per_text": ("mean",)},
 }
+"""Statistics that can be claimed, by kind of level and metric.
 
-# The protocol's smallest number of restarts that may end in "equivalent".
+Interleaved arms share a queue, where a slow one delays them all. So `mixed` claims only the
+server's own inference time; end to end is for slices of one arm.
+"""
 FEWEST_RESTARTS = 8
-# How many tightest margins the delayed arm is slower by.
+"""Smallest number of restarts that may end in "equivalent"."""
 DELAY_IN_MARGINS = 3
-# A queue makes more of a slower service, but no gain beyond these may widen a margin.
+"""Slowdown of the delayed arm, in multiples of the plan's tightest margin."""
 MOST_GAIN = {50: 1.7, 80: 4.5}
-# Under heavy load a slice must be long enough for the queue to forget how it began.
+"""Largest gain that may widen a margin, by percent of capacity.
+
+A queue multiplies a slower service time, and the more so the higher the load.
+"""
 FEWEST_IN_SLICE = {50: 300, 80: 1000}
+"""Fewest requests in a slice, by percent of capacity: the queue must forget how the slice began."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One loaded copy of a model; the delayed arm is the second reference with a busy-wait."""
+    """One loaded copy of a model; the delayed arm is the second reference, slowed down."""
 
     name: str
     role: Role
     artifact: str | None = None
-    """The folder to load it from, where the run starts the server itself."""
+    """Folder of its artifact, where the run starts the server itself."""
     url: str | None = None
-    """Where requests go, if not to the server that the run starts: a server of one's own, or a
-    proxy before it.
-    """
+    """URL of a server that the run does not start, or of a proxy in front of one."""
     model: str | None = None
-    dialect: str = "drbert"
+    """Name of the model in requests; needed where a server has several."""
+    dialect: DialectName = "drbert"
+    """API of the server."""
     headers_env: str | None = None
-    """The environment variable that holds further headers, a `Name: value` a line."""
+    """Environment variable that holds further headers, a `Name: value` line for each."""
     by: By = "server"
-    """Who delays the delayed arm: the server's model thread, or, at servers that cannot, the client
-    after the answer.
+    """What delays the delayed arm: the server's model thread, or the client after the answer, for
+    servers that cannot delay.
     """
 
 
@@ -73,45 +78,50 @@ class Level:
     name: str
     kind: Kind
     percent: int = 0
-    """`mixed` and `switchback`: the arrival rate in parts of the reference's capacity."""
+    """`mixed` and `switchback`: arrival rate in percent of the reference's capacity."""
     tuples: int = 0
-    """`unloaded` and `mixed`: texts, each sent once to every arm; a quarter of them control tuples.
-    """
+    """`unloaded` and `mixed`: number of blocks, a quarter of them control blocks."""
     warm_up_tuples: int = 20
+    """`unloaded` and `mixed`: number of blocks before those that count."""
     slice_requests: int = 0
-    """`switchback`: requests a slice."""
+    """`switchback`: requests in each slice."""
     sets: int = 1
-    """`switchback` and `capacity`: how often each arm has a slice."""
+    """`switchback` and `capacity`: slices of each arm."""
     slice_s: float = 0.0
-    """`capacity`: how long a slice takes."""
+    """`capacity`: duration of a slice in seconds."""
     in_flight: int = 1
     """`capacity`: requests in flight; twice the server's largest batch."""
     margins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Claimed margins by metric and statistic, before any gain."""
     gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """`switchback`: by how much the queue multiplies a change of service time, measured in the
-    pilot.
+    """`switchback`: factors by which the queue multiplies a change of service time, as the pilot
+    measured them.
     """
 
     @property
     def claimed(self) -> list[tuple[str, str, float]]:
-        """(metric, statistic, margin) of everything the verdict covers; log(1 + margin) has the
-        gain in it.
+        """List (metric, statistic, margin) of everything that the verdict covers.
+
+        A gain widens its margin: log(1 + margin) = gain × log(1 + the plan's margin).
         """
-        return [
-            (m, s, math.expm1(self.gains.get(m, {}).get(s, 1.0) * math.log1p(self.margins[m][s])))
-            for m in METRICS
-            for s in STATISTICS
-            if s in self.margins.get(m, {})
-        ]
+        claims = []
+        for metric in METRICS:
+            margins, gains = self.margins.get(metric, {}), self.gains.get(metric, {})
+            for statistic in STATISTICS:
+                if statistic in margins:
+                    bound = gains.get(statistic, 1.0) * math.log1p(margins[statistic])
+                    claims.append((metric, statistic, math.expm1(bound)))
+        return claims
 
     @property
     def tightest_margin(self) -> float:
-        """The smallest margin before any gain."""
-        return min(margin for of_metric in self.margins.values() for margin in of_metric.values())
+        """Smallest margin before any gain."""
+        return min(min(margins.values()) for margins in self.margins.values() if margins)
 
     def rate_per_s(self, plan: Plan) -> float:
-        """Arrivals a second, all arms together; BadInput if the plan does not say what the
-        reference can do.
+        """Return arrivals per second, of all arms together.
+
+        Raise BadInput if the plan does not state the reference's capacity.
         """
         if not plan.capacity_per_s:
             raise BadInput(
@@ -123,70 +133,77 @@ class Level:
 
 @dataclass(frozen=True)
 class Plan:
+    """A claim and its measurement, as read from a TOML file."""
+
     path: Path
+    """File that it was read from."""
     digest: str
+    """SHA-256 of that file."""
     name: str
     claim: Claim
     seed: int
+    """Seed of everything that looks random in a run."""
     texts: Path
+    """File of texts, one on each line."""
     arms: tuple[Arm, ...]
     restarts: int
+    """Number of restarts that must count; "invocations" in the benchmarking literature."""
     levels: tuple[Level, ...]
+    """Levels in the order of measurement."""
     capacity_per_s: float = 0.0
-    """Texts a second that the reference alone answers: `python -m proof capacity` measures it."""
+    """Texts per second of the reference alone, as `python -m proof capacity` measures it."""
     texts_sha256: str | None = None
-    """Of the file of texts, where the plan binds it."""
+    """SHA-256 of the file of texts; None if the plan does not bind it."""
     pilot: str | None = None
-    """sha256 of the pilot.json beside the plan, from which sizes and gains were computed."""
+    """SHA-256 of the pilot.json that sizes and gains were computed from."""
     wait_for_calm_s: float = 0.0
-    """How long each restart waits at most for the machine's neighbours to be quiet
+    """Longest wait before each restart, in seconds, for other guests of the host to be quiet
     (proof/measuring/steal.py).
     """
     port: int = 8008
+    """Port of the server that the run starts."""
     server_cpus: tuple[int, ...] = ()
     generator_cpus: tuple[int, ...] = ()
     restart_command: str | None = None
-    """Restarts servers of one's own, in a shell; LOAD_ORDER holds the arms, the first to load
-    first.
+    """Shell command that restarts servers which the run does not start.
+
+    The variable LOAD_ORDER holds the arms in the order of loading.
     """
     instances: bool = False
-    """Whether each restart takes further servers behind the arms' urls, which cannot be restarted
-    (proof/measuring/pod_instances.py).
+    """Whether each restart takes further servers behind the arms' URLs, because they cannot be
+    restarted (proof/measuring/pod_instances.py).
     """
     settings: Mapping[str, str] = field(default_factory=dict)
-    """DRBERT_* variables of the servers this run starts."""
+    """DRBERT_* variables of the servers that the run starts."""
 
     @property
     def claimed_arms(self) -> list[int]:
-        """Indices of the references and candidates, in the plan's order."""
+        """Indices of references and candidates, in the plan's order."""
         return [i for i, arm in enumerate(self.arms) if arm.role in ("reference", "candidate")]
 
     def indices(self, role: Role) -> list[int]:
+        """Return the indices of the arms with a role, in the plan's order."""
         return [i for i, arm in enumerate(self.arms) if arm.role == role]
 
     def level(self, name: str) -> Level:
+        """Return the level of that name; StopIteration if there is none."""
         return next(level for level in self.levels if level.name == name)
 
     @property
     def delay(self) -> float:
-        """The share of its own duration by which the delayed arm is slower."""
-        return min(
-            1.0,
-            DELAY_IN_MARGINS
-            * min((level.tightest_margin for level in self.levels if level.margins), default=0.0),
-        )
+        """Share of its own duration by which the delayed arm is slower."""
+        margins = [level.tightest_margin for level in self.levels if level.margins]
+        return min(1.0, DELAY_IN_MARGINS * min(margins, default=0.0))
 
     def control_statistics(self, level: Level) -> list[tuple[str, str, float]]:
-        """(metric, statistic, margin) of what shows at that level that the delayed arm is told
-        apart: one beyond its margin is enough.
+        """List (metric, statistic, margin) by which a level detects the delayed arm.
+
+        One of them beyond its margin is enough.
         """
         [delayed] = self.indices("delayed")
         if level.kind == "unloaded":
-            metric = (
-                "inference"
-                if self.server_timing and self.arms[delayed].by == "server"
-                else "end_to_end"
-            )
+            by_server = self.server_timing and self.arms[delayed].by == "server"
+            metric = "inference" if by_server else "end_to_end"
             return [(metric, name, level.tightest_margin) for name in ("p50", "mean")]
         if level.kind == "mixed":
             return [("inference", name, level.tightest_margin) for name in ("p50", "mean")]
@@ -194,26 +211,30 @@ class Plan:
 
     @property
     def server_timing(self) -> bool:
-        """Whether every arm's answers say how long inference took."""
+        """Whether every arm's answers report their inference time."""
         return all(DIALECTS[arm.dialect].server_timing for arm in self.arms)
 
     @property
     def starts_servers(self) -> bool:
+        """Whether the run starts the servers itself."""
         return any(arm.artifact for arm in self.arms)
 
     @property
     def pilot_path(self) -> Path:
+        """Path of the pilot next to the plan's file."""
         return self.path.with_name(f"{self.path.stem}.pilot.json")
 
     def read_texts(self) -> list[str]:
+        """Return the lines of the file of texts that are not blank.
+
+        Raise Unavailable if it cannot be read, BadInput if it has changed or holds no text.
+        """
         try:
-            texts = [
-                line for line in self.texts.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            lines = self.texts.read_text(encoding="utf-8").splitlines()
         except OSError:
             raise Unavailable(
-                f"{self.path}: its texts, {self.texts}, cannot be read; give a file with a text a"
-                " line."
+                f"{self.path}: its texts, {self.texts}, cannot be read; give a file with one text"
+                " on each line."
             ) from None
         except UnicodeDecodeError as error:
             raise BadInput(
@@ -227,15 +248,14 @@ class Plan:
                 f"{self.path}: {self.texts} has changed since the plan was made; its sha256 is not"
                 " texts_sha256."
             )
+        texts = [line for line in lines if line.strip()]
         if not texts:
             raise BadInput(f"{self.path}: its texts, {self.texts}, hold no text.")
         return texts
 
 
 def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
-    """The plan's arms at the level `capacity` and nothing else: what a plan needs to know before it
-    can name a rate.
-    """
+    """Return the plan with the level `capacity` alone, which measures the base of its rates."""
     in_flight = 2 * int(plan.settings.get("DRBERT_MAX_BATCH_SIZE", "16"))
     level = Level(
         "capacity",
@@ -249,9 +269,7 @@ def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
 
 
 def plan_for_two(host: str, models: list[str], texts: Path) -> Plan:
-    """A look at one running server: its first two models, no restarts, nothing that could be
-    claimed.
-    """
+    """Return a plan that looks at two models of a running server; it can claim nothing."""
     roles: tuple[Role, ...] = ("reference", "candidate")
     arms = tuple(
         Arm(name, role, url=host, model=name) for name, role in zip(models, roles, strict=False)

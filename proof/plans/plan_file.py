@@ -1,22 +1,35 @@
 """
-Plans as TOML files: read with every wrong key named, and written so that they read back the same.
+Plans as TOML files: every wrong key is named, and what is written reads back the same.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import math
-import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
 from command import BadInput, Unavailable
-from proof.plans.dialects import DIALECTS
-from proof.plans.plan import CLAIMABLE, FEWEST_IN_SLICE, MOST_GAIN, Arm, Kind, Level, Plan, Role
+from proof.plans.dialects import DIALECTS, DialectName
+from proof.plans.plan import (
+    CLAIMABLE,
+    FEWEST_IN_SLICE,
+    MOST_GAIN,
+    Arm,
+    By,
+    Claim,
+    Kind,
+    Level,
+    Plan,
+    Role,
+)
 
 LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "unloaded": ("tuples", "warm_up_tuples"),
@@ -24,69 +37,274 @@ LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "switchback": ("slice_requests", "sets"),
     "capacity": ("slice_s", "sets", "in_flight"),
 }
-"""Keys of a level that say its size, by kind."""
+"""Keys that state the size of a level, by kind."""
+
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Cpu = Annotated[int, Field(ge=0)]
+Margins = dict[str, dict[str, Annotated[float, Field(gt=0, lt=1)]]]
+Gains = dict[str, dict[str, Annotated[float, Field(ge=1)]]]
+
+
+class _Table(BaseModel):
+    """A TOML table with known keys. Keys that may be None may be left out: TOML has no null."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _ArmTable(_Table):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    role: Role
+    artifact: str | None = None
+    url: str | None = None
+    model: str | None = None
+    dialect: DialectName = "drbert"
+    headers_env: str | None = None
+    by: By = "server"
+
+
+class _InterleavedTable(_Table):
+    tuples: Annotated[int, Field(ge=4)]
+    warm_up_tuples: Count = 20
+    margins: Margins = {}
+
+
+class _SwitchbackTable(_Table):
+    slice_requests: int | None = None
+    sets: Count = 1
+    margins: Margins = {}
+    gains: Gains = {}
+
+
+class _CapacityTable(_Table):
+    slice_s: Number = 5.0
+    sets: Count = 1
+    in_flight: Count = 32
+    margins: Margins = {}
+
+
+_LevelTable = _InterleavedTable | _SwitchbackTable | _CapacityTable
+
+
+class _LevelTables(_Table):
+    unloaded: _InterleavedTable | None = None
+    mixed_50: _InterleavedTable | None = Field(None, alias="mixed-50")
+    mixed_80: _InterleavedTable | None = Field(None, alias="mixed-80")
+    switchback_50: _SwitchbackTable | None = Field(None, alias="switchback-50")
+    switchback_80: _SwitchbackTable | None = Field(None, alias="switchback-80")
+    capacity: _CapacityTable | None = None
+
+
+class _ServerTable(_Table):
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8008
+    cpus: list[Cpu] = []
+    settings: dict[str, Any] = {}
+    restart: str | None = None
+    instances: bool = False
+
+
+class _GeneratorTable(_Table):
+    cpus: list[Cpu] = []
+
+
+class _PlanTable(_Table):
+    name: str
+    claim: Claim = "equivalence"
+    seed: int
+    texts: str
+    texts_sha256: str | None = None
+    restarts: Annotated[int, Field(ge=4, multiple_of=4)]
+    wait_for_calm_s: Number = 0.0
+    capacity_per_s: Number = 0.0
+    pilot: str | None = None
+    arm: list[_ArmTable]
+    level: _LevelTables
+    server: _ServerTable = _ServerTable()
+    generator: _GeneratorTable = _GeneratorTable()
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a TOML file; BadInput names the key that is wrong."""
+    """Return the plan in a TOML file.
+
+    Raise Unavailable if it cannot be read, BadInput with the name of the key that is wrong.
+    """
     try:
-        raw = path.read_bytes()
-        values = tomllib.loads(raw.decode())
+        content = path.read_bytes()
+        values = tomllib.loads(content.decode())
     except OSError:
         raise Unavailable(f"The plan {path} cannot be read; examples/plans holds some.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
-    reader = _Reader(path)
-    reader.known(
-        values,
-        {
-            "name",
-            "claim",
-            "seed",
-            "texts",
-            "texts_sha256",
-            "restarts",
-            "wait_for_calm_s",
-            "capacity_per_s",
-            "pilot",
-            "arm",
-            "level",
-            "server",
-            "generator",
-        },
-        "the plan",
-    )
-    server, generator = reader.table(values, "server"), reader.table(values, "generator")
-    reader.known(server, {"port", "cpus", "settings", "restart", "instances"}, "[server]")
-    reader.known(generator, {"cpus"}, "[generator]")
-    plan = Plan(
-        path=path,
-        digest=hashlib.sha256(raw).hexdigest(),
-        name=reader.get(values, "name", str),
-        claim=reader.get(values, "claim", str, "equivalence"),
-        seed=reader.get(values, "seed", int),
-        texts=Path(reader.get(values, "texts", str)),
-        arms=tuple(reader.arm(table) for table in reader.get(values, "arm", list)),
-        restarts=reader.get(values, "restarts", int),
-        levels=tuple(
-            reader.level(name, table) for name, table in reader.get(values, "level", dict).items()
-        ),
-        capacity_per_s=reader.number(values, "capacity_per_s", 0.0),
-        pilot=reader.optional(values, "pilot"),
-        texts_sha256=reader.optional(values, "texts_sha256"),
-        wait_for_calm_s=reader.number(values, "wait_for_calm_s", 0.0),
-        port=reader.get(server, "port", int, 8008),
-        server_cpus=tuple(reader.get(server, "cpus", list, [])),
-        generator_cpus=tuple(reader.get(generator, "cpus", list, [])),
-        restart_command=reader.optional(server, "restart"),
-        instances=reader.flag(server, "instances"),
-        settings={
-            f"DRBERT_{key.upper()}": str(value)
-            for key, value in reader.table(server, "settings").items()
-        },
-    )
+    try:
+        table = _PlanTable.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key is two errors, one unknown key and one missing: the unknown one is named.
+        errors = error.errors(include_url=False)
+        first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+        raise BadInput(f"{path}: {_complaint(first)}") from None
+    plan = _to_plan(path, hashlib.sha256(content).hexdigest(), table, list(values["level"]))
     _check(plan)
     return plan
+
+
+def _to_plan(path: Path, digest: str, table: _PlanTable, level_names: list[str]) -> Plan:
+    """Return the plan of a valid table, with its levels in the order of the file."""
+    by_name = {
+        field.alias or name: getattr(table.level, name)
+        for name, field in _LevelTables.model_fields.items()
+    }
+    server = table.server
+    return Plan(
+        path=path,
+        digest=digest,
+        name=table.name,
+        claim=table.claim,
+        seed=table.seed,
+        texts=Path(table.texts),
+        arms=tuple(Arm(**dict(arm)) for arm in table.arm),
+        restarts=table.restarts,
+        levels=tuple(_to_level(path, name, by_name[name]) for name in level_names),
+        capacity_per_s=table.capacity_per_s,
+        texts_sha256=table.texts_sha256,
+        pilot=table.pilot,
+        wait_for_calm_s=table.wait_for_calm_s,
+        port=server.port,
+        server_cpus=tuple(server.cpus),
+        generator_cpus=tuple(table.generator.cpus),
+        restart_command=server.restart,
+        instances=server.instances,
+        settings={f"DRBERT_{key.upper()}": str(value) for key, value in server.settings.items()},
+    )
+
+
+def _to_level(path: Path, name: str, table: _LevelTable) -> Level:
+    kind, _, percent = name.partition("-")
+    level = Level(name, kind, int(percent or 0), **dict(table))  # type: ignore[arg-type]
+    if isinstance(table, _SwitchbackTable) and table.slice_requests is None:
+        level = replace(level, slice_requests=FEWEST_IN_SLICE[level.percent])
+    for key in ("margins", "gains"):
+        by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
+        claimable = CLAIMABLE[level.kind]
+        _check_keys(path, ("level", name, key), by_metric, claimable)
+        for metric, values in by_metric.items():
+            _check_keys(path, ("level", name, key, metric), values, claimable[metric])
+    _check_size(path, level)
+    return level
+
+
+def _check_keys(
+    path: Path, loc: tuple[str, ...], keys: Iterable[str], known: Iterable[str]
+) -> None:
+    for key in keys:
+        if key not in known:
+            raise BadInput(f"{path}: {_unknown_key(loc, key, known)}")
+
+
+def _check_size(path: Path, level: Level) -> None:
+    if not any(level.margins.values()):
+        raise BadInput(f"{path}: [level.{level.name}] claims nothing; give it margins.")
+    if level.kind != "switchback":
+        return
+    fewest, most = FEWEST_IN_SLICE[level.percent], MOST_GAIN[level.percent]
+    if level.slice_requests < fewest:
+        raise BadInput(
+            f"{path}: slice_requests = {level.slice_requests} of [level.{level.name}] is below"
+            f" {fewest}, the fewest at that load."
+        )
+    for metric, gains in level.gains.items():
+        for statistic, gain in gains.items():
+            if gain > most:
+                raise BadInput(
+                    f"{path}: gains.{metric}.{statistic} = {gain} is above {most}, the most that"
+                    f" may widen a margin at {level.percent} %."
+                )
+
+
+_CHOICES: Mapping[str, Any] = {"claim": Claim, "role": Role, "dialect": DialectName, "by": By}
+_LIMITS: Mapping[str, str] = {
+    "restarts": "is no multiple of 4, so load order cannot be balanced",
+    "port": "is no port; give 1 to 65535",
+    "tuples": "is fewer than 4",
+    "warm_up_tuples": "is less than 1",
+    "sets": "is less than 1",
+    "in_flight": "is less than 1",
+    "slice_s": "is no number of 0 or above",
+    "capacity_per_s": "is no number of 0 or above",
+    "wait_for_calm_s": "is no number of 0 or above",
+}
+"""What is wrong with a value beyond its limit, by key."""
+_TYPES: Mapping[str, str] = {
+    "bool_type": "is neither true nor false",
+    "int_type": "is not of type int",
+    "string_type": "is not of type str",
+    "list_type": "is not of type list",
+}
+"""What is wrong with a value of another type, by pydantic's name of the error."""
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """Return what is wrong with one key: its value with its limit, its type or the known ones."""
+    loc, value = tuple(map(str, error["loc"])), error["input"]
+    key = loc[-1]
+    match error["type"]:
+        case "extra_forbidden" if loc[:-1] == ("level",):
+            known = ", ".join(_known_keys(("level",)))
+            return f"there is no [level.{key}]; known are {known}."
+        case "extra_forbidden":
+            return _unknown_key(loc[:-1], key, _known_keys(loc[:-1]))
+        case "missing":
+            return f"the key {key!r} is missing."
+        case "model_type" | "dict_type":
+            return f"{_table_name(loc)} is {value!r} and no table."
+        case "literal_error":
+            return f"{key} {value!r} is unknown; known are {', '.join(get_args(_CHOICES[key]))}."
+        case "string_pattern_mismatch":
+            return f"the arm's name {value!r} may hold letters, digits, '-', '_' and '.' only."
+    if "cpus" in loc[:-1]:
+        return f"cpus holds {value!r}, which is no processor's number."
+    if "margins" in loc:
+        return f"{'.'.join(loc[2:])} = {value!r} is not between 0 and 1."
+    if "gains" in loc:
+        return f"{'.'.join(loc[2:])} = {value!r} is not 1 or above."
+    return f"{key} = {value!r} {_TYPES.get(error['type']) or _LIMITS[key]}."
+
+
+def _unknown_key(loc: tuple[str, ...], key: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, 1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"{_table_name(loc)} has no key {key!r}; known are {', '.join(sorted(known))}{hint}"
+
+
+def _known_keys(loc: tuple[str, ...]) -> list[str]:
+    table: type[_Table] = _PlanTable
+    match loc:
+        case ("arm", _):
+            table = _ArmTable
+        case ("server",):
+            table = _ServerTable
+        case ("generator",):
+            table = _GeneratorTable
+        case ("level",):
+            table = _LevelTables
+        case ("level", "capacity"):
+            table = _CapacityTable
+        case ("level", "switchback-50" | "switchback-80"):
+            table = _SwitchbackTable
+        case ("level", _):
+            table = _InterleavedTable
+    return [field.alias or name for name, field in table.model_fields.items()]
+
+
+def _table_name(loc: tuple[str, ...]) -> str:
+    match loc:
+        case ():
+            return "the plan"
+        case ("arm", _):
+            return "an [[arm]]"
+        case ("level", name, key):
+            return f"{key} of [level.{name}]"
+        case _:
+            return f"[{'.'.join(loc)}]"
 
 
 def to_toml(plan: Plan, comment: str) -> str:
@@ -144,187 +362,14 @@ def _server_values(plan: Plan) -> dict[str, Any]:
     return values
 
 
-class _Reader:
-    """Reads TOML tables and blames keys by name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def get(self, table: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-        value = table.get(key, default)
-        if value is None:
-            raise BadInput(f"{self.path}: the key {key!r} is missing.")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise BadInput(f"{self.path}: {key} = {value!r} is not of type {kind.__name__}.")
-        return value
-
-    def number(self, table: Mapping[str, Any], key: str, default: float) -> float:
-        value = table.get(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < math.inf
-        ):
-            raise BadInput(f"{self.path}: {key} = {value!r} is no number of 0 or above.")
-        return float(value)
-
-    def optional(self, table: Mapping[str, Any], key: str) -> str | None:
-        return None if key not in table else str(self.get(table, key, str))
-
-    def flag(self, table: Mapping[str, Any], key: str) -> bool:
-        value = table.get(key, False)
-        if not isinstance(value, bool):
-            raise BadInput(f"{self.path}: {key} = {value!r} is neither true nor false.")
-        return value
-
-    def table(self, table: Mapping[str, Any], key: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.get(table, key, dict, {})
-        return found
-
-    def known(self, table: Any, keys: set[str], where: str) -> None:
-        if not isinstance(table, Mapping):
-            raise BadInput(f"{self.path}: {where} is {table!r} and no table.")
-        unknown = sorted(table.keys() - keys)
-        if unknown:
-            raise BadInput(
-                f"{self.path}: {where} has no key {unknown[0]!r}; known are"
-                f" {', '.join(sorted(keys))}."
-            )
-
-    def one_of(
-        self,
-        table: Mapping[str, Any],
-        key: str,
-        choices: Mapping[str, Any] | tuple[str, ...],
-        default: str | None = None,
-    ) -> str:
-        value = str(self.get(table, key, str, default))
-        if value not in choices:
-            raise BadInput(
-                f"{self.path}: {key} {value!r} is unknown; known are {', '.join(choices)}."
-            )
-        return value
-
-    def arm(self, table: Any) -> Arm:
-        self.known(
-            table,
-            {"name", "role", "artifact", "url", "model", "dialect", "headers_env", "by"},
-            "an [[arm]]",
-        )
-        name = self.get(table, "name", str)
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise BadInput(
-                f"{self.path}: the arm's name {name!r} may hold letters, digits, '-', '_' and '.'"
-                " only."
-            )
-        return Arm(
-            name,
-            self.one_of(table, "role", ("reference", "candidate", "delayed", "control")),  # type: ignore[arg-type]
-            self.optional(table, "artifact"),
-            self.optional(table, "url"),
-            self.optional(table, "model"),
-            self.one_of(table, "dialect", DIALECTS, "drbert"),
-            self.optional(table, "headers_env"),
-            self.one_of(table, "by", ("server", "client"), "server"),  # type: ignore[arg-type]
-        )
-
-    def level(self, name: str, table: Any) -> Level:
-        found = re.fullmatch(r"(unloaded|capacity)|(mixed|switchback)-(50|80)", name)
-        if not found or not isinstance(table, dict):
-            raise BadInput(
-                f"{self.path}: there is no [level.{name}]; known are unloaded, mixed-50, mixed-80,"
-                " switchback-50, switchback-80, capacity."
-            )
-        kind: Kind = found[1] or found[2]  # type: ignore[assignment]
-        percent = int(found[3] or 0)
-        keys = {
-            "unloaded": {"tuples", "warm_up_tuples"},
-            "mixed": {"tuples", "warm_up_tuples"},
-            "switchback": {"slice_requests", "sets", "gains"},
-            "capacity": {"slice_s", "sets", "in_flight"},
-        }[kind]
-        self.known(table, keys | {"margins"}, f"[level.{name}]")
-        level = Level(
-            name,
-            kind,
-            percent,
-            tuples=self.get(table, "tuples", int) if "tuples" in keys else 0,
-            warm_up_tuples=self.get(table, "warm_up_tuples", int, 20),
-            slice_requests=self.get(table, "slice_requests", int, FEWEST_IN_SLICE.get(percent, 0)),
-            sets=self.get(table, "sets", int, 1),
-            slice_s=self.number(table, "slice_s", 5.0),
-            in_flight=self.get(table, "in_flight", int, 32),
-            margins=self.by_statistic(table, "margins", name, kind),
-            gains=self.by_statistic(table, "gains", name, kind),
-        )
-        self.check_sizes(level)
-        return level
-
-    def by_statistic(
-        self, table: Mapping[str, Any], key: str, name: str, kind: Kind
-    ) -> dict[str, dict[str, float]]:
-        """A table of numbers by metric and statistic, of those that can be claimed at the level."""
-        found = self.table(table, key)
-        self.known(found, set(CLAIMABLE[kind]), f"{key} of [level.{name}]")
-        for metric, of_metric in found.items():
-            self.known(of_metric, set(CLAIMABLE[kind][metric]), f"[level.{name}.{key}.{metric}]")
-            for statistic, value in of_metric.items():
-                fits = isinstance(value, float) and (
-                    0 < value < 1 if key == "margins" else value >= 1
-                )
-                if not fits:
-                    raise BadInput(
-                        f"{self.path}: {key}.{metric}.{statistic} = {value!r} is not"
-                        f" {'between 0 and 1' if key == 'margins' else '1 or above'}."
-                    )
-        return found
-
-    def check_sizes(self, level: Level) -> None:
-        if not level.claimed:
-            raise BadInput(f"{self.path}: [level.{level.name}] claims nothing; give it margins.")
-        if level.kind in ("unloaded", "mixed") and level.tuples < 4:
-            raise BadInput(f"{self.path}: tuples = {level.tuples} is fewer than 4.")
-        if level.kind == "switchback" and level.slice_requests < FEWEST_IN_SLICE[level.percent]:
-            raise BadInput(
-                f"{self.path}: slice_requests = {level.slice_requests} of [level.{level.name}] is"
-                f" below {FEWEST_IN_SLICE[level.percent]}, the fewest at that load."
-            )
-        if level.sets < 1 or level.in_flight < 1 or level.slice_s < 0 or level.warm_up_tuples < 1:
-            raise BadInput(
-                f"{self.path}: sets, in_flight and warm_up_tuples of [level.{level.name}] are at"
-                " least 1."
-            )
-        for metric, of_metric in level.gains.items():
-            for statistic, gain in of_metric.items():
-                if gain > MOST_GAIN[level.percent]:
-                    raise BadInput(
-                        f"{self.path}: gains.{metric}.{statistic} = {gain} is above"
-                        f" {MOST_GAIN[level.percent]}, the most that may widen a margin at"
-                        f" {level.percent} %."
-                    )
-
-
 def _check(plan: Plan) -> None:
-    if plan.claim not in ("equivalence", "non-inferiority"):
-        raise BadInput(
-            f"{plan.path}: claim {plan.claim!r} is unknown; known are equivalence, non-inferiority."
-        )
+    """Raise BadInput if values contradict each other."""
     names = [arm.name for arm in plan.arms]
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{plan.path}: two arms are called {name!r}.")
     if not plan.levels:
         raise BadInput(f"{plan.path}: there is no level; give it a [level.unloaded].")
-    if not 0 < plan.port < 65536:
-        raise BadInput(f"{plan.path}: port = {plan.port} is no port; give 1 to 65535.")
-    if plan.restarts % 4 or plan.restarts < 4:
-        raise BadInput(
-            f"{plan.path}: restarts = {plan.restarts} is no multiple of 4, so load order cannot be"
-            " balanced."
-        )
-    for cpu in (*plan.server_cpus, *plan.generator_cpus):
-        if not isinstance(cpu, int) or cpu < 0:
-            raise BadInput(f"{plan.path}: cpus holds {cpu!r}, which is no processor's number.")
     _check_arms(plan)
     _check_delay(plan)
     if plan.indices("control") and not any(level.kind == "unloaded" for level in plan.levels):
@@ -336,7 +381,7 @@ def _check(plan: Plan) -> None:
         if not plan.server_timing and "inference" in level.margins:
             raise BadInput(
                 f"{plan.path}: [level.{level.name}] claims inference time, which only the dialect"
-                " drbert tells."
+                " drbert reports."
             )
 
 
@@ -370,13 +415,13 @@ def _check_pair(plan: Plan, role: Role) -> None:
 
 
 def _check_arm(path: Path, arm: Arm) -> None:
-    """Raise BadInput unless the arm says what to start or whom to call, and how it is asked."""
+    """Raise BadInput unless the arm names what to start or to call, and how it is called."""
     if arm.artifact is None and arm.url is None:
         raise BadInput(f"{path}: arm {arm.name!r} needs an artifact to start or a url to call.")
     if arm.artifact and arm.model:
         raise BadInput(
-            f"{path}: arm {arm.name!r} names a model beside its artifact; what a run"
-            " starts is asked for by the arm's own name."
+            f"{path}: arm {arm.name!r} names both a model and an artifact; what a run"
+            " starts is requested by the arm's name, so leave the model out."
         )
     if "{model}" in DIALECTS[arm.dialect].path and not arm.model:
         raise BadInput(f"{path}: arm {arm.name!r} speaks {arm.dialect}, whose path needs a model.")
@@ -388,6 +433,7 @@ def _check_arm(path: Path, arm: Arm) -> None:
 
 
 def _check_instances(plan: Plan, copies: list[Arm]) -> None:
+    """Raise BadInput unless every arm is a running server of ours that is called by http."""
     if plan.starts_servers:
         raise BadInput(
             f"{plan.path}: [server] takes instances that run already, and arm {copies[0].name!r}"
@@ -401,23 +447,23 @@ def _check_instances(plan: Plan, copies: list[Arm]) -> None:
     for arm in copies:
         if arm.dialect != "drbert":
             raise BadInput(
-                f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; instances are told apart by"
-                " X-Instance-Id, which drbert alone sends."
+                f"{plan.path}: arm {arm.name!r} speaks {arm.dialect}; instances are identified by"
+                " X-Instance-Id, which only drbert sends."
             )
         if urlsplit(arm.url or "").scheme != "http":
             raise BadInput(
-                f"{plan.path}: arm {arm.name!r} is at {arm.url}; instances are asked by their"
-                " addresses, which takes http."
+                f"{plan.path}: arm {arm.name!r} is at {arm.url}; instances are called by their"
+                " addresses, which needs http."
             )
 
 
 def _check_delay(plan: Plan) -> None:
-    """Without a delayed arm a run could not show that it would have seen a regression."""
+    """Raise BadInput unless one delayed arm can show that a regression would be detected."""
     delayed = [plan.arms[i] for i in plan.indices("delayed")]
     if len(delayed) != 1:
         raise BadInput(
-            f"{plan.path}: {len(delayed)} arms are delayed; there is one, the second reference"
-            " slowed down, or nothing shows that a regression would be seen."
+            f"{plan.path}: {len(delayed)} arms are delayed; a plan has one, the second"
+            " reference slowed down, to show that a regression would be detected."
         )
     [arm] = delayed
     if arm.artifact or arm.url or arm.model:
@@ -432,14 +478,14 @@ def _check_delay(plan: Plan) -> None:
         )
     if arm.by == "server" and not plan.server_timing:
         raise BadInput(
-            f'{plan.path}: servers of another dialect cannot delay; say by = "client" for the arm'
+            f'{plan.path}: servers of another dialect cannot delay; set by = "client" for the arm'
             f" {arm.name!r}."
         )
     for level in plan.levels:
         if level.tightest_margin >= plan.delay:
             raise BadInput(
                 f"{plan.path}: the delay is {plan.delay:.1%}, three times the tightest margin of"
-                f" all levels, and would not be seen at [level.{level.name}], whose tightest is"
+                f" all levels, and would not be detected at [level.{level.name}], whose tightest is"
                 f" {level.tightest_margin:.1%}; claim them in plans of their own."
             )
         if level.tuples and level.tuples < 32:

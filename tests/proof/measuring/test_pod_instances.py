@@ -230,7 +230,7 @@ def test_the_service_says_what_an_instance_is_known_by(
     [
         ('instances = "yes"', "http://a:1", "instances = 'yes' is neither true nor false"),
         ('instances = true\nrestart = "true"', "http://a:1", "leave one of them out"),
-        ("instances = true", "https://a:1", "asked by their addresses, which takes http"),
+        ("instances = true", "https://a:1", "called by their addresses, which needs http"),
     ],
 )
 def test_a_plan_that_cannot_take_instances_is_refused(

@@ -12,7 +12,14 @@ import pytest
 
 from command import BadInput
 from proof.commands import main
-from proof.plans.dialects import DIALECTS, headers_from, tokens_of
+from proof.plans.dialects import (
+    DIALECTS,
+    DialectName,
+    ServerTiming,
+    headers_from,
+    parse_server_timing,
+    tokens_of,
+)
 from proof.plans.plan_file import read_plan
 from tests.proof.measuring.test_run import read_rows
 from tests.service.test_server import free_port
@@ -30,7 +37,7 @@ from tests.service.test_server import free_port
     ],
 )
 def test_a_dialect_asks_as_its_server_wants_to_be_asked(
-    dialect: str, path: str, body: dict[str, Any]
+    dialect: DialectName, path: str, body: dict[str, Any]
 ) -> None:
     assert DIALECTS[dialect].path.format(model="m") == path
     assert DIALECTS[dialect].body("m", "good") == body
@@ -40,6 +47,25 @@ def test_tokens_are_read_where_an_answer_tells_them() -> None:
     assert tokens_of(b'{"usage": {"prompt_tokens": 7}}') == 7
     assert tokens_of(b'[{"label": "POSITIVE", "score": 0.9}]') == 0
     assert tokens_of(b"<html>") == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("", ServerTiming()),
+        ("inference;dur=5.1", ServerTiming({"inference": 5.1})),
+        (
+            'tokenize;dur=0.25, queue;dur=1, inference;dur=5.125;desc="b=8 t=128", total;dur=7',
+            ServerTiming(
+                {"tokenize": 0.25, "queue": 1.0, "inference": 5.125, "total": 7.0}, 8, 1024
+            ),
+        ),
+    ],
+)
+def test_server_timing_is_read_in_milliseconds_and_tokens(
+    header: str, expected: ServerTiming
+) -> None:
+    assert parse_server_timing(header) == expected
 
 
 def test_secret_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +184,11 @@ margins = {{ METRIC = {{ p50 = 0.1 }} }}
 """
     path.write_text(text.replace("BY", "client").replace("METRIC", "inference"))
     with pytest.raises(
-        BadInput, match="claims inference time, which only the dialect drbert tells"
+        BadInput, match="claims inference time, which only the dialect drbert reports"
     ):
         read_plan(path)
     path.write_text(text.replace("BY", "server").replace("METRIC", "end_to_end"))
     with pytest.raises(
-        BadInput, match='servers of another dialect cannot delay; say by = "client"'
+        BadInput, match='servers of another dialect cannot delay; set by = "client"'
     ):
         read_plan(path)
