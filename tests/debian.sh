@@ -1,9 +1,9 @@
 #!/bin/sh
-# What some tests need of Debian: sh tests/debian.sh FOLDER-OF-PYTHON programs|prometheus. Where it cannot be had they are skipped,
-# and say what for; exit code 1 says so here.
+# Installs Debian's programs that some tests need: sh tests/debian.sh FOLDER-OF-PYTHON programs|prometheus. Ends with 1 where they cannot be
+# installed; the tests that need them are skipped then, with a reason.
 set -eu
 bin=$1
-wanted=$2
+set=$2
 
 have() {
     for tool; do
@@ -13,7 +13,7 @@ have() {
 
 have apt-get dpkg || exit 0
 
-case $wanted in
+case $set in
 programs)
     [ "$(id -u)" = 0 ] && ! have wrk chromium buildah mmdebstrap runc strace || exit 0
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends wrk chromium buildah mmdebstrap runc strace >/dev/null; } || {
@@ -22,14 +22,14 @@ programs)
     }
     ;;
 prometheus)
-    # Unpacked beside Python: installed, it would be a daemon of this machine.
+    # It is unpacked next to Python; installed as a package, it would start a daemon.
     ! have prometheus promtool && ! [ -x "$bin/promtool" ] || exit 0
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    [ "$(id -u)" != 0 ] || apt-get update -qq || true    # a fresh machine knows of no package yet
+    [ "$(id -u)" != 0 ] || apt-get update -qq || true    # a fresh machine has no list of packages
     {
         (cd "$folder" && apt-get download -qq prometheus 2>/dev/null)
-        # Newer releases of Debian have it in a package of its own.
+        # Newer releases of Debian have promtool in a package of its own.
         (cd "$folder" && apt-get download -qq promtool 2>/dev/null) || true
         for package in "$folder"/*.deb; do
             dpkg -x "$package" "$folder"
@@ -41,7 +41,7 @@ prometheus)
     }
     ;;
 *)
-    echo "$0: nothing of Debian is called $wanted; there are programs and prometheus"
+    echo "$0: there is no set of programs named $set; the sets are programs and prometheus"
     exit 64
     ;;
 esac

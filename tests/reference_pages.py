@@ -1,5 +1,5 @@
 """
-Writes docs/configuration.md and docs/metrics.md from the code that they describe.
+Generates docs/configuration.md and docs/metrics.md from the code that they describe.
 
     python -m tests.reference_pages
 """
@@ -25,7 +25,7 @@ CONFIGURATION = Path("docs/configuration.md")
 METRICS = Path("docs/metrics.md")
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 PROCESS = "process_"
-"""Metrics of prometheus_client's own, about the process; they are not described here."""
+"""Prefix of prometheus_client's metrics of the process, which the page leaves out."""
 GPU = Reading("GPU-1", "a GPU", 1, 0.5, 1e9, 100.0, 40.0, frozenset())
 HISTOGRAM_LABELS = ("model",)
 

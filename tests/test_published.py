@@ -1,4 +1,4 @@
-"""Evidence that is published bears its verdict, whoever judges it."""
+"""Published evidence gets its published verdict when it is judged again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_some_evidence_is_published() -> None:
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_published_evidence_is_judged_as_it_was(
+def test_published_evidence_gets_the_same_verdict_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     committed = read_verdict(folder / "verdict.json")
@@ -34,7 +34,7 @@ def test_published_evidence_is_judged_as_it_was(
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_one_flipped_byte_of_it_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_published_evidence_with_a_flipped_byte_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     content = bytearray((copy / "requests.parquet").read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""The generated pages of docs/ are those of the code as it is."""
+"""The generated pages of docs/ match the code."""
 
 from __future__ import annotations
 
