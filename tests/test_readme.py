@@ -79,10 +79,8 @@ def test_every_dialects_request_gives_the_answer_that_the_docs_show(drbert: Arti
                     arguments = shlex.split(
                         command.replace("localhost:8000", url.removeprefix("http://"))
                     )
-                    found = json.loads(
-                        subprocess.run(arguments, capture_output=True, check=True).stdout
-                    )
-                    assert without_what_changes(found) == without_what_changes(
+                    done = subprocess.run(arguments, capture_output=True, check=True)
+                    assert without_what_changes(json.loads(done.stdout)) == without_what_changes(
                         json.loads(answer)
                     ), command
 
@@ -196,8 +194,8 @@ def test_the_pipeline_example_names_what_there_is() -> None:
 
 def test_the_peers_table_is_what_the_benchmark_measured() -> None:
     measured = {
-        found["name"]: found["tables"]
-        for found in json.loads(Path("benchmarks/RESULTS.json").read_text())["findings"]
+        finding["name"]: finding["tables"]
+        for finding in json.loads(Path("benchmarks/RESULTS.json").read_text())["findings"]
     }
     rows = re.findall(
         r"^\| ([^|]+) \| (fp32|int8|bf16) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|"
