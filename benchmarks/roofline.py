@@ -1,18 +1,20 @@
 """
-How much of what the processor can multiply does the engine reach?
+What share of the processor's peak does the engine reach?
 
     python -m benchmarks roofline [--short] [--out FILE]
 
-The peak is the best large matrix product found in the same run, by oneDNN through torch and by
-OpenVINO itself, for each precision; the engine's rate is the model's operations by the time of a
-batch. Both in turns, so that noise meets both.
+The peak is the fastest large matrix product of the same run, by oneDNN through torch and by
+OpenVINO itself, for each precision. The engine's rate is the model's operations by the time of a
+batch. Both run in turns, so that noise meets both.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +24,23 @@ import torch
 
 from benchmarks.harness.findings import Findings, Table, Target, markdown, spread, write
 from benchmarks.harness.flops import flops
-from benchmarks.harness.models_under_test import Subject, shapes_of, subject
+from benchmarks.harness.models_under_test import ModelUnderTest, batch_shapes, model_under_test
 from command import Parser
 from service.host import cpus
 from service.runtimes.auto import Choice, load
 from service.runtimes.openvino import OpenVinoRuntime, compiled
 
-# M × K × N: the products of BERT-base's feed-forward layers, 8 texts of 128 tokens at once and 16.
+# M × K × N: the products of BERT-base's feed-forward layers, with 8 and 16 texts of 128 tokens.
 PRODUCTS = ((1024, 768, 3072), (1024, 3072, 768), (2048, 768, 3072))
-ASKED = {"f32": None, "bf16": 0.85, "i8": 0.70}
+LEAST_SHARE = {"f32": None, "bf16": 0.85, "i8": 0.70}
+"""Target of each precision: the engine's share of the peak at TARGET_SHAPE."""
+TARGET_SHAPE = (8, 128)
 
 Call = Callable[[], object]
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure the engine against the peak and print the tables."""
     parser = Parser(
         prog="python -m benchmarks roofline",
         description="Measure the engine against the processor's matrix products.",
@@ -48,162 +53,173 @@ def main(arguments: Sequence[str]) -> int:
         help="the model (default: BERT-base's size, random weights)",
     )
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
-    given = parser.parse_args(arguments)
-    found = measure(given.size, rounds=5 if given.short else 15, shapes=shapes_of(given.short))
-    print(markdown(found))
-    if given.out is not None:
-        write(given.out, "python -m benchmarks roofline", [found])
+    options = parser.parse_args(arguments)
+    findings = measure(
+        options.size, rounds=5 if options.short else 15, shapes=batch_shapes(options.short)
+    )
+    print(markdown(findings))
+    if options.out is not None:
+        write(options.out, "python -m benchmarks roofline", [findings])
     return 0
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Measurements of one variant, by round."""
+
+    peak: np.ndarray
+    """Operations per second of the fastest matrix product."""
+    batches: dict[tuple[int, int], np.ndarray]
+    """Seconds of a batch by its shape (texts, tokens)."""
+
+
 def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findings:
-    """(variants × shapes) shares of the peak, of `rounds` rounds each."""
+    """Return the engine's share of the peak for each variant and shape, over `rounds` rounds."""
     threads = cpus.usable()
     torch.set_num_threads(threads)
-    measured = subject(size)
-    config = json.loads((measured.checkpoint / "config.json").read_text())
+    model = model_under_test(size)
+    config = json.loads((model.checkpoint / "config.json").read_text())
     rows, profiles, targets, values = [], [], [], {}
-    for name in measured.variants:
-        precision = measured.artifact.manifest.variants[name].precision
-        peaks = products(precision, threads)
-        engine = load(measured.artifact, Choice(name, "openvino", "benchmark"), threads)
+    for name in model.variants:
+        precision = model.artifact.manifest.variants[name].precision
+        engine = load(model.artifact, Choice(name, "openvino", "benchmark"), threads)
         assert isinstance(engine, OpenVinoRuntime)
-        profiles += _profile(measured, name, engine.rest or engine.precision, threads)
-        batches = {
-            shape: _batch(engine, measured.artifact.manifest.inputs, *shape) for shape in shapes
-        }
-        times = np.zeros((rounds + 1, len(peaks) + len(shapes)))
-        for number in range(rounds + 1):
-            for i, call in enumerate([*(call for call, _ in peaks), *batches.values()]):
-                times[number, i] = _seconds(call)
-        # The first round fills caches and chooses kernels.
-        times = times[1:]
-        peak = np.max(
-            [work / times[:, i] for i, (_, work) in enumerate(peaks)], axis=0
-        )  # (rounds) op/s
-        for i, shape in enumerate(shapes):
-            rate = flops(measured.artifact, config, *shape) / times[:, len(peaks) + i]
-            share = rate / peak
-            values[f"{name} {shape[0]}x{shape[1]}"] = {"ops": rate.tolist(), "peak": peak.tolist()}
+        profiles += _profile(model, name, engine.rest or engine.precision, threads)
+        timing = _time(engine, model.artifact.manifest.inputs, precision, rounds, shapes)
+        for shape, batch_s in timing.batches.items():
+            rate = flops(model.artifact, config, *shape) / batch_s
+            share = rate / timing.peak
+            values[f"{name} {shape[0]}x{shape[1]}"] = {
+                "ops": rate.tolist(),
+                "peak": timing.peak.tolist(),
+            }
             rows.append(
                 [
                     name,
                     f"{shape[0]} × {shape[1]}",
-                    f"{np.median(times[:, len(peaks) + i]) * 1000:.1f}",
+                    f"{np.median(batch_s) * 1000:.1f}",
                     f"{np.median(rate) / 1e9:,.0f}",
-                    f"{np.median(peak) / 1e9:,.0f}",
+                    f"{np.median(timing.peak) / 1e9:,.0f}",
                     spread(share),
                 ]
             )
-            asked = ASKED[precision]
-            if shape == (8, 128) and asked is not None:
-                targets.append(
-                    Target(
-                        f"{name}: engine by peak at 8 × 128",
-                        f"≥ {asked:.2f}",
-                        f"{np.median(share):.2f}",
-                        bool(np.median(share) >= asked),
-                    )
-                )
-    for absent in ASKED.keys() - cpus.native_precisions():
-        targets.append(
-            Target(
-                f"{absent}: engine by peak at 8 × 128",
-                f"≥ {ASKED[absent]:.2f}",
-                "this processor has no instructions for it",
-                None,
-            )
-        )
+            limit = LEAST_SHARE[precision]
+            if shape == TARGET_SHAPE and limit is not None:
+                targets.append(_target(name, limit, float(np.median(share))))
+    for absent in LEAST_SHARE.keys() - cpus.native_precisions():
+        targets.append(_target(absent, LEAST_SHARE[absent], None))
     return Findings(
         "roofline",
         f"What share of the processor's matrix products does the engine reach ({size}, {threads}"
         " thread(s))?",
-        [
-            Table(
-                "",
-                (
-                    "variant",
-                    "batch × length",
-                    "ms",
-                    "engine, Gop/s",
-                    "peak, Gop/s",
-                    "engine by peak",
-                ),
-                rows,
-                "Operations are those of the model's matrices, two for a multiplication and"
-                " addition; normalisation, softmax and GELU are not counted, their time is.",
-            ),
-            Table(
-                "Where a batch of 8 × 128 spends its time",
-                ("variant", "kind of operation", "kernel", "how many", "of the time"),
-                profiles,
-                "As OpenVINO counts it (PERF_COUNT), the median of 10 batches; what takes under 1 %"
-                " is left out. GELU, additions and quantisation are mostly in the products' own"
-                " kernels.",
-            ),
-        ],
+        [_share_table(rows), _profile_table(profiles)],
         targets,
         values,
     )
 
 
-def _profile(measured: Subject, variant: str, precision: str, threads: int) -> list[list[str]]:
-    """Kinds of operations and what share of a batch's time each takes, largest first."""
-    graph = measured.artifact.path(measured.artifact.manifest.variants[variant].files[0])
-    model = compiled(graph, precision, threads, {"PERF_COUNT": True})
-    request, draw = model.create_infer_request(), np.random.default_rng(0)
-    given = {
-        port.any_name: (
-            draw.integers(5, 1000, (8, 128))
+def _target(name: str, limit: float | None, share: float | None) -> Target:
+    """Return a variant's target; a share of None means the processor lacks the instructions."""
+    measured = "this processor has no instructions for it" if share is None else f"{share:.2f}"
+    holds = None if share is None or limit is None else share >= limit
+    return Target(f"{name}: engine by peak at 8 × 128", f"≥ {limit:.2f}", measured, holds)
+
+
+def _share_table(rows: Sequence[Sequence[str]]) -> Table:
+    columns = (
+        "variant",
+        "batch × length",
+        "ms",
+        "engine, Gop/s",
+        "peak, Gop/s",
+        "engine by peak",
+    )
+    note = (
+        "Operations are those of the model's matrices, two for a multiply-add. Normalisation,"
+        " softmax and GELU are not counted; their time is."
+    )
+    return Table("", columns, rows, note)
+
+
+def _profile_table(rows: Sequence[Sequence[str]]) -> Table:
+    columns = ("variant", "kind of operation", "kernel", "how many", "of the time")
+    note = (
+        "As OpenVINO counts it (PERF_COUNT), the median of 10 batches, without kinds that take less"
+        " than 1 %. GELU, additions and quantisation are mostly in the products' own kernels."
+    )
+    return Table("Where a batch of 8 × 128 spends its time", columns, rows, note)
+
+
+def _time(
+    engine: OpenVinoRuntime,
+    inputs: Sequence[str],
+    precision: str,
+    rounds: int,
+    shapes: Sequence[tuple[int, int]],
+) -> Timing:
+    """Time the matrix products of a precision and the engine's batches, in turns."""
+    peaks = products(precision, cpus.usable())
+    batches = {shape: _batch(engine, inputs, *shape) for shape in shapes}
+    calls = [*(call for call, _ in peaks), *batches.values()]
+    times = np.zeros((rounds + 1, len(calls)))
+    for number in range(rounds + 1):
+        for i, call in enumerate(calls):
+            times[number, i] = _seconds(call)
+    # The first round fills caches and chooses kernels.
+    times = times[1:]
+    peak = np.max([work / times[:, i] for i, (_, work) in enumerate(peaks)], axis=0)
+    return Timing(peak, {shape: times[:, len(peaks) + i] for i, shape in enumerate(shapes)})
+
+
+def _profile(model: ModelUnderTest, variant: str, precision: str, threads: int) -> list[list[str]]:
+    """Return a row for each kind of operation with its share of a batch's time, largest first."""
+    graph = model.artifact.path(model.artifact.manifest.variants[variant].files[0])
+    engine = compiled(graph, precision, threads, {"PERF_COUNT": True})
+    request, rng = engine.create_infer_request(), np.random.default_rng(0)
+    inputs = {}
+    for port in engine.inputs:
+        inputs[port.any_name] = (
+            rng.integers(5, 1000, TARGET_SHAPE)
             if port.any_name == "input_ids"
-            else np.ones((8, 128), np.int64)
+            else np.ones(TARGET_SHAPE, np.int64)
         )
-        for port in model.inputs
-    }
-    seconds: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], int] = {}
     for number in range(12):
-        request.infer(given)
-        if number < 2:
+        request.infer(inputs)
+        if number < 2:  # warm-up
             continue
-        own: dict[tuple[str, str], float] = {}
-        counts = {}
-        for one in request.profiling_info:
-            kind = (one.node_type, one.exec_type)
-            own[kind] = own.get(kind, 0.0) + one.real_time.total_seconds()
-            counts[kind] = counts.get(kind, 0) + (one.real_time.total_seconds() > 0)
-        for kind, taken in own.items():
-            seconds.setdefault(kind, []).append(taken)
+        batch_s: dict[tuple[str, str], float] = defaultdict(float)
+        counts = defaultdict(int)
+        for node in request.profiling_info:
+            kind = (node.node_type, node.exec_type)
+            batch_s[kind] += node.real_time.total_seconds()
+            counts[kind] += node.real_time.total_seconds() > 0
+        for kind, taken in batch_s.items():
+            seconds[kind].append(taken)
     medians = {kind: float(np.median(taken)) for kind, taken in seconds.items()}
     whole = sum(medians.values())
-    ordered = sorted(medians.items(), key=lambda item: -item[1])
     return [
         [variant, kind, kernel, str(counts[kind, kernel]), f"{taken / whole:.0%}"]
-        for (kind, kernel), taken in ordered
+        for (kind, kernel), taken in sorted(medians.items(), key=lambda item: -item[1])
         if taken >= 0.01 * whole
     ]
 
 
 def products(precision: str, threads: int) -> list[tuple[Call, int]]:
-    """Large matrix products in a precision, each with its operations."""
-    found: list[tuple[Call, int]] = []
+    """Return large matrix products in a precision, each with its number of operations."""
+    calls: list[tuple[Call, int]] = []
     for m, k, n in PRODUCTS:
-        work = 2 * m * k * n
-        if precision == "i8":
-            found += [
-                (call, work)
-                for call in (_torch_int8(m, k, n), _openvino_product(m, k, n, "i8", threads))
-            ]
-        else:
-            dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
-            left, right, out = (
-                torch.randn(m, k, dtype=dtype),
-                torch.randn(k, n, dtype=dtype),
-                torch.empty(m, n, dtype=dtype),
-            )
-            found.append((partial(torch.mm, left, right, out=out), work))
-            found.append((_openvino_product(m, k, n, precision, threads), work))
-    return found
+        torch_product = _torch_int8(m, k, n) if precision == "i8" else _torch(m, k, n, precision)
+        for call in (torch_product, _openvino_product(m, k, n, precision, threads)):
+            calls.append((call, 2 * m * k * n))
+    return calls
+
+
+def _torch(m: int, k: int, n: int, precision: str) -> Call:
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+    left, right = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+    return partial(torch.mm, left, right, out=torch.empty(m, n, dtype=dtype))
 
 
 def _torch_int8(m: int, k: int, n: int) -> Call:
@@ -219,7 +235,7 @@ def _torch_int8(m: int, k: int, n: int) -> Call:
 
 
 def _openvino_product(m: int, k: int, n: int, precision: str, threads: int) -> Call:
-    """The same product as a model of one layer, its input rounded to 8 bits for `i8`."""
+    """Return the same product as a model of one layer, with its input in 8 bits for `i8`."""
     from openvino import opset13 as ops
 
     x = ops.parameter([m, k], np.float32)
@@ -243,19 +259,19 @@ def _openvino_product(m: int, k: int, n: int, precision: str, threads: int) -> C
     return lambda: request.infer()
 
 
-def _batch(engine: OpenVinoRuntime, inputs: Sequence[str], batch: int, length: int) -> Call:
-    draw = np.random.default_rng(0)
+def _batch(engine: OpenVinoRuntime, names: Sequence[str], batch: int, length: int) -> Call:
+    rng = np.random.default_rng(0)
     arrays = {
-        "input_ids": draw.integers(5, 1000, (batch, length)),
+        "input_ids": rng.integers(5, 1000, (batch, length)),
         "attention_mask": np.ones((batch, length), np.int64),
         "token_type_ids": np.zeros((batch, length), np.int64),
     }
-    given = {name: arrays[name] for name in inputs}
-    return lambda: engine.start(given)()
+    inputs = {name: arrays[name] for name in names}
+    return lambda: engine.start(inputs)()
 
 
 def _seconds(call: Call) -> float:
-    """The shortest of three, for what a neighbour adds is not the engine's."""
+    """Return the shortest of three runs, because noise of the machine only adds time."""
     best = np.inf
     for _ in range(3):
         began = time.perf_counter()

@@ -1,5 +1,5 @@
 """
-From a process' start to its first answer, and what memory that takes.
+Time from a process' start to its first answer, and the memory it takes.
 
     python -m benchmarks startup [--short] [--out FILE]
 """
@@ -16,17 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.findings import Findings, Table, Target, markdown, write
-from benchmarks.harness.models_under_test import Subject, subject
-from benchmarks.harness.processes import Process, free_port, our_service, started
-from benchmarks.harness.texts import TEXTS, read_lines
+from benchmarks.harness.models_under_test import ModelUnderTest, model_under_test
+from benchmarks.harness.processes import Server, running_server, service_command
+from benchmarks.harness.texts import TEXTS, read_texts
 from command import Parser
+from proof.measuring.launch import free_port
 
 MIB = 2**20
 READY_S = 3.0
+"""Most seconds until BERT-base's size is ready."""
 WEIGHTS_TIMES, BESIDE_WEIGHTS = 1.6, 120 * MIB
+"""Most anonymous memory once ready: so many times the weights, and so many bytes more."""
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure starts and print the table."""
     parser = Parser(
         prog="python -m benchmarks startup", description="Measure a service's start and memory."
     )
@@ -35,35 +39,35 @@ def main(arguments: Sequence[str]) -> int:
         "--sizes", nargs="+", choices=("base", "mini", "tiny"), default=("mini", "base")
     )
     parser.add_argument("--out", type=Path, help="write a Markdown page and its numbers as JSON")
-    given = parser.parse_args(arguments)
-    found = measure(given.sizes, rounds=1 if given.short else 5)
-    print(markdown(found))
-    if given.out is not None:
-        write(given.out, "python -m benchmarks startup", [found])
+    options = parser.parse_args(arguments)
+    findings = measure(options.sizes, rounds=1 if options.short else 5)
+    print(markdown(findings))
+    if options.out is not None:
+        write(options.out, "python -m benchmarks startup", [findings])
     return 0
 
 
 def measure(sizes: Sequence[str], rounds: int) -> Findings:
-    """Every variant of every size, started `rounds` times in turns."""
-    subjects = [subject(size) for size in sizes]
-    starts = [(each, variant) for each in subjects for variant in each.variants]
-    seen: dict[tuple[str, str], list[dict[str, float]]] = {
-        (each.name, variant): [] for each, variant in starts
+    """Return the start time and memory of every variant of every size, started in turns."""
+    models = [model_under_test(size) for size in sizes]
+    cases = [(model, variant) for model in models for variant in model.variants]
+    starts: dict[tuple[str, str], list[dict[str, float]]] = {
+        (model.name, variant): [] for model, variant in cases
     }
-    texts = read_lines(TEXTS)
+    texts = read_texts(TEXTS)
     for _ in range(rounds):
-        for each, variant in starts:
-            seen[each.name, variant].append(start(each, variant, texts))
+        for model, variant in cases:
+            starts[model.name, variant].append(start(model, variant, texts))
     rows, targets = [], []
-    for each, variant in starts:
-        weights = each.artifact.manifest.variants[variant].weight_bytes
+    for model, variant in cases:
+        weights = model.artifact.manifest.variants[variant].weight_bytes
         ready, loaded, answered, first = (
-            float(np.median([one[key] for one in seen[each.name, variant]]))
+            float(np.median([values[key] for values in starts[model.name, variant]]))
             for key in ("ready_s", "loaded", "answered", "first_ms")
         )
         rows.append(
             [
-                each.name,
+                model.name,
                 variant,
                 f"{ready:.2f}",
                 f"{weights / MIB:.0f}",
@@ -73,67 +77,66 @@ def measure(sizes: Sequence[str], rounds: int) -> Findings:
                 f"{first:.1f}",
             ]
         )
-        if each.name == "base":
-            limit = (WEIGHTS_TIMES * weights + BESIDE_WEIGHTS) / MIB
-            targets.append(
-                Target(
-                    f"{variant}: ready", f"≤ {READY_S:.0f} s", f"{ready:.2f} s", ready <= READY_S
-                )
-            )
-            targets.append(
-                Target(
-                    f"{variant}: anonymous memory once ready",
-                    f"≤ {limit:.0f} MiB",
-                    f"{loaded / MIB:.0f} MiB",
-                    loaded / MIB <= limit,
-                )
-            )
+        if model.name == "base":
+            targets += _targets(variant, ready, loaded, weights)
+    columns = (
+        "size",
+        "variant",
+        "ready, s",
+        "weights, MiB",
+        "anonymous once ready, MiB",
+        f"after {len(texts)} texts, MiB",
+        "(anonymous − 120 MiB) by weights",
+        "first request, ms",
+    )
+    note = (
+        f"Ready is after the default warm-up. Medians of {rounds} start(s). Anonymous memory is"
+        " memory that no file backs."
+    )
     return Findings(
         "startup",
-        "How long from the start of the process until it is ready, and how much memory is its own?",
-        [
-            Table(
-                "",
-                (
-                    "size",
-                    "variant",
-                    "ready, s",
-                    "weights, MiB",
-                    "anonymous once ready, MiB",
-                    f"after {len(texts)} texts, MiB",
-                    "(anonymous − 120 MiB) by weights",
-                    "first request, ms",
-                ),
-                rows,
-                "Ready is after the warm-up, of default length. Medians of "
-                f"{rounds} start(s); anonymous memory is what no file backs.",
-            )
-        ],
+        "How long does a process take until it is ready, and how much memory does it need?",
+        [Table("", columns, rows, note)],
         targets,
-        {f"{size} {variant}": ones for (size, variant), ones in seen.items()},
+        {f"{size} {variant}": values for (size, variant), values in starts.items()},
     )
 
 
-def start(each: Subject, variant: str, texts: Sequence[str]) -> dict[str, float]:
-    """One start: seconds until ready, anonymous bytes then and after all `texts`, milliseconds of
-    the first request.
+def _targets(variant: str, ready_s: float, loaded: float, weights: int) -> list[Target]:
+    limit = (WEIGHTS_TIMES * weights + BESIDE_WEIGHTS) / MIB
+    return [
+        Target(f"{variant}: ready", f"≤ {READY_S:.0f} s", f"{ready_s:.2f} s", ready_s <= READY_S),
+        Target(
+            f"{variant}: anonymous memory once ready",
+            f"≤ {limit:.0f} MiB",
+            f"{loaded / MIB:.0f} MiB",
+            loaded / MIB <= limit,
+        ),
+    ]
+
+
+def start(model: ModelUnderTest, variant: str, texts: Sequence[str]) -> dict[str, float]:
+    """Start the service once and return what it took.
+
+    `ready_s` is seconds until ready, `loaded` and `answered` anonymous bytes then and after all
+    `texts`, `first_ms` milliseconds of the first request.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        with started(
-            each.name,
-            our_service(str(each.artifact.directory), "--variant", variant, port=port),
+        with running_server(
+            model.name,
+            service_command(str(model.artifact.directory), "--variant", variant, port=port),
             port,
             Path(folder) / "log",
         ) as server:
             ready = time.monotonic() - began
             loaded = server.anonymous_bytes()
             sent = time.perf_counter()
-            ask(server, texts[0])
+            classify(server, texts[0])
             first = time.perf_counter() - sent
             for text in texts:
-                ask(server, text)
+                classify(server, text)
             return {
                 "ready_s": ready,
                 "loaded": loaded,
@@ -142,8 +145,8 @@ def start(each: Subject, variant: str, texts: Sequence[str]) -> dict[str, float]
             }
 
 
-def ask(server: Process, text: str) -> None:
-    with urllib.request.urlopen(
-        f"{server.url}/classify", json.dumps({"input": text}).encode(), timeout=60
-    ) as response:
+def classify(server: Server, text: str) -> None:
+    """Send one text and read the answer."""
+    body = json.dumps({"input": text}).encode()
+    with urllib.request.urlopen(f"{server.url}/classify", body, timeout=60) as response:
         response.read()

@@ -1,12 +1,11 @@
 """
-Counts the subnormal numbers in artifacts: among their weights, and among all that they compute of
-real texts.
+Count the subnormal numbers of artifacts: among their weights and among all that they compute.
 
     python -m benchmarks subnormals artifacts/bert artifacts/drbert
 
-Every float that any node of model.onnx makes is an output here, nothing is fused and nothing
-flushed, so the count is of the graph and not of an engine. Numbers for padding are among them, for
-an engine computes those as well.
+Every float that a node of model.onnx computes is an output here. Nothing is fused and nothing is
+flushed to zero, so the count describes the graph and not an engine. It includes the numbers
+computed for padding, because an engine computes those as well.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from benchmarks.harness.texts import TEXTS
 from command import Parser, Unavailable
 from graphs.subnormals import count_subnormal_weights, count_subnormals
 from service.artifact import Artifact, read_artifact
@@ -26,11 +26,9 @@ from service.batching.shapes import CPU
 from service.classifier import Classifier
 from service.runtimes import Inputs, Logits
 
-TEXTS = Path("examples/texts/sentences.txt")
-
 
 class CountingRuntime:
-    """Runs a graph node by node and counts what it makes."""
+    """A runtime that computes a graph node by node and counts the numbers."""
 
     name = "onnxruntime"
     device = "CPU"
@@ -42,15 +40,16 @@ class CountingRuntime:
 
     def __init__(self, model: Path) -> None:
         self.numbers = 0
+        """Floats computed so far."""
         self.subnormals: Counter[str] = Counter()
-        """By the node's name."""
+        """Subnormal floats by the name of the node that computed them."""
         graph = onnx.load(model)
-        made = {name: node.name for node in graph.graph.node for name in node.output if name}
+        nodes = {name: node.name for node in graph.graph.node for name in node.output if name}
         answers = {value.name for value in graph.graph.output}
         graph.graph.output.extend(
-            onnx.helper.make_empty_tensor_value_info(name) for name in made if name not in answers
+            onnx.helper.make_empty_tensor_value_info(name) for name in nodes if name not in answers
         )
-        self._nodes = [made.get(value.name, value.name) for value in graph.graph.output]
+        self._nodes = [nodes.get(value.name, value.name) for value in graph.graph.output]
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -60,6 +59,7 @@ class CountingRuntime:
         )
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        """Compute a batch, count its numbers, and return a function that returns its logits."""
         values = self._session.run(None, dict(inputs))
         for node, value in zip(self._nodes, values, strict=True):
             if value.dtype in (np.float32, np.float64):
@@ -70,7 +70,7 @@ class CountingRuntime:
 
 
 def count(artifact: Artifact, texts: Sequence[str]) -> CountingRuntime:
-    """Classifies each text alone and returns the runtime that counted."""
+    """Classify each text alone and return the runtime that counted."""
     runtime = CountingRuntime(artifact.path("model.onnx"))
     classifier = Classifier(artifact, runtime)
     for text in texts:
@@ -79,30 +79,31 @@ def count(artifact: Artifact, texts: Sequence[str]) -> CountingRuntime:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Print a table with a row for each artifact."""
     parser = Parser(
         prog="python -m benchmarks subnormals",
         description="Count subnormal weights and activations.",
     )
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
     parser.add_argument(
-        "--texts", type=Path, default=TEXTS, help=f"one text a line (default: {TEXTS})"
+        "--texts", type=Path, default=TEXTS, help=f"file with one text per line (default: {TEXTS})"
     )
-    given = parser.parse_args(arguments)
-    if not given.texts.is_file():
-        raise Unavailable(f"{given.texts} does not exist; name a file with one text a line.")
-    texts = [line for line in given.texts.read_text().splitlines() if line]
+    options = parser.parse_args(arguments)
+    if not options.texts.is_file():
+        raise Unavailable(f"{options.texts} does not exist; pass a file with one text per line.")
+    texts = [line for line in options.texts.read_text().splitlines() if line]
     print(
         "| artifact | parameters | subnormal weights | numbers computed | subnormal among them |"
         " most in |"
     )
     print("| --- | --: | --: | --: | --: | --- |")
-    for path in given.artifacts:
+    for path in options.artifacts:
         artifact = read_artifact(path)
-        counted = count(artifact, texts)
-        ((node, most),) = counted.subnormals.most_common(1)
+        runtime = count(artifact, texts)
+        ((node, most),) = runtime.subnormals.most_common(1)
         print(
             f"| {path} | {artifact.manifest.parameters:,} |"
-            f" {count_subnormal_weights(artifact.path('model.onnx')):,} | {counted.numbers:,} |"
-            f" {counted.subnormals.total():,} | {node if most else ''} |"
+            f" {count_subnormal_weights(artifact.path('model.onnx')):,} | {runtime.numbers:,} |"
+            f" {runtime.subnormals.total():,} | {node if most else ''} |"
         )
     return 0

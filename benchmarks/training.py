@@ -1,17 +1,17 @@
 """
-How fast is pretraining, of what the processor could do; what does each decoder design add to a
-step?
+How fast is pretraining by the processor's peak, and what does each decoder design add to a step?
 
     python -m benchmarks training --data DIR --out benchmarks/training.md
 
-The matrix products of a step are recorded while it runs, forward and backward, and run again alone,
-same shapes and strides: their time by that of the whole step is the share of the possible. Every
-round measures every design once, so that noise meets all of them; the table holds ratios of a
-round.
+The matrix products of a step, forward and backward, are recorded while it runs and then run again
+alone, with the same shapes and strides. Their time by that of the whole step is the share of the
+peak. Every round measures every design once, so that noise meets all of them; the table has the
+ratios within a round.
 """
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from training.config import Config, read_config
 from training.corpus import Corpus, prepare
 from training.model import build_model
 from training.pretrain import autocast, build_optimiser, choose_precision, forward, masked_batch
-from training.rng import dice
+from training.rng import make_rng
 
 CONFIGS = (
     "bert-mini",
@@ -48,29 +48,30 @@ PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.o
 CPU = torch.device("cpu")
 
 
-class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers every matrix product that runs within it."""
+class RecordProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that records every matrix product within it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Callable[..., Tensor], list[Tensor]]] = []
+        """Each product with random operands of the recorded shapes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in PRODUCTS:
             self.calls.append(
-                (func, [_alike(value) for value in args if isinstance(value, Tensor)])
+                (func, [_random_like(value) for value in args if isinstance(value, Tensor)])
             )
         return func(*args, **(kwargs or {}))
 
 
-def _alike(tensor: Tensor) -> Tensor:
-    """Random numbers in a tensor's shape, strides and precision."""
+def _random_like(tensor: Tensor) -> Tensor:
+    """Return random numbers in a tensor's shape, strides and precision."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).normal_(0, 0.02)
 
 
 @dataclass
 class Run:
-    """One config, ready to be stepped."""
+    """A pretraining config, ready to be stepped."""
 
     name: str
     config: Config
@@ -81,24 +82,26 @@ class Run:
         self.model = build_model(self.config, self.corpus.vocabulary)
         self.optimiser = build_optimiser(self.model, self.config.optimisation)
         self.number = 0
-        # Attention's products are seen only in its plain form.
-        with Products() as products, sdpa_kernel(SDPBackend.MATH):
-            self._learn()
+        # Attention's products are visible only in its plain form.
+        with RecordProducts() as products, sdpa_kernel(SDPBackend.MATH):
+            self._backward()
         self.products = products.calls
         self.optimiser.zero_grad()
 
-    def _learn(self) -> None:
+    def _backward(self) -> None:
         masked = masked_batch(self.corpus, self.config, self.number)
         with autocast(self.precision, CPU):
-            forward(self.model, masked, dice(0, "benchmark", self.number), CPU)["loss"].backward()  # type: ignore[no-untyped-call]
+            forward(self.model, masked, make_rng(0, "benchmark", self.number), CPU)[
+                "loss"
+            ].backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> tuple[float, float]:
-        """Seconds of a whole training step, and of them those for data."""
+        """Run one training step; return its seconds and those it spent on data."""
         began = time.perf_counter()
         masked = masked_batch(self.corpus, self.config, self.number)
         loaded = time.perf_counter()
         with autocast(self.precision, CPU):
-            losses = forward(self.model, masked, dice(0, "benchmark", self.number), CPU)
+            losses = forward(self.model, masked, make_rng(0, "benchmark", self.number), CPU)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimisation.clip_norm)
         self.optimiser.step()
@@ -109,7 +112,7 @@ class Run:
 
     @torch.no_grad()
     def multiply(self) -> float:
-        """Seconds of the step's matrix products alone."""
+        """Run the step's matrix products alone; return their seconds."""
         began = time.perf_counter()
         for func, operands in self.products:
             func(*operands)
@@ -117,14 +120,15 @@ class Run:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measure the steps of all configs and print the table."""
     parser = Parser(
         prog="python -m benchmarks training",
         description=(
-            "Measure pretraining steps against their matrix products, and designs against none."
+            "Measure pretraining steps by their matrix products, and designs by no decoder."
         ),
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="the folder that the configs' text is below"
+        "--data", type=Path, required=True, help="folder below which the configs' text lies"
     )
     parser.add_argument(
         "--configs",
@@ -135,47 +139,47 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        runs = [prepared(name, given.data, Path(folder)) for name in given.configs]
-        rows = measure(runs, given.rounds)
+        runs = [prepare_run(name, options.data, Path(folder)) for name in options.configs]
+        rows = measure(runs, options.rounds)
     text = table(runs, rows)
     print(text)
-    if given.out is not None:
-        # Where somebody's data lie is nobody else's concern.
-        pages.write(
-            given.out,
-            "training",
-            ["DATA" if word == str(given.data) else word for word in arguments],
-            text,
-        )
+    if options.out is not None:
+        # The page must not name private paths.
+        words = ["DATA" if word == str(options.data) else word for word in arguments]
+        command = shlex.join(["python", "-m", "benchmarks", "training", *words])
+        pages.write(options.out, "Pretraining steps", command, text)
     return 0
 
 
-def prepared(name: str, data: Path, beside: Path) -> Run:
+def prepare_run(name: str, data: Path, corpus_folder: Path) -> Run:
+    """Return the run of a config; its corpus is prepared in `corpus_folder`."""
     config = read_config(Path("training/configs") / f"{name}.toml")
     return Run(
         name,
         config,
-        prepare(config.data, data, beside),
+        prepare(config.data, data, corpus_folder),
         choose_precision(config.optimisation.precision, CPU),
     )
 
 
 def measure(runs: Sequence[Run], rounds: int) -> np.ndarray:
-    """(rounds, runs, 3) seconds of a step, of its data, and of its matrix products alone; the first
-    round, in which caches fill, is left out.
+    """Return (rounds, runs, 3) seconds: of a step, of its data, of its matrix products alone.
+
+    The first round, in which caches fill, is dropped.
     """
     rows = np.zeros((rounds + 1, len(runs), 3))
     for number in range(rounds + 1):
-        # Every other round backwards, so that drift within a round favours nobody.
+        # Every other round backwards, so that drift within a round favours no config.
         for i in range(len(runs))[:: 1 if number % 2 else -1]:
             rows[number, i, :2], rows[number, i, 2] = runs[i].step(), runs[i].multiply()
     return rows[1:]
 
 
 def table(runs: Sequence[Run], rows: np.ndarray) -> str:
+    """Return the Markdown table of what `measure` returned."""
     lines = [
         (
             f"One step of every config a round, {len(rows)} rounds, {torch.get_num_threads()}"

@@ -11,13 +11,13 @@ import pytest
 
 from command import BadUsage, CommandError
 from tests.chaos import __main__ as chaos
-from tests.chaos.caller import Seen
-from tests.chaos.scenarios import Row, row, trends
+from tests.chaos.caller import Outcomes
+from tests.chaos.scenarios import Row, make_row, trends
 
 
-def responses(**statuses: int) -> Seen:
+def responses(**statuses: int) -> Outcomes:
     """Return a record of responses: responses(_200=10) holds ten with status 200."""
-    record = Seen()
+    record = Outcomes()
     for name, count in statuses.items():
         record.statuses[int(name.removeprefix("_"))] = count
     return record
@@ -32,7 +32,7 @@ def test_a_stopped_run_is_resumed_and_a_broken_scenario_is_reported(
         ran.append(name)
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return row(name, "somehow", responses(_200=10), lost, "nothing to see", holds)
+        return make_row(name, "somehow", responses(_200=10), lost, "nothing to see", holds)
 
     plan = {"kill": lambda: scenario("kill", True), "reload": lambda: scenario("reload", False, 3)}
     monkeypatch.setattr(chaos, "plan", lambda long: plan)
@@ -51,8 +51,8 @@ def test_a_stopped_run_is_resumed_and_a_broken_scenario_is_reported(
 
 def test_a_request_without_an_end_breaks_a_scenario_whatever_else_held() -> None:
     hung = responses(_200=5)
-    hung.note(0, 60.0)
-    assert not row("x", "y", hung, 0, "", holds=True).holds
+    hung.count(0, 60.0)
+    assert not make_row("x", "y", hung, 0, "", holds=True).holds
     assert hung.requests == 6
 
 

@@ -1,6 +1,5 @@
 """
-The proof at this size on this GPU: BERT and DrBERT, and a model with its decoder kept that must be
-told apart.
+The proof at this size on this GPU: BERT, DrBERT, and a model whose decoder it must detect.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.rig import Rig
+from benchmarks.gpu.gpu_setup import GpuSetup
 from benchmarks.harness.findings import Findings, Table, Target
-from benchmarks.harness.processes import free_port
 from command import Unavailable
+from proof.measuring.launch import free_port
 
 PLAN = """
 name = "twins-gpu"
@@ -59,21 +58,21 @@ margins = {{ inference = {{ p50 = 0.01 }} }}
 
 [server]
 port = {port}
-# One text at a time is asked for: other shapes would be captured at every start for nothing, by
-# five models.
+# Requests hold one text each. Other shapes would be captured at every start for nothing, by five
+# models.
 settings = {{ max_batch_size = 1 }}
 """
-# What is measured until then is sealed and judged.
 AT_MOST_S = 420.0
-WORDS = {0: "equivalent", 1: "not equivalent", 2: "inconclusive", 3: "invalid"}
+"""Seconds after which the run is stopped; the proof judges the restarts until then."""
+VERDICTS = {0: "equivalent", 1: "not equivalent", 2: "inconclusive", 3: "invalid"}
 
 
-def measure(rig: Rig) -> Findings:
-    """The judge's verdict on inference time within 1 %; the evidence stays beside the page."""
-    texts = rig.folder / "texts.txt"
-    texts.write_text("\n".join(rig.texts[:200]) + "\n")
-    folders = {name: str(artifact.directory) for name, artifact in rig.artifacts.items()}
-    plan = rig.folder / "twins.toml"
+def measure(setup: GpuSetup) -> Findings:
+    """Return the judge's verdict on inference time within 1 %; the evidence stays near the page."""
+    texts = setup.folder / "texts.txt"
+    texts.write_text("\n".join(setup.texts[:200]) + "\n")
+    folders = {name: str(artifact.directory) for name, artifact in setup.artifacts.items()}
+    plan = setup.folder / "twins.toml"
     plan.write_text(
         PLAN.format(
             texts=texts,
@@ -82,44 +81,35 @@ def measure(rig: Rig) -> Findings:
             kept=folders["drbert-with-decoder"],
             port=free_port(),
             restarts=8,
-            tuples=32 if rig.rehearsal else 256,
+            tuples=32 if setup.dry_run else 256,
         )
     )
-    evidence = rig.evidence or rig.folder / "evidence"
+    evidence = setup.evidence or setup.folder / "evidence"
     command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(evidence)]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            said = process.communicate(timeout=AT_MOST_S)[1]
+            errors = process.communicate(timeout=AT_MOST_S)[1]
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-            said = process.communicate()[1]
+            errors = process.communicate()[1]
     verdicts = list(evidence.rglob("verdict.json"))
-    if process.returncode not in WORDS or not verdicts:
-        raise Unavailable(
-            f"The proof could not be run: {(said.strip().splitlines() or ['it said nothing'])[-1]}"
-        )
-    told = json.loads(Path(verdicts[0]).read_text())
-    word = WORDS[process.returncode]
+    if process.returncode not in VERDICTS or not verdicts:
+        last_line = (errors.strip().splitlines() or ["it printed no error"])[-1]
+        raise Unavailable(f"The proof could not be run: {last_line}")
+    verdict = json.loads(Path(verdicts[0]).read_text())
+    word = VERDICTS[process.returncode]
+    columns = ("verdict", "within", "the judge's sentence")
+    row = [word, "±1 % of inference p50", verdict["sentence"]]
+    targets = []
+    if not setup.dry_run:
+        holds = word == "equivalent"
+        targets.append(Target("twins within ±1 % on inference time", "equivalent", word, holds))
     return Findings(
         "twins",
-        "Does DrBERT's encoder cost what BERT's does?",
-        [
-            Table(
-                "",
-                ("verdict", "within", "what the judge said"),
-                [[word, "±1 % of inference p50", told["sentence"]]],
-            ),
-        ],
-        (
-            []
-            if rig.rehearsal
-            else [
-                Target(
-                    "twins within ±1 % on inference time", "equivalent", word, word == "equivalent"
-                )
-            ]
-        ),
-        {"verdict": told},
+        "Does DrBERT's encoder cost as much as BERT's?",
+        [Table("", columns, [row])],
+        targets,
+        {"verdict": verdict},
     )

@@ -1,1 +1,1 @@
-"""The harness: servers, load generators, models and tables that the benchmarks share."""
+"""The harness that all benchmarks share: servers, load generators, models, tables and pages."""

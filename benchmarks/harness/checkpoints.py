@@ -1,6 +1,6 @@
 """
-Classifiers with random weights, as Hugging Face folders: the subjects of benchmarks whose time
-depends on no weight.
+Classifiers with random weights, as Hugging Face checkpoints, for benchmarks whose time does not
+depend on the weights.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ SIZES = {
 def write_checkpoint(
     folder: Path, size: str, seed: int, positions: int = 128, **changes: float
 ) -> Path:
-    """A Hugging Face folder with a classifier of that size that reads `positions` tokens, its
-    weights drawn from `seed`; `changes` are to its config.
+    """Write a classifier with random weights to the new folder `folder` and return that folder.
+
+    `size` is a key of SIZES, `positions` the longest text in tokens, `seed` the seed of the
+    weights. `changes` override entries of the model's config.
     """
     folder.mkdir(parents=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
-    # The length limit is told: without, other servers warm up with more tokens than the model
-    # reads.
-    told = json.loads(TOKENIZER.with_name("tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(told | {"model_max_length": positions})
-    )
+    # Without a length limit, other servers warm up with more tokens than the model reads.
+    tokenizer_config = json.loads(TOKENIZER.with_name("tokenizer_config.json").read_text())
+    tokenizer_config["model_max_length"] = positions
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     vocabulary = json.loads(TOKENIZER.read_text())["model"]["vocab"]
     torch.manual_seed(seed)
     model = BertForSequenceClassification(
@@ -55,8 +55,7 @@ def write_checkpoint(
             **(SIZES[size] | changes),
         )
     )
-    (folder / "config.json").write_text(
-        json.dumps(model.config.to_dict() | {"architectures": ["BertForSequenceClassification"]})
-    )
+    config = model.config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "model.safetensors")
     return folder

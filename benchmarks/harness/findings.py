@@ -1,15 +1,12 @@
 """
-What a benchmark found: tables, targets with what was measured beside them, and where all of it ran.
+The findings of a benchmark: its tables, and its targets with the values that were measured.
+
+`write` stores them as a Markdown page and as JSON; `read` reads that JSON back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,35 +14,43 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import pages
 from command import BadInput
-from proof.measuring.run import processor_name
-from service.host import cpus
 
-PACKAGES = (
-    "openvino",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "transformers",
-    "nncf",
-    "uvicorn",
-    "fastapi",
-    "tokenizers",
-)
+# What a stored page must share with this machine before a run may continue it.
+_MACHINE = ("processor", "usable", "native_precisions", "packages")
+_OUTCOMES = {True: "holds", False: "**missed**", None: "not measurable here"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked, and what was found; `holds` is None where this machine cannot show it."""
+    """A limit, and the value that was measured."""
 
-    what: str
-    asked: str
-    found: str
+    name: str
+    limit: str
+    measured: str
     holds: bool | None
+    """Whether the limit holds; None if this machine cannot show it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the target as JSON has it, under the keys of the published pages."""
+        return {
+            "what": self.name,
+            "asked": self.limit,
+            "found": self.measured,
+            "holds": self.holds,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Target:
+        """Return the target that `to_dict` stored."""
+        return cls(stored["what"], stored["asked"], stored["found"], stored["holds"])
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table of a page, and a note below it."""
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -61,14 +66,24 @@ class Findings:
     tables: Sequence[Table]
     targets: Sequence[Target] = ()
     values: dict[str, Any] = field(default_factory=dict)
-    """Every number that the tables are made of, for JSON."""
-    measured: str = field(
-        default_factory=lambda: f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    )
-    """When it was done."""
+    """All numbers behind the tables, for JSON."""
+    measured: str = field(default_factory=pages.now)
+    """Date and time of the measurement, in UTC."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the findings as JSON has them."""
+        return asdict(self) | {"targets": [target.to_dict() for target in self.targets]}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Findings:
+        """Return the findings that `to_dict` stored."""
+        tables = [Table(**table) for table in stored["tables"]]
+        targets = [Target.from_dict(target) for target in stored["targets"]]
+        return cls(**stored | {"tables": tables, "targets": targets})
 
 
 def markdown(findings: Findings) -> str:
+    """Return the findings as a section of a Markdown page."""
     lines = [f"## {findings.name}", "", f"{findings.question} ({findings.measured})", ""]
     for table in findings.tables:
         if table.title:
@@ -82,18 +97,10 @@ def markdown(findings: Findings) -> str:
         if table.note:
             lines += [table.note, ""]
     if findings.targets:
-        lines += ["| target | asked | measured | |", "|---|--:|--:|---|"]
-        lines += [
-            _row(
-                (
-                    t.what,
-                    t.asked,
-                    t.found,
-                    {True: "holds", False: "**missed**", None: "not measurable here"}[t.holds],
-                )
-            )
-            for t in findings.targets
-        ]
+        lines += ["| target | limit | measured | |", "|---|--:|--:|---|"]
+        for target in findings.targets:
+            cells = (target.name, target.limit, target.measured, _OUTCOMES[target.holds])
+            lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
 
@@ -102,103 +109,62 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def environment() -> dict[str, Any]:
-    """Where this runs, as far as it matters to a time."""
-    return {
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "processor": processor_name(),
-        "processors": os.cpu_count(),
-        "usable": cpus.usable(),
-        "native_precisions": sorted(cpus.native_precisions()),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": installed(PACKAGES),
-    }
-
-
-def installed(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of those that are there; a machine with a GPU has others than one that exports."""
-    there = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            there[name] = importlib.metadata.version(name)
-    return there
-
-
 def write(path: Path, command: str, all_findings: Sequence[Findings]) -> None:
-    """A Markdown page of all findings, and the numbers beside it as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    where = environment()
-    packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-    head = [
-        "# Benchmarks",
-        "",
-        (
-            f"Made by `{command}` on {where['date']}: {where['processors']} processors"
-            f" ({where['processor']}), native precisions {', '.join(where['native_precisions'])},"
-            f" Python {where['python']}, {packages}. The numbers behind the tables are in"
-            f" [{path.with_suffix('.json').name}]({path.with_suffix('.json').name})."
-        ),
-        "",
-        (
-            "Times of a shared machine move; what is compared was measured in one run, in turns,"
-            " and is shown as a ratio: the median of the"
-        ),
-        "rounds' ratios, in brackets their quartiles.",
-        "",
-    ]
-    path.write_text("\n".join(head) + "\n" + "\n".join(map(markdown, all_findings)))
-    told = {
+    """Write a Markdown page of all findings, and their numbers as JSON next to it."""
+    numbers = path.with_suffix(".json")
+    text = "\n".join(
+        [
+            f"The numbers behind the tables are in [{numbers.name}]({numbers.name}).",
+            "",
+            "Times on a shared machine vary. Values that are compared were measured in one run, in"
+            " turns, and are shown as a ratio:",
+            "the median of the rounds' ratios, with their quartiles in brackets.",
+            "",
+            *map(markdown, all_findings),
+        ]
+    )
+    machine = pages.write(path, "Benchmarks", command, text)
+    stored = {
         "command": command,
-        "environment": where,
-        "findings": [asdict(findings) for findings in all_findings],
+        "environment": machine,
+        "findings": [findings.to_dict() for findings in all_findings],
     }
-    path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
+    numbers.write_text(json.dumps(stored, indent=1) + "\n")
 
 
 def read(path: Path, here_only: bool = False) -> list[Findings]:
-    """What `write` wrote; nothing if there is no such page. `here_only`: BadInput if it is of
-    another machine or other packages.
+    """Return the findings of the page `path`; an empty list if there is no such page.
+
+    With `here_only`, raises BadInput if another machine or other packages produced the page.
     """
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        stored = json.loads(path.with_suffix(".json").read_text())
     except FileNotFoundError:
         return []
-    here, there = environment(), told["environment"]
-    if here_only and (
-        unlike := [
-            name
-            for name in ("processor", "usable", "native_precisions", "packages")
-            if here[name] != there[name]
-        ]
-    ):
-        raise BadInput(
-            f"{path} was measured elsewhere ({', '.join(unlike)} differ), and a page is of one"
-            " place; measure it anew, without --resume."
-        )
-    return [
-        Findings(
-            **one
-            | {
-                "tables": [Table(**table) for table in one["tables"]],
-                "targets": [Target(**target) for target in one["targets"]],
-            }
-        )
-        for one in told["findings"]
-    ]
+    if here_only:
+        here, there = pages.environment(), stored["environment"]
+        differing = [name for name in _MACHINE if here[name] != there[name]]
+        if differing:
+            raise BadInput(
+                f"{path} was measured elsewhere ({', '.join(differing)} differ). A page must come"
+                " from one machine; measure again without --resume."
+            )
+    return [Findings.from_dict(findings) for findings in stored["findings"]]
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
-    """Median and, of more than one, quartiles."""
+    """Return the median and, for more than one value, the quartiles in brackets."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     low, middle, high = np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75))
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def at_least(what: str, ratio: float, asked: float, digits: int = 2) -> Target:
-    return Target(what, f"≥ {asked:.{digits}f}", f"{ratio:.{digits}f}", ratio >= asked)
+def at_least(name: str, value: float, limit: float, digits: int = 2) -> Target:
+    """Return a target that holds if `value` is at least `limit`."""
+    return Target(name, f"≥ {limit:.{digits}f}", f"{value:.{digits}f}", value >= limit)
 
 
-def at_most(what: str, value: float, asked: float, unit: str = "", digits: int = 2) -> Target:
-    return Target(what, f"≤ {asked:.{digits}f}{unit}", f"{value:.{digits}f}{unit}", value <= asked)
+def at_most(name: str, value: float, limit: float, unit: str = "", digits: int = 2) -> Target:
+    """Return a target that holds if `value` is at most `limit`."""
+    return Target(name, f"≤ {limit:.{digits}f}{unit}", f"{value:.{digits}f}{unit}", value <= limit)

@@ -1,6 +1,5 @@
 """
-How many operations a batch takes: those of its matrix products, two for a multiplication and
-addition.
+Operations of a batch: those of its matrix products, where a multiply-add counts as two.
 """
 
 from __future__ import annotations
@@ -9,17 +8,19 @@ from service.artifact import Artifact
 
 
 def attention_flops(layers: int, hidden: int, length: int) -> int:
-    """Of one text, what the products of attention take: two of (L, L, D) a layer, two FLOPs
-    each.
+    """Return the FLOPs of attention's own products for one text of `length` tokens.
+
+    Each layer has two products of L × L × D, with two FLOPs for each multiply-add.
     """
     return 4 * layers * hidden * length * length
 
 
 def flops(artifact: Artifact, checkpoint_config: dict[str, int], batch: int, length: int) -> int:
-    """What a batch of texts of that length takes: the layers' matrices, and attention's own
-    products.
+    """Return the FLOPs of a batch of `batch` texts with `length` tokens each.
+
+    They are those of the layers' matrices and of attention's own products.
     """
-    own = attention_flops(
+    attention = attention_flops(
         checkpoint_config["num_hidden_layers"], checkpoint_config["hidden_size"], length
     )
-    return batch * (artifact.manifest.flops_per_token * length + own)
+    return batch * (artifact.manifest.flops_per_token * length + attention)

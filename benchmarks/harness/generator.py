@@ -1,15 +1,14 @@
 """
-Sends requests to one server and times them: the load generator of the benchmarks, in a process of
-its own.
+The load generator of the benchmarks: it sends requests to one server from a process of its own.
 
-    closed loop   so many connections, each with one request under way
+    closed loop   a number of connections, each with one request in flight
     open loop     requests at random times (Poisson), each timed from when it was due
 
     echo '{"port": 8000, "path": "/classify", "bodies": ["{\\"input\\": \\"good\\"}"],
         "connections": 8, "seconds": 5}' | python -m benchmarks.harness.generator
 
-HTTP/1.1 over kept connections, and nothing else of it: what the generator needs of a processor is
-said with the result.
+It speaks HTTP/1.1 over kept connections and nothing else. The result states how much of a processor
+the generator itself used.
 """
 
 from __future__ import annotations
@@ -24,110 +23,219 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from proof.measuring.launch import pin
+
 TIMING = re.compile(rb"(\w+);dur=([\d.]+)")
+CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)")
 
 
 @dataclass(frozen=True)
 class Load:
+    """The requests to send to a server on this machine."""
+
     port: int
     path: str
     bodies: Sequence[str]
+    """Bodies to send, over and over."""
     connections: int
     seconds: float
-    """Counted; in a closed loop at least."""
+    """Duration of the measurement in seconds; in a closed loop the shortest one."""
     warm_up_s: float = 1.0
-    """Sent and not counted, before; every connection stays busy until the counted time is over."""
+    """Seconds of load before the measurement begins; every connection stays busy until it ends."""
     turns: int = 5
-    """Counted as well, at least, in a closed loop: as many answers as there are connections, so
-    many times.
-    """
+    """Fewest turns to measure in a closed loop; a turn is one answer for each connection."""
     rate: float = 0.0
-    """Requests a second in an open loop; 0 is a closed loop."""
+    """Requests per second of an open loop; 0 is a closed loop."""
     seed: int = 0
+    """Seed of the arrival times of an open loop."""
 
 
 @dataclass
-class Measured:
-    """What came back of a load."""
+class LoadResult:
+    """The answers to a load."""
 
     requests: int
+    """Answers with status 200 within the measurement."""
     failed: int
+    """Answers with any other status."""
     rate: float
-    """Answers a second within the counted time."""
+    """Answers per second within the measurement."""
     latencies_ms: list[float] = field(repr=False)
     service_ms: list[float] = field(repr=False)
-    """What the server itself says it took to tokenise and compute, where it says so."""
+    """Milliseconds of tokenisation and inference by the server's own Server-Timing, if it sends
+    one.
+    """
     generator_share: float
-    """Of one processor, what the generator took."""
+    """Share of one processor that the generator used."""
 
     def percentile(self, q: float) -> float:
+        """Return the q-th percentile of the latencies, in milliseconds."""
         return float(np.percentile(self.latencies_ms, q))
 
 
-def run(load: Load, cpus: set[int] | None = None) -> Measured:
-    """Generates the load from a process of its own, on `cpus`."""
+class Response(NamedTuple):
+    """A response whose body was read and dropped."""
+
+    status: int
+    head: bytes
+    """Status line and headers, in lower case."""
+
+    @property
+    def service_ms(self) -> float | None:
+        """Milliseconds of tokenisation and inference in its Server-Timing; None without one."""
+        timing = {name: float(value) for name, value in TIMING.findall(self.head)}
+        return timing[b"tokenize"] + timing[b"inference"] if b"inference" in timing else None
+
+
+class Connection:
+    """A kept HTTP/1.1 connection to a server on this machine."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, port: int) -> Connection:
+        """Connect to 127.0.0.1:`port`."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def exchange(self, message: bytes) -> Response:
+        """Send a request and return its response.
+
+        Raises ValueError for a response without Content-Length, asyncio.IncompleteReadError or
+        OSError if the connection ends before the response does.
+        """
+        self._writer.write(message)
+        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = content_length(head)
+        if length is None:
+            raise ValueError(f"The response has no Content-Length: {head[:200]!r}")
+        await self._reader.readexactly(length)
+        return Response(int(head[9:12]), head)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+
+
+def post_request(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return a POST request as bytes."""
+    fields = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def content_length(head: bytes) -> int | None:
+    """Return the Content-Length in a message's head, which is in lower case; None without one."""
+    match = CONTENT_LENGTH.search(head)
+    return None if match is None else int(match[1])
+
+
+async def poisson_arrivals(
+    rate: float, begin: float, end: float, seed: int = 0
+) -> AsyncIterator[float]:
+    """Yield the times at which requests are due, each when it is due.
+
+    They are a Poisson process of `rate` per second between `begin` and `end`, which are times of
+    time.perf_counter.
+    """
+    rng = random.Random(seed)
+    due = begin
+    while (due := due + rng.expovariate(rate)) < end:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        yield due
+
+
+def run(load: Load, cpus: set[int] | None = None) -> LoadResult:
+    """Send a load from a process of its own, pinned to `cpus`, and return the result."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.harness.generator"],
         input=json.dumps(asdict(load)),
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+        preexec_fn=pin(cpus or ()),
     )
-    return Measured(**json.loads(done.stdout))
+    return LoadResult(**json.loads(done.stdout))
 
 
-async def generate(load: Load) -> Measured:
-    bodies = itertools.cycle(load.bodies)
-    began = time.perf_counter()
-    count_from, until = began + load.warm_up_s, began + load.warm_up_s + load.seconds
-    answers: list[tuple[float, float, float | None]] = []
-    failed = [0]
-    cpu = time.process_time()
+class Answer(NamedTuple):
+    """A response with status 200."""
+
+    at: float
+    """Time of the response, by time.perf_counter."""
+    took_s: float
+    """Latency in seconds; in an open loop since the request was due."""
+    service_ms: float | None
+
+
+@dataclass
+class Tally:
+    """All answers to a load so far."""
+
+    answers: list[Answer] = field(default_factory=list)
+    failed: int = 0
+
+    def count(self, response: Response, at: float, took_s: float) -> None:
+        """Add a response."""
+        if response.status == 200:
+            self.answers.append(Answer(at, took_s, response.service_ms))
+        else:
+            self.failed += 1
+
+
+async def generate(load: Load) -> LoadResult:
+    """Send a load from this process and return the result."""
+    headers = {"Content-Type": "application/json"}
+    messages = itertools.cycle(
+        [post_request(load.path, body.encode(), headers) for body in load.bodies]
+    )
+    tally = Tally()
+    started_at, cpu_s = time.perf_counter(), time.process_time()
+    begin, end = started_at + load.warm_up_s, started_at + load.warm_up_s + load.seconds
     if load.rate:
-        await _open(load, bodies, began, until, answers, failed)
+        await _open_loop(load, messages, started_at, end, tally)
     else:
-        window = Window(load, began)
-        await asyncio.gather(
-            *(_closed(load, bodies, window, answers, failed) for _ in range(load.connections))
-        )
-        count_from, until = window.begin, window.end
-    share = (time.process_time() - cpu) / (time.perf_counter() - began)
+        window = Window(load, started_at)
+        callers = (_closed_loop(load, messages, window, tally) for _ in range(load.connections))
+        await asyncio.gather(*callers)
+        begin, end = window.begin, window.end
+    share = (time.process_time() - cpu_s) / (time.perf_counter() - started_at)
     if load.rate:
-        # Whatever was due within the window, however late: those that took longest come after it.
-        counted = [answer for answer in answers if count_from < answer[0] - answer[1] <= until]
+        # By the time a request was due, however late its answer: the slowest ones come after the
+        # end.
+        counted = [answer for answer in tally.answers if begin < answer.at - answer.took_s <= end]
     else:
-        counted = [answer for answer in answers if count_from < answer[0] <= until]
-    return Measured(
+        counted = [answer for answer in tally.answers if begin < answer.at <= end]
+    return LoadResult(
         requests=len(counted),
-        failed=failed[0],
-        rate=len(counted) / (until - count_from),
-        latencies_ms=[1000 * took for _, took, _ in counted],
-        service_ms=[own for _, _, own in counted if own is not None],
+        failed=tally.failed,
+        rate=len(counted) / (end - begin),
+        latencies_ms=[1000 * answer.took_s for answer in counted],
+        service_ms=[answer.service_ms for answer in counted if answer.service_ms is not None],
         generator_share=share,
     )
 
 
 class Window:
-    """The part of a closed loop that counts: after the warm-up, for so many seconds and turns.
+    """The measured part of a closed loop: after the warm-up, for so many seconds and turns.
 
-    A turn is as many answers as there are connections, and the window begins and ends with one. A
-    server that works in batches answers by fits and starts, and a window of few batches that is cut
-    anywhere holds one too many or one too few.
+    A turn is one answer for each connection, and the window begins and ends with one. A server that
+    works in batches answers in bursts: a window of few batches that is cut anywhere counts one too
+    many or one too few.
     """
 
-    def __init__(self, load: Load, began: float) -> None:
+    def __init__(self, load: Load, started_at: float) -> None:
         self.begin = self.end = math.inf
-        self._load, self._warm_at, self._answers = load, began + load.warm_up_s, 0
+        self._load, self._warm_at, self._answers = load, started_at + load.warm_up_s, 0
 
-    def answered(self, now: float) -> None:
-        """Call it at every answer, in order."""
+    def count(self, now: float) -> None:
+        """Count an answer; to be called for every answer, in order."""
         self._answers += 1
         if self._answers % self._load.connections:
             return
@@ -142,99 +250,46 @@ class Window:
             self.end = now
 
 
-async def _closed(
-    load: Load,
-    bodies: Iterator[str],
-    window: Window,
-    answers: list[tuple[float, float, float | None]],
-    failed: list[int],
-) -> None:
-    connection = await Connection.open(load)
+async def _closed_loop(load: Load, messages: Iterator[bytes], window: Window, tally: Tally) -> None:
+    connection = await Connection.open(load.port)
     while window.end == math.inf:
         sent = time.perf_counter()
-        status, own = await connection.send(next(bodies))
+        response = await connection.exchange(next(messages))
         now = time.perf_counter()
-        window.answered(now)
-        if status == 200:
-            answers.append((now, now - sent, own))
-        else:
-            failed[0] += 1
+        window.count(now)
+        tally.count(response, now, now - sent)
     connection.close()
 
 
-async def _open(
-    load: Load,
-    bodies: Iterator[str],
-    began: float,
-    until: float,
-    answers: list[tuple[float, float, float | None]],
-    failed: list[int],
+async def _open_loop(
+    load: Load, messages: Iterator[bytes], begin: float, end: float, tally: Tally
 ) -> None:
-    draw = random.Random(load.seed)
-    idle = [await Connection.open(load) for _ in range(load.connections)]
-    tasks, due = [], began
+    idle = [await Connection.open(load.port) for _ in range(load.connections)]
+    tasks = []
 
-    async def one(due: float, body: str) -> None:
-        connection = idle.pop() if idle else await Connection.open(load)
-        status, own = await connection.send(body)
+    async def send(due: float, message: bytes) -> None:
+        connection = idle.pop() if idle else await Connection.open(load.port)
+        response = await connection.exchange(message)
         now = time.perf_counter()
         idle.append(connection)
-        if status == 200:
-            answers.append((now, now - due, own))
-        else:
-            failed[0] += 1
+        tally.count(response, now, now - due)
 
-    while (due := due + draw.expovariate(load.rate)) < until:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(due, next(bodies))))
+    async for due in poisson_arrivals(load.rate, begin, end, load.seed):
+        tasks.append(asyncio.create_task(send(due, next(messages))))
     await asyncio.gather(*tasks)
     for connection in idle:
         connection.close()
 
 
-class Connection:
-    def __init__(
-        self, load: Load, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._head = (
-            f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
-            " application/json\r\nContent-Length: ".encode()
-        )
-        self._reader, self._writer = reader, writer
-
-    @classmethod
-    async def open(cls, load: Load) -> Connection:
-        return cls(load, *await asyncio.open_connection("127.0.0.1", load.port))
-
-    async def send(self, body: str) -> tuple[int, float | None]:
-        """The answer's status, and the milliseconds in its Server-Timing for tokens and
-        inference.
-        """
-        data = body.encode()
-        self._writer.write(b"%s%d\r\n\r\n%s" % (self._head, len(data), data))
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        lowered = head.lower()
-        length = re.search(rb"content-length: *(\d+)", lowered)
-        if length is None:
-            raise ValueError(f"An answer without a length: {head[:200]!r}")
-        await self._reader.readexactly(int(length[1]))
-        timing = {name: float(value) for name, value in TIMING.findall(lowered)}
-        own = timing[b"tokenize"] + timing[b"inference"] if b"inference" in timing else None
-        return int(head[9:12]), own
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 def main() -> None:
-    told: dict[str, Any] = json.load(sys.stdin)
+    """Read a load as JSON from stdin, send it, and print the result as JSON."""
+    load: dict[str, Any] = json.load(sys.stdin)
     import uvloop
 
-    measured = uvloop.run(generate(Load(**told)))
-    # Through a buffer, whatever PYTHONUNBUFFERED says: an unbuffered stdout loses what a pipe did
-    # not take at once.
+    result = uvloop.run(generate(Load(**load)))
+    # Through a buffer: with PYTHONUNBUFFERED, stdout loses what a pipe does not take at once.
     with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
-        output.write(json.dumps(asdict(measured)).encode())
+        output.write(json.dumps(asdict(result)).encode())
 
 
 if __name__ == "__main__":

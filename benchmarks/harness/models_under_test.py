@@ -1,6 +1,7 @@
 """
-What is measured: the example twin, and a classifier of BERT-base's size with random weights, both
-in every variant this processor runs.
+The models that are measured: the example twin, and classifiers with random weights.
+
+Each is exported once, in every variant that this processor runs natively.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ MINI = Path("examples/checkpoints/bert-mini-sst2")
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
+    """A model with its checkpoint and its exported artifact."""
+
     name: str
+    """Size: `mini`, `base` or `tiny`."""
     checkpoint: Path
     artifact: Artifact
 
     @property
     def variants(self) -> list[str]:
-        """Those that this processor has instructions for, fastest last."""
+        """Names of the variants that this processor has instructions for, fastest last."""
         native = cpus.native_precisions()
         return [
             name
@@ -39,47 +43,44 @@ class Subject:
         ]
 
 
-def subject(name: str, gate: Path | None = None) -> Subject:
-    """`mini`, `base` or `tiny`, made below FOLDER the first time it is asked for, and again when it
-    has become unreadable.
+def model_under_test(name: str, gate: Path | None = None) -> ModelUnderTest:
+    """Return the model `mini`, `base` or `tiny`, exported below FOLDER if it is not there yet.
 
-    Its int8 is held against fp32 by the texts of `gate`; without them it is ungated.
+    An artifact that cannot be read is exported again. The texts in the file `gate` gate its int8
+    against fp32; without them int8 is ungated.
     """
     checkpoint = MINI if name == "mini" else FOLDER / "checkpoints" / name
     if name != "mini" and not (checkpoint / "model.safetensors").is_file():
         write_checkpoint(checkpoint, name, seed=0)
-    target = FOLDER / "artifacts" / name
+    folder = FOLDER / "artifacts" / name
     try:
-        artifact = read_artifact(target)
-        if gate is not None and any(
-            variant.gate.status == "ungated" for variant in artifact.manifest.variants.values()
-        ):
-            shutil.rmtree(target)
-            raise ArtifactError(f"{target} was made without texts to gate it with.")
+        artifact = read_artifact(folder)
+        statuses = {variant.gate.status for variant in artifact.manifest.variants.values()}
+        if gate is not None and "ungated" in statuses:
+            shutil.rmtree(folder)
+            raise ArtifactError(f"{folder} was exported without gate texts.")
     except ArtifactError:
-        # An emulated precision would take minutes to verify and is measured nowhere.
+        # An emulated precision would take minutes to verify, and no benchmark measures it.
         native = cpus.native_precisions()
         export(
             str(checkpoint),
-            target,
+            folder,
             variants=[variant for variant, recipe in RECIPES.items() if recipe.precision in native],
             quantization=Quantization(gate=gate),
         )
-        artifact = read_artifact(target)
-    return Subject(name, checkpoint, artifact)
+        artifact = read_artifact(folder)
+    return ModelUnderTest(name, checkpoint, artifact)
 
 
-def shapes_of(short: bool) -> Sequence[tuple[int, int]]:
-    """Batch × length."""
-    return (
-        ((1, 16), (1, 128), (8, 32), (8, 128))
-        if short
-        else ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
-    )
+def batch_shapes(short: bool) -> Sequence[tuple[int, int]]:
+    """Return the batch shapes to measure, each (texts, tokens); fewer of them if `short`."""
+    if short:
+        return ((1, 16), (1, 128), (8, 32), (8, 128))
+    return ((1, 16), (1, 32), (1, 128), (8, 32), (8, 128), (16, 32))
 
 
-def a_row_each(artifact: Artifact, variant: str, threads: int) -> Classifier:
-    """A classifier whose texts share no rows."""
+def unpacked_classifier(artifact: Artifact, variant: str, threads: int) -> Classifier:
+    """Return a classifier that gives each text a row of its own (no sequence packing)."""
     chosen = artifact.manifest.variants[variant]
     return Classifier(
         artifact,

@@ -1,9 +1,12 @@
 """
-Tables and plots as they are committed: with the command, the date and the machine that made them.
+Markdown pages with the results of a benchmark: the one place that writes and plots them.
+
+Each page states the command, the date, the machine and the packages that produced it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -11,35 +14,99 @@ import platform
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from proof.measuring.run import processor_name
+from service.host import cpus
+
+PACKAGES = (
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "nncf",
+    "uvicorn",
+    "fastapi",
+    "tokenizers",
+)
 
 Rate = tuple[str, float, tuple[float, float]]
-"""(name, rate, interval)"""
+"""Name, rate and its interval, both as fractions of one."""
 
 
 def write(
-    path: Path, benchmark: str, arguments: Sequence[str], text: str, plot: str | None = None
-) -> None:
-    """Writes a benchmark's Markdown page, and its plot beside it."""
-    command = " ".join(("python -m benchmarks", benchmark, *arguments))
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy", "openvino")
-    )
-    picture = ""
+    path: Path,
+    title: str,
+    command: str,
+    text: str,
+    plot: str | None = None,
+    packages: Sequence[str] = PACKAGES,
+) -> dict[str, Any]:
+    """Write a Markdown page and return the environment that it names.
+
+    `text` is the page below its title and origin. `plot` is an SVG, which goes into a file next to
+    the page. `packages` are those whose versions matter to the result.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = environment(packages)
+    sections = [f"# {title}", _origin(command, machine), text.strip("\n")]
     if plot is not None:
-        path.with_suffix(".svg").write_text(plot)
-        picture = f"\n![The same as a plot]({path.with_suffix('.svg').name})\n"
-    path.write_text(
-        f"{text}\n{picture}\nMade by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d};"
-        f" {os.cpu_count()} processors ({processor_name()}), Python {platform.python_version()},"
-        f" {versions}.\n"
-    )
+        picture = path.with_suffix(".svg")
+        picture.write_text(plot)
+        sections.append(f"![The same as a plot]({picture.name})")
+    path.write_text("\n\n".join(sections) + "\n")
+    return machine
+
+
+def _origin(command: str, machine: dict[str, Any]) -> str:
+    versions = [f"{name} {version}" for name, version in machine["packages"].items()]
+    precisions = ", ".join(machine["native_precisions"])
+    parts = [
+        f"{machine['processors']} processors ({machine['processor']})",
+        f"native precisions {precisions}",
+        f"Python {machine['python']}",
+        *versions,
+    ]
+    return f"Made by `{command}` on {machine['date']}: {', '.join(parts)}."
+
+
+def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Return the date and what a time depends on here: processor, system and package versions."""
+    return {
+        "date": now(),
+        "processor": processor_name(),
+        "processors": os.cpu_count(),
+        "usable": cpus.usable(),
+        "native_precisions": sorted(cpus.native_precisions()),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": installed(packages),
+    }
+
+
+def now() -> str:
+    """Return the date and time in UTC, to the minute."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed.
+
+    A machine with a GPU has other packages than one that exports.
+    """
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def rate_plot(rates: Sequence[Rate], limit: float) -> str:
-    """Rates with their intervals, one a row, and the limit they are held against; a stand-alone
-    SVG.
+    """Return a stand-alone SVG with a row for each rate, its interval, and the limit as a line.
+
+    The forest plot of proof/reports does not fit: it draws ratios on a log scale, and a rate may
+    be 0.
     """
     left, width, row = 330, 820, 17
     highest = max([limit * 1.25, *(interval[1] for _, _, interval in rates)])

@@ -1,6 +1,7 @@
 """
-Servers to be measured: each a process group of its own on processors of its own, paused while
-another one is measured.
+The servers that are measured, each a process group of its own on CPUs of its own.
+
+A server is paused while another one is measured.
 """
 
 from __future__ import annotations
@@ -8,87 +9,109 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from command import Unavailable
+import psutil
 
-READY_WITHIN_S = 300
+from proof.measuring import launch
+from proof.measuring.launch import ServerCommand, ServerProcess
+
+READY_WITHIN_S = 300.0
+"""Longest wait for a server; some compile their model first."""
+STOP_WITHIN_S = 20.0
 
 
-def halves() -> tuple[set[int], set[int]]:
-    """Processors for the server and for the generator: the last one generates, where there
-    are two.
+def split_cpus() -> tuple[set[int], set[int]]:
+    """Return the CPUs for the server and those for the load generator.
+
+    The generator gets the last CPU. Where there is only one, both share it.
     """
     available = sorted(os.sched_getaffinity(0))
-    return (
-        (set(available[:-1]), {available[-1]})
-        if len(available) > 1
-        else (set(available), set(available))
-    )
+    if len(available) == 1:
+        return set(available), set(available)
+    return set(available[:-1]), {available[-1]}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@dataclass(frozen=True)
+class Server:
+    """A running server and all processes it started."""
 
-
-@dataclass
-class Process:
-    """A running server and everything it started."""
-
-    name: str
+    launched: ServerProcess
     port: int
-    process: subprocess.Popen[bytes]
-    log: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the server in tables and error messages."""
+        return self.launched.spec.name
+
+    @property
+    def log(self) -> Path:
+        """File with its output."""
+        return self.launched.spec.log
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process that was started, which leads the group."""
+        return self.launched.process
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        """Address of the server, without a path."""
+        return self.launched.url
 
     def pause(self) -> None:
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        """Stop all its processes until `resume` (SIGSTOP)."""
+        self.launched.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        os.killpg(self.process.pid, signal.SIGCONT)
+    def resume(self) -> None:
+        """Continue all its processes (SIGCONT)."""
+        self.launched.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def unpaused(self) -> Iterator[None]:
+        """Resume a paused server for the block, then pause it again."""
+        self.resume()
+        try:
+            yield
+        finally:
+            self.pause()
 
     def pin(self, cpus: set[int]) -> None:
-        """Keeps every thread it has on these processors: some engines, as ONNX Runtime, spread
-        theirs over all there are, whatever they inherited.
+        """Pin every thread it has to `cpus`.
+
+        Some engines, such as ONNX Runtime, spread their threads over all CPUs, whatever mask they
+        inherited.
         """
         for pid in self.pids():
-            for thread in Path(f"/proc/{pid}/task").glob("*"):
-                with contextlib.suppress(OSError):
-                    os.sched_setaffinity(int(thread.name), cpus)
+            with contextlib.suppress(psutil.Error):
+                for thread in psutil.Process(pid).threads():
+                    with contextlib.suppress(OSError):
+                        os.sched_setaffinity(thread.id, cpus)
 
     def cpu_seconds(self) -> float:
-        """Processor time it has taken so far, in all its processes."""
+        """Return the processor seconds that all its processes have used."""
         return sum(_cpu_seconds(pid) for pid in self.pids())
 
     def anonymous_bytes(self) -> int:
-        """Memory that no file backs, in all its processes."""
-        return sum(_anonymous_bytes(pid) for pid in self.pids())
+        """Return the bytes of memory that no file backs, over all its processes."""
+        return sum(anonymous_bytes(pid) for pid in self.pids())
 
     def pids(self) -> list[int]:
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        """Return the process ids of its process group."""
+        members = []
+        for pid in psutil.pids():
             with contextlib.suppress(OSError):
-                if int(stat.read_text().rpartition(")")[2].split()[2]) == self.process.pid:
-                    found.append(int(stat.parent.name))
-        return found
+                if os.getpgid(pid) == self.process.pid:
+                    members.append(pid)
+        return members
 
 
 @contextlib.contextmanager
-def started(
+def running_server(
     name: str,
     command: Sequence[str],
     port: int,
@@ -97,69 +120,71 @@ def started(
     path: str = "/readyz",
     cpus: set[int] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Process]:
-    """The server that `command` starts, as soon as it answers GET `path`; it ends with the block.
-    Unavailable quotes its last words.
+) -> Iterator[Server]:
+    """Start a server with `command`, wait until it answers GET `path`, and stop it with the block.
+
+    `cpus` are the CPUs that it is pinned to, `environment` variables added to this process's.
+    Raises ServerNotStarted, with the last line of its log, if it does not become ready.
     """
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            list(command),
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
-        )
-    server = Process(name, port, process, log)
-    try:
-        wait_until_ready(server, path)
+    spec = ServerCommand(
+        command,
+        f"http://127.0.0.1:{port}",
+        log,
+        name=name,
+        environment=environment or {},
+        cpus=cpus or (),
+        ready_path=path,
+        ready_within_s=READY_WITHIN_S,
+        stop_within_s=STOP_WITHIN_S,
+    )
+    with launch.running(spec) as launched:
+        server = Server(launched, port)
         if cpus:
             server.pin(cpus)
         yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.go_on()
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
-def wait_until_ready(server: Process, path: str, every_s: float = 0.01) -> None:
-    give_up = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < give_up:
-        if server.process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(server.url + path, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(every_s)
-    raise Unavailable(f"{server.name} did not get ready: {last_line(server.log)}")
-
-
-def last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:400] if lines else "it said nothing"
-
-
-def our_service(*arguments: str, port: int) -> list[str]:
+def service_command(*arguments: str, port: int) -> list[str]:
+    """Return the command that starts this checkout's service on `port`."""
     return [sys.executable, "-m", "service", *arguments, "--port", str(port)]
 
 
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def uvicorn_command(
+    app: str, folder: Path, port: int, python: str | Path = sys.executable
+) -> list[str]:
+    """Return the command that serves the ASGI app `module:name` of a folder with uvicorn."""
+    return [
+        str(python),
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        str(folder),
+        app,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-access-log",
+        "--log-level",
+        "warning",
+    ]
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int) -> int:
+    """Return the bytes of memory of a process that no file backs; 0 if it has ended.
+
+    psutil has no such figure: its `uss` also counts private pages that a file backs.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:")), 0)
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

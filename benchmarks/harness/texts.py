@@ -1,5 +1,5 @@
 """
-Texts to send, a line each.
+The texts that benchmarks send, one per line of a file.
 """
 
 from __future__ import annotations
@@ -13,26 +13,31 @@ from command import Unavailable
 TEXTS = Path("examples/texts/sentences.txt")
 
 
-def evenly(texts: Sequence[str]) -> list[str]:
-    """The same texts in an order in which any few in a row are about as long as all: who answers
-    few of them answers what the others do.
+def mix_lengths(texts: Sequence[str]) -> list[str]:
+    """Return the texts in an order in which any few in a row are about as long as all of them.
 
-    Those sorted by length, taken at steps of the golden ratio (a Weyl sequence).
+    A server that answers few of them then answers the same mix as a fast one. The order takes the
+    texts, sorted by length, at steps of the golden ratio (a Weyl sequence).
     """
-    ordered = sorted(texts, key=len)
-    places = sorted(range(len(ordered)), key=lambda i: i * 0.6180339887498949 % 1.0)
-    found = [""] * len(ordered)
-    for text, place in zip(ordered, places, strict=True):
-        found[place] = text
-    return found
+    by_length = sorted(texts, key=len)
+    positions = sorted(range(len(by_length)), key=lambda i: i * 0.6180339887498949 % 1.0)
+    mixed = [""] * len(by_length)
+    for text, position in zip(by_length, positions, strict=True):
+        mixed[position] = text
+    return mixed
 
 
-def read_lines(path: Path, most: int = 128) -> list[str]:
-    """At most so many of the file's lines, spread over it."""
+def read_texts(path: Path, most: int = 128) -> list[str]:
+    """Return at most `most` non-empty lines of a file, spread evenly over it.
+
+    Raises Unavailable if the file cannot be read or has no text.
+    """
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        texts = [line for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror}.") from None
-    if not lines:
-        raise Unavailable(f"{path} holds no text.")
-    return lines[:: math.ceil(len(lines) / most)]
+        raise Unavailable(
+            f"{path} cannot be read: {error.strerror}. Pass a file with one text per line."
+        ) from None
+    if not texts:
+        raise Unavailable(f"{path} has no text. Pass a file with one text per line.")
+    return texts[:: math.ceil(len(texts) / most)]

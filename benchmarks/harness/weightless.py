@@ -1,13 +1,12 @@
 """
-An artifact without its weights, small enough to be carried anywhere, and grown again where it is
-measured.
+Weightless artifacts: small enough to carry to a machine where nothing can be exported.
 
-    strip(artifact, skeleton)   where export is installed: keeps the graphs, and of each large
-                                weight its shape, mean and spread
-    grow(skeleton, artifact)    anywhere: draws weights of that kind, and seals a whole artifact
-                                with one variant or more
+    remove_weights(artifact, folder)      where export is installed: keep the graphs, and of each
+                                          large weight only its size, mean and deviation
+    randomize_weights(folder, artifact)   anywhere: draw weights from these figures and write a
+                                          whole artifact with a valid checksum
 
-A graph's time depends on no weight, so random ones are as good; its answers mean nothing.
+A graph's time does not depend on its weights, so random ones serve. Its answers mean nothing.
 """
 
 from __future__ import annotations
@@ -21,101 +20,100 @@ from typing import Any
 import numpy as np
 
 from command import BadInput
-from service.artifact import MANIFEST, Manifest, read_manifest, sealed, sha256
+from service.artifact import MANIFEST, Manifest, Variant, read_manifest, sealed, sha256
 
-SKELETON = "skeleton.json"
-# What is smaller stays in the graph.
+STATISTICS = "skeleton.json"
+"""File of a weightless artifact with its manifest and the statistics of its weights."""
+# A smaller tensor stays in the graph.
 LARGE_BYTES = 4096
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
-def strip(artifact: Path, skeleton: Path, variants: Sequence[str]) -> None:
-    """Writes those variants of `artifact` without their weights to the new folder `skeleton`; they
-    are .onnx files.
+def remove_weights(artifact: Path, folder: Path, variants: Sequence[str]) -> None:
+    """Write the named variants of an artifact without their weights to the new folder `folder`.
+
+    The variants' files must be ONNX files.
     """
     manifest = read_manifest(artifact)
-    skeleton.mkdir(parents=True)
-    shutil.copy(artifact / "tokenizer.json", skeleton)
-    kept = {name: manifest.variants[name] for name in variants}
-    weights = {
-        file: _strip(artifact / file, skeleton / file)
-        for variant in kept.values()
-        for file in variant.files
-    }
-    told = manifest.model_copy(
-        update={
-            "variants": {
-                name: variant.model_copy(
-                    update={
-                        "files": [f for file in variant.files for f in (file, weights_of(file))]
-                    }
-                )
-                for name, variant in kept.items()
-            },
-        }
-    )
-    (skeleton / SKELETON).write_text(
-        json.dumps({"manifest": told.model_dump(), "weights": weights}) + "\n"
+    folder.mkdir(parents=True)
+    shutil.copy(artifact / "tokenizer.json", folder)
+    chosen = {name: manifest.variants[name] for name in variants}
+    statistics = {}
+    for variant in chosen.values():
+        for file in variant.files:
+            statistics[file] = _remove_weights(artifact / file, folder / file)
+    external = {name: _with_weight_files(variant) for name, variant in chosen.items()}
+    weightless = manifest.model_copy(update={"variants": external})
+    (folder / STATISTICS).write_text(
+        json.dumps({"manifest": weightless.model_dump(), "weights": statistics}) + "\n"
     )
 
 
-def grow(skeleton: Path, target: Path, seed: int) -> Path:
-    """A whole artifact of `skeleton` in the new folder `target`, its weights drawn from `seed`."""
+def randomize_weights(folder: Path, target: Path, seed: int) -> Path:
+    """Write a whole artifact to the new folder `target` and return that folder.
+
+    `folder` is a weightless artifact; the weights are drawn from `seed`. Raises BadInput if
+    `folder` is not a weightless artifact.
+    """
     try:
-        told = json.loads((skeleton / SKELETON).read_bytes())
+        weightless = json.loads((folder / STATISTICS).read_bytes())
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"{skeleton} is no skeleton of an artifact ({error}); `python -m benchmarks gpu --pack"
-            f" {skeleton.parent}` makes some."
+            f"{folder} is not a weightless artifact ({error}). Write some with `python -m"
+            f" benchmarks gpu --pack {folder.parent}`."
         ) from None
     target.mkdir(parents=True)
-    for path in skeleton.iterdir():
-        if path.name != SKELETON:
+    for path in folder.iterdir():
+        if path.name != STATISTICS:
             shutil.copy(path, target)
-    draw = np.random.default_rng(seed)
-    for file, tensors in told["weights"].items():
-        with (target / weights_of(file)).open("wb") as out:
+    rng = np.random.default_rng(seed)
+    for file, tensors in weightless["weights"].items():
+        with (target / weights_file(file)).open("wb") as out:
             for tensor in tensors:
-                drawn = (
-                    draw.standard_normal(tensor["count"], np.float32) * tensor["deviation"]
-                    + tensor["mean"]
-                )
-                out.write(drawn.astype(_DTYPES[tensor["dtype"]]).tobytes())
+                normal = rng.standard_normal(tensor["count"], np.float32)
+                weights = normal * tensor["deviation"] + tensor["mean"]
+                out.write(weights.astype(_DTYPES[tensor["dtype"]]).tobytes())
     files = {path.name: sha256(path) for path in sorted(target.iterdir())}
-    # The self-check holds the answers of the weights that are gone.
+    # The self-check holds the answers of the weights that were removed.
     variants = {
         name: variant | {"self_check": None}
-        for name, variant in told["manifest"]["variants"].items()
+        for name, variant in weightless["manifest"]["variants"].items()
     }
-    manifest = sealed(
-        Manifest.model_validate(
-            told["manifest"] | {"files": files, "variants": variants, "probes": []}
-        )
-    )
+    changes = {"files": files, "variants": variants, "probes": []}
+    manifest = sealed(Manifest.model_validate(weightless["manifest"] | changes))
     (target / MANIFEST).write_text(manifest.model_dump_json())
     return target
 
 
-def weights_of(file: str) -> str:
+def weights_file(file: str) -> str:
+    """Return the name of the file with the external weights of the graph `file`."""
     return f"{file}.weights"
 
 
-def _strip(source: Path, target: Path) -> list[dict[str, Any]]:
-    """Writes the graph with its large weights told to lie in a file of their own, one after the
-    other, and says what they are like.
+def _with_weight_files(variant: Variant) -> Variant:
+    files = []
+    for file in variant.files:
+        files += [file, weights_file(file)]
+    return variant.model_copy(update={"files": files})
+
+
+def _remove_weights(source: Path, target: Path) -> list[dict[str, Any]]:
+    """Write a graph whose large weights lie in an external file, and return their statistics.
+
+    The weights follow one another in that file, in the order of the statistics.
     """
     import onnx
     from onnx import external_data_helper, numpy_helper
 
     model = onnx.load(source)
-    found: list[dict[str, Any]] = []
+    statistics: list[dict[str, Any]] = []
     offset = 0
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.nbytes < LARGE_BYTES or array.dtype.name not in _DTYPES:
             continue
         wide = array.astype(np.float64)
-        found.append(
+        statistics.append(
             {
                 "count": array.size,
                 "dtype": array.dtype.name,
@@ -124,9 +122,9 @@ def _strip(source: Path, target: Path) -> list[dict[str, Any]]:
             }
         )
         external_data_helper.set_external_data(
-            tensor, weights_of(source.name), offset=offset, length=array.nbytes
+            tensor, weights_file(source.name), offset=offset, length=array.nbytes
         )
         tensor.ClearField("raw_data")
         offset += array.nbytes
     target.write_bytes(model.SerializeToString())
-    return found
+    return statistics

@@ -1,5 +1,5 @@
 """
-Other ways to serve the same classifier, beside ours: `python -m benchmarks peers`, see compare.py.
+Comparison with other servers of the same classifier: `python -m benchmarks peers`, see compare.py.
 """
 
 from benchmarks.peers.compare import CONNECTIONS, main, measure

@@ -1,5 +1,7 @@
-"""FastAPI over OpenVINO, one request at a time: the same engine and graph as ours, without a
-batcher.
+"""
+Serve an artifact with FastAPI over OpenVINO, one request at a time.
+
+It has the same engine and graph as our service, without a batcher.
 """
 
 from __future__ import annotations
@@ -35,16 +37,20 @@ app = FastAPI()
 
 
 class Request(BaseModel):
+    """A text to classify."""
+
     input: str
 
 
 @app.get("/readyz")
 def readyz() -> str:
+    """Answer once the model is loaded."""
     return "ok"
 
 
 @app.post("/classify")
 def classify(request: Request) -> Any:
+    """Return all labels and their scores, best first."""
     if not hasattr(request_of, "infer"):
         request_of.infer = compiled.create_infer_request()
     encoded = tokenizer.encode(request.input)
@@ -61,4 +67,4 @@ def classify(request: Request) -> Any:
         {"label": label, "score": float(score)}
         for label, score in zip(MANIFEST["labels"], exponents / exponents.sum(), strict=True)
     ]
-    return sorted(scores, key=lambda one: -one["score"])
+    return sorted(scores, key=lambda entry: -entry["score"])

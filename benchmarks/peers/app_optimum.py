@@ -1,5 +1,7 @@
-"""FastAPI over optimum's ORTModel in transformers' pipeline, in fp32 or dynamically quantised to
-int8, as optimum's documentation shows it.
+"""
+Serve a checkpoint with FastAPI over optimum's ORTModel in transformers' pipeline.
+
+PRECISION is fp32 or int8, which is quantised dynamically as in optimum's documentation.
 """
 
 from __future__ import annotations
@@ -39,14 +41,18 @@ app = FastAPI()
 
 
 class Request(BaseModel):
+    """A text to classify."""
+
     input: str
 
 
 @app.get("/readyz")
 def readyz() -> str:
+    """Answer once the model is loaded."""
     return "ok"
 
 
 @app.post("/classify")
 def classify(request: Request) -> Any:
+    """Return all labels and their scores, best first."""
     return classifier(request.input)

@@ -1,4 +1,4 @@
-"""FastAPI over transformers' pipeline, as its documentation shows it."""
+"""Serve a checkpoint with FastAPI over transformers' pipeline, as in its documentation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ app = FastAPI()
 
 
 class Request(BaseModel):
+    """A text to classify."""
+
     input: str
 
 
 @app.get("/readyz")
 def readyz() -> str:
+    """Answer once the model is loaded."""
     return "ok"
 
 
 @app.post("/classify")
 def classify(request: Request) -> Any:
+    """Return all labels and their scores, best first."""
     return classifier(request.input)

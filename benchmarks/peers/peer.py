@@ -1,8 +1,7 @@
 """
-The servers that are compared: what each needs, how it is started, what it is asked and what it
-answers.
+The servers that are compared: their packages, commands, requests and answers.
 
-Every peer lives in a virtual environment of its own that this benchmark makes, and is configured as
+Every peer runs in a virtual environment of its own that this benchmark creates. It is configured as
 its documentation advises.
 """
 
@@ -18,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.models_under_test import FOLDER, Subject
-from benchmarks.harness.processes import our_service
+from benchmarks.harness.models_under_test import FOLDER, ModelUnderTest
+from benchmarks.harness.processes import service_command, uvicorn_command
 from command import Unavailable
 
 APPS = Path(__file__).parent
@@ -29,83 +28,90 @@ TRANSFORMERS = ("torch==2.13.0", "transformers==4.57.6")
 Answer = tuple[str, float]
 """The best label and its probability."""
 
+Command = Callable[[Path, ModelUnderTest, int], Sequence[str]]
+"""Returns a server's command from its environment's interpreter, the model and a port."""
+
+Environment = Callable[[ModelUnderTest], Mapping[str, str]]
+"""Returns the environment variables of a server for a model."""
+
 
 @dataclass(frozen=True)
 class Peer:
+    """A server that serves the same classifier."""
+
     name: str
     precision: str
-    command: Callable[[Path, Subject, int], Sequence[str]]
-    """From the interpreter of its environment, the model and a port."""
+    command: Command
     body: Callable[[str], dict[str, Any]]
+    """Returns the request body for a text."""
     answer: Callable[[Any], Answer]
+    """Returns the best label and its probability from a response body."""
     requirements: Sequence[str] = ()
-    """Empty for our own service, which runs in this environment."""
-    environment: Callable[[Subject], Mapping[str, str]] = field(default=lambda subject: {})
+    """Packages to install; empty for our own service, which runs in this environment."""
+    environment: Environment = field(default=lambda model: {})
     ready: str = "/readyz"
+    """Path that answers with 200 once the server is ready."""
     engine: str = ""
-    """Torch, ONNX Runtime or OpenVINO."""
+    """Inference engine: torch, onnxruntime or openvino."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our own service."""
+        return not self.requirements
 
 
 def ours(variant: str, precision: str) -> Peer:
+    """Return our service with a variant, whose precision the tables name."""
     return Peer(
         f"DrBERT Serve {precision}",
         precision,
-        lambda python, subject, port: our_service(
-            str(subject.artifact.directory), "--variant", variant, port=port
+        lambda python, model, port: service_command(
+            str(model.artifact.directory), "--variant", variant, port=port
         ),
-        lambda text: {"input": text},
-        lambda told: (told["data"][0]["label"], told["data"][0]["score"]),
+        _input,
+        lambda response: (response["data"][0]["label"], response["data"][0]["score"]),
         engine="openvino",
     )
 
 
-def _uvicorn(app: str) -> Callable[[Path, Subject, int], Sequence[str]]:
-    return lambda python, subject, port: [
-        str(python),
-        "-m",
-        "uvicorn",
-        "--app-dir",
-        str(APPS),
-        f"{app}:app",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-access-log",
-        "--log-level",
-        "warning",
-    ]
+def _input(text: str) -> dict[str, Any]:
+    return {"input": text}
 
 
-def _checkpoint(**more: str) -> Callable[[Subject], Mapping[str, str]]:
-    return lambda subject: (
-        {"CHECKPOINT": str(subject.checkpoint), "TOKENIZERS_PARALLELISM": "false"} | more
+def _uvicorn(app: str) -> Command:
+    return lambda python, model, port: uvicorn_command(f"{app}:app", APPS, port, python)
+
+
+def _checkpoint(**more: str) -> Environment:
+    return lambda model: (
+        {"CHECKPOINT": str(model.checkpoint), "TOKENIZERS_PARALLELISM": "false"} | more
     )
 
 
-def _artifact(variant: str) -> Callable[[Subject], Mapping[str, str]]:
-    return lambda subject: {
-        "ARTIFACT": str(subject.artifact.directory),
+def _artifact(variant: str) -> Environment:
+    return lambda model: {
+        "ARTIFACT": str(model.artifact.directory),
         "VARIANT": variant,
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
-def _best(told: Any) -> Answer:
-    """Of a list of labels and scores, or of a list of one such list."""
-    scores = told[0] if isinstance(told[0], list) else told
-    first = max(scores, key=lambda one: float(one["score"]))
-    return first["label"], float(first["score"])
+def _best(response: Any) -> Answer:
+    """Return the best answer of a list of labels and scores, or of a list of one such list."""
+    scores = response[0] if isinstance(response[0], list) else response
+    best = max(scores, key=lambda entry: float(entry["score"]))
+    return best["label"], float(best["score"])
 
 
 def _infinity(engine: str, precision: str = "fp32") -> Peer:
-    def command(python: Path, subject: Subject, port: int) -> list[str]:
-        # From within the model's folder: the ONNX engine finds its graph by a path that optimum
-        # takes for a name.
-        home = {
-            "torch": subject.checkpoint.resolve,
-            "optimum": lambda: with_onnx(subject, precision),
-        }[engine]()
+    def command(python: Path, model: ModelUnderTest, port: int) -> list[str]:
+        # It starts in the model's folder: optimum would take a path to the ONNX engine's graph for
+        # the name of a model.
+        home = (
+            write_onnx_checkpoint(model, precision)
+            if engine == "optimum"
+            else model.checkpoint.resolve()
+        )
         return [
             "env",
             "--chdir",
@@ -126,52 +132,54 @@ def _infinity(engine: str, precision: str = "fp32") -> Peer:
             str(port),
             "--log-level",
             "warning",
-            # Its warm-up sends 514 tokens, which its ONNX engine does not cut and BERT does not
-            # read.
+            # Its warm-up sends 514 tokens. Its ONNX engine does not truncate them, and BERT cannot
+            # read as many.
             *(["--no-model-warmup"] if engine == "optimum" else []),
         ]
+
+    def environment(model: ModelUnderTest) -> dict[str, str]:
+        variables = {
+            # It stores its optimised graph there: one folder for each model.
+            "HF_HOME": str((FOLDER / "hub" / f"{model.name}-{precision}").resolve()),
+            "HF_HUB_OFFLINE": "1",
+            "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+            "DO_NOT_TRACK": "1",
+        }
+        if engine == "optimum":
+            # It has no option for ONNX Runtime's threads. By default there is one for each
+            # processor of the host, and on fewer processors they slow each other down.
+            variables["PYTHONPATH"] = str((APPS / "own_processors").resolve())
+        return variables
 
     return Peer(
         f"Infinity ({engine} engine{'' if precision == 'fp32' else f', {precision}'})",
         precision,
         command,
         lambda text: {"input": [text], "model": "m"},
-        lambda told: _best(told["data"]),
+        lambda response: _best(response["data"]),
         requirements=("infinity-emb[server,torch,optimum]==0.0.78", *TRANSFORMERS),
-        environment=lambda subject: {
-            # It keeps the graph that it has optimised there: one folder for each model.
-            "HF_HOME": str((FOLDER / "hub" / f"{subject.name}-{precision}").resolve()),
-            "HF_HUB_OFFLINE": "1",
-            "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-            "DO_NOT_TRACK": "1",
-            # It has no option for ONNX Runtime's threads, which are as many as the host has
-            # processors and get into each other's way on fewer.
-            **(
-                {"PYTHONPATH": str((APPS / "own_processors").resolve())}
-                if engine == "optimum"
-                else {}
-            ),
-        },
+        environment=environment,
         ready="/health",
         engine={"torch": "torch", "optimum": "onnxruntime"}[engine],
     )
 
 
-def with_onnx(subject: Subject, precision: str) -> Path:
-    """The checkpoint with its graph beside it, as the hub has them and Infinity's ONNX engine wants
-    them; of several it takes the quantised one.
+def write_onnx_checkpoint(model: ModelUnderTest, precision: str) -> Path:
+    """Write the checkpoint with its ONNX graph, as on the Hugging Face hub; return the folder.
+
+    Infinity's ONNX engine reads that form; of several graphs it takes the quantised one.
     """
-    home = (FOLDER / "with-onnx" / f"{subject.name}-{precision}").resolve()
+    home = (FOLDER / "with-onnx" / f"{model.name}-{precision}").resolve()
     shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(subject.checkpoint, home, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(model.checkpoint, home, ignore=shutil.ignore_patterns("*.safetensors"))
     if precision == "fp32":
-        shutil.copy(subject.artifact.directory / "model.onnx", home)
+        shutil.copy(model.artifact.directory / "model.onnx", home)
     else:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # As optimum's avx512_vnni configuration does it.
         quantize_dynamic(
-            subject.artifact.directory / "model.onnx",
+            model.artifact.directory / "model.onnx",
             home / "model_quantized.onnx",
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -180,82 +188,84 @@ def with_onnx(subject: Subject, precision: str) -> Path:
 
 
 def peers(native: set[str]) -> list[Peer]:
-    """Ours first, in every precision that the processor has instructions for, and OpenVINO without
-    a batcher in the same.
+    """Return all peers, ours first.
+
+    Ours and OpenVINO without a batcher are in every precision of `native`, those that the processor
+    has instructions for.
     """
-    variants = [
-        ("cpu-fp32", "fp32"),
-        *(
-            (v, p)
-            for v, p, own in (("cpu-bf16", "bf16", "bf16"), ("cpu-int8", "int8", "i8"))
-            if own in native
-        ),
-    ]
-    found = [ours(variant, precision) for variant, precision in variants]
-    found += [_infinity("torch"), _infinity("optimum"), _infinity("optimum", "int8")]
-    found.append(
+    variants = [("cpu-fp32", "fp32")]
+    if "bf16" in native:
+        variants.append(("cpu-bf16", "bf16"))
+    if "i8" in native:
+        variants.append(("cpu-int8", "int8"))
+    return [
+        *(ours(variant, precision) for variant, precision in variants),
+        _infinity("torch"),
+        _infinity("optimum"),
+        _infinity("optimum", "int8"),
         Peer(
             "FastAPI + transformers pipeline",
             "fp32",
             _uvicorn("app_pipeline"),
-            lambda text: {"input": text},
+            _input,
             _best,
             requirements=(*TRANSFORMERS, *UVICORN),
             environment=_checkpoint(),
             engine="torch",
-        )
-    )
-    found += [
-        Peer(
-            f"FastAPI + optimum ORTModel {precision}",
-            precision,
-            _uvicorn("app_optimum"),
-            lambda text: {"input": text},
-            _best,
-            requirements=(
-                *TRANSFORMERS,
-                "optimum==2.1.0",
-                "optimum-onnx[onnxruntime]==0.1.0",
-                *UVICORN,
-            ),
-            environment=_checkpoint(PRECISION=precision),
-            engine="onnxruntime",
-        )
-        for precision in ("fp32", "int8")
-    ]
-    found += [
-        Peer(
-            f"FastAPI + OpenVINO {precision}, no batching",
-            precision,
-            _uvicorn("app_openvino"),
-            lambda text: {"input": text},
-            _best,
-            requirements=("openvino==2026.4.1", "tokenizers==0.22.2", "numpy>=2.4,<3", *UVICORN),
-            environment=_artifact(variant),
-            engine="openvino",
-        )
-        for variant, precision in variants
-    ]
-    found.append(
+        ),
+        _optimum("fp32"),
+        _optimum("int8"),
+        *(_plain_openvino(variant, precision) for variant, precision in variants),
         Peer(
             "LitServe",
             "fp32",
-            lambda python, subject, port: [str(python), str(APPS / "app_litserve.py"), str(port)],
-            lambda text: {"input": text},
+            lambda python, model, port: [str(python), str(APPS / "app_litserve.py"), str(port)],
+            _input,
             _best,
             requirements=("litserve==0.2.19", *TRANSFORMERS),
             environment=_checkpoint(),
             engine="torch",
-        )
+        ),
+    ]
+
+
+def _optimum(precision: str) -> Peer:
+    return Peer(
+        f"FastAPI + optimum ORTModel {precision}",
+        precision,
+        _uvicorn("app_optimum"),
+        _input,
+        _best,
+        requirements=(
+            *TRANSFORMERS,
+            "optimum==2.1.0",
+            "optimum-onnx[onnxruntime]==0.1.0",
+            *UVICORN,
+        ),
+        environment=_checkpoint(PRECISION=precision),
+        engine="onnxruntime",
     )
-    return found
+
+
+def _plain_openvino(variant: str, precision: str) -> Peer:
+    return Peer(
+        f"FastAPI + OpenVINO {precision}, no batching",
+        precision,
+        _uvicorn("app_openvino"),
+        _input,
+        _best,
+        requirements=("openvino==2026.4.1", "tokenizers==0.22.2", "numpy>=2.4,<3", *UVICORN),
+        environment=_artifact(variant),
+        engine="openvino",
+    )
 
 
 def interpreter(peer: Peer, folder: Path) -> Path:
-    """The Python of the peer's environment, made the first time; Unavailable says what could not be
-    installed.
+    """Return the Python of the peer's environment below `folder`, created if it is not there yet.
+
+    Raises Unavailable with pip's last line if a package cannot be installed.
     """
-    if not peer.requirements:
+    if peer.is_ours:
         return Path(sys.executable)
     digest = hashlib.sha256(json.dumps(sorted(peer.requirements)).encode()).hexdigest()[:12]
     home = folder / digest

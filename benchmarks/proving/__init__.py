@@ -1,1 +1,1 @@
-"""Benchmarks of the proof itself: whether the judge errs as rarely as it says."""
+"""Benchmarks of the proof itself: does its judge err as rarely as it claims?"""

@@ -1,17 +1,17 @@
 """
-Are delays from outside read as what they are? One model on both sides, a proxy that slows one side
-down.
+Does the proof detect delays from outside? One model on both sides, and a proxy that slows one side.
 
     python -m proof plan evidence/<A/A run> --template benchmarks/plans/delays.toml --out PLAN
     python -m benchmarks delays PLAN --out benchmarks/delays.md
 
-A run of the plan for every share; `equivalent` is due without a delay, and never from the margin
-on.
+The plan is run once for every share. The verdict must be `equivalent` without a delay, and must not
+be for a delay of the margin or more.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import pages
-from benchmarks.harness.proxy import Passed, proxy
+from benchmarks.harness.proxy import ProxyStats, proxy
 from command import BadInput, Parser
 from proof.evidence.store import Requests
 from proof.measuring.run import run_plan
@@ -34,81 +34,82 @@ SHARES = (0.0, 0.01, 0.02, 0.03, 0.05)
 
 @dataclass(frozen=True)
 class Outcome:
+    """The verdict on one run with a delay."""
+
     share: float
+    """Delay that was added, as a share of each answer's own time."""
     true_ratio: float
-    """Of the mean end to end: what the proxy added, by its own clock, in the time the client saw.
-    """
+    """Ratio of the mean end-to-end times: the proxy's own clock tells how much it added."""
     verdict: Verdict
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run the plan with every delay; return 65 if a verdict is not as it must be."""
     parser = Parser(
         prog="python -m benchmarks delays",
-        description="Add delays of known size from outside and see how they are read.",
+        description="Add delays of known size from outside and judge them.",
     )
     parser.add_argument(
-        "plan", type=Path, help="a plan whose arms are all one artifact, at the level unloaded"
+        "plan", type=Path, help="plan whose arms are all one artifact, at the level unloaded"
     )
     parser.add_argument(
         "--shares",
         type=float,
         nargs="+",
         default=SHARES,
-        help="how much longer the candidates take (default: 0 0.01 0.02 0.03 0.05)",
+        help="delays of the candidates, as shares (default: 0 0.01 0.02 0.03 0.05)",
     )
     parser.add_argument(
-        "--evidence", type=Path, default=Path("evidence"), help="where runs go (default: evidence)"
+        "--evidence", type=Path, default=Path("evidence"), help="folder of runs (default: evidence)"
     )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
-    given = parser.parse_args(arguments)
-    plan = read_plan(given.plan)
+    options = parser.parse_args(arguments)
+    plan = read_plan(options.plan)
     outcomes = []
-    for share in given.shares:
-        outcomes.append(outcome := measure(plan, share, given.evidence))
+    for share in options.shares:
+        outcomes.append(outcome := measure(plan, share, options.evidence))
         print(
             f"delay {share:.0%}: {outcome.verdict.verdict}. {outcome.verdict.sentence}", flush=True
         )
     text = table(plan, outcomes)
     print(text)
-    if given.out is not None:
-        pages.write(given.out, "delays", arguments, text)
+    if options.out is not None:
+        command = shlex.join(["python", "-m", "benchmarks", "delays", *arguments])
+        pages.write(options.out, "Delays from outside", command, text)
     return 0 if holds(plan, outcomes) else BadInput.exit_code
 
 
 def measure(plan: Plan, share: float, evidence: Path) -> Outcome:
-    """One run of the plan with every request through a proxy, the candidates' through one that adds
-    `share`.
-    """
-    # The proxies live in this process: beside the generator, not beside the server.
+    """Run the plan with every request through a proxy; the candidates' proxy adds `share`."""
+    # The proxies are threads of this process: on the generator's CPUs, not on the server's.
     cpus = pinned_cpus(plan)[1]
-    # Ports of their own, always the same: a plan's digest knows them, and a second run of it is to
-    # be counted as one.
+    # The ports are always the same, because the plan's digest includes them: a second run of it
+    # must count as the same plan.
     ports = {"reference": plan.port + 1, "candidate": plan.port + 2}
     with (
         proxy(plan.port, 0.0, cpus, ports["reference"]),
-        proxy(plan.port, share, cpus, ports["candidate"]) as (_, passed),
+        proxy(plan.port, share, cpus, ports["candidate"]) as (_, stats),
         tempfile.TemporaryDirectory() as temporary,
     ):
         arms = tuple(_through(arm, ports) for arm in plan.arms)
         path = Path(temporary) / "plan.toml"
-        # Sized by the pilot, but not the plan that was sized: each share is a plan of its own.
+        # The pilot sized the original plan; each share is a plan of its own.
         changed = dataclasses.replace(plan, name=f"{plan.name}-{share:g}", arms=arms, pilot=None)
         path.write_text(
             to_toml(changed, f"{plan.name} with the candidates {share:.0%} slower, by a proxy.")
         )
         folder, verdict = run_plan(path, evidence)
-    return Outcome(share, _true_ratio(plan, folder, passed), verdict)
+    return Outcome(share, _true_ratio(plan, folder, stats), verdict)
 
 
 def _through(arm: Arm, ports: dict[str, int]) -> Arm:
-    return (
-        dataclasses.replace(arm, url=f"http://127.0.0.1:{ports[arm.role]}")
-        if arm.role in ports
-        else arm
-    )
+    """Return the arm with the address of its role's proxy, if it has one."""
+    if arm.role not in ports:
+        return arm
+    return dataclasses.replace(arm, url=f"http://127.0.0.1:{ports[arm.role]}")
 
 
-def _true_ratio(plan: Plan, folder: Path, passed: Passed) -> float:
+def _true_ratio(plan: Plan, folder: Path, stats: ProxyStats) -> float:
     names = [plan.arms[i].name for i in plan.indices("candidate")]
     took = np.concatenate(
         [
@@ -116,24 +117,24 @@ def _true_ratio(plan: Plan, folder: Path, passed: Passed) -> float:
             for _, rows in Requests(folder)
         ]
     )
-    added = passed.added_ns / passed.requests
+    added = stats.added_ns / stats.requests
     return 1 + added / (float(took.mean()) - added)
 
 
 def holds(plan: Plan, outcomes: Sequence[Outcome]) -> bool:
-    """No delay is equivalent; a delay of the margin or more never is."""
+    """Return whether no delay is equivalent and no delay of the margin or more is."""
     margin = plan.levels[0].tightest_margin
-    return all(
-        (
-            (o.verdict.verdict == "equivalent")
-            if o.share == 0
-            else (o.verdict.verdict in ("not-equivalent", "inconclusive") or o.share < margin)
-        )
-        for o in outcomes
-    )
+    for outcome in outcomes:
+        verdict = outcome.verdict.verdict
+        if outcome.share == 0 and verdict != "equivalent":
+            return False
+        if outcome.share >= margin and verdict not in ("not-equivalent", "inconclusive"):
+            return False
+    return True
 
 
 def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """Return the Markdown table of the outcomes, with a sentence before it."""
     level = plan.levels[0]
     claimed = [(m, s) for m, s, _ in level.claimed]
     lines = [
@@ -149,16 +150,13 @@ def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         "|--:|--:|" + "--:|" * len(claimed) + "---|",
     ]
     for outcome in outcomes:
-        found = {(i.metric, i.statistic): i for i in outcome.verdict.levels[level.name].statistics}
-        cells = [
-            (
-                f"{percent(found[key].ratio)} ({percent(found[key].interval[0])} to"
-                f" {percent(found[key].interval[1])})"
-                if key in found
-                else ""
-            )
-            for key in claimed
-        ]
+        estimates = outcome.verdict.levels[level.name].statistics
+        intervals = {}
+        for estimate in estimates:
+            low, high = (percent(bound) for bound in estimate.interval)
+            cell = f"{percent(estimate.ratio)} ({low} to {high})"
+            intervals[estimate.metric, estimate.statistic] = cell
+        cells = [intervals.get(key, "") for key in claimed]
         lines.append(
             f"| {outcome.share:.0%} | {percent(outcome.true_ratio)} | {' | '.join(cells)} |"
             f" {outcome.verdict.verdict} |"

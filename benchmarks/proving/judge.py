@@ -1,14 +1,13 @@
 """
-Is the judge right as often as it says? Runs whose truth is known, simulated and real.
+How often does the judge err? Runs whose truth is known, simulated and real.
 
     python -m benchmarks judge                                simulated runs: wrong "equivalent" on
                                                               the margin, right ones at ratio 1
     python -m benchmarks judge --evidence evidence/<A/A run>  real noise: one side of an A/A run
                                                               multiplied by exactly 1 + margin
-    python -m benchmarks judge --large                        how long a run of 12 million rows
-                                                              takes to judge
+    python -m benchmarks judge --large                        time to judge a run of 12 million rows
 
-`--out FILE.md` writes the table, and a plot beside it.
+`--out FILE.md` writes the table, and a plot next to it.
 """
 
 from __future__ import annotations
@@ -17,20 +16,27 @@ import concurrent.futures
 import itertools
 import math
 import multiprocessing
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from benchmarks.harness import pages
 from benchmarks.proving import large
-from benchmarks.proving.noise import WORLDS, World, pilot_of, plan_of, run_of
+from benchmarks.proving.noise import (
+    LATENCY_MODELS,
+    LatencyModel,
+    simulate_pilot,
+    simulate_run,
+    simulated_plan,
+)
 from command import BadInput, Parser
 from proof.evidence.audit import audit_rows, check_restarts, read_sealed_plan
 from proof.evidence.readings import Readings, collect_readings
-from proof.evidence.statistics import adjusted_contrast
+from proof.evidence.statistics import Estimate, adjusted_contrast
 from proof.evidence.store import RestartRecord, check_manifest, read_starts
 from proof.plans.plan import STATISTICS
 from proof.sizing.power import size_plan
@@ -38,44 +44,46 @@ from proof.verdict.judge import CONFIDENCE, judge_level
 
 MARGIN = 0.02
 ROWS = 200
+"""Rows per arm and restart of a simulated run."""
 PLANNED_MARGINS = {"p50": 0.02, "mean": 0.02, "p95": 0.03, "p99": 0.05}
+LIMIT = 0.06
+"""Largest rate of wrong "equivalent" on the margin; the test itself allows 5 %."""
 CONTRAST = np.array([-0.5, -0.5, 0.5, 0.5])
 ARMS = [0, 1, 2, 3]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened."""
+    """How many of some runs had an outcome."""
 
-    of: str
+    case: str
+    """What was judged: a latency model, or a level with its metric and statistic."""
     restarts: int
-    what: str
-    times: int
+    label: str
+    """Statistic or outcome that was counted."""
+    hits: int
     runs: int
 
     @property
     def rate(self) -> float:
-        return self.times / self.runs
+        """Share of the runs that had the outcome."""
+        return self.hits / self.runs
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The exact 95 % interval (Clopper and Pearson)."""
-        low = beta.ppf(0.025, self.times, self.runs - self.times + 1) if self.times else 0.0
-        high = (
-            beta.ppf(0.975, self.times + 1, self.runs - self.times)
-            if self.times < self.runs
-            else 1.0
-        )
-        return float(low), float(high)
+        """Exact 95 % interval of the rate (Clopper and Pearson)."""
+        interval = binomtest(self.hits, self.runs).proportion_ci(method="exact")
+        return float(interval.low), float(interval.high)
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Calibrate the judge and print the table; return 65 if it errs more often than allowed."""
     parser = Parser(
         prog="python -m benchmarks judge",
         description="Calibrate the judge on runs whose truth is known.",
     )
     parser.add_argument(
-        "--runs", type=int, default=20_000, help="simulated runs a cell (default: 20000)"
+        "--runs", type=int, default=20_000, help="simulated runs per cell (default: 20000)"
     )
     parser.add_argument(
         "--evidence", type=Path, help="a sealed A/A run: calibrate on real noise instead"
@@ -86,44 +94,51 @@ def main(arguments: Sequence[str]) -> int:
         help="time the judge on 100 restarts × 6 arms × 20,000 rows instead",
     )
     parser.add_argument(
-        "--out", type=Path, help="write the table to this Markdown file too, and a plot beside it"
+        "--out", type=Path, help="write the table to this Markdown file, and a plot next to it"
     )
-    given = parser.parse_args(arguments)
-    if given.large:
-        text, good = large.table(), True
-    elif given.evidence is not None:
-        rates = list(real(given.evidence))
-        text, good = real_table(given.evidence, rates), True
+    options = parser.parse_args(arguments)
+    rates: list[Rate] = []
+    good = True
+    if options.large:
+        text = large.table()
+    elif options.evidence is not None:
+        rates = list(real_rates(options.evidence))
+        text = real_table(options.evidence, rates)
     else:
-        wrong, right = (
-            list(wrongly_equivalent(given.runs)),
-            list(rightly_equivalent(max(2, given.runs // 500))),
-        )
-        text, good = simulated_table(wrong, right), holds(wrong, right)
-        rates = wrong
+        rates = list(wrongly_equivalent(options.runs))
+        right = list(rightly_equivalent(max(2, options.runs // 500)))
+        text, good = simulated_table(rates, right), holds(rates, right)
     print(text)
-    if given.out is not None:
-        plot = (
-            None
-            if given.large
-            else pages.rate_plot(
-                [(f"{r.of}, K = {r.restarts}, {r.what}", r.rate, r.interval) for r in rates], 0.06
-            )
-        )
-        pages.write(given.out, "judge", arguments, text, plot)
+    if options.out is not None:
+        command = shlex.join(["python", "-m", "benchmarks", "judge", *arguments])
+        plot = _plot(rates) if rates else None
+        pages.write(options.out, "Calibration of the judge", command, text, plot)
     return 0 if good else BadInput.exit_code
 
 
-def wrongly_equivalent(
-    runs: int, worlds: Sequence[World] = WORLDS, sizes: Sequence[int] = (8, 12, 20)
-) -> Iterator[Rate]:
-    """The truth exactly on the margin, above it and below it in turn: how often each statistic, and
-    the whole verdict, says equivalent.
+def _plot(rates: Sequence[Rate]) -> str:
+    rows = []
+    for rate in rates:
+        name = f"{rate.case}, K = {rate.restarts}, {rate.label}"
+        rows.append((name, rate.rate, rate.interval))
+    return pages.rate_plot(rows, LIMIT)
 
-    Of the whole verdict, which takes most of the time and is next to never wrong, a quarter of the
-    runs is asked.
+
+# Simulated runs.
+
+
+def wrongly_equivalent(
+    runs: int,
+    models: Sequence[LatencyModel] = LATENCY_MODELS,
+    sizes: Sequence[int] = (8, 12, 20),
+) -> Iterator[Rate]:
+    """Yield the rates of "equivalent" with the truth exactly on the margin.
+
+    The truth is above it and below it in turn. There is a rate for each statistic and one for the
+    whole verdict, by latency model and number of restarts. The whole verdict takes most of the time
+    and hardly ever errs, so only a quarter of the runs gets one.
     """
-    cells = list(itertools.product(worlds, sizes))
+    cells = list(itertools.product(models, sizes))
     with concurrent.futures.ProcessPoolExecutor(
         mp_context=multiprocessing.get_context("spawn")
     ) as processes:
@@ -131,91 +146,97 @@ def wrongly_equivalent(
             yield from rates
 
 
-def _wrong(world: World, restarts: int, runs: int) -> list[Rate]:
-    """One row of the table."""
-    rng = np.random.default_rng([restarts, WORLDS.index(world)])
-    plan = plan_of(restarts, ROWS, dict.fromkeys(STATISTICS, MARGIN))
-    whole = max(1, runs // 4)
+def _wrong(model: LatencyModel, restarts: int, runs: int) -> list[Rate]:
+    """Return the rates of one row of the table."""
+    rng = np.random.default_rng([restarts, LATENCY_MODELS.index(model)])
+    plan = simulated_plan(restarts, ROWS, dict.fromkeys(STATISTICS, MARGIN))
+    whole_runs = max(1, runs // 4)
     starts = [RestartRecord(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(restarts)]
-    times = dict.fromkeys(STATISTICS, 0)
-    equivalent = 0
+    hits = dict.fromkeys(STATISTICS, 0)
+    whole_hits = 0
     for run in range(runs):
         ratio = 1 + MARGIN if run % 2 else 1 / (1 + MARGIN)
-        found = run_of(world, restarts, ROWS, ratio, plan.delay, rng)
+        readings = simulate_run(model, restarts, ROWS, ratio, plan.delay, rng)
         for name in STATISTICS:
-            times[name] += _equivalent(found, name, MARGIN)
-        if run < whole:
-            equivalent += judge_level(plan, plan.levels[0], found, starts).verdict == "equivalent"
+            hits[name] += _equivalent(readings, name, MARGIN)
+        if run < whole_runs:
+            verdict = judge_level(plan, plan.levels[0], readings, starts).verdict
+            whole_hits += verdict == "equivalent"
     return [
-        *(Rate(world.name, restarts, what, count, runs) for what, count in times.items()),
-        Rate(world.name, restarts, "whole verdict", equivalent, whole),
+        *(Rate(model.name, restarts, name, count, runs) for name, count in hits.items()),
+        Rate(model.name, restarts, "whole verdict", whole_hits, whole_runs),
     ]
 
 
 def rightly_equivalent(
-    pilots: int, worlds: Sequence[World] = WORLDS, runs: int = 10
+    pilots: int, models: Sequence[LatencyModel] = LATENCY_MODELS, runs: int = 10
 ) -> Iterator[Rate]:
-    """Models that are equal, in runs sized for 80 % power from a pilot each: how often all
-    statistics say so.
+    """Yield the rates of "equivalent" in all statistics, for equal models.
+
+    Each pilot sizes `runs` runs for 80 % power.
     """
     with concurrent.futures.ProcessPoolExecutor(
         mp_context=multiprocessing.get_context("spawn")
     ) as processes:
-        found = processes.map(_right, worlds, itertools.repeat(pilots), itertools.repeat(runs))
-        yield from (rate for rate in found if rate.runs)
+        rates = processes.map(_right, models, itertools.repeat(pilots), itertools.repeat(runs))
+        yield from (rate for rate in rates if rate.runs)
 
 
-def _right(world: World, pilots: int, runs: int) -> Rate:
-    template = plan_of(8, 250, PLANNED_MARGINS)
-    rng = np.random.default_rng([80, WORLDS.index(world)])
-    times = total = 0
+def _right(model: LatencyModel, pilots: int, runs: int) -> Rate:
+    template = simulated_plan(8, 250, PLANNED_MARGINS)
+    rng = np.random.default_rng([80, LATENCY_MODELS.index(model)])
+    hits = total = 0
     planned: list[int] = []
     for _ in range(pilots):
-        pilot = pilot_of(world, 12, 250, rng)
+        pilot = simulate_pilot(model, 12, 250, rng)
         try:
             plan, _ = size_plan(pilot, template, 0.8, math.inf)
-        except BadInput:  # No size in reach has the power: nothing is declared.
+        except BadInput:  # No size in reach has the power, so there is no plan.
             continue
         planned.append(plan.restarts)
+        rows = plan.levels[0].tuples * 3 // 4
         for _ in range(runs):
-            found = run_of(world, plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, 0.0, rng)
-            times += all(
-                _equivalent(found, name, margin) for name, margin in PLANNED_MARGINS.items()
+            readings = simulate_run(model, plan.restarts, rows, 1.0, 0.0, rng)
+            hits += all(
+                _equivalent(readings, name, margin) for name, margin in PLANNED_MARGINS.items()
             )
             total += 1
-    return Rate(
-        world.name,
-        round(float(np.median(planned))) if planned else 0,
-        f"{len(planned)} of {pilots} pilots gave a plan",
-        times,
-        total,
-    )
+    restarts = round(float(np.median(planned))) if planned else 0
+    label = f"{len(planned)} of {pilots} pilots gave a plan"
+    return Rate(model.name, restarts, label, hits, total)
 
 
-def _equivalent(found: Readings, name: str, margin: float) -> bool:
-    estimate = adjusted_contrast(
-        found.logs["plain", "inference", name][:, ARMS], found.positions[:, ARMS], CONTRAST
-    )
+def _equivalent(readings: Readings, name: str, margin: float) -> bool:
+    """Return whether a statistic of the inference time is equivalent within the margin."""
+    logs = readings.logs["plain", "inference", name][:, ARMS]
+    return _within(adjusted_contrast(logs, readings.positions[:, ARMS], CONTRAST), margin)
+
+
+def _within(estimate: Estimate, margin: float) -> bool:
     low, high = estimate.interval(CONFIDENCE)
     return -math.log1p(margin) < low and high < math.log1p(margin)
 
 
 def holds(wrong: Sequence[Rate], right: Sequence[Rate]) -> bool:
-    """The protocol's bounds: wrong in less than 6 % (its 95 % interval too), right in at least 80
-    %.
+    """Return whether the protocol's bounds hold.
+
+    Wrong rates must be below 6 %, with their 95 % interval; right ones at least 80 %.
     """
-    return all(rate.interval[1] < 0.06 for rate in wrong) and all(
+    return all(rate.interval[1] < LIMIT for rate in wrong) and all(
         rate.rate >= 0.8 for rate in right
     )
 
 
-def real(folder: Path, most: int = 400) -> Iterator[Rate]:
-    """Runs drawn from a real A/A run, one side multiplied by exactly 1 + margin: how often they say
-    equivalent.
+# A real run.
 
-    Whole squares of four restarts are drawn, so every run is balanced; the four copies of one
-    model are divided into two and two in all three ways, each side slower in turn. Runs that
-    share restarts are not independent: `wrong` counts all of them.
+
+def real_rates(folder: Path, most: int = 400) -> Iterator[Rate]:
+    """Yield the rates of "equivalent" in runs that are drawn from a real A/A run.
+
+    One side is multiplied by exactly 1 + margin ("wrong"), or not at all ("right"). At most `most`
+    runs of each size are drawn. Whole squares of four restarts are drawn, so every run is balanced.
+    The four copies of the model are divided into two and two in all three ways, each side slower in
+    turn. Runs that share restarts are not independent; the rates count all of them.
     """
     check_manifest(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
@@ -223,68 +244,86 @@ def real(folder: Path, most: int = 400) -> Iterator[Rate]:
     check_restarts(folder, lines)
     arms = np.array(plan.claimed_arms)
     for level in plan.levels:
-        found = collect_readings(plan, level, lines)
-        squares = np.arange(len(found.restarts) // 4 * 4).reshape(-1, 4)
+        readings = collect_readings(plan, level, lines)
         for restarts in (8, 12, 20):
-            draws = list(itertools.combinations(range(len(squares)), restarts // 4))
-            rng = np.random.default_rng(restarts)
-            if not draws:  # too few restarts for runs of that size
+            runs = _draw_runs(len(readings.restarts), restarts, most)
+            if not runs:  # too few restarts for runs of that size
                 continue
-            rng.shuffle(draws)
-            for what, shift in (("wrong", 1.0), ("right", 0.0)):
-                times = dict.fromkeys(level.claimed, 0)
-                count = 0
-                for draw in draws[:most]:
-                    rows = squares[list(draw)].ravel()
-                    for pair in ((0, 1), (0, 2), (0, 3)):
-                        for sign in (1.0, -1.0):
-                            contrast = np.full(4, 0.5 * sign)
-                            contrast[list(pair)] = -0.5 * sign
-                            count += 1
-                            for key in times:
-                                metric, name, margin = key
-                                y = found.logs["plain", metric, name][
-                                    np.ix_(rows, arms)
-                                ] + shift * math.log1p(margin) * (contrast > 0)
-                                estimate = adjusted_contrast(
-                                    y, found.positions[np.ix_(rows, arms)], contrast
-                                )
-                                low, high = estimate.interval(CONFIDENCE)
-                                times[key] += -math.log1p(margin) < low and high < math.log1p(
-                                    margin
-                                )
-                yield from (
-                    Rate(f"{level.name} {metric} {name}", restarts, what, hits, count)
-                    for (metric, name, _), hits in times.items()
-                )
+            for label, shift in (("wrong", 1.0), ("right", 0.0)):
+                for key in level.claimed:
+                    hits, count = _count_equivalent(readings, arms, runs, key, shift)
+                    metric, name, _ = key
+                    yield Rate(f"{level.name} {metric} {name}", restarts, label, hits, count)
+
+
+def _draw_runs(available: int, restarts: int, most: int) -> list[np.ndarray]:
+    """Return the restarts of each run, drawn as whole squares of four of those available."""
+    squares = np.arange(available // 4 * 4).reshape(-1, 4)
+    draws = list(itertools.combinations(range(len(squares)), restarts // 4))
+    np.random.default_rng(restarts).shuffle(draws)
+    return [squares[list(draw)].ravel() for draw in draws[:most]]
+
+
+def _count_equivalent(
+    readings: Readings,
+    arms: np.ndarray,
+    runs: Sequence[np.ndarray],
+    key: tuple[str, str, float],
+    shift: float,
+) -> tuple[int, int]:
+    """Return how many runs are equivalent in a statistic, and how many there are.
+
+    `key` is (metric, statistic, margin); `shift` is how many margins one side is moved by.
+    """
+    metric, name, margin = key
+    logs = readings.logs["plain", metric, name]
+    hits = count = 0
+    for restarts in runs:
+        cells = np.ix_(restarts, arms)
+        for contrast in _divisions():
+            moved = logs[cells] + shift * math.log1p(margin) * (contrast > 0)
+            estimate = adjusted_contrast(moved, readings.positions[cells], contrast)
+            hits += _within(estimate, margin)
+            count += 1
+    return hits, count
+
+
+def _divisions() -> Iterator[np.ndarray]:
+    """Yield the contrasts of the six ways to divide four copies into a slower and a faster pair."""
+    for pair in ((0, 1), (0, 2), (0, 3)):
+        for sign in (1.0, -1.0):
+            contrast = np.full(4, 0.5 * sign)
+            contrast[list(pair)] = -0.5 * sign
+            yield contrast
+
+
+# Tables.
 
 
 def simulated_table(wrong: Sequence[Rate], right: Sequence[Rate]) -> str:
+    """Return the Markdown tables of the simulated runs."""
     lines = [
         (
             f'Wrong "equivalent" with the truth exactly on a margin of ±{MARGIN:.0%} ({ROWS} rows'
-            " an arm and restart; 5 % is what the test allows, below 6 % is asked):"
+            " per arm and restart; the test allows 5 %, the protocol less than 6 %):"
         ),
         "",
         "| latencies | K | " + " | ".join((*STATISTICS, "whole verdict")) + " |",
         "|---|--:|" + "--:|" * 5,
     ]
-    for (world, restarts), group in itertools.groupby(wrong, key=lambda r: (r.of, r.restarts)):
-        lines.append(
-            f"| {world} | {restarts} | "
-            + " | ".join(f"{r.rate:.2%} ({r.interval[0]:.1%}–{r.interval[1]:.1%})" for r in group)
-            + " |"
-        )
+    for (case, restarts), group in itertools.groupby(wrong, key=lambda r: (r.case, r.restarts)):
+        cells = " | ".join(_with_interval(rate, digits=2) for rate in group)
+        lines.append(f"| {case} | {restarts} | {cells} |")
     lines += [
         "",
         (
-            f"{wrong[0].runs:,} runs a cell ({wrong[-1].runs:,} for the whole verdict), half with"
+            f"{wrong[0].runs:,} runs per cell ({wrong[-1].runs:,} for the whole verdict), half with"
             " the candidate slower and half faster by the margin; in brackets the exact 95 %"
             " interval."
         ),
         (
-            "The whole verdict claims all four statistics at once and asks every gate, so it errs"
-            " less."
+            "The whole verdict claims all four statistics at once and applies every gate, so it"
+            " errs less."
         ),
         "",
         (
@@ -294,16 +333,22 @@ def simulated_table(wrong: Sequence[Rate], right: Sequence[Rate]) -> str:
         "",
         "| latencies | right | median K | |",
         "|---|--:|--:|---|",
-        *(
-            f"| {r.of} | {r.rate:.1%} ({r.interval[0]:.1%}–{r.interval[1]:.1%}) | {r.restarts} |"
-            f" {r.what}, {r.runs:,} runs |"
-            for r in right
-        ),
     ]
+    for rate in right:
+        lines.append(
+            f"| {rate.case} | {_with_interval(rate, digits=1)} | {rate.restarts} | {rate.label},"
+            f" {rate.runs:,} runs |"
+        )
     return "\n".join(lines)
 
 
+def _with_interval(rate: Rate, digits: int) -> str:
+    low, high = rate.interval
+    return f"{rate.rate:.{digits}%} ({low:.1%}–{high:.1%})"
+
+
 def real_table(folder: Path, rates: Sequence[Rate]) -> str:
+    """Return the Markdown table of the runs drawn from a real one."""
     lines = [
         (
             f'Runs drawn from the A/A run {folder.name}: how often they say "equivalent" when one'
@@ -313,22 +358,24 @@ def real_table(folder: Path, rates: Sequence[Rate]) -> str:
         "| level and statistic | K | wrong | right | runs |",
         "|---|--:|--:|--:|--:|",
     ]
-    right = {(r.of, r.restarts): r for r in rates if r.what == "right"}
-    wrong = [r for r in rates if r.what == "wrong"]
-    lines += [
-        f"| {r.of} | {r.restarts} | {r.rate:.1%} | {right[r.of, r.restarts].rate:.1%} |"
-        f" {r.runs:,} |"
-        for r in wrong
-    ]
-    lines.append("")
-    for restarts in sorted({r.restarts for r in wrong}):
-        mine = [r for r in wrong if r.restarts == restarts]
+    right = {(rate.case, rate.restarts): rate for rate in rates if rate.label == "right"}
+    wrong = [rate for rate in rates if rate.label == "wrong"]
+    for rate in wrong:
+        right_rate = right[rate.case, rate.restarts].rate
         lines.append(
-            f"K = {restarts}: wrong in {sum(r.times for r in mine) / sum(r.runs for r in mine):.2%}"
-            f" of all, in {max(r.rate for r in mine):.1%} of the worst statistic."
+            f"| {rate.case} | {rate.restarts} | {rate.rate:.1%} | {right_rate:.1%} |"
+            f" {rate.runs:,} |"
+        )
+    lines.append("")
+    for restarts in sorted({rate.restarts for rate in wrong}):
+        same_size = [rate for rate in wrong if rate.restarts == restarts]
+        overall = sum(rate.hits for rate in same_size) / sum(rate.runs for rate in same_size)
+        worst = max(rate.rate for rate in same_size)
+        lines.append(
+            f"K = {restarts}: wrong in {overall:.2%} of all, in {worst:.1%} of the worst statistic."
         )
     lines.append(
-        "Runs that share restarts are not independent, so no interval is given, and what the"
-        " restarts' own A/A difference is, all of them share."
+        "Runs that share restarts are not independent, so there is no interval. All of them share"
+        " the A/A difference of the real restarts."
     )
     return "\n".join(lines)

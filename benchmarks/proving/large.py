@@ -1,5 +1,5 @@
 """
-A run of 100 restarts × 6 arms × 20,000 rows, made up, and how long it takes to judge.
+The time and memory that the judge takes for a simulated run of 100 restarts × 6 arms × 20,000 rows.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.schedule import build_schedule, load_order, load_positions
 
-RESTARTS, TUPLES = (
-    100,
-    22_857,
-)  # 4 × tuples, and 5 × a quarter of them in the closing block: 120,000 rows a restart
+# 4 × tuples, and 5 × a quarter of them in the closing block: 120,000 rows per restart.
+RESTARTS, TUPLES = 100, 22_857
 
 PLAN = """
 name = "large"
@@ -55,9 +53,7 @@ inference = {{ p50 = 0.02, mean = 0.02, p95 = 0.03, p99 = 0.05 }}
 
 
 def table() -> str:
-    """Seconds, memory and verdict of `proof judge` in a process of its own, pinned to one
-    processor.
-    """
+    """Return a table with the seconds, memory and verdict of `proof judge` on one processor."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = write(folder, RESTARTS, TUPLES)
@@ -70,21 +66,19 @@ def table() -> str:
         )
         seconds = time.monotonic() - began
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    said = (done.stdout or done.stderr).strip().splitlines()[-1]
+    last_line = (done.stdout or done.stderr).strip().splitlines()[-1]
+    verdict = last_line.split(". ")[0]
     return "\n".join(
         [
-            "| rows | restarts | seconds on one core | most memory | what it said |",
+            "| rows | restarts | seconds on one core | most memory | verdict |",
             "|--:|--:|--:|--:|---|",
-            (
-                f"| {rows:,} | {RESTARTS} | {seconds:.1f} | {memory:,.0f} MiB |"
-                f" {said.split('. ')[0]} |"
-            ),
+            f"| {rows:,} | {RESTARTS} | {seconds:.1f} | {memory:,.0f} MiB | {verdict} |",
         ]
     )
 
 
 def write(folder: Path, restarts: int, tuples: int) -> int:
-    """Writes the sealed run; returns its number of rows."""
+    """Write the sealed run to `folder` and return its number of rows."""
     (folder / "texts.txt").write_text("".join(f"text number {i}\n" for i in range(64)))
     (folder / "plan.toml").write_text(
         PLAN.format(folder=folder, tuples=tuples).replace(
@@ -119,29 +113,29 @@ def write(folder: Path, restarts: int, tuples: int) -> int:
 def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
     [level] = plan.levels
     texts = plan.read_texts()
-    due = build_schedule(plan, level, restart, len(texts))
+    slots = build_schedule(plan, level, restart, len(texts))
     positions = load_positions(plan, restart)
-    count = len(due)
-    factor = np.array([1.0, 1.0, 1.0, 1.0, 1 + plan.delay, 1.4])[due.arm]
+    count = len(slots)
+    factor = np.array([1.0, 1.0, 1.0, 1.0, 1 + plan.delay, 1.4])[slots.arm]
     inference = np.round(5_000_000 * factor * np.exp(0.05 * rng.standard_normal(count))) / 1000
     scheduled = restart * 10**13 + np.arange(count) * 20_000_000
     words = {"run": f"large-{plan.digest[:16]}", "level": level.name, "instance": f"i{restart}"}
     ids = [
         f"{level.name}.{restart}.{s}.{t}.{p}"
         for s, t, p in zip(
-            due.slice_id.tolist(), due.block_id.tolist(), due.position.tolist(), strict=True
+            slots.slice_id.tolist(), slots.block_id.tolist(), slots.position.tolist(), strict=True
         )
     ]
     columns = {name: pa.array([word] * count) for name, word in words.items()} | {
         "restart": np.full(count, restart),
-        "slice_id": due.slice_id,
-        "block_id": due.block_id,
-        "position": due.position,
+        "slice_id": slots.slice_id,
+        "block_id": slots.block_id,
+        "position": slots.position,
         "request_id": pa.array(ids),
-        "arm": pa.array([plan.arms[a].name for a in due.arm]),
-        "load_position": np.array([positions[a] for a in range(len(plan.arms))])[due.arm],
-        "text_id": due.text,
-        "chars": np.array([len(text) for text in texts])[due.text],
+        "arm": pa.array([plan.arms[a].name for a in slots.arm]),
+        "load_position": np.array([positions[a] for a in range(len(plan.arms))])[slots.arm],
+        "text_id": slots.text,
+        "chars": np.array([len(text) for text in texts])[slots.text],
         "tokens": np.full(count, 5),
         "scheduled_ns": scheduled,
         "sent_ns": scheduled + 2000,

@@ -1,4 +1,4 @@
-"""Delays that come from outside."""
+"""Delays that a proxy adds from outside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.service.test_server import serving
 def test_a_proxy_adds_its_share_of_the_servers_own_time(artifact: Artifact) -> None:
     with (
         serving(artifact) as (url, _),
-        proxy(int(url.rpartition(":")[2]), 1.0, set()) as (port, passed),
+        proxy(int(url.rpartition(":")[2]), 1.0, set()) as (port, stats),
     ):
         for _ in range(5):
             request = urllib.request.Request(
@@ -26,8 +26,8 @@ def test_a_proxy_adds_its_share_of_the_servers_own_time(artifact: Artifact) -> N
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert response.status == 200
                 assert b"POSITIVE" in response.read()
-    assert passed.requests == 5
-    assert passed.added_ns >= passed.took_ns
+    assert stats.requests == 5
+    assert stats.added_ns >= stats.took_ns
 
 
 def test_a_delay_is_measured_through_the_whole_run(plan: Path, tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_a_delay_is_measured_through_the_whole_run(plan: Path, tmp_path: Path) -
     plan.write_text(text)
     outcome = measure(read_plan(plan), 2.0, tmp_path / "evidence")
     assert outcome.true_ratio > 1.5
-    [found] = outcome.verdict.levels["unloaded"].statistics
-    assert found.ratio > 1.5
+    [estimate] = outcome.verdict.levels["unloaded"].statistics
+    assert estimate.ratio > 1.5
     shown = table(read_plan(plan), [outcome])
     assert "| 200% |" in shown
 

@@ -28,7 +28,7 @@ def test_families_are_compared_with_bert_and_the_table_says_what_came_out(
         for line in (tmp_path / "table.md").read_text().splitlines()
         if line.startswith("| ")
     ][2:]
-    assert [(name, found) for name, _, found, *_ in rows] == [
+    assert [(name, result) for name, _, result, *_ in rows] == [
         ("BERT, other weights", "the same work"),
         ("BERT, 3 labels", "encoder equal, head differs"),
         ("BERT, other tokenizer", "encoder and head equal, tokenizer not"),
@@ -48,7 +48,7 @@ def test_a_family_that_comes_out_otherwise_than_expected_ends_with_65_and_is_nam
     with pytest.raises(
         BadInput,
         match=(
-            "1 of 1 came out otherwise than expected: BERT, 3 layers: they do not do the same work,"
+            "1 of 1 had an unexpected outcome: BERT, 3 layers: they do not do the same work,"
             " not the same work"
         ),
     ):
@@ -60,7 +60,7 @@ def test_the_committed_table_holds_every_family_and_each_came_out_as_expected() 
     assert len(rows) == len(FAMILIES)
     for family, row in zip(FAMILIES, rows, strict=True):
         assert row.startswith(
-            f"| {family.name} | {family.expected}: {family.why} | {family.expected} | "
+            f"| {family.name} | {family.expected}: {family.reason} | {family.expected} | "
         )
     assert f"{len(FAMILIES)} of {len(FAMILIES)} came out as expected" in TABLE.read_text()
 

@@ -1,6 +1,4 @@
-"""The stages for a GPU, rehearsed whole on the CPU with a tiny model, and models carried as
-skeletons.
-"""
+"""The stages for a GPU, in a dry run on the CPU with a tiny model, and the weightless models."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import gpu
 from benchmarks.commands import main
-from benchmarks.gpu import STAGES, engine, rig, serving, torch_side, twins
-from benchmarks.gpu.rig import MODELS, VARIANT, Rig
+from benchmarks.gpu import STAGES, engine, gpu_setup, serving, torch_side, twins
+from benchmarks.gpu.gpu_setup import MODELS, VARIANT, GpuSetup
 from benchmarks.harness.findings import Findings, read
-from benchmarks.harness.weightless import SKELETON, grow
+from benchmarks.harness.weightless import STATISTICS, randomize_weights
 from command import BadInput, BadUsage, Unavailable
 from proof.plans.plan_file import read_plan
 from service.artifact import read_artifact
@@ -44,21 +42,22 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def skeletons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpu") / "skeletons"
-    rig.pack(folder, "tiny", ("cpu-fp32", VARIANT))
+def weightless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu") / "weightless"
+    gpu_setup.pack(folder, "tiny", ("cpu-fp32", VARIANT))
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(skeletons: Path, tmp_path_factory: pytest.TempPathFactory) -> Rig:
-    return rig.build(tmp_path_factory.mktemp("grown"), skeletons, "tiny", TEXTS, rehearsal=True)
+def setup(weightless: Path, tmp_path_factory: pytest.TempPathFactory) -> GpuSetup:
+    folder = tmp_path_factory.mktemp("artifacts")
+    return gpu_setup.build(folder, weightless, "tiny", TEXTS, dry_run=True)
 
 
 def test_without_a_gpu_it_ends_with_one_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "visible", tuple)
     with pytest.raises(
-        Unavailable, match=r"needs an NVIDIA GPU: .* --rehearse shows the stages on the CPU"
+        Unavailable, match=r"needs an NVIDIA GPU: .* try the stages on the CPU with --dry-run"
     ):
         main(["gpu"])
     with pytest.raises(BadUsage, match="Unknown stage 'speed'; known are providers, engine"):
@@ -75,7 +74,7 @@ def test_on_a_machine_without_a_gpu_the_command_exits_69() -> None:
 
 
 def test_the_stages_need_nothing_of_what_exports() -> None:
-    """A machine that is given skeletons has none of it."""
+    """A machine that only uses weightless models has none of these packages."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('export', 'openvino', 'nncf'))); import"
         " benchmarks.gpu"
@@ -85,19 +84,21 @@ def test_the_stages_need_nothing_of_what_exports() -> None:
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "twins"])
-def test_a_stage_runs_whole(stage: str, made: Rig) -> None:
-    found = STAGES[stage](made)
-    assert found.name == stage
-    assert found.tables[0].rows
-    assert found.values
-    # A rehearsal claims nothing of a GPU.
-    assert not [target for target in found.targets if target.holds and "CPU's" not in target.what]
+def test_a_stage_runs_whole(stage: str, setup: GpuSetup) -> None:
+    findings = STAGES[stage](setup)
+    assert findings.name == stage
+    assert findings.tables[0].rows
+    assert findings.values
+    # A dry run claims nothing about a GPU.
+    assert not [
+        target for target in findings.targets if target.holds and "CPU's" not in target.name
+    ]
 
 
 def test_a_stage_that_fails_costs_the_others_nothing(
-    made: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: GpuSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: Rig) -> Findings:
+    def fails(_: GpuSetup) -> Findings:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     def version(name: str, real: Callable[[str], str] = importlib.metadata.version) -> str:
@@ -108,26 +109,26 @@ def test_a_stage_that_fails_costs_the_others_nothing(
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setitem(STAGES, "torch", fails)
     with pytest.raises(Unavailable, match="Not measured: torch; the page says why"):
-        gpu._run(["torch", "offline"], made, tmp_path / "GPU.md", {}, "python -m benchmarks gpu")
+        gpu._run(["torch", "offline"], setup, tmp_path / "GPU.md", {}, "python -m benchmarks gpu")
     page = (tmp_path / "GPU.md").read_text()
     assert "Not measured: RuntimeError: operation not permitted when stream is capturing" in page
     assert "## offline" in page
 
 
 def test_resuming_with_some_stages_keeps_what_the_page_holds_of_others(
-    made: Rig, tmp_path: Path
+    setup: GpuSetup, tmp_path: Path
 ) -> None:
     out = tmp_path / "GPU.md"
-    gpu._run(["offline"], made, out, {}, "python -m benchmarks gpu")
-    before = {one.name: one for one in read(out)}
-    gpu._run(["providers"], made, out, {"offline": before["offline"]}, "python -m benchmarks gpu")
-    after = {one.name: one for one in read(out)}
+    gpu._run(["offline"], setup, out, {}, "python -m benchmarks gpu")
+    before = {findings.name: findings for findings in read(out)}
+    gpu._run(["providers"], setup, out, {"offline": before["offline"]}, "python -m benchmarks gpu")
+    after = {findings.name: findings for findings in read(out)}
     assert list(after) == ["where", "providers", "offline"]
     assert after["offline"] == before["offline"]
 
 
 def test_a_peer_that_stumbles_costs_our_figures_nothing(
-    made: Rig, monkeypatch: pytest.MonkeyPatch
+    setup: GpuSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = serving._loads
 
@@ -137,28 +138,30 @@ def test_a_peer_that_stumbles_costs_our_figures_nothing(
         return real(command, *rest)
 
     monkeypatch.setattr(serving, "_loads", loads)
-    found = serving.measure(made)
-    assert {row[0] for row in found.tables[0].rows} == {"DrBERT Serve"}
-    assert "FastAPI over torch was not measured: server did not get ready." in found.tables[0].note
+    findings = serving.measure(setup)
+    assert {row[0] for row in findings.tables[0].rows} == {"DrBERT Serve"}
+    assert (
+        "FastAPI over torch was not measured: server did not get ready." in findings.tables[0].note
+    )
 
 
 def test_a_graph_that_keeps_its_first_lengths_is_seen(
-    made: Rig, monkeypatch: pytest.MonkeyPatch
+    setup: GpuSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a capture of a value that should have been read anew would do."""
-    runtime = made.engine()
+    """A capture that holds a value instead of reading it again would do that."""
+    runtime = setup.engine()
     real, first = runtime._run, dict[tuple[int, ...], Any]()
 
-    def stale(given: Any) -> Any:
-        mask = first.setdefault(given["input_ids"].shape, given["attention_mask"])
-        return real({**given, "attention_mask": mask})
+    def stale(batch: Any) -> Any:
+        mask = first.setdefault(batch["input_ids"].shape, batch["attention_mask"])
+        return real({**batch, "attention_mask": mask})
 
     monkeypatch.setattr(runtime, "_run", stale)
-    found = engine.providers(made)
-    right, wrong = found.values["differences"][0::3], found.values["differences"][1::3]
+    findings = engine.providers(setup)
+    right, wrong = findings.values["differences"][0::3], findings.values["differences"][1::3]
     assert max(right) < 1e-3
-    assert max(wrong) > engine.TOLERANCE * max(found.values["spreads"])
-    assert found.targets[0].holds is False
+    assert max(wrong) > engine.TOLERANCE * max(findings.values["spreads"])
+    assert findings.targets[0].holds is False
 
 
 @torch.no_grad()
@@ -172,22 +175,22 @@ def test_a_mask_that_can_be_captured_masks_the_same() -> None:
     }
     model = BertForSequenceClassification(BertConfig(**shape, attn_implementation="sdpa")).eval()
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
-    given = {
+    batch = {
         "input_ids": np.array([[5, 6, 7, 0], [5, 6, 7, 8]]),
         "attention_mask": mask,
         "token_type_ids": np.zeros_like(mask),
     }
-    expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits
-    assert torch.allclose(model(**torch_side.for_capture(torch, given)).logits, expected, atol=1e-6)
+    expected = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits
+    assert torch.allclose(model(**torch_side.for_capture(torch, batch)).logits, expected, atol=1e-6)
     assert not torch.allclose(
-        model(torch.from_numpy(given["input_ids"])).logits, expected, atol=1e-6
+        model(torch.from_numpy(batch["input_ids"])).logits, expected, atol=1e-6
     )
 
 
-def test_the_proofs_plan_can_be_read(made: Rig, tmp_path: Path) -> None:
+def test_the_proofs_plan_can_be_read(setup: GpuSetup, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS * 40) + "\n")
-    folders = {name: str(artifact.directory) for name, artifact in made.artifacts.items()}
+    folders = {name: str(artifact.directory) for name, artifact in setup.artifacts.items()}
     path = tmp_path / "plan.toml"
     path.write_text(
         twins.PLAN.format(
@@ -204,13 +207,13 @@ def test_the_proofs_plan_can_be_read(made: Rig, tmp_path: Path) -> None:
     assert {arm.role for arm in plan.arms} == {"reference", "candidate", "control", "delayed"}
 
 
-def test_a_skeleton_is_small_and_grows_to_an_artifact_that_answers(
-    skeletons: Path, tmp_path: Path
+def test_a_weightless_artifact_is_small_and_becomes_an_artifact_that_answers(
+    weightless: Path, tmp_path: Path
 ) -> None:
-    assert {path.name for path in skeletons.iterdir()} == set(MODELS)
-    assert sum(path.stat().st_size for path in (skeletons / "bert").iterdir()) < 400_000
+    assert {path.name for path in weightless.iterdir()} == set(MODELS)
+    assert sum(path.stat().st_size for path in (weightless / "bert").iterdir()) < 400_000
     twin, other = (
-        read_artifact(grow(skeletons / name, tmp_path / name, seed))
+        read_artifact(randomize_weights(weightless / name, tmp_path / name, seed))
         for seed, name in enumerate(("bert", "drbert"))
     )
     assert (
@@ -231,26 +234,28 @@ def test_a_skeleton_is_small_and_grows_to_an_artifact_that_answers(
         assert len({tuple(row) for row in logits.tolist()}) == len(TEXTS)
 
 
-def test_one_seed_grows_one_artifact(skeletons: Path, tmp_path: Path) -> None:
+def test_one_seed_makes_one_artifact(weightless: Path, tmp_path: Path) -> None:
     files = [
-        read_artifact(grow(skeletons / "bert", tmp_path / str(n), seed=5)).manifest.files
+        read_artifact(
+            randomize_weights(weightless / "bert", tmp_path / str(n), seed=5)
+        ).manifest.files
         for n in range(2)
     ]
     assert files[0] == files[1]
 
 
-def test_what_is_no_skeleton_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is no skeleton of an artifact"):
-        grow(tmp_path, tmp_path / "artifact", 0)
-    (tmp_path / SKELETON).write_text("{")
+def test_a_folder_that_is_not_a_weightless_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is not a weightless artifact"):
+        randomize_weights(tmp_path, tmp_path / "artifact", 0)
+    (tmp_path / STATISTICS).write_text("{")
     with pytest.raises(BadInput, match="benchmarks gpu --pack"):
-        grow(tmp_path, tmp_path / "artifact", 0)
+        randomize_weights(tmp_path, tmp_path / "artifact", 0)
     with pytest.raises(BadInput, match="is not empty"):
-        rig.pack(tmp_path, "tiny")
+        gpu_setup.pack(tmp_path, "tiny")
 
 
-def test_calibration_writes_a_grid_that_the_service_reads(made: Rig, tmp_path: Path) -> None:
-    engine.calibrate(made, tmp_path / "grid.json")
+def test_calibration_writes_a_grid_that_the_service_reads(setup: GpuSetup, tmp_path: Path) -> None:
+    engine.calibrate(setup, tmp_path / "grid.json")
     grid = read_grid(tmp_path / "grid.json", "CPU")
     assert grid.padded_rows
     assert Shapes(64, grid=grid).lengths[-1] == 64
@@ -265,11 +270,11 @@ def test_a_shape_that_takes_as_long_as_the_next_is_not_kept() -> None:
         for size in (1, 2, 4, 8)
         for length in (8, 16, 32, 64)
     ]
-    kept = engine.keep(times, GPU)
-    assert kept.lengths == (8, 16, 32, 64)
-    assert kept.batch_sizes == (1, 2, 4, 8)
-    assert kept.max_batch_tokens == 32
-    flat = engine.keep(
+    grid = engine.worthwhile_grid(times, GPU)
+    assert grid.lengths == (8, 16, 32, 64)
+    assert grid.batch_sizes == (1, 2, 4, 8)
+    assert grid.max_batch_tokens == 32
+    flat = engine.worthwhile_grid(
         [(size, length, 1.0 + (length == 64)) for size in (1, 2) for length in (8, 16, 64)], GPU
     )
     assert flat.lengths == (16, 64)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.proving import large
-from benchmarks.proving.judge import Rate, main, real, rightly_equivalent, wrongly_equivalent
-from benchmarks.proving.noise import WORLDS, pilot_of, plan_of, run_of
+from benchmarks.proving.judge import Rate, main, real_rates, rightly_equivalent, wrongly_equivalent
+from benchmarks.proving.noise import LATENCY_MODELS, simulate_pilot, simulate_run, simulated_plan
 from proof.evidence.store import RestartRecord
 from proof.sizing.power import size_plan
 from proof.verdict.judge import judge_level
@@ -19,7 +19,9 @@ from tests.proof.sizing.test_pilot import write_pilot
 
 def test_with_the_truth_on_the_margin_the_judge_seldom_says_equivalent() -> None:
     # Seeded, so it cannot flicker: 5 % is what the test allows, and 600 runs tell it to within 2 %.
-    rates = list(wrongly_equivalent(600, worlds=(WORLDS[0], WORLDS[-1]), sizes=(8,)))
+    rates = list(
+        wrongly_equivalent(600, models=(LATENCY_MODELS[0], LATENCY_MODELS[-1]), sizes=(8,))
+    )
     assert len(rates) == 10
     for rate in rates:
         assert rate.interval[0] < 0.05, rate
@@ -27,30 +29,38 @@ def test_with_the_truth_on_the_margin_the_judge_seldom_says_equivalent() -> None
 
 
 def test_equal_models_come_out_equivalent_in_runs_that_were_sized_for_it() -> None:
-    [rate] = rightly_equivalent(3, worlds=WORLDS[:1], runs=20)
+    [rate] = rightly_equivalent(3, models=LATENCY_MODELS[:1], runs=20)
     assert rate.runs == 60
     assert rate.rate > 0.8
 
 
 def test_a_plan_is_large_enough_for_its_delayed_arm_to_be_told_apart() -> None:
     rng = np.random.default_rng(3)
-    seen = []
+    detected = []
     for _ in range(6):
         plan, offer = size_plan(
-            pilot_of(WORLDS[0], 12, 60, rng), plan_of(8, 60, {"p50": 0.02}), 0.8, math.inf
+            simulate_pilot(LATENCY_MODELS[0], 12, 60, rng),
+            simulated_plan(8, 60, {"p50": 0.02}),
+            0.8,
+            math.inf,
         )
         # One claim alone, so whatever the joint power lacks of it is the control's.
         assert 0.8 <= offer.power < min(offer.alone.values())
         starts = [RestartRecord(r, r, "", f"i{r}", 1.0, 0.1, 0, "") for r in range(plan.restarts)]
         for _ in range(20):
-            found = run_of(
-                WORLDS[0], plan.restarts, plan.levels[0].tuples * 3 // 4, 1.0, plan.delay, rng
+            readings = simulate_run(
+                LATENCY_MODELS[0],
+                plan.restarts,
+                plan.levels[0].tuples * 3 // 4,
+                1.0,
+                plan.delay,
+                rng,
             )
-            seen.append(
+            detected.append(
                 "bert-delayed is told apart"
-                not in judge_level(plan, plan.levels[0], found, starts).breached
+                not in judge_level(plan, plan.levels[0], readings, starts).breached
             )
-    assert np.mean(seen) > 0.8
+    assert np.mean(detected) > 0.8
 
 
 def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:
@@ -60,16 +70,20 @@ def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:
 
 def test_runs_are_drawn_from_a_real_one_in_whole_squares(tmp_path: Path) -> None:
     rates = list(
-        real(write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20)
+        real_rates(
+            write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20
+        )
     )
-    wrong = [rate for rate in rates if rate.what == "wrong"]
+    wrong = [rate for rate in rates if rate.label == "wrong"]
     assert {rate.restarts for rate in rates} == {8, 12, 20}
     assert {rate.runs for rate in wrong} == {
         6,
         60,
     }  # ten pairs of squares of five, ten triples, all five; six ways to divide four copies
-    assert sum(rate.times for rate in wrong) / sum(rate.runs for rate in wrong) < 0.1
-    right = [rate for rate in rates if rate.what == "right" and rate.of == "unloaded inference p50"]
+    assert sum(rate.hits for rate in wrong) / sum(rate.runs for rate in wrong) < 0.1
+    right = [
+        rate for rate in rates if rate.label == "right" and rate.case == "unloaded inference p50"
+    ]
     assert all(rate.rate > 0.9 for rate in right)
 
 

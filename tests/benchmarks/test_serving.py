@@ -1,6 +1,4 @@
-"""The benchmarks of the CPU service, each run whole on a tiny model; what they measure is not
-looked at, what they count is.
-"""
+"""The benchmarks of the CPU service, each run on a tiny model; counts are checked, not times."""
 
 from __future__ import annotations
 
@@ -26,12 +24,13 @@ from benchmarks.harness import findings, models_under_test
 from benchmarks.harness.findings import Findings, Table, Target
 from benchmarks.harness.flops import flops
 from benchmarks.harness.generator import Load, Window, run
-from benchmarks.harness.processes import free_port, our_service, started
-from benchmarks.harness.texts import evenly
-from benchmarks.peers.compare import CONNECTIONS, Running, _ratios, _targets, run_all
+from benchmarks.harness.processes import running_server, service_command
+from benchmarks.harness.texts import mix_lengths
+from benchmarks.peers.compare import CONNECTIONS, PeerRun, _ratios, _targets, run_all
 from benchmarks.peers.peer import Peer, interpreter, ours
 from benchmarks.peers.peer import peers as all_peers
 from command import BadInput, BadUsage, CommandError, Unavailable
+from proof.measuring.launch import free_port
 from service.batching.shapes import PACKED, Shapes
 from tests import requirements
 
@@ -48,33 +47,35 @@ TEXTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the tiny subject is made, once."""
+    """The folder in which the tiny model is exported, once."""
     with pytest.MonkeyPatch.context() as patch:
-        made = tmp_path_factory.mktemp("bench")
-        patch.setattr(models_under_test, "FOLDER", made)
-        yield made
+        path = tmp_path_factory.mktemp("bench")
+        patch.setattr(models_under_test, "FOLDER", path)
+        yield path
 
 
 def test_the_roofline_counts_the_models_operations() -> None:
-    found = roofline.measure("tiny", rounds=1, shapes=((1, 8), (2, 16)))
-    config = json.loads((models_under_test.subject("tiny").checkpoint / "config.json").read_text())
-    each = models_under_test.subject("tiny")
+    result = roofline.measure("tiny", rounds=1, shapes=((1, 8), (2, 16)))
+    config = json.loads(
+        (models_under_test.model_under_test("tiny").checkpoint / "config.json").read_text()
+    )
+    model = models_under_test.model_under_test("tiny")
     # Two layers of 32: 4 × 32² + 2 × 32 × 64 multiplications a token, and attention's two products
     # of L × L × 32 a layer.
-    assert flops(each.artifact, config, 2, 16) == 2 * 2 * 2 * (
+    assert flops(model.artifact, config, 2, 16) == 2 * 2 * 2 * (
         16 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 16 * 16 * 32
     )
-    assert {row[0] for row in found.tables[0].rows} == set(each.variants)
-    assert all(min(value["ops"]) > 0 for value in found.values.values())
+    assert {row[0] for row in result.tables[0].rows} == set(model.variants)
+    assert all(min(value["ops"]) > 0 for value in result.values.values())
 
 
 def test_a_start_is_measured_until_ready_with_its_memory() -> None:
-    found = startup.measure(("tiny",), rounds=1)
-    for ones in found.values.values():
-        [one] = ones
-        assert 0 < one["ready_s"] < 120
-        assert 10 * 2**20 < one["loaded"] < 2**30
-        assert one["first_ms"] > 0
+    result = startup.measure(("tiny",), rounds=1)
+    for starts in result.values.values():
+        [start] = starts
+        assert 0 < start["ready_s"] < 120
+        assert 10 * 2**20 < start["loaded"] < 2**30
+        assert start["first_ms"] > 0
 
 
 def test_what_cannot_be_measured_costs_nothing_of_the_rest(
@@ -95,26 +96,27 @@ def test_what_cannot_be_measured_costs_nothing_of_the_rest(
 
 
 def test_memory_is_looked_at_after_every_shape_was_met() -> None:
-    found = memory.measure(("tiny",), short=True, requests=20)
-    [row], [values] = found.tables[0].rows, found.values.values()
-    longest = models_under_test.subject("tiny").artifact.manifest.max_tokens
+    result = memory.measure(("tiny",), short=True, requests=20)
+    [row], [values] = result.tables[0].rows, result.values.values()
+    longest = models_under_test.model_under_test("tiny").artifact.manifest.max_tokens
     assert values["shapes"] == sum(
-        length > 2 for _, length in Shapes(longest, grid=PACKED).likely_first()
+        length > 2 for _, length in Shapes(longest, grid=PACKED).by_work()
     )
     assert values["seen"][-1][0] >= 20
-    assert row[-1] == "{:+.2f} % ({:+.2f}…{:+.2f})".format(*memory.Growth(**values).percent)
+    growth = memory.Growth(values["ready"], values["shapes"], values["met"], values["seen"])
+    assert row[-1] == "{:+.2f} % ({:+.2f}…{:+.2f})".format(*growth.percent)
 
 
 def test_batching_holds_every_choice_against_another() -> None:
-    found = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
-    assert [table.title for table in found.tables] == [
+    result = batching.measure("tiny", TEXTS * 20, rounds=1, seconds=0.3)
+    assert [table.title for table in result.tables] == [
         "Padding by backlog",
-        "Shared rows or a row each",
+        "Packed or unpacked",
         "Exact lengths or the grid's",
         "Streams",
         "Waiting for a fuller batch",
     ]
-    assert all(target.holds is not None for target in found.targets)
+    assert all(target.holds is not None for target in result.targets)
 
 
 def test_convberts_operations_are_the_papers() -> None:
@@ -122,16 +124,16 @@ def test_convberts_operations_are_the_papers() -> None:
     # and 96.64 at 512.
     assert convbert.flops_ratio("base", 128) == pytest.approx(21.23 / 22.35, abs=0.005)
     assert convbert.flops_ratio("base", 512) == pytest.approx(88.56 / 96.64, abs=0.005)
-    found = convbert.measure(("tiny",), ((1, 8), (2, 16)), rounds=1)
-    assert len(found.tables[0].rows) == 2
+    result = convbert.measure(("tiny",), ((1, 8), (2, 16)), rounds=1)
+    assert len(result.tables[0].rows) == 2
 
 
 def test_the_overhead_is_what_the_servers_own_times_leave() -> None:
-    each = models_under_test.subject("tiny")
-    found = overhead.engine_and_service(each, each.variants[-1], TEXTS, rounds=1, seconds=0.5)
-    assert 0 < found["added_ms"][0] < found["alone_p50_ms"][0]
-    assert found["engine_per_s"][0] > 0
-    assert found["service_per_s"][0] > 0
+    model = models_under_test.model_under_test("tiny")
+    result = overhead.engine_and_service(model, model.variants[-1], TEXTS, rounds=1, seconds=0.5)
+    assert 0 < result["added_ms"][0] < result["alone_p50_ms"][0]
+    assert result["engine_per_s"][0] > 0
+    assert result["service_per_s"][0] > 0
 
 
 def test_requests_that_are_served_in_turn_wait_as_queueing_theory_says() -> None:
@@ -148,11 +150,11 @@ def test_requests_that_are_served_in_turn_wait_as_queueing_theory_says() -> None
 
 @requirements.wrk
 def test_a_null_model_and_an_echo_are_counted_by_wrk() -> None:
-    found = overhead.null_by_echo(TEXTS[0], rounds=1, seconds=1)
-    assert found is not None
-    assert min(found["echo"]) > 0
-    assert min(found["null"]) > 0
-    assert min(found["guarded"]) > 0
+    result = overhead.null_by_echo(TEXTS[0], rounds=1, seconds=1)
+    assert result is not None
+    assert min(result["echo"]) > 0
+    assert min(result["null"]) > 0
+    assert min(result["guarded"]) > 0
 
 
 @pytest.mark.parametrize("phase", [0.1, 1.3, 2.9])
@@ -161,13 +163,13 @@ def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(
     batch: int, phase: float
 ) -> None:
     load = Load(1, "/", [], connections=32, seconds=6.0, warm_up_s=2.0, turns=3)
-    window, answers = Window(load, began=0.0), []
+    window, answers = Window(load, started_at=0.0), []
     for number in itertools.count():
         if window.end < math.inf:
             break
         for place in range(batch):  # 8.8 texts a second, like a large model on one processor
             answers.append(phase + number * batch / 8.8 + place * 1e-6)
-            window.answered(answers[-1])
+            window.count(answers[-1])
     counted = [at for at in answers if window.begin < at <= window.end]
     assert window.begin >= 2.0
     assert window.end - window.begin >= 6.0
@@ -178,8 +180,8 @@ def test_a_server_that_answers_in_batches_is_credited_with_whole_ones(
 def test_the_generator_sends_what_it_is_told_and_counts_what_was_refused(tmp_path: Path) -> None:
     port = free_port()
     overhead.write_null_artifact(tmp_path / "null")
-    with started(
-        "null", our_service(str(tmp_path / "null"), port=port), port, tmp_path / "log"
+    with running_server(
+        "null", service_command(str(tmp_path / "null"), port=port), port, tmp_path / "log"
     ) as server:
         bodies = [json.dumps({"input": text}) for text in TEXTS]
         closed = run(Load(port, "/classify", bodies, 3, 0.4, warm_up_s=0.1))
@@ -202,21 +204,21 @@ def test_a_server_stays_on_its_processors_whatever_its_threads_ask_for(tmp_path:
         " daemon=True).start()\nhttp.server.ThreadingHTTPServer(('127.0.0.1',"
         f" {(port := free_port())}), http.server.SimpleHTTPRequestHandler).serve_forever()"
     )
-    own = {min(os.sched_getaffinity(0))}
-    with started(
-        "wanderer", [sys.executable, "-c", wanders], port, tmp_path / "log", path="/", cpus=own
+    cpus = {min(os.sched_getaffinity(0))}
+    with running_server(
+        "wanderer", [sys.executable, "-c", wanders], port, tmp_path / "log", path="/", cpus=cpus
     ) as server:
         [pid] = server.pids()
         assert all(
-            os.sched_getaffinity(int(thread.name)) == own
+            os.sched_getaffinity(int(thread.name)) == cpus
             for thread in Path(f"/proc/{pid}/task").glob("*")
         )
 
 
 def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
     with (
-        pytest.raises(Unavailable, match="nobody did not get ready: out of luck"),
-        started(
+        pytest.raises(Unavailable, match="nobody ended with 1 before it was ready: out of luck"),
+        running_server(
             "nobody",
             [sys.executable, "-c", "raise SystemExit('out of luck')"],
             free_port(),
@@ -228,46 +230,46 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 
 def plain_openvino() -> Peer:
     """The peer that needs nothing but what is installed here."""
-    found = next(
+    peer = next(
         peer for peer in all_peers({"f32"}) if peer.name == "FastAPI + OpenVINO fp32, no batching"
     )
-    return dataclasses.replace(found, requirements=())
+    return dataclasses.replace(peer, requirements=())
 
 
 def test_peers_are_measured_in_turns_and_answer_what_we_answer() -> None:
     lost = dataclasses.replace(
         plain_openvino(),
         name="lost",
-        command=lambda python, subject, port: [
+        command=lambda python, model, port: [
             sys.executable,
             "-c",
             "raise SystemExit('no such engine')",
         ],
     )
     running, absent = run_all(
-        models_under_test.subject("tiny"),
+        models_under_test.model_under_test("tiny"),
         [ours("cpu-fp32", "fp32"), plain_openvino(), lost],
         TEXTS,
         rounds=1,
         seconds=0.3,
     )
-    assert [one.peer.name for one in running] == [
+    assert [peer_run.peer.name for peer_run in running] == [
         "DrBERT Serve fp32",
         "FastAPI + OpenVINO fp32, no batching",
     ]
-    assert absent == {"lost": "lost did not get ready: no such engine"}
-    for one in running:
-        assert one.agreement == 1
-        assert one.furthest < 1e-4
-        assert all(rates[0] > 0 for rates in one.rates.values())
+    assert absent == {"lost": "lost ended with 1 before it was ready: no such engine"}
+    for peer_run in running:
+        assert peer_run.agreement == 1
+        assert peer_run.furthest < 1e-4
+        assert all(rates[0] > 0 for rates in peer_run.rates.values())
 
 
-def measured(peer: Peer, rate: float) -> Running:
-    return Running(peer, None, rates={c: [rate, rate] for c in (1, 8, 32)})  # type: ignore[arg-type]
+def measured(peer: Peer, rate: float) -> PeerRun:
+    return PeerRun(peer, None, rates={c: [rate, rate] for c in (1, 8, 32)})  # type: ignore[arg-type]
 
 
 def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
-    named = {peer.name: peer for peer in all_peers({"f32", "i8"})}
+    peers_by_name = {peer.name: peer for peer in all_peers({"f32", "i8"})}
     rates = {
         "DrBERT Serve fp32": 40.0,
         "DrBERT Serve int8": 100.0,
@@ -277,19 +279,19 @@ def test_ratios_are_of_the_best_and_of_the_same_precision() -> None:
         "FastAPI + OpenVINO fp32, no batching": 20.0,
         "FastAPI + OpenVINO int8, no batching": 80.0,
     }
-    running = [measured(named[name], rate) for name, rate in rates.items()]
+    running = [measured(peers_by_name[name], rate) for name, rate in rates.items()]
     table = _ratios("base", running, CONNECTIONS, "int8: ungated")
     rows = {row[0]: row for row in table.rows}
     assert table.note == "int8: ungated"
     assert table.columns[2:] == tuple(
-        f"{whose}, {c}"
-        for whose in ("our best (int8)", "ours in its precision")
+        f"{column}, {c}"
+        for column in ("our best (int8)", "ours in its precision")
         for c in (1, 8, 32)
     )
     assert [cell[:5] for cell in rows["Infinity (torch engine)"][2:]] == ["10.00"] * 3 + [
         "4.00 "
     ] * 3
-    held = {target.what: (target.found, target.holds) for target in _targets(running, 32)}
+    held = {target.name: (target.measured, target.holds) for target in _targets(running, 32)}
     assert held["our best by Infinity's torch engine"] == ("10.00", True)
     assert held["our best by the fastest over ONNX Runtime (FastAPI + optimum ORTModel int8)"] == (
         "1.67",
@@ -305,12 +307,12 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
 
 
 def test_a_server_that_answers_something_else_is_an_error() -> None:
-    wrong = dataclasses.replace(plain_openvino(), answer=lambda told: ("NEGATIVE", 0.99))
+    wrong = dataclasses.replace(plain_openvino(), answer=lambda response: ("NEGATIVE", 0.99))
     with pytest.raises(
         CommandError, match="answers something else than our fp32: a probability differs by 0"
     ):
         run_all(
-            models_under_test.subject("tiny"),
+            models_under_test.model_under_test("tiny"),
             [ours("cpu-fp32", "fp32"), wrong],
             TEXTS,
             rounds=1,
@@ -320,21 +322,21 @@ def test_a_server_that_answers_something_else_is_an_error() -> None:
 
 def test_any_few_texts_in_a_row_are_about_as_long_as_all() -> None:
     texts = ["x" * (1 + i * i // 40) for i in range(128)]  # most are short, some very long
-    ordered = evenly(texts)
+    ordered = mix_lengths(texts)
     assert sorted(ordered) == sorted(texts)
     mean = sum(map(len, texts)) / len(texts)
     for start in range(0, 128, 16):
         part = ordered[start : start + 16]
         assert abs(sum(map(len, part)) / 16 - mean) < 0.25 * mean
-    assert evenly(["only"]) == ["only"]
+    assert mix_lengths(["only"]) == ["only"]
 
 
 def test_a_page_of_another_machine_is_not_gone_on_with(tmp_path: Path) -> None:
     findings.write(tmp_path / "R.md", "make it", [Findings("x", "Why?", [])])
     assert findings.read(tmp_path / "R.md", here_only=True)
-    told = json.loads((tmp_path / "R.json").read_text())
-    told["environment"]["processor"] = "another"
-    (tmp_path / "R.json").write_text(json.dumps(told))
+    stored = json.loads((tmp_path / "R.json").read_text())
+    stored["environment"]["processor"] = "another"
+    (tmp_path / "R.json").write_text(json.dumps(stored))
     assert findings.read(tmp_path / "R.md")
     with pytest.raises(BadInput, match=r"measured elsewhere \(processor differ\)"):
         findings.read(tmp_path / "R.md", here_only=True)
@@ -370,13 +372,13 @@ def slow_answers(seconds: float) -> Iterator[int]:
 def test_an_answer_that_comes_after_an_open_loops_end_counts() -> None:
     """They are the slow ones: left out, the tail would look short."""
     with slow_answers(0.5) as port:
-        seen = run(Load(port, "/", ["x"], 1, 0.3, warm_up_s=0.0, rate=50.0))
-    assert seen.requests > 5
-    assert min(seen.latencies_ms) > 450  # timers end early by parts of a millisecond
+        result = run(Load(port, "/", ["x"], 1, 0.3, warm_up_s=0.0, rate=50.0))
+    assert result.requests > 5
+    assert min(result.latencies_ms) > 450  # timers end early by parts of a millisecond
 
 
 def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:
-    found = Findings(
+    result = Findings(
         "x",
         "Why?",
         [Table("t", ("a", "b"), [["1", "2"]], "Note.")],
@@ -387,7 +389,7 @@ def test_a_page_holds_tables_targets_and_where_it_ran(tmp_path: Path) -> None:
         ],
         {"n": [1.5]},
     )
-    findings.write(tmp_path / "R.md", "make it", [found])
+    findings.write(tmp_path / "R.md", "make it", [result])
     page = (tmp_path / "R.md").read_text()
     for words in (
         "Made by `make it`",
@@ -407,6 +409,6 @@ def test_a_single_ratio_claims_no_quartiles() -> None:
 
 
 def test_a_name_that_no_peer_holds_is_refused() -> None:
-    with pytest.raises(BadUsage, match="No peer's name holds nobody"):
+    with pytest.raises(BadUsage, match="No peer's name contains nobody"):
         main(["peers", "--short", "--only", "nobody"])
     assert peers.measure is not None

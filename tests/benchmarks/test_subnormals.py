@@ -34,7 +34,7 @@ def with_subnormals(artifact: Artifact) -> Artifact:
 def test_what_an_artifact_computes_is_counted_node_by_node(artifact: Artifact) -> None:
     counted = count(with_subnormals(artifact), ["c", "good", "c c"])
     # Looked up, kept under the mask and added: two labels each, for one `c` and for two.
-    assert {name: found for name, found in counted.subnormals.items() if found} == {
+    assert {name: number for name, number in counted.subnormals.items() if number} == {
         "/bert/embeddings/Gather": 6,
         "/bert/Where": 6,
         "/classifier/ReduceSum": 4,

@@ -1,1 +1,1 @@
-"""What the service does when everything goes wrong: `python -m tests.chaos`, see __main__.py."""
+"""Tests of the service under attack, overload and failure: `python -m tests.chaos`."""

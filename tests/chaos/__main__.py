@@ -1,10 +1,10 @@
 """
-Breaks the service in every way there is, counts what became of each request, and prints a table.
+Break the service in many ways, count the outcome of every request, and print a table.
 
     python -m tests.chaos                                            ten minutes; make chaos
     python -m tests.chaos --long --out benchmarks/RELIABILITY.md     an hour
 
-Ends with 0 if everything held.
+The exit code is 0 if every scenario held.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ LOST = "accepted requests lost"
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(
-        prog="python -m tests.chaos", description="Break the service in every way there is."
-    )
+    """Run the scenarios and print the table; raise CommandError if one did not hold."""
+    parser = Parser(prog="python -m tests.chaos", description="Break the service in many ways.")
     parser.add_argument(
         "--long", action="store_true", help="an hour: the figures of benchmarks/RELIABILITY.md"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="only scenarios whose names hold one of these"
+        "--only", nargs="+", metavar="NAME", help="only scenarios whose names contain one of these"
     )
     parser.add_argument(
         "--out",
@@ -42,43 +41,41 @@ def main(arguments: Sequence[str]) -> int:
         help="write a Markdown page and its numbers as JSON, after each scenario",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="keep what --out holds already and do the rest"
+        "--resume",
+        action="store_true",
+        help="keep the scenarios that --out already has and run the rest",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     chosen = {
         name: run
-        for name, run in plan(given.long).items()
-        if given.only is None or any(word in name for word in given.only)
+        for name, run in plan(options.long).items()
+        if options.only is None or any(word in name for word in options.only)
     }
     if not chosen:
-        raise BadUsage(
-            f"No scenario is called {' or '.join(given.only)}; there are {', '.join(plan(False))}."
-        )
+        known = ", ".join(plan(False))
+        raise BadUsage(f"No scenario is called {' or '.join(options.only)}; there are {known}.")
     allow_many_connections()
-    # What makes the whole page: what was resumed is a part of it.
-    only = given.only if given.only is not None and not given.resume else []
+    # The command that produces the whole page, with the scenarios that were resumed.
+    only = options.only if options.only is not None and not options.resume else []
     command = " ".join(
         [
             "python -m tests.chaos",
-            *["--long"] * given.long,
+            *["--long"] * options.long,
             *(["--only", *only] if only else []),
-            *(["--out", str(given.out)] if given.out else []),
+            *(["--out", str(options.out)] if options.out else []),
         ]
     )
-    rows = kept(given.out) if given.resume and given.out is not None else {}
+    rows = stored_rows(options.out) if options.resume and options.out is not None else {}
     for name, run in chosen.items():
         if name in rows:
             continue
         print(f"{name} …", file=sys.stderr, flush=True)
-        made = run()
-        rows[name] = asyncio.run(made) if asyncio.iscoroutine(made) else made
-        print(
-            f"  {'holds' if rows[name].holds else 'BROKEN'}: {rows[name].figures}",
-            file=sys.stderr,
-            flush=True,
-        )
-        if given.out is not None:
-            write(given.out, command, [findings(rows)])
+        result = run()
+        rows[name] = asyncio.run(result) if asyncio.iscoroutine(result) else result
+        verdict = "holds" if rows[name].holds else "BROKEN"
+        print(f"  {verdict}: {rows[name].figures}", file=sys.stderr, flush=True)
+        if options.out is not None:
+            write(options.out, command, [findings(rows)])
     print(markdown(findings(rows)))
     broken = [row.scenario for row in rows.values() if not row.holds]
     if broken:
@@ -87,6 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
+    """Return the scenarios by name, in order; `long` ones take an hour together."""
     return {
         "schemas": lambda: scenarios.schemas(1000 if long else 60),
         "half requests": lambda: scenarios.half_requests(1000 if long else 300),
@@ -106,8 +104,8 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
         "kill": scenarios.kill_and_restart,
         "reload": lambda: scenarios.reload(50 if long else 5),
         **{
-            f"engine {how}": partial(scenarios.engine, how)
-            for how in ("raises", "nan", "few", "stalls", "breaks")
+            f"engine {failure}": partial(scenarios.engine, failure)
+            for failure in ("raises", "nan", "few", "stalls", "breaks")
         },
         "JSON bombs": lambda: bombs.bombs(60 if long else 10),
         "small JSON bombs": lambda: bombs.small_bombs(60 if long else 10),
@@ -118,6 +116,7 @@ def plan(long: bool) -> dict[str, Callable[[], Row | Coroutine[Any, Any, Row]]]:
 
 
 def findings(rows: Mapping[str, Row]) -> Findings:
+    """Return the table and targets of the scenarios that have run."""
     ordered = [rows[name] for name in plan(False) if name in rows]
     table = Table(
         "",
@@ -153,9 +152,13 @@ def findings(rows: Mapping[str, Row]) -> Findings:
     )
 
 
-def kept(out: Path) -> dict[str, Row]:
-    """The scenarios that a page holds already."""
-    return {name: Row(**values) for found in read(out) for name, values in found.values.items()}
+def stored_rows(out: Path) -> dict[str, Row]:
+    """Return the rows by scenario that a page already has."""
+    rows = {}
+    for stored in read(out):
+        for name, values in stored.values.items():
+            rows[name] = Row(**values)
+    return rows
 
 
 if __name__ == "__main__":

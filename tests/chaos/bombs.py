@@ -1,6 +1,7 @@
 """
-Callers whose requests keep every limit, or are refused, and cost as much as such requests can: JSON
-that is dear to parse, texts that are dear to tokenize, and the metrics' page.
+Attacks with the most expensive requests within the limits: JSON, long texts, and the metrics page.
+
+The JSON is expensive to parse and refused afterwards; the texts are expensive to tokenise.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tests.chaos.attack import under_attack
-from tests.chaos.caller import Seen, closed, for_seconds, request
+from tests.chaos.caller import Outcomes, closed_loop, for_seconds, request
 from tests.chaos.scenarios import Row
 
 CALLERS = 64
@@ -22,12 +23,12 @@ SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: chaos\r\n\r\n"
 
 
 def filled(begin: bytes, piece: bytes, end: bytes, size: int) -> bytes:
-    """A document of nearly so many bytes: a beginning, as many pieces as fit, an end."""
+    """Return a document of at most `size` bytes: a beginning, as many pieces as fit, an end."""
     return begin + piece * ((size - len(begin) - len(end)) // len(piece)) + end
 
 
 def json_bombs(size: int) -> list[bytes]:
-    """Documents that no request is, and that take the parser as long as so many bytes can."""
+    """Return requests with invalid documents of about `size` bytes that are slow to parse."""
     fields = b",".join(b'"%07d":0' % number for number in range(size // 12))
     return [
         request(body)
@@ -45,8 +46,9 @@ def json_bombs(size: int) -> list[bytes]:
 
 
 def long_texts() -> list[bytes]:
-    """Lists of 30 texts, each as long as a text may be, of words, of one letter, of Chinese,
-    without white space, and by windows.
+    """Return requests with lists of texts of the greatest length.
+
+    They are of words, of one letter, of Chinese, without white space, truncated and in windows.
     """
     pieces = (
         "a charming and often affecting journey ",
@@ -65,49 +67,55 @@ def long_texts() -> list[bytes]:
     return [request(json.dumps(body, ensure_ascii=False).encode()) for body in bodies]
 
 
-async def ask(
+async def send(
     port: int, messages: Sequence[bytes], callers: int, seconds: float
 ) -> Mapping[str, int]:
-    """So many callers with one request under way each; how many answers of each status they had."""
-    seen = Seen()
-    await closed(port, messages, callers, for_seconds(seconds), seen)
+    """Run callers with one request in flight each; return their counts by outcome."""
+    outcomes = Outcomes()
+    await closed_loop(port, messages, callers, for_seconds(seconds), outcomes)
     counts: Counter[str] = Counter(
-        {f"{status}s": count for status, count in sorted(seen.statuses.items())}
+        {f"{status}s": count for status, count in sorted(outcomes.statuses.items())}
     )
-    slowest = max(itertools.chain.from_iterable(seen.seconds.values()), default=0.0)
+    slowest = max(itertools.chain.from_iterable(outcomes.seconds.values()), default=0.0)
     return counts | {
-        "without an answer": seen.unanswered,
-        "hung": seen.hung,
+        "without an answer": outcomes.unanswered,
+        "hung": outcomes.hung,
         "slowest answer in ms": round(1000 * slowest),
     }
 
 
 async def send_bombs(port: int, seconds: float) -> Mapping[str, int]:
-    return await ask(port, json_bombs(BODY_BYTES), CALLERS, seconds)
+    """Send documents of 4 MiB."""
+    return await send(port, json_bombs(BODY_BYTES), CALLERS, seconds)
 
 
 async def send_small_bombs(port: int, seconds: float) -> Mapping[str, int]:
-    return await ask(port, json_bombs(65_000), CALLERS, seconds)
+    """Send documents of 65 kB."""
+    return await send(port, json_bombs(65_000), CALLERS, seconds)
 
 
 async def send_long_texts(port: int, seconds: float) -> Mapping[str, int]:
-    return await ask(port, long_texts(), LONG_CALLERS, seconds)
+    """Send lists of long texts."""
+    return await send(port, long_texts(), LONG_CALLERS, seconds)
 
 
 async def scrape(port: int, seconds: float) -> Mapping[str, int]:
-    return await ask(port, [SCRAPE], CALLERS, seconds)
+    """Read the metrics page."""
+    return await send(port, [SCRAPE], CALLERS, seconds)
 
 
 async def bombs(seconds: float) -> Row:
+    """Attack with bodies of the largest allowed size that are slow to parse."""
     return await under_attack(
         "JSON bombs",
-        f"{CALLERS} callers with bodies of 4 MiB that are dear to parse",
+        f"{CALLERS} callers with bodies of 4 MiB that are slow to parse",
         send_bombs,
         seconds,
     )
 
 
 async def small_bombs(seconds: float) -> Row:
+    """Attack with small bodies that are slow to parse."""
     return await under_attack(
         "small JSON bombs",
         f"{CALLERS} callers with such bodies of 65 kB",
@@ -117,6 +125,7 @@ async def small_bombs(seconds: float) -> Row:
 
 
 async def slow_texts(seconds: float) -> Row:
+    """Attack with texts that are slow to tokenise."""
     return await under_attack(
         "slow long texts",
         f"{LONG_CALLERS} callers with 30 texts of {TEXT_CHARS:,} characters each",
@@ -126,6 +135,7 @@ async def slow_texts(seconds: float) -> Row:
 
 
 async def scrapers(seconds: float) -> Row:
+    """Attack with requests for the metrics page."""
     return await under_attack(
         "metrics scrapers",
         f"{CALLERS} callers of /metrics, one request after the other",

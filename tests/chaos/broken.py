@@ -1,6 +1,5 @@
 """
-The service with an engine that fails on purpose, whenever a batch holds a text of a certain number
-of tokens.
+The service with an engine that fails on purpose, for batches with a text of FATAL_TOKENS tokens.
 
     python -m tests.chaos.broken raises|nan|few|slow|stalls|breaks ARTIFACT --port 8000
 """
@@ -21,41 +20,44 @@ from service.errors import EngineBroken
 from service.runtimes import Inputs, Logits, Runtime, auto
 
 FATAL_TOKENS = 7
-"""Five words and the two special tokens. The warm-up runs even lengths only."""
+"""Token count of a text that makes the engine fail: five words and the two special tokens.
+
+The warm-up runs even lengths only, so it does not fail.
+"""
 
 SLOW_STEPS = 100
-"""Hundredths of a second that a slow batch takes."""
+"""Steps of a slow batch, of 10 ms each."""
 
 
-class Broken:
-    """A runtime around another one."""
+class BrokenRuntime:
+    """A runtime around another one that fails in the way `failure` for fatal batches."""
 
-    def __init__(self, runtime: Runtime, how: str) -> None:
-        self._runtime, self._how = runtime, how
+    def __init__(self, runtime: Runtime, failure: str) -> None:
+        self._runtime, self._failure = runtime, failure
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        """Start a batch; the returned function fails if a text has FATAL_TOKENS tokens."""
         finish = self._runtime.start(inputs)
         fatal = tokens_of(inputs) == FATAL_TOKENS
         return (lambda: self._fail(finish(), fatal)) if fatal.any() else finish
 
     def _fail(self, logits: Logits, fatal: np.ndarray) -> Logits:
-        if self._how == "raises":
+        if self._failure == "raises":
             raise RuntimeError("the engine failed on purpose")
-        if self._how == "few":
-            return logits[
-                :0
-            ]  # Where texts share rows, the engine answers more than there are texts.
-        if self._how == "slow":
-            # In steps, as an engine works: a process that is paused goes on where it was.
+        if self._failure == "few":
+            # None at all: a packed batch has more answers than texts, so one less would do.
+            return logits[:0]
+        if self._failure == "slow":
+            # In steps, as an engine works: a paused process continues where it stopped.
             for _ in range(SLOW_STEPS):
                 time.sleep(0.01)
             return logits
-        if self._how == "stalls":
+        if self._failure == "stalls":
             threading.Event().wait()
-        if self._how == "breaks":
+        if self._failure == "breaks":
             raise EngineBroken("The engine broke on purpose; this replica will end.")
         spoiled = logits.copy()
         spoiled[fatal] = np.nan
@@ -63,8 +65,9 @@ class Broken:
 
 
 def tokens_of(inputs: Inputs) -> np.ndarray:
-    """How many tokens each text of a batch has, (answers of the engine). Where texts share a row,
-    the mask numbers them.
+    """Return the token count of each text of a batch, (answers of the engine).
+
+    In a packed batch the mask numbers the texts of a row.
     """
     mask = inputs["attention_mask"]
     if "first_tokens" not in inputs:
@@ -74,7 +77,7 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    how, *rest = sys.argv[1:]
+    failure, *rest = sys.argv[1:]
     real = auto.load
-    setattr(registry, "load", lambda *arguments: Broken(real(*arguments), how))  # noqa: B010  what it imported by name
+    setattr(registry, "load", lambda *arguments: BrokenRuntime(real(*arguments), failure))  # noqa: B010  it is imported by name
     sys.exit(main(rest))

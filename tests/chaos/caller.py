@@ -1,6 +1,5 @@
 """
-Callers that note what became of every request: an answer with its status, no answer on a closed
-connection, or none at all.
+Callers that count the outcome of every request: a status, a closed connection, or no answer at all.
 """
 
 from __future__ import annotations
@@ -8,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,28 +14,39 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.harness.generator import Connection, poisson_arrivals, post_request
+
 HUNG_AFTER_S = 60.0
 
 
 @dataclass
-class Seen:
-    """What became of the requests of a scenario."""
+class Outcomes:
+    """Outcomes of the requests of a scenario."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     unanswered: int = 0
-    """The connection was closed or refused without an answer."""
+    """Requests whose connection was closed or refused without an answer."""
     hung: int = 0
+    """Requests without an answer for HUNG_AFTER_S."""
     seconds: dict[int, list[float]] = field(default_factory=dict)
-    """By status, from when a request was due until its answer."""
+    """Seconds from when a request was due until its answer, by status."""
 
     @property
     def requests(self) -> int:
+        """Number of requests, answered or not."""
         return sum(self.statuses.values()) + self.unanswered + self.hung
 
+    @property
+    def failed(self) -> int:
+        """Number of requests without a 200."""
+        return self.requests - self.statuses[200]
+
     def percentile(self, q: float, status: int = 200) -> float:
+        """Return the q-th percentile in seconds of the answers with a status; 0 without any."""
         return float(np.percentile(self.seconds.get(status) or [0.0], q))
 
-    def note(self, status: int | None, took_s: float) -> None:
+    def count(self, status: int | None, took_s: float) -> None:
+        """Add a request; `status` is what Caller.send returned."""
         if status is None:
             self.unanswered += 1
         elif status == 0:
@@ -46,110 +55,126 @@ class Seen:
             self.statuses[status] += 1
             self.seconds.setdefault(status, []).append(took_s)
 
+    def add(self, other: Outcomes) -> None:
+        """Add the counts of others, without their seconds."""
+        self.statuses += other.statuses
+        self.unanswered += other.unanswered
+        self.hung += other.hung
+
+    def __str__(self) -> str:
+        """Return the number of answers by status."""
+        return ", ".join(f"{status}: {count:,}" for status, count in sorted(self.statuses.items()))
+
 
 def request(body: bytes, path: str = "/classify", **headers: str) -> bytes:
-    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: chaos\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode()
-        + body
-    )
+    """Return a POST request; underscores in names of `headers` stand for hyphens."""
+    return post_request(path, body, {name.replace("_", "-"): headers[name] for name in headers})
 
 
-def texts(*given: str) -> list[bytes]:
-    return [request(json.dumps({"input": text}).encode()) for text in given]
+def text_requests(*texts: str) -> list[bytes]:
+    """Return a request for each text."""
+    return [request(json.dumps({"input": text}).encode()) for text in texts]
 
 
 class Caller:
-    """One kept connection to a service on this machine."""
+    """A client with one kept connection to a service on this machine."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._connection: Connection | None = None
 
-    async def ask(self, message: bytes) -> int | None:
-        """The answer's status; None if the connection closed without one, 0 if nothing came for
+    async def send(self, message: bytes) -> int | None:
+        """Send a request and return the status of its answer.
+
+        It is None if the connection closed without an answer, and 0 if no answer came for
         HUNG_AFTER_S.
         """
         try:
             async with asyncio.timeout(HUNG_AFTER_S):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-                reader, writer = self._streams
-                writer.write(message)
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
-                if b"connection: close" in head:
-                    self.leave()
-                return int(head[9:12])
+                if self._connection is None:
+                    self._connection = await Connection.open(self._port)
+                response = await self._connection.exchange(message)
         except TimeoutError:
-            self.leave()
+            self.close()
             return 0
-        except (OSError, EOFError, asyncio.IncompleteReadError):
-            self.leave()
+        except (OSError, EOFError):
+            self.close()
             return None
+        if b"connection: close" in response.head:
+            self.close()
+        return response.status
 
-    def leave(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+    def close(self) -> None:
+        """Close the connection, if there is one; the next request opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
-async def closed(
-    port: int, messages: Sequence[bytes], callers: int, until: Callable[[], bool], seen: Seen
+async def closed_loop(
+    port: int,
+    messages: Sequence[bytes],
+    callers: int,
+    is_over: Callable[[], bool],
+    outcomes: Outcomes,
 ) -> None:
-    """So many callers, each with one request under way, until told otherwise."""
+    """Run callers with one request in flight each until `is_over` returns True."""
 
-    async def one(first: int) -> None:
+    async def call(first: int) -> None:
         caller, number = Caller(port), first
-        while not until():
+        while not is_over():
             began = time.monotonic()
-            seen.note(await caller.ask(messages[number % len(messages)]), time.monotonic() - began)
+            status = await caller.send(messages[number % len(messages)])
+            outcomes.count(status, time.monotonic() - began)
             number += callers
-        caller.leave()
+        caller.close()
 
-    await asyncio.gather(*(one(i) for i in range(callers)))
+    await asyncio.gather(*(call(i) for i in range(callers)))
 
 
-async def opened(
-    port: int, messages: Sequence[bytes], rate: float, seconds: float, seen: Seen, seed: int = 0
+async def open_loop(
+    port: int,
+    messages: Sequence[bytes],
+    rate: float,
+    seconds: float,
+    outcomes: Outcomes,
+    seed: int = 0,
 ) -> None:
-    """Requests at random times (Poisson), each timed from when it was due, whatever became of the
-    ones before.
+    """Send requests at random times (Poisson), each timed from when it was due.
+
+    A request does not wait for those before it.
     """
-    draw = random.Random(seed)
     idle: list[Caller] = []
-    # Those that are over are let go of: hundreds of thousands would hold the garbage collector up,
-    # and with it what is timed.
-    under_way: set[asyncio.Task[None]] = set()
+    # Finished tasks are dropped: hundreds of thousands would slow the garbage collector, and with
+    # it the requests that are timed.
+    in_flight: set[asyncio.Task[None]] = set()
     failures: list[BaseException] = []
 
-    async def one(message: bytes, due: float) -> None:
+    async def call(message: bytes, due: float) -> None:
         caller = idle.pop() if idle else Caller(port)
-        seen.note(await caller.ask(message), time.monotonic() - due)
+        status = await caller.send(message)
+        outcomes.count(status, time.perf_counter() - due)
         idle.append(caller)
 
-    def ended(task: asyncio.Task[None]) -> None:
-        under_way.discard(task)
+    def finish(task: asyncio.Task[None]) -> None:
+        in_flight.discard(task)
         if (error := task.exception()) is not None:
             failures.append(error)
 
-    began = due = time.monotonic()
-    for number in itertools.count():
-        due += draw.expovariate(rate)
-        if due >= began + seconds:
-            break
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        task = asyncio.create_task(one(messages[number % len(messages)], due))
-        under_way.add(task)
-        task.add_done_callback(ended)
-    await asyncio.gather(*under_way)
+    begin = time.perf_counter()
+    numbers = itertools.count()
+    async for due in poisson_arrivals(rate, begin, begin + seconds, seed):
+        task = asyncio.create_task(call(messages[next(numbers) % len(messages)], due))
+        in_flight.add(task)
+        task.add_done_callback(finish)
+    await asyncio.gather(*in_flight)
     if failures:
         raise failures[0]
     for caller in idle:
-        caller.leave()
+        caller.close()
 
 
 def for_seconds(seconds: float) -> Callable[[], bool]:
+    """Return a function that returns True once that many seconds have passed."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end

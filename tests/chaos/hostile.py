@@ -1,6 +1,5 @@
 """
-Attacks on HTTP itself, by clients without a key: messages without an end, and answers that nobody
-reads.
+Attacks on HTTP itself, by clients without a key: endless messages, and answers that nobody reads.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from tests.chaos.scenarios import Row
 
 CONNECTIONS = 8
 NEVER_READERS = 100
-# Of one-byte chunks, so much took the others' p50 from 39 to 1,169 ms.
 CHUNKS_PER_S = 4 * 1024 * 1024
+"""Bytes of one-byte chunks per second; that many raised the others' p50 from 39 to 1,169 ms."""
 HEAD = b"POST /classify HTTP/1.1\r\nHost: chaos\r\nTransfer-Encoding: chunked\r\n\r\n"
 TRAILERS = b"a:b\r\n" * 13_000
 ENDLESS_TRAILER = b"a" * 65_536
 CHUNKS = b"1\r\na\r\n" * 11_000
 HEADERS = b"".join(b"x-%d: y\r\n" % number for number in range(12_000))
-# A page that takes the service work, and 1.7 MB that take it none. Lists of texts are an attack of
-# their own, on the queue.
+# A page that is work for the service, and 1.7 MB that are not. Lists of texts attack the queue, in
+# load.py.
 METRICS, SCRIPT = (
     f"GET {path} HTTP/1.1\r\nHost: chaos\r\n\r\n".encode()
     for path in ("/metrics", "/docs/files/swagger-ui-bundle.js")
@@ -32,24 +31,24 @@ METRICS, SCRIPT = (
 
 
 async def trailers(seconds: float) -> Row:
-    """Chunked bodies whose trailers have no end: many short ones, or a single long one."""
+    """Attack with chunked bodies whose trailers never end: many short ones, or one long one."""
     return await under_attack(
         "trailers without an end",
-        f"{CONNECTIONS} connections, on all of which it goes on",
+        f"{CONNECTIONS} connections, all of them all the time",
         send_trailers,
         seconds,
     )
 
 
 async def one_byte_chunks(seconds: float) -> Row:
-    """Chunked bodies whose chunks hold a byte each."""
+    """Attack with chunked bodies whose chunks hold a byte each."""
     return await under_attack(
         "chunks of one byte", f"{CONNECTIONS} connections, 4 MiB/s together", send_chunks, seconds
     )
 
 
 async def header_floods(seconds: float) -> Row:
-    """Heads of thousands of headers."""
+    """Attack with heads of thousands of headers."""
     return await under_attack(
         "header floods",
         f"{CONNECTIONS} connections, 12,000 headers a request",
@@ -59,16 +58,18 @@ async def header_floods(seconds: float) -> Row:
 
 
 async def never_readers(seconds: float) -> Row:
-    """Clients that ask for a lot on one connection and read nothing."""
+    """Attack with clients that request a lot on one connection and read nothing."""
     return await under_attack(
         "clients that never read",
         f"{NEVER_READERS} connections with 200 requests each, for /metrics or a script of 1.7 MB",
-        ask_and_never_read,
+        request_and_never_read,
         seconds,
     )
 
 
 async def send_trailers(port: int, seconds: float) -> Mapping[str, int]:
+    """Send trailers that never end."""
+
     def message(number: int) -> Iterator[bytes]:
         yield HEAD + b"0\r\na: "
         while True:
@@ -78,6 +79,8 @@ async def send_trailers(port: int, seconds: float) -> Mapping[str, int]:
 
 
 async def send_chunks(port: int, seconds: float) -> Mapping[str, int]:
+    """Send chunks of one byte that never end."""
+
     def message(_: int) -> Iterator[bytes]:
         yield HEAD
         while True:
@@ -87,6 +90,8 @@ async def send_chunks(port: int, seconds: float) -> Mapping[str, int]:
 
 
 async def send_headers(port: int, seconds: float) -> Mapping[str, int]:
+    """Send requests with thousands of headers."""
+
     def message(_: int) -> Iterator[bytes]:
         yield b"GET /livez HTTP/1.1\r\nHost: chaos\r\n" + HEADERS + b"\r\n"
 
@@ -99,8 +104,9 @@ async def send_on_all(
     message: Callable[[int], Iterator[bytes]],
     bytes_per_s: float = float("inf"),
 ) -> Mapping[str, int]:
-    """Sends messages on several connections, each until the server has had enough of it, and counts
-    what came back.
+    """Send messages on several connections; return counts of connections, KiB and answers.
+
+    Each message is sent until the server answers or closes the connection.
     """
     counts, ends_at = Counter[str](), time.monotonic() + seconds
 
@@ -126,7 +132,8 @@ async def send_on_all(
     return counts
 
 
-async def ask_and_never_read(port: int, seconds: float) -> Mapping[str, int]:
+async def request_and_never_read(port: int, seconds: float) -> Mapping[str, int]:
+    """Send requests and read no answer; return the number of connections."""
     counts, ends_at = Counter[str](), time.monotonic() + seconds
 
     async def attack(number: int) -> None:
@@ -136,7 +143,7 @@ async def ask_and_never_read(port: int, seconds: float) -> Mapping[str, int]:
                 counts["connections"] += 1
                 writer.transport.pause_reading()  # type: ignore[attr-defined]
                 writer.write((METRICS if number % 10 else SCRIPT) * 200)
-                # Whoever does not read does not see the reset either, but in writing.
+                # A client that does not read notices a reset only when it writes.
                 while time.monotonic() < ends_at and not writer.transport.is_closing():
                     await asyncio.sleep(0.2)
                     writer.write(b" ")

@@ -1,6 +1,5 @@
 """
-A rolling restart: two services behind a balancer are replaced one after the other while clients
-keep their connections.
+A rolling restart of two services behind a balancer, while clients keep their connections.
 """
 
 from __future__ import annotations
@@ -11,28 +10,35 @@ import signal
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness.models_under_test import subject
-from benchmarks.harness.processes import Process, free_port, our_service, started
+from benchmarks.harness.models_under_test import model_under_test
+from benchmarks.harness.processes import Server, running_server, service_command
+from proof.measuring.launch import free_port
 from tests.balancer import Balancer
-from tests.chaos.caller import Seen, closed, for_seconds
-from tests.chaos.scenarios import SENTENCES, Row, row, told
+from tests.chaos.caller import Outcomes, closed_loop, for_seconds
+from tests.chaos.scenarios import SENTENCES, Row, make_row
 
 CLIENTS = 16
 
 
 async def rolling_restart(rounds: int) -> Row:
-    """Both services are restarted `rounds` times; no request of a kept connection may be lost,
-    refused or reset.
+    """Restart both services `rounds` times under load.
+
+    No request on a kept connection may be lost, refused or reset.
     """
-    quiet, seen, codes, ports = Seen(), Seen(), list[int | None](), [free_port(), free_port()]
-    artifact = str(subject("mini").artifact.directory)
+    quiet, outcomes, codes, ports = (
+        Outcomes(),
+        Outcomes(),
+        list[int | None](),
+        [free_port(), free_port()],
+    )
+    artifact = str(model_under_test("mini").artifact.directory)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
 
-        def begin(port: int) -> Process:
+        def begin(port: int) -> Server:
             return stack.enter_context(
-                started(
+                running_server(
                     "chaos",
-                    our_service(f"bert={artifact}", port=port),
+                    service_command(f"bert={artifact}", port=port),
                     port,
                     Path(folder) / f"log-{port}",
                 )
@@ -40,10 +46,10 @@ async def rolling_restart(rounds: int) -> Row:
 
         services = {port: begin(port) for port in ports}
         async with Balancer(ports).running() as balancer:
-            await closed(balancer.port, SENTENCES, CLIENTS, for_seconds(5), quiet)
+            await closed_loop(balancer.port, SENTENCES, CLIENTS, for_seconds(5), quiet)
             done = False
             load = asyncio.create_task(
-                closed(balancer.port, SENTENCES, CLIENTS, lambda: done, seen)
+                closed_loop(balancer.port, SENTENCES, CLIENTS, lambda: done, outcomes)
             )
             for port in ports * rounds:
                 await asyncio.sleep(1.0)
@@ -56,18 +62,18 @@ async def rolling_restart(rounds: int) -> Row:
         tracebacks = sum(
             service.log.read_text().count("Traceback") for service in services.values()
         )
-    lost = quiet.requests - quiet.statuses[200] + seen.requests - seen.statuses[200]
+    lost = quiet.failed + outcomes.failed
     figures = (
-        f"{told(seen)}; {seen.unanswered} without an answer; exit codes"
+        f"{outcomes}; {outcomes.unanswered} without an answer; exit codes"
         f" {sorted(set(codes), key=str)}; {tracebacks} tracebacks; p50"
-        f" {1000 * quiet.percentile(50):.1f} → {1000 * seen.percentile(50):.1f} ms, p99"
-        f" {1000 * quiet.percentile(99):.1f} → {1000 * seen.percentile(99):.1f} ms"
+        f" {1000 * quiet.percentile(50):.1f} → {1000 * outcomes.percentile(50):.1f} ms, p99"
+        f" {1000 * quiet.percentile(99):.1f} → {1000 * outcomes.percentile(99):.1f} ms"
     )
-    return row(
+    return make_row(
         "rolling restart with kept connections",
         f"two services behind a balancer, each restarted {rounds} times, {CLIENTS} clients; default"
         " settings",
-        seen,
+        outcomes,
         lost,
         figures,
         lost == 0 and set(codes) == {0} and not tracebacks,

@@ -1,11 +1,11 @@
 """
-Asks a running service by the newest official clients of other servers, and by one that is generated
-from our own description; each in an environment of its own.
+Tests a running service with the newest official clients of other servers, and with a client that is
+generated from the service's OpenAPI document.
 
-    python -m tests.clients [NAME …]      make clients
+    python -m tests.clients [NAME …]      (make clients)
 
-What each client does is in the script of its name; it prints the client's version and ends with 0
-if every answer was right. Environments lie in build/clients and are brought up to date each time.
+Each client has a script, which prints the client's version and ends with 0 if all answers are
+right. Each runs in an environment of its own in build/clients, which is updated each time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.models_under_test import subject
-from benchmarks.harness.processes import free_port, our_service, started
+from benchmarks.harness.models_under_test import model_under_test
+from benchmarks.harness.processes import running_server, service_command
 from command import BadUsage, CommandError, Parser, Unavailable, finish
+from proof.measuring.launch import free_port
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path("build/clients")
@@ -29,10 +30,14 @@ MODEL = "reviews"
 
 @dataclass(frozen=True)
 class Client:
+    """A client and the script that tests it."""
+
     packages: tuple[str, ...]
-    """Of PyPI, or of npm where the script ends in .mjs."""
+    """Packages to install: from npm where the script ends in .mjs, else from PyPI."""
     script: str
+    """File name of the script, which takes the service's URL and a model's name."""
     dialect: str = "native"
+    """Dialect that /classify of the service uses."""
 
 
 CLIENTS = {
@@ -46,31 +51,38 @@ CLIENTS = {
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run the clients of a command line; CommandError if one gets a wrong answer."""
     parser = Parser(
         prog="python -m tests.clients",
-        description="Ask a service by the newest official clients of other servers.",
+        description="Test a service with the newest official clients of other servers.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"only these, of {', '.join(CLIENTS)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"clients to run (default: all of {', '.join(CLIENTS)})",
     )
-    given = parser.parse_args(arguments)
-    if unknown := set(given.names) - CLIENTS.keys():
-        raise BadUsage(f"There is no client {min(unknown)!r}; known are {', '.join(CLIENTS)}.")
-    failed = [name for name in given.names or CLIENTS if not asks(name, CLIENTS[name])]
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - CLIENTS.keys():
+        raise BadUsage(
+            f"There is no client {min(unknown)!r}; the clients are {', '.join(CLIENTS)}."
+        )
+    names = options.names or CLIENTS
+    failed = [name for name in names if not run_client(name, CLIENTS[name])]
     if failed:
-        raise CommandError(f"Answered wrongly, or not at all: {', '.join(failed)}.")
+        raise CommandError(f"These clients got a wrong answer or none: {', '.join(failed)}.")
     return 0
 
 
-def asks(name: str, client: Client) -> bool:
-    """Whether everything that its script asks is answered as it expects."""
+def run_client(name: str, client: Client) -> bool:
+    """Run a client's script against a service; return whether all answers were right."""
     command = [*_environment(name, client), str(HERE / client.script)]
-    port, artifact = free_port(), str(subject("mini").artifact.directory)
+    port, artifact = free_port(), str(model_under_test("mini").artifact.directory)
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(
+        running_server(
             name,
-            our_service(f"{MODEL}={artifact}", port=port),
+            service_command(f"{MODEL}={artifact}", port=port),
             port,
             Path(folder) / "log",
             environment={"DRBERT_CLASSIFY_DIALECT": client.dialect},
@@ -86,11 +98,11 @@ def asks(name: str, client: Client) -> bool:
 
 
 def _environment(name: str, client: Client) -> list[str]:
-    """An up-to-date environment that holds the client, and what runs a script in it."""
+    """Update the environment of a client; return the command that runs a script in it."""
     folder = ENVIRONMENTS / name.replace("/", "-").removeprefix("@")
     if client.script.endswith(".mjs"):
         if shutil.which("npm") is None:
-            raise Unavailable("npm is not installed (apt-get install npm).")
+            raise Unavailable("npm is not installed; apt-get install npm")
         folder.mkdir(parents=True, exist_ok=True)
         _run(
             [
@@ -102,10 +114,10 @@ def _environment(name: str, client: Client) -> list[str]:
                 "--ignore-scripts",
                 "--prefix",
                 str(folder),
-                *(f"{one}@latest" for one in client.packages),
+                *(f"{package}@latest" for package in client.packages),
             ]
         )
-        # An import is looked for beside the script.
+        # node resolves imports from the folder of the script.
         shutil.copy(HERE / client.script, folder)
         return [
             "node",

@@ -1,5 +1,5 @@
 """
-What is measured: three artifacts of one size with random weights, and the engines that run them.
+The setup of the GPU benchmark: three artifacts of one size with random weights, and their engines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness.weightless import grow, strip
+from benchmarks.harness.weightless import randomize_weights, remove_weights
 from command import BadInput
 from service.artifact import Artifact, read_artifact
 from service.batching.shapes import GPU, Grid
@@ -22,8 +22,8 @@ from service.runtimes.cuda import CudaRuntime
 
 VARIANT = "cuda-fp16"
 POSITIONS = {"base": 512, "tiny": 64}
-# A decoder kept as two layers more is the proof's control.
 MODELS = {"bert": 0, "drbert": 0, "drbert-with-decoder": 2}
+"""Layers that each model has beyond its size's; the kept decoder is the proof's control."""
 PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
@@ -36,8 +36,8 @@ PACKAGES = (
 )
 
 
-class Rehearsal(CudaRuntime):
-    """Buckets and bindings by the CPU's provider, where there is no GPU."""
+class CpuStandIn(CudaRuntime):
+    """The GPU runtime's buckets and bindings on the CPU's provider, for a dry run."""
 
     device = "CPU"
 
@@ -47,32 +47,38 @@ class Rehearsal(CudaRuntime):
 
 
 @dataclass(frozen=True)
-class Rig:
+class GpuSetup:
+    """The models, texts and folders that all stages share."""
+
     size: str
     artifacts: dict[str, Artifact]
+    """Artifacts by the names in MODELS."""
     texts: Sequence[str]
     folder: Path
-    rehearsal: bool
+    """Temporary folder of this run."""
+    dry_run: bool
+    """Whether the CPU stands in for the GPU."""
     evidence: Path | None = None
-    """Where the proof's evidence is kept; None: it goes with the folder."""
+    """Folder that keeps the proof's evidence; None puts it into `folder`."""
     _engines: dict[str, CudaRuntime] = field(default_factory=dict)
 
     def engine(self, name: str = "bert") -> CudaRuntime:
-        """The engine of that model, loaded once."""
+        """Return the engine of a model, which is loaded once."""
         if name not in self._engines:
             self._engines[name] = self._load(self.artifacts[name])
         return self._engines[name]
 
     def classifier(self, name: str = "bert") -> Classifier:
+        """Return a classifier over the engine of a model."""
         return Classifier(self.artifacts[name], self.engine(name))
 
     def _load(self, artifact: Artifact) -> CudaRuntime:
         manifest = artifact.manifest
-        if self.rehearsal:
+        if self.dry_run:
             grid = Grid(
-                (1, 2, 4), ((16, 8),), 16, max_batch_tokens=256, padded_rows=True, all_warm=True
+                (1, 2, 4), ((16, 8),), 16, max_batch_tokens=256, padded_rows=True, warm_up_all=True
             )
-            return Rehearsal(
+            return CpuStandIn(
                 artifact.path(manifest.variants[VARIANT].files[0]),
                 len(manifest.labels),
                 manifest.max_tokens,
@@ -84,25 +90,29 @@ class Rig:
 
     @property
     def grid(self) -> Grid:
-        return self.engine().grid if self.rehearsal else GPU
+        """Grid of the engine's shapes."""
+        return self.engine().grid if self.dry_run else GPU
 
     def versions(self) -> str:
+        """Return the versions of the packages and of the driver, as one line."""
         installed = {
             distribution.name: distribution.version
             for distribution in importlib.metadata.distributions()
         }
-        driver = gpus.driver_version()
-        return ", ".join(
-            [f"{name} {installed[name]}" for name in PACKAGES if name in installed]
-            + ([f"NVIDIA driver {driver}"] if driver else [])
-        )
+        versions = [f"{name} {installed[name]}" for name in PACKAGES if name in installed]
+        if driver := gpus.driver_version():
+            versions.append(f"NVIDIA driver {driver}")
+        return ", ".join(versions)
 
 
 def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
-    """Skeletons of the models in `folder`, for a machine where nothing can be exported."""
+    """Write weightless models to `folder`, for a machine where nothing can be exported.
+
+    Raises BadInput if `folder` is not empty.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder.")
-    # Here only: where skeletons are grown, none of what exports is installed.
+    # Imported here: a machine that only uses the models has no package that exports.
     from benchmarks.harness.checkpoints import SIZES, write_checkpoint
     from export.pipeline import export
 
@@ -110,8 +120,8 @@ def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
         for name, more_layers in MODELS.items():
             checkpoint, artifact = Path(temporary) / f"{name}-checkpoint", Path(temporary) / name
             layers = SIZES[size]["num_hidden_layers"] + more_layers
-            # Weights as they are drawn for training make attention look everywhere alike, and
-            # answers that hardly depend on who is masked.
+            # With the usual initial weights, attention is nearly uniform and answers hardly depend
+            # on the mask.
             deviation = 1.5 / math.sqrt(SIZES[size]["hidden_size"])
             write_checkpoint(
                 checkpoint,
@@ -122,12 +132,9 @@ def pack(folder: Path, size: str, variants: Sequence[str] = (VARIANT,)) -> None:
                 initializer_range=deviation,
             )
             export(str(checkpoint), artifact, variants=("cpu-fp32", VARIANT))
-            strip(artifact, folder / name, variants)
-            print(
-                f"{folder / name}:"
-                f" {sum(path.stat().st_size for path in (folder / name).iterdir()) / 1e6:.1f} MB",
-                flush=True,
-            )
+            remove_weights(artifact, folder / name, variants)
+            size_bytes = sum(path.stat().st_size for path in (folder / name).iterdir())
+            print(f"{folder / name}: {size_bytes / 1e6:.1f} MB", flush=True)
 
 
 def build(
@@ -135,22 +142,18 @@ def build(
     models: Path | None,
     size: str,
     texts: Sequence[str],
-    rehearsal: bool,
+    dry_run: bool,
     evidence: Path | None = None,
-) -> Rig:
-    """The artifacts in `folder`, grown from the skeletons in `models`, or from ones that are made
-    now.
+) -> GpuSetup:
+    """Return a setup whose artifacts are in `folder`, with random weights.
+
+    They are made from the weightless models in `models`; None exports those first.
     """
     if models is None:
-        models = folder / "skeletons"
-        # A rehearsal's servers run on the CPU.
-        pack(models, size, ("cpu-fp32", VARIANT) if rehearsal else (VARIANT,))
-    grown = {name: grow(models / name, folder / name, seed) for seed, name in enumerate(MODELS)}
-    return Rig(
-        size,
-        {name: read_artifact(path) for name, path in grown.items()},
-        texts,
-        folder,
-        rehearsal,
-        evidence,
-    )
+        models = folder / "weightless"
+        # The servers of a dry run use the CPU.
+        pack(models, size, ("cpu-fp32", VARIANT) if dry_run else (VARIANT,))
+    artifacts = {}
+    for seed, name in enumerate(MODELS):
+        artifacts[name] = read_artifact(randomize_weights(models / name, folder / name, seed))
+    return GpuSetup(size, artifacts, texts, folder, dry_run, evidence)
