@@ -32,16 +32,34 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
-    """Yield an empty folder; it replaces `directory` if the block ends well, else it is removed."""
+def atomic_directory(directory: Path, *, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield an empty folder; it replaces `directory` if the block ends well, else it is removed.
+
+    With `keep_existing`, a folder that another process wrote meanwhile stays and the draft is
+    removed. Use it for content that is the same from every writer.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    recover_directory(directory)
+    if not keep_existing:
+        recover_directory(directory)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield draft
-        replace_directory(draft, directory, _set_aside(directory))
+        if keep_existing:
+            _rename_unless_exists(draft, directory)
+        else:
+            replace_directory(draft, directory, _set_aside(directory))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _rename_unless_exists(draft: Path, directory: Path) -> None:
+    draft.chmod(0o755)
+    try:
+        draft.rename(directory)
+    except OSError:
+        # A folder with content is in the way: another process wrote it meanwhile.
+        if not directory.exists():
+            raise
 
 
 def replace_directory(draft: Path, directory: Path, set_aside: Path) -> None:

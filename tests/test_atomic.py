@@ -41,6 +41,15 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_of_two_writers_of_the_same_folder_the_second_keeps_the_first_ones(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "run", keep_existing=True) as second:
+        (second / "second").touch()
+        with atomic_directory(tmp_path / "run", keep_existing=True) as first:
+            (first / "first").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_folder_stays_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").touch()
