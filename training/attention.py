@@ -1,9 +1,9 @@
 """
-Softmax attention over heads, by whatever is fastest to train with.
+Computes softmax attention with the implementation that trains fastest on the device.
 
-torch's fused kernel is, on a GPU. On a CPU its backward pass takes twice to three times as long as
-the products written out, in bf16 at 128 tokens; in fp32 they are level (AMD EPYC, torch 2.13, by
-hand).
+On a GPU that is torch's fused kernel. On a CPU the kernel's backward pass takes two to three times
+as long as the written-out products in bf16 at 128 tokens; in fp32 they take the same time (measured
+by hand on an AMD EPYC, torch 2.13).
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(QKᵀ/√d) V (B, H, Q, d) of queries (B, H, Q, d) on keys and values (B, H, L, d).
+    """Return softmax(QKᵀ/√d) V (B, H, Q, d) of queries (B, H, Q, d), keys and values (B, H, L, d).
 
-    `mask` (broadcast to B, H, Q, L) is True where a query may look, or is added to the scores.
+    `mask` (broadcast to B, H, Q, L) is boolean, True where a query may attend, or is added to the
+    scores.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(2, 3)  # (B, H, Q, L)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    shares = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    return F.dropout(shares, dropout) @ v
+    if mask is None:
+        pass
+    elif mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -math.inf)
+    else:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
-def transformers_name() -> str:
-    """The same choice by transformers' name for it, `attn_implementation`."""
+def attention_implementation() -> str:
+    """Return the same choice under the name that transformers' `attn_implementation` has for it."""
     return "sdpa" if torch.cuda.is_available() else "eager"

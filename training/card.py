@@ -1,5 +1,5 @@
 """
-Writes a classifier's model card from the numbers that its training and evaluation left behind.
+Writes a classifier's model card from the records of its training and evaluation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ library_name: transformers
 
 # {name}
 
-{what}
+{summary}
 
 | | |
 |---|---|
@@ -29,18 +29,18 @@ library_name: transformers
 | pretraining | {objective}; {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s by the clock on \
 {threads} thread(s) of {device}, {precision} |
 | pretraining loss (nats) | {loss:.3f} over the last 100 steps, {held_out:.3f} on \
-{held_out_sequences} sequences of {held_out_text}; read as in training, so through the random mix \
-where a decoder is mixed in |
+{held_out_sequences} sequences of {held_out_text}; measured as in training, so with the random mix \
+of a decoder that has one |
 | fine-tuning | {source}; {examples:,} examples, {epochs} epochs, {ft_steps:,} steps, \
 {ft_seconds:,.0f} s by the clock; loss {ft_loss:.3f} over the last 100 steps |
-| {judged}, {dev_examples:,} dev examples | **{served}** through the running service; {in_torch} \
+| {metric}, {dev_examples:,} dev examples | **{served}** through the running service; {in_torch} \
 in torch |
 
-## Made by
+## Training
 
 ```bash
-python -m training.pretrain CONFIG --data DATA --out build/training/{pretrained} --threads {threads}
-python -m training.finetune --encoder build/training/{pretrained}/checkpoint --task {task} --data \
+drbert-pretrain CONFIG --data DATA --out build/training/{pretrained} --threads {threads}
+drbert-finetune --encoder build/training/{pretrained}/checkpoint --task {task} --data \
 DATA --out {name} \\
     {recipe}
 python -m training.evaluate {name} --task {task} --data DATA --url http://127.0.0.1:8000 --model \
@@ -50,15 +50,16 @@ python -m training.evaluate {name} --task {task} --data DATA --url http://127.0.
 `training.json` holds the pretraining's CONFIG and every other setting, the sha256 of every text \
 shard and the versions used.
 
-## What it is not
+## Limitations
 
 It was made to show that a pretraining decoder costs nothing at inference, not to be the best at \
-its task: it saw
-{millions:.0f} M tokens where BERT-base saw 43,000 M (a million steps of 256 sequences, nine in ten
+its task. It was trained on
+{millions:.0f} M tokens; BERT-base was trained on 43,000 M (a million steps of 256 sequences, \
+nine in ten
 of them of 128 tokens, the rest of 512). {learned}It was pretrained once and
 fine-tuned once, so a difference between its result and another card's says nothing about their \
-recipes. It knows the English of
-its task only, inherits whatever bias its text holds, and truncates after {positions} tokens.
+recipes. It is for the English of
+its task only, has the biases of its training text, and truncates texts after {positions} tokens.
 {reconstruction}"""
 
 FAMILIES = {"bert": "BERT", "electra": "ELECTRA", "convbert": "ConvBERT"}
@@ -89,98 +90,93 @@ RECIPE = (
 
 
 def write_card(directory: Path, name: str) -> None:
-    """Renders README.md in `directory` from its config.json, training.json and, once there,
-    evaluation.json.
+    """Write README.md in `directory` from its config.json, training.json and evaluation.json.
+
+    The last may be missing: then the card says that the classifier is not yet evaluated.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    trained = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    pre, fine = trained["pretraining"], trained["finetuning"]
-    told, evaluation = pre["config"], directory / "evaluation.json"
-    judged = next(iter(fine["dev_in_torch"]))
+    training = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    pretraining, finetuning = training["pretraining"], training["finetuning"]
+    run_config, evaluation = pretraining["config"], directory / "evaluation.json"
+    design = run_config["decoder"]["design"]
+    metric = next(iter(finetuning["dev_in_torch"]))
     served = "not yet measured"
     if evaluation.is_file():
         measured = json.loads(evaluation.read_text(encoding="utf-8"))
-        served = f"{measured[judged]:.4f} ({measured['date']})"
-    (directory / "README.md").write_text(
-        CARD.format(
-            name=name,
-            what=_what(told, fine["task"]),
-            family=FAMILIES[told["encoder"]["family"]],
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            wide=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            positions=config["max_position_embeddings"],
-            decoder=_decoder(told["decoder"]),
-            text=_text(told["data"]),
-            learned=_learned(pre, told["objective"]["name"]),
-            held_out_text=", ".join(told["data"]["held_out"]),
-            objective=OBJECTIVES[told["objective"]["name"]],
-            steps=pre["steps"],
-            tokens=pre["tokens"],
-            seconds=pre["seconds"],
-            threads=pre["threads"],
-            device=pre["device"],
-            precision=pre["precision"],
-            loss=pre["training_loss_last_100"],
-            held_out=pre["held_out_loss"],
-            held_out_sequences=pre["held_out_sequences"],
-            source=fine["source"],
-            examples=fine["examples"],
-            epochs=fine["epochs"],
-            ft_steps=fine["steps"],
-            ft_seconds=fine["seconds"],
-            ft_loss=fine["training_loss_last_100"],
-            judged=judged,
-            dev_examples=fine["dev_examples"],
-            in_torch=f"{fine['dev_in_torch'][judged]:.4f}",
-            served=served,
-            task=fine["task"],
-            pretrained=name.removesuffix(f"-{fine['task']}"),
-            recipe=" ".join(f"--{key.replace('_', '-')} {fine[key]}" for key in RECIPE),
-            millions=pre["tokens"] / 1e6,
-            reconstruction=(
-                RECONSTRUCTION.format(RECONSTRUCTED[told["decoder"]["design"]])
-                if told["decoder"]["design"] in RECONSTRUCTED
-                else ""
-            ),
-        ),
-        encoding="utf-8",
+        served = f"{measured[metric]:.4f} ({measured['date']})"
+    reconstruction = ""
+    if design in RECONSTRUCTED:
+        reconstruction = RECONSTRUCTION.format(RECONSTRUCTED[design])
+    card = CARD.format(
+        name=name,
+        summary=_summary(run_config, finetuning["task"]),
+        family=FAMILIES[run_config["encoder"]["family"]],
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        wide=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        decoder=_decoder(run_config["decoder"]),
+        text=_text(run_config["data"]),
+        learned=_learned(pretraining, run_config["objective"]["name"]),
+        held_out_text=", ".join(run_config["data"]["held_out"]),
+        objective=OBJECTIVES[run_config["objective"]["name"]],
+        steps=pretraining["steps"],
+        tokens=pretraining["tokens"],
+        seconds=pretraining["seconds"],
+        threads=pretraining["threads"],
+        device=pretraining["device"],
+        precision=pretraining["precision"],
+        loss=pretraining["training_loss_last_100"],
+        held_out=pretraining["held_out_loss"],
+        held_out_sequences=pretraining["held_out_sequences"],
+        source=finetuning["source"],
+        examples=finetuning["examples"],
+        epochs=finetuning["epochs"],
+        ft_steps=finetuning["steps"],
+        ft_seconds=finetuning["seconds"],
+        ft_loss=finetuning["training_loss_last_100"],
+        metric=metric,
+        dev_examples=finetuning["dev_examples"],
+        in_torch=f"{finetuning['dev_in_torch'][metric]:.4f}",
+        served=served,
+        task=finetuning["task"],
+        pretrained=name.removesuffix(f"-{finetuning['task']}"),
+        recipe=" ".join(f"--{key.replace('_', '-')} {finetuning[key]}" for key in RECIPE),
+        millions=pretraining["tokens"] / 1e6,
+        reconstruction=reconstruction,
     )
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _what(told: dict[str, Any], task: str) -> str:
-    family, design = FAMILIES[told["encoder"]["family"]], told["decoder"]["design"]
+def _summary(run_config: dict[str, Any], task: str) -> str:
+    family = FAMILIES[run_config["encoder"]["family"]]
+    design = run_config["decoder"]["design"]
     if design == "none":
         return f"A small {family}, pretrained without a decoder and fine-tuned on {task}."
     return (
-        f"A small {family}, pretrained under the decoder `{design}` and fine-tuned on {task}. "
-        "What the decoder added is still in the file; `python -m export` drops it."
+        f"A small {family}, pretrained with the decoder `{design}` and fine-tuned on {task}. The"
+        " decoder's weights are still in the file; `drbert-export` drops them."
     )
 
 
 def _text(data: dict[str, Any]) -> str:
-    known = [
-        TEXTS[folder]
-        for folder in dict.fromkeys(path.partition("/")[0] for path in data["text"])
-        if folder in TEXTS
-    ]
-    return (", ".join(data["text"]) or data["dataset"]) + (
-        f" ({'; '.join(known)})" if known else ""
-    )
+    """Return the training text's shards or dataset, with what the known folders hold."""
+    sources = ", ".join(data["text"]) or data["dataset"]
+    folders = dict.fromkeys(path.partition("/")[0] for path in data["text"])
+    known = [TEXTS[folder] for folder in folders if folder in TEXTS]
+    return f"{sources} ({'; '.join(known)})" if known else sources
 
 
-def _learned(pre: dict[str, Any], objective: str) -> str:
-    """How much of the words' neighbours a masked language model learned, by the loss of one who
-    learned nothing of them.
-    """
-    without = pre.get("loss_without_context")  # unknown of encoders from before it was recorded
+def _learned(pretraining: dict[str, Any], objective: str) -> str:
+    """Return how far a masked language model's loss is from that of a model without context."""
+    without = pretraining.get("loss_without_context")  # not recorded by older runs
     if objective != "mlm" or without is None:
         return ""
     return (
-        f"A model that ignores\nneighbours has a loss of about {without:.2f} nats; it came to"
-        f" {pre['held_out_loss']:.2f}. "
+        f"A model that ignores\nneighbours has a loss of about {without:.2f} nats; this one reached"
+        f" {pretraining['held_out_loss']:.2f}. "
     )
 
 

@@ -1,9 +1,8 @@
 """
-Checkpoints: Hugging Face directories of safetensors, and what a run needs to go on as if it had
-never stopped.
+Reads and writes checkpoints (Hugging Face folders of safetensors) and the progress of a run.
 
-Nothing here writes or reads a pickle. A folder is written beside its place and
-renamed, so an interrupted save leaves the previous one whole.
+Nothing here writes or reads a pickle. Progress is replaced as a whole, so an interrupted save
+leaves the previous one.
 """
 
 from __future__ import annotations
@@ -30,13 +29,12 @@ ARCHITECTURES = {
     ("bert", "mlm"): "BertForMaskedLM",
     ("electra", "mlm"): "ElectraForMaskedLM",
     ("convbert", "mlm"): "ConvBertForMaskedLM",
-    # transformers knows no pretraining form of ConvBERT; the detector's head lies beside the
-    # encoder.
+    # transformers has no pretraining class for ConvBERT: the file holds the detector's head too.
     ("electra", "rtd"): "ElectraForPreTraining",
     ("convbert", "rtd"): "ConvBertModel",
 }
-# What BERT's output layer is called in the other families.
-RENAMED = {
+# Names of BERT's output layer in the other families.
+OUTPUT_LAYER_NAMES = {
     "cls.predictions.transform.": "generator_predictions.",
     "cls.predictions.bias": "generator_lm_head.bias",
 }
@@ -44,8 +42,9 @@ GENERATOR = ("generator.", "generator_predictions.")
 
 
 def save_pretrained(model: nn.Module, config: Config, tokenizer: Path, directory: Path) -> None:
-    """Writes config.json, model.safetensors (fp32) and the tokenizer of a pretrained model into
-    `directory`; a generator stays behind.
+    """Write config.json, model.safetensors (fp32) and the tokenizer of a pretrained model.
+
+    A generator is not written.
     """
     family, objective = config.encoder.family, config.objective.name
     described = model.encoder.config.to_dict()  # type: ignore[union-attr, operator]
@@ -65,13 +64,14 @@ def save_pretrained(model: nn.Module, config: Config, tokenizer: Path, directory
 
 
 def _renamed(name: str) -> str:
-    for ours, theirs in RENAMED.items():
-        if name.startswith(ours):
-            return name.replace(ours, theirs, 1)
+    for prefix, replacement in OUTPUT_LAYER_NAMES.items():
+        if name.startswith(prefix):
+            return name.replace(prefix, replacement, 1)
     return name
 
 
 def copy_tokenizer(source: Path, directory: Path, max_tokens: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json; longer texts than `max_tokens` are cut."""
     shutil.copy(source / "tokenizer.json", directory / "tokenizer.json")
     write_json(
         directory / "tokenizer_config.json",
@@ -90,16 +90,16 @@ def copy_tokenizer(source: Path, directory: Path, max_tokens: int) -> None:
 
 
 def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the tensors; Unavailable or BadInput names the file that is missing or
-    broken.
+    """Return the config.json and the tensors of a checkpoint.
+
+    Raises Unavailable if a file is missing, BadInput if one is broken.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (directory / name).is_file():
-            raise Unavailable(f"{directory} is no checkpoint: it has no {name}.")
+            raise Unavailable(f"{directory} is not a checkpoint: it has no {name}.")
     try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8")), load_file(
-            directory / "model.safetensors"
-        )
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return config, load_file(directory / "model.safetensors")
     except (json.JSONDecodeError, SafetensorError) as error:
         raise BadInput(f"{directory} cannot be read: {error}.") from None
 
@@ -107,27 +107,27 @@ def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]
 def save_progress(
     directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping[str, Any]
 ) -> None:
-    """Everything a run needs to resume: weights and moments as safetensors, the rest as JSON."""
-    with atomic_directory(directory) as building:
-        save_file(contiguous(model.state_dict()), building / "model.safetensors")
+    """Write all that a run resumes from: weights and moments as safetensors, the rest as JSON."""
+    with atomic_directory(directory) as draft:
+        save_file(contiguous(model.state_dict()), draft / "model.safetensors")
         names = {id(p): name for name, p in model.named_parameters()}
         moments = {
             f"{names[id(parameter)]}:{key}": value
             for parameter, state in optimiser.state.items()
             for key, value in state.items()
         }
-        save_file(contiguous(moments), building / "optimiser.safetensors")
-        write_json(building / "progress.json", dict(progress))
+        save_file(contiguous(moments), draft / "optimiser.safetensors")
+        write_json(draft / "progress.json", dict(progress))
 
 
 def read_progress(directory: Path) -> dict[str, Any]:
-    """How far a run came, and what it was told."""
+    """Return the step that was saved, the seconds until then, and the run's fingerprint."""
     progress: dict[str, Any] = json.loads((directory / "progress.json").read_text(encoding="utf-8"))
     return progress
 
 
 def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Puts the saved weights and moments in place."""
+    """Load the saved weights into the model and the saved moments into the optimiser."""
     model.load_state_dict(load_file(directory / "model.safetensors"))
     moments = load_file(directory / "optimiser.safetensors")
     for name, parameter in model.named_parameters():
@@ -144,8 +144,10 @@ def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Opti
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as safetensors needs them: contiguous and on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file with an indent of 2."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

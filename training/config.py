@@ -183,17 +183,17 @@ def read_config(path: Path) -> Config:
         name: validate(section, tables.get(name, {}), f"{path}: [{name}]")
         for name, section in SECTIONS.items()
     }
-    return _checked(Config(**sections), path)
+    return _checked(Config(**sections), f"{path}:")
 
 
-def with_optimisation(config: Config, changes: Mapping[str, Any], path: Path) -> Config:
-    """Return the config with `changes` to its optimisation, which the file `path` asks for.
+def with_optimisation(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """Return the config with `changes` to its optimisation.
 
-    Raises BadInput as read_config does.
+    Raises BadInput, which begins with `source`, if the result cannot work.
     """
     values = {**config.optimisation.model_dump(), **changes}
-    optimisation = validate(Optimisation, values, f"{path}:")
-    return _checked(config.model_copy(update={"optimisation": optimisation}), path)
+    optimisation = validate(Optimisation, values, source)
+    return _checked(config.model_copy(update={"optimisation": optimisation}), source)
 
 
 def validate(table: type[AnyTable], values: Any, source: str) -> AnyTable:
@@ -248,7 +248,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _checked(config: Config, path: Path) -> Config:
+def _checked(config: Config, source: str) -> Config:
     """Return the config; BadInput if values that are each valid do not work together."""
     checks = (
         *_data_problems(config.data),
@@ -259,7 +259,7 @@ def _checked(config: Config, path: Path) -> Config:
         *_optimisation_problems(config.optimisation),
     )
     for problem in checks:
-        raise BadInput(f"{path}: {problem}")
+        raise BadInput(f"{source} {problem}")
     return config
 
 
@@ -356,8 +356,11 @@ def _initialisation_problems(encoder: Encoder, sequence_length: int) -> Iterator
         )
 
 
-def _optimisation_problems(run: Optimisation) -> Iterator[str]:
-    if run.warmup_steps >= run.steps:
-        yield f"warmup_steps = {run.warmup_steps} must be less than steps = {run.steps}."
-    if run.batch_size % run.accumulate:
-        yield f"batch_size {run.batch_size} is not a multiple of accumulate {run.accumulate}."
+def _optimisation_problems(settings: Optimisation) -> Iterator[str]:
+    if settings.warmup_steps >= settings.steps:
+        yield f"warmup_steps = {settings.warmup_steps} must be less than steps = {settings.steps}."
+    if settings.batch_size % settings.accumulate:
+        yield (
+            f"batch_size {settings.batch_size} is not a multiple of accumulate"
+            f" {settings.accumulate}."
+        )

@@ -1,13 +1,12 @@
 """
-ConvBERT's mixed attention (arXiv 2008.02496), as it is meant to be trained.
+Corrects transformers' ConvBERT: mixed attention (arXiv 2008.02496) as its authors train it.
 
-transformers' module is kept for its parameters and names; what it computes is computed here,
-because there
+transformers' module keeps its parameters and their names, but the computation is replaced. There
 
-* the convolution sees through the padding mask, so that a text's answer depends on its neighbours'
-  length,
-* the values are copied k times (unfold) where k shifted multiply-adds do,
-* a depthwise kernel begins with a deviation of 0.02 where the authors' code has 1/k.
+* the convolution ignores the padding mask, so a text's answer depends on the length of the other
+  texts in its batch,
+* the values are copied k times (unfold), where k shifted multiply-adds do,
+* a depthwise kernel begins with a deviation of 0.02, where the authors' code has 1/k.
 
 On a text without padding both compute the same.
 """
@@ -24,7 +23,7 @@ from training.attention import attention
 
 
 class MixedAttention(ConvBertSelfAttention):  # type: ignore[misc]
-    """Self-attention beside a span-based dynamic convolution, on half of the heads each.
+    """Self-attention and span-based dynamic convolution, on half of the heads each.
 
     SDConv(Q, Ks, V)_i = Σ_j softmax_j(W (Q_i ⊙ Ks_i))_j · V_{i + j − (k+1)/2}     Ks: separable
         convolution of the input
@@ -35,24 +34,25 @@ class MixedAttention(ConvBertSelfAttention):  # type: ignore[misc]
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object
     ) -> tuple[Tensor, None]:
-        """(B, L, D) from (B, L, D); `attention_mask` (B, 1, 1 or L, L) is added to the scores, or
-        True where one may look.
+        """Return the mixed attention (B, L, D) of hidden states (B, L, D).
+
+        `attention_mask` (B, 1, 1 or L, L) is boolean, True where a query may attend, or is added
+        to the scores.
         """
         heads, width = self.num_attention_heads, self.attention_head_size  # n, d: n·d = D/2
         q, k, v = (
             self._split(layer(hidden_states)) for layer in (self.query, self.key, self.value)
         )
         dropout = self.dropout.p if self.training else 0.0
-        seen = attention(q, k, v, attention_mask, dropout).transpose(1, 2)  # (B, L, n, d)
+        attended = attention(q, k, v, attention_mask, dropout).transpose(1, 2)  # (B, L, n, d)
 
-        kept = _kept(attention_mask, hidden_states.dtype)  # (B, L, 1)
-        spans = self.key_conv_attn_layer((hidden_states * kept).transpose(1, 2)).transpose(
-            1, 2
-        )  # (B, L, n·d)
+        is_token = _token_mask(attention_mask, hidden_states.dtype)  # (B, L, 1)
+        tokens = (hidden_states * is_token).transpose(1, 2)  # (B, D, L)
+        spans = self.key_conv_attn_layer(tokens).transpose(1, 2)  # (B, L, n·d)
         kernels = self.conv_kernel_layer(spans * q.transpose(1, 2).flatten(2))
         kernels = kernels.unflatten(2, (heads, self.conv_kernel_size)).softmax(-1)  # (B, L, n, k)
-        values = (self.conv_out_layer(hidden_states) * kept).unflatten(2, (heads, width))
-        return torch.cat([seen, convolve(values, kernels)], dim=2).flatten(2), None
+        values = (self.conv_out_layer(hidden_states) * is_token).unflatten(2, (heads, width))
+        return torch.cat([attended, convolve(values, kernels)], dim=2).flatten(2), None
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.num_attention_heads, self.attention_head_size).transpose(
@@ -61,8 +61,9 @@ class MixedAttention(ConvBertSelfAttention):  # type: ignore[misc]
 
 
 def convolve(values: Tensor, kernels: Tensor) -> Tensor:
-    """Every position's own kernel (B, L, n, k) over its neighbourhood in `values` (B, L, n, d);
-    zeros beyond the ends.
+    """Return the convolution (B, L, n, d) of `values` (B, L, n, d) with a kernel a position.
+
+    `kernels` is (B, L, n, k); values beyond the ends are 0.
     """
     length, span = values.shape[1], kernels.shape[3]
     padded = F.pad(values, (0, 0, 0, 0, span // 2, span // 2))  # (B, L + k − 1, n, d)
@@ -72,29 +73,29 @@ def convolve(values: Tensor, kernels: Tensor) -> Tensor:
     return mixed  # (B, L, n, d)
 
 
-def _kept(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    """1 where a token stands, 0 where padding does, (B, L, 1), out of the mask that the layers are
-    handed.
-    """
+def _token_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+    """Return 1 for tokens and 0 for padding, (B, L, 1), from the mask that the layers receive."""
     if attention_mask is None:
         return 1.0
     row = attention_mask[:, 0, 0]  # (B, L)
-    return (row if row.dtype == torch.bool else row == 0)[..., None].to(dtype)
+    is_token = row if row.dtype == torch.bool else row == 0
+    return is_token[..., None].to(dtype)
 
 
-def mend(model: ConvBertModel) -> ConvBertModel:
-    """Puts MixedAttention in the place of every layer's attention; the parameters stay."""
+def patch_attention(model: ConvBertModel) -> ConvBertModel:
+    """Replace every layer's attention by MixedAttention with the same parameters."""
     for layer in model.encoder.layer:
-        theirs = layer.attention.self
-        ours = MixedAttention(model.config).to(theirs.query.weight)
-        ours.load_state_dict(theirs.state_dict())
-        layer.attention.self = ours.train(theirs.training)
+        original = layer.attention.self
+        mixed = MixedAttention(model.config).to(original.query.weight)
+        mixed.load_state_dict(original.state_dict())
+        layer.attention.self = mixed.train(original.training)
     return model
 
 
 def initialise(model: ConvBertModel, config: ConvBertConfig) -> None:
-    """Draws what transformers draws otherwise than the authors' code, or, in some versions, not at
-    all.
+    """Draw the weights that transformers draws unlike the authors' code, or does not draw.
+
+    Some versions of transformers leave grouped layers as they were allocated.
     """
     for part in model.modules():
         if isinstance(part, GroupedLinearLayer):

@@ -1,11 +1,9 @@
 """
-Turns text shards into a WordPiece vocabulary and memory-mapped token ids, once for all runs on the
-same text.
+Tokenises text once for all runs on it: a WordPiece vocabulary and memory-mapped token ids.
 
-A shard holds a paragraph a line and an empty line between documents, plain or
-gzipped; a Hugging Face dataset holds a document a row. The ids are one stream,
-documents ended by [SEP]; a training sequence is [CLS], a slice of the stream,
-[SEP], so nothing is ever padded.
+A shard is a text file, plain or gzipped, with a paragraph a line and an empty line between
+documents. A Hugging Face dataset has a document a row. The ids are one stream in which [SEP] ends
+every document. A training sequence is [CLS], a slice of the stream and [SEP], so nothing is padded.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,20 +23,20 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from atomic import atomic_directory
 from command import BadInput, Unavailable
 from training.config import Data
-from training.vocabulary import Vocabulary, learn, read_tokenizer
+from training.vocabulary import Vocabulary, read_tokenizer, train_tokenizer
 
 DOCUMENTS_AT_ONCE = 512
+"""Number of documents that are tokenised together."""
 
 Ids = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of the training and the held-out text, and the folder that holds their
-    tokenizer.
-    """
+    """Token ids of the training text and the held-out text, and the folder that they are in."""
 
     directory: Path
     ids: Ids
@@ -52,24 +48,27 @@ class Corpus:
         return len(self.ids) // (self.sequence_length - 2)
 
     def batch(self, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
-        """The sequences of one step, (batch_size, sequence_length): a function of step and seed
-        alone, so a resumed run sees what it would have seen.
+        """Return the sequences of one step, (batch_size, sequence_length).
+
+        They are a function of step and seed alone, so a resumed run sees the same ones.
         """
-        places = []
+        numbers = []
         for i in range(step * batch_size, (step + 1) * batch_size):
             epoch, offset = divmod(i, len(self))
-            places.append(self._order(seed, epoch)[offset])
-        return self.sequences(self.ids, places)
+            numbers.append(self._order(seed, epoch)[offset])
+        return self.sequences(self.ids, numbers)
 
-    def sequences(self, ids: Ids, places: list[int] | range) -> npt.NDArray[np.int64]:
-        room = self.sequence_length - 2
-        batch = np.empty((len(places), self.sequence_length), np.int64)
+    def sequences(self, ids: Ids, numbers: list[int] | range) -> npt.NDArray[np.int64]:
+        """Return the sequences of `ids` with the given numbers, (N, sequence_length)."""
+        content = self.sequence_length - 2
+        batch = np.empty((len(numbers), self.sequence_length), np.int64)
         batch[:, 0], batch[:, -1] = self.vocabulary.cls, self.vocabulary.sep
-        for row, place in enumerate(places):
-            batch[row, 1:-1] = ids[place * room : (place + 1) * room]
+        for row, number in enumerate(numbers):
+            batch[row, 1:-1] = ids[number * content : (number + 1) * content]
         return batch
 
     def held_out_batches(self, batch_size: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield at most `count` batches of held-out sequences, (batch_size, sequence_length)."""
         available = len(self.held_out) // (self.sequence_length - 2)
         for start in range(0, min(count * batch_size, available), batch_size):
             yield self.sequences(self.held_out, range(start, min(start + batch_size, available)))
@@ -84,29 +83,32 @@ class Corpus:
         return cached[seed, epoch]
 
 
-def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
-    """The corpus of this text, read from `beside/corpus-<digest>` or built there first.
+def prepare(data: Data, folder: Path, corpora: Path) -> Corpus:
+    """Return the corpus of a text, from `corpora`/corpus-DIGEST, which is written if it is missing.
 
-    Raises Unavailable if a shard pattern matches nothing below `folder`, BadInput if a shard is
-    empty or broken, or a given tokenizer does not fit.
+    The text is below `folder`. Raises Unavailable if a shard pattern matches nothing, BadInput if a
+    shard is empty or broken or a tokenizer does not fit.
     """
     held_out = [Shard(path) for path in _find(folder, data.held_out)]
-    text: list[Source] = (
-        [Dataset(data)] if data.dataset else [Shard(path) for path in _find(folder, data.text)]
-    )
+    text: list[Source] = []
+    if data.dataset:
+        text.append(Dataset(data))
+    else:
+        text += [Shard(path) for path in _find(folder, data.text)]
     both = {source.name for source in text} & {shard.name for shard in held_out}
     if both:
         raise BadInput(
-            f"{sorted(both)[0]} is among the text and the held-out text; what is trained on cannot"
-            " be held out."
+            f"{sorted(both)[0]} is both training and held-out text; remove it from one of them."
         )
-    given = _find(folder, [data.tokenizer])[0] if data.tokenizer else None
+    tokenizer = _find(folder, [data.tokenizer])[0] if data.tokenizer else None
     sources = {source.name: source.digest() for source in [*text, *held_out]}
-    directory = (
-        beside / f"corpus-{_fingerprint(sources, len(text), given, data.vocabulary_size)[:12]}"
-    )
+    digest = _fingerprint(sources, len(text), tokenizer, data.vocabulary_size)
+    directory = corpora / f"corpus-{digest[:12]}"
     if not directory.exists():
-        _build(directory, text, held_out, sources, given, data.vocabulary_size)
+        # Two runs may write the same corpus at once; the second keeps the first one's.
+        with atomic_directory(directory, keep_existing=True) as draft:
+            _write(draft, text, held_out, tokenizer, data.vocabulary_size)
+            (draft / "sources.json").write_text(json.dumps(sources, indent=2), encoding="utf-8")
     corpus = Corpus(
         directory=directory,
         ids=np.memmap(directory / "ids.bin", np.uint16, "r"),
@@ -114,39 +116,49 @@ def prepare(data: Data, folder: Path, beside: Path) -> Corpus:
         vocabulary=Vocabulary(Tokenizer.from_file(str(directory / "tokenizer.json"))),
         sequence_length=data.sequence_length,
     )
-    for what, ids in (("text", corpus.ids), ("held_out", corpus.held_out)):
+    for name, ids in (("text", corpus.ids), ("held_out", corpus.held_out)):
         if len(ids) < data.sequence_length:
             raise Unavailable(
-                f"{folder}: {what} holds less than one sequence of {data.sequence_length} tokens."
+                f"{folder}: {name} has {len(ids)} tokens, less than one sequence of"
+                f" {data.sequence_length}."
             )
     return corpus
 
 
 class Source(Protocol):
-    """Something that holds documents, and has a name and a digest to be remembered by."""
+    """A source of documents, identified by its name and its digest."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name under which the corpus lists the source."""
+        ...
 
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Return a digest of the content."""
+        ...
 
-    def documents(self) -> Iterator[str]: ...
+    def documents(self) -> Iterator[str]:
+        """Yield the documents in order."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of paragraphs, with an empty line between documents."""
+    """A text file, plain or gzipped, with an empty line between documents."""
 
     path: Path
 
     @property
     def name(self) -> str:
+        """The file's name."""
         return self.path.name
 
     def digest(self) -> str:
+        """Return the file's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def documents(self) -> Iterator[str]:
+        """Yield the documents, a paragraph a line; BadInput if the file is not UTF-8 text."""
         opener = gzip.open if self.path.suffix == ".gz" else open
         paragraphs: list[str] = []
         try:
@@ -158,14 +170,15 @@ class Shard:
                         yield "\n".join(paragraphs)
                         paragraphs = []
         except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise BadInput(f"{self.path} is no UTF-8 text, plain or gzipped ({error}).") from None
+            raise BadInput(f"{self.path} is not UTF-8 text, plain or gzipped ({error}).") from None
         if paragraphs:
             yield "\n".join(paragraphs)
 
 
 class Dataset:
-    """A column of a dataset of the Hugging Face hub, or of a folder in that form; a document
-    a row.
+    """A text column of a Hugging Face dataset, with a document a row.
+
+    The dataset is on the hub or in a folder that `datasets` can load.
     """
 
     def __init__(self, data: Data) -> None:
@@ -182,7 +195,7 @@ class Dataset:
             )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise Unavailable(
-                f"The dataset {data.dataset!r} cannot be had: {str(error).splitlines()[0]}"
+                f"The dataset {data.dataset!r} cannot be loaded: {str(error).splitlines()[0]}"
             ) from None
         if data.text_column not in self._rows.column_names:
             raise BadInput(
@@ -192,15 +205,20 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        return ":".join(
-            filter(None, (self._data.dataset, self._data.dataset_config, self._data.dataset_split))
-        )
+        """Dataset, configuration and split, separated by colons."""
+        parts = (self._data.dataset, self._data.dataset_config, self._data.dataset_split)
+        return ":".join(filter(None, parts))
 
     def digest(self) -> str:
+        """Return the fingerprint that `datasets` gives the rows, and the column."""
         return f"{self._rows._fingerprint}:{self._data.text_column}"
 
     def documents(self) -> Iterator[str]:
-        return (text for row in self._rows if (text := row[self._data.text_column].strip()))
+        """Yield the texts that are not empty."""
+        for row in self._rows:
+            text = row[self._data.text_column].strip()
+            if text:
+                yield text
 
 
 def _find(folder: Path, patterns: list[str]) -> list[Path]:
@@ -209,56 +227,46 @@ def _find(folder: Path, patterns: list[str]) -> list[Path]:
             f"The data folder {folder} does not exist; --data names the folder that holds"
             f" {patterns[0]}."
         )
-    found = []
+    paths: list[Path] = []
     for pattern in patterns:
         matches = sorted(folder.glob(pattern))
         if not matches:
             raise Unavailable(
-                f"{folder} holds no {pattern}; --data names the folder that the config's text is"
-                " below."
+                f"{folder} holds no {pattern}; --data names the folder that holds the config's"
+                " text."
             )
-        found += matches
-    return found
+        paths += matches
+    return paths
 
 
 def _fingerprint(
-    sources: dict[str, str], trained_on: int, given: Path | None, vocabulary_size: int
+    sources: dict[str, str], training_sources: int, tokenizer: Path | None, vocabulary_size: int
 ) -> str:
-    """Of everything the ids follow from."""
-    told = json.dumps([list(sources.items()), trained_on, vocabulary_size]).encode()
-    return hashlib.sha256(told + (given.read_bytes() if given else b"")).hexdigest()
+    """Return a digest of everything that the ids depend on."""
+    described = json.dumps([list(sources.items()), training_sources, vocabulary_size]).encode()
+    if tokenizer is not None:
+        described += tokenizer.read_bytes()
+    return hashlib.sha256(described).hexdigest()
 
 
-def _build(
+def _write(
     directory: Path,
     text: Sequence[Source],
     held_out: Sequence[Source],
-    sources: dict[str, str],
-    given: Path | None,
+    tokenizer_path: Path | None,
     vocabulary_size: int,
 ) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".corpus-", dir=directory.parent))
-    try:
-        tokenizer = (
-            read_tokenizer(given, vocabulary_size)
-            if given
-            else learn(lambda: _documents(text), vocabulary_size)
-        )
-        tokenizer.save(str(building / "tokenizer.json"))
-        for name, of in (("ids.bin", text), ("held_out.bin", held_out)):
-            with (building / name).open("wb") as file:
-                for source in tqdm(of, desc=f"tokenising {name}", unit="source"):
-                    _write_ids(Vocabulary(tokenizer), source, file)
-        (building / "sources.json").write_text(json.dumps(sources, indent=2), encoding="utf-8")
-        # One rename: a corpus is there whole or not at all, also when two runs build it at once.
-        try:
-            building.rename(directory)
-        except OSError:
-            if not directory.exists():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    """Write the tokenizer and the ids of a corpus."""
+    if tokenizer_path is None:
+        tokenizer = train_tokenizer(lambda: _documents(text), vocabulary_size)
+    else:
+        tokenizer = read_tokenizer(tokenizer_path, vocabulary_size)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    vocabulary = Vocabulary(tokenizer)
+    for name, sources in (("ids.bin", text), ("held_out.bin", held_out)):
+        with (directory / name).open("wb") as file:
+            for source in tqdm(sources, desc=f"tokenising {name}", unit="source"):
+                _write_ids(vocabulary, source, file)
 
 
 def _documents(sources: Sequence[Source]) -> Iterator[str]:
@@ -267,9 +275,9 @@ def _documents(sources: Sequence[Source]) -> Iterator[str]:
 
 def _write_ids(vocabulary: Vocabulary, source: Source, file: BinaryIO) -> None:
     empty, documents = True, source.documents()
-    while some := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
+    while chunk := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
         empty = False
-        for encoding in vocabulary.tokenizer.encode_batch(some, add_special_tokens=False):
+        for encoding in vocabulary.tokenizer.encode_batch(chunk, add_special_tokens=False):
             np.array([*encoding.ids, vocabulary.sep], np.uint16).tofile(file)
     if empty:
         raise BadInput(f"{source.name} holds no text; remove it or fill it.")

@@ -1,18 +1,20 @@
 """
-The scaffolding of pretraining: what stands between the encoder and the output layer, and is thrown
-away afterwards.
+Pretraining decoders: modules between the encoder and the output layer, dropped after pretraining.
 
-Every design answers one question: which states are the masked words to be predicted from?
+A design decides from which states the masked words are predicted:
 
-    none    the encoder's own                                            BERT, arXiv 1810.04805
-    plain   n more blocks on top          RECONSTRUCTION of DrBERT / BPDec, arXiv 2401.15861
-    gua     … whose first block may look at masked positions only partly  RECONSTRUCTION, the same
-    mix     … heard at random, the encoder otherwise                      RECONSTRUCTION, the same
-    drbert  gua and mix together                                          RECONSTRUCTION, the same
-    emd     the last layer twice, its queries told the absolute place     DeBERTa, arXiv 2006.03654
-            §3.2, as its released code does it
-    mae     masked words left out of the encoder, filled in by n blocks   RECONSTRUCTION of MAE-LM,
-            arXiv 2302.02060
+    none    the encoder's output                       BERT, arXiv 1810.04805
+    plain   n more blocks on top of it                 RECONSTRUCTION of DrBERT / BPDec,
+                                                       arXiv 2401.15861
+    gua     … the first block attends to only a        RECONSTRUCTION, the same
+            share p of the masked positions
+    mix     … used with probability q a position,      RECONSTRUCTION, the same
+            the encoder's output otherwise
+    drbert  gua and mix together                       RECONSTRUCTION, the same
+    emd     the encoder's last layer, twice, on        DeBERTa's enhanced mask decoder, arXiv
+            queries with the absolute position         2006.03654 §3.2, as its released code does it
+    mae     n blocks that fill in masked positions,    RECONSTRUCTION of MAE-LM, arXiv 2302.02060
+            which the encoder never reads
 
 DrBERT's formulas and hyper-parameters were not available; the reconstruction follows its abstracts
 and reviews. n, p and q are configuration, none is a paper's number. The blocks are BERT's without
@@ -34,32 +36,32 @@ from training.config import Config
 
 
 class Decoder(nn.Module):
-    """A design, as the pretraining model calls it."""
+    """The interface of a decoder design."""
 
     def forward(
-        self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """The states to predict from, (B, K, D), at `positions` (B, K) of `inputs` (B, L)."""
+        """Return the states (B, K, D) to predict from, at `positions` (B, K) of `inputs` (B, L)."""
         raise NotImplementedError
 
-    def initialise_neighbours(self) -> None:
-        """Called where the encoder's first weights are those of neighbours.py; a decoder that mixes
-        places itself begins so too.
+    def initialise_local_attention(self) -> None:
+        """Begin with local attention, as an encoder with that initialisation does.
+
+        Only a decoder whose first block must find a position's neighbours itself does something.
         """
 
 
 class NoDecoder(Decoder):
-    """Vanilla BERT: the output layer reads the encoder."""
+    """Vanilla BERT: predictions come from the encoder's output."""
 
     def forward(
-        self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
         return at(encode(encoder, inputs), positions)
 
 
 class StackedDecoder(Decoder):
-    """n blocks on top of the encoder: `plain`, and with p < 1 `gua`, with q < 1 `mix`, with both
-    `drbert`.
+    """n blocks on top of the encoder: `plain`; with p < 1 `gua`, q < 1 `mix`, or both `drbert`.
 
     With S the predicted positions and h the encoder's output:
 
@@ -67,8 +69,7 @@ class StackedDecoder(Decoder):
         block l attends to position j only if j is not in S, or in U_l, or the query's own
         o_t = decoder_t with probability q, else h_t
 
-    The blocks are full ones; only the last computes its queries at S alone, because
-    nothing else of it is read.
+    The last block computes its queries at S alone, because nothing else of it is read.
     """
 
     def __init__(
@@ -88,33 +89,30 @@ class StackedDecoder(Decoder):
         self.decoder_share = decoder_share
 
     def forward(
-        self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
-        return self.decode(encode(encoder, inputs), positions, dice)
+        return self.decode(encode(encoder, inputs), positions, rng)
 
-    def decode(self, hidden: Tensor, positions: Tensor, dice: torch.Generator) -> Tensor:
-        """(B, K, D) out of the encoder's output (B, L, D)."""
-        visible = (
-            None
-            if self.unmasked_first == 1
-            else first_block_sees(positions, hidden.shape[1], self.unmasked_first, dice)
-        )
-        decoded = through(self.layer, hidden, positions, visible)
+    def decode(self, hidden: Tensor, positions: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the states to predict from, (B, K, D), of the encoder's output (B, L, D)."""
+        visible = None
+        if self.unmasked_first != 1:
+            visible = first_block_mask(positions, hidden.shape[1], self.unmasked_first, rng)
+        decoded = run_blocks(self.layer, hidden, positions, visible)
         if self.decoder_share == 1:
             return decoded
-        share = torch.rand(positions.shape, generator=dice, device=dice.device).to(hidden.device)
+        share = torch.rand(positions.shape, generator=rng, device=rng.device).to(hidden.device)
         return torch.where((share < self.decoder_share)[..., None], decoded, at(hidden, positions))
 
 
 class EnhancedMaskDecoder(Decoder):
-    """DeBERTa's: the encoder's last layer, run n times on queries that begin with the absolute
-    position.
+    """DeBERTa's decoder: the encoder's last layer, n times, on queries with the absolute position.
 
         q_1 = h⁻[S] + position[S];   q_{i+1} = last layer(queries q_i, keys and values h⁻);   h⁻ =
             the layer before the last
 
-    It adds no parameter. BERT knows absolute positions from its input too; in DeBERTa, which does
-    not, this is where they enter.
+    It adds no parameter. BERT's input has absolute positions already; DeBERTa's has not, so there
+    they enter here.
     """
 
     def __init__(self, passes: int) -> None:
@@ -122,7 +120,7 @@ class EnhancedMaskDecoder(Decoder):
         self.passes = passes
 
     def forward(
-        self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
         hidden = encoder.embeddings(input_ids=inputs)
         for layer in encoder.encoder.layer[:-1]:
@@ -136,11 +134,11 @@ class EnhancedMaskDecoder(Decoder):
 
 
 class MaskedAutoencoder(Decoder):
-    """MAE-LM: the encoder never sees a masked position; blocks on top see them all, as one learnt
-    vector and their place.
+    """MAE-LM: the encoder never reads a masked position, the blocks on top read all positions.
 
-    That vector goes through the embeddings' LayerNorm, as a word does, so that it is as large as
-    the encoder's output beside it.
+    To the blocks a masked position is one learnt vector plus its position embedding. The sum goes
+    through the embeddings' LayerNorm, as a word does, so that it is as large as the encoder's
+    output at the other positions.
     """
 
     def __init__(self, hidden_size: int, heads: int, intermediate_size: int, layers: int) -> None:
@@ -152,24 +150,23 @@ class MaskedAutoencoder(Decoder):
         )
 
     def forward(
-        self, encoder: BertModel, inputs: Tensor, positions: Tensor, dice: torch.Generator
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
         rows, length = inputs.shape
         masked = torch.zeros_like(inputs).scatter(1, positions, 1)  # (B, L)
-        kept = masked.argsort(dim=1, stable=True)[
-            :, : length - positions.shape[1]
-        ]  # (B, L-K), ascending
-        seen = encode(encoder, inputs.gather(1, kept), kept)  # (B, L-K, D)
+        in_order = masked.argsort(dim=1, stable=True)  # unmasked positions first, ascending
+        visible = in_order[:, : length - positions.shape[1]]  # (B, L-K)
+        encoded = encode(encoder, inputs.gather(1, visible), visible)  # (B, L-K, D)
         placed = self.mask + encoder.embeddings.position_embeddings(positions)
         filled = encoder.embeddings.LayerNorm(placed)  # (B, K, D)
-        whole = seen.new_zeros(rows, length, seen.shape[2])
-        whole = whole.scatter(1, kept[..., None].expand_as(seen), seen)
-        whole = whole.scatter(1, positions[..., None].expand_as(filled), filled.to(seen.dtype))
-        return through(self.layer, whole, positions)
+        whole = encoded.new_zeros(rows, length, encoded.shape[2])
+        whole = whole.scatter(1, visible[..., None].expand_as(encoded), encoded)
+        whole = whole.scatter(1, positions[..., None].expand_as(filled), filled.to(encoded.dtype))
+        return run_blocks(self.layer, whole, positions)
 
-    def initialise_neighbours(self) -> None:
-        # A masked place is position alone and the encoder's output holds little of it; twice the
-        # score was tried and learns.
+    def initialise_local_attention(self) -> None:
+        # A masked position is its position embedding alone, of which the encoder's output elsewhere
+        # holds little. Twice the score was tried, and it learns.
         local_attention_init.initialise_attention(
             self.layer[0].attention, self.heads, 2 * local_attention_init.SCORE
         )
@@ -186,8 +183,9 @@ class TransformerBlock(nn.Module):
         self.output = _Residual(intermediate_size, hidden_size)
 
     def forward(self, hidden: Tensor, queries: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Updates `queries` (B, Q, D) from all of `hidden` (B, L, D); `visible` (B, Q, L) is False
-        where a query may not look.
+        """Return `queries` (B, Q, D) updated from `hidden` (B, L, D).
+
+        `visible` (B, Q, L) is False where a query may not attend.
         """
         return attend(self, self.heads, hidden, queries, visible)
 
@@ -220,11 +218,10 @@ class _Residual(_Dense):
 def attend(
     layer: Any, heads: int, hidden: Tensor, queries: Tensor, visible: Tensor | None = None
 ) -> Tensor:
-    """What a BERT layer, ours or transformers', makes of `queries` (B, Q, D) when they look at
-    `hidden` (B, L, D); without dropout.
+    """Return a BERT layer's update of `queries` (B, Q, D) from `hidden` (B, L, D), without dropout.
 
-    transformers' own layer takes its queries from where it takes its keys; a decoder wants them
-    from elsewhere.
+    The layer is TransformerBlock or transformers' BertLayer, whose own forward takes queries and
+    keys from the same states; a decoder needs them from different ones.
     """
 
     def split(x: Tensor) -> Tensor:
@@ -234,64 +231,63 @@ def attend(
     q = split(project.query(queries))  # (B, H, Q, D/H)
     k, v = split(project.key(hidden)), split(project.value(hidden))  # (B, H, L, D/H)
     mask = None if visible is None else visible[:, None]  # (B, 1, Q, L)
-    seen = attention(q, k, v, mask).transpose(1, 2).flatten(2)
-    queries = inner.LayerNorm(inner.dense(seen) + queries)  # (B, Q, D)
+    attended = attention(q, k, v, mask).transpose(1, 2).flatten(2)
+    queries = inner.LayerNorm(inner.dense(attended) + queries)  # (B, Q, D)
     wide = F.gelu(layer.intermediate.dense(queries))
     updated: Tensor = outer.LayerNorm(outer.dense(wide) + queries)
     return updated  # (B, Q, D)
 
 
-def through(
-    blocks: nn.ModuleList, state: Tensor, positions: Tensor, first_sees: Tensor | None = None
+def run_blocks(
+    blocks: nn.ModuleList, state: Tensor, positions: Tensor, first_mask: Tensor | None = None
 ) -> Tensor:
-    """`state` (B, L, D) through all blocks, read at `positions`: (B, K, D). `first_sees` (B, L, L)
-    restricts the first block.
+    """Return `state` (B, L, D) after all blocks, at `positions`: (B, K, D).
+
+    `first_mask` (B, L, L) restricts the first block.
     """
     last = len(blocks) - 1
     for depth, block in enumerate(blocks):
-        visible = first_sees if depth == 0 else None
+        visible = first_mask if depth == 0 else None
         if depth == last:
-            seen = None if visible is None else at(visible, positions)
-            return block(state, at(state, positions), seen)  # type: ignore[no-any-return]
+            if visible is not None:
+                visible = at(visible, positions)
+            return block(state, at(state, positions), visible)  # type: ignore[no-any-return]
         state = block(state, state, visible)  # (B, L, D)
-    raise ValueError("a decoder has a block at least")
+    raise ValueError("a decoder needs at least one block")
 
 
-def first_block_sees(
-    positions: Tensor, length: int, unmasked: float, dice: torch.Generator
+def first_block_mask(
+    positions: Tensor, length: int, unmasked: float, rng: torch.Generator
 ) -> Tensor:
-    """Gradual Unmasking Attention's first mask, (B, L, L): True where query i may attend to
-    key j.
-    """
-    kept = (
-        torch.rand(positions.shape, generator=dice, device=dice.device).to(positions.device)
-        < unmasked
-    )
+    """Return Gradual Unmasking Attention's first mask, (B, L, L): True where i may attend to j."""
+    draws = torch.rand(positions.shape, generator=rng, device=rng.device).to(positions.device)
     visible = torch.ones(len(positions), length, dtype=torch.bool, device=positions.device)
-    visible = visible.scatter(1, positions, kept)  # (B, L)
-    own = torch.eye(length, dtype=torch.bool, device=positions.device)
-    return visible[:, None, :] | own  # (B, L, L)
+    visible = visible.scatter(1, positions, draws < unmasked)  # (B, L)
+    itself = torch.eye(length, dtype=torch.bool, device=positions.device)
+    return visible[:, None, :] | itself  # (B, L, L)
 
 
 def at(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows of `hidden` (B, L, …) at `positions` (B, K): (B, K, …)."""
+    """Return the rows (B, K, …) of `hidden` (B, L, …) at `positions` (B, K)."""
     return torch.gather(hidden, 1, positions[..., None].expand(-1, -1, hidden.shape[2]))
 
 
-def encode(encoder: BertModel, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-    """The encoder's output, (B, L, D); `places` (B, L) where the tokens do not stand side by
-    side.
+def encode(encoder: BertModel, inputs: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """Return the encoder's output, (B, L, D).
+
+    `position_ids` (B, L) are the positions of `inputs` (B, L) if they are not consecutive.
     """
-    hidden: Tensor = encoder(input_ids=inputs, position_ids=places).last_hidden_state
+    hidden: Tensor = encoder(input_ids=inputs, position_ids=position_ids).last_hidden_state
     return hidden
 
 
 def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """What a transformers layer returns: a tensor in some versions, a tuple in others."""
+    """Return a transformers layer's output: a tensor in some versions, a tuple in others."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def build_decoder(config: Config) -> Decoder:
+    """Return the decoder of the config's design, with torch's own first weights."""
     shape, decoder = config.encoder, config.decoder
     sizes = (shape.hidden_size, shape.heads, shape.intermediate_size, decoder.layers)
     match decoder.design:

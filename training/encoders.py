@@ -1,8 +1,8 @@
 """
-The encoders that can be pretrained: BERT, ELECTRA and ConvBERT, as transformers builds them.
+Builds the encoders that can be pretrained: transformers' BERT, ELECTRA and ConvBERT.
 
-What leaves this file is a Hugging Face model whose parameters carry Hugging Face's names; what
-goes wrong there when one trains from scratch is put right here and in convbert.py.
+They are Hugging Face models with Hugging Face's parameter names. Their faults when trained from
+scratch are corrected here and in convbert.py.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ from transformers import (
 )
 
 from training import convbert, local_attention_init
-from training.attention import transformers_name
+from training.attention import attention_implementation
 from training.config import Config, Encoder
 from training.vocabulary import Vocabulary
 
 
 def build_encoder(config: Config, vocabulary: Vocabulary) -> PreTrainedModel:
-    """The encoder of `config`, freshly drawn from torch's generator."""
+    """Return the encoder of `config` with new weights, drawn from torch's global generator."""
     described = encoder_config(config.encoder, vocabulary, config.data.sequence_length)
     if config.encoder.family == "convbert":
         model = ConvBertModel(described)
         convbert.initialise(model, described)
-        return convbert.mend(model)
-    model = (
-        ElectraModel(described)
-        if config.encoder.family == "electra"
-        else BertModel(described, add_pooling_layer=False)
-    )
+        return convbert.patch_attention(model)
+    if config.encoder.family == "electra":
+        model = ElectraModel(described)
+    else:
+        model = BertModel(described, add_pooling_layer=False)
     if config.encoder.initialisation == "neighbours":
         local_attention_init.initialise(model)
     return model
 
 
 def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> PretrainedConfig:
-    """transformers' description of the encoder."""
+    """Return the encoder's configuration in transformers' terms."""
     common = {
         "vocab_size": len(vocabulary),
         "hidden_size": shape.hidden_size,
@@ -59,7 +58,7 @@ def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> Pr
     embedding_size = shape.embedding_size or shape.hidden_size
     match shape.family:
         case "bert":
-            return BertConfig(**common, attn_implementation=transformers_name())
+            return BertConfig(**common, attn_implementation=attention_implementation())
         case "electra":
             return ElectraConfig(**common, embedding_size=embedding_size)
         case _:
@@ -72,9 +71,10 @@ def encoder_config(shape: Encoder, vocabulary: Vocabulary, positions: int) -> Pr
             )
 
 
-def narrowed(shape: Encoder, width: float) -> Encoder:
-    """The generator beside an encoder: as deep, `width` times as wide, on the encoder's own
-    embeddings.
+def generator_shape(shape: Encoder, width: float) -> Encoder:
+    """Return the shape of the generator that is trained with an encoder.
+
+    It is as deep, `width` times as wide, and reads the encoder's own embeddings.
     """
     heads = max(1, round(shape.heads * width))
     return shape.model_copy(
@@ -89,17 +89,15 @@ def narrowed(shape: Encoder, width: float) -> Encoder:
     )
 
 
-def transform(encoder: PreTrainedModel, embedded: Tensor) -> Tensor:
-    """Projection and layers of an ELECTRA or ConvBERT on embeddings (B, L, E) made elsewhere: (B,
-    L, D).
-    """
+def encode_embeddings(encoder: PreTrainedModel, embedded: Tensor) -> Tensor:
+    """Return the output (B, L, D) of an ELECTRA's or ConvBERT's layers on embeddings (B, L, E)."""
     if hasattr(encoder, "embeddings_project"):
         embedded = encoder.embeddings_project(embedded)
     hidden: Tensor = encoder.encoder(embedded).last_hidden_state
     return hidden
 
 
-def without_embeddings(encoder: PreTrainedModel) -> PreTrainedModel:
-    """The encoder with its own embeddings taken out, for one that reads another's."""
+def remove_embeddings(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Remove the embeddings of an encoder that reads another's, and return it."""
     del encoder.embeddings
     return encoder

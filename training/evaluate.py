@@ -1,10 +1,10 @@
 """
-Measures a classifier through the running service, where its users meet it.
+Evaluates a classifier through the running service, as its users get it.
 
-    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR --url
-        http://127.0.0.1:8000 --model bert
+    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR \\
+        --url http://127.0.0.1:8000 --model bert
 
-The result goes into the checkpoint's evaluation.json and model card.
+The result is written to the checkpoint's evaluation.json and model card.
 """
 
 from __future__ import annotations
@@ -22,62 +22,67 @@ import numpy as np
 from command import BadInput, Parser, Unavailable, finish
 from training.card import write_card
 from training.checkpoint import write_json
-from training.metrics import measure
-from training.tasks import Example, Task, read_examples, task_named
+from training.metrics import compute_metrics
+from training.tasks import Example, Task, find_task, read_examples
 
 TEXTS_A_REQUEST = 64
+TIMEOUT_S = 60
+"""Seconds that a request may take."""
 
 
 def evaluate(task: Task, data: Path, url: str, model: str) -> dict[str, Any]:
-    """The task's measures of `model` behind `url` on its development set."""
+    """Return the metrics of the served `model` on the task's development set."""
     examples, names = read_examples(task, data, "dev"), task.class_names(data)
-    answers: list[float] = []
+    predictions: list[float] = []
     for start in range(0, len(examples), TEXTS_A_REQUEST):
-        items = classify(
-            url, model, [_item(example) for example in examples[start : start + TEXTS_A_REQUEST]]
-        )
-        answers += [
-            item["score"] if task.kind == "regression" else _number(names, item["label"], model)
-            for item in items
-        ]
+        chunk = [_item(example) for example in examples[start : start + TEXTS_A_REQUEST]]
+        for answer in classify(url, model, chunk):
+            if task.kind == "regression":
+                predictions.append(answer["score"])
+            else:
+                predictions.append(_class_number(names, answer["label"], model))
     labels = np.array([example.label for example in examples])
     return {
         "task": task.name,
         "split": "dev",
         "examples": len(examples),
-        **measure(task.metrics, np.array(answers, float), labels),
+        **compute_metrics(task.metrics, np.array(predictions, float), labels),
         "through": "POST /classify",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
 def _item(example: Example) -> str | dict[str, str]:
-    return (
-        example.text
-        if example.text_pair is None
-        else {"text": example.text, "text_pair": example.text_pair}
-    )
+    if example.text_pair is None:
+        return example.text
+    return {"text": example.text, "text_pair": example.text_pair}
 
 
-def _number(names: Sequence[str], label: str, model: str) -> int:
+def _class_number(names: Sequence[str], label: str, model: str) -> int:
     if label not in names:
         raise BadInput(
-            f"The model {model!r} answers {label!r}, which is none of the task's labels; name the"
-            " task it was trained for."
+            f"The model {model!r} answers {label!r}, which is not a label of the task; name the"
+            " task that it was trained for."
         )
     return names.index(label)
 
 
 def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[dict[str, Any]]:
+    """Return the service's answers to texts or pairs, in order.
+
+    Raises BadInput if the service refuses the request, Unavailable if it does not answer.
+    """
     request = urllib.request.Request(
         f"{url}/classify", json.dumps({"model": model, "input": items}).encode()
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answered: list[dict[str, Any]] = json.load(response)["data"]
-            return answered
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            answers: list[dict[str, Any]] = json.load(response)["data"]
+            return answers
     except urllib.error.HTTPError as error:
-        raise BadInput(f"{url} refused: {error.read().decode(errors='replace')}") from None
+        raise BadInput(
+            f"{url} refused the request: {error.read().decode(errors='replace')}"
+        ) from None
     except OSError as error:
         raise Unavailable(
             f"No service answers at {url} ({error}); start one with `python -m service`."
@@ -85,25 +90,28 @@ def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[di
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
     parser = Parser(
         prog="python -m training.evaluate",
         description="Measure a classifier through the running service.",
     )
-    parser.add_argument("checkpoint", type=Path, help="the classifier whose card takes the result")
+    parser.add_argument(
+        "checkpoint", type=Path, help="the classifier's folder, whose model card gets the result"
+    )
     parser.add_argument("--task", default="sst2", help="the labelled task (default: sst2)")
     parser.add_argument(
         "--data", type=Path, required=True, help="the folder that holds the task's folder"
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the running service")
-    parser.add_argument("--model", required=True, help="the name the service gives the model")
-    given = parser.parse_args(arguments)
-    if not (given.checkpoint / "training.json").is_file():
+    parser.add_argument("--model", required=True, help="the model's name in the service")
+    options = parser.parse_args(arguments)
+    if not (options.checkpoint / "training.json").is_file():
         raise Unavailable(
-            f"{given.checkpoint} has no training.json; name a checkpoint of training.finetune."
+            f"{options.checkpoint} has no training.json; name a checkpoint of training.finetune."
         )
-    result = evaluate(task_named(given.task), given.data, given.url.rstrip("/"), given.model)
-    write_json(given.checkpoint / "evaluation.json", result)
-    write_card(given.checkpoint, name=given.checkpoint.resolve().name)
+    result = evaluate(find_task(options.task), options.data, options.url.rstrip("/"), options.model)
+    write_json(options.checkpoint / "evaluation.json", result)
+    write_card(options.checkpoint, name=options.checkpoint.resolve().name)
     print(json.dumps(result))
     return 0
 

@@ -1,14 +1,14 @@
 """
 Compares pretraining designs: pretrains each at one budget, fine-tunes each on several tasks with
-several seeds, and tells of all of it.
+several seeds, and writes a report.
 
-    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment
-        --threads 1
-    python -m training.experiment training/experiments/mini.toml --data DIR --out build/experiment
-        --report training/RESULTS.md
+    python -m training.experiment training/experiments/mini.toml --data DIR \\
+        --out build/experiment --threads 1
+    python -m training.experiment training/experiments/mini.toml --data DIR \\
+        --out build/experiment --report training/RESULTS.md
 
-A unit is one pretraining or one fine-tuning. What is done is skipped, what was interrupted goes on,
-and several processes may work on one folder at once: each unit is taken by one of them.
+A unit is one pretraining or one fine-tuning. Units that are done are skipped, interrupted ones
+continue. Several processes may work on one folder; each unit is locked by one of them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from command import BadInput, Parser, Unavailable, finish
 from training import results
-from training.config import Config, read_config, with_optimisation
+from training.config import Config, Table, read_config, validate, with_optimisation
 from training.finetune import Recipe, finetune
 from training.pretrain import pretrain
-from training.tasks import Task, task_named
+from training.tasks import Task, find_task
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """One encoder: a design and a seed."""
+    """The pretraining of one encoder: a design and a seed."""
 
     design: str
     seed: int
@@ -44,25 +45,29 @@ class Pretraining:
 
     @property
     def name(self) -> str:
+        """The unit's name, DESIGN-SEED."""
         return f"{self.design}-{self.seed}"
 
     def folder(self, out: Path) -> Path:
+        """Return the unit's folder below `out`."""
         return out / "pretraining" / self.name
 
     def is_done(self, out: Path) -> bool:
-        """BadInput if what lies there was trained otherwise."""
-        told = self.folder(out) / "checkpoint/training.json"
-        if told.is_file() and results.read_json(told)["config"] != self.config.as_dict():
+        """Return whether the checkpoint exists; BadInput if it was trained with another config."""
+        summary = self.folder(out) / "checkpoint/training.json"
+        if not summary.is_file():
+            return False
+        if results.read_json(summary)["config"] != self.config.as_dict():
             raise BadInput(
                 f"{self.folder(out)} was trained with another config; give another --out, or remove"
                 " it to train it again."
             )
-        return told.is_file()
+        return True
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """One classifier: an encoder, a task and a seed."""
+    """The fine-tuning of one classifier: an encoder, a task and a seed."""
 
     encoder: Pretraining
     task: Task
@@ -70,22 +75,24 @@ class Finetuning:
 
     @property
     def name(self) -> str:
+        """The unit's name, DESIGN-SEED-TASK-SEED."""
         return f"{self.encoder.name}-{self.task.name}-{self.recipe.seed}"
 
     def folder(self, out: Path) -> Path:
+        """Return the unit's folder below `out`."""
         return out / "finetuning" / self.name
 
     def is_done(self, out: Path) -> bool:
-        """BadInput if what lies there was trained otherwise, or on top of another encoder."""
-        told = self.folder(out) / "training.json"
-        if not told.is_file():
+        """Return whether the classifier exists; BadInput if its recipe or encoder is another."""
+        summary = self.folder(out) / "training.json"
+        if not summary.is_file():
             return False
-        before = results.read_json(told)
+        before = results.read_json(summary)
         recipe = {key: before["finetuning"][key] for key in dataclasses.asdict(self.recipe)}
         encoder = results.read_json(self.encoder.folder(out) / "checkpoint/training.json")
         if recipe != dataclasses.asdict(self.recipe) or before["pretraining"] != encoder:
             raise BadInput(
-                f"{self.folder(out)} was trained by another recipe or on another encoder; give"
+                f"{self.folder(out)} was trained with another recipe or on another encoder; give"
                 " another --out, or remove it to train it again."
             )
         return True
@@ -93,126 +100,154 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Experiment:
+    """All pretrainings and fine-tunings of a comparison."""
+
     path: Path
+    """The TOML file."""
     history: str
-    """What was tried before this experiment was as it is, for the report."""
+    """What was tried before, in Markdown, for the report."""
     reference: str
+    """The design that the others are compared with."""
     tasks: tuple[Task, ...]
     pretrainings: tuple[Pretraining, ...]
     finetunings: tuple[Finetuning, ...]
 
 
+class ExperimentTable(Table):
+    """An experiment's TOML file."""
+
+    tasks: list[str]
+    finetuning_seeds: list[int]
+    reference: str
+    """The design that the others are compared with."""
+    pretraining: dict[str, object]
+    """A DesignTable for each design."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of every pretraining; by default those of its config."""
+    epochs: dict[str, int] = Field(default={})
+    """Fine-tuning epochs by task; by default the task's own."""
+    history: str = ""
+
+
+class DesignTable(Table):
+    """A design of an experiment's TOML file."""
+
+    config: str
+    """Name of a file in training/configs."""
+    seeds: list[int]
+
+
 def read_experiment(path: Path) -> Experiment:
-    """The experiment in a TOML file; BadInput names what is wrong in it."""
+    """Read an experiment from a TOML file.
+
+    Raises Unavailable if the file cannot be read, BadInput if it cannot work.
+    """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not TOML: {error}.") from None
-    keys = {"tasks", "finetuning_seeds", "reference", "steps", "epochs", "history", "pretraining"}
-    for key in sorted(told.keys() - keys):
-        raise BadInput(f"{path} has no key {key!r}; known are {', '.join(sorted(keys))}.")
-    for key in sorted(keys - told.keys() - {"steps", "epochs", "history"}):
-        raise BadInput(f"{path} lacks the key {key!r}.")
-    tasks = tuple(task_named(name) for name in told["tasks"])
-    for design, of in told["pretraining"].items():
-        if not isinstance(of, dict) or of.keys() != {"config", "seeds"}:
-            raise BadInput(
-                f"{path}: [pretraining] {design} is {of!r}; it takes a config and seeds, and"
-                " nothing else."
-            )
-    budget = {"steps": told["steps"]} if "steps" in told else {}
-    pretrainings = tuple(
-        Pretraining(
-            design,
-            seed,
-            with_optimisation(read_config(CONFIGS / of["config"]), {**budget, "seed": seed}, path),
-        )
-        for design, of in told["pretraining"].items()
-        for seed in of["seeds"]
-    )
-    if told["reference"] not in told["pretraining"]:
+    table = validate(ExperimentTable, values, f"{path}:")
+    tasks = tuple(find_task(name) for name in table.tasks)
+    pretrainings: list[Pretraining] = []
+    for design, design_values in table.pretraining.items():
+        source = f"{path}: [pretraining.{design}]"
+        pretrainings += _pretrainings(design, design_values, table.steps, source)
+    if table.reference not in table.pretraining:
         raise BadInput(
-            f"{path}: reference {told['reference']!r} is none of {', '.join(told['pretraining'])}."
+            f"{path}: reference {table.reference!r} is unknown; known are"
+            f" {', '.join(table.pretraining)}."
         )
-    epochs = told.get("epochs", {})
-    for name in sorted(epochs.keys() - set(told["tasks"])):
-        raise BadInput(f"{path}: [epochs] {name} is none of the tasks, {', '.join(told['tasks'])}.")
+    for name in sorted(table.epochs.keys() - set(table.tasks)):
+        raise BadInput(
+            f"{path}: [epochs] {name} is not one of the tasks, {', '.join(table.tasks)}."
+        )
     finetunings = tuple(
-        Finetuning(encoder, task, Recipe(epochs=epochs.get(task.name, task.epochs), seed=seed))
-        for seed in told["finetuning_seeds"]
+        Finetuning(
+            encoder, task, Recipe(epochs=table.epochs.get(task.name, task.epochs), seed=seed)
+        )
+        for seed in table.finetuning_seeds
         for encoder in pretrainings
         for task in tasks
     )
-    return Experiment(
-        path, told.get("history", ""), told["reference"], tasks, pretrainings, finetunings
-    )
+    return Experiment(path, table.history, table.reference, tasks, tuple(pretrainings), finetunings)
 
 
-def carry_out(experiment: Experiment, data: Path, out: Path) -> None:
-    """Every unit that is not done and not in another process's hands; pretraining before
-    fine-tuning.
-    """
-    # What was trained otherwise is refused before anything is trained.
+def _pretrainings(
+    design: str, values: object, steps: int | None, source: str
+) -> Iterator[Pretraining]:
+    """Yield a pretraining for each seed of a design."""
+    table = validate(DesignTable, values, source)
+    config = read_config(CONFIGS / table.config)
+    changes: dict[str, int] = {} if steps is None else {"steps": steps}
+    for seed in table.seeds:
+        yield Pretraining(
+            design, seed, with_optimisation(config, {**changes, "seed": seed}, source)
+        )
+
+
+def run_experiment(experiment: Experiment, data: Path, out: Path) -> None:
+    """Run every unit that is neither done nor locked by another process, pretraining first."""
+    # Results of another recipe are refused before anything is trained.
     units: list[Pretraining | Finetuning] = [*experiment.pretrainings, *experiment.finetunings]
     for unit in units:
         unit.is_done(out)
     for pretraining in experiment.pretrainings:
-        with _taken(out, pretraining.name) as free:
-            if free and not pretraining.is_done(out):
+        with _lock(out, pretraining.name) as locked:
+            if locked and not pretraining.is_done(out):
                 pretrain(pretraining.config, data, pretraining.folder(out), resume=True)
-    # Again as long as there was something to do: another process may have finished an encoder
-    # meanwhile.
+    # Repeat while a pass trains something: another process may have finished an encoder meanwhile.
     while sum(_finetune(finetuning, data, out) for finetuning in experiment.finetunings):
         pass
 
 
 def _finetune(unit: Finetuning, data: Path, out: Path) -> bool:
-    """Whether it was there to be done; now it is."""
-    with _taken(out, unit.name) as free:
-        if not free or not unit.encoder.is_done(out) or unit.is_done(out):
+    """Run a fine-tuning; return False if it is done, locked, or its encoder is not done."""
+    with _lock(out, unit.name) as locked:
+        if not locked or not unit.encoder.is_done(out) or unit.is_done(out):
             return False
         finetune(
             unit.encoder.folder(out) / "checkpoint", unit.task, data, unit.folder(out), unit.recipe
         )
-        # What it answered is kept; hundreds of classifiers' weights are not.
+        # The predictions stay; the weights of hundreds of classifiers would take too much space.
         (unit.folder(out) / "model.safetensors").unlink()
         return True
 
 
 @contextlib.contextmanager
-def _taken(out: Path, name: str) -> Iterator[bool]:
-    """Whether this process may work on the unit; a lock that dies with its process."""
+def _lock(out: Path, name: str) -> Iterator[bool]:
+    """Lock a unit, and yield whether this process has the lock; it is released with the process."""
     path = out / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as lock:
+    with path.open("w", encoding="utf-8") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
         yield True
 
 
-def records(experiment: Experiment, out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is known so far: a record for every pretraining and for every fine-tuning that is
-    done.
-    """
+def collect_records(
+    experiment: Experiment, out: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the records of all pretrainings and of all fine-tunings that are done."""
     pretrained = [
-        results.of_pretraining(p.design, p.seed, p.folder(out))
-        for p in experiment.pretrainings
-        if p.is_done(out)
+        results.pretraining_record(unit.design, unit.seed, unit.folder(out))
+        for unit in experiment.pretrainings
+        if unit.is_done(out)
     ]
     finetuned = [
-        results.of_finetuning(f.encoder.design, f.encoder.seed, f.folder(out))
-        for f in experiment.finetunings
-        if f.is_done(out)
+        results.finetuning_record(unit.encoder.design, unit.encoder.seed, unit.folder(out))
+        for unit in experiment.finetunings
+        if unit.is_done(out)
     ]
     return pretrained, finetuned
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
     parser = Parser(
         prog="python -m training.experiment",
         description="Compare pretraining designs at one budget, on several tasks and seeds.",
@@ -225,7 +260,7 @@ def main(arguments: Sequence[str]) -> int:
         "--out",
         type=Path,
         required=True,
-        help="where the units go; what is done there is not done again",
+        help="the folder to write the units to; units that are done there are skipped",
     )
     parser.add_argument(
         "--threads", type=int, help="processor threads to use (default: torch's choice)"
@@ -234,32 +269,32 @@ def main(arguments: Sequence[str]) -> int:
         "--report",
         type=Path,
         help=(
-            "train nothing; write what is known so far to this Markdown file, with its tables and"
-            " plot beside it"
+            "train nothing; write the results so far to this Markdown file, with tables and a plot"
+            " in results/ next to it"
         ),
     )
-    given = parser.parse_args(arguments)
-    experiment = read_experiment(given.experiment)
-    if given.report is not None:
-        pretrained, finetuned = records(experiment, given.out)
-        results.write(
-            given.report,
-            experiment.path,
-            experiment.history,
-            experiment.reference,
-            experiment.tasks,
-            len(experiment.finetunings),
-            pretrained,
-            finetuned,
+    options = parser.parse_args(arguments)
+    experiment = read_experiment(options.experiment)
+    if options.report is not None:
+        pretrained, finetuned = collect_records(experiment, options.out)
+        report = results.Report(
+            experiment=experiment.path,
+            history=experiment.history,
+            reference=experiment.reference,
+            tasks=experiment.tasks,
+            planned=len(experiment.finetunings),
+            pretrained=pretrained,
+            finetuned=finetuned,
         )
+        report.write(options.report)
         print(
-            f"{given.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders,"
+            f"{options.report}: {len(pretrained)} of {len(experiment.pretrainings)} encoders,"
             f" {len(finetuned)} of {len(experiment.finetunings)} classifiers"
         )
         return 0
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    carry_out(experiment, given.data, given.out)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run_experiment(experiment, options.data, options.out)
     return 0
 
 

@@ -1,12 +1,11 @@
 """
-Fine-tunes a pretrained encoder into a classifier; the pretraining decoder is carried along
-untouched.
+Fine-tunes a pretrained encoder into a classifier; the pretraining decoder stays in the file.
 
-    python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 --data
-        DIR --out DIR
+    python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 \\
+        --data DIR --out DIR
 
-The loop is transformers' Trainer. The last epoch is kept, whatever the development set says of
-it, so what is reported there was not selected on it.
+The loop is transformers' Trainer. The last epoch is always the result, so the reported metrics were
+not selected on the development set.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from transformers import (
 from atomic import atomic_directory
 from command import BadInput, Parser, Unavailable, finish
 from training import convbert
-from training.attention import transformers_name
+from training.attention import attention_implementation
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -50,19 +49,20 @@ from training.checkpoint import (
     read_checkpoint,
     write_json,
 )
-from training.metrics import Answers, majority, measure
+from training.metrics import Predictions, compute_metrics, majority_label
 from training.pretrain import autocast, choose_precision, device_name
-from training.tasks import TASKS, Example, Task, read_examples, task_named
+from training.tasks import TASKS, Example, Task, find_task, read_examples
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: BERT's, with a learning rate for small models."""
+    """Hyper-parameters of fine-tuning: BERT's, with a learning rate for small models."""
 
     epochs: int
     batch_size: int = 32
     learning_rate: float = 3e-4
     warmup_share: float = 0.1
+    """The share of all steps in which the learning rate rises."""
     weight_decay: float = 0.01
     dropout: float = 0.1
     seed: int = 0
@@ -75,14 +75,12 @@ def finetune(
     out: Path,
     recipe: Recipe,
     precision: str = "auto",
-    limit: int | None = None,
 ) -> dict[str, float]:
-    """Trains a classifier on top of `encoder`, writes it to `out` as fp16 safetensors with a model
-    card, and returns its measures.
+    """Train a classifier on top of `encoder`, write it to `out`, and return its metrics.
 
-    `precision` is pretraining's (bf16 autocast where `auto` finds it native); the measures are
-    fp32's. `out`/predictions.json holds what it answered on the development set. Nothing is written
-    before the end.
+    The weights are written as fp16 safetensors, with a model card. `out`/predictions.json holds the
+    predictions on the development set. Training runs in `precision`: bf16 autocast, fp32, or `auto`
+    for bf16 where it is native. Metrics are computed in fp32. Nothing is written before the end.
     """
     described, tensors = read_checkpoint(encoder)
     if not (encoder / "training.json").is_file():
@@ -93,7 +91,7 @@ def finetune(
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; remove it or give another --out.")
     names = task.class_names(data)
-    train, dev = (read_examples(task, data, split)[:limit] for split in ("train", "dev"))
+    train, dev = (read_examples(task, data, split) for split in ("train", "dev"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(encoder)
     tokenizer.model_max_length = min(task.max_tokens, described["max_position_embeddings"])
 
@@ -104,7 +102,7 @@ def finetune(
         trainer = ClassifierTrainer(
             model,
             training_arguments(recipe, steps, scratch),
-            train_dataset=encode(tokenizer, train, task),
+            train_dataset=tokenize(tokenizer, train, task),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         trainer.precision = choose_precision(precision, trainer.args.device)
@@ -113,110 +111,111 @@ def finetune(
         started = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - started
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        if not np.isfinite(losses).all():
-            raise BadInput(
-                f"The loss became {losses[int(np.flatnonzero(~np.isfinite(losses))[0])]}; lower"
-                f" learning_rate ({recipe.learning_rate})."
-            )
-        # What is written is what is measured: the weights go through fp16 first.
+        losses = check_losses(trainer.state.log_history, recipe)
+        # The weights are rounded to fp16 before they are measured, because fp16 is what is written.
         model.half().float()
-        answers = answer(trainer.predict(encode(tokenizer, dev, task)).predictions, task)
-    if not np.isfinite(answers).all():
+        logits = trainer.predict(tokenize(tokenizer, dev, task)).predictions
+
+    predictions = predict(logits, task)
+    if not np.isfinite(predictions).all():
         raise BadInput(
-            f"The classifier answers {answers[~np.isfinite(answers)][0]} in fp16; lower"
+            f"The classifier predicts {predictions[~np.isfinite(predictions)][0]} in fp16; lower"
             f" learning_rate ({recipe.learning_rate})."
         )
     labels = np.array([example.label for example in dev], float)
-    measures = measure(task.metrics, answers, labels)
-
-    with atomic_directory(out) as directory:
-        save_classifier(model, described, tensors, encoder, directory)
+    metrics = compute_metrics(task.metrics, predictions, labels)
+    summary = {
+        "task": task.name,
+        "source": task.source,
+        "examples": len(train),
+        "steps": steps,
+        **asdict(recipe),
+        "seconds": round(seconds, 1),
+        "training_loss_last_100": float(np.mean(losses[-100:])),
+        "dev_examples": len(dev),
+        "dev_in_torch": metrics,
+        "device": device_name(next(model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    pretraining = json.loads((encoder / "training.json").read_text(encoding="utf-8"))
+    with atomic_directory(out) as draft:
+        save_classifier(model, described, tensors, encoder, draft)
         write_json(
-            directory / "predictions.json",
+            draft / "predictions.json",
             {
                 "task": task.name,
                 "split": "dev",
-                "answers": answers.tolist(),
+                "answers": predictions.tolist(),
                 "labels": labels.tolist(),
-                "majority": majority(np.array([example.label for example in train])),
+                "majority": majority_label(np.array([example.label for example in train])),
             },
         )
-        write_json(
-            directory / "training.json",
-            {
-                "pretraining": json.loads((encoder / "training.json").read_text(encoding="utf-8")),
-                "finetuning": {
-                    "task": task.name,
-                    "source": task.source,
-                    "examples": len(train),
-                    "steps": steps,
-                    **asdict(recipe),
-                    "seconds": round(seconds, 1),
-                    "training_loss_last_100": float(np.mean(losses[-100:])),
-                    "dev_examples": len(dev),
-                    "dev_in_torch": measures,
-                    "device": device_name(next(model.parameters()).device),
-                    "threads": torch.get_num_threads(),
-                    "precision": trainer.precision,
-                    "versions": {
-                        "torch": torch.__version__,
-                        "transformers": transformers.__version__,
-                        "python": platform.python_version(),
-                    },
-                },
-            },
-        )
-        write_card(directory, name=out.name)
-    said = ", ".join(f"{name} {value:.4f}" for name, value in measures.items())
-    print(f"{out}: {steps:,} steps in {seconds:,.0f} s, dev {said} ({len(dev)} examples)")
-    return measures
+        write_json(draft / "training.json", {"pretraining": pretraining, "finetuning": summary})
+        write_card(draft, name=out.name)
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    print(f"{out}: {steps:,} steps in {seconds:,.0f} s, dev {listed} ({len(dev)} examples)")
+    return metrics
+
+
+def check_losses(log_history: Sequence[dict[str, float]], recipe: Recipe) -> list[float]:
+    """Return the training loss of every step, in nats; BadInput if one is not finite."""
+    losses = [entry["loss"] for entry in log_history if "loss" in entry]
+    for loss in losses:
+        if not math.isfinite(loss):
+            raise BadInput(f"The loss became {loss}; lower learning_rate ({recipe.learning_rate}).")
+    return losses
 
 
 class ClassifierTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer, but that it trains in our `precision` and answers in fp32, in the
-    order it was asked.
-    """
+    """transformers' Trainer that trains in `precision`, and predicts in fp32 and in order."""
 
     precision = "fp32"
 
     def compute_loss(self, model: PreTrainedModel, *arguments: Any, **others: Any) -> Any:
+        """Return the loss, computed in `precision` while training and in fp32 otherwise."""
         with autocast(self.precision if model.training else "fp32", self.args.device):
             return super().compute_loss(model, *arguments, **others)
 
     def _get_eval_sampler(self, eval_dataset: Sized) -> SequentialSampler:
-        # transformers' own groups by length there too, and forgets what stood where.
+        # transformers groups by length here too, and does not restore the order of the examples.
         return SequentialSampler(eval_dataset)
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]
-    """transformers' progress bar, with the run's name and its loss on it instead of a line a step
-    below it.
-    """
+    """transformers' progress bar with the run's name and loss on it, not a printed line a step."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
 
     def on_train_begin(self, *arguments: Any, **others: Any) -> None:
+        """Put the run's name on the bar."""
         super().on_train_begin(*arguments, **others)
         self.training_bar.set_description(self._name)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
+        """Put the loss of a step on the bar."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
 
 def training_arguments(recipe: Recipe, steps: int, scratch: str) -> TrainingArguments:
-    """BERT's: AdamW, linear warm-up and decay, clipping at 1; batches of neighbours in length."""
-    # Renamed in transformers 5.
-    old = "group_by_length" in {field.name for field in fields(TrainingArguments)}
-    grouped: dict[str, Any] = (
-        {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
-    )
-    told = TrainingArguments(
+    """Return BERT's settings: AdamW, linear warm-up and decay, clipping at 1.
+
+    Batches group texts of similar length.
+    """
+    grouping: dict[str, Any] = {"group_by_length": True}
+    if "group_by_length" not in {field.name for field in fields(TrainingArguments)}:
+        grouping = {"train_sampling_strategy": "group_by_length"}  # its name in transformers 5
+    settings = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
@@ -232,12 +231,12 @@ def training_arguments(recipe: Recipe, steps: int, scratch: str) -> TrainingArgu
         save_strategy="no",
         report_to=[],
         dataloader_pin_memory=False,
-        **grouped,
+        **grouping,
     )
-    if told.n_gpu > 1:
-        # transformers would take batch_size for that of each GPU, and several times as large a step
-        told._n_gpu = 1
-    return told
+    if settings.n_gpu > 1:
+        # transformers would multiply batch_size by the number of GPUs.
+        settings._n_gpu = 1
+    return settings
 
 
 def build_classifier(
@@ -247,45 +246,35 @@ def build_classifier(
     labels: Sequence[str],
     dropout: float,
 ) -> PreTrainedModel:
-    """The family's classifier with the checkpoint's encoder and a fresh head."""
-    known = {
-        k: v
-        for k, v in described.items()
-        if k not in ("pretraining_decoder", "architectures", "torch_dtype", "dtype")
+    """Return the family's classifier with the checkpoint's encoder and a new head."""
+    settings = {
+        **described,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "classifier_dropout": dropout,
     }
-    config = AutoConfig.for_model(
-        **{
-            **known,
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": (
-                "regression" if task.kind == "regression" else "single_label_classification"
-            ),
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
-            "classifier_dropout": dropout,
-            # transformers refuses the others' models by that name where they know no other
-            # attention than their own.
-            **(
-                {"attn_implementation": transformers_name()}
-                if known["model_type"] == "bert"
-                else {}
-            ),
-        }
-    )
+    if task.kind == "regression":
+        settings["problem_type"] = "regression"
+    if described["model_type"] == "bert":
+        # transformers refuses the option for models that have only an attention of their own.
+        settings["attn_implementation"] = attention_implementation()
+    for key in ("pretraining_decoder", "architectures", "torch_dtype", "dtype"):
+        settings.pop(key, None)
+    config = AutoConfig.for_model(**settings)
     model = AutoModelForSequenceClassification.from_config(config)
     prefix = f"{model.base_model_prefix}."
     encoder = {
         name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
     }
-    unplaced = model.base_model.load_state_dict(encoder, strict=False)
-    wrong = [
-        n for n in unplaced.missing_keys if not n.startswith("pooler.")
-    ] + unplaced.unexpected_keys
-    if wrong:
-        raise BadInput(f"The encoder's tensors do not fit its config.json: {wrong[0]}.")
+    mismatch = model.base_model.load_state_dict(encoder, strict=False)
+    missing = [name for name in mismatch.missing_keys if not name.startswith("pooler.")]
+    for name in (*missing, *mismatch.unexpected_keys):
+        raise BadInput(f"The encoder's tensors do not fit its config.json: {name}.")
     if config.model_type == "convbert":
-        convbert.mend(model.base_model)
+        convbert.patch_attention(model.base_model)
     return model
 
 
@@ -296,43 +285,47 @@ def save_classifier(
     encoder: Path,
     directory: Path,
 ) -> None:
+    """Write a classifier with fp16 weights, its tokenizer and the encoder's pretraining decoder."""
     config = model.config.to_dict()
     config |= {"architectures": [type(model).__name__], "torch_dtype": "float16"}
     weights = {name: tensor.half() for name, tensor in contiguous(model.state_dict()).items()}
     if "pretraining_decoder" in described:
         config["pretraining_decoder"] = described["pretraining_decoder"]
         weights |= {
-            name: t.half() for name, t in tensors.items() if name.startswith(DECODER_PREFIX)
+            name: tensor.half()
+            for name, tensor in tensors.items()
+            if name.startswith(DECODER_PREFIX)
         }
     write_json(directory / "config.json", config)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     copy_tokenizer(encoder, directory, config["max_position_embeddings"])
 
 
-def encode(
+def tokenize(
     tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], task: Task
 ) -> list[dict[str, Any]]:
-    """What the Trainer reads: token ids, segments and mask of each text or pair, and its label."""
+    """Return what the Trainer reads of each example: token ids, segments, mask and label."""
+    texts = [example.text for example in examples]
     pairs = [example.text_pair for example in examples]
-    encoded = tokenizer(
-        [example.text for example in examples], None if None in pairs else pairs, truncation=True
-    )
-    return [
-        {
-            **{name: encoded[name][i] for name in encoded},
-            "labels": example.label if task.kind == "regression" else int(example.label),
-        }
-        for i, example in enumerate(examples)
-    ]
+    encoded = tokenizer(texts, None if None in pairs else pairs, truncation=True)
+    rows = []
+    for i, example in enumerate(examples):
+        row = {name: encoded[name][i] for name in encoded}
+        row["labels"] = example.label if task.kind == "regression" else int(example.label)
+        rows.append(row)
+    return rows
 
 
-def answer(logits: Any, task: Task) -> Answers:
-    """Classes' numbers or scores (N) from logits (N, C)."""
+def predict(logits: Any, task: Task) -> Predictions:
+    """Return class numbers or scores (N) from logits (N, C)."""
     scores = np.asarray(logits, float)
-    return scores[:, 0] if task.kind == "regression" else scores.argmax(axis=1).astype(float)
+    if task.kind == "regression":
+        return scores[:, 0]
+    return scores.argmax(axis=1).astype(float)
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
     parser = Parser(
         prog="python -m training.finetune", description="Fine-tune an encoder into a classifier."
     )
@@ -345,8 +338,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--data", type=Path, required=True, help="the folder that holds the task's folder"
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the classifier goes")
-    parser.add_argument("--epochs", type=int, help="(default: the task's)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder to write the classifier to"
+    )
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: the task's)")
     for field in fields(Recipe)[1:]:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
@@ -358,29 +353,30 @@ def main(arguments: Sequence[str]) -> int:
         "--precision",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="of the matrix products while training (default: bf16 where it is native)",
+        help="precision of the matrix products in training (default: bf16 where it is native)",
     )
     parser.add_argument(
         "--threads", type=int, help="processor threads to use (default: torch's choice)"
     )
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    task = task_named(given.task)
-    told = {field.name: getattr(given, field.name) for field in fields(Recipe)}
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    task = find_task(options.task)
+    recipe = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    recipe["epochs"] = options.epochs or task.epochs
     finetune(
-        given.encoder,
+        options.encoder,
         task,
-        given.data,
-        given.out,
-        Recipe(**{**told, "epochs": given.epochs or task.epochs}),
-        given.precision,
+        options.data,
+        options.out,
+        Recipe(**recipe),
+        options.precision,
     )
     return 0
 
 
 def run() -> None:
-    """The console script drbert-finetune."""
+    """Run the console script drbert-finetune."""
     finish(main)
 
 

@@ -1,9 +1,8 @@
 """
-Chooses the positions a model must predict and what it sees there instead (BERT, arXiv 1810.04805,
-§3.1).
+Chooses the positions that a model must predict, and what it reads there instead.
 
-Every row gets exactly the same number of predicted positions, so they form a
-rectangle and only they need to pass through the output layer.
+The method is BERT's (arXiv 1810.04805, §3.1). Every row gets exactly the same number of predicted
+positions, so they form a rectangle, and only they need to pass through the output layer.
 """
 
 from __future__ import annotations
@@ -21,51 +20,70 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Fates:
-    """What becomes of a selected token: hidden, replaced by a random word, or left as it is (the
-    rest).
-    """
+class MaskingSplit:
+    """What replaces a selected token: [MASK], a random word, or nothing."""
 
-    hidden: float
+    masked: float
+    """The share of selected tokens that [MASK] replaces."""
     random: float
+    """The share of selected tokens that a random word replaces."""
+
+    @property
+    def unchanged(self) -> float:
+        """The share of selected tokens that stay as they are."""
+        return 1 - self.masked - self.random
 
 
-FATES = {"mlm": Fates(hidden=0.8, random=0.1), "rtd": Fates(hidden=0.85, random=0.0)}
-"""BERT's for masked language modelling; the released ELECTRA's for its generator."""
+MASKING_SPLITS = {
+    "mlm": MaskingSplit(masked=0.8, random=0.1),
+    "rtd": MaskingSplit(masked=0.85, random=0.0),
+}
+"""By objective: BERT's for masked language modelling, the released ELECTRA's for its generator."""
 
 
-def loss_without_context(fates: Fates, seen: Counts, due: Counts) -> float:
-    """The loss, in nats, of a model that knows how frequent words are and what stands at a
-    position, and nothing of its neighbours.
+def loss_without_context(split: MaskingSplit, training: Counts, targets: Counts) -> float:
+    """Return the loss, in nats, of a model that uses no context.
 
-    It answers by Bayes' rule: where [MASK] stands, with the words' frequencies; where a word
-    stands, with the odds that it was left there. `seen` (V) counts the ordinary words that it
-    learns from, `due` (V) those that it must predict.
+    It knows how frequent words are and what stands at the predicted position, and answers by
+    Bayes' rule: at [MASK] with the words' frequencies, at a word with the odds that it was left
+    unchanged. `training` (V) counts the ordinary words that it learns from, `targets` (V) those
+    that it must predict.
     """
-    kept, random = 1 - fates.hidden - fates.random, fates.random / len(seen)
-    known, asked = (seen + 1) / (seen + 1).sum(), due / due.sum()
-    hidden = -asked @ np.log(known)
-    shown = kept * known + random  # how often each word is seen, for either reason
-    left = -asked @ np.log((kept + random) * known / shown) if kept else 0.0
-    drawn = 0.0
-    if random:  # once in V times the word drawn is the word due
-        drawn = (
-            hidden - np.log(random) + np.mean(np.log(shown)) - np.log(1 + kept / random) / len(seen)
+    unchanged, random = split.unchanged, split.random / len(training)
+    frequency = (training + 1) / (training + 1).sum()
+    target_share = targets / targets.sum()
+    loss_at_mask = -target_share @ np.log(frequency)
+    shown = unchanged * frequency + random  # how often each word is shown, for either reason
+    loss_at_unchanged = 0.0
+    if unchanged:
+        loss_at_unchanged = -target_share @ np.log((unchanged + random) * frequency / shown)
+    loss_at_random = 0.0
+    if random:  # once in V times the random word is the target itself
+        loss_at_random = (
+            loss_at_mask
+            - np.log(random)
+            + np.mean(np.log(shown))
+            - np.log(1 + unchanged / random) / len(training)
         )
-    return float(fates.hidden * hidden + kept * left + fates.random * drawn)
+    return float(
+        split.masked * loss_at_mask + unchanged * loss_at_unchanged + split.random * loss_at_random
+    )
 
 
 @dataclass(frozen=True)
-class Masked:
-    inputs: Ids
-    """(B, L) what the encoder reads."""
-    positions: Ids
-    """(B, K) the predicted positions, ascending."""
-    targets: Ids
-    """(B, K) the ids that stood there."""
+class MaskedBatch:
+    """A batch as the model reads it, and what it must predict."""
 
-    def part(self, rows: slice) -> Masked:
-        return Masked(self.inputs[rows], self.positions[rows], self.targets[rows])
+    inputs: Ids
+    """The ids that the encoder reads, (B, L)."""
+    positions: Ids
+    """The predicted positions of each row, (B, K), ascending."""
+    targets: Ids
+    """The original ids at the predicted positions, (B, K)."""
+
+    def part(self, rows: slice) -> MaskedBatch:
+        """Return some rows of the batch."""
+        return MaskedBatch(self.inputs[rows], self.positions[rows], self.targets[rows])
 
 
 def mask_tokens(
@@ -74,54 +92,51 @@ def mask_tokens(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
     *,
-    fates: Fates = FATES["mlm"],
+    split: MaskingSplit = MASKING_SPLITS["mlm"],
     whole_words: bool = False,
-) -> Masked:
-    """Selects round(rate·(L-2)) tokens a row, none of them special, and decides each one's fate.
+) -> MaskedBatch:
+    """Select round(rate·(L-2)) tokens a row, none of them special, and replace them by `split`.
 
-    BadInput if a row has fewer than that. Whole words are cut short only where no word of one token
-    is left to fill the row's count.
+    Whole words are cut only where no single-token word is left to fill the row's count. Raises
+    BadInput if a row has too few ordinary tokens.
     """
     rows, length = ids.shape
     count = max(1, round(rate * (length - 2)))
     special = np.isin(ids, (vocabulary.pad, vocabulary.cls, vocabulary.sep))
     if (~special).sum(axis=1).min() < count:
         raise BadInput(
-            f"A sequence of {length} tokens has fewer than {count} that could be masked; the text"
-            " is little but empty documents."
+            f"A sequence of {length} tokens has fewer than {count} that can be masked; the text is"
+            " mostly empty documents."
         )
-    keys = (
-        _keys_of_words(ids, special, count, vocabulary.continues, rng)
-        if whole_words
-        else rng.random(ids.shape)
-    )
+    if whole_words:
+        keys = _whole_word_keys(ids, special, count, vocabulary.is_continuation, rng)
+    else:
+        keys = rng.random(ids.shape)
     keys = np.where(special, np.inf, keys)
     positions = np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)  # (B, K)
     targets = np.take_along_axis(ids, positions, axis=1)  # (B, K)
 
-    fate = rng.random((rows, count))
-    words = rng.choice(vocabulary.ordinary, (rows, count))
-    shown = np.where(
-        fate < fates.hidden,
-        vocabulary.mask,
-        np.where(fate < fates.hidden + fates.random, words, targets),
-    )
+    draws = rng.random((rows, count))
+    random_words = rng.choice(vocabulary.ordinary, (rows, count))
+    unmasked = np.where(draws < split.masked + split.random, random_words, targets)
+    shown = np.where(draws < split.masked, vocabulary.mask, unmasked)
     inputs = ids.copy()
     np.put_along_axis(inputs, positions, shown, axis=1)
-    return Masked(inputs, positions, targets)
+    return MaskedBatch(inputs, positions, targets)
 
 
-def _keys_of_words(
+def _whole_word_keys(
     ids: Ids,
     special: npt.NDArray[np.bool_],
     count: int,
-    continues: npt.NDArray[np.bool_],
+    is_continuation: npt.NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
-    """Keys (B, L) whose `count` smallest are whole words drawn at random: words in a random order
-    while they fit, then single tokens.
+    """Return keys (B, L) whose `count` smallest are whole words drawn at random.
+
+    Words come in a random order while they fit, then single tokens.
     """
-    begins = special | ~continues[ids]
+    begins = special | ~is_continuation[ids]
     begins[:, 1:] |= special[:, :-1]
     word = np.cumsum(begins, axis=1) - 1  # (B, L), the word's number in its row
     drawn = np.take_along_axis(rng.random(ids.shape), word, axis=1)
@@ -134,9 +149,8 @@ def _keys_of_words(
     starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     first = np.maximum.accumulate(np.where(starts, np.arange(ids.shape[1]), 0), axis=1)
     size = np.take_along_axis(sizes, ranked, axis=1)
-    tier = np.where(
-        first + size <= count, 0, np.where(size == 1, 1, 2)
-    )  # fits · fills up · may be cut
+    # Tier 0 fits, tier 1 is a single token that fills up, tier 2 may be cut.
+    tier = np.where(first + size <= count, 0, np.where(size == 1, 1, 2))
     keys = np.empty(ids.shape)
     np.put_along_axis(keys, order, tier + np.take_along_axis(drawn, order, axis=1), axis=1)
     return keys

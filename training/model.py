@@ -1,13 +1,11 @@
 """
-The models that are pretrained: an encoder, what stands on it during pretraining, and the loss.
+The models that are pretrained: an encoder, its pretraining modules and the loss.
 
-    MaskedLanguageModel      an encoder, a decoder design, a tied output layer             BERT,
-        arXiv 1810.04805
-    ReplacedTokenDetector    an encoder that tells a small generator's words from real ones
-        ELECTRA, arXiv 2003.10555
+    MaskedLanguageModel      encoder, decoder design, tied output layer    BERT, arXiv 1810.04805
+    ReplacedTokenDetector    encoder that detects a generator's words      ELECTRA, arXiv 2003.10555
 
 Parameter names are Hugging Face's (bert.*, cls.predictions.*, …) and pretraining_decoder.layer.*,
-so a saved state dict is a Hugging Face checkpoint with the decoder beside it.
+so a saved state dict is a Hugging Face checkpoint with the decoder's weights added.
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ from transformers import PreTrainedModel
 
 from training.config import Config
 from training.decoders import at, build_decoder
-from training.encoders import build_encoder, narrowed, transform, without_embeddings
-from training.rng import seed_of
+from training.encoders import build_encoder, encode_embeddings, generator_shape, remove_embeddings
+from training.rng import derive_seed
 from training.vocabulary import Vocabulary
 
 Losses = dict[str, Tensor]
 
 
 class PredictionHead(nn.Module):
-    """BERT's output layer; its matrix is the word embedding itself."""
+    """BERT's output layer; its matrix is tied to the word embeddings."""
 
     def __init__(self, hidden_size: int, embedding_size: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -40,13 +38,13 @@ class PredictionHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
 
     def forward(self, state: Tensor, embeddings: Tensor) -> Tensor:
-        """Scores (B, K, V) from states (B, K, D) and the embedding matrix (V, E)."""
+        """Return logits (B, K, V) of states (B, K, D) and the embedding matrix (V, E)."""
         state = self.transform["LayerNorm"](F.gelu(self.transform["dense"](state)))
         return F.linear(state, embeddings, self.bias)
 
 
 class DetectionHead(nn.Module):
-    """ELECTRA's: is this token the original?"""
+    """ELECTRA's output layer: was a token replaced?"""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -54,21 +52,23 @@ class DetectionHead(nn.Module):
         self.dense_prediction = nn.Linear(hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Scores (B, L), positive for "replaced", from states (B, L, D)."""
-        scores: Tensor = self.dense_prediction(F.gelu(self.dense(hidden))).squeeze(-1)
-        return scores
+        """Return logits (B, L), positive for "replaced", of states (B, L, D)."""
+        logits: Tensor = self.dense_prediction(F.gelu(self.dense(hidden))).squeeze(-1)
+        return logits
 
 
 class MaskedLanguageModel(nn.Module):
-    parts: tuple[str, ...] = ()
-    """Names of the losses that the total is made of, where there is more than one."""
+    """An encoder that predicts masked words through a decoder design."""
+
+    loss_parts: tuple[str, ...] = ()
+    """Names of the losses that add up to the total, if there is more than one."""
 
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         shape, seed = config.encoder, config.optimisation.seed
-        # The encoder and the head are drawn before the decoder and from their own seed:
-        # twins that differ in the decoder alone begin with equal encoders.
-        torch.manual_seed(seed_of(seed, "encoder"))
+        # The encoder and the head have a seed of their own, and are drawn before the decoder: two
+        # models that differ in the decoder alone begin with equal encoders.
+        torch.manual_seed(derive_seed(seed, "encoder"))
         self.family = shape.family
         self.add_module(self.family, build_encoder(config, vocabulary))
         self.cls = nn.ModuleDict(
@@ -79,56 +79,56 @@ class MaskedLanguageModel(nn.Module):
             }
         )
         initialise(self.cls)
-        torch.manual_seed(seed_of(seed, "scaffolding"))
+        torch.manual_seed(derive_seed(seed, "scaffolding"))
         self.pretraining_decoder = build_decoder(config)
         initialise(self.pretraining_decoder)
         if shape.initialisation == "neighbours":
-            self.pretraining_decoder.initialise_neighbours()
+            self.pretraining_decoder.initialise_local_attention()
 
     @property
     def encoder(self) -> PreTrainedModel:
         return self.get_submodule(self.family)
 
     def forward(
-        self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator
+        self, inputs: Tensor, positions: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Losses:
-        """Mean cross-entropy in nats of `targets` (B, K) at `positions` (B, K) of `inputs`
-        (B, L).
-        """
-        return {"loss": cross_entropy(self.scores(inputs, positions, dice), targets)}
+        """Return the mean cross-entropy, in nats, of `targets` (B, K).
 
-    def scores(self, inputs: Tensor, positions: Tensor, dice: torch.Generator) -> Tensor:
-        """Scores (B, K, V) at `positions` (B, K) of `inputs` (B, L)."""
-        state = self.pretraining_decoder(self.encoder, inputs, positions, dice)  # (B, K, D)
-        scores: Tensor = self.cls["predictions"](
-            state, self.encoder.embeddings.word_embeddings.weight
-        )
-        return scores
+        They are predicted at `positions` (B, K) of `inputs` (B, L).
+        """
+        return {"loss": cross_entropy(self.logits(inputs, positions, rng), targets)}
+
+    def logits(self, inputs: Tensor, positions: Tensor, rng: torch.Generator) -> Tensor:
+        """Return logits (B, K, V) at `positions` (B, K) of `inputs` (B, L)."""
+        state = self.pretraining_decoder(self.encoder, inputs, positions, rng)  # (B, K, D)
+        words = self.encoder.embeddings.word_embeddings.weight
+        logits: Tensor = self.cls["predictions"](state, words)
+        return logits
 
 
 class ReplacedTokenDetector(nn.Module):
-    """A generator fills the masks in, the encoder says of every token whether it was replaced.
+    """A generator fills in the masks; the encoder classifies every token as replaced or original.
 
         loss = cross-entropy of the generator at the masks + λ · mean binary cross-entropy of the
             detector at all tokens
 
-    The generator is as deep as the encoder and narrower, of its family and on its embeddings; its
-    words are drawn from its distribution, and no gradient flows through the draw.
+    The generator has the encoder's family, depth and embeddings, and is narrower. Its words are
+    drawn from its distribution, and no gradient flows through the draw.
     """
 
-    parts = ("generator_loss", "detector_loss")
+    loss_parts = ("generator_loss", "detector_loss")
 
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         shape, objective, seed = config.encoder, config.objective, config.optimisation.seed
-        torch.manual_seed(seed_of(seed, "encoder"))
+        torch.manual_seed(derive_seed(seed, "encoder"))
         self.family = shape.family
         self.add_module(self.family, build_encoder(config, vocabulary))
         self.discriminator_predictions = DetectionHead(shape.hidden_size)
         initialise(self.discriminator_predictions)
-        torch.manual_seed(seed_of(seed, "scaffolding"))
-        narrow = narrowed(shape, objective.generator_width)
-        self.generator = without_embeddings(
+        torch.manual_seed(derive_seed(seed, "scaffolding"))
+        narrow = generator_shape(shape, objective.generator_width)
+        self.generator = remove_embeddings(
             build_encoder(config.model_copy(update={"encoder": narrow}), vocabulary)
         )
         self.generator_predictions = PredictionHead(
@@ -142,24 +142,26 @@ class ReplacedTokenDetector(nn.Module):
         return self.get_submodule(self.family)
 
     def forward(
-        self, inputs: Tensor, positions: Tensor, targets: Tensor, dice: torch.Generator
+        self, inputs: Tensor, positions: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Losses:
-        """The weighted loss and its two parts in nats; `targets` (B, K) stood at `positions` (B, K)
-        of `inputs` (B, L).
+        """Return the weighted loss and its two parts, in nats.
+
+        `targets` (B, K) are the original ids at `positions` (B, K) of `inputs` (B, L).
         """
         embeddings = self.encoder.embeddings
-        hidden = transform(self.generator, embeddings(input_ids=inputs))  # (B, L, G)
-        scores = self.generator_predictions(
-            at(hidden, positions), embeddings.word_embeddings.weight
-        )
-        guesses = draw(scores.detach().float(), dice)  # (B, K)
+        words = embeddings.word_embeddings.weight
+        hidden = encode_embeddings(self.generator, embeddings(input_ids=inputs))  # (B, L, G)
+        generator_logits = self.generator_predictions(at(hidden, positions), words)  # (B, K, V)
+        guesses = sample(generator_logits.detach().float(), rng)  # (B, K)
         corrupted = inputs.scatter(1, positions, guesses)  # (B, L)
+        # A word that the generator guessed right is an original.
         replaced = torch.zeros_like(inputs).scatter(1, positions, (guesses != targets).long())
-        doubts = self.discriminator_predictions(
-            transform(self.encoder, embeddings(input_ids=corrupted))
-        )  # (B, L)
-        generator_loss = cross_entropy(scores, targets)
-        detector_loss = F.binary_cross_entropy_with_logits(doubts.float(), replaced.float())
+        hidden = encode_embeddings(self.encoder, embeddings(input_ids=corrupted))  # (B, L, D)
+        detector_logits = self.discriminator_predictions(hidden)  # (B, L)
+        generator_loss = cross_entropy(generator_logits, targets)
+        detector_loss = F.binary_cross_entropy_with_logits(
+            detector_logits.float(), replaced.float()
+        )
         total = generator_loss + self.detection_weight * detector_loss
         return {"loss": total, "generator_loss": generator_loss, "detector_loss": detector_loss}
 
@@ -168,30 +170,31 @@ PretrainingModel = MaskedLanguageModel | ReplacedTokenDetector
 
 
 def build_model(config: Config, vocabulary: Vocabulary) -> PretrainingModel:
-    return (MaskedLanguageModel if config.objective.name == "mlm" else ReplacedTokenDetector)(
-        config, vocabulary
-    )
+    """Return the model of the config's objective, with first weights drawn from its seed."""
+    if config.objective.name == "mlm":
+        return MaskedLanguageModel(config, vocabulary)
+    return ReplacedTokenDetector(config, vocabulary)
 
 
-def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all positions, in nats; scores (B, K, V), targets (B, K)."""
-    return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten())
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, in nats, of logits (B, K, V) against targets (B, K)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def draw(scores: Tensor, dice: torch.Generator) -> Tensor:
-    """A word for every position (B, K), each from the softmax of its `scores` (B, K, V), by one
-    throw a position.
+def sample(logits: Tensor, rng: torch.Generator) -> Tensor:
+    """Draw a word for every position, (B, K), from the softmax of its `logits` (B, K, V).
+
+    Each position uses one random number.
     """
-    cumulated = scores.softmax(-1).cumsum(-1)  # (B, K, V)
-    throws = torch.rand(scores.shape[:-1], generator=dice, device=dice.device).to(scores.device)
-    # Rounding may leave the last sum a little under 1; a throw beyond it means the last word.
-    return (
-        torch.searchsorted(cumulated, throws[..., None]).squeeze(-1).clamp(max=scores.shape[-1] - 1)
-    )
+    cumulated = logits.softmax(-1).cumsum(-1)  # (B, K, V)
+    draws = torch.rand(logits.shape[:-1], generator=rng, device=rng.device).to(logits.device)
+    words = torch.searchsorted(cumulated, draws[..., None]).squeeze(-1)
+    # Rounding may leave the last sum a little under 1; a draw beyond it means the last word.
+    return words.clamp(max=logits.shape[-1] - 1)
 
 
 def initialise(module: nn.Module) -> None:
-    """BERT's initialisation: normal(0, 0.02) matrices, zero biases, unit LayerNorms."""
+    """Draw BERT's initialisation: normal(0, 0.02) matrices, zero biases, unit LayerNorms."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.02)

@@ -1,6 +1,5 @@
 """
-Where a run's randomness comes from: every use has a stream of its own, a function of the run's seed
-and of what it is for.
+Random streams of a run: every use has one of its own, a function of the run's seed and its purpose.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import numpy as np
 import torch
 
 
-def seed_of(seed: int, purpose: str, *numbers: int) -> int:
-    """A 63-bit seed; streams of other seeds, purposes and numbers do not overlap it."""
-    state = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]).generate_state(
-        1, np.uint64
-    )[0]
+def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """Return a 63-bit seed; other seeds, purposes or numbers give streams that do not overlap."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers])
+    state = sequence.generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
 
 
-def dice(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """Dice for torch; they live on the CPU so that every device throws the same."""
-    return torch.Generator().manual_seed(seed_of(seed, purpose, *numbers))
+def make_rng(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """Return a generator for torch, on the CPU so that every device draws the same numbers."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *numbers))

@@ -1,8 +1,7 @@
 """
-Labelled data: which file holds a task's texts, what its labels are called, and by which measure it
-is judged.
+Labelled tasks: the files that hold their examples, the names of their labels, and their metrics.
 
-Every task reads a folder of its own name below the data folder, in the form its owners publish.
+A task reads the folder of its name below the data folder, in the format that its owners publish.
 """
 
 from __future__ import annotations
@@ -18,86 +17,110 @@ from typing import Literal, TextIO
 from command import BadInput, Unavailable
 
 Row = tuple[str, str | None, str]
-"""Text, second text of a pair, the label as it stands in the file."""
+"""Text, second text of a pair, and the label as the file has it."""
 
 
 @dataclass(frozen=True)
 class Example:
+    """A text or a pair of texts with its label."""
+
     text: str
     label: float
-    """A class's number, or a score."""
+    """The class number, or the score of a regression."""
     text_pair: str | None = None
 
 
 @dataclass(frozen=True)
 class Task:
+    """A labelled task."""
+
     name: str
+    """The task's name, and that of its folder below the data folder."""
     source: str
-    rows: Callable[[Path, str], Iterator[Row]]
-    """The rows of a split, "train" or "dev", below the task's folder."""
+    """The publication, and what the task is, for reports."""
+    read_rows: Callable[[Path, str], Iterator[Row]]
+    """Function of the task's folder and a split, "train" or "dev", that yields the rows."""
     labels: tuple[str, ...] = ()
-    """The classes' names; without any they are what the training rows call them, sorted."""
-    written: tuple[str, ...] = ()
-    """What the file calls them, where it is neither their names nor their numbers."""
+    """Names of the classes; if empty, the labels of the training rows, sorted."""
+    file_labels: tuple[str, ...] = ()
+    """Labels as the file has them, if these are neither the classes' names nor their numbers."""
     kind: Literal["single_label", "regression"] = "single_label"
     metrics: tuple[str, ...] = ("accuracy",)
-    """Measures of metrics.py; the first one judges."""
+    """Names of the task's metrics (metrics.py); comparisons use the first."""
     epochs: int = 3
+    """Number of fine-tuning epochs, unless a recipe says otherwise."""
     max_tokens: int = 128
+    """Length that texts are truncated to in training."""
 
     def class_names(self, data: Path) -> tuple[str, ...]:
-        """The labels, read from the training rows where the task does not name them; one for a
-        regression.
+        """Return the names of the classes, or the one name of a regression's score.
+
+        They are read from the training rows if the task does not name them.
         """
-        return self.labels or tuple(
-            sorted({written for _, _, written in _readable(self, data, "train")})
-        )
+        if self.labels:
+            return self.labels
+        return tuple(sorted({label for _, _, label in _read_rows(self, data, "train")}))
+
+    def file_label_numbers(self, data: Path) -> dict[str, int]:
+        """Return the class number of every label that the files may have."""
+        names = self.class_names(data)
+        if self.file_labels:
+            names = self.file_labels
+        elif self.labels:
+            names = tuple(str(number) for number in range(len(names)))
+        return {name: number for number, name in enumerate(names)}
 
 
 def read_examples(task: Task, data: Path, split: str) -> list[Example]:
-    """The examples of one split, in the file's order; BadInput names a row whose label is none of
-    the task's.
+    """Return the examples of a split, "train" or "dev", in the file's order.
+
+    Raises BadInput if a row's label is not one of the task's.
     """
-    names = task.class_names(data)
-    known = {
-        name: i
-        for i, name in enumerate(
-            task.written or ([str(i) for i in range(len(names))] if task.labels else names)
-        )
-    }
-    examples = []
-    for number, (text, pair, written) in enumerate(_readable(task, data, split), start=1):
-        try:
-            examples.append(
-                Example(text, float(written) if task.kind == "regression" else known[written], pair)
-            )
-        except (KeyError, ValueError):
-            wanted = (
-                "a number"
-                if task.kind == "regression"
-                else ", ".join(known)
-                if len(known) < 6
-                else f"one of {len(known)} labels"
-            )
-            raise BadInput(
-                f"{data / task.name}, {split} row {number}: label {written!r} is not {wanted}."
-            ) from None
+    if task.kind == "regression":
+        examples = _read_scored(task, data, split)
+    else:
+        examples = _read_classified(task, data, split)
     if not examples:
         raise BadInput(f"{data / task.name} holds no {split} rows.")
     return examples
 
 
-def _readable(task: Task, data: Path, split: str) -> Iterator[Row]:
+def _read_scored(task: Task, data: Path, split: str) -> list[Example]:
+    examples = []
+    for number, (text, pair, label) in enumerate(_read_rows(task, data, split), start=1):
+        try:
+            examples.append(Example(text, float(label), pair))
+        except ValueError:
+            raise _bad_label(data / task.name, split, number, label, "a number") from None
+    return examples
+
+
+def _read_classified(task: Task, data: Path, split: str) -> list[Example]:
+    numbers = task.file_label_numbers(data)
+    examples = []
+    for number, (text, pair, label) in enumerate(_read_rows(task, data, split), start=1):
+        if label not in numbers:
+            known = ", ".join(numbers) if len(numbers) < 6 else f"one of {len(numbers)} labels"
+            raise _bad_label(data / task.name, split, number, label, known)
+        examples.append(Example(text, numbers[label], pair))
+    return examples
+
+
+def _bad_label(folder: Path, split: str, number: int, label: str, expected: str) -> BadInput:
+    return BadInput(f"{folder}, {split} row {number}: label {label!r} is not {expected}.")
+
+
+def _read_rows(task: Task, data: Path, split: str) -> Iterator[Row]:
     try:
-        yield from task.rows(data / task.name, split)
+        yield from task.read_rows(data / task.name, split)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, csv.Error) as error:
         raise BadInput(
-            f"{data / task.name}, {split}: not in the form its owners publish"
+            f"{data / task.name}, {split}: not in the format that its owners publish"
             f" ({type(error).__name__}: {error})."
         ) from None
 
 
-def table(
+def read_table(
     folder: Path,
     split: str,
     *,
@@ -108,7 +131,10 @@ def table(
     dev: str = "dev.tsv",
     quoted: bool = False,
 ) -> Iterator[Row]:
-    """A tsv or csv file; columns by name where it has a header, by number where it has none."""
+    """Yield the rows of a tsv or csv file.
+
+    Columns are named if the file has a header, and numbered if it has none.
+    """
     path = folder / {"train": train, "dev": dev}[split]
     columns = [text, label] if pair is None else [text, label, pair]
     with _open(path) as file:
@@ -121,19 +147,21 @@ def table(
         missing = [column for column in columns if isinstance(column, str) and column not in header]
         if missing:
             raise BadInput(f"{path} has no column {missing[0]!r}; its header is {header}.")
-        places = [header.index(column) if isinstance(column, str) else column for column in columns]
+        indices = [
+            header.index(column) if isinstance(column, str) else column for column in columns
+        ]
         for row in rows:
-            if len(row) <= max(places):
+            if len(row) <= max(indices):
                 raise BadInput(
-                    f"{path} line {rows.line_num} has {len(row)} columns; {max(places) + 1} are"
+                    f"{path} line {rows.line_num} has {len(row)} columns; {max(indices) + 1} are"
                     " needed."
                 )
-            cells = [row[place].strip() for place in places]
+            cells = [row[index].strip() for index in indices]
             yield cells[0], cells[2] if pair is not None else None, cells[1]
 
 
-def clinc150(folder: Path, split: str) -> Iterator[Row]:
-    """The in-scope intents of data_full.json; its "val" is our "dev"."""
+def read_clinc150(folder: Path, split: str) -> Iterator[Row]:
+    """Yield the in-scope rows of data_full.json; its split "val" is our "dev"."""
     with _open(folder / "data_full.json") as file:
         for text, intent in json.load(file)[{"train": "train", "dev": "val"}[split]]:
             yield text.strip(), None, intent
@@ -154,13 +182,13 @@ TASKS = {
         Task(
             "sst2",
             "SST-2 (Socher et al. 2013, in GLUE's split): sentences of film reviews",
-            partial(table, text="sentence", label="label"),
+            partial(read_table, text="sentence", label="label"),
             ("NEGATIVE", "POSITIVE"),
         ),
         Task(
             "cola",
             "CoLA (Warstadt et al. 2019): is a sentence acceptable English",
-            partial(table, text=3, label=1),
+            partial(read_table, text=3, label=1),
             ("UNACCEPTABLE", "ACCEPTABLE"),
             metrics=("matthews", "accuracy"),
             epochs=5,
@@ -168,7 +196,7 @@ TASKS = {
         Task(
             "mrpc",
             "MRPC (Dolan and Brockett 2005): do two sentences say the same",
-            partial(table, text="#1 String", pair="#2 String", label="Quality"),
+            partial(read_table, text="#1 String", pair="#2 String", label="Quality"),
             ("DIFFERENT", "PARAPHRASE"),
             metrics=("f1", "accuracy"),
             epochs=5,
@@ -176,15 +204,15 @@ TASKS = {
         Task(
             "rte",
             "RTE (PASCAL RTE 1-3 and TAC RTE-5, in GLUE's split): does one text entail another",
-            partial(table, text="sentence1", pair="sentence2", label="label"),
+            partial(read_table, text="sentence1", pair="sentence2", label="label"),
             ("ENTAILMENT", "NOT_ENTAILMENT"),
-            written=("entailment", "not_entailment"),
+            file_labels=("entailment", "not_entailment"),
             epochs=5,
         ),
         Task(
             "stsb",
             "STS-B (Cer et al. 2017): how alike are two sentences, from 0 to 5",
-            partial(table, text="sentence1", pair="sentence2", label="score"),
+            partial(read_table, text="sentence1", pair="sentence2", label="score"),
             ("similarity",),
             kind="regression",
             metrics=("pearson", "spearman"),
@@ -194,27 +222,33 @@ TASKS = {
             "banking77",
             "banking77 (Casanueva et al. 2020, CC BY 4.0): what a bank's customer wants",
             partial(
-                table, text="text", label="category", train="train.csv", dev="test.csv", quoted=True
+                read_table,
+                text="text",
+                label="category",
+                train="train.csv",
+                dev="test.csv",
+                quoted=True,
             ),
             epochs=10,
         ),
         Task(
             "clinc150",
             "clinc150 (Larson et al. 2019, CC BY 3.0): what an assistant's user wants, in scope",
-            clinc150,
+            read_clinc150,
             epochs=10,
         ),
         Task(
             "ag_news",
             "AG News (Zhang et al. 2015), 10,001 of its training rows: the subject of a news item",
-            partial(table, text="text", label="label", train="train_10k.tsv", dev="test.tsv"),
+            partial(read_table, text="text", label="label", train="train_10k.tsv", dev="test.tsv"),
             ("WORLD", "SPORTS", "BUSINESS", "TECHNOLOGY"),
         ),
     )
 }
 
 
-def task_named(name: str) -> Task:
+def find_task(name: str) -> Task:
+    """Return the task of that name; BadInput if there is none."""
     if name not in TASKS:
         raise BadInput(f"Unknown task {name!r}; known are {', '.join(TASKS)}.")
     return TASKS[name]

@@ -1,6 +1,5 @@
 """
-The words that a model knows: a WordPiece tokenizer, learned from text or given, and what masking
-asks of it.
+Trains or reads a model's WordPiece tokenizer, and holds what masking needs to know of it.
 """
 
 from __future__ import annotations
@@ -25,12 +24,14 @@ from tokenizers import (
 
 from command import BadInput
 
-MOST_CHARACTERS = 400
-"""Of the text's own; rarer ones are unknown."""
+MAX_ALPHABET = 400
+"""Number of different characters that the vocabulary covers; words with rarer ones are [UNK]."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Vocabulary:
+    """A tokenizer and the ids of its special tokens."""
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.pad, self.unknown, self.cls, self.sep, self.mask = (
@@ -42,45 +43,37 @@ class Vocabulary:
 
     @functools.cached_property
     def ordinary(self) -> npt.NDArray[np.int64]:
-        """The ids of all words that are not special."""
+        """The ids of all tokens that are not special, ascending."""
         return np.setdiff1d(
             np.arange(len(self)), (self.pad, self.unknown, self.cls, self.sep, self.mask)
         )
 
     @functools.cached_property
-    def continues(self) -> npt.NDArray[np.bool_]:
-        """(V) True for ids that go on with the word before them."""
-        found = np.zeros(len(self), bool)
-        found[[i for token, i in self.tokenizer.get_vocab().items() if token.startswith("##")]] = (
-            True
-        )
-        return found
+    def is_continuation(self) -> npt.NDArray[np.bool_]:
+        """A mask (V), True for ids that continue the word before them."""
+        tokens = self.tokenizer.get_vocab().items()
+        mask = np.zeros(len(self), bool)
+        mask[[i for token, i in tokens if token.startswith("##")]] = True
+        return mask
 
 
-def learn(documents: Callable[[], Iterable[str]], size: int) -> Tokenizer:
-    """An uncased WordPiece tokenizer with BERT's special tokens and template, of `size` words at
-    most.
+def train_tokenizer(documents: Callable[[], Iterable[str]], size: int) -> Tokenizer:
+    """Train an uncased WordPiece tokenizer with BERT's special tokens and template.
 
-    The same text gives the same words. The trainer of tokenizers alone does not see to that: it
-    numbers characters in the order of a hash table, and ties between merges are broken by number.
-    So the characters, and those within words, are counted and numbered here.
+    It has `size` words at most. The same text gives the same words, which the trainer of
+    `tokenizers` alone does not guarantee: it numbers characters in the order of a hash table, and
+    breaks ties between merges by number. So characters are counted and numbered here.
     """
     tokenizer = _uncased(Tokenizer(models.WordPiece(unk_token="[UNK]")))
-    counts = Counter(
-        word
-        for document in documents()
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(document)
-        )
-    )
+    counts: Counter[str] = Counter()
+    for document in documents():
+        normalized = tokenizer.normalizer.normalize_str(document)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
     characters: Counter[str] = Counter()
     for word, count in counts.items():
         characters.update(dict.fromkeys(word, count))
-    alphabet = set(
-        sorted(characters, key=lambda character: (-characters[character], character))[
-            :MOST_CHARACTERS
-        ]
-    )
+    by_frequency = sorted(characters, key=lambda character: (-characters[character], character))
+    alphabet = set(by_frequency[:MAX_ALPHABET])
     known = {word: count for word, count in sorted(counts.items()) if alphabet.issuperset(word)}
     within = sorted({f"##{character}" for word in known for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
@@ -89,7 +82,7 @@ def learn(documents: Callable[[], Iterable[str]], size: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         (" ".join([word] * count) for word, count in known.items()), trainer
     )
-    # Without what the trainer took for special.
+    # The trainer made the characters within words special; only BERT's five tokens are.
     learned = _uncased(Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")))
     learned.add_special_tokens(list(SPECIAL_TOKENS))
     return _with_template(learned)
@@ -103,21 +96,22 @@ def _uncased(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def read_tokenizer(path: Path, size: int) -> Tokenizer:
-    """A tokenizer made elsewhere; BadInput unless it is WordPiece with BERT's special tokens and
-    `size` words.
+    """Read a tokenizer.json that was made elsewhere.
+
+    Raises BadInput unless it is WordPiece with BERT's special tokens and `size` words.
     """
     try:
         words = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower.
         raise BadInput(
-            f"{path} is no tokenizer.json of a WordPiece tokenizer ({type(error).__name__}:"
+            f"{path} is not the tokenizer.json of a WordPiece tokenizer ({type(error).__name__}:"
             f" {error})."
         ) from None
     missing = [token for token in SPECIAL_TOKENS if token not in words]
     if missing:
         raise BadInput(
-            f"{path} has no {missing[0]}; a tokenizer must know {', '.join(SPECIAL_TOKENS)}."
+            f"{path} has no {missing[0]}; a tokenizer must have {', '.join(SPECIAL_TOKENS)}."
         )
     if tokenizer.get_vocab_size() != size:
         raise BadInput(

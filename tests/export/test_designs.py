@@ -26,7 +26,7 @@ from training.corpus import prepare
 from training.finetune import Recipe, build_classifier, finetune
 from training.model import build_model
 from training.pretrain import pretrain
-from training.tasks import task_named
+from training.tasks import find_task
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
@@ -49,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
         )
         finetune(
             folder / name / "checkpoint",
-            task_named("sst2"),
+            find_task("sst2"),
             data,
             folder / f"{name}-sst2",
             Recipe(epochs=1, batch_size=8),
@@ -70,7 +70,7 @@ def test_the_artifact_answers_as_the_trained_model(
         key: tensor.float() for key, tensor in load_file(trained / "model.safetensors").items()
     }
     model = build_classifier(
-        config, tensors, task_named("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0
+        config, tensors, find_task("sst2"), ("NEGATIVE", "POSITIVE"), dropout=0.0
     ).eval()
     head = {key: tensor for key, tensor in tensors.items() if key in model.state_dict()}
     model.load_state_dict(head, strict=True)
@@ -95,7 +95,7 @@ def test_fine_tuning_starts_from_the_pretrained_encoder(
     pretrained.load_state_dict(load_file(folder / "progress/model.safetensors"))
     classifier = build_classifier(
         *read_checkpoint(folder / "checkpoint"),
-        task_named("sst2"),
+        find_task("sst2"),
         ("NEGATIVE", "POSITIVE"),
         dropout=0.0,
     ).eval()

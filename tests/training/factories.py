@@ -1,6 +1,4 @@
-"""A small corpus, small tasks, and the tiny configs that come along, which train on them in
-seconds.
-"""
+"""Makes a small corpus, small tasks, and configs that train on them in seconds."""
 
 from __future__ import annotations
 
@@ -37,15 +35,13 @@ WORDS = (
 
 
 def tiny(name: str, path: Path, changes: str = "") -> Config:
-    """The config training/configs/tiny-<name>.toml with some TOML on top, written to `path` and
-    read.
-    """
+    """Return the config training/configs/tiny-<name>.toml with `changes`, written to `path`."""
     path.write_text(f'extends = "{CONFIGS / f"tiny-{name}.toml"}"\n{changes}\n')
     return read_config(path)
 
 
 def write_text(folder: Path, documents: int = 40) -> Path:
-    """Shards under the names that the tiny configs ask for."""
+    """Write shards with the names that the tiny configs have."""
     rng = random.Random(1)
     folder.mkdir(parents=True)
     for name in ("book-0", "book-1"):
@@ -56,7 +52,7 @@ def write_text(folder: Path, documents: int = 40) -> Path:
 
 
 def write_task(folder: Path) -> Path:
-    """SST-2's and STS-B's form, easy enough to be learned in a second."""
+    """Write SST-2 and STS-B with examples that are learned in a second."""
     rows = [("the cat slept in the warm sun", 1), ("the dog ran under the tree", 0)] * 32
     pairs = [("the cat slept", "the cat slept", 5.0), ("the cat slept", "a dog ran", 0.5)] * 32
     for name, header, lines in (
@@ -74,9 +70,7 @@ def write_task(folder: Path) -> Path:
 
 
 def vocabulary(size: int = 1000, continued: int = 0) -> Vocabulary:
-    """Special tokens first, then words, the last `continued` of them going on with the word
-    before.
-    """
+    """Return a vocabulary of special tokens and words; the last `continued` are continuations."""
     words = [
         f"##w{i}" if i >= size - continued else f"w{i}" for i in range(len(SPECIAL_TOKENS), size)
     ]

@@ -12,7 +12,7 @@ from training import convbert
 
 
 def config(**changes: object) -> ConvBertConfig:
-    told = {
+    shape = {
         "vocab_size": 50,
         "hidden_size": 16,
         "embedding_size": 8,
@@ -24,7 +24,7 @@ def config(**changes: object) -> ConvBertConfig:
         "pad_token_id": 0,
         "initializer_range": 0.3,
     }
-    return ConvBertConfig(**{**told, **changes})
+    return ConvBertConfig(**{**shape, **changes})
 
 
 def small(**changes: object) -> ConvBertModel:
@@ -73,7 +73,7 @@ def by_the_papers_formulas(attention: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_mixed_attention_is_what_the_paper_writes() -> None:
-    attention = convbert.mend(small()).encoder.layer[0].attention.self
+    attention = convbert.patch_attention(small()).encoder.layer[0].attention.self
     x = torch.randn(7, 16)
     assert torch.allclose(attention(x[None])[0][0], by_the_papers_formulas(attention, x), atol=1e-5)
 
@@ -81,47 +81,47 @@ def test_mixed_attention_is_what_the_paper_writes() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_text_without_padding_gets_what_transformers_computes(groups: int) -> None:
-    theirs, ours = small(num_groups=groups), convbert.mend(small(num_groups=groups))
+    original, patched = small(num_groups=groups), convbert.patch_attention(small(num_groups=groups))
     ids = torch.randint(1, 50, (3, 11))
     for mask in (None, torch.ones_like(ids)):
         assert torch.allclose(
-            ours(ids, mask).last_hidden_state, theirs(ids, mask).last_hidden_state, atol=1e-5
+            patched(ids, mask).last_hidden_state, original(ids, mask).last_hidden_state, atol=1e-5
         )
 
 
 @torch.no_grad()
-def test_padding_changes_nothing_here_and_something_there() -> None:
-    theirs, ours = small(), convbert.mend(small())
+def test_padding_changes_the_original_but_not_the_patched_model() -> None:
+    original, patched = small(), convbert.patch_attention(small())
     ids = torch.randint(1, 50, (1, 9))
     padded, mask = (
         torch.nn.functional.pad(ids, (0, 5)),
         torch.nn.functional.pad(torch.ones_like(ids), (0, 5)),
     )
-    alone, beside = (
-        ours(x, m).last_hidden_state[:, :9]
+    alone, in_batch = (
+        patched(x, m).last_hidden_state[:, :9]
         for x, m in ((ids, torch.ones_like(ids)), (padded, mask))
     )
-    assert torch.allclose(alone, beside, atol=1e-5)
-    alone, beside = (
-        theirs(x, m).last_hidden_state[:, :9]
+    assert torch.allclose(alone, in_batch, atol=1e-5)
+    alone, in_batch = (
+        original(x, m).last_hidden_state[:, :9]
         for x, m in ((ids, torch.ones_like(ids)), (padded, mask))
     )
-    assert not torch.allclose(alone, beside, atol=1e-3)
+    assert not torch.allclose(alone, in_batch, atol=1e-3)
 
 
 def test_gradients_reach_every_parameter() -> None:
-    model = convbert.mend(small())
+    model = convbert.patch_attention(small())
     model(torch.randint(1, 50, (2, 9))).last_hidden_state.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_depthwise_kernels_begin_as_the_authors_do() -> None:
-    told = config(hidden_size=512, num_groups=2, conv_kernel_size=9, initializer_range=0.02)
-    model = ConvBertModel(told)
+    described = config(hidden_size=512, num_groups=2, conv_kernel_size=9, initializer_range=0.02)
+    model = ConvBertModel(described)
     for part in model.modules():
         if hasattr(part, "group_in_dim"):
             torch.nn.init.constant_(part.weight, 7.0)  # as if it had never been drawn
-    convbert.initialise(model, told)
+    convbert.initialise(model, described)
     layer = model.encoder.layer[0]
     assert layer.attention.self.key_conv_attn_layer.depthwise.weight.std().item() == pytest.approx(
         1 / 9, rel=0.1

@@ -6,7 +6,7 @@ import pytest
 
 from command import Unavailable
 from tests.training.factories import TEXT, tiny
-from training.curves import COLOURS, DASHES, main, styled
+from training.curves import COLOURS, DASHES, line_styles, main
 from training.pretrain import pretrain
 
 
@@ -31,10 +31,10 @@ def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
         main([str(tmp_path), "--out", str(tmp_path / "x.svg")])
 
 
-def test_seeds_of_a_design_share_its_colour() -> None:
-    drawn = list(styled({"none": [Path("a"), Path("b")], "drbert": [Path("c")]}))
+def test_seeds_of_a_design_share_its_colour_and_its_one_label() -> None:
+    drawn = list(line_styles({"none": [Path("a"), Path("b")], "drbert": [Path("c")]}))
     assert drawn == [
-        ("none, 2 seeds", COLOURS[0], DASHES[0], Path("a")),
-        ("_nolegend_", COLOURS[0], DASHES[1], Path("b")),
-        ("drbert", COLOURS[1], DASHES[0], Path("c")),
+        ("none", "none, 2 seeds", COLOURS[0], DASHES[0], Path("a")),
+        ("none", "_nolegend_", COLOURS[0], DASHES[1], Path("b")),
+        ("drbert", "drbert", COLOURS[1], DASHES[0], Path("c")),
     ]

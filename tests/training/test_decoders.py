@@ -13,11 +13,11 @@ from training.decoders import (
     at,
     attend,
     encode,
-    first_block_sees,
+    first_block_mask,
 )
 
 
-def dice(seed: int = 0) -> torch.Generator:
+def make_rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -37,38 +37,38 @@ def bert(layers: int = 2) -> BertModel:
 
 
 IDS, POSITIONS = (
-    torch.randint(5, 50, (2, 12), generator=dice()),
+    torch.randint(5, 50, (2, 12), generator=make_rng()),
     torch.tensor([[1, 4, 5], [0, 5, 11]]),
 )
 
 
 def test_gradual_unmasking_hides_masked_positions_from_all_but_themselves() -> None:
     positions = torch.tensor([[1, 3]])
-    none = first_block_sees(positions, 4, 0.0, dice())[0]
+    none = first_block_mask(positions, 4, 0.0, make_rng())[0]
     assert none.tolist() == [
         [True, False, True, False],
         [True, True, True, False],
         [True, False, True, False],
         [True, False, True, True],
     ]
-    assert first_block_sees(positions, 4, 1.0, dice())[0].all()
+    assert first_block_mask(positions, 4, 1.0, make_rng())[0].all()
 
 
-def test_gradual_unmasking_shows_the_asked_share_of_masked_positions() -> None:
+def test_gradual_unmasking_shows_the_configured_share_of_masked_positions() -> None:
     positions = torch.arange(2, 102)[None].expand(50, -1)
-    seen = first_block_sees(positions, 110, 0.3, dice())[:, 0, 2:102].float().mean().item()
-    assert seen == pytest.approx(0.3, abs=0.03)
+    share = first_block_mask(positions, 110, 0.3, make_rng())[:, 0, 2:102].float().mean().item()
+    assert share == pytest.approx(0.3, abs=0.03)
 
 
-def test_our_block_is_berts_layer() -> None:
+def test_a_transformer_block_computes_what_berts_layer_computes() -> None:
     config = BertConfig(
         hidden_size=16, num_attention_heads=2, intermediate_size=32, attn_implementation="eager"
     )
     torch.manual_seed(0)
-    theirs, ours = BertLayer(config).eval(), TransformerBlock(16, 2, 32).eval()
-    ours.load_state_dict(theirs.state_dict())
+    reference, block = BertLayer(config).eval(), TransformerBlock(16, 2, 32).eval()
+    block.load_state_dict(reference.state_dict())
     hidden = torch.randn(3, 5, 16)
-    assert torch.allclose(ours(hidden, hidden), theirs(hidden)[0], atol=1e-5)
+    assert torch.allclose(block(hidden, hidden), reference(hidden)[0], atol=1e-5)
 
 
 def test_queries_at_some_positions_answer_as_all_of_them_would() -> None:
@@ -78,7 +78,7 @@ def test_queries_at_some_positions_answer_as_all_of_them_would() -> None:
         torch.randn(2, 6, 16),
         torch.tensor([[1, 4], [0, 5]]),
     )
-    visible = first_block_sees(positions, 6, 0.0, dice())
+    visible = first_block_mask(positions, 6, 0.0, make_rng())
     some = block(hidden, at(hidden, positions), at(visible, positions))
     every = block(hidden, hidden, visible)
     assert torch.allclose(some, at(every, positions), atol=1e-6)
@@ -88,22 +88,22 @@ def test_the_mix_takes_whole_positions_from_the_encoder_or_the_decoder() -> None
     torch.manual_seed(0)
     decoder = StackedDecoder(16, 2, 32, layers=2, decoder_share=0.5).eval()
     hidden, positions = torch.randn(1, 200, 16), torch.arange(200)[None]
-    mixed = decoder.decode(hidden, positions, dice())[0]
+    mixed = decoder.decode(hidden, positions, make_rng())[0]
     decoder.decoder_share = 1.0
-    decoded = decoder.decode(hidden, positions, dice())[0]
+    decoded = decoder.decode(hidden, positions, make_rng())[0]
     from_decoder = torch.isclose(mixed, decoded).all(dim=1)
     from_encoder = torch.isclose(mixed, hidden[0]).all(dim=1)
     assert (from_decoder ^ from_encoder).all()
     assert from_decoder.float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_without_a_share_the_decoder_is_not_heard() -> None:
+def test_with_a_share_of_0_predictions_come_from_the_encoder_alone() -> None:
     encoder, decoder = (
         bert(),
         StackedDecoder(16, 2, 32, layers=2, unmasked_first=0.5, decoder_share=0.0),
     )
     assert torch.equal(
-        decoder(encoder, IDS, POSITIONS, dice()), at(encode(encoder, IDS), POSITIONS)
+        decoder(encoder, IDS, POSITIONS, make_rng()), at(encode(encoder, IDS), POSITIONS)
     )
 
 
@@ -113,52 +113,54 @@ def test_blocks_on_top_are_a_deeper_encoder() -> None:
     decoder.layer.load_state_dict(encoder.encoder.layer[2:].state_dict())
     del encoder.encoder.layer[2:]
     assert torch.allclose(
-        decoder(encoder, IDS, POSITIONS, dice()), at(encode(deeper, IDS), POSITIONS), atol=1e-5
+        decoder(encoder, IDS, POSITIONS, make_rng()), at(encode(deeper, IDS), POSITIONS), atol=1e-5
     )
 
 
 @torch.no_grad()
-def test_one_pass_without_places_of_the_enhanced_mask_decoder_is_the_encoder_itself() -> None:
+def test_one_pass_without_positions_of_the_enhanced_mask_decoder_is_the_encoder_itself() -> None:
     encoder = bert()
     plain = at(encode(encoder, IDS), POSITIONS)
-    told = EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice())
-    assert not torch.allclose(told, plain, atol=1e-3)
-    hidden = encoder.embeddings(input_ids=IDS)  # made with the places, which are then forgotten
+    decoded = EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, make_rng())
+    assert not torch.allclose(decoded, plain, atol=1e-3)
+    hidden = encoder.embeddings(input_ids=IDS)  # with the positions, which are then removed
     encoder.embeddings.forward = lambda input_ids: hidden
     encoder.embeddings.position_embeddings.weight.zero_()
-    assert torch.allclose(EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, dice()), plain, atol=1e-5)
+    assert torch.allclose(
+        EnhancedMaskDecoder(1)(encoder, IDS, POSITIONS, make_rng()), plain, atol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_the_second_pass_of_the_enhanced_mask_decoder_uses_the_same_layer_and_states() -> None:
     encoder = bert()
     before = encoder(input_ids=IDS, output_hidden_states=True).hidden_states[-2]
-    once, twice = (EnhancedMaskDecoder(n)(encoder, IDS, POSITIONS, dice()) for n in (1, 2))
+    once, twice = (EnhancedMaskDecoder(n)(encoder, IDS, POSITIONS, make_rng()) for n in (1, 2))
     assert torch.allclose(twice, attend(encoder.encoder.layer[-1], 2, before, once), atol=1e-5)
     assert not torch.allclose(once, twice, atol=1e-3)
     assert list(EnhancedMaskDecoder(2).parameters()) == []
 
 
 @torch.no_grad()
-def test_the_autoencoders_encoder_never_sees_what_stands_at_a_masked_position() -> None:
+def test_the_autoencoders_encoder_never_reads_a_masked_position() -> None:
     encoder, decoder = bert(), MaskedAutoencoder(16, 2, 32, layers=2)
     other = IDS.scatter(1, POSITIONS, (at(IDS[..., None], POSITIONS)[..., 0] + 1) % 50)
     assert not torch.equal(IDS, other)
     assert torch.equal(
-        decoder(encoder, IDS, POSITIONS, dice()), decoder(encoder, other, POSITIONS, dice())
+        decoder(encoder, IDS, POSITIONS, make_rng()), decoder(encoder, other, POSITIONS, make_rng())
     )
 
 
 @torch.no_grad()
-def test_the_autoencoders_tokens_keep_their_places() -> None:
+def test_the_autoencoders_tokens_keep_their_positions() -> None:
     encoder = bert()
-    kept = torch.tensor([[0, 2, 3, 7]])
-    hidden = encode(encoder, IDS[:1].gather(1, kept), kept)
-    seen = []
+    visible = torch.tensor([[0, 2, 3, 7]])
+    hidden = encode(encoder, IDS[:1].gather(1, visible), visible)
+    outputs = []
     encoder.embeddings.register_forward_hook(
-        lambda _, args, kwargs, out: seen.append(out), with_kwargs=True
+        lambda _, args, kwargs, out: outputs.append(out), with_kwargs=True
     )
-    encode(encoder, IDS[:1].gather(1, kept), kept)
+    encode(encoder, IDS[:1].gather(1, visible), visible)
     encode(encoder, IDS[:1])
-    assert torch.allclose(seen[0], at(seen[1], kept), atol=1e-6)
+    assert torch.allclose(outputs[0], at(outputs[1], visible), atol=1e-6)
     assert hidden.shape == (1, 4, 16)

@@ -10,10 +10,10 @@ import pytest
 from command import BadInput
 from tests.training.factories import TEXT, write_task
 from training import experiment, results
-from training.experiment import Experiment, carry_out, main, read_experiment, records
-from training.tasks import task_named
+from training.experiment import Experiment, collect_records, main, read_experiment, run_experiment
+from training.tasks import find_task
 
-TOLD = """
+EXPERIMENT = """
 tasks = ["sst2", "stsb"]
 finetuning_seeds = [0, 1]
 reference = "none"
@@ -39,19 +39,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(experiment file, folder in which all of it is done)"""
     folder = tmp_path_factory.mktemp("experiment")
-    (folder / "small.toml").write_text(TOLD)
+    (folder / "small.toml").write_text(EXPERIMENT)
     assert (
         main([str(folder / "small.toml"), "--data", str(data), "--out", str(folder / "out")]) == 0
     )
     return folder / "small.toml", folder / "out"
 
 
-def read(path: Path, text: str = TOLD) -> Experiment:
+def read(path: Path, text: str = EXPERIMENT) -> Experiment:
     path.write_text(text)
     return read_experiment(path)
 
 
-def test_what_is_done_is_not_done_again(
+def test_units_that_are_done_are_skipped(
     done: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> None:
@@ -59,30 +59,30 @@ def test_what_is_done_is_not_done_again(
 
     monkeypatch.setattr(experiment, "pretrain", never)
     monkeypatch.setattr(experiment, "finetune", never)
-    carry_out(read_experiment(done[0]), data, done[1])
-    pretrained, finetuned = records(read_experiment(done[0]), done[1])
+    run_experiment(read_experiment(done[0]), data, done[1])
+    pretrained, finetuned = collect_records(read_experiment(done[0]), done[1])
     assert (len(pretrained), len(finetuned)) == (4, 16)
 
 
-def test_a_unit_in_another_process_hands_is_left_to_it(
+def test_a_unit_that_another_process_has_locked_is_skipped(
     done: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    told = read_experiment(done[0])
+    plan = read_experiment(done[0])
     with (
-        experiment._taken(out, told.pretrainings[0].name) as free,
-        experiment._taken(out, told.pretrainings[0].name) as again,
+        experiment._lock(out, plan.pretrainings[0].name) as locked,
+        experiment._lock(out, plan.pretrainings[0].name) as again,
     ):
-        assert (free, again) == (True, False)
-        assert not experiment._finetune(told.finetunings[0], data, out)
-    with experiment._taken(out, told.pretrainings[0].name) as free:
-        assert free
+        assert (locked, again) == (True, False)
+        assert not experiment._finetune(plan.finetunings[0], data, out)
+    with experiment._lock(out, plan.pretrainings[0].name) as locked:
+        assert locked
 
 
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("stsb = 1", "stsb = 2", "none-1-stsb-0 was trained by another recipe"),
+        ("stsb = 1", "stsb = 2", "none-1-stsb-0 was trained with another recipe"),
         (
             'drbert = { config = "tiny-drbert.toml"',
             'drbert = { config = "tiny-plain.toml"',
@@ -94,19 +94,23 @@ def test_results_of_another_recipe_are_not_mixed_in(
     done: tuple[Path, Path], data: Path, tmp_path: Path, before: str, after: str, words: str
 ) -> None:
     with pytest.raises(BadInput, match=words):
-        carry_out(read(tmp_path / "e.toml", TOLD.replace(before, after)), data, done[1])
+        run_experiment(read(tmp_path / "e.toml", EXPERIMENT.replace(before, after)), data, done[1])
 
 
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("reference", "referenze", "no key 'referenze'"),
-        ('reference = "none"', 'reference = "bert"', "'bert' is none of none, drbert"),
+        ("reference", "referenze", "unknown key 'referenze'"),
+        (
+            'reference = "none"',
+            'reference = "bert"',
+            "reference 'bert' is unknown; known are none, drbert",
+        ),
         ('"sst2", ', '"sst3", ', "Unknown task 'sst3'"),
         ("tasks", "[", "is not TOML"),
-        ("stsb = 1", "rte = 1", "rte is none of the tasks, sst2, stsb"),
-        ('", seeds = [1] }', '" }', "drbert is .* it takes a config and seeds"),
-        ("[epochs]", "steps = 0\n[epochs]", "steps = 0 is not 1 at least"),
+        ("stsb = 1", "rte = 1", "rte is not one of the tasks, sst2, stsb"),
+        ('", seeds = [1] }', '" }', r"\[pretraining\.\w+\] missing key 'seeds'"),
+        ("[epochs]", "steps = 0\n[epochs]", "steps = 0 must be at least 1"),
         ("[epochs]", 'steps = "4"\n[epochs]', "steps = '4' is not of type int"),
     ],
 )
@@ -114,21 +118,19 @@ def test_a_wrong_experiment_is_refused_by_name(
     tmp_path: Path, before: str, after: str, words: str
 ) -> None:
     with pytest.raises(BadInput, match=words):
-        read(tmp_path / "e.toml", TOLD.replace(before, after, 1))
+        read(tmp_path / "e.toml", EXPERIMENT.replace(before, after, 1))
 
 
 def test_an_experiment_may_give_every_design_the_same_steps(tmp_path: Path) -> None:
-    own, given = (
-        read(tmp_path / "e.toml", TOLD.replace("[epochs]", f"{steps}[epochs]"))
+    default, budgeted = (
+        read(tmp_path / "e.toml", EXPERIMENT.replace("[epochs]", f"{steps}[epochs]"))
         for steps in ("", "steps = 7\n")
     )
-    assert {p.config.optimisation.steps for p in given.pretrainings} == {7}
-    assert all(p.config.optimisation.steps != 7 for p in own.pretrainings)
+    assert {p.config.optimisation.steps for p in budgeted.pretrainings} == {7}
+    assert all(p.config.optimisation.steps != 7 for p in default.pretrainings)
 
 
-def test_the_report_tells_of_every_seed(
-    done: tuple[Path, Path], data: Path, tmp_path: Path
-) -> None:
+def test_the_report_lists_every_seed(done: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     assert (
         main(
             [
@@ -197,29 +199,29 @@ def runs(design: str, seed: int, *values: float, task: str = "sst2") -> list[res
 
 
 def test_a_difference_within_the_spread_of_pretraining_seeds_is_none() -> None:
-    tasks = [task_named("sst2")]
+    tasks = [find_task("sst2")]
     noisy = runs("none", 1, 0.70) + runs("none", 2, 0.74) + runs("drbert", 1, 0.76)
-    assert results.conclusion(tasks, "none", noisy)[-1].endswith("no difference can be told.")
-    # t of one degree of freedom is 12.7: only what is far beyond the spread is told.
+    assert results.conclusion(tasks, "none", noisy)[-1].endswith("no difference detected.")
+    # t of one degree of freedom is 12.7: only what is far beyond the spread is detected.
     assert results.conclusion(tasks, "none", noisy)[0].startswith(
-        "The mean over the tasks and the fine-tuning seeds 0 moves"
+        "The mean over the tasks and the fine-tuning seeds 0 varies"
     )
     calm = runs("none", 1, 0.700) + runs("none", 2, 0.701) + runs("drbert", 1, 0.76)
     assert results.conclusion(tasks, "none", calm)[-1].endswith("better.")
     assert results.conclusion(tasks, "none", runs("none", 1, 0.7) + runs("drbert", 1, 0.9)) == [
-        "Too little is done to say what a design is worth."
+        "Too few runs are done to compare the designs."
     ]
 
 
 def test_differences_are_paired_by_fine_tuning_seed() -> None:
     both = runs("none", 1, 0.70, 0.80, 0.75) + runs("drbert", 1, 0.71, 0.81)
     assert results.differences(
-        task_named("sst2"), ("drbert", 1), ("none", 1), both
+        find_task("sst2"), ("drbert", 1), ("none", 1), both
     ) == pytest.approx({0: 0.01, 1: 0.01})
 
 
 def test_encoders_are_compared_over_the_seeds_that_all_of_them_have() -> None:
-    tasks = [task_named("sst2")]
+    tasks = [find_task("sst2")]
     done = (
         runs("none", 1, 0.70, 0.70, 0.90)
         + runs("none", 2, 0.70, 0.70)
@@ -230,7 +232,7 @@ def test_encoders_are_compared_over_the_seeds_that_all_of_them_have() -> None:
     )
 
 
-def test_an_encoder_that_always_answers_the_same_is_named() -> None:
+def test_an_encoder_with_constant_predictions_is_named() -> None:
     answers = {
         "answers": np.array([1.0, 1.0, 1.0, 1.0]),
         "labels": np.array([1.0, 1.0, 0.0, 0.0]),
@@ -246,19 +248,19 @@ def test_an_encoder_that_always_answers_the_same_is_named() -> None:
             **answers,
         }
     ]
-    said = results.table_of_tasks([task_named("sst2")], [{"design": "none", "seed": 1}], finetuned)
+    lines = results.task_table([find_task("sst2")], [{"design": "none", "seed": 1}], finetuned)
     assert (
-        said[-1]
-        == "One and the same answer to everything: nothing was learned there: sst2 after none, seed"
+        lines[-1]
+        == "The same prediction for every example, so nothing was learned: sst2 after none, seed"
         " 1 (1 of 1 runs)."
     )
-    assert any(line.startswith("Not told apart from the majority") for line in said)
+    assert any(line.startswith("No difference to the majority label detected") for line in lines)
 
 
-def test_the_report_tells_what_was_done_before(
+def test_the_report_ends_with_earlier_experiments(
     done: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "small.toml").write_text('history = "Once, in vain."\n' + TOLD)
+    (tmp_path / "small.toml").write_text('history = "Once, in vain."\n' + EXPERIMENT)
     assert (
         main(
             [
@@ -274,7 +276,5 @@ def test_the_report_tells_what_was_done_before(
         == 0
     )
     assert (
-        (tmp_path / "RESULTS.md")
-        .read_text()
-        .endswith("## What was done before\n\nOnce, in vain.\n")
+        (tmp_path / "RESULTS.md").read_text().endswith("## Earlier experiments\n\nOnce, in vain.\n")
     )

@@ -13,7 +13,7 @@ from tests.training.factories import TEXT, tiny, write_task
 from training.checkpoint import read_checkpoint
 from training.finetune import Recipe, build_classifier, finetune
 from training.pretrain import pretrain
-from training.tasks import task_named
+from training.tasks import find_task
 
 QUICK = Recipe(epochs=20, batch_size=8, learning_rate=3e-3)
 
@@ -27,9 +27,9 @@ def encoder(folder: Path, name: str) -> Path:
     return folder / f"{name}-mini/checkpoint"
 
 
-def test_fine_tuning_learns_and_carries_the_decoder_along_untouched(tmp_path: Path) -> None:
+def test_fine_tuning_learns_and_keeps_the_decoder_as_it_was(tmp_path: Path) -> None:
     pretrained, out = encoder(tmp_path, "drbert"), tmp_path / "drbert-mini-sst2"
-    assert finetune(pretrained, task_named("sst2"), write_task(tmp_path / "data"), out, QUICK) == {
+    assert finetune(pretrained, find_task("sst2"), write_task(tmp_path / "data"), out, QUICK) == {
         "accuracy": 1.0
     }
     before, after = (
@@ -57,10 +57,10 @@ def test_fine_tuning_learns_and_carries_the_decoder_along_untouched(tmp_path: Pa
 )
 def test_every_family_learns_pairs_and_scores(tmp_path: Path, name: str, architecture: str) -> None:
     out = tmp_path / "out"
-    measures = finetune(
-        encoder(tmp_path, name), task_named("stsb"), write_task(tmp_path / "data"), out, QUICK
+    metrics = finetune(
+        encoder(tmp_path, name), find_task("stsb"), write_task(tmp_path / "data"), out, QUICK
     )
-    assert measures["pearson"] > 0.9, measures
+    assert metrics["pearson"] > 0.9, metrics
     described = json.loads((out / "config.json").read_text())
     assert described["architectures"] == [architecture]
     assert described["problem_type"] == "regression"
@@ -70,7 +70,7 @@ def test_whatever_it_was_trained_in_a_classifier_is_measured_in_fp32(tmp_path: P
     data, out = write_task(tmp_path / "data"), tmp_path / "out"
     finetune(
         encoder(tmp_path, "none"),
-        task_named("stsb"),
+        find_task("stsb"),
         data,
         out,
         Recipe(epochs=1, batch_size=8),
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_classifier(tmp_path: Path) -> None:
     for name, seed in (("first", 1), ("second", 1), ("other", 2)):
         finetune(
             pretrained,
-            task_named("sst2"),
+            find_task("sst2"),
             data,
             tmp_path / name,
             Recipe(epochs=1, batch_size=8, seed=seed),
@@ -106,12 +106,12 @@ def test_the_same_seed_gives_the_same_classifier(tmp_path: Path) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_an_encoder_that_is_not_there_and_a_folder_that_is_full_are_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"is no checkpoint: it has no config\.json"):
-        finetune(tmp_path, task_named("sst2"), tmp_path, tmp_path / "out", QUICK)
+def test_a_missing_encoder_and_a_folder_with_content_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"is not a checkpoint: it has no config\.json"):
+        finetune(tmp_path, find_task("sst2"), tmp_path, tmp_path / "out", QUICK)
     pretrained = encoder(tmp_path, "none")
     with pytest.raises(BadInput, match="is not empty; remove it"):
-        finetune(pretrained, task_named("sst2"), tmp_path, pretrained, QUICK)
+        finetune(pretrained, find_task("sst2"), tmp_path, pretrained, QUICK)
 
 
 @pytest.mark.parametrize("name", ["none", "electra", "convbert"])
@@ -124,7 +124,7 @@ def test_every_family_can_be_built_where_there_is_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = build_classifier(
         *read_checkpoint(tmp_path / "encoder/checkpoint"),
-        task_named("sst2"),
+        find_task("sst2"),
         ("NEGATIVE", "POSITIVE"),
         dropout=0.1,
     )

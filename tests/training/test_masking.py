@@ -6,7 +6,7 @@ import pytest
 
 from command import BadInput
 from tests.training.factories import vocabulary
-from training.masking import FATES, Fates, loss_without_context, mask_tokens
+from training.masking import MASKING_SPLITS, MaskingSplit, loss_without_context, mask_tokens
 
 WORDS = vocabulary()
 PIECES = vocabulary(continued=400)
@@ -20,7 +20,7 @@ def sequences(rows: int, length: int = 128) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_every_row_gets_exactly_its_share_of_masks_and_never_a_special_token(
+def test_every_row_gets_the_exact_number_of_masks_and_never_a_special_token(
     whole_words: bool,
 ) -> None:
     ids = sequences(64)
@@ -42,17 +42,19 @@ def test_nothing_but_the_chosen_positions_changes() -> None:
 
 def test_eight_in_ten_become_mask_one_a_random_word_and_one_stays() -> None:
     masked = mask_tokens(sequences(2000), 0.15, WORDS, np.random.default_rng(1))
-    shown = np.take_along_axis(masked.inputs, masked.positions, 1)
-    assert (shown == WORDS.mask).mean() == pytest.approx(0.8, abs=0.01)
-    assert (shown == masked.targets).mean() == pytest.approx(0.1, abs=0.01)
-    assert np.isin(shown, (WORDS.mask, *WORDS.ordinary)).all()
+    inputs = np.take_along_axis(masked.inputs, masked.positions, 1)
+    assert (inputs == WORDS.mask).mean() == pytest.approx(0.8, abs=0.01)
+    assert (inputs == masked.targets).mean() == pytest.approx(0.1, abs=0.01)
+    assert np.isin(inputs, (WORDS.mask, *WORDS.ordinary)).all()
 
 
 def test_electras_generator_sees_no_random_word() -> None:
-    masked = mask_tokens(sequences(2000), 0.15, WORDS, np.random.default_rng(1), fates=FATES["rtd"])
-    shown = np.take_along_axis(masked.inputs, masked.positions, 1)
-    assert (shown == WORDS.mask).mean() == pytest.approx(0.85, abs=0.01)
-    assert ((shown == WORDS.mask) | (shown == masked.targets)).all()
+    masked = mask_tokens(
+        sequences(2000), 0.15, WORDS, np.random.default_rng(1), split=MASKING_SPLITS["rtd"]
+    )
+    inputs = np.take_along_axis(masked.inputs, masked.positions, 1)
+    assert (inputs == WORDS.mask).mean() == pytest.approx(0.85, abs=0.01)
+    assert ((inputs == WORDS.mask) | (inputs == masked.targets)).all()
 
 
 def test_whole_words_are_masked_whole() -> None:
@@ -60,7 +62,7 @@ def test_whole_words_are_masked_whole() -> None:
     masked = mask_tokens(ids, 0.15, PIECES, np.random.default_rng(1), whole_words=True)
     chosen = np.zeros_like(ids, bool)
     np.put_along_axis(chosen, masked.positions, True, 1)
-    begins = ~PIECES.continues[ids] | np.isin(ids, (PIECES.cls, PIECES.sep))
+    begins = ~PIECES.is_continuation[ids] | np.isin(ids, (PIECES.cls, PIECES.sep))
     cut = (
         (chosen[:, 1:] != chosen[:, :-1])
         & ~begins[:, 1:]
@@ -108,18 +110,19 @@ def test_a_row_with_too_little_to_mask_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "fates", [*FATES.values(), Fates(hidden=1.0, random=0.0)], ids=["mlm", "rtd", "all hidden"]
+    "split",
+    [*MASKING_SPLITS.values(), MaskingSplit(masked=1.0, random=0.0)],
+    ids=["mlm", "rtd", "all masked"],
 )
-def test_the_loss_without_context_is_that_of_bayes_rule(fates: Fates) -> None:
-    seen, size = np.array([50, 30, 15, 5]), 4
-    p = (seen + 1) / (seen + 1).sum()
-    kept = 1 - fates.hidden - fates.random
-    together = (kept * np.eye(size) + fates.random / size) * p[:, None]  # (due, shown)
-    together = np.column_stack([together, fates.hidden * p])  # and [MASK]
-    answers = together / np.maximum(together.sum(axis=0), 1e-300)
-    due = np.array([40, 40, 15, 5])
+def test_the_loss_without_context_is_that_of_bayes_rule(split: MaskingSplit) -> None:
+    counts, size = np.array([50, 30, 15, 5]), 4
+    p = (counts + 1) / (counts + 1).sum()
+    joint = (split.unchanged * np.eye(size) + split.random / size) * p[:, None]  # (target, shown)
+    joint = np.column_stack([joint, split.masked * p])  # and [MASK]
+    answers = joint / np.maximum(joint.sum(axis=0), 1e-300)
+    targets = np.array([40, 40, 15, 5])
     loss = -sum(
-        due[i] / due.sum() * together[i, j] / p[i] * np.log(answers[i, j])
-        for i, j in zip(*together.nonzero(), strict=True)
+        targets[i] / targets.sum() * joint[i, j] / p[i] * np.log(answers[i, j])
+        for i, j in zip(*joint.nonzero(), strict=True)
     )
-    assert loss_without_context(fates, seen, due) == pytest.approx(loss)
+    assert loss_without_context(split, counts, targets) == pytest.approx(loss)

@@ -20,10 +20,10 @@ from command import BadInput, Unavailable
 from tests.training.factories import CONFIGS, TEXT, TINY, tiny, vocabulary, write_text
 from training.config import read_config
 from training.corpus import prepare
-from training.masking import FATES, mask_tokens
+from training.masking import MASKING_SPLITS, mask_tokens
 from training.model import build_model
-from training.pretrain import Log, Parts, build_optimiser, forward, masked_batch, pretrain
-from training.rng import dice
+from training.pretrain import Log, MicroBatches, build_optimiser, forward, masked_batch, pretrain
+from training.rng import make_rng
 
 
 def break_off_at(last: int) -> Callable[..., None]:
@@ -42,14 +42,16 @@ def logged(folder: Path) -> list[dict[str, str]]:
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    one, other = (load_file(folder / "checkpoint/model.safetensors") for folder in (first, second))
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
+    weights, others = (
+        load_file(folder / "checkpoint/model.safetensors") for folder in (first, second)
+    )
+    assert weights.keys() == others.keys()
+    return all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_there_is_a_tiny_config_of_every_design_and_encoder() -> None:
-    told = [read_config(CONFIGS / f"{name}.toml") for name in TINY]
-    assert {config.decoder.design for config in told} == {
+    configs = [read_config(CONFIGS / f"{name}.toml") for name in TINY]
+    assert {config.decoder.design for config in configs} == {
         "none",
         "plain",
         "gua",
@@ -58,7 +60,7 @@ def test_there_is_a_tiny_config_of_every_design_and_encoder() -> None:
         "emd",
         "mae",
     }
-    assert {(config.encoder.family, config.objective.name) for config in told} == {
+    assert {(config.encoder.family, config.objective.name) for config in configs} == {
         ("bert", "mlm"),
         ("electra", "mlm"),
         ("electra", "rtd"),
@@ -73,8 +75,8 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(
 ) -> None:
     config = read_config(CONFIGS / f"{name}.toml")
     pretrain(config, TEXT, tmp_path / "whole")
-    # Broken off at step 7, three steps after the last save, with dropout and the decoder's dice in
-    # play.
+    # Broken off at step 7, three steps after the last save, where dropout and the decoder draw
+    # random numbers.
     with monkeypatch.context() as patched:
         patched.setattr(Log, "add", break_off_at(7))
         with pytest.raises(KeyboardInterrupt):
@@ -101,16 +103,16 @@ def test_the_loss_falls_on_repeated_steps(tmp_path: Path, name: str) -> None:
         0.15,
         corpus.vocabulary,
         np.random.default_rng(0),
-        fates=FATES[config.objective.name],
+        split=MASKING_SPLITS[config.objective.name],
     )
     losses = []
     for _ in range(60):
-        found = forward(model, masked, dice(0, "test"), torch.device("cpu"))
-        found["loss"].backward()  # type: ignore[no-untyped-call]
+        part_losses = forward(model, masked, make_rng(0, "test"), torch.device("cpu"))
+        part_losses["loss"].backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
-        losses.append({name: loss.item() for name, loss in found.items()})
-    for part in model.parts or ("loss",):
+        losses.append({name: loss.item() for name, loss in part_losses.items()})
+    for part in model.loss_parts or ("loss",):
         assert losses[-1][part] < 0.7 * losses[0][part], part
 
 
@@ -141,7 +143,7 @@ def command(config: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_resumes_exactly(
     tmp_path: Path, uninterrupted: Path, number: signal.Signals
 ) -> None:
     tiny("drbert", tmp_path / "c.toml", SIGNALLED)
@@ -156,9 +158,9 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
-    assert "--resume goes on from there" in said
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "--resume continues from there" in output
     stopped_at = json.loads((parts / "progress/progress.json").read_text())["step"]
     assert 15 <= stopped_at < 150
     assert len(logged(parts)) == stopped_at
@@ -168,12 +170,12 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
     assert same_weights(uninterrupted, parts)
 
 
-def test_two_processes_train_what_one_would(tmp_path: Path) -> None:
+def test_two_processes_train_the_weights_of_one_that_accumulates(tmp_path: Path) -> None:
     tiny("drbert", tmp_path / "two.toml", "[encoder]\ndropout = 0.0")
-    one = tiny(
+    accumulated = tiny(
         "drbert", tmp_path / "one.toml", "[encoder]\ndropout = 0.0\n[optimisation]\naccumulate = 2"
     )
-    pretrain(one, TEXT, tmp_path / "one")
+    pretrain(accumulated, TEXT, tmp_path / "one")
     launched = [
         sys.executable,
         "-m",
@@ -221,9 +223,9 @@ def test_two_processes_train_what_one_would(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_accumulated_parts_are_the_batch_in_pieces() -> None:
-    whole = [rows for _, rows, _ in Parts(16, 1, 0, 1)]
-    pieces = [part for process in range(2) for part in Parts(16, 2, process, 2)]
+def test_micro_batches_are_the_batch_in_pieces() -> None:
+    whole = [rows for _, rows, _ in MicroBatches(16, 1, 0, 1)]
+    pieces = [part for process in range(2) for part in MicroBatches(16, 2, process, 2)]
     assert whole == [slice(0, 16)]
     assert [(number, rows, last) for number, rows, last in pieces] == [
         (0, slice(0, 4), False),
@@ -232,18 +234,18 @@ def test_accumulated_parts_are_the_batch_in_pieces() -> None:
         (3, slice(12, 16), True),
     ]
     with pytest.raises(
-        BadInput, match="batch_size 16 is no multiple of 3 processes × accumulate 2"
+        BadInput, match="batch_size 16 is not a multiple of 3 processes × accumulate 2"
     ):
-        Parts(16, 3, 0, 2)
+        MicroBatches(16, 3, 0, 2)
 
 
 def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path) -> None:
     vanilla, enhanced = (tiny(name, tmp_path / f"{name}.toml") for name in ("none", "drbert"))
     corpus = prepare(vanilla.data, TEXT, tmp_path)
     for step in range(3):
-        one, other = (masked_batch(corpus, config, step) for config in (vanilla, enhanced))
-        assert (one.inputs == other.inputs).all()
-        assert (one.positions == other.positions).all()
+        batch, twin = (masked_batch(corpus, config, step) for config in (vanilla, enhanced))
+        assert (batch.inputs == twin.inputs).all()
+        assert (batch.positions == twin.positions).all()
     first, second = (
         build_model(config, vocabulary(80)).state_dict() for config in (vanilla, enhanced)
     )
@@ -251,7 +253,7 @@ def test_twins_begin_with_the_same_encoder_and_see_the_same_text(tmp_path: Path)
     assert {name.split(".")[0] for name in second.keys() - first.keys()} == {"pretraining_decoder"}
 
 
-def test_a_checkpoint_is_a_hugging_face_folder_with_the_decoder_beside_the_encoder(
+def test_a_checkpoint_is_a_hugging_face_folder_with_encoder_and_decoder(
     tmp_path: Path,
 ) -> None:
     from transformers import BertForMaskedLM, PreTrainedTokenizerFast
@@ -296,10 +298,10 @@ def test_every_familys_checkpoint_loads_whole_into_the_class_it_names(
     )
 
 
-def test_a_full_folder_is_not_written_over(tmp_path: Path) -> None:
+def test_a_folder_with_content_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/log.csv").write_text("precious")
-    with pytest.raises(BadInput, match="not empty; give --resume"):
+    with pytest.raises(BadInput, match="not empty; give --resume to continue it"):
         pretrain(tiny("none", tmp_path / "c.toml"), TEXT, tmp_path / "out")
 
 
@@ -313,7 +315,7 @@ def test_resuming_with_another_config_or_other_text_is_refused(
             pretrain(config, TEXT, tmp_path / "out")
     before = (tmp_path / "out/log.csv").read_bytes()
     with pytest.raises(
-        BadInput, match="begun with another config, optimisation steps 12 and not 20;"
+        BadInput, match="started with another config, optimisation steps 12 and not 20;"
     ):
         pretrain(
             tiny("none", tmp_path / "d.toml", "[optimisation]\nsteps = 20"),
@@ -321,9 +323,27 @@ def test_resuming_with_another_config_or_other_text_is_refused(
             tmp_path / "out",
             resume=True,
         )
-    with pytest.raises(BadInput, match="begun with another corpus"):
+    with pytest.raises(BadInput, match="started with another corpus"):
         pretrain(config, write_text(tmp_path / "other"), tmp_path / "out", resume=True)
     assert (tmp_path / "out/log.csv").read_bytes() == before
+
+
+def test_a_run_records_the_fingerprint_that_it_needs_to_resume(tmp_path: Path) -> None:
+    config = tiny("none", tmp_path / "c.toml")
+    pretrain(config, TEXT, tmp_path / "out")
+    progress = json.loads((tmp_path / "out/progress/progress.json").read_text())
+    assert progress.pop("seconds") > 0
+    # The corpus' digest is of the text, the tokenizer's size and the order of sources.
+    assert progress == {
+        "step": 12,
+        "config": config.as_dict(),
+        "corpus": "corpus-0479eca7bcad",
+        "precision": "fp32",
+        "processes": 1,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(
@@ -346,13 +366,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_what_was_saved(
     assert json.loads((tmp_path / "out/progress/progress.json").read_text())["step"] == 4
 
 
-def test_a_missing_data_folder_says_what_and_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_named_with_its_option(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="does not exist; --data names the folder"):
         pretrain(tiny("none", tmp_path / "c.toml"), tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(
+def test_tensorboard_has_what_the_log_has_also_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -363,13 +383,13 @@ def test_tensorboard_is_told_what_the_log_holds_also_after_a_resume(
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, TEXT, tmp_path / "out", tensorboard=True)
     pretrain(config, TEXT, tmp_path / "out", resume=True, tensorboard=True)
-    told = EventAccumulator(str(tmp_path / "out/tensorboard"))
-    told.Reload()
+    board = EventAccumulator(str(tmp_path / "out/tensorboard"))
+    board.Reload()
     rows = logged(tmp_path / "out")
-    assert [event.step for event in told.Scalars("loss")] == [int(row["step"]) for row in rows]
-    assert [event.value for event in told.Scalars("loss")] == pytest.approx(
+    assert [event.step for event in board.Scalars("loss")] == [int(row["step"]) for row in rows]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(
         [float(row["loss"]) for row in rows], abs=1e-5
     )
-    assert [event.value for event in told.Scalars("held_out_loss")] == pytest.approx(
+    assert [event.value for event in board.Scalars("held_out_loss")] == pytest.approx(
         [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]], abs=1e-5
     )

@@ -7,7 +7,7 @@ import pytest
 
 from command import BadInput, Unavailable
 from tests.requirements import SHARED, shared_data
-from training.tasks import Example, read_examples, task_named
+from training.tasks import Example, find_task, read_examples
 
 
 def write(path: Path, text: str) -> None:
@@ -21,7 +21,7 @@ def test_pairs_and_label_names_are_read(tmp_path: Path) -> None:
         'index\tsentence1\tsentence2\tlabel\n0\tA "cat" sleeps.\tIt'
         " sleeps.\tentailment\n1\ta\tb\tnot_entailment\n",
     )
-    assert read_examples(task_named("rte"), tmp_path, "dev") == [
+    assert read_examples(find_task("rte"), tmp_path, "dev") == [
         Example('A "cat" sleeps.', 0, "It sleeps."),
         Example("a", 1, "b"),
     ]
@@ -32,12 +32,12 @@ def test_files_without_a_header_are_read_by_column(tmp_path: Path) -> None:
         tmp_path / "cola/dev.tsv",
         "gj04\t1\t\tThe sailors rode the breeze.\ngj04\t0\t*\tThe more does Bill smoke.\n",
     )
-    assert [e.label for e in read_examples(task_named("cola"), tmp_path, "dev")] == [1, 0]
+    assert [e.label for e in read_examples(find_task("cola"), tmp_path, "dev")] == [1, 0]
 
 
 def test_scores_are_numbers(tmp_path: Path) -> None:
     write(tmp_path / "stsb/dev.tsv", "sentence1\tsentence2\tscore\na\tb\t3.8\n")
-    assert read_examples(task_named("stsb"), tmp_path, "dev") == [Example("a", 3.8, "b")]
+    assert read_examples(find_task("stsb"), tmp_path, "dev") == [Example("a", 3.8, "b")]
 
 
 def test_classes_that_the_data_name_are_numbered_in_the_alphabets_order(tmp_path: Path) -> None:
@@ -47,11 +47,11 @@ def test_classes_that_the_data_name_are_numbered_in_the_alphabets_order(tmp_path
             {"train": [["play it", "music"], ["wake me", "alarm"]], "val": [["louder", "music"]]}
         ),
     )
-    task = task_named("clinc150")
+    task = find_task("clinc150")
     assert task.class_names(tmp_path) == ("alarm", "music")
     assert read_examples(task, tmp_path, "dev") == [Example("louder", 1)]
     write(tmp_path / "banking77/train.csv", 'text,category\r\n"Is it, ""really"", here?",card\r\n')
-    assert read_examples(task_named("banking77"), tmp_path, "train") == [
+    assert read_examples(find_task("banking77"), tmp_path, "train") == [
         Example('Is it, "really", here?', 0)
     ]
 
@@ -75,14 +75,14 @@ def test_what_is_wrong_with_a_file_is_said_by_row(
 ) -> None:
     write(tmp_path / task / "dev.tsv", text)
     with pytest.raises(BadInput, match=words):
-        read_examples(task_named(task), tmp_path, "dev")
+        read_examples(find_task(task), tmp_path, "dev")
 
 
 def test_a_missing_file_and_an_unknown_task_are_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"sst2/train\.tsv does not exist"):
-        read_examples(task_named("sst2"), tmp_path, "train")
+        read_examples(find_task("sst2"), tmp_path, "train")
     with pytest.raises(BadInput, match="known are sst2, cola"):
-        task_named("sst3")
+        find_task("sst3")
 
 
 @shared_data
@@ -100,6 +100,6 @@ def test_a_missing_file_and_an_unknown_task_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_the_real_files_are_read_whole(name: str, sizes: list[int], classes: int) -> None:
-    task = task_named(name)
+    task = find_task(name)
     assert [len(read_examples(task, SHARED, split)) for split in ("train", "dev")] == sizes
     assert len(task.class_names(SHARED)) == classes

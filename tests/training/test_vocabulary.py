@@ -5,13 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from training.vocabulary import SPECIAL_TOKENS, Vocabulary, learn
+from training.vocabulary import SPECIAL_TOKENS, Vocabulary, train_tokenizer
 
 LEARN = """
 import hashlib, pathlib
 from training.corpus import Shard
-from training.vocabulary import learn
-tokenizer = learn(Shard(pathlib.Path("tests/data/text/book-0.txt.gz")).documents, 400)
+from training.vocabulary import train_tokenizer
+tokenizer = train_tokenizer(Shard(pathlib.Path("tests/data/text/book-0.txt.gz")).documents, 400)
 print(hashlib.sha256(tokenizer.to_str().encode()).hexdigest())
 """
 
@@ -21,18 +21,18 @@ def documents() -> Iterator[str]:
 
 
 def test_the_same_text_gives_the_same_words_in_every_process() -> None:
-    said = {
+    digests = {
         subprocess.run(
             [sys.executable, "-c", LEARN], capture_output=True, text=True, check=True
         ).stdout
         for _ in range(3)
     }
-    assert len(said) == 1
-    assert len(next(iter(said)).strip()) == len(hashlib.sha256().hexdigest())
+    assert len(digests) == 1
+    assert len(next(iter(digests)).strip()) == len(hashlib.sha256().hexdigest())
 
 
-def test_words_are_learned_uncased_and_marked_where_they_go_on() -> None:
-    vocabulary = Vocabulary(learn(documents, 60))
+def test_words_are_learned_uncased_and_continuations_are_marked() -> None:
+    vocabulary = Vocabulary(train_tokenizer(documents, 60))
     assert vocabulary.tokenizer.encode("THE lower").tokens == ["[CLS]", "the", "lower", "[SEP]"]
     assert (
         vocabulary.pad,
@@ -42,12 +42,12 @@ def test_words_are_learned_uncased_and_marked_where_they_go_on() -> None:
         vocabulary.mask,
     ) == (0, 1, 2, 3, 4)
     words = vocabulary.tokenizer.get_vocab()
-    assert all(vocabulary.continues[i] == word.startswith("##") for word, i in words.items())
+    assert all(vocabulary.is_continuation[i] == word.startswith("##") for word, i in words.items())
     assert set(vocabulary.ordinary) == set(words.values()) - set(range(5))
 
 
 def test_only_the_five_special_tokens_are_special() -> None:
-    tokenizer = learn(documents, 60)
+    tokenizer = train_tokenizer(documents, 60)
     assert {token.content for token in tokenizer.get_added_tokens_decoder().values()} == set(
         SPECIAL_TOKENS
     )
