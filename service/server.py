@@ -384,7 +384,7 @@ async def wait_until_sent(servers: Sequence[uvicorn.Server], deadline: float) ->
 
 def _is_writing(server: uvicorn.Server) -> bool:
     return any(
-        connection.writes
+        connection.is_writing
         for connection in server.server_state.connections
         if isinstance(connection, LimitedHttpProtocol)
     )

@@ -1,6 +1,7 @@
 """
-What is looked at in a browser: the page to type texts into, and the API to try. All of it comes
-along; no other host is asked.
+The pages for a browser: one to classify texts at /, and the API description at /docs.
+
+All files are bundled; the pages load nothing from another host.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 PAGE = Path(__file__).parent / "page"
-# Keys are typed on this origin. Swagger UI draws its icons from data: URLs.
+# API keys are typed on these pages, so they run no foreign script. Swagger UI uses data: URLs for
+# its icons.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none';"
@@ -27,17 +29,19 @@ HEADERS = {
 
 
 class Files(StaticFiles):
-    """Static files with HEADERS: a page is also reached by its own path under /page."""
+    """Static files with HEADERS, because a page can also be opened by its path under /page."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """Return Starlette's response with HEADERS."""
         response = super().file_response(*arguments, **options)
         response.headers.update(HEADERS)
         return response
 
 
 def swagger_files() -> Path:
-    """The folder of Swagger UI's files. The package that brings them is found and not imported:
-    none of its code runs.
+    """Return the folder of Swagger UI's files.
+
+    The package that contains them is not imported, so none of its code runs.
     """
     spec = find_spec("fastapi_swagger")
     assert spec is not None, "pyproject.toml requires it"
@@ -46,6 +50,7 @@ def swagger_files() -> Path:
 
 
 def add_pages(app: FastAPI) -> None:
+    """Add the pages and their files."""
     app.mount("/page", Files(directory=PAGE), name="page")
     app.mount("/docs/files", Files(directory=swagger_files()), name="docs")
 
@@ -63,7 +68,7 @@ def add_pages(app: FastAPI) -> None:
         },
     )
     async def root(request: Request) -> Response:
-        """A page to type texts into, for a browser; where to go on, for everybody else."""
+        """Return a page to classify texts to a browser, and the main paths to other clients."""
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse(
                 {

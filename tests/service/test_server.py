@@ -423,7 +423,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         give_up = time.monotonic() + 30
         assert process.stdout is not None
         while (
-            "the new certificate cannot be used; the last one holds"
+            "the new certificate cannot be used; the previous one stays in use"
             not in process.stdout.readline()
         ):
             assert time.monotonic() < give_up

@@ -1,14 +1,16 @@
 """
-The Open Inference Protocol (KServe's V2), as Triton's clients speak it: POST /v2/models/NAME/infer.
+The Open Inference Protocol (KServe's V2), for KServe's and Triton's clients.
+
+POST /v2/models/NAME/infer, with /versions/1 before /infer if the client names a version.
 
     {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}]}
-    {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …}, {"name":
-        "probabilities", …}]}
+    {"model_name": …, "outputs": [{"name": "label", …}, {"name": "score", …},
+        {"name": "probabilities", …}]}
 
-A second input `text_pair` makes pairs. Tensors come and go as JSON or, after Triton's extension, as
-bytes behind the JSON; an output asked for with `classification: k` becomes k strings
-`score:index:label`, best first. The request's parameter `activation` is our own requests' field:
-`none` gives logits.
+A second input `text_pair` makes pairs. Tensors are JSON or, in Triton's extension, bytes behind the
+JSON. An output with the parameter `classification: k` becomes k strings `score:index:label`, best
+first. The request's parameter `activation` is that of the service's own format: `none` returns
+logits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -103,28 +106,25 @@ ANSWER = {
     },
 }
 CONTENT_TYPES = ("str", "base64")
-"""MLServer's words for what a tensor holds."""
+"""Content types of a tensor of texts, as MLServer names them."""
 JSON_LENGTH = b"inference-header-content-length"
+BAD_JSON_LENGTH = "Inference-Header-Content-Length must be a length within the body."
 VERSION = "1"
 
 
 class OpenInference:
+    """The Open Inference Protocol, on POST /v2/models/NAME/infer."""
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the request of the input tensors; raises a ServiceError."""
         check_version(raw.version)
-        values, binary = _parts(raw, limits)
+        values, binary = _split_body(raw, limits)
         known_fields(
             values, ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
         )
-        # KServe's client repeats the path's model and version in the body.
-        if values.get("model_name") not in (None, raw.model):
-            raise InvalidInput(
-                f"model_name is {str(values['model_name'])[:64]!r}, and the path names"
-                f" {raw.model}.",
-                param="model_name",
-            )
-        check_version(values.get("model_version"))
+        _check_model_name(values, raw.model)
         texts = _texts_by_input(values.get("inputs"), binary)
-        raw.state["outputs"] = _wanted(values)
+        raw.state["outputs"] = _requested_outputs(values)
         if not isinstance(values.get("id"), str | None):
             raise InvalidInput("id must be a text.", param="id")
         return read_values(
@@ -138,10 +138,11 @@ class OpenInference:
         )
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
-        found = [completed.classification(i) for i in range(len(completed.results))]
+        """Return the output tensors as JSON, with the bytes of binary tensors behind it."""
+        answers = list(completed.classifications())
         outputs, tails = [], []
         for name, parameters in completed.raw.state["outputs"].items():
-            output, tail = _tensor(name, parameters, found, completed.manifest.labels)
+            output, tail = _write_output(name, parameters, answers, completed.manifest.labels)
             outputs.append(output)
             tails.append(tail)
         head = orjson.dumps(
@@ -154,27 +155,28 @@ class OpenInference:
         )
         if not any(tails):
             return [JSON], [head]
-        return [
+        headers = [
             (b"content-type", b"application/octet-stream"),
             (JSON_LENGTH, str(len(head)).encode()),
-        ], [head, *tails]
+        ]
+        return headers, [head, *tails]
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
-        # The protocol knows 400 for whatever is wrong with a request.
+        """Return an error as `{"error": "…"}`; the protocol has the status 400 for 422."""
         status, headers, body = plain_refusal(error)
         return (400 if status == 422 else status), headers, body
 
 
 def check_version(version: object) -> None:
-    """UnknownModel unless it is the one that there is, or none was asked for."""
+    """Raise UnknownModel unless a request names VERSION or no version."""
     if version not in (None, VERSION):
         raise UnknownModel(
-            f"There is no version {str(version)[:64]}; every model has version {VERSION} alone."
+            f"There is no version {str(version)[:64]}; every model has only version {VERSION}."
         )
 
 
 def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, Any]:
-    """What GET /v2/models/NAME says."""
+    """Return a model's input and output tensors, the answer of GET /v2/models/NAME."""
     inputs = INPUTS if takes_pairs else INPUTS[:1]
     shapes = {
         "label": ("BYTES", [-1]),
@@ -194,26 +196,38 @@ def metadata(model: str, labels: Sequence[str], takes_pairs: bool) -> dict[str, 
     }
 
 
-def _parts(raw: RawRequest, limits: Limits) -> tuple[dict[str, Any], bytes]:
-    """The JSON and the bytes behind it."""
+def _split_body(raw: RawRequest, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON object of a body, and the bytes behind it."""
     declared = raw.headers.get(JSON_LENGTH)
     if declared is None:
         return read_object(raw.body, limits), b""
-    # No more digits than the body's own length has: Python refuses to read thousands of them.
-    if (
-        not declared.isdigit()
-        or len(declared) > len(str(len(raw.body)))
-        or int(declared) > len(raw.body)
-    ):
-        raise InvalidJson("Inference-Header-Content-Length is no length within the body.")
-    return read_object(raw.body[: int(declared)], limits), raw.body[int(declared) :]
+    # No more digits than the body's length has: Python refuses to read a number of thousands.
+    if not declared.isdigit() or len(declared) > len(str(len(raw.body))):
+        raise InvalidJson(BAD_JSON_LENGTH)
+    length = int(declared)
+    if length > len(raw.body):
+        raise InvalidJson(BAD_JSON_LENGTH)
+    return read_object(raw.body[:length], limits), raw.body[length:]
+
+
+def _check_model_name(values: dict[str, Any], model: str | None) -> None:
+    """Raise InvalidInput if the body names another model or version than the path.
+
+    KServe's client repeats both in the body.
+    """
+    if values.get("model_name") not in (None, model):
+        raise InvalidInput(
+            f"model_name is {str(values['model_name'])[:64]!r}, and the path names {model}.",
+            param="model_name",
+        )
+    check_version(values.get("model_version"))
 
 
 def _texts_by_input(tensors: object, binary: bytes) -> dict[str, list[str]]:
     """Return the texts of each input tensor; `binary` are the bytes behind the JSON.
 
-    InvalidInput unless there is the tensor of texts, alone or with that of the pairs' second
-    halves.
+    Raises InvalidInput unless there is a tensor of texts, alone or with one of the pairs' second
+    texts.
     """
     if not isinstance(tensors, list) or not tensors:
         raise InvalidInput("inputs must be a list of tensors.", param="inputs")
@@ -221,7 +235,7 @@ def _texts_by_input(tensors: object, binary: bytes) -> dict[str, list[str]]:
         raise InvalidInput("inputs must be a list of tensors.", param="inputs")
     names = [tensor.get("name") for tensor in tensors]
     if len(tensors) == 1:
-        # A single tensor may have any name, as clients of other servers name it.
+        # A single tensor may have any name, as other servers use other names.
         names = [INPUTS[0]]
     if names not in ([INPUTS[0]], [*INPUTS], [*reversed(INPUTS)]):
         raise InvalidInput(
@@ -229,12 +243,12 @@ def _texts_by_input(tensors: object, binary: bytes) -> dict[str, list[str]]:
         )
     texts = {}
     for name, tensor in zip(names, tensors, strict=True):
-        texts[name], binary = _strings(name, tensor, binary)
+        texts[name], binary = _read_tensor(name, tensor, binary)
     return texts
 
 
 def _texts_or_pairs(texts: list[str], pairs: list[str] | None) -> list[Any]:
-    """Return what our own request calls input; InvalidInput if a text has no second half."""
+    """Return `input` of our own format; raises InvalidInput if a text has no second text."""
     if pairs is None:
         return texts
     if len(pairs) != len(texts):
@@ -244,142 +258,159 @@ def _texts_or_pairs(texts: list[str], pairs: list[str] | None) -> list[Any]:
     return [{"text": text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
 
 
-def _strings(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
-    """A BYTES tensor's texts, and what is left of the bytes."""
+def _read_tensor(name: str, tensor: dict[str, Any], binary: bytes) -> tuple[list[str], bytes]:
+    """Return the texts of a BYTES tensor, and the bytes behind those that it has used."""
     known_fields(tensor, ("name", "shape", "datatype", "data", "parameters"), f"{name}.")
-    shape = tensor.get("shape")
     if tensor.get("datatype") != "BYTES":
         raise InvalidInput(f"{name} must be of datatype BYTES.", param=name)
-    if (
-        not isinstance(shape, list)
-        or not all(_is_number(extent) and extent > 0 for extent in shape)
-        or not shape
-        or any(extent != 1 for extent in shape[1:])
-    ):
-        raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
+    count = _text_count(name, tensor.get("shape"))
     parameters = _parameters(tensor, f"{name}: ")
-    size, content = parameters.get("binary_data_size"), parameters.get("content_type", "str")
-    if content not in CONTENT_TYPES:
+    content_type = parameters.get("content_type", "str")
+    if content_type not in CONTENT_TYPES:
         raise InvalidInput(
-            f"{name}: content_type is {str(content)[:64]!r}; texts are of"
+            f"{name}: content_type is {str(content_type)[:64]!r}; it must be"
             f" {' or '.join(CONTENT_TYPES)}.",
             param=name,
         )
+    size = parameters.get("binary_data_size")
     if size is None:
-        texts = _flat(tensor.get("data"))
+        texts = _flatten(tensor.get("data"))
+    elif _is_integer(size) and 0 <= size <= len(binary):
+        texts, binary = _unpack(binary[:size], name), binary[size:]
     else:
-        if not _is_number(size) or not 0 <= size <= len(binary):
-            raise InvalidInput(f"{name}: binary_data_size is not within the body.", param=name)
-        texts, binary = _unpacked(binary[:size], name), binary[size:]
-    if len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput(f"{name} must hold {shape[0]} texts, as its shape says.", param=name)
-    return ([_from_base64(text, name) for text in texts] if content == "base64" else texts), binary
+        raise InvalidInput(f"{name}: binary_data_size is not within the body.", param=name)
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput(f"{name} must hold {count} texts, as its shape says.", param=name)
+    if content_type == "base64":
+        texts = [_from_base64(text, name) for text in texts]
+    return texts, binary
+
+
+def _text_count(name: str, shape: object) -> int:
+    """Return the N of a tensor's shape [N] or [N, 1]; raises InvalidInput for another shape."""
+    if isinstance(shape, list) and shape and all(map(_is_integer, shape)):
+        count, *others = shape
+        if count > 0 and all(extent == 1 for extent in others):
+            return int(count)
+    raise InvalidInput(f"{name} must have the shape [N] or [N, 1].", param=name)
 
 
 def _from_base64(text: str, name: str) -> str:
     try:
         return base64.b64decode(text, validate=True).decode()
-    except ValueError:  # binascii's and UTF-8's errors are such.
+    except ValueError:  # The base class of binascii's errors and of UTF-8's.
         raise InvalidInput(
-            f"{name} holds a text that is no UTF-8 in base64, which its content_type says.",
-            param=name,
+            f"{name} holds a text that is not UTF-8 in base64, its content_type.", param=name
         ) from None
 
 
-def _flat(data: Any) -> list[Any]:
+def _flatten(data: object) -> list[Any]:
+    """Return the items of a tensor's data of shape [N] or [N, 1], or none if it is no list."""
     items = data if isinstance(data, list) else []
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in items]
 
 
-def _unpacked(data: bytes, name: str) -> list[str]:
-    """Strings, each behind its length in four bytes, least significant first."""
-    texts, place = [], 0
-    while place < len(data):
-        if place + 4 > len(data):
+def _unpack(data: bytes, name: str) -> list[str]:
+    """Return the strings of a binary tensor, each behind its length in four little-endian bytes."""
+    texts, offset = [], 0
+    while offset < len(data):
+        if offset + 4 > len(data):
             raise InvalidInput(f"{name}: its bytes end within a length.", param=name)
-        [length] = struct.unpack_from("<I", data, place)
-        piece = data[place + 4 : place + 4 + length]
-        if len(piece) < length:
+        [length] = struct.unpack_from("<I", data, offset)
+        content = data[offset + 4 : offset + 4 + length]
+        if len(content) < length:
             raise InvalidInput(f"{name}: its bytes end within a text.", param=name)
         try:
-            texts.append(piece.decode())
+            texts.append(content.decode())
         except UnicodeDecodeError:
             raise InvalidInput(f"{name}: a text is not UTF-8.", param=name) from None
-        place += 4 + length
+        offset += 4 + length
     return texts
 
 
-def _wanted(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The outputs to write, each with its parameters; all of them where none is asked for."""
+def _requested_outputs(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the outputs to write, each with its parameters; all of them if none is named."""
     outputs = values.get("outputs") or [{"name": name} for name in OUTPUTS]
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise InvalidInput("outputs must be a list of objects.", param="outputs")
-    binary = _parameters(values).get("binary_data_output", False)
-    found: dict[str, dict[str, Any]] = {}
+    is_binary = _parameters(values).get("binary_data_output", False)
+    requested: dict[str, dict[str, Any]] = {}
     for output in outputs:
-        if output.get("name") not in OUTPUTS:
+        name = output.get("name")
+        if name not in OUTPUTS:
             raise InvalidInput(f"outputs: known are {', '.join(OUTPUTS)}.", param="outputs")
-        if output["name"] in found:
+        if name in requested:
             raise InvalidInput(
-                f"outputs: {output['name']} is named twice; ask for each output once.",
-                param="outputs",
+                f"outputs: {name} is named twice; name each output once.", param="outputs"
             )
-        known_fields(output, ("name", "parameters"), "outputs.")
-        parameters = _parameters(output, "outputs: ")
-        most = parameters.get("classification", 0)
-        if not _is_number(most) or most < 0:
-            raise InvalidInput(
-                "outputs: classification must be a number of labels.", param="outputs"
-            )
-        found[output["name"]] = {"binary_data": binary} | parameters
-    return found
+        requested[name] = {"binary_data": is_binary} | _output_parameters(output)
+    return requested
 
 
-def _parameters(of: dict[str, Any], where: str = "") -> dict[str, Any]:
-    parameters = of.get("parameters")
+def _output_parameters(output: dict[str, Any]) -> dict[str, Any]:
+    known_fields(output, ("name", "parameters"), "outputs.")
+    parameters = _parameters(output, "outputs: ")
+    labels = parameters.get("classification", 0)
+    if not _is_integer(labels) or labels < 0:
+        raise InvalidInput("outputs: classification must be a number of labels.", param="outputs")
+    return parameters
+
+
+def _parameters(owner: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the parameters of a request, a tensor or an output; `prefix` begins an error."""
+    parameters = owner.get("parameters")
     if not isinstance(parameters, dict | None):
-        raise InvalidInput(f"{where}parameters must be an object.", param="parameters")
+        raise InvalidInput(f"{prefix}parameters must be an object.", param="parameters")
     if parameters and "shared_memory_region" in parameters:
         raise InvalidInput(
-            f"{where}shared memory is not supported; send tensors in the body.", param="parameters"
+            f"{prefix}shared memory is not supported; send tensors in the body.",
+            param="parameters",
         )
     return parameters or {}
 
 
-def _is_number(value: Any) -> bool:
-    """A whole one; JSON's true and false are none, whatever Python says."""
+def _is_integer(value: Any) -> bool:
+    """Return whether a JSON value is an integer; Python counts true and false as such."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _tensor(
-    name: str, parameters: dict[str, Any], found: Sequence[dict[str, Any]], labels: Sequence[str]
+def _write_output(
+    name: str, parameters: dict[str, Any], answers: Sequence[dict[str, Any]], labels: Sequence[str]
 ) -> tuple[dict[str, Any], bytes]:
-    """One output as JSON, and the bytes that go behind it."""
-    shape = [len(found)]
-    if most := parameters.get("classification", 0):
-        places = {label: i for i, label in enumerate(labels)}
-        data: list[Any] = [
-            f"{s['score']}:{places[s['label']]}:{s['label']}"
-            for one in found
-            for s in one["scores"][:most]
-        ]
-        datatype, shape = "BYTES", [len(found), min(most, len(labels))]
+    """Return an output tensor as JSON, and the bytes that follow the JSON."""
+    shape = [len(answers)]
+    data: list[Any]
+    if max_labels := parameters.get("classification", 0):
+        datatype, data = "BYTES", _ranked_labels(answers, max_labels, labels)
+        shape.append(min(max_labels, len(labels)))
     elif name == "label":
-        datatype, data = "BYTES", [one["label"] for one in found]
+        datatype, data = "BYTES", [answer["label"] for answer in answers]
     elif name == "score":
-        datatype, data = "FP32", [one["score"] for one in found]
+        datatype, data = "FP32", [answer["score"] for answer in answers]
     else:
-        datatype, shape, data = (
-            "FP32",
-            [len(found), len(labels)],
-            [p for one in found for p in one["probs"]],
-        )
+        datatype, data = "FP32", list(chain.from_iterable(answer["probs"] for answer in answers))
+        shape.append(len(labels))
     output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
     if not parameters["binary_data"]:
         return output | {"data": data}, b""
-    if datatype == "BYTES":
-        texts = [str(value).encode() for value in data]
-        packed = b"".join(struct.pack("<I", len(text)) + text for text in texts)
-    else:
-        packed = np.array(data, "<f4").tobytes()
+    packed = _pack(data) if datatype == "BYTES" else np.array(data, "<f4").tobytes()
     return output | {"parameters": {"binary_data_size": len(packed)}}, packed
+
+
+def _ranked_labels(
+    answers: Sequence[dict[str, Any]], max_labels: int, labels: Sequence[str]
+) -> list[str]:
+    """Return each text's best labels as `score:index:label`, Triton's classification extension."""
+    index_of = {label: index for index, label in enumerate(labels)}
+    ranked = []
+    for answer in answers:
+        for label_score in answer["scores"][:max_labels]:
+            label = label_score["label"]
+            ranked.append(f"{label_score['score']}:{index_of[label]}:{label}")
+    return ranked
+
+
+def _pack(texts: Sequence[object]) -> bytes:
+    """Return strings as a binary tensor; `_unpack` is the inverse."""
+    encoded = [str(text).encode() for text in texts]
+    return b"".join(struct.pack("<I", len(text)) + text for text in encoded)

@@ -1,11 +1,11 @@
-// A file and not a script in the page, so that the page's policy allows none of those.
+// A file of its own, because the page's content security policy forbids inline scripts.
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   showExtensions: true,
   showCommonExtensions: true,
-  validatorUrl: null,           // no other host is asked
-  queryConfigEnabled: false,    // a link to this page chooses no other description
+  validatorUrl: null,           // nothing is loaded from another host
+  queryConfigEnabled: false,    // a link to this page cannot load another description
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
 });

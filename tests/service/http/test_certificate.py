@@ -98,10 +98,10 @@ def test_a_certificate_is_warned_of_at_start_and_each_day(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     certificate = Certificate(*write(tmp_path, begins, ends))
-    certificate.look_again()
+    certificate.reload_if_changed()
     assert [record.message for record in caplog.records] == ([event] if event else [])
     monkeypatch.setattr(certificate_module, "WARN_EVERY_S", 0.0)
-    certificate.look_again()
+    certificate.reload_if_changed()
     assert [record.message for record in caplog.records] == ([event, event] if event else [])
 
 
@@ -110,7 +110,7 @@ def test_an_expired_certificate_is_warned_of_at_renewal(
 ) -> None:
     certificate = Certificate(*write(tmp_path, timedelta(days=-3), timedelta(days=300)))
     write(tmp_path, timedelta(days=-3), timedelta(days=-2))
-    assert certificate.look_again() is not None
+    assert certificate.reload_if_changed() is not None
     assert [record.message for record in caplog.records] == ["the certificate has expired"]
 
 
@@ -125,11 +125,11 @@ def test_a_file_that_never_ends_is_no_certificate(
             chain.symlink_to("/dev/zero")
         else:
             os.mkfifo(chain)
-        assert certificate.look_again() is None
+        assert certificate.reload_if_changed() is None
         with pytest.raises(Unavailable, match="it is no regular file"):
             Certificate(chain, key)
     assert [record.message for record in caplog.records] == [
-        "the new certificate cannot be used; the last one holds"
+        "the new certificate cannot be used; the previous one stays in use"
     ]
 
 

@@ -69,11 +69,11 @@ async def test_what_is_not_so_compressed_or_too_large_is_refused(
 
 def test_no_more_is_decompressed_than_the_limit() -> None:
     assert decompressed(gzip.compress(bytes(1_000)), b"gzip", 1_000) == bytes(1_000)
-    with pytest.raises(TooLarge, match="more than 999 bytes once it is decompressed"):
+    with pytest.raises(TooLarge, match="The decompressed body has more than 999 bytes"):
         decompressed(gzip.compress(bytes(1_000)), b"gzip", 999)
-    with pytest.raises(UnsupportedEncoding, match="Content-Encoding zstd is not read here"):
+    with pytest.raises(UnsupportedEncoding, match="Content-Encoding zstd is not supported"):
         decompressed(b"", b"zstd", 1)
-    with pytest.raises(InvalidRequest, match=r"as Content-Encoding says \(gzip\)"):
+    with pytest.raises(InvalidRequest, match="not compressed with gzip, its Content-Encoding"):
         decompressed(b"abc", b"gzip", 1)
 
 

@@ -167,7 +167,7 @@ async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: 
     assert refused.json()["error_type"] == "Validation"
     assert refused.json()["error"].startswith("inputs[1]: It has 42 tokens")
     assert wrong.json() == {
-        "error": "inputs[0] must be a text, or a list of one text or of a pair's two.",
+        "error": "inputs[0] must be a text, or a list of one text, or of the two texts of a pair.",
         "error_type": "Validation",
     }
     assert [score["score"] for score in raw] == [2.0, 0.0]
@@ -211,7 +211,7 @@ async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> No
         nobody = await post(client, "/models/nobody", {"inputs": "good"})
         empty = await post(client, "/", {"inputs": ["good", ""]})
     assert missing.json() == {"error": "inputs is missing."}
-    assert unknown.json()["error"].startswith("parameters.temperature is no field")
+    assert unknown.json()["error"].startswith("parameters.temperature is not a field")
     assert nobody.status_code == 404
     assert empty.json()["error"].startswith("inputs[1] is empty")
 
@@ -252,7 +252,7 @@ async def test_hugging_faces_options_are_those_that_change_nothing_here(artifact
         none = await post(client, "/", {"inputs": "good", "options": "all"})
     assert known.status_code == 200
     assert (unknown.status_code, none.status_code) == (422, 422)
-    assert unknown.json()["error"].startswith("options.use_gpu is no field")
+    assert unknown.json()["error"].startswith("options.use_gpu is not a field")
     assert none.json()["error"] == "options must be an object."
 
 
@@ -343,7 +343,7 @@ async def test_every_model_has_version_1_and_no_other(artifact: Artifact) -> Non
     assert versions["1"][0].json() == plain.json()
     assert [answer.status_code for answer in versions["99"]] == [404] * 3
     assert {answer.json()["error"] for answer in versions["99"]} == {
-        "There is no version 99; every model has version 1 alone."
+        "There is no version 99; every model has only version 1."
     }
     assert nobody.status_code == 404
     assert {
@@ -420,10 +420,13 @@ WRONG: dict[str, tuple[Any, str]] = {
         tensor() | {"outputs": [{"name": "label", "parameters": {"classification": True}}]},
         "classification must be a number",
     ),
-    "a tensor's unknown field": (tensor(colour="red"), "text.colour is no field of this request"),
+    "a tensor's unknown field": (
+        tensor(colour="red"),
+        "text.colour is not a field of this request",
+    ),
     "an output's unknown field": (
         tensor() | {"outputs": [{"name": "label", "datatype": "BYTES"}]},
-        "outputs.datatype is no field of this request",
+        "outputs.datatype is not a field of this request",
     ),
     "shared memory": (
         tensor() | {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "a"}}]},
@@ -567,7 +570,7 @@ async def test_a_parameter_that_kserve_does_not_know_is_named(artifact: Artifact
             {"instances": ["good"], "parameters": {"activation": "relu"}},
         )
     assert unknown.status_code == wrong.status_code == 422
-    assert unknown.json()["error"].startswith("parameters.top_k is no field")
+    assert unknown.json()["error"].startswith("parameters.top_k is not a field")
 
 
 # What newer clients send
@@ -627,7 +630,7 @@ async def test_a_tensor_in_base64_is_decoded_or_refused(
         ) == ["POSITIVE"]
     assert (unknown.status_code, unknown.json()["error"]) == (
         400,
-        "text: content_type is 'np'; texts are of str or base64.",
+        "text: content_type is 'np'; it must be str or base64.",
     )
 
 
@@ -821,7 +824,7 @@ async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_n
         ),
         (
             {"truncate_prompt_tokens": 2},
-            "truncate_prompt_tokens is 2, and 2 tokens stand around a text; give at least 3.",
+            "truncate_prompt_tokens is 2, and a text has 2 special tokens; give at least 3.",
         ),
         (
             {"truncate_prompt_tokens": 4, "window": {}},
@@ -863,14 +866,16 @@ async def test_parameters_that_ask_for_nothing_are_no_reason_to_refuse_a_client_
         answer = await post(client, "/predict", {"inputs": "good", "parameters": parameters})
     assert answer.status_code == status
     if status == 422:
-        assert answer.json()["error"].startswith("parameters is no field of this request")
+        assert answer.json()["error"].startswith("parameters is not a field of this request")
 
 
 async def test_hugging_faces_limit_is_refused_by_its_own_name(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         answer = await post(client, "/", {"inputs": ["good"], "parameters": {"max_length": 2}})
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith("parameters.max_length is 2, and 2 tokens stand")
+    assert answer.json()["error"].startswith(
+        "parameters.max_length is 2, and a text has 2 special tokens"
+    )
 
 
 async def test_a_path_with_a_newline_is_none_of_ours(artifact: Artifact) -> None:

@@ -816,7 +816,7 @@ async def test_what_comes_after_an_early_answer_is_read_for_so_long_only(
 
 
 async def test_so_many_connections_linger_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGERING", 3)
+    monkeypatch.setattr(protocol, "MAX_LINGERING", 3)
     policy = ConnectionPolicy()
     async with listening(no, policy) as connect:
         for _ in range(10):
@@ -834,7 +834,7 @@ async def test_a_body_that_no_application_limits_is_408(caplog: pytest.LogCaptur
     assert (status, headers["connection"]) == (408, "close")
     assert (
         json.loads(body)["error"]["message"]
-        == "The body was not complete after 0.2 s; 3 bytes of it came."
+        == "The body was not complete after 0.2 s; 3 bytes of it arrived."
     )
 
 
@@ -949,7 +949,7 @@ async def test_a_connection_whose_answer_is_not_read_is_aborted(
         await until(lambda: ended == 3)
     assert reasons == ["unread_answer"] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        "A client took nothing of its answer for 0.4 s; its connection was aborted."
+        "A client read nothing of its answer for 0.4 s; its connection was aborted."
     ]
 
 
@@ -1112,7 +1112,7 @@ def test_over_tls_an_early_answer_is_read_and_an_unread_one_aborted(
         ) as client:
             client.sendall(b"GET /docs/files/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
             assert process.stdout is not None
-            while "A client took nothing of its answer for 1 s" not in process.stdout.readline():
+            while "A client read nothing of its answer for 1 s" not in process.stdout.readline():
                 assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert "Traceback" not in process.communicate(timeout=60)[0]

@@ -64,7 +64,7 @@ def test_keys_are_read_again_when_their_file_changes(file: Path) -> None:
     # As Kubernetes changes a mounted secret: another file under the same name.
     (file.parent / "next").write_text("third-key\n")
     os.replace(file.parent / "next", file)
-    keys.look_again()
+    keys.reload_if_changed()
     assert admits(keys, "third-key")
     assert not admits(keys, "first-key")
 
@@ -102,7 +102,7 @@ def made_a_loop(file: Path) -> None:
 
 
 def made_huge(file: Path) -> None:
-    os.truncate(file, keys_module.FILE_BYTES + 1)
+    os.truncate(file, keys_module.MAX_FILE_BYTES + 1)
 
 
 def saved_as_utf16(file: Path) -> None:
@@ -130,15 +130,15 @@ def test_the_last_good_keys_hold_and_an_error_is_logged_once_while_the_file_cann
 ) -> None:
     keys = Keys(file)
     change(file)
-    keys.look_again()
-    keys.look_again()
+    keys.reload_if_changed()
+    keys.reload_if_changed()
     assert admits(keys, "first-key")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     if file.is_dir():
         file.rmdir()
     file.unlink(missing_ok=True)
     file.write_text("third-key\n")
-    keys.look_again()
+    keys.reload_if_changed()
     assert admits(keys, "third-key")
     assert not admits(keys, "first-key")
 
@@ -181,13 +181,13 @@ def test_keys_are_rotated_in_a_running_service_and_a_fifo_in_their_place_stops_n
     with serving(artifact, DRBERT_API_KEYS_FILE=str(file)) as (url, process):
         assert process.stdout is not None
         made_a_fifo(file)
-        line_with(process.stdout, "the file of keys cannot be used; the last keys hold")
+        line_with(process.stdout, "the key file cannot be used; the previous keys stay valid")
         with urllib.request.urlopen(f"{url}/livez", timeout=30) as response:
             assert response.read() == b"ok\n"
         assert status(url, "first-key") == 200
         (file.parent / "next").write_text("third-key\n")
         os.replace(file.parent / "next", file)
-        line_with(process.stdout, "keys read again")
+        line_with(process.stdout, "keys reloaded")
         assert status(url, "third-key") == 200
         assert status(url, "first-key") == 401
 
@@ -209,7 +209,7 @@ def status(url: str, key: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("# none\n", "holds none"), (None, "cannot be read")]
+    ("content", "message"), [("# none\n", "holds no key"), (None, "cannot be read")]
 )
 def test_a_file_without_keys_lets_no_service_start(
     tmp_path: Path, content: str | None, message: str

@@ -116,7 +116,9 @@ def test_a_text_that_is_typed_gets_both_models_scores(page: Page) -> None:
 def test_a_text_too_long_says_that_it_was_cut_and_the_keyboard_is_enough(page: Page) -> None:
     page.keyboard.type("bad " * 30)  # the text field has the focus
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#answers article").first).to_contain_text("cut to the model's length")
+    expect(page.locator("#answers article").first).to_contain_text(
+        "truncated to the model's length"
+    )
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Classify")).to_be_focused()
 
@@ -128,7 +130,7 @@ def test_a_file_is_answered_line_by_line(page: Page, tmp_path: Path) -> None:
     rows = page.locator("#table tbody tr")
     expect(rows).to_have_count(60)
     expect(rows.nth(1)).to_have_text("bad badNEGATIVE 0.8808<b>BAD</b> 0.8808")
-    expect(page.locator("#said")).to_have_text("60 of 60 texts")
+    expect(page.locator("#message")).to_have_text("60 of 60 texts")
 
 
 @requirements.chromium

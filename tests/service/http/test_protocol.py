@@ -123,7 +123,7 @@ async def listening(
 async def test_a_connection_that_never_says_what_it_wants_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nothing whole was asked")
@@ -140,7 +140,7 @@ async def test_a_connection_that_never_says_what_it_wants_is_closed(
 async def test_a_body_that_was_answered_before_its_end_keeps_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     async with listening(PlainTextResponse("no", 405)) as connect:
         reader, writer = await connect()
         writer.write(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")

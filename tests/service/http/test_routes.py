@@ -181,7 +181,7 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     ("an empty list", {"input": []}, 422, "input", "empty list"),
     ("half a pair", {"input": {"text_pair": "a"}}, 422, "input.text", "input.text is null"),
     ("a pair with more", {"input": {"text": "a", "label": "b"}}, 422, "input", "unknown field"),
-    ("an unknown field", {"input": "a", "colour": 1}, 422, "colour", "colour is no field"),
+    ("an unknown field", {"input": "a", "colour": 1}, 422, "colour", "colour is not a field"),
     ("both names", {"input": "a", "inputs": "b"}, 422, "inputs", "the same field"),
     ("top_k of nothing", {"input": "a", "top_k": 0}, 422, "top_k", "greater than or equal to 1"),
     ("top_k in words", {"input": "a", "top_k": "two"}, 422, "top_k", "valid integer"),
