@@ -1,31 +1,31 @@
 """
-Sends a plan's requests to its arms and appends a row for each.
+Sends a plan's requests to its arms and appends a row of evidence for each.
 
-    PLAN=examples/plans/demo.toml locust -f loadtests/ --headless       one restart of a plan
-        against servers that run
-    locust -f loadtests/ --headless --host http://127.0.0.1:8000         a look at one server's
-        first two models
+    PLAN=examples/plans/demo.toml locust -f loadtests/ --headless
+        one restart of a plan, with servers that are running
+    locust -f loadtests/ --headless --host http://127.0.0.1:8000
+        a look at the first two models of one server
 
-`python -m proof run` starts this once a restart. Locust's own percentiles are rounded to a
-millisecond and more, so the rows are ours; Locust's page shows the arms while they run.
+`python -m proof run` starts it once for each restart. Locust rounds its own percentiles to a
+millisecond or more, so the rows are written here. Locust's page shows the arms while they run.
 
     unloaded            one request in flight: send, read, pause
-    mixed, switchback   open loop: every request goes out when it is due, whatever has been answered
+    mixed, switchback   open loop: each request is sent at its time, whatever has been answered
     capacity            closed loop: a fixed number in flight for some seconds
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import re
 import sys
 import time
 import traceback
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ from gevent import monkey
 from gevent.pool import Group
 from locust import User, events, task
 
-# Locust puts the working directory first, and a folder named proof or service there is not ours.
+# Locust puts the working directory first; a folder named proof or service there is not ours.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
 from proof.evidence.store import Row, RowFile
-from proof.plans.dialects import DIALECTS, headers_from, tokens_of
+from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing, tokens_of
 from proof.plans.plan import Level, Plan, plan_for_two
 from proof.plans.restart import RestartSpec
 from proof.plans.schedule import (
@@ -53,36 +53,38 @@ from proof.plans.schedule import (
     slice_texts,
 )
 
-# Locust patches time.sleep; with one request in flight nothing else is due, and the real one is
-# finer than gevent's 1 ms.
+# Locust replaces time.sleep by gevent's, which has a grain of 1 ms. With one request in flight
+# nothing else has to run meanwhile, and the original is finer.
 sleep = monkey.get_original("time", "sleep")
-# gevent's timers have a grain of a millisecond: they wait until shortly before a request is due,
-# and yielding does the rest.
+
 TIMER_GRAIN_NS = 1_500_000
-# Servers close connections that were idle for some seconds (uvicorn: 5); one that may be closed is
-# not used again.
+"""Error of gevent's timers. They wait until shortly before a request is due; yielding does the
+rest.
+"""
 IDLE_S = 4.0
+"""Longest idle time of a connection that is used again; servers close theirs (uvicorn: after 5 s).
+"""
 ANSWERED_WITHIN_S = 60.0
+"""Longest wait for one answer."""
+START_AFTER_NS = 5_000_000
+"""Time between the preparation of an open loop and its first request."""
+CLOSED_LOOP_TEXTS = 4096
+"""Texts that are drawn for a slice of a closed loop, which goes through them over and over."""
 LOOK_TEXTS = Path(__file__).parent.parent / "examples" / "texts" / "sentences.txt"
-_TIMING = re.compile(r'(\w+);dur=([\d.]+)(?:;desc="b=(\d+) t=(\d+)")?')
 
 
 class Dispatcher(User):
-    """Walks through one restart's schedule; there is exactly one, for a second would send
-    everything twice.
-    """
+    """Sends the schedule of one restart. There is exactly one: a second would send it twice."""
 
     fixed_count = 1
 
     @task
     def restart(self) -> None:
-        """Sends the schedule once and ends Locust, whatever happens: a task that raised would be
-        run again.
-        """
+        """Send the schedule once and end Locust; a task that raises would be run again."""
         spec = None
         try:
             spec = RestartSpec.from_environment()
-            self._restart(spec)
+            self._send_restart(spec)
         except CommandError as error:
             print(error, file=sys.stderr)
             if spec is not None and spec.complaint_fd is not None:
@@ -94,7 +96,7 @@ class Dispatcher(User):
         finally:
             self.environment.runner.quit()
 
-    def _restart(self, spec: RestartSpec | None) -> None:
+    def _send_restart(self, spec: RestartSpec | None) -> None:
         if spec is None:
             plan = _plan_of_host(self.environment.host)
             spec = RestartSpec(plan=plan.path)
@@ -106,20 +108,20 @@ class Dispatcher(User):
         path = spec.rows or Path(f"evidence/looks/{uuid.uuid4().hex[:8]}.csv")
         rows = RowFile(path)
         try:
-            shares = Restart(plan, spec, run, rows, self.environment).walk()
+            cpu_shares = Restart(plan, spec, run, rows, self.environment).send()
         finally:
             rows.close()
         if spec.facts is not None:
-            facts = {"generator_cpu_share": max(shares.values())}
+            facts = {"generator_cpu_share": max(cpu_shares.values())}
             spec.facts.write_text(json.dumps(facts), encoding="utf-8")
-        used = ", ".join(f"{share:.0%} at {name}" for name, share in shares.items())
-        print(f"{path}: one row a request; the generator used of a core {used}", file=sys.stderr)
+        used = ", ".join(f"{share:.0%} at {name}" for name, share in cpu_shares.items())
+        print(f"{path}: one row per request; the generator used of a core {used}", file=sys.stderr)
 
 
 def _plan_of_host(host: str | None) -> Plan:
     if not host:
         raise BadUsage(
-            "Set PLAN=plan.toml, or give --host URL for a look at one server's first two models."
+            "Set PLAN=plan.toml, or pass --host URL for a look at the first two models of a server."
         )
     with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
         models = [model["id"] for model in json.load(response)["data"]][:2]
@@ -132,326 +134,338 @@ class Restart:
     def __init__(
         self, plan: Plan, spec: RestartSpec, run: str, rows: RowFile, environment: Any
     ) -> None:
-        self.plan, self.restart, self.slot, self.run = plan, spec.restart, spec.slot, run
-        self.rows, self.environment = rows, environment
+        self.plan = plan
+        self.restart = spec.restart
+        self.slot = spec.slot
+        self.run = run
+        self.rows = rows
+        self.environment = environment
         self.texts = plan.read_texts()
-        self.arms = _arms(plan, spec, self.texts)
+        self.arms = _arm_clients(plan, spec, self.texts)
         self.failed = False
-        """A request had no good answer: the restart will not count, so nothing more is sent."""
-        self.unrecorded: Exception | None = None
+        """Whether a request failed: the restart will not count, so nothing more is sent."""
+        self.write_error: OSError | None = None
         """Why a row could not be written."""
 
-    def walk(self) -> dict[str, float]:
-        """Sends everything; returns the share of a core used at each level."""
-        walks: dict[str, Callable[[Level, Schedule], None]] = {
-            "unloaded": self.one_in_flight,
-            "mixed": self.open_loop,
-            "switchback": self.slices,
-            "capacity": self.closed_loop,
+    def send(self) -> dict[str, float]:
+        """Send everything; return the share of a core that was used at each level."""
+        senders: dict[str, Callable[[Level, Schedule], None]] = {
+            "unloaded": self.send_one_at_a_time,
+            "mixed": self.send_open_loop,
+            "switchback": self.send_slices,
+            "capacity": self.send_closed_loop,
         }
-        shares = {}
+        cpu_shares = {}
         for level in self.plan.levels:
-            cpu, wall = time.process_time(), time.monotonic()
-            walks[level.kind](level, build_schedule(self.plan, level, self.slot, len(self.texts)))
-            shares[level.name] = round((time.process_time() - cpu) / (time.monotonic() - wall), 4)
+            schedule = build_schedule(self.plan, level, self.slot, len(self.texts))
+            cpu_s, wall_s = time.process_time(), time.monotonic()
+            senders[level.kind](level, schedule)
+            cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
+            cpu_shares[level.name] = round(cpu_s / wall_s, 4)
             if self.failed:
                 break
-        if self.unrecorded is not None:
-            raise Unavailable(f"{self.rows.path} cannot be written: {self.unrecorded}.")
-        return shares
+        if self.write_error is not None:
+            raise Unavailable(f"{self.rows.path} cannot be written: {self.write_error}.")
+        return cpu_shares
 
-    def one_in_flight(self, level: Level, due: Schedule) -> None:
-        """With one request in flight nothing is due at a time of its own: a request is scheduled
-        when the pause is over.
-        """
+    def send_one_at_a_time(self, level: Level, schedule: Schedule) -> None:
+        """Send each request when the pause after the answer before it is over."""
         service_s, unit_s = [0.002], 0.0
-        for i in range(len(due)):
-            if due.slice_id[i] != WARM_UP and not unit_s:
+        for i in range(len(schedule)):
+            if schedule.slice_id[i] != WARM_UP and not unit_s:
                 unit_s = sorted(service_s)[len(service_s) // 2]
-            row = self.record(self.prepare(level, due, i))
+            row = self.send_and_record(self.prepare(level, schedule, i))
             if self.failed:
                 return
             service_s.append((row.done_ns - row.sent_ns) / 1e9)
-            sleep(due.pause[i] * (unit_s or service_s[-1]))
+            sleep(schedule.pause[i] * (unit_s or service_s[-1]))
 
-    def open_loop(self, level: Level, due: Schedule) -> None:
-        self.send_when_due(level, due, range(len(due)))
+    def send_open_loop(self, level: Level, schedule: Schedule) -> None:
+        """Send all requests of a level at their times."""
+        self.send_on_time(level, schedule, range(len(schedule)))
 
-    def slices(self, level: Level, due: Schedule) -> None:
-        """One arm at a time; the next begins when nothing is in flight."""
+    def send_slices(self, level: Level, schedule: Schedule) -> None:
+        """Send one arm's slice at a time; the next begins when nothing is in flight."""
         size = level.slice_requests
-        for first in range(0, len(due), size):
-            self.warm_up_slice(int(due.arm[first]))
-            self.send_when_due(level, due, range(first, first + size))
+        for first in range(0, len(schedule), size):
+            self.warm_up_slice(int(schedule.arm[first]))
+            self.send_on_time(level, schedule, range(first, first + size))
             if self.failed:
                 return
 
-    def closed_loop(self, level: Level, due: Schedule) -> None:
-        """Slices of one arm with a fixed number in flight; a slice ends when its time is over and
-        all are answered.
-        """
+    def send_closed_loop(self, level: Level, schedule: Schedule) -> None:
+        """Keep a fixed number of requests to one arm in flight for the time of each slice."""
+        for i in range(len(schedule)):
+            self.warm_up_slice(int(schedule.arm[i]))
+            self._send_closed_loop_slice(level, schedule, i)
+            if self.failed:
+                return
+
+    def _send_closed_loop_slice(self, level: Level, schedule: Schedule, i: int) -> None:
+        """Send one slice; it ends when its time is over and all its requests are answered."""
         arms = len(self.plan.claimed_arms) + len(self.plan.indices("delayed"))
-        for i in range(len(due)):
-            self.warm_up_slice(int(due.arm[i]))
-            numbers = iter(range(10**9))
-            texts = slice_texts(self.plan, level, self.slot, i // arms, len(self.texts), 4096)
-            over_ns = time.monotonic_ns() + int(level.slice_s * 1e9)
-            group = Group()
-            for _ in range(level.in_flight):
-                group.spawn(self._ask_until, over_ns, numbers, texts, level, due, i)
-            group.join()
-            if self.failed:
-                return
+        texts = slice_texts(
+            self.plan, level, self.slot, i // arms, len(self.texts), CLOSED_LOOP_TEXTS
+        )
+        block_ids = itertools.count()
+        end_ns = time.monotonic_ns() + int(level.slice_s * 1e9)
 
-    def _ask_until(
-        self, over_ns: int, numbers: Iterator[int], texts: Any, level: Level, due: Schedule, i: int
-    ) -> None:
-        while time.monotonic_ns() < over_ns and not self.failed:
-            number = next(numbers)
-            self.record(self.prepare(level, due, i, number, int(texts[number % len(texts)])))
+        def send_until_end() -> None:
+            while time.monotonic_ns() < end_ns and not self.failed:
+                block_id = next(block_ids)
+                text = int(texts[block_id % len(texts)])
+                self.send_and_record(self.prepare(level, schedule, i, block_id, text))
 
-    def send_when_due(self, level: Level, due: Schedule, requests: range) -> None:
-        """Open loop: none waits for another's answer. Returns when all are answered.
+        group = Group()
+        for _ in range(level.in_flight):
+            group.spawn(send_until_end)
+        group.join()
 
-        All that can be done before a request is due is done before, and it is sent from here:
-        only its answer is waited for elsewhere.
+    def send_on_time(self, level: Level, schedule: Schedule, requests: range) -> None:
+        """Send each request at its time, whatever has been answered; return when all are.
+
+        What can be prepared is prepared before a request is due. It is sent from this greenlet, and
+        only its answer is awaited in another.
         """
         group = Group()
-        begin_ns = time.monotonic_ns() + 5_000_000
+        begin_ns = time.monotonic_ns() + START_AFTER_NS
         for i in requests:
-            scheduled_ns = begin_ns + int(due.offset_ns[i])
-            asked = self.prepare(level, due, i)
-            asked.connect()
+            scheduled_ns = begin_ns + int(schedule.offset_ns[i])
+            request = self.prepare(level, schedule, i)
+            request.connect()
             _wait_until(scheduled_ns)
             if self.failed:
                 break
-            asked.send()
-            group.spawn(self.answered, asked, scheduled_ns)
+            request.send()
+            group.spawn(self.record, request, scheduled_ns)
         group.join()
 
     def warm_up_slice(self, arm: int) -> None:
+        """Send unrecorded requests to an arm, one at a time."""
         for number in range(SLICE_WARM_UP):
-            asked = Asked(self.arms[arm], number % len(self.texts), "warm-up")
-            asked.send()
-            asked.receive()
-            if not asked.status:  # Nobody answers: the first measured request will say so.
+            request = ArmRequest(self.arms[arm], number % len(self.texts), "warm-up", {})
+            request.send()
+            request.receive()
+            if not request.status:  # Nothing answers: the first measured request will report it.
                 return
 
     def prepare(
         self,
         level: Level,
-        due: Schedule,
+        schedule: Schedule,
         i: int,
-        number: int | None = None,
+        block_id: int | None = None,
         text: int | None = None,
-    ) -> Asked:
-        """The i-th request of a schedule; in a closed loop, a slice's `number`th with a text of its
-        own.
+    ) -> ArmRequest:
+        """Return the i-th request of a schedule, ready to be sent.
+
+        In a closed loop entry i is a slice; `block_id` and `text` name one of its requests.
         """
-        arm = self.arms[int(due.arm[i])]
-        tuple_ = int(due.block_id[i]) if number is None else number
-        asked = Asked(
-            arm,
-            int(due.text[i]) if text is None else text,
-            f"{level.name}.{self.restart}.{due.slice_id[i]}.{tuple_}.{due.position[i]}",
-        )
-        asked.where = {
+        if block_id is None:
+            block_id = int(schedule.block_id[i])
+        if text is None:
+            text = int(schedule.text[i])
+        slice_id, position = int(schedule.slice_id[i]), int(schedule.position[i])
+        request_id = f"{level.name}.{self.restart}.{slice_id}.{block_id}.{position}"
+        columns = {
             "level": level.name,
-            "slice_id": int(due.slice_id[i]),
-            "block_id": tuple_,
-            "position": int(due.position[i]),
+            "slice_id": slice_id,
+            "block_id": block_id,
+            "position": position,
         }
-        return asked
+        return ArmRequest(self.arms[int(schedule.arm[i])], text, request_id, columns)
 
-    def record(self, asked: Asked) -> Row:
-        """Sends one request and appends its row; with nothing else to wait for, it is due when it
-        is sent.
-        """
-        asked.connect()
+    def send_and_record(self, request: ArmRequest) -> Row:
+        """Send a request that is due at once, wait for its answer and append its row."""
+        request.connect()
         scheduled_ns = time.monotonic_ns()
-        asked.send()
-        return self.answered(asked, scheduled_ns)
+        request.send()
+        return self.record(request, scheduled_ns)
 
-    def answered(self, asked: Asked, scheduled_ns: int) -> Row:
-        """Waits for the answer and appends the row, whatever it is."""
-        asked.receive()
-        timing, batch_size, batch_tokens = _timing(asked.answered.get("server-timing", ""))
-        row = Row(
-            run=self.run,
-            restart=self.restart,
-            instance=asked.answered.get("x-instance-id", f"r{self.restart}"),
-            request_id=asked.request_id,
-            arm=asked.arm.name,
-            load_position=asked.arm.load_position,
-            text_id=asked.text,
-            chars=len(self.texts[asked.text]),
-            tokens=tokens_of(asked.content),
-            scheduled_ns=scheduled_ns,
-            sent_ns=asked.sent_ns,
-            done_ns=asked.done_ns,
-            status=asked.status,
-            tokenize_us=timing.get("tokenize", 0.0),
-            queue_us=timing.get("queue", 0.0),
-            inference_us=timing.get("inference", 0.0),
-            total_us=timing.get("total", 0.0),
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            bytes=len(asked.content),
-            **asked.where,
-        )
+    def record(self, request: ArmRequest, scheduled_ns: int) -> Row:
+        """Wait for the answer to a request and append its row, whatever the answer is."""
+        request.receive()
+        row = self._row(request, scheduled_ns)
         try:
-            if self.unrecorded is None:
+            if self.write_error is None:
                 self.rows.append(row)
         except OSError as error:
-            self.unrecorded = error
-        good = 200 <= row.status <= 299
-        self.failed = self.failed or self.unrecorded is not None or not good
+            self.write_error = error
+        succeeded = 200 <= row.status <= 299
+        self.failed = self.failed or self.write_error is not None or not succeeded
         self.environment.events.request.fire(
             request_type="POST",
             name=row.arm,
             response_time=(row.done_ns - row.scheduled_ns) / 1e6,
             response_length=row.bytes,
-            exception=None if good else RuntimeError(f"status {row.status}"),
+            exception=None if succeeded else RuntimeError(f"status {row.status}"),
             context={},
         )
         return row
 
+    def _row(self, request: ArmRequest, scheduled_ns: int) -> Row:
+        timing = parse_server_timing(request.response_headers.get("server-timing", ""))
+        phases_us = {phase: 1000 * ms for phase, ms in timing.phases_ms.items()}
+        return Row(
+            run=self.run,
+            restart=self.restart,
+            instance=request.response_headers.get("x-instance-id", f"r{self.restart}"),
+            request_id=request.request_id,
+            arm=request.arm.name,
+            load_position=request.arm.load_position,
+            text_id=request.text,
+            chars=len(self.texts[request.text]),
+            tokens=tokens_of(request.content),
+            scheduled_ns=scheduled_ns,
+            sent_ns=request.sent_ns,
+            done_ns=request.done_ns,
+            status=request.status,
+            tokenize_us=phases_us.get("tokenize", 0.0),
+            queue_us=phases_us.get("queue", 0.0),
+            inference_us=phases_us.get("inference", 0.0),
+            total_us=phases_us.get("total", 0.0),
+            batch_size=timing.batch_size,
+            batch_tokens=timing.batch_tokens,
+            bytes=len(request.content),
+            **request.schedule_columns,
+        )
+
 
 class ArmClient:
-    """One arm as it is asked; every text's body is ready before it is due."""
+    """The path, headers and bodies of requests to one arm; bodies are built in advance."""
 
     def __init__(
-        self, plan: Plan, arm: int, load_position: int, connections: Connections, texts: list[str]
+        self, plan: Plan, arm: int, load_position: int, pool: ConnectionPool, texts: list[str]
     ) -> None:
+        is_delayed = plan.arms[arm].role == "delayed"
         # The delayed arm is the second reference, slowed down.
-        asked = (
-            plan.arms[plan.indices("reference")[1]]
-            if plan.arms[arm].role == "delayed"
-            else plan.arms[arm]
-        )
-        dialect = DIALECTS[asked.dialect]
-        model = asked.model or (asked.name if asked.artifact else None)
-        self.name, self.load_position, self.connections = (
-            plan.arms[arm].name,
-            load_position,
-            connections,
-        )
-        self.path = connections.path + dialect.path.format(model=model)
+        target = plan.arms[plan.indices("reference")[1]] if is_delayed else plan.arms[arm]
+        dialect = DIALECTS[target.dialect]
+        model = target.model or (target.name if target.artifact else None)
+        self.name = plan.arms[arm].name
+        self.load_position = load_position
+        self.pool = pool
+        self.path = pool.path + dialect.path.format(model=model)
         self.bodies = [json.dumps(dialect.body(model, text)).encode() for text in texts]
-        self.headers = {"Content-Type": "application/json"} | headers_from(asked.headers_env)
-        self.own_delay = 0.0
-        if plan.arms[arm].role == "delayed":
+        self.headers = {"Content-Type": "application/json"} | headers_from(target.headers_env)
+        self.client_delay = 0.0
+        """Share of its own duration by which the client delays each answer."""
+        if is_delayed:
             if plan.arms[arm].by == "server":
                 self.headers["X-Busy-Wait"] = repr(plan.delay)
             else:
-                self.own_delay = plan.delay
+                self.client_delay = plan.delay
 
 
-class Asked:
-    """One request on its way: connect, send, receive. No answer leaves status 0, for the judge must
-    see it.
-    """
+class ArmRequest:
+    """One request to an arm: connect, send, receive. Without an answer its status stays 0."""
 
-    def __init__(self, arm: ArmClient, text: int, request_id: str) -> None:
-        self.arm, self.text, self.request_id = arm, text, request_id
-        self.where: dict[str, Any] = {}
+    def __init__(
+        self, arm: ArmClient, text: int, request_id: str, schedule_columns: dict[str, Any]
+    ) -> None:
+        self.arm = arm
+        self.text = text
+        self.request_id = request_id
+        self.schedule_columns = schedule_columns
+        """Columns of its row that identify it in the schedule."""
         self.headers = arm.headers | {"X-Request-Id": request_id}
-        self.connection = arm.connections.take()
+        self.connection = arm.pool.acquire()
         self.sent_ns = self.done_ns = self.status = 0
-        self.content, self.answered = b"", dict[str, str]()
+        self.content = b""
+        self.response_headers: dict[str, str] = {}
+        """Headers of the answer, by their names in lower case."""
 
     def connect(self) -> None:
+        """Open the connection if it is not open yet."""
         if self.connection.sock is None:
-            # What is wrong with the server is found out by sending.
+            # Sending reports what is wrong with the server.
             with contextlib.suppress(OSError):
                 self.connection.connect()
 
     def send(self) -> None:
+        """Send the request."""
         self.sent_ns = time.monotonic_ns()
         try:
             self.connection.request("POST", self.arm.path, self.arm.bodies[self.text], self.headers)
         except (OSError, HTTPException):
-            self.lost()
+            self._fail()
 
     def receive(self) -> None:
+        """Wait for the answer, and for the client's delay where the arm has one."""
         if not self.done_ns:
             try:
                 response = self.connection.getresponse()
                 self.content = response.read()
                 self.done_ns = time.monotonic_ns()
-                self.status, self.answered = (
-                    response.status,
-                    {name.lower(): value for name, value in response.getheaders()},
-                )
-                self.arm.connections.give_back(self.connection)
+                self.status = response.status
+                self.response_headers = {
+                    name.lower(): value for name, value in response.getheaders()
+                }
+                self.arm.pool.release(self.connection)
             except (OSError, HTTPException):
-                self.lost()
-        if self.arm.own_delay:
-            late_ns = self.done_ns + int(self.arm.own_delay * (self.done_ns - self.sent_ns))
-            while (now := time.monotonic_ns()) < late_ns:
+                self._fail()
+        if self.arm.client_delay:
+            end_ns = self.done_ns + int(self.arm.client_delay * (self.done_ns - self.sent_ns))
+            while (now_ns := time.monotonic_ns()) < end_ns:
                 pass
-            self.done_ns = now
+            self.done_ns = now_ns
 
-    def lost(self) -> None:
+    def _fail(self) -> None:
         self.done_ns = time.monotonic_ns()
         self.connection.close()
 
 
-class Connections:
-    """Open connections to one server, the last used first."""
+class ConnectionPool:
+    """Open connections to one server; the one used last is used next."""
 
     def __init__(self, url: str) -> None:
         self.url = urlsplit(url)
         self.path = self.url.path.rstrip("/")
         self._idle: list[tuple[float, HTTPConnection]] = []
 
-    def take(self) -> HTTPConnection:
-        """One that is open, or a new one. The standard library's sends head and body at once and
-        without Nagle's delay, where a client that sends them apart waits 40 ms for an
-        acknowledgement now and then.
+    def acquire(self) -> HTTPConnection:
+        """Return an open connection, or a new one that is not open yet.
+
+        The standard library's sends head and body at once and without Nagle's delay. A client that
+        sends them apart sometimes waits 40 ms for an acknowledgement.
         """
         while self._idle:
-            since, connection = self._idle.pop()
-            if time.monotonic() - since < IDLE_S:
+            idle_since, connection = self._idle.pop()
+            if time.monotonic() - idle_since < IDLE_S:
                 return connection
             connection.close()
         kind = HTTPSConnection if self.url.scheme == "https" else HTTPConnection
         return kind(self.url.hostname or "127.0.0.1", self.url.port, timeout=ANSWERED_WITHIN_S)
 
-    def give_back(self, connection: HTTPConnection) -> None:
+    def release(self, connection: HTTPConnection) -> None:
+        """Take a connection back, unless the server has closed it."""
         if connection.sock is not None:
             self._idle.append((time.monotonic(), connection))
 
 
-def _arms(plan: Plan, spec: RestartSpec, texts: list[str]) -> list[ArmClient]:
+def _arm_clients(plan: Plan, spec: RestartSpec, texts: list[str]) -> list[ArmClient]:
     positions = load_positions(plan, spec.slot)
-    own = f"http://127.0.0.1:{plan.port}"
-    reference = plan.arms[plan.indices("reference")[-1]]
-    asked = [reference if arm.role == "delayed" else arm for arm in plan.arms]
-    urls = [spec.addresses.get(arm.name) or arm.url or own for arm in asked]
-    connections = {url: Connections(url) for url in set(urls)}
-    return [
-        ArmClient(plan, i, positions[i], connections[urls[i]], texts) for i in range(len(plan.arms))
-    ]
+    started_by_run = f"http://127.0.0.1:{plan.port}"
+    second_reference = plan.arms[plan.indices("reference")[-1]]
+    pools: dict[str, ConnectionPool] = {}
+    clients = []
+    for i, arm in enumerate(plan.arms):
+        target = second_reference if arm.role == "delayed" else arm
+        url = spec.addresses.get(target.name) or target.url or started_by_run
+        if url not in pools:
+            pools[url] = ConnectionPool(url)
+        clients.append(ArmClient(plan, i, positions[i], pools[url], texts))
+    return clients
 
 
 def _wait_until(due_ns: int) -> None:
-    while (left_ns := due_ns - time.monotonic_ns()) > 0:
-        gevent.sleep((left_ns - TIMER_GRAIN_NS) / 1e9 if left_ns > TIMER_GRAIN_NS else 0)
-
-
-def _timing(header: str) -> tuple[dict[str, float], int, int]:
-    """Microseconds by phase, and the batch the text ran in."""
-    phases, size, tokens = {}, 0, 0
-    for name, milliseconds, batch, length in _TIMING.findall(header):
-        phases[name] = float(milliseconds) * 1000
-        if batch:
-            size, tokens = int(batch), int(batch) * int(length)
-    return phases, size, tokens
+    while (remaining_ns := due_ns - time.monotonic_ns()) > 0:
+        long = remaining_ns > TIMER_GRAIN_NS
+        gevent.sleep((remaining_ns - TIMER_GRAIN_NS) / 1e9 if long else 0)
 
 
 @events.init.add_listener
 def start_at_once(environment: Any, **_: Any) -> None:
-    """One user, ever: more dispatchers would send everything more than once."""
+    """Set the number of users to one: further dispatchers would send everything again."""
     if environment.parsed_options is not None:
         environment.parsed_options.num_users = 1

@@ -78,7 +78,7 @@ def load_positions(plan: Plan, slot: int) -> dict[int, int]:
     The delayed arm is no copy of its own: it has the position of the second reference.
     """
     positions = {arm: position for position, arm in enumerate(load_order(plan, slot))}
-    second_reference = plan.indices("reference")[1]
+    second_reference = plan.indices("reference")[-1]
     return positions | dict.fromkeys(plan.indices("delayed"), positions[second_reference])
 
 
