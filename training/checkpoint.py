@@ -8,12 +8,14 @@ leaves the previous one.
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -146,6 +148,15 @@ def load_progress(directory: Path, model: nn.Module, optimiser: torch.optim.Opti
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors as safetensors needs them: contiguous and on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that training.json records."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Sequence, Sized
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -46,6 +44,7 @@ from training.checkpoint import (
     DECODER_PREFIX,
     contiguous,
     copy_tokenizer,
+    library_versions,
     read_checkpoint,
     write_json,
 )
@@ -137,11 +136,7 @@ def finetune(
         "device": device_name(next(model.parameters()).device),
         "threads": torch.get_num_threads(),
         "precision": trainer.precision,
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": library_versions(),
     }
     pretraining = json.loads((encoder / "training.json").read_text(encoding="utf-8"))
     with atomic_directory(out) as draft:
@@ -318,10 +313,8 @@ def tokenize(
 
 def predict(logits: Any, task: Task) -> Predictions:
     """Return class numbers or scores (N) from logits (N, C)."""
-    scores = np.asarray(logits, float)
-    if task.kind == "regression":
-        return scores[:, 0]
-    return scores.argmax(axis=1).astype(float)
+    scores: Predictions = np.asarray(logits, float)
+    return scores[:, 0] if task.kind == "regression" else scores.argmax(axis=1).astype(float)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from tqdm import tqdm
 from atomic import atomic_directory, recover_directory
 from command import BadInput, Parser, Unavailable, finish
 from training.checkpoint import (
+    library_versions,
     load_progress,
     read_progress,
     save_pretrained,
@@ -144,7 +144,7 @@ def pretrain(
             for group in optimiser.param_groups:
                 group["lr"] = rate
 
-            # Forward and backward, one micro-batch at a time; gradients meet in the last.
+            # Forward and backward by micro-batch; processes exchange gradients in the last one.
             batch = masked_batch(run.corpus, config, step)
             losses: dict[str, float] = {}
             for number, rows, is_last in run.micro_batches:
@@ -385,11 +385,7 @@ def summarise(
             len(batch.inputs) for batch in held_out_batches(run.corpus, run.config)
         ),
         "sources": json.loads(sources),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": library_versions(),
     }
 
 
@@ -516,7 +512,8 @@ def build_optimiser(model: nn.Module, settings: Optimisation) -> torch.optim.Ada
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Return the optimiser's groups: matrices decay, biases and LayerNorms do not, as in BERT."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.endswith("bias")
         (matrices if is_matrix else others).append(parameter)
