@@ -87,6 +87,7 @@ class MaskedLanguageModel(nn.Module):
 
     @property
     def encoder(self) -> PreTrainedModel:
+        """The encoder, which is registered under its family's name."""
         return self.get_submodule(self.family)
 
     def forward(
@@ -139,6 +140,7 @@ class ReplacedTokenDetector(nn.Module):
 
     @property
     def encoder(self) -> PreTrainedModel:
+        """The encoder, which is registered under its family's name."""
         return self.get_submodule(self.family)
 
     def forward(

@@ -1,3 +1,5 @@
+"""The written-out attention computes what torch's computes."""
+
 from __future__ import annotations
 
 import math

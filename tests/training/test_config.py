@@ -1,3 +1,5 @@
+"""A config that cannot work is refused by name, and is recorded as earlier runs recorded it."""
+
 from __future__ import annotations
 
 import json

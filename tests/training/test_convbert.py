@@ -1,3 +1,5 @@
+"""The patched ConvBERT computes the paper's formulas and is padding-invariant."""
+
 from __future__ import annotations
 
 import math

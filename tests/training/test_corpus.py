@@ -1,3 +1,5 @@
+"""A corpus is tokenised once, and its sequences are slices of the text."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,3 +1,5 @@
+"""The loss curves are complete, reproducible and distinguishable."""
+
 from __future__ import annotations
 
 from pathlib import Path

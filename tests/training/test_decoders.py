@@ -1,3 +1,5 @@
+"""Every decoder design computes what its paper or its reconstruction describes."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""An experiment resumes, shares its work between processes and reports every seed."""
+
 from __future__ import annotations
 
 import csv

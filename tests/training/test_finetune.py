@@ -1,3 +1,5 @@
+"""Fine-tuning learns, is reproducible, and keeps the pretraining decoder."""
+
 from __future__ import annotations
 
 import json

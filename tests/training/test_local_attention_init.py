@@ -1,3 +1,5 @@
+"""With local attention the first layer attends to neighbours from the first step."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Exactly the configured share of tokens is masked, by the configured split."""
+
 from __future__ import annotations
 
 import numpy as np

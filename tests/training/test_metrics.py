@@ -1,3 +1,5 @@
+"""Metrics are GLUE's, and their intervals have the right width."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The losses are those of the papers, and replaced tokens are labelled correctly."""
+
 from __future__ import annotations
 
 from pathlib import Path

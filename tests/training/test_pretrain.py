@@ -1,3 +1,5 @@
+"""A pretraining run resumes exactly, and its checkpoint is a Hugging Face folder."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""Tasks are read in the format that their owners publish, and errors name the row."""
+
 from __future__ import annotations
 
 import json

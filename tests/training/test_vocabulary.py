@@ -1,3 +1,5 @@
+"""The same text gives the same tokenizer in every process."""
+
 from __future__ import annotations
 
 import hashlib
