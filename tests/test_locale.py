@@ -59,8 +59,8 @@ def reads_in_the_locale(tree: ast.AST) -> Iterator[ast.Call]:
 
 def mode_of(call: ast.Call, position: int) -> str:
     """Return the mode of a call of open(), which is an argument by name or at a position."""
-    named = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
-    match named or call.args[position : position + 1]:
+    by_keyword = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    match by_keyword or call.args[position : position + 1]:
         case [ast.Constant(value=value)]:
             return str(value)
     return "r"

@@ -1,4 +1,4 @@
-"""huggingface_hub's InferenceClient against URL."""
+"""Tests a service with the InferenceClient of huggingface_hub."""
 
 import sys
 
@@ -11,10 +11,10 @@ client = InferenceClient(model=url)
 answer = client.text_classification("a charming and often affecting journey")
 assert answer[0].label == "POSITIVE", answer
 assert answer[0].score > 0.9, answer
-[one] = client.text_classification("a charming and often affecting journey", top_k=1)
-assert one.label == "POSITIVE", one
+[top] = client.text_classification("a charming and often affecting journey", top_k=1)
+assert top.label == "POSITIVE", top
 raw = client.text_classification("no apparent joy", function_to_apply="none")
 assert raw[0].label == "NEGATIVE", raw
 assert abs(raw[0].score) > 1, raw
-named = InferenceClient(model=f"{url}/models/reviews").text_classification("no apparent joy")
-assert named[0].label == "NEGATIVE", named
+by_name = InferenceClient(model=f"{url}/models/reviews").text_classification("no apparent joy")
+assert by_name[0].label == "NEGATIVE", by_name

@@ -1,4 +1,4 @@
-// @huggingface/inference's client against URL.
+// Tests a service with the client of @huggingface/inference.
 import { createRequire } from "node:module";
 import { InferenceClient } from "@huggingface/inference";
 
@@ -13,5 +13,5 @@ function check(condition, answer) {
 const client = new InferenceClient().endpoint(url);
 const answer = await client.textClassification({ inputs: "a charming and often affecting journey" });
 check(answer[0].label === "POSITIVE" && answer[0].score > 0.9, answer);
-const one = await client.textClassification({ inputs: "no apparent joy", parameters: { top_k: 1 } });
-check(one.length === 1 && one[0].label === "NEGATIVE", one);
+const top = await client.textClassification({ inputs: "no apparent joy", parameters: { top_k: 1 } });
+check(top.length === 1 && top[0].label === "NEGATIVE", top);

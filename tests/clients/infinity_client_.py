@@ -1,4 +1,4 @@
-"""Infinity's own client against URL, whose /classify is Infinity's by setting."""
+"""Tests a service whose /classify uses Infinity's dialect with Infinity's client."""
 
 import importlib.metadata
 import sys
@@ -11,8 +11,8 @@ url, model = sys.argv[1:]
 print(f"infinity_client {importlib.metadata.version('infinity_client')}")
 with Client(base_url=url) as client:
     assert health.sync(client=client)["unix"] > 0
-    known = models.sync(client=client)
-    assert [one.id for one in known.data] == [model], known
+    loaded = models.sync(client=client)
+    assert [entry.id for entry in loaded.data] == [model], loaded
     answer = classify.sync(
         client=client,
         body=ClassifyInput.from_dict(

@@ -1,5 +1,6 @@
-"""A client that openapi-python-client generates from URL's own description: every path is in it,
-and refusals have a type.
+"""Tests a service with a client that openapi-python-client generates from its OpenAPI document.
+
+The client has a function for each operation, and a type for errors.
 """
 
 import importlib.metadata
@@ -12,8 +13,8 @@ from pathlib import Path
 
 url, model = sys.argv[1:]
 print(f"openapi-python-client {importlib.metadata.version('openapi-python-client')}")
-with urllib.request.urlopen(f"{url}/openapi.json") as answer:
-    described = json.load(answer)
+with urllib.request.urlopen(f"{url}/openapi.json") as response:
+    document = json.load(response)
 with tempfile.TemporaryDirectory() as folder:
     client_package = Path(folder) / "reviews_client"
     generator = [
@@ -33,7 +34,7 @@ with tempfile.TemporaryDirectory() as folder:
     assert "Unable to parse" not in done.stdout + done.stderr, done.stdout
     operations = [
         operation["operationId"]
-        for methods in described["paths"].values()
+        for methods in document["paths"].values()
         for operation in methods.values()
     ]
     generated = {path.stem for path in client_package.glob("api/*/*.py")} - {"__init__"}
@@ -46,10 +47,10 @@ with tempfile.TemporaryDirectory() as folder:
 
     client = Client(base_url=url)
     text = "a charming and often affecting journey"
-    answered = classify.sync(client=client, body=ClassifyRequest(input_=text, model=model))
-    assert answered.data[0].label == "POSITIVE", answered
+    answer = classify.sync(client=client, body=ClassifyRequest(input_=text, model=model))
+    assert answer.data[0].label == "POSITIVE", answer
     refused = classify.sync(client=client, body=ClassifyRequest(input_=text, model="nobody"))
     assert isinstance(refused, Error), refused
     assert refused.error.code == "model_not_found", refused
     scores = predict.sync(client=client, body=TeiRequest(inputs=text))
-    assert max(scores, key=lambda one: one.score).label == "POSITIVE", scores
+    assert max(scores, key=lambda entry: entry.score).label == "POSITIVE", scores

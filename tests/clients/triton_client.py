@@ -1,4 +1,4 @@
-"""tritonclient's HTTP client against URL, with every kind of compression, as JSON and as bytes."""
+"""Tests a service with tritonclient's HTTP client: each compression, as JSON and as bytes."""
 
 import importlib.metadata
 import sys
@@ -39,9 +39,9 @@ with triton.InferenceServerClient(url.removeprefix("http://")) as client:
                 ["POSITIVE", "NEGATIVE"],
             ), answer.get_response()
             assert answer.as_numpy("probabilities").shape == (2, 2)
-    for ask in (client.get_model_repository_index, lambda: client.get_model_config(model)):
+    for call in (client.get_model_repository_index, lambda: client.get_model_config(model)):
         try:
-            said = f"answered: {ask()}"
+            result = f"answered: {call()}"
         except InferenceServerException as error:
-            said = str(error)
-        assert "Not Found" in said, said
+            result = str(error)
+        assert "Not Found" in result, result
