@@ -125,7 +125,7 @@ class CountingModel:
     """A model that only records the lengths in its batches."""
 
     shapes: Shapes
-    padding_safe: bool = True
+    padding_invariant: bool = True
     batches: list[list[int]] = field(default_factory=list)
 
     @property

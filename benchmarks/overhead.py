@@ -52,7 +52,7 @@ from benchmarks.harness.processes import (
 from benchmarks.harness.texts import TEXTS, mix_lengths, read_texts
 from command import Parser, Unavailable
 from proof.measuring.launch import free_port
-from service.artifact import MANIFEST, Gate, Manifest, Parity, Variant, sealed, sha256
+from service.artifact import MANIFEST, Gate, Manifest, Parity, Variant, sha256, with_checksum
 
 CONNECTIONS = 32
 WRK = """
@@ -680,7 +680,7 @@ def write_null_artifact(folder: Path) -> None:
         parity=Parity(texts=0, max_probability_difference=0.0, tolerance=None, label_agreement=1.0),
         gate=Gate(status="passed", reason="does nothing"),
     )
-    manifest = sealed(
+    manifest = with_checksum(
         Manifest(
             schema_version=2,
             name="null",
@@ -695,12 +695,12 @@ def write_null_artifact(folder: Path) -> None:
             tokenizer_digest=sha256(folder / "tokenizer.json"),
             parameters=2,
             flops_per_token=0,
-            padding_safe=True,
+            padding_invariant=True,
             dropped=None,
             kept_decoder_layers=0,
             variants={"cpu-fp32": variant},
             files={name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
-            seal="",
+            checksum="",
             provenance={},
         )
     )

@@ -84,7 +84,7 @@ def measure(size: str, rounds: int, shapes: Sequence[tuple[int, int]]) -> Findin
         precision = model.artifact.manifest.variants[name].precision
         engine = load(model.artifact, Choice(name, "openvino", "benchmark"), threads)
         assert isinstance(engine, OpenVinoRuntime)
-        profiles += _profile(model, name, engine.rest or engine.precision, threads)
+        profiles += _profile(model, name, engine.unquantized_precision or engine.precision, threads)
         timing = _time(engine, model.artifact.manifest.inputs, precision, rounds, shapes)
         for shape, batch_s in timing.batches.items():
             rate = flops(model.artifact, config, *shape) / batch_s

@@ -28,8 +28,8 @@ from service.artifact import (
     Manifest,
     Task,
     Variant,
-    sealed,
     sha256,
+    with_checksum,
 )
 
 TASKS: dict[str, Task] = {
@@ -139,13 +139,13 @@ def describe_artifact(
         tokenizer_digest=sha256(folder / "tokenizer.json"),
         parameters=sum(p.numel() for p in model.parameters()),
         flops_per_token=encoder.flops_per_token(),
-        padding_safe=True,
+        padding_invariant=True,
         dropped=dropped,
         flushed_weights=flushed_weights,
         kept_decoder_layers=discarded.layers if keep_decoder else 0,
         variants={name: _describe_variant(folder, name) for name in variants},
         files={path.name: sha256(path) for path in sorted(folder.iterdir())},
-        seal="",
+        checksum="",
         provenance=provenance,
     )
 
@@ -172,7 +172,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
     It is written last: a folder without a manifest is not an artifact.
     """
-    manifest = sealed(manifest)
+    manifest = with_checksum(manifest)
     text = manifest.model_dump_json(indent=2)
     (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
     return manifest

@@ -249,7 +249,7 @@ def _verify(
         raise BadInput(f"The model cannot be served: {error} Its weights may overflow.") from None
     if not invariant:
         print("answers depend on padding: the service will batch texts of equal length only")
-    manifest = manifest.model_copy(update={"padding_safe": invariant})
+    manifest = manifest.model_copy(update={"padding_invariant": invariant})
     probe_texts = [text for text in PROBES if text in texts]
     probes = read_probes(Artifact(folder, manifest), probe_texts, threads)
     manifest = manifest.model_copy(update={"probes": probes})

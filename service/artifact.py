@@ -1,9 +1,9 @@
 """
-The contract between export and service: a folder with a manifest.json that accounts for every byte
-in it.
+The contract between export and service: a folder whose manifest.json lists the SHA-256 of every
+file in it.
 
-The reader owns the schema. An artifact is read whole or refused: an unknown field,
-a file that is missing, changed or not listed is an ArtifactError that names it.
+The reader owns the schema. An artifact is read whole or refused: an unknown field, and a file that
+is missing, changed or not listed, is an ArtifactError that names it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ from service.host.files import Stamp, UnsuitableFile, hash_regular, read_regular
 
 SCHEMA_VERSION: Literal[3] = 3
 READABLE_VERSIONS = (2, 3)
-"""Version 2 has no self-check: what was exported with it is served unchecked."""
+"""Manifest versions that are read. Version 2 has no self-check, so its artifacts are served
+unchecked.
+"""
 MANIFEST = "manifest.json"
-# The logits of a self-check are most of it: 5 MB for 5,000 labels and three variants.
+# The logits of the self-check dominate: 5 MB for 5,000 labels and three variants.
 MANIFEST_BYTES = 16 * 1024 * 1024
 TOKENIZER = "tokenizer.json"
-# Twice that of XLM-R's 250,000 tokens, with room.
+# More than twice the size of XLM-R's tokenizer with 250,000 tokens.
 TOKENIZER_BYTES = 64 * 1024 * 1024
 # All files together: XLM-R XXL in fp32 has 43 GB.
 ARTIFACT_BYTES = 64 * 1024**3
 MOST_FILES = 1_000
-# The folder itself, among the stamps of its files: renaming it changes its own.
+# Key of the folder's own stamp among those of its files; renaming the folder changes it.
 FOLDER = "."
-# Of a text. Longer rows are beyond every BERT, and their attention alone takes gigabytes.
+# Limit of a text's length. No BERT reads longer rows, and their attention alone takes gigabytes.
 MOST_TOKENS = 32_768
-# What lies in a folder of Hugging Face's.
+# Files by which a Hugging Face checkpoint is recognised.
 CHECKPOINT_FILES = (
     "config.json",
     "model.safetensors",
@@ -54,97 +56,120 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Task = Literal["single_label", "multi_label", "regression"]
 Precision = Literal["f32", "bf16", "f16", "i8"]
+UnquantizedPrecision = Literal["f32", "bf16"]
+"""Precision in which a graph computes what it does not quantize."""
 
 
 class ArtifactError(BadInput):
-    """The folder is not an artifact this service can trust."""
+    """Raised for a folder that is not an artifact, or whose content is not what was exported."""
 
 
 class ArtifactMissing(ArtifactError):
-    """There is no artifact where one was named."""
+    """Raised where there is no artifact at the given path."""
 
     exit_code = UNAVAILABLE
 
 
 class ArtifactUnreadable(ArtifactError):
-    """The system does not give what is there."""
+    """Raised where the system refuses to read the artifact."""
 
     exit_code = UNAVAILABLE
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    """A part of the manifest.
+
+    Renamed fields keep their former keys in manifest.json and /info, as aliases: `padding_safe`,
+    `seal`, `rest`, `wanted` and `wanted_per_label`. `_read_manifest` accepts these keys only.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
 
 class Parity(_Part):
-    """How far a variant's answers are from the reference's, on real texts."""
+    """The difference between a variant's answers and the reference's, on real texts."""
 
     texts: int
+    """Number of compared texts."""
     max_probability_difference: float
+    """Largest difference of a probability, over all texts and labels."""
     tolerance: float | None
-    """The largest difference that is taken for rounding; None for a variant that its gate judges.
-    """
+    """The largest difference that counts as rounding; None for a variant with an accuracy gate."""
     label_agreement: float
-    """Share of the texts given the reference's label, 0 to 1."""
-
-
-Rest = Literal["f32", "bf16"]
+    """Share of the texts that get the reference's label, 0 to 1."""
 
 
 class LabelAgreement(_Part):
-    """How often a variant gave the fp32 variant's answer, of the texts to which fp32 gives one
-    label.
-    """
+    """A variant's agreement with the fp32 variant, over the texts to which fp32 gives one label."""
 
     texts: int
+    """Number of texts to which fp32 gives the label."""
     agreeing: int
+    """Number of these texts with the same answer from the variant."""
     lower_bound: float
-    """Of the share that agrees, as for all texts; 0.0 where there are none."""
+    """Lower bound of the agreeing share at 95 % confidence, as in Agreement; 0.0 without texts."""
 
 
 class Agreement(_Part):
-    """How often a variant gave the fp32 variant's label, on texts it was not calibrated with."""
+    """A variant's agreement with the fp32 variant, on texts that did not calibrate the variant."""
 
     texts: int
+    """Number of compared texts."""
     agreeing: int
+    """Number of texts with the same answer from both variants."""
     lower_bound: float
-    """Of the share that agrees, at 95 % confidence (Clopper-Pearson, one-sided)."""
-    wanted: float
-    """What the lower bound has to reach."""
+    """Lower bound of the agreeing share at 95 % confidence (Clopper-Pearson, one-sided)."""
+    required_lower_bound: float = Field(validation_alias="wanted", serialization_alias="wanted")
+    """The least lower bound with which the gate is passed."""
     accuracy: float | None
-    """Share of labelled texts answered rightly; None where none are labelled."""
+    """Share of labelled texts with the right answer; None where no text has a label."""
     accuracy_of_fp32: float | None
+    """The fp32 variant's share of labelled texts with the right answer, for comparison."""
     labels: dict[str, LabelAgreement] = {}
-    """The same by label; of several labels at once, over the texts that have it by fp32. Empty for
-    a number.
+    """Agreement by label; where a text may have several labels, over the texts that fp32 gives it.
+    Empty for a regression.
     """
-    wanted_per_label: float | None = None
-    """What the lower bound of each label has to reach, where that was asked."""
-    rest: Rest | None = None
-    """In which precision that was found for what the variant does not quantise; it is served in no
-    lower one. None: in its own.
+    required_per_label: float | None = Field(
+        default=None, validation_alias="wanted_per_label", serialization_alias="wanted_per_label"
+    )
+    """The least lower bound of each label with which the gate is passed; None: not required."""
+    unquantized_precision: UnquantizedPrecision | None = Field(
+        default=None, validation_alias="rest", serialization_alias="rest"
+    )
+    """Precision in which the variant computed what it does not quantize. The service uses no lower
+    one. None: the variant's own precision.
     """
 
 
 class Gate(_Part):
-    """Whether `auto` may choose the variant: only one that passed, by its engine or emulated."""
+    """The outcome of a variant's accuracy gate."""
 
     @property
     def is_open(self) -> bool:
+        """Return whether `auto` may choose the variant."""
         return self.status in ("passed", "emulated")
 
     status: Literal["passed", "emulated", "failed", "ungated"]
-    """`emulated`: it passed by torch's arithmetic in bf16, on a processor without instructions for
-    it; the start's self-check holds the engine to that.
+    """`emulated`: the variant passed with torch's bf16 arithmetic, on a processor without bf16
+    instructions; the self-check at start compares the engine with these answers.
     """
     reason: str
+    """The measurement in words."""
     processor: str | None = None
-    """Where that was found. Elsewhere the start's self-check says whether it holds."""
+    """The processor that measured it. On another one, the self-check at start decides."""
     agreement: Agreement | None = None
+    """The counts behind the outcome; None where they were not taken."""
 
 
 class Probe(_Part):
-    """A text of the self-check, and what the model reads of it."""
+    """A text of the self-check with its token ids."""
 
     text: str
     text_pair: str | None
@@ -153,14 +178,14 @@ class Probe(_Part):
 
 
 class SelfCheck(_Part):
-    """What a variant answered to the probes where it was exported."""
+    """The variant's answers to the probes on the exporting host."""
 
     logits: dict[Literal["f32", "bf16", "f16"], list[list[float]]]
-    """(probes, labels) by the precision of what the variant does not quantise: an int8 graph
-    computes the rest in f32 or in bf16.
+    """Logits, (probes, labels), by the precision of what the variant does not quantize. An int8
+    graph computes that in f32 or in bf16.
     """
     tolerance: float = Field(gt=0)
-    """The largest difference of a logit that may be rounding of another processor."""
+    """The largest difference of a logit that another processor's rounding may cause."""
 
 
 class Variant(_Part):
@@ -169,83 +194,101 @@ class Variant(_Part):
     runtime: Literal["openvino", "onnxruntime", "cuda", "tensorrt"]
     precision: Precision
     files: list[str] = Field(min_length=1)
-    """The first is the one to load."""
+    """File names in the artifact's folder. The runtime loads the first one."""
     encoder_digest: str
+    """Digest of the encoder's graph without weights and names."""
     head_digest: str
+    """Digest of the classification head's graph without weights and names."""
     weight_bytes: int
+    """Bytes of all weights."""
     parity: Parity | None
-    """None where the exporting host could not run the variant; its gate then says so."""
+    """None where the exporting host could not run the variant; the gate's reason then states it."""
     gate: Gate
+    """Whether `auto` may choose the variant."""
     self_check: SelfCheck | None = None
-    """None where the exporting host could not run the variant, or was of an earlier version."""
+    """None where the exporting host could not run the variant, and in manifests of version 2."""
 
     @property
-    def lowest_rest(self) -> Rest | None:
-        """The lowest precision for what the variant does not quantise: that of its gate or,
-        ungated, of its self-check; None: any.
+    def lowest_unquantized_precision(self) -> UnquantizedPrecision | None:
+        """Return the lowest allowed precision for what the variant does not quantize.
+
+        It is that of the gate or, without a gate, of the self-check. None: any precision.
         """
         if self.gate.agreement is not None:
-            return self.gate.agreement.rest
-        return (
-            "f32" if self.self_check is not None and "bf16" not in self.self_check.logits else None
-        )
+            return self.gate.agreement.unquantized_precision
+        if self.self_check is not None and "bf16" not in self.self_check.logits:
+            return "f32"
+        return None
 
 
 class Dropped(_Part):
-    """What export left out of the checkpoint."""
+    """The pretraining decoder that export left out of the checkpoint."""
 
     design: str
+    """Name of the decoder's design."""
     layers: int
+    """Number of its layers."""
     parameters: int
+    """Number of its parameters."""
     share_of_file: float
+    """Its share of the checkpoint's bytes, 0 to 1."""
 
 
 class Manifest(_Part):
+    """The content of manifest.json."""
+
     schema_version: Literal[2, 3]
     name: str
     family: str
     task: Task
     labels: list[str] = Field(min_length=1)
     activation: Literal["softmax", "sigmoid", "none"] | None = None
-    """What turns logits into probabilities, where it is not the task that says so: a single label
-    has the sigmoid's.
+    """The function from logits to probabilities, where it differs from the task's own: a model
+    with one label has the sigmoid. None: the task's own.
     """
     takes_pairs: bool
     max_tokens: int = Field(gt=2, le=MOST_TOKENS)
     truncation_side: Literal["right", "left"] = "right"
-    """Where the checkpoint's tokenizer cuts a text that is too long."""
+    """The side on which the checkpoint's tokenizer cuts a text that is too long."""
     inputs: list[str]
     encoder_digest: str
     head_digest: str
     tokenizer_digest: str
     parameters: int
     flops_per_token: int
-    padding_safe: bool
-    """False: answers depend on how far a text is padded, so only equal lengths share a batch."""
+    padding_invariant: bool = Field(
+        validation_alias="padding_safe", serialization_alias="padding_safe"
+    )
+    """Whether a text's answer is independent of the padding around it. If it is not, only texts of
+    equal length share a batch.
+    """
     dropped: Dropped | None
+    """The decoder that export left out; None where the checkpoint has none."""
     flushed_weights: int = 0
-    """Subnormal weights that export set to zero: they change no answer, and processors multiply
-    them up to a hundred times slower.
+    """Number of subnormal weights that export set to zero. They change no answer, and processors
+    multiply them up to a hundred times slower.
     """
     probes: list[Probe] = []
     """Texts of the self-check."""
     kept_decoder_layers: int
-    """Above 0 in the proof's positive control, whose answers mean nothing."""
+    """Decoder layers that export kept. Above 0 in the proof's positive control, whose answers mean
+    nothing.
+    """
     variants: dict[str, Variant] = Field(min_length=1)
     files: dict[str, str] = Field(max_length=MOST_FILES)
-    """sha256 of every file beside the manifest."""
+    """SHA-256 of every file in the folder except the manifest, by name."""
     provenance: dict[str, str]
-    seal: str
-    """sha256 of all the above; see seal_of."""
+    checksum: str = Field(validation_alias="seal", serialization_alias="seal")
+    """SHA-256 of all other fields; see manifest_checksum."""
 
     @field_validator("labels")
     @classmethod
     def _labels_differ(cls, labels: list[str]) -> list[str]:
-        # Whoever answers by name would merge them.
-        twice = next((label for label, times in Counter(labels).items() if times > 1), None)
-        if twice is not None:
+        # Answers are keyed by label, so two of one name would be merged.
+        repeated = next((label for label, times in Counter(labels).items() if times > 1), None)
+        if repeated is not None:
             raise ValueError(
-                f"two are called {twice!r}; name every class of the checkpoint differently and"
+                f"two are called {repeated!r}; name every class of the checkpoint differently and"
                 " export it again"
             )
         return labels
@@ -257,10 +300,10 @@ class Manifest(_Part):
                 raise ValueError(f"{name!r} is no plain file name")
         if self.tokenizer_digest != self.files.get("tokenizer.json"):
             raise ValueError("tokenizer_digest is not the digest of tokenizer.json")
-        used = {"tokenizer.json": "tokenizer"} | {
-            f: v for v, variant in self.variants.items() for f in variant.files
-        }
-        for name, user in used.items():
+        users = {"tokenizer.json": "tokenizer"}
+        for variant_name, variant in self.variants.items():
+            users |= dict.fromkeys(variant.files, variant_name)
+        for name, user in users.items():
             if name not in self.files:
                 raise ValueError(f"{user} uses {name}, which files does not list")
         return self
@@ -268,29 +311,32 @@ class Manifest(_Part):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified folder and what its manifest says."""
+    """A verified folder with its manifest."""
 
     directory: Path
+    """The folder as it was named by the caller."""
     manifest: Manifest
+    """The manifest, whose files were all verified."""
     digest: str = ""
-    """sha256 of the manifest as it was read, which holds the sha256 of everything else."""
+    """SHA-256 of manifest.json, which identifies the artifact: the manifest holds the SHA-256 of
+    every other file.
+    """
 
     resolved: Path | None = None
-    """The folder without symbolic links, so that a link that is changed meanwhile leads to no other
-    folder.
-    """
+    """The folder without symbolic links. A link that is changed later leads to no other folder."""
     stamps: Mapping[str, tuple[Stamp, Stamp]] = field(default_factory=dict)
-    """Of each file as it was verified, and of the link to it where it is one; FOLDER's own where it
-    has steady times.
+    """Stamps of each path by name, as it was verified: of the path itself, which may be a link, and
+    of the file behind it. FOLDER is among them where its times are steady.
     """
 
     def path(self, name: str) -> Path:
+        """Return the path of one of the artifact's files."""
         return (self.resolved or self.directory) / name
 
     def check_unchanged(self) -> None:
         """Raise ArtifactError if a file was replaced or written to since it was verified.
 
-        Called once an engine has read them: what it read is then what was verified.
+        Call it after an engine has read the files: it then has read what was verified.
         """
         for name, stamps in self.stamps.items():
             try:
@@ -305,8 +351,9 @@ class Artifact:
 
 
 def read_artifact(directory: Path) -> Artifact:
-    """The artifact in `directory`, every file checked against the manifest; else an
-    ArtifactError.
+    """Return the artifact in `directory`, with every file verified against the manifest.
+
+    Raises ArtifactError, which names the first file that differs.
     """
     try:
         manifest, digest = _read_manifest(directory)
@@ -314,35 +361,26 @@ def read_artifact(directory: Path) -> Artifact:
         folder = _stamps(resolved)
         _check_names(directory, manifest)
         links = {name: Stamp.of(os.lstat(resolved / name)) for name in manifest.files}
-        _check_sizes(directory, [resolved / name for name in manifest.files])
-        # hashlib lets go of the interpreter, and a large artifact's files are half of a start's
-        # time.
+        paths = [resolved / name for name in manifest.files]
+        _check_sizes(directory, paths)
+        # hashlib releases the GIL, and hashing a large artifact is half of a start's time.
         with ThreadPoolExecutor(cpus.usable(), thread_name_prefix="sha256") as hashing:
-            hashes = dict(
-                zip(
-                    manifest.files,
-                    hashing.map(_hash, (resolved / name for name in manifest.files)),
-                    strict=True,
-                )
-            )
-        # Some network file systems make up a new time for a folder whenever they are asked; there
-        # it says nothing.
-        stamps = {FOLDER: folder} if _same(_stamps(resolved), folder) else {}
+            hashes = dict(zip(manifest.files, hashing.map(_hash, paths), strict=True))
+        # Some network file systems report a new time for a folder at every call. Such times show
+        # no change.
+        is_steady = _same(_stamps(resolved), folder)
     except OSError as error:
         raise _unreadable(directory, error) from None
-    for name, wanted in manifest.files.items():
-        _check_digest(directory / name, hashes[name][0], wanted)
-    return Artifact(
-        directory,
-        manifest,
-        digest,
-        resolved,
-        {name: (links[name], stamp) for name, (_, stamp) in hashes.items()} | stamps,
-    )
+    for name, expected in manifest.files.items():
+        _check_digest(directory / name, hashes[name][0], expected)
+    stamps = {name: (links[name], stamp) for name, (_, stamp) in hashes.items()}
+    if is_steady:
+        stamps[FOLDER] = folder
+    return Artifact(directory, manifest, digest, resolved, stamps)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest alone, its files not looked at."""
+    """Return the manifest in `directory` without verifying its files."""
     try:
         return _read_manifest(directory)[0]
     except OSError as error:
@@ -350,15 +388,15 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
-    """The manifest and the digest of its bytes."""
+    """Return the manifest and the SHA-256 of its bytes."""
     path = directory / MANIFEST
     _check_place(directory)
     content, _ = read_regular(path, MANIFEST_BYTES)
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{path} is not JSON: {why}.") from None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(f"{path} is not JSON: {reason}.") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
@@ -367,33 +405,35 @@ def _read_manifest(directory: Path) -> tuple[Manifest, str]:
             " export it again."
         )
     try:
-        manifest = Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise ArtifactError(f"{path}: {_shortened(where)}: {_shortened(first['msg'])}.") from None
+        place = ".".join(str(part) for part in first["loc"]) or "it"
+        raise ArtifactError(f"{path}: {_shortened(place)}: {_shortened(first['msg'])}.") from None
     except RecursionError:
         raise ArtifactError(f"{path} is nested too deeply.") from None
-    if manifest.seal != seal_of(values):
+    if manifest.checksum != manifest_checksum(values):
         raise ArtifactError(
-            f"{path} has changed since export: its fields do not give its seal; export it again."
+            f"{path} has changed since export: its fields do not match its checksum (seal); export"
+            " it again."
         )
     return manifest, hashlib.sha256(content).hexdigest()
 
 
 def _check_place(directory: Path) -> None:
-    """Raise ArtifactMissing unless `directory` is a folder with a manifest; it says what else was
-    given.
+    """Raise ArtifactMissing unless `directory` is a folder with a manifest.
+
+    The message names what `directory` is instead, with the command that makes an artifact of it.
     """
     if not _is_there(directory):
-        hub = (
-            f" If {directory} is a model of Hugging Face's hub: `python -m export {directory}"
-            f" artifacts/{directory.name}`."
-            if (HUB_ID.fullmatch(str(directory)) and not directory.parent.exists())
-            else ""
-        )
+        hint = ""
+        if HUB_ID.fullmatch(str(directory)) and not directory.parent.exists():
+            hint = (
+                f" If {directory} is a model of Hugging Face's hub: `python -m export {directory}"
+                f" artifacts/{directory.name}`."
+            )
         raise ArtifactMissing(
-            f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hub}"
+            f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hint}"
         )
     if not directory.is_dir():
         raise ArtifactMissing(
@@ -412,7 +452,7 @@ def _check_place(directory: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether something is there; other errors than its absence are raised."""
+    """Return whether the path exists; errors other than its absence are raised."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -423,16 +463,14 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_names(directory: Path, manifest: Manifest) -> None:
-    """Raise ArtifactError for a file that the manifest lists and that is not there, or the other
-    way about.
-    """
+    """Raise ArtifactError for a listed file that is missing, or a file that is not listed."""
     missing = set(manifest.files)
     extra: list[str] = []
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name in missing:
                 missing.discard(entry.name)
-            elif entry.name != MANIFEST and not _is_of_the_system(entry.name):
+            elif entry.name != MANIFEST and not _is_system_file(entry.name):
                 extra.append(entry.name)
             if len(extra) > MOST_FILES:
                 break
@@ -448,9 +486,10 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def _is_of_the_system(name: str) -> bool:
-    """Whether a file is one that systems leave in folders: .DS_Store, a mounted disk's lost+found,
-    a projected volume's ..data. Nothing reads it.
+def _is_system_file(name: str) -> bool:
+    """Return whether a file is one that systems leave in folders, which the service ignores.
+
+    Examples are .DS_Store, a mounted disk's lost+found, and a projected volume's ..data.
     """
     return name.startswith(".") or name == "lost+found"
 
@@ -463,11 +502,11 @@ def _check_sizes(directory: Path, paths: list[Path]) -> None:
         )
 
 
-def _check_digest(path: Path, digest: str, wanted: str) -> None:
-    if digest != wanted:
+def _check_digest(path: Path, digest: str, expected: str) -> None:
+    if digest != expected:
         raise ArtifactError(
             f"{path} has changed since export: sha256 {digest[:12]}…, the manifest says"
-            f" {wanted[:12]}…; export it again."
+            f" {expected[:12]}…; export it again."
         )
 
 
@@ -480,13 +519,12 @@ def _stamps(path: Path) -> tuple[Stamp, Stamp]:
 
 
 def _same(stamps: tuple[Stamp, Stamp], others: tuple[Stamp, Stamp]) -> bool:
+    """Return whether neither the link nor the file behind it has changed."""
     return all(stamp.same_content(other) for stamp, other in zip(stamps, others, strict=True))
 
 
 def _unreadable(directory: Path, error: OSError) -> ArtifactError:
-    """The refusal of what the system does not give, or gives as something that no artifact
-    holds.
-    """
+    """Return the error for a path that the system refuses to read, or that is no regular file."""
     place = error.filename if isinstance(error.filename, str) and error.filename else str(directory)
     if isinstance(error, UnsuitableFile):
         return ArtifactError(
@@ -502,9 +540,10 @@ def _shortened(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def seal_of(values: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's fields as they stand in its file, in canonical JSON, the seal itself
-    left out.
+def manifest_checksum(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields, with the keys of its file, in hexadecimal.
+
+    The fields are hashed as canonical JSON: sorted, without spaces, and without the checksum.
     """
     fields = {name: value for name, value in values.items() if name != "seal"}
     return hashlib.sha256(
@@ -512,10 +551,13 @@ def seal_of(values: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def sealed(manifest: Manifest) -> Manifest:
-    return manifest.model_copy(update={"seal": seal_of(manifest.model_dump(mode="json"))})
+def with_checksum(manifest: Manifest) -> Manifest:
+    """Return the manifest with the checksum of its other fields."""
+    checksum = manifest_checksum(manifest.model_dump(mode="json"))
+    return manifest.model_copy(update={"checksum": checksum})
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

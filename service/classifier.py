@@ -129,9 +129,9 @@ class Classifier:
         self._boundaries = Boundaries.of(self._tokenizer)
 
     @property
-    def padding_safe(self) -> bool:
+    def padding_invariant(self) -> bool:
         """Whether padding changes no answer."""
-        return self.manifest.padding_safe
+        return self.manifest.padding_invariant
 
     def encode(
         self,
@@ -304,7 +304,7 @@ class Classifier:
         They are in their order, and each batch is as large as it may be.
         """
         if self.packing is None:
-            size = self.shapes.max_batch_size if self.padding_safe else 1
+            size = self.shapes.max_batch_size if self.padding_invariant else 1
             return [
                 list(range(first, min(first + size, len(tokens))))
                 for first in range(0, len(tokens), size)
@@ -320,7 +320,7 @@ class Classifier:
 
     def padded_length(self, tokens: int) -> int:
         """Return the length to which a text is padded: its own, if padding changes answers."""
-        return self.shapes.length(tokens) if self.padding_safe else tokens
+        return self.shapes.length(tokens) if self.padding_invariant else tokens
 
     def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
         """Run shapes for at most `seconds`, least work first, and return how many were run.

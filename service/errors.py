@@ -1,43 +1,50 @@
 """
-What can go wrong with a request, and the one status each case has.
+Errors of requests, each with its one HTTP status.
 
 * ServiceError
   - InvalidJson         400   the body is not JSON, or not UTF-8
-  - InvalidRequest      400   the message is not HTTP as this service takes it
-  - Unauthorized        401   no key, or none that is known
-  - Forbidden           403   the request comes from where it may not
+  - InvalidRequest      400   the message is not HTTP as this service accepts it
+  - Unauthorized        401   the request has no key, or an unknown one
+  - Forbidden           403   the request's origin or host is not allowed
   - UnknownModel        404   no loaded model has that name
-  - BodyTooSlow         408   the body was not all there in time
+  - BodyTooSlow         408   the body was not complete in time
   - LoadInProgress      409   a model of that name is being loaded
-  - TooLarge            413   the body, the list or a text is over its limit
-  - TargetTooLong       414   the request's path and query are over their limit
-  - UnsupportedEncoding 415   the body is compressed in a way that is not read here
-  - InvalidInput        422   the request is JSON, its content is not usable
-  - Overloaded          429   the queue is full; Retry-After says when it will not be
-  - HeadersTooLarge     431   the head or the trailers are over their limit
-  - ModelOutputInvalid  500   the model answered something that is no answer
-  - ModelFailed         500   the model raised
-  - EngineBroken        500   the engine can no longer do what it did; the process ends
+  - TooLarge            413   the body, the list or a text exceeds its limit
+  - TargetTooLong       414   the request's path and query exceed their limit
+  - UnsupportedEncoding 415   the body has an unsupported content coding
+  - InvalidInput        422   the body is JSON with unusable content
+  - Overloaded          429   the queue is full; Retry-After estimates when it has room
+  - HeadersTooLarge     431   the head or the trailers exceed their limit
+  - ModelOutputInvalid  500   the model's output is not usable: NaN, or a wrong shape
+  - ModelFailed         500   the model raised an exception
+  - EngineBroken        500   the engine cannot run any more; the process ends
   - NotReady            503   models are still loading
   - ShuttingDown        503   this replica is draining
-  - DeadlineExceeded    504   the answer would have come too late
+  - DeadlineExceeded    504   the answer would come too late
 
-Messages name the field and the limit and never repeat the text.
+Messages name the field and the limit. They never repeat the text.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
-WANTS_A_KEY = "This service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
+KEY_REQUIRED = "This service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
 
 
 class ServiceError(Exception):
-    """A request that gets an error answer."""
+    """An error that a request is answered with.
+
+    `message` states the problem and the remedy. `param` names the request's field, where one is
+    wrong. `retry_after_s` is the value of the Retry-After header.
+    """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
+    """The status of the answer."""
     type = "server_error"
+    """The error's kind, in OpenAI's terms."""
     code = "internal_error"
+    """The error's stable identifier, for callers to compare."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: int | None = None
@@ -48,6 +55,7 @@ class ServiceError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, object]:
+        """Return the answer's body as JSON values, in OpenAI's form."""
         return {
             "error": {
                 "message": self.message,
@@ -65,19 +73,19 @@ class InvalidJson(ServiceError):
 
 
 class InvalidRequest(ServiceError):
-    """The message is not HTTP as this service takes it."""
+    """The message is not HTTP as this service accepts it."""
 
     status, type, code = HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_request"
 
 
 class Unauthorized(ServiceError):
-    """No key, or none that is known."""
+    """The request has no key, or an unknown one."""
 
     status, type, code = HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"
 
 
 class Forbidden(ServiceError):
-    """The request comes from where it may not."""
+    """The request's origin or host is not allowed."""
 
     status, type, code = HTTPStatus.FORBIDDEN, "permission_error", "forbidden"
 
@@ -89,31 +97,31 @@ class UnknownModel(ServiceError):
 
 
 class BodyTooSlow(ServiceError):
-    """The body was not all there in time."""
+    """The body was not complete in time."""
 
     status, type, code = HTTPStatus.REQUEST_TIMEOUT, "timeout_error", "body_too_slow"
 
 
 class LoadInProgress(ServiceError):
-    """A model of that name is being loaded, or others are for all the time that there is."""
+    """A model of that name is being loaded, or other loads take all of the time limit."""
 
     status, type, code = HTTPStatus.CONFLICT, "conflict_error", "load_in_progress"
 
 
 class TooLarge(ServiceError):
-    """The body, the list or a text is over its limit."""
+    """The body, the list or a text exceeds its limit."""
 
     status, type, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "invalid_request_error", "too_large"
 
 
 class TargetTooLong(ServiceError):
-    """The request's path and query are over their limit."""
+    """The request's path and query exceed their limit."""
 
     status, type, code = HTTPStatus.REQUEST_URI_TOO_LONG, "invalid_request_error", "target_too_long"
 
 
 class UnsupportedEncoding(ServiceError):
-    """The body is compressed in a way that is not read here."""
+    """The body has an unsupported content coding."""
 
     status, type, code = (
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -123,7 +131,7 @@ class UnsupportedEncoding(ServiceError):
 
 
 class InvalidInput(ServiceError):
-    """The request is JSON, its content is not usable."""
+    """The body is JSON with unusable content."""
 
     status, type, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request_error", "invalid_input"
 
@@ -135,7 +143,7 @@ class Overloaded(ServiceError):
 
 
 class HeadersTooLarge(ServiceError):
-    """The head or the trailers are over their limit."""
+    """The head or the trailers exceed their limit."""
 
     status, type, code = (
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -145,19 +153,19 @@ class HeadersTooLarge(ServiceError):
 
 
 class ModelOutputInvalid(ServiceError):
-    """The model answered something that is no answer."""
+    """The model's output is not usable: NaN, or a wrong shape."""
 
     code = "model_output_invalid"
 
 
 class ModelFailed(ServiceError):
-    """The model raised."""
+    """The model raised an exception."""
 
     code = "model_failed"
 
 
 class EngineBroken(ServiceError):
-    """The engine can no longer do what it did before."""
+    """The engine cannot run any more; the process ends."""
 
     code = "engine_broken"
 
@@ -179,6 +187,6 @@ class ShuttingDown(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The answer would have come too late."""
+    """The answer would come too late."""
 
     status, type, code = HTTPStatus.GATEWAY_TIMEOUT, "timeout_error", "deadline_exceeded"

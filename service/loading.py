@@ -127,7 +127,7 @@ def _load_variant(
             "artifact": str(artifact.directory),
             "variant": choice.variant,
             "runtime": choice.runtime,
-            "why": choice.why,
+            "why": choice.reason,
             "threads": options.threads,
             "load_s": round(loaded - started, 3),
             "warm_up_s": round(time.monotonic() - loaded, 3),

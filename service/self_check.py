@@ -1,10 +1,10 @@
 """
-Shows, before a model's first request, that this host answers as the exporting host did.
+Self-check at start: this host's answers must be those of the exporting host.
 
-Export verifies a variant on one processor; engines choose their code by the processor they find,
-and have been wrong on one kind alone. So the manifest holds a few texts (`probes`), what the model
-reads of each, and the logits that every variant answered. The host that serves computes them again,
-each text alone and all in a batch.
+Export verifies a variant on one processor. Engines choose their code by the processor, and have
+been wrong on one kind alone. So the manifest holds a few texts (`probes`), their token ids, and
+every variant's logits. The serving host computes these again before a model's first request, each
+text alone and all in a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.runtimes import Logits, RuntimeUnavailable
 
 
 class AnswersDiffer(RuntimeUnavailable):
-    """This host answers otherwise than the one that exported the variant."""
+    """Raised where this host's answers differ from those of the exporting host."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Agreement:
     """The outcome of a self-check that passed."""
 
     texts: int
+    """Number of compared texts."""
     largest_difference: float
-    """Of a logit, alone or in a batch."""
+    """Largest difference of a logit, of a text alone or in a batch."""
     tolerance: float
+    """The largest difference that counts as rounding."""
 
 
 def check(classifier: Classifier, variant: str) -> Agreement | None:
@@ -45,11 +47,11 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
     recorded = manifest.variants[variant].self_check
     if recorded is None or not manifest.probes:
         return None
-    where = "this GPU" if runtime.device != "CPU" else f"this processor ({cpus.describe()})"
+    host = "this GPU" if runtime.device != "CPU" else f"this processor ({cpus.describe()})"
     expected = recorded.logits.get(runtime.computes_in)  # type: ignore[call-overload]
     if expected is None:
         raise AnswersDiffer(
-            f"{variant} was verified in {' and '.join(recorded.logits)}, and {where} computes it in"
+            f"{variant} was verified in {' and '.join(recorded.logits)}, and {host} computes it in"
             f" {runtime.computes_in}; export it on a machine of this kind, or choose another"
             " --variant."
         )
@@ -62,20 +64,18 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
             )
     try:
         alone, batched = answers(classifier, manifest.probes)
-    except (
-        RuntimeError,
-        ModelOutputInvalid,
-    ) as error:  # OpenVINO raises RuntimeError, whatever is wrong.
-        why = (str(error).strip().splitlines() or [""])[-1]
+    # OpenVINO raises RuntimeError for every failure.
+    except (RuntimeError, ModelOutputInvalid) as error:
+        reason = (str(error).strip().splitlines() or [""])[-1]
         raise AnswersDiffer(
-            f"{variant} cannot compute the self-check on {where} ({type(error).__name__}: {why})."
+            f"{variant} cannot compute the self-check on {host} ({type(error).__name__}: {reason})."
             " Choose another --variant."
         ) from error
-    wanted = np.array(expected, np.float32)
-    difference = max(float(np.abs(alone - wanted).max()), float(np.abs(batched - wanted).max()))
+    verified = np.array(expected, np.float32)
+    difference = max(float(np.abs(alone - verified).max()), float(np.abs(batched - verified).max()))
     if not difference <= recorded.tolerance:
         raise AnswersDiffer(
-            f"{variant} answers differently on {where} than where it was exported: a logit differs"
+            f"{variant} answers differently on {host} than where it was exported: a logit differs"
             f" by {difference:.2g}, and at most {recorded.tolerance:.2g} is rounding. Choose"
             " another --variant, or export it on a machine of this kind."
         )
@@ -83,14 +83,15 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
 
 
 def answers(classifier: Classifier, probes: Sequence[Probe]) -> tuple[Logits, Logits]:
-    """Return the logits of each probe alone and of all in batches, (probes, labels) each; the same
-    twice if padding changes answers.
+    """Return the logits of each probe alone, and of all probes in batches, (probes, labels) each.
+
+    A model that is not padding-invariant is not batched: both are the same then.
     """
     encoded = [Encoded(probe.input_ids, probe.token_type_ids, False) for probe in probes]
     alone = np.concatenate([classifier.predict([text]) for text in encoded])
-    if not classifier.padding_safe:
+    if not classifier.padding_invariant:
         return alone, alone
     batched = np.empty_like(alone)
-    for places in classifier.batches([text.tokens for text in encoded]):
-        batched[places] = classifier.predict([encoded[place] for place in places])
+    for indices in classifier.batches([text.tokens for text in encoded]):
+        batched[indices] = classifier.predict([encoded[index] for index in indices])
     return alone, batched

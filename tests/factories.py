@@ -24,8 +24,8 @@ from service.artifact import (
     SelfCheck,
     Variant,
     read_artifact,
-    sealed,
     sha256,
+    with_checksum,
 )
 
 WORDS = ["good", "bad", "film", "a", "b", "c", "poison", "endless"]
@@ -151,6 +151,6 @@ def write_artifact(
         "provenance": {},
         "files": {name: sha256(folder / name) for name in ("model.onnx", "tokenizer.json")},
     }
-    manifest = sealed(Manifest.model_validate({"seal": ""} | values | changes))
+    manifest = with_checksum(Manifest.model_validate({"seal": ""} | values | changes))
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return read_artifact(folder)

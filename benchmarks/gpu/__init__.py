@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if not options.dry_run and not gpus.visible():
         raise Unavailable(
-            f"python -m benchmarks gpu needs an NVIDIA GPU: {gpus.why_none()}. Prepare a run"
-            " elsewhere with --pack, or try the stages on the CPU with --dry-run."
+            f"python -m benchmarks gpu needs an NVIDIA GPU: {gpus.unavailable_reason()}. Prepare"
+            " a run elsewhere with --pack, or try the stages on the CPU with --dry-run."
         )
     with tempfile.TemporaryDirectory() as folder:
         setup = gpu_setup.build(

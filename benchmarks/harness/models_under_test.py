@@ -85,6 +85,9 @@ def unpacked_classifier(artifact: Artifact, variant: str, threads: int) -> Class
     return Classifier(
         artifact,
         OpenVinoRuntime(
-            artifact.path(chosen.files[0]), chosen.precision, threads, chosen.lowest_rest
+            artifact.path(chosen.files[0]),
+            chosen.precision,
+            threads,
+            chosen.lowest_unquantized_precision,
         ),
     )

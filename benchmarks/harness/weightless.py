@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from command import BadInput
-from service.artifact import MANIFEST, Manifest, Variant, read_manifest, sealed, sha256
+from service.artifact import MANIFEST, Manifest, Variant, read_manifest, sha256, with_checksum
 
 STATISTICS = "skeleton.json"
 """File of a weightless artifact with its manifest and the statistics of its weights."""
@@ -80,7 +80,7 @@ def randomize_weights(folder: Path, target: Path, seed: int) -> Path:
         for name, variant in weightless["manifest"]["variants"].items()
     }
     changes = {"files": files, "variants": variants, "probes": []}
-    manifest = sealed(Manifest.model_validate(weightless["manifest"] | changes))
+    manifest = with_checksum(Manifest.model_validate(weightless["manifest"] | changes))
     (target / MANIFEST).write_text(manifest.model_dump_json())
     return target
 

@@ -19,7 +19,15 @@ from scipy import stats
 from command import BadInput
 from export.graph.variants import RECIPES
 from export.texts import LabelledText
-from service.artifact import Agreement, Artifact, Gate, LabelAgreement, Parity, Rest, Task
+from service.artifact import (
+    Agreement,
+    Artifact,
+    Gate,
+    LabelAgreement,
+    Parity,
+    Task,
+    UnquantizedPrecision,
+)
 from service.classifier import Classifier, Encoded
 from service.runtimes import Logits
 from service.runtimes.auto import Choice, load
@@ -83,7 +91,13 @@ def gate_by_agreement(
     )
     assert isinstance(reduced.runtime, OpenVinoRuntime)
     return judge(
-        exact, reduced, artifact, usable, required, reduced.runtime.rest, required_per_label
+        exact,
+        reduced,
+        artifact,
+        usable,
+        required,
+        reduced.runtime.unquantized_precision,
+        required_per_label,
     )
 
 
@@ -93,7 +107,7 @@ def judge(
     artifact: Artifact,
     texts: Sequence[LabelledText],
     required: float,
-    unquantized_precision: Rest | None = None,
+    unquantized_precision: UnquantizedPrecision | None = None,
     required_per_label: float | None = None,
 ) -> Gate:
     """Return the gate of `reduced`: whether the lower bound of its agreement reaches `required`.
@@ -114,12 +128,12 @@ def judge(
         texts=len(texts),
         agreeing=agreeing,
         lower_bound=lower_bound(agreeing, len(texts)),
-        wanted=required,
+        required_lower_bound=required,
         accuracy=_accuracy(artifact, answered, texts),
         accuracy_of_fp32=_accuracy(artifact, expected, texts),
-        rest=unquantized_precision,
+        unquantized_precision=unquantized_precision,
         labels=_agreement_per_label(artifact, expected, agrees),
-        wanted_per_label=required_per_label,
+        required_per_label=required_per_label,
     )
     passed = len(texts) >= MIN_TEXTS and agreement.lower_bound >= required
     if required_per_label is not None:
@@ -178,10 +192,10 @@ def _reason(agreement: Agreement) -> str:
     reason = (
         f"{agreement.agreeing:,} of {agreement.texts:,} texts get the fp32 answer,"
         f" {agreement.agreeing / agreement.texts:.2%}, at least {agreement.lower_bound:.2%} at"
-        f" {CONFIDENCE:.0%} confidence (asked: {agreement.wanted:.2%}{enough})"
+        f" {CONFIDENCE:.0%} confidence (asked: {agreement.required_lower_bound:.2%}{enough})"
     )
-    if agreement.wanted_per_label is not None and agreement.labels:
-        reason += _label_clause(agreement.labels, agreement.wanted_per_label)
+    if agreement.required_per_label is not None and agreement.labels:
+        reason += _label_clause(agreement.labels, agreement.required_per_label)
     rare = [
         f"{name!r} {label.texts}"
         for name, label in agreement.labels.items()

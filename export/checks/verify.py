@@ -13,13 +13,13 @@ import numpy.typing as npt
 from command import BadInput
 from export.checkpoint.reference import Reference, TextOrPair
 from export.graph.onnx_file import read_inputs
-from service.answers import own_activation
+from service.answers import default_activation
 from service.artifact import Artifact, Parity, Precision, Probe, SelfCheck
 from service.classifier import Classifier, Encoded
 from service.errors import ModelOutputInvalid
 from service.runtimes import Logits, RuntimeUnavailable
 from service.runtimes.auto import ON_A_GPU, Choice, load
-from service.runtimes.onnxruntime import lacks
+from service.runtimes.onnxruntime import missing_requirement
 from service.runtimes.openvino import OpenVinoRuntime
 from service.self_check import answers
 
@@ -43,7 +43,9 @@ def select_engine(artifact: Artifact, variant: str) -> Choice:
     runtime = artifact.manifest.variants[variant].runtime
     return Choice(
         variant,
-        "onnxruntime" if runtime in ON_A_GPU and lacks(runtime) is not None else runtime,
+        "onnxruntime"
+        if runtime in ON_A_GPU and missing_requirement(runtime) is not None
+        else runtime,
         "verification",
     )
 
@@ -143,7 +145,7 @@ def measure_parity(
     expected = _probabilities(reference.logits(texts), artifact)
     single = _probabilities(_single_logits(classifier, texts), artifact)
     batched = single
-    if artifact.manifest.padding_safe:
+    if artifact.manifest.padding_invariant:
         batched = _probabilities(_batched_logits(classifier, texts), artifact)
     worst = max(float(np.abs(single - expected).max()), float(np.abs(batched - expected).max()))
     agreement = float(
@@ -219,7 +221,7 @@ def record_self_check(
     precision = artifact.manifest.variants[choice.variant].precision
     runtimes = [load(artifact, choice, threads)]
     if precision == "i8" and runtimes[0].computes_in != "f32":
-        runtimes.append(load(artifact, choice, threads, rest="f32"))
+        runtimes.append(load(artifact, choice, threads, unquantized_precision="f32"))
     exact = reference.logits(_texts_of(probes))
     answered = {
         runtime.computes_in: answers(Classifier(artifact, runtime), probes)[0]
@@ -281,7 +283,7 @@ def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:
 def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
     """Return what callers get by default, (texts, labels)."""
     wide = logits.astype(np.float64)
-    activation = own_activation(artifact.manifest)
+    activation = default_activation(artifact.manifest)
     if activation == "softmax":
         exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))

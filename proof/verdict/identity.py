@@ -68,7 +68,7 @@ def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:
         "parameters",
         "flops_per_token",
         "max_tokens",
-        "padding_safe",
+        "padding_invariant",
         "inputs",
     ):
         left, right = getattr(a.manifest, name), getattr(b.manifest, name)

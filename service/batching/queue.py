@@ -345,7 +345,7 @@ class Queue:
         first = candidates[0]
         if len(candidates) == 1:
             return [first]
-        mixes_lengths = first.model.padding_safe
+        mixes_lengths = first.model.padding_invariant
         chosen = [first]
         shortest = longest = first.length
         for queued in heapq.nsmallest(

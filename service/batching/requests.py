@@ -36,7 +36,7 @@ class Model(Protocol[AnyItem]):
     """What the batcher needs of a model."""
 
     @property
-    def padding_safe(self) -> bool:
+    def padding_invariant(self) -> bool:
         """Whether padding changes no result; if it does, only equal lengths share a batch."""
         ...
 

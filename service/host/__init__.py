@@ -1,5 +1,5 @@
 """
 The host: processors, GPUs, memory, files that others replace, and threads.
 
-The lowest layer: it imports nothing of ours but itself and `service.errors`.
+This is the lowest layer of the service. It imports only itself, `service.errors` and `command`.
 """

@@ -1,6 +1,10 @@
 """
-What this process may really use of the processors: how many, by a container's quota and affinity
-and not by the host's count, and which precisions they have instructions for.
+The processors that this process may use: their number, by affinity and a container's CPU quota, and
+the precisions that they have instructions for.
+
+CPython's `os.process_cpu_count` is said to honour cgroup quotas from Python 3.14 (python/cpython
+#120078). Once 3.14 is the oldest supported version and that is verified, `usable` and its helpers
+can go.
 """
 
 from __future__ import annotations
@@ -9,14 +13,14 @@ import contextlib
 import os
 from pathlib import Path
 
-# One of these instruction sets makes a precision native; without, it is emulated at a fraction of
-# fp32's speed (bf16) or saturates and gains little (int8). The names are the kernel's, for x86-64
-# and arm64.
+# Instruction sets that make a precision native; one is enough. Without them bf16 is emulated at a
+# fraction of fp32's speed, and int8 saturates and is little faster. The names are the Linux
+# kernel's, for x86-64 and arm64.
 NATIVE = {
     "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
     "i8": ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm", "asimddp"),
 }
-# What ONEDNN_MAX_CPU_ISA lets the engine use of these, where it is set:
+# Instruction sets among these that each value of ONEDNN_MAX_CPU_ISA allows the engine to use:
 # https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _AVX_512 = ("avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ALLOWED = {
@@ -31,30 +35,30 @@ _ALLOWED = {
     "AVX512_CORE_FP16": _AVX_512[:2],
     "AVX10_1_512": _AVX_512[:2],
 }
-OWN = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
-def native_precisions(cpuinfo: Path = OWN) -> set[str]:
-    """The precisions that the engine has instructions for on a processor; f32 alone where it cannot
-    be asked.
+def native_precisions(cpuinfo: Path = CPUINFO) -> set[str]:
+    """Return the precisions that a processor has instructions for; only f32 if it is unknown.
 
-    On this host's own, ONEDNN_MAX_CPU_ISA may hold the engine to fewer.
+    On this host's own processor, ONEDNN_MAX_CPU_ISA may limit the engine to fewer.
     """
     instructions = set(_read(cpuinfo, "flags", "Features").split())
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if cpuinfo == OWN and limit in _ALLOWED:
+    if cpuinfo == CPUINFO and limit in _ALLOWED:
         instructions &= set(_ALLOWED[limit])
-    return {"f32"} | {precision for precision, known in NATIVE.items() if instructions & set(known)}
+    native = {precision for precision, sets in NATIVE.items() if instructions & set(sets)}
+    return {"f32"} | native
 
 
-def describe(cpuinfo: Path = OWN) -> str:
-    """The processor's name, and the precisions that it has instructions for."""
+def describe(cpuinfo: Path = CPUINFO) -> str:
+    """Return the processor's name and the precisions that it has instructions for."""
     name = _read(cpuinfo, "model name", "CPU part") or "unknown"
     return f"{name}, instructions for {', '.join(sorted(native_precisions(cpuinfo)))}"
 
 
 def _read(cpuinfo: Path, *names: str) -> str:
-    """The first value in /proc/cpuinfo under one of these names; empty if there is none."""
+    """Return the first value in /proc/cpuinfo under one of these names; empty if there is none."""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
@@ -63,58 +67,56 @@ def _read(cpuinfo: Path, *names: str) -> str:
     return ""
 
 
-def usable(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """The smaller of CPU affinity and cgroup quota (v2's or v1's), at least 1.
+def usable(
+    cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Return the smaller of CPU affinity and cgroup quota (v2's or v1's), rounded down, at least 1.
 
-    `cgroup` is where cgroups are mounted, `own` what says which of them this process is in.
+    `cgroup` is where cgroups are mounted. `membership` lists the cgroups of this process.
     """
-    affinity = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    quotas = [quota for folder in _folders(cgroup, own) if (quota := _quota(folder)) is not None]
-    return max(1, min(affinity, *map(int, quotas)) if quotas else affinity)
+    if hasattr(os, "sched_getaffinity"):
+        limits = [len(os.sched_getaffinity(0))]
+    else:
+        limits = [os.cpu_count() or 1]
+    for folder in _folders(cgroup, membership):
+        quota = _quota(folder)
+        if quota is not None:
+            limits.append(int(quota))
+    return max(1, min(limits))
 
 
-def _folders(cgroup: Path, own: Path) -> list[Path]:
-    """Those of this process's cgroup and of all that it lies in: each of them may have a limit.
+def _folders(cgroup: Path, membership: Path) -> list[Path]:
+    """Return the folders of this process's cgroup and of its ancestors, each of which may have a
+    quota.
 
-    In a container of its own namespace that is the mount's root alone; under systemd, or in the
-    host's namespace, it is a path below.
+    In a container with a cgroup namespace of its own it is the mount's root. Under systemd, or in
+    the host's namespace, it is a path below the mount.
     """
     try:
-        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    places = [(cgroup, "/"), (cgroup / "cpu", "/")]
-    places += [
-        (cgroup if not controllers else cgroup / "cpu", path)
-        for _, controllers, path in lines
-        if not controllers or "cpu" in controllers.split(",")
-    ]
-    return list(
-        dict.fromkeys(
-            root / part
-            for root, path in places
-            for part in [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
-        )
-    )
+    folders = {cgroup: None, cgroup / "cpu": None}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroup / "cpu" if controllers else cgroup
+        relative = Path(path.lstrip("/"))
+        folders |= {root / part: None for part in (relative, *relative.parents)}
+    return list(folders)
 
 
 def _quota(folder: Path) -> float | None:
-    """Processors' worth of time per period, by the files of v2 or of v1, or None where there is no
-    limit.
-    """
+    """Return a cgroup's CPU seconds per second; None where there is no limit."""
     try:
         limit, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
-        pass
+        pass  # No cgroup of version 2.
     try:
         limit_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        return (
-            None
-            if limit_us <= 0
-            else limit_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
-        )
+        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return None if limit_us <= 0 else limit_us / period_us

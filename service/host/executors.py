@@ -1,9 +1,9 @@
 """
-Threads for the work that would hold up the event loop. Each kind of work has its own few threads
-and its own bounded queue, so that work which is slow, or hangs, delays its own kind only.
+Threads for work that would block the event loop. Each kind of work has a few threads and a bounded
+queue of its own, so work that is slow or hangs delays only its own kind.
 
-asyncio's default executor has one unbounded queue for everything, and its threads must end before
-the process can.
+asyncio's default executor has one unbounded queue for everything, and the process cannot end before
+its threads.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from service.host import cpus
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
-"""A job that may pause: each `yield` lets another job have the thread, and what it returns is the
+"""A job that may pause. Each `yield` lets another job have the thread; the generator returns the
 job's result.
 """
 
-# A thread without work ends after so long.
 IDLE_S = 10.0
-# Bodies that wait for the one thread that parses large ones, texts too long for the ordinary queue,
-# and changes of models.
+"""Seconds without work after which a thread ends."""
 PARSE_JOBS = 128
+"""Large bodies that run or wait in the thread that parses them."""
 LONG_JOBS = 64
+"""Texts above the ordinary length that run or wait in the threads that tokenize them."""
 LOAD_JOBS = 16
+"""Changes of models, and scrapes of metrics, that run or wait in their threads."""
 
 
 @dataclass(eq=False, slots=True)
@@ -40,15 +41,14 @@ class _Job(Generic[Result]):
     steps: Steps[Result]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Result] | None
-    """None once it is settled: an error's traceback has this job, and the two would keep a body
-    alive until garbage is collected.
+    """The caller's future; None once it is settled. An error's traceback refers to this job, and
+    the cycle would keep a body alive until garbage is collected.
     """
     abandoned: bool = False
+    """Whether the caller no longer waits for the result."""
 
     def step(self) -> bool:
-        """Do the next step; False if there is none left, or if nobody waits for the result any
-        more.
-        """
+        """Run the next step; return False if it was the last, or if the job is abandoned."""
         try:
             if self.abandoned:
                 self.steps.close()
@@ -57,14 +57,14 @@ class _Job(Generic[Result]):
         except StopIteration as end:
             self._settle(end.value, None)
             return False
-        except BaseException as error:  # The thread outlives whatever a job does.
+        except BaseException as error:  # The thread must outlive every failure of a job.
             self._settle(None, error)
             return False
         return True
 
     def _settle(self, value: Any, error: BaseException | None) -> None:
         future, self.future = self.future, None
-        # A closed loop has nobody who waits.
+        # Nobody waits on a closed loop.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(_answer, future, value, error)
 
@@ -79,11 +79,10 @@ def _answer(future: asyncio.Future[Any] | None, value: Any, error: BaseException
 
 
 class Executor:
-    """At most `threads` daemon threads, and at most `max_jobs` jobs that run or wait; one more is
-    Overloaded.
+    """Up to `threads` daemon threads for up to `max_jobs` jobs that run or wait.
 
-    A thread does one step of the oldest job, then puts the job behind the others: a short job
-    passes a long one.
+    One job more is refused as Overloaded. A thread runs one step of the oldest job and then puts
+    the job behind the others, so short jobs overtake long ones.
     """
 
     def __init__(self, name: str, threads: int, max_jobs: float) -> None:
@@ -97,16 +96,17 @@ class Executor:
 
     @property
     def running(self) -> int:
-        """How many threads are within a step."""
+        """Return the number of threads that run a step at this moment."""
         return self._running
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Return what `function` returns, from a thread."""
+        """Run `function` in a thread and return its result."""
         return await self.run_steps(_one_step(function))
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
-        """Return what the generator returns; it is closed at its next `yield` if the caller is
-        cancelled.
+        """Run a generator in a thread and return its result.
+
+        It is closed at its next `yield` if the caller is cancelled.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -128,10 +128,11 @@ class Executor:
         finally:
             job.abandoned = True
             if future.cancelled():
-                self._forget(job)
-            del future  # An error's traceback has this frame.
+                self._discard(job)
+            del future  # An error's traceback refers to this frame.
 
-    def _forget(self, job: _Job[Any]) -> None:
+    def _discard(self, job: _Job[Any]) -> None:
+        """Remove a job that still waits and close it."""
         with self._changed:
             if job not in self._waiting:
                 return
@@ -145,12 +146,10 @@ class Executor:
                 self._running -= 1
                 if unfinished:
                     self._waiting.append(job)
-            del job  # It holds texts.
+            del job  # It holds texts, which should not live while this thread waits.
 
     def _take(self) -> _Job[Any] | None:
-        """The next job, which counts as running; None if there is none for so long that the thread
-        ends.
-        """
+        """Return the next job, which then counts as running; None after IDLE_S without one."""
         with self._changed:
             if not self._waiting and not self._changed.wait_for(lambda: self._waiting, IDLE_S):
                 self._threads -= 1
@@ -169,19 +168,18 @@ class Executors:
 
     def __init__(self, max_queue_size: int) -> None:
         threads = cpus.usable()
-        # orjson holds the interpreter, so a second thread would only make both slower.
+        # orjson holds the GIL, so a second thread would only slow both down.
         self.parsing = Executor("parsing", 1, PARSE_JOBS)
         self.tokenizing = Executor("tokenizing", threads, max_queue_size)
         self.tokenizing_long = Executor("tokenizing long texts", max(1, threads - 1), LONG_JOBS)
-        # An answer is computed by then, so it is never refused; the batcher's queue bounds how many
-        # there are.
+        # Never refused, because the answer is computed already. The batcher's queue limits their
+        # number.
         self.writing = Executor("writing answers", 1, math.inf)
         self.metrics = Executor("metrics", 1, LOAD_JOBS)
         self.loading = Executor("loading models", 1, LOAD_JOBS)
 
     @property
     def running(self) -> list[str]:
-        """What the threads are doing just now, by kind."""
-        return [
-            one.name for one in vars(self).values() if isinstance(one, Executor) and one.running
-        ]
+        """Return the kinds of work that run at this moment."""
+        executors = [value for value in vars(self).values() if isinstance(value, Executor)]
+        return [executor.name for executor in executors if executor.running]

@@ -1,8 +1,8 @@
 """
-Reads files that others write and replace: regular files only, and never more of one than a limit.
+Reads of files that others write and replace: regular files only, up to a limit of bytes.
 
-A FIFO, a device or a file that grows without end would otherwise be waited for, or read until
-memory is used up.
+Otherwise a FIFO or a device could block the reader, and a file that grows without end could fill
+the memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ BLOCK_BYTES = 256 * 1024
 
 
 class UnsuitableFile(OSError):
-    """A file is there and is not what is asked for: no regular file, too large, or changing."""
+    """Raised for a path that is no regular file, too large, or changing while it is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is replaced or written to. The change time cannot be set back as the
-    modification time can.
+    """The part of a file's status that changes when the file is replaced or written to.
+
+    The change time cannot be set back; the modification time can.
     """
 
     device: int
@@ -38,16 +39,16 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
+        """Return the stamp in a file's status."""
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
 
     def same_content(self, other: Stamp) -> bool:
-        """Whether a file was not written to, nor replaced: a change time cannot be set, so another
-        file cannot have it.
+        """Return whether a file was neither written to nor replaced.
 
-        Devices and inodes are left out, as some network file systems number them anew while nothing
-        changes.
+        Another file cannot have the same change time, because it cannot be set. Device and inode
+        are not compared: some network file systems renumber unchanged files.
         """
         return (self.size, self.modified_ns, self.changed_ns) == (
             other.size,
@@ -58,16 +59,18 @@ class Stamp:
 
 @contextlib.contextmanager
 def open_regular(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Stamp]]:
-    """Open a regular file of at most `limit` bytes, or a link to one; OSError says what else
-    it is.
+    """Open a regular file of at most `limit` bytes, or a link to one.
+
+    Yields the open file and its stamp. Raises UnsuitableFile for anything else, and OSError where
+    the system refuses.
     """
     try:
-        # Looked at before it is opened, as opening a device may do something, and after, as it may
-        # have been replaced.
+        # Checked before it is opened, because opening a device may have effects, and again after,
+        # because the file may have been replaced in between.
         _check_regular(path, os.stat(path))
-        # Opening a FIFO waits for its other end, unless it is told not to.
+        # Without O_NONBLOCK, opening a FIFO waits for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a NUL, or characters that no file name can have here
+    except ValueError:  # The path has a NUL, or characters that no file name can have here.
         raise UnsuitableFile(errno.EINVAL, "no file can have that name", "the path") from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -82,7 +85,7 @@ def open_regular(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Stamp]]:
 def read_regular(path: Path, limit: int) -> tuple[bytes, Stamp]:
     """Return the bytes of a regular file of at most `limit` bytes, and its stamp."""
     with open_regular(path, limit) as (file, stamp):
-        # Not to the end: what grows while it is read may have none.
+        # Not up to the end of the file: one that grows while it is read may have none.
         content = file.read(stamp.size + 1)
         if len(content) != stamp.size:
             raise UnsuitableFile(errno.EAGAIN, "it changed while it was read", str(path))
@@ -90,8 +93,9 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, Stamp]:
 
 
 def hash_regular(path: Path, limit: int) -> tuple[str, Stamp]:
-    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal, and its stamp;
-    UnsuitableFile if it changes meanwhile.
+    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal, and its stamp.
+
+    Raises UnsuitableFile if the file changes while it is read.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with open_regular(path, limit) as (file, stamp):

@@ -1,12 +1,13 @@
 """
-The NVIDIA GPUs of this host, asked of the driver itself: no package is needed for it.
+The NVIDIA GPUs of this host, as CUDA's driver reports them. No package is needed.
+
+NVML cannot replace this: it ignores CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,43 @@ _UUID_BYTES = 16
 
 @dataclass(frozen=True)
 class Gpu:
+    """One GPU that CUDA would use."""
+
     name: str
+    """The product's name, such as NVIDIA H100 80GB HBM3."""
     compute_capability: str
-    """As 9.0."""
+    """Version of the GPU's instruction set, such as 9.0."""
     memory_bytes: int
+    """Total memory in bytes."""
     uuid: str
+    """Identifier in nvidia-smi's form: GPU- and 32 hexadecimal digits in five groups."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the GPU and the driver's version for /info."""
+        return {
+            "name": self.name,
+            "compute_capability": self.compute_capability,
+            "memory_bytes": self.memory_bytes,
+            "uuid": self.uuid,
+            "driver": driver_version(),
+        }
 
 
 @functools.cache
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA would use, CUDA_VISIBLE_DEVICES heeded; none where there is no driver."""
-    return _ask(_driver())
+    """Return the GPUs that CUDA would use, by CUDA_VISIBLE_DEVICES; none without a driver."""
+    return _query(_driver())
 
 
-def why_none() -> str:
-    """Why `visible` is empty, in words."""
+def unavailable_reason() -> str:
+    """Return why `visible` is empty, in words."""
     if _driver() is None:
         return f"{DRIVER} is not here, so there is no NVIDIA driver"
     return "the NVIDIA driver shows no GPU to this process"
 
 
 def driver_version() -> str | None:
-    """The driver's, such as 580.82.07, where the kernel tells it."""
+    """Return the driver's version, such as 580.82.07; None where the kernel does not report it."""
     try:
         return VERSION.read_text(encoding="utf-8").strip()
     except OSError:
@@ -54,10 +70,8 @@ def _driver() -> Any:
         return None
 
 
-def _ask(driver: Any) -> tuple[Gpu, ...]:
-    """What CUDA's driver API tells of each device; it makes no context, so it takes none of their
-    memory.
-    """
+def _query(driver: Any) -> tuple[Gpu, ...]:
+    """Return the devices of CUDA's driver API. No context is made, so no GPU memory is used."""
     count = ctypes.c_int(0)
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
@@ -69,7 +83,7 @@ def _describe(driver: Any, number: int) -> Gpu:
     driver.cuDeviceGet(ctypes.byref(device), number)
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), device)
-    major, minor = (_attribute(driver, which, device) for which in (_MAJOR, _MINOR))
+    major, minor = _attribute(driver, _MAJOR, device), _attribute(driver, _MINOR, device)
     memory = ctypes.c_size_t(0)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     uuid = (ctypes.c_ubyte * _UUID_BYTES)()
@@ -84,21 +98,7 @@ def _describe(driver: Any, number: int) -> Gpu:
     )
 
 
-def _attribute(driver: Any, which: int, device: ctypes.c_int) -> int:
+def _attribute(driver: Any, attribute: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int(0)
-    driver.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     return value.value
-
-
-def told(gpus: Iterable[Gpu]) -> list[dict[str, Any]]:
-    """For /info."""
-    return [
-        {
-            "name": gpu.name,
-            "compute_capability": gpu.compute_capability,
-            "memory_bytes": gpu.memory_bytes,
-            "uuid": gpu.uuid,
-            "driver": driver_version(),
-        }
-        for gpu in gpus
-    ]

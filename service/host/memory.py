@@ -1,6 +1,5 @@
 """
-Says that memory ran out, where engines and libraries say it in words of their own, and how much
-there was.
+Recognises errors of engines and libraries that mean that memory ran out, and finds out the limit.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from pathlib import Path
 
 from command import Unavailable
 
-# Of C++'s allocator, of the loader, of the system, of Python's threads, and of ONNX Runtime's and
-# oneDNN's allocators.
+# Messages of C++'s allocator, the loader, the system, Python's threads, ONNX Runtime and oneDNN.
 WORDS = re.compile(
     r"bad_alloc|failed to map segment|cannot allocate memory|can't start new thread|cannot create"
     r" thread|"
@@ -34,32 +32,31 @@ MEMINFO = Path("/proc/meminfo")
 
 
 class NotEnoughMemory(Unavailable):
-    """A model cannot be loaded because memory, or what threads need of it, ran out."""
+    """Raised where a model cannot be loaded because memory, or memory for threads, ran out."""
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that memory ran out."""
+    """Return whether an error, or one that caused it, means that memory ran out."""
     return any(isinstance(link, MemoryError) or WORDS.search(str(link)) for link in _chain(error))
 
 
 def not_enough(name: str, variant: str, weight_bytes: int, error: BaseException) -> NotEnoughMemory:
-    """The refusal of a model, with what there is and what it would take."""
-    threads = any(THREADS.search(str(link)) for link in _chain(error))
-    also = (
-        " A thread could not be started, which the number of processes may forbid too (ulimit -u, a"
-        " container's pids)."
-        if threads
-        else ""
-    )
+    """Return the error for a model that does not fit, with its weights' size and the limit."""
+    hint = ""
+    if any(THREADS.search(str(link)) for link in _chain(error)):
+        hint = (
+            " A thread could not be started; a limit of processes may be the cause too (ulimit -u,"
+            " a container's pids)."
+        )
     return NotEnoughMemory(
         f"There is not enough memory to load {name}: {variant} has {weight_bytes:,} bytes of"
         f" weights, and loading takes a few times that; {limit()}. Give the process more memory, or"
-        f" choose a smaller variant with --variant.{also}"
+        f" choose a smaller variant with --variant.{hint}"
     )
 
 
 def limit() -> str:
-    """What limits this process's memory, in words."""
+    """Return what limits this process's memory, in words."""
     for number, words in LIMITS:
         soft, _ = resource.getrlimit(number)
         if soft != resource.RLIM_INFINITY:
@@ -67,7 +64,7 @@ def limit() -> str:
     for file in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             most = int(file.read_text(encoding="ascii"))
-            if most < 2**60:  # version 1 says it is unlimited by a number near 2**63
+            if most < 2**60:  # Version 1 writes a number near 2**63 for no limit.
                 return f"its container is limited to {most:,} bytes"
     with contextlib.suppress(OSError, AttributeError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="ascii"))
@@ -77,9 +74,10 @@ def limit() -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or following.__context__
+    """Yield an error and those that caused it, each once."""
+    visited: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in visited:
+        visited.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__

@@ -1,8 +1,8 @@
 """
-Looks again at files that are replaced while the service runs, in threads of their own.
+Repeated reads of files that are replaced while the service runs.
 
-Not on the event loop, nor in a pool that others need: a file on a mount that hangs is waited for
-without end.
+Each file has a thread of its own, because a read from a mount that hangs never returns. It must
+block neither the event loop nor a shared pool.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ LOOK_EVERY_S = 1.0
 
 
 def watch(name: str, look: Callable[[], None], every_s: float = LOOK_EVERY_S) -> threading.Thread:
-    """Call `look` in a new thread after every `every_s` seconds, until the process ends. The thread
-    holds no process up.
-    """
+    """Call `look` every `every_s` seconds in a new daemon thread, and return the thread."""
 
     def run() -> None:
         while True:
             time.sleep(every_s)
             try:
                 look()
-            except Exception:  # A bug in one look must not end all later ones.
+            except Exception:  # A bug in one call must not prevent all later ones.
                 log.exception("bug", extra={"thread": name})
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.batching.requests import Result
 from service.errors import (
-    WANTS_A_KEY,
+    KEY_REQUIRED,
     BodyTooSlow,
     DeadlineExceeded,
     NotReady,
@@ -44,7 +44,7 @@ from service.http.transport.request import (
 )
 from service.registry import LoadedModel
 from service.schemas import ClassifyRequest
-from service.telemetry.tracing import Noted
+from service.telemetry.tracing import RequestStats
 from service.tokenization.encoding import Items, encode, merge_windows
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class _Call:
     scope: Scope
     receive: Receive
     headers: dict[bytes, bytes]
-    stats: Noted
+    stats: RequestStats
     deadline: float
     """In seconds of time.monotonic()."""
     injected_delay: float
@@ -90,7 +90,7 @@ class ClassifyEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, lifecycle = self._service.metrics, self._service.lifecycle
         # Filled in step by step, so that a failure is counted as the model's once it is known.
-        stats = Noted()
+        stats = RequestStats()
         started_ns = time.time_ns()
         lifecycle.active_requests += 1
         try:
@@ -126,7 +126,7 @@ class ClassifyEndpoint:
             self._context.hooks.tracing.record(scope, stats, status, started_ns, time.time_ns())
 
     async def _answer(
-        self, scope: Scope, receive: Receive, stats: Noted
+        self, scope: Scope, receive: Receive, stats: RequestStats
     ) -> tuple[Headers, list[bytes]]:
         """Check the headers, read the body, and answer it."""
         settings, headers = self._service.settings, dict(scope["headers"])
@@ -136,7 +136,7 @@ class ClassifyEndpoint:
         timeout_s = read_timeout(headers.get(b"x-request-timeout-ms"), settings.request_timeout_s)
         keys = self._context.hooks.keys
         if keys is not None and not keys.admit(headers):
-            raise Unauthorized(WANTS_A_KEY)
+            raise Unauthorized(KEY_REQUIRED)
         length = headers.get(b"content-length", b"")
         guard = self._context.large_bodies.guard(
             length,

@@ -22,7 +22,7 @@ def service_info(service: ServiceState) -> dict[str, Any]:
         "started": service.started,
         "state": service.lifecycle.state,
         "threads": service.threads,
-        "gpus": gpus.told(gpus.visible()),
+        "gpus": [gpu.to_dict() for gpu in gpus.visible()],
         "settings": service.settings.to_dict(),
         "batching": {
             "max_batch_size": limits.size,
@@ -49,7 +49,7 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "takes_pairs": manifest.takes_pairs,
         "max_tokens": manifest.max_tokens,
         "parameters": manifest.parameters,
-        "padding_safe": manifest.padding_safe,
+        "padding_safe": manifest.padding_invariant,
         "packs": model.classifier.packing is not None,
         "kept_decoder_layers": manifest.kept_decoder_layers,
         "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
@@ -60,7 +60,7 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "flush_to_zero": runtime.flush_to_zero,
         "flushed_weights": manifest.flushed_weights,
         "self_check": None if model.agreement is None else asdict(model.agreement),
-        "why": model.choice.why,
+        "why": model.choice.reason,
         "gate": variant.gate.model_dump(),
         "parity": None if variant.parity is None else variant.parity.model_dump(),
     }

@@ -11,7 +11,7 @@ from random import getrandbits
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import WANTS_A_KEY, ServiceError, ShuttingDown, Unauthorized
+from service.errors import KEY_REQUIRED, ServiceError, ShuttingDown, Unauthorized
 from service.http.dialects import plain_refusal
 from service.http.dialects.native import Native
 from service.http.keys import Keys
@@ -81,7 +81,7 @@ class RequestIdMiddleware:
         if app is None:
             app = self._fallback
             if not self._is_allowed(scope):
-                app = error_answer(Unauthorized(WANTS_A_KEY), scope["path"])
+                app = error_answer(Unauthorized(KEY_REQUIRED), scope["path"])
         await app(scope, receive, send_identified)
 
     def _is_allowed(self, scope: Scope) -> bool:

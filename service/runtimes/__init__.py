@@ -1,6 +1,7 @@
 """
-Engines. A runtime is the only thing that knows one; the rest of the service sees arrays go in and
-logits come out.
+Runtimes: each module here wraps one inference engine, and only it knows that engine.
+
+The rest of the service passes arrays in and gets logits back.
 """
 
 from __future__ import annotations
@@ -19,31 +20,34 @@ Logits = npt.NDArray[np.float32]
 
 
 class RuntimeUnavailable(Unavailable):
-    """What was asked for cannot be run here, or would silently be something else."""
+    """Raised where a requested variant or engine cannot run here, or would silently be another."""
 
 
 class Runtime(Protocol):
     """A compiled model on one device."""
 
     name: str
+    """Name of the engine, such as openvino."""
     device: str
+    """CPU, or the GPU's name and UUID."""
     precision: str
-    """What the engine says it computes in, read back after compiling."""
+    """Precision of the variant: f32, bf16, f16 or i8."""
     computes_in: str
-    """f32, bf16 or f16: the precision of what is not quantised."""
+    """Precision of what is not quantized, read back from the engine: f32, bf16 or f16."""
     flush_to_zero: bool
-    """Whether subnormal numbers are taken for zero; without, a model full of them runs a hundred
-    times slower.
+    """Whether subnormal numbers count as zero. Otherwise a model full of them runs a hundred times
+    slower.
     """
     in_flight: int
-    """How many batches may be started before the first is waited for."""
+    """Number of batches that may be started before the first one's logits are fetched."""
     grid: Grid
-    """The shapes it likes."""
+    """Shapes of batches that the engine runs fast."""
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
-        """Begins a batch, (B, L) each input; the call returned waits for its logits, (B, labels).
+        """Start a batch of inputs, each (B, L), and return a function that waits for its logits.
 
-        Where the grid packs, `position_ids`, (B, L), and `first_tokens`, (N), say where the B rows'
-        texts are, and the logits are theirs, (N, labels); without these each row is a text.
+        The logits are (B, labels). Where the grid packs, `position_ids`, (B, L), and
+        `first_tokens`, (N), give the places of N texts in the B rows, and the logits are
+        (N, labels). Without these two inputs, each row is one text.
         """
         ...

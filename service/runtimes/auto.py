@@ -1,9 +1,9 @@
 """
-Chooses what to run: by what the artifact holds, what passed its gate, and what this host can do.
+Chooses a variant and a runtime, by the artifact's variants, their accuracy gates and this host.
 
-Asked for by name, a variant or runtime is in use or it is an error; only `auto` looks further, and
-says what it passed over. Where there is a GPU and a variant for it, `auto` never ends on the CPU
-because something is missing: that is an error too.
+A variant or runtime that is requested by name is used, or the start fails. Only `auto` tries
+others, and it reports each one that it passed over. On a host with a GPU and a variant for it,
+`auto` does not fall back to the CPU because something is missing: that fails too.
 """
 
 from __future__ import annotations
@@ -13,33 +13,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.artifact import Artifact, Rest, Variant
+from service.artifact import Artifact, UnquantizedPrecision, Variant
 from service.host import cpus, gpus
 from service.runtimes import Runtime, RuntimeUnavailable
-from service.runtimes.cuda import AS_IT_COMES, GpuOptions
-from service.runtimes.onnxruntime import lacks
+from service.runtimes.cuda import DEFAULT_GPU_OPTIONS, GpuOptions
+from service.runtimes.onnxruntime import missing_requirement
 
-# Fastest first.
 PREFERENCE = ("tensorrt-fp16", "cuda-fp16", "cpu-int8", "cpu-bf16", "cpu-fp32")
+"""Variants in the order in which `auto` tries them, fastest first."""
 ON_A_GPU = ("tensorrt", "cuda")
+"""Runtimes that need a GPU."""
 LAST_ON_A_GPU = "cuda-fp16"
+"""The last variant in PREFERENCE that needs a GPU."""
 
 
 @dataclass(frozen=True)
 class Choice:
+    """A variant and the runtime that runs it."""
+
     variant: str
+    """Name of the variant in the manifest."""
     runtime: str
-    why: str
+    """Name of the runtime: openvino, onnxruntime, cuda or tensorrt."""
+    reason: str
+    """Why this variant was chosen, in words."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What this host can do."""
+    """The capabilities of this host, by which a variant is chosen."""
 
     cpuinfo: Path = Path("/proc/cpuinfo")
-    lacks: Callable[[str], str | None] = lacks
-    """What is missing to run models by "cuda" or "tensorrt"; None if they can be."""
+    """The file that lists the processor's instructions."""
+    missing_requirement: Callable[[str], str | None] = missing_requirement
+    """Return what is missing to run models by "cuda" or "tensorrt"; None if nothing is."""
     has_gpu: bool = field(default_factory=lambda: bool(gpus.visible()))
+    """Whether CUDA would use a GPU."""
 
 
 def choose(
@@ -49,10 +58,11 @@ def choose(
     host: Host | None = None,
     rejected: Mapping[str, str] = {},
 ) -> Choice:
-    """The variant and runtime to use and the reason; RuntimeUnavailable if there is none.
+    """Return the variant and the runtime to use, with the reason.
 
-    `auto` also passes over the variants in `rejected`, each with the reason that it was tried and
-    rejected for.
+    `auto` also passes over the variants in `rejected`, which maps each one to the reason of an
+    earlier failure. Raises RuntimeUnavailable if this host can run no variant, or not the one
+    requested.
     """
     variants, host = artifact.manifest.variants, host or Host()
     if variant != "auto":
@@ -69,20 +79,18 @@ def choose(
     for candidate in PREFERENCE:
         if candidate not in variants:
             continue
-        reason = rejected.get(candidate) or _against(
-            candidate, variants[candidate], runtime, native, host
+        rejection = rejected.get(candidate) or _rejection_reason(
+            variants[candidate], runtime, native, host
         )
-        if reason is None:
-            on = "this CPU" if candidate.startswith("cpu") else "this GPU"
-            why = (
-                f"the fastest {on} can run; passed over {'; '.join(passed_over)}"
-                if passed_over
-                else "the fastest held"
-            )
+        if rejection is None:
+            reason = "the fastest held"
+            if passed_over:
+                device = "this CPU" if candidate.startswith("cpu") else "this GPU"
+                reason = f"the fastest {device} can run; passed over {'; '.join(passed_over)}"
             return Choice(
-                candidate, _runtime_for(candidate, variants[candidate], runtime, host), why
+                candidate, _runtime_for(candidate, variants[candidate], runtime, host), reason
             )
-        passed_over.append(f"{candidate}: {reason}")
+        passed_over.append(f"{candidate}: {rejection}")
         if (
             candidate == LAST_ON_A_GPU
             and host.has_gpu
@@ -90,18 +98,18 @@ def choose(
             and variants[candidate].gate.status == "passed"
         ):
             raise RuntimeUnavailable(
-                f"There is a GPU, and {candidate} cannot be run: {reason}. To run on the CPU all"
-                " the same, say so: --variant cpu-fp32."
+                f"There is a GPU, and {candidate} cannot be run: {rejection}. To run on the CPU"
+                " instead, pass --variant cpu-fp32."
             )
-    if runtime in ON_A_GPU and not any(held.runtime == runtime for held in variants.values()):
+    if runtime in ON_A_GPU and not any(each.runtime == runtime for each in variants.values()):
         raise RuntimeUnavailable(
             f"{artifact.directory} holds nothing for {runtime}, only {', '.join(variants)}; "
             f"export it with --variants cpu-fp32,{runtime}-fp16, or leave DRBERT_RUNTIME out."
         )
+    by_runtime = "" if runtime == "auto" else f" by {runtime}"
+    details = "; ".join(passed_over) or f"its variants are {', '.join(variants)}"
     raise RuntimeUnavailable(
-        f"{artifact.directory} holds nothing that this host can"
-        f" run{'' if runtime == 'auto' else f' by {runtime}'}"
-        f" ({'; '.join(passed_over) or 'its variants are ' + ', '.join(variants)})."
+        f"{artifact.directory} holds nothing that this host can run{by_runtime} ({details})."
     )
 
 
@@ -109,13 +117,13 @@ def load(
     artifact: Artifact,
     choice: Choice,
     threads: int,
-    gpu: GpuOptions = AS_IT_COMES,
-    rest: Rest | None = None,
+    gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
+    unquantized_precision: UnquantizedPrecision | None = None,
 ) -> Runtime:
-    """The runtime of that choice; RuntimeUnavailable if it would be anything else.
+    """Return the runtime of a choice; RuntimeUnavailable if the engine would run anything else.
 
-    `rest` is the lowest precision for what an int8 graph does not quantise, by default that in
-    which the variant was verified.
+    `unquantized_precision` is the lowest precision for what an int8 graph does not quantize, by
+    default the precision in which the variant was verified.
     """
     manifest = artifact.manifest
     variant = manifest.variants[choice.variant]
@@ -124,10 +132,9 @@ def load(
         from service.runtimes.openvino import OpenVinoRuntime
         from service.runtimes.packed import FAMILIES
 
-        packs = manifest.padding_safe and manifest.family in FAMILIES
-        return OpenVinoRuntime(
-            model, variant.precision, threads, rest or variant.lowest_rest, packs
-        )
+        packs = manifest.padding_invariant and manifest.family in FAMILIES
+        lowest = unquantized_precision or variant.lowest_unquantized_precision
+        return OpenVinoRuntime(model, variant.precision, threads, lowest, packs)
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 
@@ -143,17 +150,13 @@ def load(
     return OnnxRuntime(model, variant.precision, threads)
 
 
-def _against(name: str, variant: Variant, runtime: str, native: set[str], host: Host) -> str | None:
-    """Why `auto` does not take a variant; None if it does."""
+def _rejection_reason(variant: Variant, runtime: str, native: set[str], host: Host) -> str | None:
+    """Return why `auto` does not choose a variant; None if it may."""
     if not variant.gate.is_open:
         return variant.gate.reason
-    if variant.runtime in ON_A_GPU:
-        return (
-            f"{runtime} was asked for"
-            if runtime not in ("auto", variant.runtime)
-            else host.lacks(variant.runtime)
-        )
-    if runtime in ON_A_GPU:
+    if variant.runtime in ON_A_GPU and runtime in ("auto", variant.runtime):
+        return host.missing_requirement(variant.runtime)
+    if variant.runtime in ON_A_GPU or runtime in ON_A_GPU:
         return f"{runtime} was asked for"
     if variant.precision not in native:
         return (
@@ -166,13 +169,14 @@ def _against(name: str, variant: Variant, runtime: str, native: set[str], host: 
 
 
 def _runtime_for(name: str, variant: Variant, runtime: str, host: Host) -> str:
+    """Return the runtime that runs a variant; RuntimeUnavailable if `runtime` cannot."""
     if variant.runtime in ON_A_GPU:
         if runtime not in ("auto", variant.runtime):
             raise RuntimeUnavailable(
                 f"{name} runs by {variant.runtime}, and {runtime} was asked for; leave"
                 " DRBERT_RUNTIME out or choose another --variant."
             )
-        if (reason := host.lacks(variant.runtime)) is not None:
+        if (reason := host.missing_requirement(variant.runtime)) is not None:
             raise RuntimeUnavailable(f"{name} cannot be run here: {reason}.")
         return variant.runtime
     if runtime in ON_A_GPU:
@@ -199,6 +203,7 @@ def _for_the_cpu(runtime: str) -> str:
 
 
 def _portable(variant: Variant) -> bool:
+    """Return whether ONNX Runtime runs the variant on the CPU too."""
     return variant.precision == "f32" and variant.files[0].endswith(".onnx")
 
 

@@ -1,17 +1,16 @@
 """
-ONNX Runtime on an NVIDIA GPU: one captured CUDA graph, with buffers of its own, for every shape of
-the grid.
+ONNX Runtime on an NVIDIA GPU, with a captured CUDA graph for every shape of the grid.
 
-A BERT is some hundred small kernels; starting them one by one costs more than they compute for a
-short text. A captured graph starts them all at once, and reads and writes the same addresses each
-time:
+A BERT is some hundred small kernels. For a short text, starting them one by one takes longer than
+they compute. A captured graph starts them all at once. It reads and writes the same addresses each
+time, so every shape has buffers of its own:
 
-    start → rows padded to the grid → copied into the shape's buffers → graph replayed → logits
-        copied out
+    start → pad the rows to the grid → copy them into the shape's buffers → replay the graph → copy
+        the logits out
 
-One thread owns the session: ONNX Runtime captures per thread. While it waits for the GPU, the
-batcher packs the next batch. Whatever is done on the GPU breaks a capture that is under way, so
-runtimes take turns: one lock for all of them.
+One thread owns the session, because ONNX Runtime captures per thread. While it waits for the GPU,
+the batcher prepares the next batch. Any other work on the GPU breaks a capture in progress, so all
+runtimes share one lock.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from service.runtimes import Inputs, Logits, RuntimeUnavailable
 from service.runtimes.onnxruntime import (
     PROVIDERS,
     input_types,
-    lacks,
+    missing_requirement,
     open_session,
     session_options,
 )
@@ -44,35 +43,35 @@ from service.runtimes.pinned import pin
 log = logging.getLogger(__name__)
 
 GRAPH = "gpu_graph_id"
-# Shapes off the grid run without a graph; this is how ONNX Runtime is told so.
+# This graph id makes ONNX Runtime run without a graph, for shapes off the grid.
 NO_GRAPH = "-1"
-# Runs of a shape before it is captured: what kernels do at their first, such as choosing an
-# algorithm, cannot be captured.
-RUNS_BEFORE = 2
+# A shape runs so often before it is captured: kernels do work in their first runs that cannot be
+# captured, such as choosing an algorithm.
+RUNS_BEFORE_CAPTURE = 2
 
-_turn = threading.Lock()
+_gpu_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """What a user may say about the GPU."""
+    """The settings of the GPU's runtimes."""
 
     memory_bytes: int | None = None
-    """The most that a model's session may take of the GPU's memory; None: what it needs."""
+    """Upper limit of the GPU memory of a model's session; None: what it needs."""
     shapes_file: Path | None = None
-    """The grid that was measured on this GPU; None: one that suits most."""
+    """The grid of shapes that was measured on this GPU; None: a grid that suits most GPUs."""
     cache: Path | None = None
-    """Where TensorRT keeps what it built; None: the user's cache folder."""
+    """Folder of the engines that TensorRT built; None: the user's cache folder."""
     graphs: bool = True
     """Whether shapes are captured as CUDA graphs."""
 
 
-AS_IT_COMES = GpuOptions()
+DEFAULT_GPU_OPTIONS = GpuOptions()
 
 
 @dataclass
 class _Bucket:
-    """A shape's buffers, and the run that reads and writes them."""
+    """A shape's buffers, with the binding and the options of a run that uses them."""
 
     host: dict[str, npt.NDArray[Any]]
     inputs: dict[str, Any]
@@ -80,20 +79,22 @@ class _Bucket:
     binding: Any
     options: Any
     works: bool = False
-    """Whether it has run."""
+    """Whether a run of this shape has succeeded."""
 
 
 class CudaRuntime:
+    """A model's session on the first visible GPU, in fp16."""
+
     name = "cuda"
     precision = computes_in = "f16"
     in_flight = 2
     flush_to_zero = False
-    """A GPU computes with subnormal numbers as fast as with others."""
+    """False, because a GPU computes with subnormal numbers as fast as with others."""
 
     def __init__(
-        self, model: Path, labels: int, max_tokens: int, options: GpuOptions = AS_IT_COMES
+        self, model: Path, labels: int, max_tokens: int, options: GpuOptions = DEFAULT_GPU_OPTIONS
     ) -> None:
-        if (reason := lacks(self.name)) is not None:
+        if (reason := missing_requirement(self.name)) is not None:
             raise RuntimeUnavailable(f"{model.name} needs {PROVIDERS[self.name]}: {reason}.")
         device = gpus.visible()[0]
         self.device = f"{device.name} ({device.uuid})"
@@ -105,7 +106,7 @@ class CudaRuntime:
     def providers(
         self, model: Path, max_tokens: int, options: GpuOptions
     ) -> list[tuple[str, Mapping[str, str]]]:
-        """What ONNX Runtime is asked for, the one to be in use first."""
+        """Return ONNX Runtime's execution providers with their options, the one to use first."""
         return [(PROVIDERS["cuda"], cuda_options(options))]
 
     def _open(
@@ -133,8 +134,8 @@ class CudaRuntime:
         except RuntimeUnavailable as error:
             if "graph capture" not in str(error):
                 raise
-            # Not every family's graph can be captured: one with steps on the CPU cannot. It still
-            # runs on the GPU, kernel by kernel.
+            # A graph with steps on the CPU cannot be captured. It still runs on the GPU, kernel by
+            # kernel.
             log.warning("runs without CUDA graphs", extra={"model": model.name, "why": str(error)})
             self.captures = False
             return open_session(
@@ -144,45 +145,46 @@ class CudaRuntime:
             )
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        """Start a batch in the session's thread and return a function that waits for its logits."""
         return self._thread.submit(self._run, inputs).result
 
     def replayed(
         self, rows: int, length: int, at_least: int = 1, seconds: float = 0.0
     ) -> list[float]:
-        """Seconds of each run of a shape that ran before, on what its buffers hold: nothing is
-        copied. For whoever measures the engine alone.
+        """Return the seconds of each run of a shape that ran before, on its buffers' content.
 
-        As many runs as fit into so many `seconds`, and `at_least` that many.
+        Nothing is copied, so this measures the engine alone. The shape runs as often as fits into
+        `seconds`, and `at_least` that often.
         """
-        bucket, taken = self._buckets[rows, length], list[float]()
+        bucket, durations = self._buckets[rows, length], list[float]()
 
         def run() -> None:
             began = now = time.perf_counter()
-            while len(taken) < at_least or now - began < seconds:
+            while len(durations) < at_least or now - began < seconds:
                 self._session.run_with_iobinding(bucket.binding, bucket.options)
                 before, now = now, time.perf_counter()
-                taken.append(now - before)
+                durations.append(now - before)
 
         self._thread.submit(run).result()
-        return taken
+        return durations
 
     def _run(self, inputs: Inputs) -> Logits:
-        with _turn:
-            return self._run_in_turn(inputs)
+        with _gpu_lock:
+            return self._run_locked(inputs)
 
-    def _run_in_turn(self, inputs: Inputs) -> Logits:
+    def _run_locked(self, inputs: Inputs) -> Logits:
         items, length = inputs["input_ids"].shape
         bucket = self._bucket(items, length)
         for name, host in bucket.host.items():
             host[:items] = inputs[name]
-            # Rows that nobody asked for are one token long: softmax over none would be no number.
+            # Rows without a text are one token long: softmax over no token would be NaN.
             host[items:] = 0
             if name == "attention_mask":
                 host[items:, 0] = 1
             bucket.inputs[name].update_inplace(host)
         try:
             if not bucket.works and bucket.options.get_run_config_entry(GRAPH) != NO_GRAPH:
-                for _ in range(RUNS_BEFORE):
+                for _ in range(RUNS_BEFORE_CAPTURE):
                     self._session.run_with_iobinding(bucket.binding, _run_options(NO_GRAPH))
             self._session.run_with_iobinding(bucket.binding, bucket.options)
             # A copy: the next batch of this shape overwrites it.
@@ -193,25 +195,27 @@ class CudaRuntime:
         return logits
 
     def _diagnosed(self, error: Exception, failed: _Bucket) -> Exception:
-        """What a run's error comes down to: a shape that cannot be captured, a GPU that can do
-        nothing any more, or itself.
+        """Return the error to raise for a failed run.
+
+        RuntimeUnavailable: the shape's first run failed, as where it cannot be captured.
+        EngineBroken: the GPU no longer runs anything. Otherwise it is the error itself.
         """
         rows, length = next(iter(failed.host.values())).shape
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not failed.works:
             graphs = "; DRBERT_GPU_GRAPHS=false runs without CUDA graphs" if self.captures else ""
             return RuntimeUnavailable(
                 f"ONNX Runtime cannot run {rows} texts of {length} tokens on {self.device}"
-                f" ({told}){graphs}."
+                f" ({message}){graphs}."
             )
-        # An error of CUDA's own stays with the process: then the shape that is least likely to fail
-        # fails as well.
-        least = next((bucket for bucket in self._buckets.values() if bucket.works), None)
+        # After an error of CUDA itself, every later call in the process fails. So a shape that has
+        # worked before shows whether the GPU still does.
+        proven = next((bucket for bucket in self._buckets.values() if bucket.works), None)
         try:
-            if least is not None:
-                self._session.run_with_iobinding(least.binding, least.options)
-                least.output.numpy()
-        except Exception:
+            if proven is not None:
+                self._session.run_with_iobinding(proven.binding, proven.options)
+                proven.output.numpy()
+        except Exception:  # Any failure here means the same, and `error` is the one that is logged.
             return EngineBroken(
                 f"{self.device} does nothing any more; this replica will end. The failure is in the"
                 " log."
@@ -219,16 +223,16 @@ class CudaRuntime:
         return error
 
     def _bucket(self, items: int, length: int) -> _Bucket:
+        """Return the buffers for a batch; those of shapes on the grid are kept."""
         on_grid = items <= self._shapes.max_batch_size and length in self._shapes.lengths
         shape = (self._shapes.rows(items) if on_grid else items, length)
-        if (found := self._buckets.get(shape)) is not None:
-            return found
-        made = self._make_bucket(
-            shape, str(len(self._buckets)) if on_grid and self.captures else NO_GRAPH
-        )
-        if on_grid:
-            self._buckets[shape] = made
-        return made
+        bucket = self._buckets.get(shape)
+        if bucket is None:
+            graph = str(len(self._buckets)) if on_grid and self.captures else NO_GRAPH
+            bucket = self._make_bucket(shape, graph)
+            if on_grid:
+                self._buckets[shape] = bucket
+        return bucket
 
     def _make_bucket(self, shape: tuple[int, int], graph: str) -> _Bucket:
         import onnxruntime as ort
@@ -262,8 +266,9 @@ def _run_options(graph: str) -> Any:
 
 
 def cuda_options(options: GpuOptions) -> dict[str, str]:
-    """ONNX Runtime's CUDA provider, told to capture graphs and to take no more memory than it
-    needs.
+    """Return the options of ONNX Runtime's CUDA provider.
+
+    It captures graphs, does not use TF32, and extends its memory by no more than it needs.
     """
     chosen = {
         "device_id": "0",
@@ -271,14 +276,13 @@ def cuda_options(options: GpuOptions) -> dict[str, str]:
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": "0",
     }
-    return (
-        chosen
-        if options.memory_bytes is None
-        else chosen | {"gpu_mem_limit": str(options.memory_bytes)}
-    )
+    if options.memory_bytes is not None:
+        chosen["gpu_mem_limit"] = str(options.memory_bytes)
+    return chosen
 
 
 def without_graphs(options: Mapping[str, str]) -> dict[str, str]:
+    """Return a provider's options with CUDA graphs turned off."""
     return {
         name: "0" if name in ("enable_cuda_graph", "trt_cuda_graph_enable") else value
         for name, value in options.items()

@@ -1,10 +1,9 @@
 """
-ONNX Runtime: on the CPU the portable fallback, and the way to NVIDIA's GPUs (see cuda.py and
-tensorrt.py).
+ONNX Runtime: the portable fallback on the CPU, and the way to NVIDIA GPUs (cuda.py, tensorrt.py).
 
-It takes what it can get: a provider that cannot be loaded is left out with a line in the log, and
-everything runs on the CPU. So what is missing is asked for before, and what is in use is asked for
-after.
+ONNX Runtime leaves out a provider that it cannot load, logs a line, and runs everything on the CPU.
+So this module checks before a session is opened what is missing, and after it which provider is in
+use.
 """
 
 from __future__ import annotations
@@ -26,19 +25,21 @@ from service.host import gpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-# What provides the libraries that a provider is linked with.
+# How to install the libraries that a provider is linked with.
 _REMEDIES = {
     "cuda": "pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9",
     "tensorrt": "pip install tensorrt-cu13==10.16.1.11 from NVIDIA's package index",
 }
 
-# The thread that runs every session on the CPU takes part in the work, and ONNX Runtime sets
-# flush-to-zero only for the thread that makes a process's first session. So one thread makes and
-# runs them all, and no other computes differently for it.
+# The thread that runs a session on the CPU does a part of the computation, and ONNX Runtime sets
+# flush-to-zero only in the thread that opens a process's first session. So one thread opens and
+# runs all sessions. Other threads keep their own floating-point mode.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
 
 class OnnxRuntime:
+    """A model's session on the CPU, in f32 or f16."""
+
     name = "onnxruntime"
     device = "CPU"
     in_flight = 1
@@ -59,6 +60,7 @@ class OnnxRuntime:
         self.flush_to_zero = _thread.submit(_flushes).result()
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        """Start a batch in the sessions' thread and return a function that waits for its logits."""
         return _thread.submit(self._run, inputs).result
 
     def _run(self, inputs: Inputs) -> Logits:
@@ -69,12 +71,13 @@ class OnnxRuntime:
         return logits
 
 
-def lacks(runtime: str) -> str | None:
-    """What this host lacks to run models by "cuda" or "tensorrt", with the remedy; None if nothing
-    is known to be missing.
+def missing_requirement(runtime: str) -> str | None:
+    """Return what this host lacks to run models by "cuda" or "tensorrt", with the remedy.
+
+    None means that nothing is known to be missing.
     """
     if not gpus.visible():
-        return f"{gpus.why_none()}; choose a variant for the CPU"
+        return f"{gpus.unavailable_reason()}; choose a variant for the CPU"
     if importlib.util.find_spec("onnxruntime") is None:
         return f"onnxruntime-gpu is not installed; {_REMEDIES['cuda']}"
     import onnxruntime as ort
@@ -84,24 +87,24 @@ def lacks(runtime: str) -> str | None:
             "the onnxruntime that is installed is the one for CPUs; pip uninstall onnxruntime,"
             f" then {_REMEDIES['cuda']}"
         )
-    missing = _missing_library("cuda") or (
-        _missing_library(runtime) if runtime == "tensorrt" else None
-    )
+    missing = _missing_library("cuda")
+    if missing is None and runtime == "tensorrt":
+        missing = _missing_library("tensorrt")
     return missing
 
 
 @functools.cache
 def _missing_library(runtime: str) -> str | None:
-    """The library that ONNX Runtime's provider does not find, as the loader tells it."""
+    """Return the library that a provider needs and the loader does not find, with the remedy."""
     import onnxruntime as ort
 
-    # From the packages of NVIDIA where they are installed; where torch was imported before, its own
-    # are there already.
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # it prints what it does not find, which is told better below
+    # Libraries come from NVIDIA's packages where these are installed. After an import of torch,
+    # torch's own are loaded already. preload_dlls prints what it does not find; the error below
+    # names it with the remedy.
+    with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
-        # It looks beside itself alone; with several folders on the path, they may lie elsewhere.
+        # It searches only its own site-packages. With several on the path, the packages may be in
+        # another one.
         for folder in _nvidia_folders():
             ort.preload_dlls(directory=str(folder))
     capi = Path(ort.__file__).parent / "capi"
@@ -109,7 +112,7 @@ def _missing_library(runtime: str) -> str | None:
         if runtime == "tensorrt":
             for library in _tensorrt_libraries():
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        # The provider does without cuDNN, by slower kernels and without a word.
+        # Without cuDNN the provider silently uses slower kernels.
         ctypes.CDLL("libcudnn.so.9")
         ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(capi / f"libonnxruntime_providers_{runtime}.so"))
@@ -119,31 +122,30 @@ def _missing_library(runtime: str) -> str | None:
 
 
 def _nvidia_folders() -> list[Path]:
-    """Where NVIDIA's packages have their libraries, CUDA's before cuDNN's, which is linked with
-    them.
-    """
-    found = importlib.util.find_spec("nvidia")
+    """Return the library folders of NVIDIA's packages; cuDNN's come last, as it needs CUDA's."""
     folders = [
-        folder
-        for place in (found.submodule_search_locations or () if found else ())
-        for folder in Path(place).glob("*/lib")
+        folder for place in _package_folders("nvidia") for folder in Path(place).glob("*/lib")
     ]
     return sorted(folders, key=lambda folder: ("cudnn" in str(folder), str(folder)))
 
 
 def _tensorrt_libraries() -> list[Path]:
-    """Those of the package tensorrt-cu13, which nothing else puts on the loader's path."""
-    found = importlib.util.find_spec("tensorrt_libs")
-    places = found.submodule_search_locations or () if found else ()
-    return [
-        library
-        for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
-        for place in places
-        if (library := Path(place) / name).is_file()
-    ]
+    """Return the libraries of tensorrt-cu13, which nothing else puts on the loader's path."""
+    libraries = []
+    for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"):
+        paths = [Path(place) / name for place in _package_folders("tensorrt_libs")]
+        libraries += [path for path in paths if path.is_file()]
+    return libraries
+
+
+def _package_folders(package: str) -> list[str]:
+    """Return the folders of a package; none if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None else list(spec.submodule_search_locations or ())
 
 
 def session_options(threads: int) -> Any:
+    """Return the options of a session that computes in so many threads and logs errors only."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -154,37 +156,38 @@ def session_options(threads: int) -> Any:
 
 
 def open_session(model: Path, options: Any, providers: list[tuple[str, Mapping[str, str]]]) -> Any:
-    """A session whose first provider is in use; RuntimeUnavailable if it is not, or if the model
-    cannot be loaded.
+    """Return a session that uses the first of the providers.
+
+    Raises RuntimeUnavailable if it uses another one, or if the model cannot be loaded.
     """
     import onnxruntime as ort
 
-    wanted = providers[0][0]
+    requested = providers[0][0]
     try:
         session = ort.InferenceSession(model, options, providers=providers)
     # ONNX Runtime raises a class of its own for each of its codes, and others for wrong options.
     except Exception as error:
         raise RuntimeUnavailable(
-            f"ONNX Runtime cannot run {model.name} with {wanted}:"
+            f"ONNX Runtime cannot run {model.name} with {requested}:"
             f" {str(error).strip().splitlines()[0]}"
         ) from None
     in_use = session.get_providers()[0]
-    if in_use != wanted:
+    if in_use != requested:
         raise RuntimeUnavailable(
-            f"ONNX Runtime was asked for {wanted} and took {in_use}; the reason is in its own lines"
-            " above. Choose another --variant, or mend it."
+            f"ONNX Runtime was asked for {requested} and uses {in_use}; its own lines above have"
+            " the reason. Fix it, or choose another --variant."
         )
-    # Providers that fail while they run are replaced by others otherwise, without a word.
+    # Otherwise ONNX Runtime silently replaces a provider that fails while it runs.
     session.disable_fallback()
     return session
 
 
 def input_types(session: Any) -> dict[str, Any]:
-    """The element type of each input."""
+    """Return the element type of each input by name."""
     known = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
     return {value.name: known[value.type] for value in session.get_inputs()}
 
 
 def _flushes() -> bool:
-    """Whether this thread takes subnormal numbers for zero, asked of the processor."""
+    """Return whether the processor takes subnormal numbers for zero in this thread."""
     return bool(np.float32(1e-40) * np.float32(1) == 0)

@@ -1,6 +1,4 @@
-"""
-OpenVINO on the CPU: the default engine.
-"""
+"""OpenVINO on the CPU, the default engine."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from service.artifact import Rest
+from service.artifact import UnquantizedPrecision
 from service.batching.shapes import CPU, PACKED
 from service.host import cpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
@@ -27,36 +25,36 @@ _HINTS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
 def compiled(
     model: Path | ov.Model, precision: str, threads: int, more: Mapping[str, Any] = {}
 ) -> ov.CompiledModel:
-    """A graph that computes in `precision` what it does not quantise, with `more` options.
-    RuntimeError from OpenVINO if it cannot.
+    """Return a model that computes in `precision` what it does not quantize.
+
+    `more` are further options of OpenVINO. Raises OpenVINO's RuntimeError if it cannot compile it.
     """
     core = ov.Core()
     graph = core.read_model(model) if isinstance(model, Path) else model
     options = {
-        # Set in every variant: without one OpenVINO takes bf16 by itself.
+        # Without this hint OpenVINO chooses bf16 by itself.
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        # One graph must take one time whatever its weights: a matrix product over subnormals, which
-        # change no answer, was measured to take 150 times as long without this, and no longer than
-        # any other with it.
+        # A graph's time must not depend on its weights. A matrix product over subnormals, which
+        # change no answer, took 150 times as long without this option, and no longer with it.
         "CPU_DENORMALS_OPTIMIZATION": not selects_integers(graph),
         **more,
     }
-    # In a thread of its own: the engine's threads take the setting from the one that compiles, and
-    # it would keep it for everything else it computes.
+    # The engine's threads inherit the mode from the thread that compiles, and that thread keeps it.
+    # So a thread of its own compiles, and no other code runs with flushed subnormals.
     with ThreadPoolExecutor(1, thread_name_prefix="compile") as compiling:
         return compiling.submit(core.compile_model, graph, OpenVinoRuntime.device, options).result()
 
 
 def selects_integers(graph: ov.Model) -> bool:
-    """Return whether a graph chooses between integers, which OpenVINO gets wrong while it flushes
-    subnormals to zero.
+    """Return whether a graph selects between integers.
 
-    Its code for AVX2 compares the condition as a float, and an integer 1 has the bits of a
-    subnormal: flushed, it is 0, so every choice falls on the other branch. Subgraphs are not
-    searched: a graph with any counts as one that chooses.
+    OpenVINO selects wrongly while it flushes subnormals to zero. Its AVX2 code compares the
+    condition as a float, and an integer 1 has the bits of a subnormal: flushed, it is 0, so every
+    selection takes the other branch. Subgraphs are not searched; a graph that has one counts as
+    selecting.
     """
     nodes = graph.get_ordered_ops()
     if any(node.get_type_name() in ("If", "Loop", "TensorIterator") for node in nodes):
@@ -68,6 +66,8 @@ def selects_integers(graph: ov.Model) -> bool:
 
 
 class OpenVinoRuntime:
+    """A compiled model on the CPU."""
+
     name = "openvino"
     device = "CPU"
     in_flight = 1
@@ -77,21 +77,23 @@ class OpenVinoRuntime:
         model: Path,
         precision: str,
         threads: int,
-        rest: Rest | None = None,
+        lowest_unquantized: UnquantizedPrecision | None = None,
         packs: bool = False,
     ) -> None:
-        """`rest` is the lowest precision for what an int8 graph does not quantise, the one its gate
-        was passed in; None: any.
+        """Compile a model.
 
-        With `packs` the graph reads several texts in a row, if it is made as `pack` knows it.
+        `lowest_unquantized` is the lowest precision for what an int8 graph does not quantize, the
+        one in which its gate was passed; None: any. With `packs` the graph reads several texts in
+        a row, if `pack` supports it.
         """
-        # The fastest that the processor has: bf16 where it is native; emulated it would undo what
-        # int8 gains.
         native = cpus.native_precisions()
-        self.rest: Rest | None = (
-            ("bf16" if "bf16" in native and rest != "f32" else "f32") if precision == "i8" else None
-        )
-        self.computes_in = computed = self.rest or precision
+        self.unquantized_precision: UnquantizedPrecision | None = None
+        """Precision of what an int8 graph does not quantize; None for other graphs."""
+        if precision == "i8":
+            # Native bf16 is the fastest. Emulated, it would cost more time than int8 saves.
+            fast = "bf16" in native and lowest_unquantized != "f32"
+            self.unquantized_precision = "bf16" if fast else "f32"
+        self.computes_in = computed = self.unquantized_precision or precision
         self.grid = CPU
         try:
             graph = self._packed(model, computed, threads) if packs else None
@@ -104,7 +106,7 @@ class OpenVinoRuntime:
         in_use = graph.get_property("INFERENCE_PRECISION_HINT")
         if in_use != _HINTS[computed]:
             raise RuntimeUnavailable(
-                f"OpenVINO was asked for {computed} and took {in_use.get_type_name()}; choose"
+                f"OpenVINO was asked for {computed} and uses {in_use.get_type_name()}; choose"
                 " another --variant."
             )
         if precision not in native:
@@ -118,34 +120,34 @@ class OpenVinoRuntime:
         }
 
     def _packed(self, model: Path, precision: str, threads: int) -> ov.CompiledModel | None:
-        """The graph that reads several texts in a row, whose grid is then this runtime's; None if
-        it cannot be made to.
+        """Return a model that reads several texts in a row, and set the grid for it.
+
+        Returns None if the graph cannot be packed.
         """
-        read = ov.Core().read_model(model)
+        graph = ov.Core().read_model(model)
         try:
-            pack(read)
-            graph = compiled(read, precision, threads)
-        except (
-            Exception
-        ) as reason:  # Shared rows are only faster: whatever is in their way, a row each is right.
-            why = (
-                f"the graph is not known: {reason}"
-                if isinstance(reason, NotPackable)
-                else f"{type(reason).__name__}: {reason}"
+            pack(graph)
+            packed = compiled(graph, precision, threads)
+        except Exception as error:  # Packing only saves time: unpacked answers are right too.
+            reason = (
+                f"the graph is not known: {error}"
+                if isinstance(error, NotPackable)
+                else f"{type(error).__name__}: {error}"
             )
-            log.warning("every text has a row of its own", extra={"why": why})
+            log.warning("every text has a row of its own", extra={"why": reason})
             return None
         self.grid = PACKED
-        return graph
+        return packed
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
+        """Start a batch and return a function that waits for its logits."""
         if self.grid.supports_packing and "first_tokens" not in inputs:
-            inputs = {**inputs, **_alone_in_their_rows(*inputs["input_ids"].shape)}
-        # Tensor by tensor and without copies: handing over the arrays by name costs as much as a
-        # small model.
+            inputs = {**inputs, **_unpacked_places(*inputs["input_ids"].shape)}
+        # One tensor at a time and without copies: passing all arrays by name takes as long as a
+        # small model's run.
         for name, array in inputs.items():
             self._request.set_input_tensor(self._places[name], ov.Tensor(array, shared_memory=True))
-        # The request does not keep what it reads.
+        # The request holds no reference to the arrays that it reads.
         self._read = inputs
         self._request.start_async()
         return self._wait
@@ -156,8 +158,8 @@ class OpenVinoRuntime:
         return np.array(self._request.get_output_tensor(0).data, np.float32)
 
 
-def _alone_in_their_rows(rows: int, length: int) -> Inputs:
-    """What a graph that packs is told besides of texts that share no row."""
+def _unpacked_places(rows: int, length: int) -> Inputs:
+    """Return the further inputs of a packed graph, (B, L) and (B), for one text in each row."""
     return {
         "position_ids": np.tile(np.arange(length), (rows, 1)),
         "first_tokens": np.arange(0, rows * length, length),

@@ -1,15 +1,14 @@
 """
-Makes an OpenVINO graph of a BERT read several texts in a row (service/batching/packing.py). Its
-weights and layers stay what they are.
+Changes an OpenVINO graph of a BERT so that a row may hold several texts (sequence packing, see
+service/batching/packing.py). Weights and layers stay the same.
 
-Three places of the graph know where a text begins and ends, and each is told instead of supposing
-that a row is one text:
+Three places of the graph assume that a row is one text. Each gets an input in place of that:
 
-    attention_mask   (R, L)   the number of each token's text in its row, 0 for padding; 1 and 0
-                              mean what they always did
+    attention_mask   (R, L)   the number of each token's text in its row, 0 for padding; a mask of
+                              1 and 0 keeps its meaning
     position_ids     (R, L)   each token's position in its text
-    first_tokens     (N)      where each text begins, counted through all rows; of these tokens the
-                              logits are
+    first_tokens     (N)      the index of each text's first token, counted through all rows; the
+                              logits are those of these tokens
 """
 
 from __future__ import annotations
@@ -23,20 +22,22 @@ from openvino import opset13 as ops
 from service.batching.packing import MAX_ROW_TOKENS
 
 FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""Whose tokens look at each other in attention only, and whose positions are added to the words."""
+"""Families whose tokens meet only in attention, with positions added to the word embeddings."""
 
 
-_ON_THE_WAY = ("Convert", "Reshape", "Unsqueeze")
-"""What may happen to a mask before it has four dimensions; none of them changes what it says."""
+_MASK_STEPS = ("Convert", "Reshape", "Unsqueeze")
+"""Operators that may give a mask its four dimensions; none of them changes its values."""
 
 
 class NotPackable(Exception):
-    """The graph is not made as this file knows it."""
+    """Raised for a graph without the structure that `pack` changes."""
 
 
 def pack(model: ov.Model) -> None:
-    """Changes `model` in place; NotPackable says what was not found, and then the model is as it
-    was. After any other error it is of no use.
+    """Change `model` in place so that its rows may hold several texts.
+
+    Raises NotPackable, which names what the graph lacks; the model is then unchanged. After any
+    other error the model is unusable.
     """
     parameters = {name: port.get_node() for port in model.inputs for name in port.get_names()}
     if "attention_mask" not in parameters:
@@ -58,14 +59,15 @@ def pack(model: ov.Model) -> None:
     width = hidden.get_partial_shape()[2]
     if width.is_dynamic:
         raise NotPackable("the width of its hidden states is not fixed")
-    replaced = positions.input_value(
-        1
-    ).get_node()  # where positions are looked up, the slice of them
-    others = (node for node in nodes if node.get_friendly_name() != replaced.get_friendly_name())
-    short = min((length for node in others for length in _prepared(node)), default=MAX_ROW_TOKENS)
-    if short < MAX_ROW_TOKENS:
+    # Where positions are looked up, their slice is replaced, so its length does not matter.
+    replaced = positions.input_value(1).get_node()
+    others = [node for node in nodes if node.get_friendly_name() != replaced.get_friendly_name()]
+    longest = min(
+        (length for node in others for length in _row_limits(node)), default=MAX_ROW_TOKENS
+    )
+    if longest < MAX_ROW_TOKENS:
         raise NotPackable(
-            f"it is prepared for rows of {short} tokens, and they may have {MAX_ROW_TOKENS}"
+            f"it is prepared for rows of {longest} tokens, and they may have {MAX_ROW_TOKENS}"
         )
 
     texts = parameters["attention_mask"]
@@ -90,23 +92,27 @@ def pack(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _only(what: str, found: Iterator[ov.Node]) -> ov.Node:
-    nodes = list(found)
+def _only(description: str, candidates: Iterator[ov.Node]) -> ov.Node:
+    """Return the single candidate; NotPackable if there are none or several."""
+    nodes = list(candidates)
     if len(nodes) != 1:
-        raise NotPackable(f"it has {len(nodes)} of what looks like the {what}, and should have one")
+        raise NotPackable(
+            f"it has {len(nodes)} of what looks like the {description}, and should have one"
+        )
     return nodes[0]
 
 
 def _broadcast(mask: ov.Node) -> Iterator[ov.Node]:
-    """The mask as it first has four dimensions, (R, 1, 1, L); NotPackable if anything else reads
-    it.
+    """Yield the nodes that first give the mask four dimensions, (R, 1, 1, L).
+
+    Raises NotPackable if anything else reads the mask.
     """
     for after in mask.output(0).get_target_inputs():
         node = after.get_node()
         kind, rank = node.get_type_name(), node.output(0).get_partial_shape().rank
         if kind == "ShapeOf":
             continue
-        if kind not in _ON_THE_WAY:
+        if kind not in _MASK_STEPS:
             raise NotPackable(f"its mask goes into {kind} before it has four dimensions")
         if rank.is_static and rank.get_length() == 4:
             yield node
@@ -115,24 +121,23 @@ def _broadcast(mask: ov.Node) -> Iterator[ov.Node]:
 
 
 def _reads_past(first: ov.Node, result: ov.Node) -> bool:
-    """Whether the answer depends on an input by any other way than the choice of the first
-    token.
-    """
-    seen, ahead = {first.get_name()}, [result]
+    """Return whether the answer depends on an input by a path around the first token's choice."""
+    visited, ahead = {first.get_name()}, [result]
     while ahead:
         node = ahead.pop()
-        if node.get_name() in seen:
+        if node.get_name() in visited:
             continue
         if node.get_type_name() == "Parameter":
             return True
-        seen.add(node.get_name())
+        visited.add(node.get_name())
         ahead += [source.get_node() for source in node.input_values()]
     return False
 
 
 def _looks_up_positions(node: ov.Node) -> bool:
-    """Whether it reads a table's first rows, as many as a text has tokens: of 0, 1, 2, … it takes a
-    slice.
+    """Return whether a node reads as many of a table's first rows as a text has tokens.
+
+    Its indices are then a slice of the constant 0, 1, 2, ….
     """
     if node.get_type_name() != "Gather":
         return False
@@ -145,43 +150,34 @@ def _looks_up_positions(node: ov.Node) -> bool:
     )
 
 
-def _prepared(node: ov.Node) -> Iterator[int]:
-    """For how many tokens of a row a constant (1, n) was made, of which the node takes a slice."""
-    if (
-        node.get_type_name() == "Slice"
-        and (made := node.input_value(0).get_node()).get_type_name() == "Constant"
-        and made.data.ndim == 2
-    ):
-        yield made.data.shape[1]
+def _row_limits(node: ov.Node) -> Iterator[int]:
+    """Yield n if the node slices a constant (1, n), which limits rows to n tokens."""
+    if node.get_type_name() == "Slice":
+        table = node.input_value(0).get_node()
+        if table.get_type_name() == "Constant" and table.data.ndim == 2:
+            yield table.data.shape[1]
 
 
 def _count_from_the_text(counts: ov.Node, position_ids: ov.Node) -> None:
-    """Makes a RoBERTa, which counts the tokens of a row (R, L) that are not padding, begin anew
-    with each text.
-    """
+    """Restart a RoBERTa's count of a row's tokens without padding, (R, L), with each text."""
     readers = counts.output(0).get_target_inputs()
     length = ops.gather(ops.shape_of(position_ids), np.array(1), np.array(0))
     begins = ops.subtract(ops.range(np.array(0), length, np.array(1), "i64"), position_ids)
-    # That of the text before: its own first token may be one that is not counted.
+    # The count before each text: the text's own first token may be one that is not counted.
     before = ops.gather_elements(ops.subtract(counts, counts.input_value(0)), begins, 1)
     for reader in readers:
         reader.replace_source_output(ops.subtract(counts, before).output(0))
 
 
 def _takes_the_first_token(node: ov.Node) -> bool:
-    """(R, D) of (R, L, D)."""
+    """Return whether a node takes the first of each row's tokens: (R, D) of (R, L, D)."""
     if node.get_type_name() != "Gather":
         return False
-    rank, place, axis = (
-        node.input_value(0).get_partial_shape().rank,
-        node.input_value(1).get_node(),
-        node.input_value(2).get_node(),
-    )
-    if (
-        rank.is_dynamic
-        or rank.get_length() != 3
-        or any(one.get_type_name() != "Constant" for one in (place, axis))
-    ):
+    rank = node.input_value(0).get_partial_shape().rank
+    place, axis = node.input_value(1).get_node(), node.input_value(2).get_node()
+    if rank.is_dynamic or rank.get_length() != 3:
+        return False
+    if not place.get_type_name() == axis.get_type_name() == "Constant":
         return False
     return bool(
         place.data.shape == ()

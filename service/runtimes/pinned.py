@@ -1,9 +1,8 @@
 """
-Page-locked memory: a GPU copies from it by itself and at once, where it would else be handed a copy
-first.
+Page-locked memory, from which a GPU copies directly. From other memory CUDA makes a copy first.
 
-What is there already is registered with CUDA's runtime (cudaHostRegister), so that nothing else
-need know of it.
+Existing arrays are registered with CUDA's runtime (cudaHostRegister), so their users need no
+change.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-# Of CUDA 13; the providers for GPUs are linked with it, so it is loaded where they are.
+# CUDA 13's runtime. The GPU providers are linked with it, so it is loaded wherever they are.
 LIBRARY = "libcudart.so.13"
 
 
 def pin(array: npt.NDArray[Any]) -> bool:
-    """Locks an array's memory for as long as the array lives, and says whether it could: copies are
-    right either way.
+    """Lock an array's memory for as long as the array lives, and return whether it succeeded.
+
+    Copies are correct either way.
     """
     library = _library()
     if library is None or not array.nbytes:
@@ -32,13 +32,13 @@ def pin(array: npt.NDArray[Any]) -> bool:
     address = ctypes.c_void_p(array.ctypes.data)
     status = library.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
     if status != 0:
-        library.cudaGetLastError()  # or the next who asks takes it for its own
+        library.cudaGetLastError()  # Clears it, or the next caller would take it for its own.
         log.info(
             "a GPU's host buffer is not page-locked",
             extra={"bytes": array.nbytes, "cuda_error": status},
         )
         return False
-    # Not at the process's end, where CUDA may have gone before.
+    # Not at the end of the process, when CUDA may be unloaded already.
     weakref.finalize(array, library.cudaHostUnregister, address).atexit = False
     return True
 

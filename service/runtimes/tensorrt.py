@@ -1,11 +1,11 @@
 """
-TensorRT on an NVIDIA GPU, through ONNX Runtime: an engine that is built once per model, GPU and
-version, and kept.
+TensorRT on an NVIDIA GPU, through ONNX Runtime. An engine is built once per model, GPU and version,
+and cached.
 
-Building takes minutes, and happens again whenever a shape comes that no profile holds. So one
-profile holds the whole grid. What TensorRT measured of single kernels (its timing cache) is kept
-beside the engines and read by every build on that kind of GPU: two models of one graph are built of
-the same kernels, which a comparison of their latency needs.
+Building takes minutes, and is repeated for every shape outside the engine's profile. So one profile
+covers the whole grid. TensorRT's measurements of single kernels (its timing cache) are stored next
+to the engines and read by every build on that kind of GPU. Two models with one graph are then built
+of the same kernels, which a comparison of their latency needs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ from pathlib import Path
 from service.artifact import sha256
 from service.batching.shapes import Grid, Shapes
 from service.host import gpus
-from service.runtimes.cuda import AS_IT_COMES, CudaRuntime, GpuOptions, cuda_options, without_graphs
+from service.runtimes.cuda import (
+    DEFAULT_GPU_OPTIONS,
+    CudaRuntime,
+    GpuOptions,
+    cuda_options,
+    without_graphs,
+)
 from service.runtimes.onnxruntime import PROVIDERS
 
 log = logging.getLogger(__name__)
 
 
 class TensorRtRuntime(CudaRuntime):
+    """A model's TensorRT engine on the first visible GPU, in fp16."""
+
     name = "tensorrt"
 
     def __init__(
@@ -36,7 +44,7 @@ class TensorRtRuntime(CudaRuntime):
         labels: int,
         max_tokens: int,
         inputs: Sequence[str],
-        options: GpuOptions = AS_IT_COMES,
+        options: GpuOptions = DEFAULT_GPU_OPTIONS,
     ) -> None:
         self._inputs = inputs
         began = time.monotonic()
@@ -49,17 +57,17 @@ class TensorRtRuntime(CudaRuntime):
     def providers(
         self, model: Path, max_tokens: int, options: GpuOptions
     ) -> list[tuple[str, Mapping[str, str]]]:
+        """Return TensorRT's provider, and CUDA's for what TensorRT does not support."""
         import onnxruntime as ort
 
         folder = (options.cache or default_cache()) / versions(
             ort.__version__, tensorrt_version(), gpus.visible()[0].compute_capability
         )
         folder.mkdir(parents=True, exist_ok=True)
-        own = tensorrt_options(
-            folder, digest_of(model), self.grid, max_tokens, self._inputs, options
-        )
+        digest = graph_digest(model)
+        chosen = tensorrt_options(folder, digest, self.grid, max_tokens, self._inputs, options)
         return [
-            (PROVIDERS["tensorrt"], own),
+            (PROVIDERS["tensorrt"], chosen),
             (PROVIDERS["cuda"], without_graphs(cuda_options(options))),
         ]
 
@@ -72,14 +80,15 @@ def tensorrt_options(
     inputs: Sequence[str],
     options: GpuOptions,
 ) -> dict[str, str]:
-    """ONNX Runtime's TensorRT provider: strongly typed, one profile over the grid, engine and
-    timing cache in `folder`.
+    """Return the options of ONNX Runtime's TensorRT provider.
+
+    It keeps the graph's types, has one profile over the grid, and stores the engine and the timing
+    cache in `folder`.
     """
     lowest, likely, highest = profile(grid, max_tokens, inputs)
     chosen = {
         "device_id": "0",
-        # Off, for the graph is in fp16 already: then TensorRT keeps to the types that it finds
-        # there.
+        # Off, because the graph is in fp16 already: TensorRT then keeps the graph's types.
         "trt_fp16_enable": "0",
         "trt_profile_min_shapes": lowest,
         "trt_profile_opt_shapes": likely,
@@ -89,31 +98,28 @@ def tensorrt_options(
         "trt_engine_cache_prefix": digest[:16],
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
-        # Its provider keeps one graph, and replays it whatever the shape.
+        # Off, because the provider captures one graph and replays it for every shape.
         "trt_cuda_graph_enable": "0",
     }
-    return (
-        chosen
-        if options.memory_bytes is None
-        else chosen | {"trt_max_workspace_size": str(options.memory_bytes)}
-    )
+    if options.memory_bytes is not None:
+        chosen["trt_max_workspace_size"] = str(options.memory_bytes)
+    return chosen
 
 
-def digest_of(model: Path) -> str:
-    """Of the graph and of what lies beside it under its name: weights may be in a file of their
-    own.
-    """
+def graph_digest(model: Path) -> str:
+    """Return the SHA-256 of a graph and of the files with its stem, which may hold its weights."""
     parts = [sha256(path) for path in sorted(model.parent.glob(f"{model.stem}.*"))]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def profile(grid: Grid, max_tokens: int, inputs: Sequence[str]) -> tuple[str, str, str]:
-    """The least, the likeliest and the greatest shape of every input, as ONNX Runtime's provider
-    reads them.
+    """Return the smallest, the likeliest and the largest shape of every input.
+
+    Each is written as ONNX Runtime's provider reads it: `input_ids:1x8,attention_mask:1x8`.
     """
     shapes = Shapes(max_tokens, grid=grid)
     size = shapes.batch_sizes[len(shapes.batch_sizes) // 2]
-    # Lengths of a model that is not padding-safe are as they come, down to one token.
+    # A model that is not padding-invariant runs every length, down to one token.
     corners = (
         (1, 1),
         (size, shapes.length(min(128, max_tokens))),
@@ -126,19 +132,21 @@ def profile(grid: Grid, max_tokens: int, inputs: Sequence[str]) -> tuple[str, st
 
 
 def versions(onnxruntime: str, tensorrt: str, compute_capability: str) -> str:
-    """What an engine depends on beside its model: the folder's name. An engine of another version
-    or GPU is never found.
+    """Return the name of a folder for the engines of these versions on this kind of GPU.
+
+    An engine depends on them as on its model, so no engine of another folder is ever used.
     """
     return f"onnxruntime-{onnxruntime}-tensorrt-{tensorrt}-sm{compute_capability.replace('.', '')}"
 
 
 def tensorrt_version() -> str:
-    """As 10.16.1, asked of the library."""
+    """Return the version of the installed library, such as 10.16.1."""
     number = ctypes.CDLL("libnvinfer.so.10").getInferLibVersion()
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
 def default_cache() -> Path:
+    """Return the folder for engines in the user's cache folder."""
     return (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         / "drbert-serve"

@@ -1,5 +1,5 @@
 """
 Telemetry: Prometheus metrics, OpenTelemetry spans, JSON logs, and readings of NVIDIA GPUs.
 
-It counts what it is given. It does not know HTTP, models or engines.
+It counts what the other packages report, and knows neither HTTP nor models nor engines.
 """

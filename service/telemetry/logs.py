@@ -1,10 +1,10 @@
 """
-Logs: one event, one line of JSON, facts as fields. Texts and keys are never among them.
+Logs: one line of JSON for each event, with its facts as fields. Texts and keys are never logged.
 
-A thread of its own writes the lines, so that a stuck collector (a full pipe that nobody reads)
-stops nothing else: when its queue is full the oldest lines are dropped and counted. Warnings and
-errors are limited per place in the code, because callers without a key can provoke them as fast as
-they can send.
+A thread of its own writes the lines, so a stuck collector (a full pipe that nobody reads) blocks
+nothing else. When its queue is full, the oldest lines are dropped and counted. Warnings and errors
+are limited for each place in the code, because callers without a key can cause them as fast as they
+can send.
 """
 
 from __future__ import annotations
@@ -24,22 +24,29 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 QUEUED_LINES = 1_000
+"""Lines that may wait to be written."""
 FIELD_CHARS = 8_192
-"""Characters that a field of a line may hold, so that QUEUED_LINES bounds the memory too."""
+"""Characters in a field of a line. With QUEUED_LINES it limits the memory."""
 LINES_PER_S = 10.0
+"""Warnings and errors a second from one place in the code, after its burst."""
 BURST = 50.0
-"""Lines of one place that may come at once: loading many models may warn once for each."""
+"""Lines that one place may log at once: loading many models may warn once for each."""
 SUMMARY_EVERY_S = 1.0
+"""Seconds between two summaries of suppressed lines."""
 FLUSH_S = 2.0
+"""Seconds that `flush` waits at most."""
 
 _ORDINARY = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 
 LOST = {"queue_full": 0, "write_failed": 0, "rate_limited": 0}
-"""Lines that were not written since the start, by reason; /metrics shows them."""
+"""Number of lines since the start that were not written, by reason; /metrics shows it."""
 
 
 class JsonLines(logging.Formatter):
+    """Formats a log record as one line of JSON."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record's level, event and extra fields, and its traceback if it has one."""
         fields = {"level": record.levelname.lower(), "event": record.getMessage()}
         fields |= {name: value for name, value in vars(record).items() if name not in _ORDINARY}
         if record.exc_info:
@@ -61,13 +68,11 @@ def _bounded(value: Any) -> Any:
 
 
 def _bounded_text(value: object) -> str:
-    """Return a text of at most FIELD_CHARS characters, and a note of how many were cut out of its
-    middle.
-    """
+    """Return a value as text; its middle is cut out if it exceeds FIELD_CHARS characters."""
     text = str(value)
     if len(text) <= FIELD_CHARS:
         return text
-    # The end of a traceback names the error.
+    # The end is kept, because the end of a traceback names the error.
     half = FIELD_CHARS // 2
     return f"{text[:half]} … {len(text) - 2 * half} characters left out … {text[-half:]}"
 
@@ -81,23 +86,22 @@ class _Bucket:
 
 
 class RateLimit(logging.Filter):
-    """Limits the warnings and errors of each place in the code to LINES_PER_S, after a burst of
-    BURST.
+    """Limits the warnings and errors of each place in the code to LINES_PER_S after a BURST.
 
-    The place is the key, not the message: a message may hold what a caller sent, and every new one
-    would have an allowance of its own. CRITICAL always passes, and so does INFO, which no request
-    causes.
+    The place is the key and not the message: a message may contain what a caller sent, so each new
+    message would have an allowance of its own. CRITICAL always passes, and so does INFO, which no
+    request causes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._buckets: dict[tuple[str, int], _Bucket] = {}
-        # Reentrant, because the garbage collector may run a __del__ that logs while the lock is
-        # held.
+        # Reentrant: the garbage collector may run a __del__ that logs while the lock is held.
         self._lock = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is logged; one that is not is counted."""
         if not logging.WARNING <= record.levelno < logging.CRITICAL:
             return True
         with self._lock:
@@ -114,9 +118,7 @@ class RateLimit(logging.Filter):
             return False
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Return the fields of a summary line for each place that was limited since the last
-        call.
-        """
+        """Return the fields of a line for each place that was limited since the last call."""
         with self._lock:
             limited = [bucket for bucket in self._buckets.values() if bucket.suppressed]
             lines = [
@@ -135,11 +137,11 @@ class RateLimit(logging.Filter):
 
 
 class LineWriter(logging.Handler):
-    """Hands lines to a thread that writes them to a file descriptor; never blocks the caller.
+    """Passes lines to a thread that writes them to a file descriptor. It never blocks the caller.
 
-    SimpleQueue and not Queue, whose lock is not reentrant: a __del__ that logs, run by the garbage
-    collector inside put(), would wait for itself. os.write and not sys.stderr, whose lock a thread
-    that hangs would still hold when the process ends.
+    It uses SimpleQueue because Queue's lock is not reentrant: a __del__ that logs, run by the
+    garbage collector inside put(), would deadlock. It uses os.write because a thread that hangs
+    could hold sys.stderr's lock when the process ends.
     """
 
     def __init__(self, descriptor: int = 2, limit: RateLimit | None = None) -> None:
@@ -154,19 +156,20 @@ class LineWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record's line."""
         try:
             self._put(self.format(record))
-        except Exception:
+        except Exception:  # A value's own __str__ may raise anything; the caller only logs.
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        # logging's own prints to sys.stderr, which may block.
+        """Count a line that could not be formatted. The base class would print it to sys.stderr,
+        which may block.
+        """
         LOST["write_failed"] += 1
 
     def flush(self) -> None:
-        """Wait until what was logged before is written, for at most FLUSH_S: nobody may ever read
-        it.
-        """
+        """Wait until all earlier lines are written, for at most FLUSH_S: a reader may be stuck."""
         self.acquire()
         try:
             for fields in self._limit.summaries():
@@ -179,6 +182,7 @@ class LineWriter(logging.Handler):
             time.sleep(0.002)
 
     def close(self) -> None:
+        """End the thread after the lines that are queued."""
         self._lines.put(None)
         super().close()
 
@@ -189,14 +193,14 @@ class LineWriter(logging.Handler):
                 self._lines.get_nowait()
             except queue.Empty:
                 break
-            # The oldest, so that what led to an end is there once somebody reads again.
+            # The oldest line is dropped, so that the events before an end are kept.
             self._dropped += 1
             LOST["queue_full"] += 1
         self._queued += 1
         self._lines.put(line)
 
     def _write_lines(self) -> None:
-        due = time.monotonic() + SUMMARY_EVERY_S
+        next_summary = time.monotonic() + SUMMARY_EVERY_S
         while True:
             try:
                 line = self._lines.get(timeout=SUMMARY_EVERY_S)
@@ -208,8 +212,8 @@ class LineWriter(logging.Handler):
                 self._write(line)
                 self._taken += 1
             self._report_dropped()
-            if time.monotonic() >= due:
-                due = time.monotonic() + SUMMARY_EVERY_S
+            if time.monotonic() >= next_summary:
+                next_summary = time.monotonic() + SUMMARY_EVERY_S
                 for fields in self._limit.summaries():
                     self._write(json_line(time.time(), fields))
 
@@ -223,37 +227,36 @@ class LineWriter(logging.Handler):
             self._reported = dropped
 
     def _write(self, line: str) -> None:
-        rest = line.encode() + b"\n"
-        while rest:
+        unwritten = line.encode() + b"\n"
+        while unwritten:
             try:
-                rest = rest[os.write(self._descriptor, rest) :]
+                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [], 1.0)
             except OSError:
-                # The reader is gone, or the disk is full; the next line is tried again.
+                # The reader is gone, or the disk is full. The next line is tried again.
                 LOST["write_failed"] += 1
                 return
 
 
 def set_up(level: str) -> None:
-    """Send every log line of the process, warnings and uncaught exceptions of threads too, to
-    stderr as JSON.
+    """Write every log line of the process to stderr as JSON.
+
+    Python's warnings and uncaught exceptions of threads are included.
     """
     logging.basicConfig(level=level, handlers=[LineWriter()], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
     logging.getLogger("uvicorn.error").setLevel("WARNING")
-    # Python itself would print these to stderr, on whatever thread they happen.
+    # Python itself would print these to stderr, from any thread.
     logging.captureWarnings(True)
     threading.excepthook = _log_thread_failure
     sys.unraisablehook = _log_unraisable
 
 
 def flush() -> None:
-    """Write what was logged so far, within FLUSH_S; to be called before os._exit, which runs
-    nothing else.
-    """
+    """Write all earlier lines, within FLUSH_S. Call it before os._exit, which runs no handlers."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 

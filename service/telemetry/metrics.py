@@ -1,5 +1,5 @@
 """
-What Prometheus is told. Base units; the label `model` only ever holds loaded names.
+Prometheus metrics, in base units. The label `model` holds names of loaded models only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ from service.telemetry import logs
 from service.telemetry.histogram import Histogram
 from service.telemetry.nvml import Collector, Reading
 
-# Geometric, ×1.2 from 100 µs to 10 s: fine enough for a ratio of medians within ±1 %.
 SECONDS = tuple(1e-4 * 1.2**i for i in range(64))
+"""Buckets of durations, geometric from 100 µs to 10 s: fine enough for a ratio of medians within
+±1 %.
+"""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
+"""Buckets of a batch's number of texts."""
 TOKENS = tuple(2**i for i in range(3, 16))
+"""Buckets of a batch's number of tokens, 8 to 32,768."""
 COUNTED_FROM_ZERO = (200, 429, 500, 503, 504)
+"""Statuses whose counters exist as soon as a model is loaded."""
 
 
 class _Group(PrometheusCollector):
@@ -37,11 +42,16 @@ class _Group(PrometheusCollector):
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
+        """Return the metrics, for prometheus_client."""
         return self._registry.collect()
 
 
 class Metrics:
-    """All metrics, by `registry`, and the page that a scraper reads."""
+    """All metrics of the service, in `registry` and as a page for a scraper.
+
+    The callables are read at each scrape: texts in the queue, requests in progress, readings of
+    GPUs, and seconds of work in the queue.
+    """
 
     def __init__(
         self,
@@ -51,87 +61,66 @@ class Metrics:
         readings: Callable[[], list[Reading]] = list,
         waiting_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, self.registry)
-
-        # Histograms are nearly all of the page, and write their own part of it; everything else has
-        # a registry within the other.
+        # Histograms are nearly all of the page and write their own part of it. All other metrics
+        # have a registry inside the other.
         self.registry, self._others = registry, CollectorRegistry()
         registry.register(_Group(self._others))
-        registry = self._others
-        self.requests = Counter(
-            "drbert_requests_total",
-            "Requests answered, by status.",
-            ["model", "code"],
-            registry=registry,
-        )
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"drbert_{name}_duration_seconds", text, SECONDS, registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"drbert_{name}_total", text, labels, registry=self._others)
+
+        def gauge(name: str, text: str, value: Callable[[], float] | None = None) -> Gauge:
+            metric = Gauge(f"drbert_{name}", text, registry=self._others)
+            if value is not None:
+                metric.set_function(value)
+            return metric
+
+        self.requests = counter("requests", "Requests answered, by status.", "model", "code")
         self._requests: dict[tuple[str, int], Counter] = {}
         self.request = seconds("request", "From a request's first byte read to its answer.")
-        self.tokenize = seconds("tokenize", "Turning a request's texts into tokens.")
+        self.tokenize = seconds("tokenize", "Tokenizing all texts of a request.")
         self.queue = seconds("queue", "A text's wait for the model.")
         self.inference = seconds("inference", "One model run.")
-        self.batch_size = Histogram(
-            "drbert_batch_size", "Texts in a model run.", SIZES, self.registry
-        )
+        self.batch_size = Histogram("drbert_batch_size", "Texts in a model run.", SIZES, registry)
         self.batch_tokens = Histogram(
-            "drbert_batch_tokens", "Tokens in a model run, padding counted.", TOKENS, self.registry
+            "drbert_batch_tokens", "Tokens in a model run, padding included.", TOKENS, registry
         )
-        self.padding_tokens = Counter(
-            "drbert_padding_tokens_total",
-            "Tokens computed only to fill a batch.",
-            ["model"],
-            registry=registry,
+        self.padding_tokens = counter(
+            "padding_tokens", "Padding tokens computed to fill a batch.", "model"
         )
-        self.tokens = Counter(
-            "drbert_tokens_total", "Tokens of texts computed.", ["model"], registry=registry
+        self.tokens = counter("tokens", "Tokens of texts computed.", "model")
+        self.truncated = counter("truncated", "Texts truncated to the model's length.", "model")
+        self.rejected = counter("rejected", "Requests refused before the model.", "reason")
+        self.inflight = gauge("inflight_requests", "Requests being answered.", answering)
+        self.queue_depth = gauge("queue_depth", "Texts in the queue.", waiting)
+        self.queue_seconds = gauge(
+            "queue_seconds",
+            "Seconds that the engine needs for the texts in the queue, at the measured rate.",
+            waiting_s,
         )
-        self.truncated = Counter(
-            "drbert_truncated_total",
-            "Texts that were cut to the model's length.",
-            ["model"],
-            registry=registry,
+        self.ready = gauge("ready", "1 while the service accepts requests.")
+        self.event_loop_lag = gauge(
+            "event_loop_lag_seconds",
+            "Largest delay of the event loop over the last 30 to 60 seconds.",
         )
-        self.rejected = Counter(
-            "drbert_rejected_total",
-            "Requests refused before the model.",
-            ["reason"],
-            registry=registry,
+        self.shadowed = counter(
+            "shadow_texts",
+            "Texts that a second model classified too, by outcome.",
+            "model",
+            "of",
+            "outcome",
         )
-        self.inflight = Gauge(
-            "drbert_inflight_requests", "Requests being answered.", registry=registry
+        self.shadow_seconds = counter(
+            "shadow_inference_seconds", "Engine time spent on shadow texts.", "model"
         )
-        self.inflight.set_function(answering)
-        self.queue_depth = Gauge("drbert_queue_depth", "Texts that wait.", registry=registry)
-        self.queue_depth.set_function(waiting)
-        self.queue_seconds = Gauge(
-            "drbert_queue_seconds",
-            "Seconds of the engine that the texts take that wait, by the measured rate.",
-            registry=registry,
-        )
-        self.queue_seconds.set_function(waiting_s)
-        self.ready = Gauge("drbert_ready", "1 while the service takes requests.", registry=registry)
-        self.event_loop_lag = Gauge(
-            "drbert_event_loop_lag_seconds",
-            "How late the event loop woke at the worst, over the last half minute or two.",
-            registry=registry,
-        )
-        self.shadowed = Counter(
-            "drbert_shadow_texts_total",
-            "Texts that a second model answered too, by what became of it.",
-            ["model", "of", "outcome"],
-            registry=registry,
-        )
-        self.shadow_seconds = Counter(
-            "drbert_shadow_inference_seconds_total",
-            "Time of the engine spent on them.",
-            ["model"],
-            registry=registry,
-        )
-        registry.register(Collector(readings))
-        registry.register(LogCollector())
-        ProcessCollector(registry=registry)
+        self._others.register(Collector(readings))
+        self._others.register(LogCollector())
+        ProcessCollector(registry=self._others)
         self.model_info = Info(
-            "drbert_model", "What serves each model.", ["model"], registry=registry
+            "drbert_model", "Engine and artifact of each model.", ["model"], registry=self._others
         )
         self._histograms = (
             self.request,
@@ -143,7 +132,7 @@ class Metrics:
         )
 
     def page(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return (
             generate_latest(self._others)
             + "".join([histogram.page() for histogram in self._histograms]).encode()
@@ -152,35 +141,34 @@ class Metrics:
     def add_model(
         self, model: str, digest: str, encoder_digest: str, runtime: str, variant: str
     ) -> None:
-        """Names a loaded model and makes its series, so that they start at zero."""
-        facts = {
+        """Add the series of a loaded model, so that they start at zero."""
+        labels = {
             "digest": digest,
             "encoder_digest": encoder_digest,
             "runtime": runtime,
             "variant": variant,
         }
-        self.model_info.labels(model).info(facts)
+        self.model_info.labels(model).info(labels)
         for series in self._histograms:
             series.labels(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated):
             counter.labels(model)
-        # A rate sees nothing of a series that begins with its first failure.
+        # Prometheus' rate() does not count the failure with which a series begins.
         for status in COUNTED_FROM_ZERO:
             self._counter(model, status)
 
     def remove_model(self, model: str) -> None:
-        """Forgets the series of a model that is gone: the label holds the names of loaded ones
-        only.
-        """
+        """Remove the series of an unloaded model."""
         for series in self._histograms:
             series.remove(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated, self.model_info):
             counter.remove(model)
-        for own in [own for own in self._requests if own[0] == model]:
-            del self._requests[own]
-            self.requests.remove(model, str(own[1]))
+        for name, status in [key for key in self._requests if key[0] == model]:
+            del self._requests[name, status]
+            self.requests.remove(name, str(status))
 
     def count_request(self, model: str, status: int) -> None:
+        """Count an answered request."""
         self._counter(model, status).inc()
 
     def _counter(self, model: str, status: int) -> Counter:
@@ -190,7 +178,7 @@ class Metrics:
         return counter
 
     def add_batch(self, model: str, batch: BatchStats) -> None:
-        """Counts a batch for the model of that name; what the batcher calls it is its own."""
+        """Count a batch under the model's name, which may differ from the batcher's key for it."""
         if not batch.is_background:
             queue = self.queue.labels(model)
             for queue_ns in batch.queue_ns:
@@ -203,9 +191,10 @@ class Metrics:
 
 
 class LogCollector:
-    """Counts the lines that the log lost; the log itself knows nothing of Prometheus."""
+    """Yields the number of lost log lines as a metric. The log itself does not know Prometheus."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the metric, for prometheus_client."""
         lines = CounterMetricFamily(
             "drbert_log_lines_dropped",
             "Log lines that were not written, by reason.",

@@ -1,11 +1,10 @@
 """
-Spans for OpenTelemetry, sent by OTLP: one for each classification, with the time in tokens, queue
-and engine as its children.
+OpenTelemetry spans, sent by OTLP: one for each classification, with tokenizing, queue and inference
+as its children.
 
-Off unless DRBERT_TRACING is set, and then the extra `tracing` has to be installed. Where spans go
-is told by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
-OTEL_TRACES_SAMPLER, …). A caller's `traceparent` is taken up. No text, label or key is ever part of
-a span.
+Off unless DRBERT_TRACING is set, which requires the extra `tracing`. OpenTelemetry's own variables
+name the receiver (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …). A
+caller's `traceparent` becomes the parent. No text, label or key is ever part of a span.
 """
 
 from __future__ import annotations
@@ -17,24 +16,33 @@ from starlette.types import Scope
 
 from command import Unavailable
 
-# Callers choose the path, so an attribute holds no more of it.
+# Callers choose the path, so an attribute holds only its first characters.
 PATH_CHARS = 200
 
 
 @dataclass(slots=True)
-class Noted:
-    """What a request turned out to be, as far as it got."""
+class RequestStats:
+    """Counts and times of one request. Fields of steps that it did not reach stay at 0."""
 
     model: str = ""
+    """Name of the model; empty before it is known."""
     texts: int = 0
+    """Number of texts in the request."""
     tokens: int = 0
+    """Number of tokens of all texts."""
     tokenize_ns: int = 0
+    """Nanoseconds of tokenizing."""
     queue_ns: int = 0
+    """Nanoseconds in the queue."""
     inference_ns: int = 0
+    """Nanoseconds of the engine."""
     batch_size: int = 0
+    """Number of texts in the batch."""
 
 
 class Tracing:
+    """Records spans; Unavailable if OpenTelemetry is not installed."""
+
     def __init__(self, version: str) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -54,11 +62,13 @@ class Tracing:
         self._tracer = self._provider.get_tracer("drbert-serve", version)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, scope: Scope, noted: Noted, status: int, began_ns: int, ended_ns: int) -> None:
-        """Makes the spans of a request that has ended; times are nanoseconds since 1970.
+    def record(
+        self, scope: Scope, stats: RequestStats, status: int, began_ns: int, ended_ns: int
+    ) -> None:
+        """Record the spans of a request that has ended; times are nanoseconds since 1970.
 
-        The span's name holds the route's template and not the path: callers choose the path, and
-        collectors keep series by name.
+        The span's name has the route's template and not the path. Callers choose the path, and
+        collectors keep a series for each name.
         """
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -74,10 +84,10 @@ class Tracing:
             "url.path": scope["path"][:PATH_CHARS],
             "http.response.status_code": status,
             "drbert.request_id": scope["state"]["request_id"],
-            "drbert.model": noted.model,
-            "drbert.texts": noted.texts,
-            "drbert.tokens": noted.tokens,
-            "drbert.batch_size": noted.batch_size,
+            "drbert.model": stats.model,
+            "drbert.texts": stats.texts,
+            "drbert.tokens": stats.tokens,
+            "drbert.batch_size": stats.batch_size,
         }
         span = self._tracer.start_span(
             f"POST {route}",
@@ -88,20 +98,21 @@ class Tracing:
         )
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        at = ended_ns - noted.inference_ns - noted.queue_ns - noted.tokenize_ns
-        for name, took in (
-            ("tokenize", noted.tokenize_ns),
-            ("queue", noted.queue_ns),
-            ("inference", noted.inference_ns),
-        ):
-            if took:
+        at = ended_ns - stats.inference_ns - stats.queue_ns - stats.tokenize_ns
+        phases = {
+            "tokenize": stats.tokenize_ns,
+            "queue": stats.queue_ns,
+            "inference": stats.inference_ns,
+        }
+        for name, duration in phases.items():
+            if duration:
                 child = self._tracer.start_span(
                     name, context=set_span_in_context(span), start_time=at
                 )
-                child.end(at + took)
-            at += took
+                child.end(at + duration)
+            at += duration
         span.end(ended_ns)
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Send the spans that were not sent yet."""
         self._provider.shutdown()

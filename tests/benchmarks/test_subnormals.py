@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from benchmarks.commands import main
 from benchmarks.subnormals import count
 from command import Unavailable
-from service.artifact import MANIFEST, Artifact, read_artifact, sealed, sha256
+from service.artifact import MANIFEST, Artifact, read_artifact, sha256, with_checksum
 from service.classifier import Classifier
 from service.runtimes.openvino import OpenVinoRuntime
 
@@ -26,7 +26,7 @@ def with_subnormals(artifact: Artifact) -> Artifact:
     onnx.save(model, path)
     files = artifact.manifest.files | {"model.onnx": sha256(path)}
     (artifact.directory / MANIFEST).write_text(
-        sealed(artifact.manifest.model_copy(update={"files": files})).model_dump_json()
+        with_checksum(artifact.manifest.model_copy(update={"files": files})).model_dump_json()
     )
     return read_artifact(artifact.directory)
 

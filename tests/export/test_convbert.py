@@ -97,7 +97,7 @@ def test_an_exported_convbert_is_padding_invariant_and_runs_in_batches(tmp_path:
         tmp_path / "checkpoint/model.safetensors",
     )
     manifest = export(str(tmp_path / "checkpoint"), tmp_path / "artifact", variants=["cpu-fp32"])
-    assert manifest.padding_safe
+    assert manifest.padding_invariant
     encoder, head = split(read_graph(tmp_path / "artifact/model.onnx"))
     assert (
         encoder.parameters + head.parameters

@@ -86,7 +86,7 @@ def test_both_variants_are_verified_and_their_parity_is_in_the_manifest(tmp_path
     else:
         assert 0 < reduced.parity.max_probability_difference < 0.1
     assert reduced.weight_bytes * 2 == pytest.approx(exact.weight_bytes, rel=0.01)
-    assert manifest.padding_safe
+    assert manifest.padding_invariant
     assert manifest.max_tokens == 24
 
 
@@ -281,7 +281,7 @@ def test_a_folder_that_holds_an_artifact_and_more_is_not_overwritten(tmp_path: P
 def test_padding_invariance_is_measured_on_fp32_whatever_is_built(tmp_path: Path) -> None:
     assert export(
         str(write_checkpoint(tmp_path / "c")), tmp_path / "a", variants=["cpu-bf16"]
-    ).padding_safe
+    ).padding_invariant
 
 
 def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:

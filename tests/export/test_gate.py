@@ -155,7 +155,9 @@ def test_int8_is_served_in_no_lower_precision_than_it_passed_its_gate_in(
     )
     agreement = manifest.variants["cpu-int8"].gate.agreement
     assert agreement is not None
-    assert agreement.rest == ("bf16" if "bf16" in cpus.native_precisions() else "f32")
+    assert agreement.unquantized_precision == (
+        "bf16" if "bf16" in cpus.native_precisions() else "f32"
+    )
 
     artifact = read_artifact(tmp_path / "artifact")
     for passed_in, native, expected in (
@@ -166,7 +168,7 @@ def test_int8_is_served_in_no_lower_precision_than_it_passed_its_gate_in(
         monkeypatch.setattr(cpus, "native_precisions", lambda native=native: native)
         variant = artifact.manifest.variants["cpu-int8"]
         gate = variant.gate.model_copy(
-            update={"agreement": agreement.model_copy(update={"rest": passed_in})}
+            update={"agreement": agreement.model_copy(update={"unquantized_precision": passed_in})}
         )
         gated = variant.model_copy(update={"gate": gate})
         changed = Artifact(
@@ -177,7 +179,7 @@ def test_int8_is_served_in_no_lower_precision_than_it_passed_its_gate_in(
         )
         runtime = load(changed, Choice("cpu-int8", "openvino", "test"), 1)
         assert isinstance(runtime, OpenVinoRuntime)
-        assert runtime.rest == expected
+        assert runtime.unquantized_precision == expected
 
 
 def test_twins_have_one_int8_digest_whatever_their_weights_and_texts(tmp_path: Path) -> None:

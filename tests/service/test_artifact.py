@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from service.artifact import MANIFEST_BYTES, Artifact, ArtifactError, ArtifactMissing, read_artifact
+from service.artifact import (
+    MANIFEST_BYTES,
+    Agreement,
+    Artifact,
+    ArtifactError,
+    ArtifactMissing,
+    read_artifact,
+)
 
 
 def change_manifest(artifact: Artifact, **changes: Any) -> None:
@@ -64,8 +71,8 @@ def test_an_unknown_field_is_named(artifact: Artifact) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labels": ["POSITIVE", "NEGATIVE"]}, "do not give its seal"),
-        ({"encoder_digest": "0" * 64}, "do not give its seal"),
+        ({"labels": ["POSITIVE", "NEGATIVE"]}, "do not match its checksum"),
+        ({"encoder_digest": "0" * 64}, "do not match its checksum"),
         ({"tokenizer_digest": "0" * 64}, "is not the digest of tokenizer.json"),
         ({"labels": ["GOOD", "BAD", "GOOD"]}, "labels: .*two are called 'GOOD'"),
     ],
@@ -76,6 +83,47 @@ def test_a_changed_field_of_the_manifest_is_refused(
     change_manifest(artifact, **changes)
     with pytest.raises(ArtifactError, match=words):
         read_artifact(artifact.directory)
+
+
+RENAMED_FIELDS = {"padding_invariant": "padding_safe", "checksum": "seal"}
+
+
+def test_the_manifest_keeps_the_keys_of_renamed_fields(artifact: Artifact) -> None:
+    written = json.loads(artifact.path("manifest.json").read_text())
+    assert written == artifact.manifest.model_dump(mode="json")
+    for field, key in RENAMED_FIELDS.items():
+        assert written[key] == getattr(artifact.manifest, field)
+        assert field not in written
+
+
+@pytest.mark.parametrize(("field", "key"), RENAMED_FIELDS.items())
+def test_a_manifest_with_a_fields_name_in_place_of_its_key_is_refused(
+    artifact: Artifact, field: str, key: str
+) -> None:
+    path = artifact.path("manifest.json")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, field: values.pop(key)}))
+    with pytest.raises(ArtifactError, match=f"{field}: Extra inputs are not permitted"):
+        read_artifact(artifact.directory)
+
+
+def test_an_agreement_keeps_the_keys_of_renamed_fields() -> None:
+    values: dict[str, Any] = {
+        "texts": 1,
+        "agreeing": 1,
+        "lower_bound": 0.5,
+        "wanted": 0.9,
+        "accuracy": None,
+        "accuracy_of_fp32": None,
+        "labels": {},
+        "wanted_per_label": 0.8,
+        "rest": "bf16",
+    }
+    agreement = Agreement.model_validate(values)
+    assert agreement.required_lower_bound == 0.9
+    assert agreement.required_per_label == 0.8
+    assert agreement.unquantized_precision == "bf16"
+    assert agreement.model_dump() == values
 
 
 def test_another_schema_version_is_refused(artifact: Artifact) -> None:
@@ -120,13 +168,13 @@ def below_a_file(folder: Path) -> Path:
     return folder / "file" / "x"
 
 
-def a_file(folder: Path) -> Path:
+def regular_file(folder: Path) -> Path:
     return below_a_file(folder).parent
 
 
 @pytest.mark.parametrize(
     "make",
-    [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, a_file],
+    [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, regular_file],
     ids=lambda make: make.__name__,
 )
 def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:

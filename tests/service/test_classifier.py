@@ -92,7 +92,7 @@ def test_auto_takes_the_variant_that_passed_its_gate(artifact: Artifact) -> None
     )
     choice = choose(both)
     assert choice.variant == "cpu-fp32"
-    assert "too far off" in choice.why
+    assert "too far off" in choice.reason
     none = Artifact(
         artifact.directory, artifact.manifest.model_copy(update={"variants": {"cpu-fp32": failed}})
     )
@@ -120,9 +120,9 @@ def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instruction
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
     choice = choose(with_all_precisions(artifact), host=Host(tmp_path / "cpuinfo"))
     assert choice.variant == best
-    assert (best == "cpu-int8") == (choice.why == "the fastest held")
+    assert (best == "cpu-int8") == (choice.reason == "the fastest held")
     if best == "cpu-fp32":
-        assert "cpu-int8: this CPU has no instructions for i8 (avx512_vnni" in choice.why
+        assert "cpu-int8: this CPU has no instructions for i8 (avx512_vnni" in choice.reason
 
 
 def test_auto_never_takes_an_int8_variant_that_nobody_gated(
@@ -139,7 +139,7 @@ def test_auto_never_takes_an_int8_variant_that_nobody_gated(
         host=Host(tmp_path / "cpuinfo"),
     )
     assert choice.variant == "cpu-bf16"
-    assert "no texts to gate it with" in choice.why
+    assert "no texts to gate it with" in choice.reason
 
 
 def with_all_precisions(artifact: Artifact) -> Artifact:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service import self_check
-from service.artifact import MANIFEST, Artifact, Variant, read_artifact, seal_of
+from service.artifact import MANIFEST, Artifact, Variant, manifest_checksum, read_artifact
 from service.classifier import Classifier
 from service.http.info import service_info
 from service.runtimes import RuntimeUnavailable
@@ -26,11 +26,11 @@ from tests.service.test_server import start
 
 
 def changed(artifact: Artifact, change: Any) -> Artifact:
-    """The artifact with a manifest that `change` has edited, sealed anew."""
+    """The artifact with a manifest that `change` has edited, with_checksum anew."""
     path = artifact.path(MANIFEST)
     values = json.loads(path.read_text())
     change(values)
-    path.write_text(json.dumps(values | {"seal": seal_of(values)}))
+    path.write_text(json.dumps(values | {"seal": manifest_checksum(values)}))
     return read_artifact(artifact.directory)
 
 
@@ -80,7 +80,7 @@ def test_auto_passes_over_a_variant_that_answers_differently_here_and_says_why(
     service = loaded_service(changed(artifact, with_a_wrong_bf16))
     loaded = service.registry.loaded["reviews"]
     assert loaded.choice.variant == "cpu-fp32"
-    assert "cpu-int8: cpu-int8 answers differently on this processor" in loaded.choice.why
+    assert "cpu-int8: cpu-int8 answers differently on this processor" in loaded.choice.reason
     [record] = [
         record for record in caplog.records if record.message == "a variant failed its self-check"
     ]
@@ -199,7 +199,7 @@ def test_int8_computes_the_rest_in_no_lower_precision_than_it_was_verified_in(
             "accuracy_of_fp32": None,
         }
         values["gate"]["agreement"] = counted | {"rest": agreement}
-    assert Variant.model_validate(values).lowest_rest == lowest
+    assert Variant.model_validate(values).lowest_unquantized_precision == lowest
 
 
 def test_a_text_is_checked_alone_and_in_a_batch(tmp_path: Path) -> None:

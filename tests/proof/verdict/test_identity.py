@@ -12,7 +12,7 @@ from export.pipeline import export
 from graphs.subnormals import count_subnormal_weights
 from proof.commands import main
 from proof.verdict.identity import compare, describe, headline
-from service.artifact import MANIFEST, read_manifest, sealed, sha256
+from service.artifact import MANIFEST, read_manifest, sha256, with_checksum
 from tests.export.factories import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
@@ -44,7 +44,7 @@ def unflushed(artifact: Path, count: int) -> None:
     manifest = read_manifest(artifact)
     files = manifest.files | {"model.onnx": sha256(artifact / "model.onnx")}
     (artifact / MANIFEST).write_text(
-        sealed(manifest.model_copy(update={"files": files})).model_dump_json()
+        with_checksum(manifest.model_copy(update={"files": files})).model_dump_json()
     )
 
 

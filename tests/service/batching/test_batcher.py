@@ -36,7 +36,7 @@ class Echo:
     batches.
     """
 
-    padding_safe: bool = True
+    padding_invariant: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
     batches: list[list[str]] = field(default_factory=list)
 
@@ -241,7 +241,7 @@ async def test_padding_counts_against_the_token_budget() -> None:
 
 
 async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
-    model = Echo(padding_safe=False)
+    model = Echo(padding_invariant=False)
     async with running(model) as batcher:
         await block(batcher, model)
         tasks = [asyncio.create_task(ask(batcher, f"{n}", tokens=n)) for n in (10, 11, 10)]

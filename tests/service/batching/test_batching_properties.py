@@ -32,7 +32,7 @@ class Text:
 class Noting:
     """A model that only notes its batches."""
 
-    padding_safe: bool = True
+    padding_invariant: bool = True
     shapes: Shapes = SHAPES
     batches: list[list[Text]] = field(default_factory=list)
 
@@ -41,7 +41,7 @@ class Noting:
         return self.shapes.packing
 
     def padded_length(self, tokens: int) -> int:
-        return self.shapes.length(tokens) if self.padding_safe else tokens
+        return self.shapes.length(tokens) if self.padding_invariant else tokens
 
     def start(self, batch: Sequence[Text], _layout: object = None) -> Callable[[], list[int]]:
         self.batches.append(list(batch))
@@ -52,14 +52,14 @@ def batched(
     lengths: Sequence[int],
     max_batch_size: int = 16,
     max_batch_tokens: int = 4096,
-    padding_safe: bool = True,
+    padding_invariant: bool = True,
     shapes: Shapes = SHAPES,
     on_batch: Callable[[BatchStats], None] = lambda batch: None,
 ) -> list[list[Text]]:
     """What the batcher makes of texts that all wait when it begins, oldest first; each caller gets
     its own row.
     """
-    model = Noting(padding_safe, shapes)
+    model = Noting(padding_invariant, shapes)
     sizes = Shapes(2, max_batch_size, shapes.grid)
 
     async def all_at_once() -> list[int]:
@@ -85,15 +85,17 @@ backlogs = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 @given(backlogs, st.sampled_from((1, 2, 3, 4, 8, 16)), st.integers(1, 5000), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_a_batch_keeps_its_limits_and_every_text_runs_once(
-    lengths: list[int], size: int, tokens: int, padding_safe: bool
+    lengths: list[int], size: int, tokens: int, padding_invariant: bool
 ) -> None:
-    batches = batched(lengths, size, tokens, padding_safe)
+    batches = batched(lengths, size, tokens, padding_invariant)
     assert sorted(text.number for batch in batches for text in batch) == list(range(len(lengths)))
     for batch in batches:
-        computed = [SHAPES.length(text.tokens) if padding_safe else text.tokens for text in batch]
+        computed = [
+            SHAPES.length(text.tokens) if padding_invariant else text.tokens for text in batch
+        ]
         assert len(batch) <= size
         assert len(batch) == 1 or max(computed) * len(batch) <= tokens
-        if not padding_safe:
+        if not padding_invariant:
             assert len(set(computed)) == 1
         assert max(computed) - min(computed) <= max(
             NEAR_TOKENS, (1 - MIN_LENGTH_RATIO) * max(computed)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from service.artifact import Artifact, read_artifact, sealed, sha256
+from service.artifact import Artifact, read_artifact, sha256, with_checksum
 from service.host import memory
 from service.runtimes import RuntimeUnavailable
 from tests.service.test_server import free_port
@@ -48,7 +48,9 @@ def with_ballast(artifact: Artifact, mib: int) -> Artifact:
             "files": {**artifact.manifest.files, "model.onnx": sha256(artifact.path("model.onnx"))}
         }
     )
-    artifact.path("manifest.json").write_text(sealed(manifest).model_dump_json(), encoding="utf-8")
+    artifact.path("manifest.json").write_text(
+        with_checksum(manifest).model_dump_json(), encoding="utf-8"
+    )
     return read_artifact(artifact.directory)
 
 

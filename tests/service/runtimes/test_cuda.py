@@ -21,7 +21,7 @@ from service.errors import EngineBroken
 from service.runtimes import RuntimeUnavailable, pinned
 from service.runtimes.cuda import NO_GRAPH, CudaRuntime, GpuOptions, cuda_options, without_graphs
 from service.runtimes.onnxruntime import OnnxRuntime, open_session, session_options
-from service.runtimes.tensorrt import digest_of, profile, tensorrt_options, versions
+from service.runtimes.tensorrt import graph_digest, profile, tensorrt_options, versions
 from tests.factories import MAX_TOKENS, write_artifact
 
 
@@ -166,7 +166,7 @@ def test_two_models_on_one_gpu_take_turns(
     under_way, most = 0, 0
 
     def entered(runtime: OnTheCpu) -> None:
-        real = runtime._run_in_turn
+        real = runtime._run_locked
 
         def noted(given: Any) -> Any:
             nonlocal under_way, most
@@ -177,7 +177,7 @@ def test_two_models_on_one_gpu_take_turns(
             finally:
                 under_way -= 1
 
-        monkeypatch.setattr(runtime, "_run_in_turn", noted)
+        monkeypatch.setattr(runtime, "_run_locked", noted)
 
     for runtime in runtimes:
         entered(runtime)
@@ -211,7 +211,7 @@ def test_a_provider_that_is_not_in_use_is_an_error_and_never_the_cpu(artifact: A
 def test_onnx_runtimes_own_fallback_is_seen_after_the_fact(artifact: Artifact) -> None:
     with pytest.raises(
         RuntimeUnavailable,
-        match="was asked for CUDAExecutionProvider and took CPUExecutionProvider",
+        match="was asked for CUDAExecutionProvider and uses CPUExecutionProvider",
     ):
         open_session(
             artifact.path("model.onnx"), session_options(1), [("CUDAExecutionProvider", {})]
@@ -266,7 +266,7 @@ def test_models_of_one_graph_with_weights_beside_it_have_engines_of_their_own(
         (tmp_path / "cuda-fp16.onnx").write_bytes(b"graph")
         (tmp_path / "cuda-fp16.weights").write_bytes(weights)
         (tmp_path / "cpu-fp32.onnx").write_bytes(weights)
-        digests.add(digest_of(tmp_path / "cuda-fp16.onnx"))
+        digests.add(graph_digest(tmp_path / "cuda-fp16.onnx"))
     assert len(digests) == 2
 
 

@@ -52,7 +52,7 @@ def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gpus, "visible", tuple)
     monkeypatch.setattr(gpus, "DRIVER", "libcuda-that-is-not-here.so.1")
     assert (
-        onnxruntime.lacks("cuda")
+        onnxruntime.missing_requirement("cuda")
         == "libcuda-that-is-not-here.so.1 is not here, so there is no NVIDIA driver; choose a"
         " variant for the CPU"
     )
@@ -62,7 +62,7 @@ def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gpus, "visible", lambda: (H100,))
-    reason = onnxruntime.lacks("cuda")
+    reason = onnxruntime.missing_requirement("cuda")
     assert reason is not None
     assert "pip uninstall onnxruntime, then pip install 'drbert-serve[gpu]'" in reason
 
@@ -153,8 +153,8 @@ def with_gpu_variants(artifact: Artifact, status: str = "passed") -> Artifact:
     )
 
 
-def host(lacks: Mapping[str, str] = {}, has_gpu: bool = True) -> Host:
-    return Host(lacks=lacks.get, has_gpu=has_gpu)
+def host(missing: Mapping[str, str] = {}, has_gpu: bool = True) -> Host:
+    return Host(missing_requirement=missing.get, has_gpu=has_gpu)
 
 
 NO_TENSORRT = {"tensorrt": "libnvinfer.so.10 cannot be loaded"}
@@ -166,17 +166,17 @@ def test_auto_takes_tensorrt_then_cuda_then_the_cpu(artifact: Artifact) -> None:
     assert choose(held, host=host()).runtime == "tensorrt"
     second = choose(held, host=host(NO_TENSORRT))
     assert (second.variant, second.runtime) == ("cuda-fp16", "cuda")
-    assert "libnvinfer.so.10" in second.why
+    assert "libnvinfer.so.10" in second.reason
     third = choose(held, host=host(NO_GPU, has_gpu=False))
     assert (third.variant, third.runtime) == ("cpu-fp32", "openvino")
-    assert "cuda-fp16: no driver" in third.why
+    assert "cuda-fp16: no driver" in third.reason
 
 
 def test_a_gpu_that_cannot_be_used_is_an_error_and_not_the_cpu(artifact: Artifact) -> None:
     broken = host(NO_TENSORRT | {"cuda": "libcudart.so.13 cannot be loaded; pip install it"})
     with pytest.raises(
         RuntimeUnavailable,
-        match=r"There is a GPU, and cuda-fp16 cannot be run: libcudart.*say so: --variant cpu-fp32",
+        match=r"There is a GPU, and cuda-fp16 cannot be run: libcudart.*pass --variant cpu-fp32",
     ):
         choose(with_gpu_variants(artifact), host=broken)
     assert choose(with_gpu_variants(artifact), "cpu-fp32", host=broken).runtime == "openvino"
@@ -339,21 +339,21 @@ class Driver:
 
 
 def test_the_driver_is_asked_what_gpus_there_are() -> None:
-    [gpu] = gpus._ask(Driver())
+    [gpu] = gpus._query(Driver())
     assert gpu == Gpu(
         H100.name, "9.0", H100.memory_bytes, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
     )
-    assert gpus._ask(Driver(status=100)) == ()
-    assert gpus._ask(None) == ()
+    assert gpus._query(Driver(status=100)) == ()
+    assert gpus._query(None) == ()
 
 
 def test_the_drivers_version_is_told_where_the_kernel_tells_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpus, "VERSION", tmp_path / "version")
-    assert gpus.told([H100])[0]["driver"] is None
+    assert H100.to_dict()["driver"] is None
     (tmp_path / "version").write_text("580.82.07\n")
-    assert gpus.told([H100])[0]["driver"] == "580.82.07"
+    assert H100.to_dict()["driver"] == "580.82.07"
 
 
 class NotSupported(Exception):

@@ -228,8 +228,8 @@ def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
 
 def test_a_line_is_there_before_a_process_ends_at_once() -> None:
     code = (
-        "import logging, os; from service import logs; logs.set_up('INFO'); logging.critical('the"
-        " end', extra={'n': 1}); logs.flush(); os._exit(70)"
+        "import logging, os; from service.telemetry import logs; logs.set_up('INFO');"
+        " logging.critical('the end', extra={'n': 1}); logs.flush(); os._exit(70)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 70
@@ -240,7 +240,7 @@ def test_a_line_is_there_before_a_process_ends_at_once() -> None:
 def test_what_python_prints_to_stderr_is_a_line_of_the_log_too() -> None:
     code = """
 import threading, warnings
-from service import logs
+from service.telemetry import logs
 logs.set_up("INFO")
 warnings.warn("beware")
 class Failing:
@@ -328,7 +328,7 @@ def test_a_line_that_is_logged_while_another_is_queued_does_not_stop_the_log() -
     """
     code = """
 import logging, signal
-from service import logs
+from service.telemetry import logs
 logs.set_up("INFO")
 signal.signal(signal.SIGALRM, lambda *_: logging.info("interrupts"))
 signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
