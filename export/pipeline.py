@@ -32,7 +32,7 @@ from export.checks.verify import (
 )
 from export.graph.attention import with_export_attention
 from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
-from export.graph.variants import DEFAULT_VARIANTS, RECIPES, Source
+from export.graph.variants import DEFAULT_VARIANTS, RECIPES, VariantSource
 from export.manifest import (
     accepts_pairs,
     describe_artifact,
@@ -103,13 +103,7 @@ def export(
         # transformers would leave out a kept decoder, so the positive control is its own reference.
         original = model if keep_decoder else load_model(checkpoint)
         reference = Reference(original, tokenizer, signature.max_tokens)
-        calibration: list[Inputs] = []
-        if _any_calibrated(variants):
-            _report_calibration(len(calibration_texts), quantization)
-            calibration = _encode_calibration(folder, model.config, reference, calibration_texts)
-        build = Source(folder, model.config, calibration, quantization.reduces_range)
-        for name in variants:
-            RECIPES[name].build(build)
+        _build_variants(folder, model.config, variants, reference, calibration_texts, quantization)
         manifest = describe_artifact(
             folder,
             checkpoint,
@@ -192,6 +186,24 @@ def _write_graph(
             flush=True,
         )
     return flushed
+
+
+def _build_variants(
+    folder: Path,
+    config: Any,
+    variants: Sequence[str],
+    reference: Reference,
+    calibration_texts: Sequence[LabelledText],
+    quantization: Quantization,
+) -> None:
+    """Build every variant from the fp32 graph, in order; calibrate only if one needs it."""
+    calibration: list[Inputs] = []
+    if _any_calibrated(variants):
+        _report_calibration(len(calibration_texts), quantization)
+        calibration = _encode_calibration(folder, config, reference, calibration_texts)
+    source = VariantSource(folder, config, calibration, quantization.reduces_range)
+    for name in variants:
+        RECIPES[name].build(source)
 
 
 def _report_calibration(texts: int, quantization: Quantization) -> None:

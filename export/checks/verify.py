@@ -36,18 +36,15 @@ SHORT_LENGTH, LONG_LENGTH = 5, 29
 
 
 def select_engine(artifact: Artifact, variant: str) -> Choice:
-    """Return the engine that verifies a variant: its own, or ONNX Runtime on the CPU without a GPU.
+    """Return the engine that verifies a variant.
 
-    The substitute runs where the variant needs a GPU runtime that this host lacks.
+    It is the variant's own engine, or ONNX Runtime on the CPU if that is a GPU engine that this
+    host cannot run.
     """
     runtime = artifact.manifest.variants[variant].runtime
-    return Choice(
-        variant,
-        "onnxruntime"
-        if runtime in ON_A_GPU and missing_requirement(runtime) is not None
-        else runtime,
-        "verification",
-    )
+    if runtime in ON_A_GPU and missing_requirement(runtime) is not None:
+        return Choice(variant, "onnxruntime", "verification")
+    return Choice(variant, runtime, "verification")
 
 
 def check_lengths(model: Path, family: str, max_tokens: int, embedding_rows: int) -> None:

@@ -16,7 +16,7 @@ from service.runtimes import Inputs
 
 
 @dataclass(frozen=True)
-class Source:
+class VariantSource:
     """What every variant of one artifact is built from."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Recipe:
     """Precision of most of the arithmetic."""
     files: tuple[str, ...]
     """Names of the variant's files; the first is the one that the engine loads."""
-    build: Callable[[Source], None]
+    build: Callable[[VariantSource], None]
     """Function that writes `files`."""
     tolerance: float | None
     """Largest difference of a probability that passes the gate. None if the gate counts how many
@@ -54,11 +54,11 @@ class Recipe:
         return self.precision == "i8"
 
 
-def _build_fp32(source: Source) -> None:
+def _build_fp32(source: VariantSource) -> None:
     """Do nothing: model.onnx is the variant."""
 
 
-def _build_bf16(source: Source) -> None:
+def _build_bf16(source: VariantSource) -> None:
     import openvino as ov
 
     # read_model, not convert_model: the latter folds zeros and ones away, and the graph would
@@ -70,7 +70,7 @@ def _build_bf16(source: Source) -> None:
     )
 
 
-def _build_int8(source: Source) -> None:
+def _build_int8(source: VariantSource) -> None:
     """Quantise after training: 8-bit weights by channel, 8-bit activations by tensor.
 
     NNCF smooths outliers and corrects biases.
@@ -93,7 +93,7 @@ def _build_int8(source: Source) -> None:
     ov.save_model(quantised, source.folder / "model-int8.xml", compress_to_fp16=True)
 
 
-def _build_cuda_fp16(source: Source) -> None:
+def _build_cuda_fp16(source: VariantSource) -> None:
     graph = source.folder / "model.onnx"
     target = source.folder / "model-cuda-fp16.onnx"
     family = source.config.model_type
@@ -113,7 +113,7 @@ def _build_cuda_fp16(source: Source) -> None:
     gpu.write_half(graph, target)
 
 
-def _build_tensorrt_fp16(source: Source) -> None:
+def _build_tensorrt_fp16(source: VariantSource) -> None:
     # Not fused: TensorRT fuses by itself, and does not know ONNX Runtime's fused operators.
     gpu.write_half(source.folder / "model.onnx", source.folder / "model-tensorrt-fp16.onnx")
 
