@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from service import registry
+from service import loading
 from service.__main__ import main
 from service.errors import EngineBroken
-from service.runtimes import Inputs, Logits, Runtime, auto
+from service.runtimes import Inputs, Logits, Runtime
 
 FATAL_TOKENS = 7
 """Token count of a text that makes the engine fail: five words and the two special tokens.
@@ -78,6 +78,7 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
 
 if __name__ == "__main__":
     failure, *rest = sys.argv[1:]
-    real = auto.load
-    setattr(registry, "load", lambda *arguments: BrokenRuntime(real(*arguments), failure))  # noqa: B010  it is imported by name
+    # `loading` imports the function by name. A KeyError here says that it has moved.
+    real_load = vars(loading)["load"]
+    vars(loading)["load"] = lambda *arguments: BrokenRuntime(real_load(*arguments), failure)
     sys.exit(main(rest))
