@@ -63,9 +63,9 @@ def limit() -> str:
             return words.format(soft)
     for file in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):
-            most = int(file.read_text(encoding="ascii"))
-            if most < 2**60:  # Version 1 writes a number near 2**63 for no limit.
-                return f"its container is limited to {most:,} bytes"
+            limit_bytes = int(file.read_text(encoding="ascii"))
+            if limit_bytes < 2**60:  # Version 1 writes a number near 2**63 for no limit.
+                return f"its container is limited to {limit_bytes:,} bytes"
     with contextlib.suppress(OSError, AttributeError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="ascii"))
         if available:

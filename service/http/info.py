@@ -13,7 +13,11 @@ from service.state import ServiceState
 
 
 def service_info(service: ServiceState) -> dict[str, Any]:
-    """Return what GET /info answers."""
+    """Return what GET /info answers.
+
+    Renamed settings have both their former and their new key, and renamed fields of the manifest
+    keep their former key: callers rely on these.
+    """
     registry, limits = service.registry, service.batcher.limits
     return {
         "service": "drbert-serve",

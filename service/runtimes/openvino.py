@@ -23,11 +23,11 @@ _HINTS = {"f32": ov.Type.f32, "bf16": ov.Type.bf16}
 
 
 def compiled(
-    model: Path | ov.Model, precision: str, threads: int, more: Mapping[str, Any] = {}
+    model: Path | ov.Model, precision: str, threads: int, extra_options: Mapping[str, Any] = {}
 ) -> ov.CompiledModel:
     """Return a model that computes in `precision` what it does not quantize.
 
-    `more` are further options of OpenVINO. Raises OpenVINO's RuntimeError if it cannot compile it.
+    `extra_options` are further options of OpenVINO. Raises its RuntimeError if it cannot compile.
     """
     core = ov.Core()
     graph = core.read_model(model) if isinstance(model, Path) else model
@@ -40,7 +40,7 @@ def compiled(
         # A graph's time must not depend on its weights. A matrix product over subnormals, which
         # change no answer, took 150 times as long without this option, and no longer with it.
         "CPU_DENORMALS_OPTIMIZATION": not selects_integers(graph),
-        **more,
+        **extra_options,
     }
     # The engine's threads inherit the mode from the thread that compiles, and that thread keeps it.
     # So a thread of its own compiles, and no other code runs with flushed subnormals.

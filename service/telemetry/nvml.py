@@ -82,10 +82,10 @@ def _nvml() -> Any:
 def _read(nvml: Any, gpu: Gpu) -> Reading:
     handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
 
-    def query(function: Callable[..., Any], *more: Any) -> Any:
+    def query(function: Callable[..., Any], *arguments: Any) -> Any:
         # A device may not support a query: MIG instances do not report their power.
         with contextlib.suppress(nvml.NVMLError):
-            return function(handle, *more)
+            return function(handle, *arguments)
         return None
 
     memory = query(nvml.nvmlDeviceGetMemoryInfo)

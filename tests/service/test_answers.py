@@ -1,3 +1,5 @@
+"""Classifications from logits."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.factories import write_artifact
 TEXT = Encoded([2, 4, 3], [0, 0, 0], truncated=False)
 
 
-def test_softmax_and_sigmoid_bear_any_finite_logits() -> None:
+def test_softmax_and_sigmoid_do_not_overflow() -> None:
     assert softmax([-3e38, 0.0, 3e38]) == [0.0, 0.0, 1.0]
     assert [sigmoid(value) for value in (-3e38, 0.0, 3e38)] == [0.0, 0.5, 1.0]
     assert softmax([-1e4, -2e4]) == [1.0, 0.0]

@@ -1,3 +1,5 @@
+"""Reading an artifact: it is verified whole, or refused with the file or field that is wrong."""
+
 from __future__ import annotations
 
 import contextlib
@@ -45,7 +47,7 @@ def test_a_folder_without_a_manifest_is_refused(artifact: Artifact) -> None:
         read_artifact(artifact.directory)
 
 
-def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing, match="python -m export"):
         read_artifact(tmp_path / "nowhere")
 
@@ -159,7 +161,7 @@ def with_a_nul(folder: Path) -> Path:
     return folder / "a\0b"
 
 
-def that_no_name_can_have(folder: Path) -> Path:
+def with_a_surrogate(folder: Path) -> Path:
     return folder / "\ud800"
 
 
@@ -174,7 +176,7 @@ def regular_file(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "make",
-    [too_long, a_link_to_itself, with_a_nul, that_no_name_can_have, below_a_file, regular_file],
+    [too_long, a_link_to_itself, with_a_nul, with_a_surrogate, below_a_file, regular_file],
     ids=lambda make: make.__name__,
 )
 def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
@@ -183,7 +185,7 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path, make: Callable[[Pa
 
 
 def put(path: Path, kind: str) -> None:
-    """Put something in a file's place."""
+    """Replace a file by something else."""
     path.unlink()
     match kind:
         case "folder":
@@ -215,7 +217,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
-def test_what_is_no_file_is_refused_in_a_files_place(
+def test_a_path_that_is_no_regular_file_is_refused(
     artifact: Artifact, name: str, kind: str
 ) -> None:
     put(artifact.path(name), kind)
@@ -228,7 +230,7 @@ def test_a_socket_is_refused_in_a_files_place(artifact: Artifact) -> None:
     with (
         socket.socket(socket.AF_UNIX) as listening,
         contextlib.chdir(artifact.directory),
-    ):  # its path may have 108 bytes
+    ):  # A socket's path may have 108 bytes.
         listening.bind("model.onnx")
     with pytest.raises(ArtifactError, match="it is no regular file"):
         read_artifact(artifact.directory)
@@ -259,7 +261,7 @@ def test_a_file_behind_links_is_read_as_in_the_cache_of_the_hub(
         b'{"schema_version": "' + b"x" * 1_000_000 + b'"}',
     ],
 )
-def test_a_manifest_that_is_none_is_refused_in_few_words(
+def test_an_unusable_manifest_is_refused_with_a_short_message(
     artifact: Artifact, content: bytes
 ) -> None:
     artifact.path("manifest.json").write_bytes(content)
@@ -292,7 +294,7 @@ def written_to_in_place(path: Path) -> None:
     status = path.stat()
     content = path.read_bytes()
     path.write_bytes(content[::-1])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as one would who wants to hide it
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # As if to hide the change.
 
 
 def moved_away_and_back(path: Path) -> None:
@@ -310,12 +312,12 @@ def made_a_link(path: Path) -> None:
     [replaced, written_to_in_place, moved_away_and_back, made_a_link, Path.unlink],
     ids=lambda change: change.__name__,
 )
-def test_a_file_that_changes_after_it_was_verified_is_found_out(
+def test_a_file_that_changes_after_it_was_verified_is_detected(
     artifact: Artifact, change: Callable[[Path], None]
 ) -> None:
     verified = read_artifact(artifact.directory)
     verified.check_unchanged()
-    time.sleep(0.02)  # the system's clock for files ticks a hundred times a second or more
+    time.sleep(0.02)  # File times advance at least a hundred times a second.
     change(verified.path("model.onnx"))
     with pytest.raises(
         ArtifactError, match=r"model\.onnx was changed or touched after it was verified"
@@ -330,15 +332,14 @@ def test_a_link_to_the_folder_that_is_changed_meanwhile_leads_to_no_other_folder
     verified = read_artifact(tmp_path / "current")
     (tmp_path / "current").unlink()
     (tmp_path / "current").symlink_to(tmp_path / "nowhere")
-    assert (
-        verified.directory == tmp_path / "current"
-    )  # loaded again, it is the new one that is read
+    # Loading the same path again would read the new folder.
+    assert verified.directory == tmp_path / "current"
     assert verified.path("model.onnx") == artifact.directory / "model.onnx"
     verified.check_unchanged()
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
-def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(
+def test_a_checkpoint_is_refused_with_the_command_that_exports_it(
     tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "reviews"
@@ -354,7 +355,7 @@ def test_a_checkpoint_is_called_one_and_the_command_that_exports_it_is_named(
         read_artifact(folder)
 
 
-def test_a_model_of_the_hub_is_told_how_it_is_exported() -> None:
+def test_a_hub_id_is_refused_with_the_command_that_exports_it() -> None:
     with pytest.raises(
         ArtifactMissing,
         match=(

@@ -1,5 +1,5 @@
-"""Every start shows that this host answers as the exporting one did: a variant that does not is
-refused by name, or passed over by `auto`.
+"""The self-check at start: a variant whose answers differ from those of the exporting host is
+refused if it was requested, and passed over by `auto`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.service.test_server import start
 
 
 def changed(artifact: Artifact, change: Any) -> Artifact:
-    """The artifact with a manifest that `change` has edited, with_checksum anew."""
+    """Return the artifact with a manifest that `change` edited, with a new checksum."""
     path = artifact.path(MANIFEST)
     values = json.loads(path.read_text())
     change(values)
@@ -41,7 +41,7 @@ def with_logits(
 
 
 def with_a_wrong_bf16(values: dict[str, Any]) -> None:
-    """Adds a variant that `auto` prefers on any processor, whose recorded answers no host gives."""
+    """Add a variant that `auto` prefers on any processor, with recorded answers that are wrong."""
     values["variants"]["cpu-int8"] = values["variants"]["cpu-fp32"] | {
         "self_check": {"logits": {"f32": [[5.0, 5.0]]}, "tolerance": 1e-3}
     }
@@ -53,14 +53,14 @@ def loaded_service(artifact: Artifact, variant: str = "auto") -> ServiceState:
     return service
 
 
-def test_a_model_that_answers_as_it_did_at_export_says_so_in_info(artifact: Artifact) -> None:
-    told = service_info(loaded_service(artifact))["models"]["reviews"]
-    assert told["self_check"] == {"texts": 1, "largest_difference": 0.0, "tolerance": 1e-3}
-    assert told["flush_to_zero"] is True
-    assert told["flushed_weights"] == 0
+def test_a_self_check_that_passed_is_shown_in_info(artifact: Artifact) -> None:
+    model = service_info(loaded_service(artifact))["models"]["reviews"]
+    assert model["self_check"] == {"texts": 1, "largest_difference": 0.0, "tolerance": 1e-3}
+    assert model["flush_to_zero"] is True
+    assert model["flushed_weights"] == 0
 
 
-def test_a_variant_asked_for_by_name_that_answers_differently_here_is_refused(
+def test_a_requested_variant_that_answers_differently_here_is_refused(
     artifact: Artifact,
 ) -> None:
     wrong = changed(
@@ -87,7 +87,7 @@ def test_auto_passes_over_a_variant_that_answers_differently_here_and_says_why(
     assert record.levelname == "ERROR"
 
 
-def test_where_no_variant_answers_as_it_did_nothing_is_served(artifact: Artifact) -> None:
+def test_if_every_variant_answers_differently_the_start_fails(artifact: Artifact) -> None:
     wrong = changed(artifact, lambda values: with_logits(values, "cpu-fp32", {"f32": [[0.0, 2.0]]}))
     with pytest.raises(
         RuntimeUnavailable, match=r"holds nothing that this host can run.*answers differently"
@@ -153,7 +153,7 @@ def test_an_engine_that_answers_nan_is_refused(artifact: Artifact) -> None:
         loaded_service(wrong, "cpu-fp32")
 
 
-def test_an_artifact_of_the_version_before_is_served_with_a_warning(
+def test_an_artifact_of_the_previous_version_is_served_with_a_warning(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     def older(values: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def test_an_artifact_of_the_version_before_is_served_with_a_warning(
         ("bf16", ["bf16", "f32"], "bf16"),
     ],
 )
-def test_int8_computes_the_rest_in_no_lower_precision_than_it_was_verified_in(
+def test_int8_computes_unquantized_parts_in_no_lower_precision_than_verified(
     artifact: Artifact,
     agreement: str | None,
     verified: list[str] | None,

@@ -1,4 +1,4 @@
-"""Which variables the service reads, and which it refuses."""
+"""The variables that the service reads, and those that it refuses."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_variable_like_no_setting_is_refused_too(variable: str) -> None:
         check_variables({variable: "1"})
 
 
-def test_settings_pass_in_any_case_and_so_do_the_clients_key_and_what_kubernetes_sets() -> None:
+def test_settings_in_any_case_the_clients_key_and_service_links_are_accepted() -> None:
     check_variables(
         dict.fromkeys(variable_names(), "")
         | {name.lower(): "" for name in variable_names()}
@@ -79,7 +79,7 @@ def test_settings_pass_in_any_case_and_so_do_the_clients_key_and_what_kubernetes
     assert len(list(variable_names())) >= len(Settings.model_fields)
 
 
-def test_a_service_whose_link_is_a_setting_of_ours_is_named(
+def test_a_kubernetes_service_whose_link_is_a_setting_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DRBERT_ADMIN_PORT", "tcp://10.0.0.1:8001")
@@ -92,7 +92,7 @@ def test_a_service_whose_link_is_a_setting_of_ours_is_named(
         read_settings()
 
 
-def test_a_prefix_that_is_misspelt_is_warned_of() -> None:
+def test_a_misspelt_prefix_is_reported() -> None:
     assert likely_misspelt(
         {"DBERT_API_KEYS_FILE": "", "drbertapi_keys_file": "", "BERT_HOME": "", "PATH": ""}
     ) == [
@@ -111,7 +111,7 @@ def test_a_server_with_a_misspelt_variable_does_not_start() -> None:
     )
 
 
-def test_a_key_in_the_clients_variable_is_warned_of_and_not_logged() -> None:
+def test_a_key_in_the_clients_variable_is_reported_and_not_logged() -> None:
     output = start("nowhere", DRBERT_API_KEY="zanzibar").communicate(timeout=60)[0]
     assert "this service asks for no key" in output
     assert "zanzibar" not in output

@@ -1,4 +1,4 @@
-"""How many processors there are to use, by faked cgroups of both versions."""
+"""The number of usable processors, with fake cgroups of both versions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ def eight_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(AFFINITY)))
 
 
-def usable(folder: Path, own: str = "0::/\n", **files: str) -> int:
-    """Of a cgroup mount that holds `files`, their folders' slashes written as two underscores, for
-    a process whose /proc/self/cgroup says `own`.
+def usable(folder: Path, membership: str = "0::/\n", **files: str) -> int:
+    """Return the number of usable processors with these cgroup files.
+
+    `files` are below the mount; two underscores stand for a slash. `membership` is the content of
+    /proc/self/cgroup.
     """
     mount = folder / "mount"
     for name, text in files.items():
@@ -30,8 +32,8 @@ def usable(folder: Path, own: str = "0::/\n", **files: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     mount.mkdir(exist_ok=True)
-    (folder / "own").write_text(own)
-    return cpus.usable(mount, folder / "own")
+    (folder / "membership").write_text(membership)
+    return cpus.usable(mount, folder / "membership")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +55,11 @@ def test_the_second_versions_quota(limit: str, processors: int, tmp_path: Path) 
     ("limit_us", "processors"), [("20000", 1), ("300000", 3), ("-1", AFFINITY)]
 )
 def test_the_first_versions_quota(limit_us: str, processors: int, tmp_path: Path) -> None:
-    own = "4:memory:/\n3:cpu,cpuacct:/\n"
+    membership = "4:memory:/\n3:cpu,cpuacct:/\n"
     assert (
-        usable(tmp_path, own, cpu__cpu_cfs_quota_us=limit_us, cpu__cpu_cfs_period_us="100000")
+        usable(
+            tmp_path, membership, cpu__cpu_cfs_quota_us=limit_us, cpu__cpu_cfs_period_us="100000"
+        )
         == processors
     )
 
@@ -64,14 +68,14 @@ def test_the_first_versions_quota(limit_us: str, processors: int, tmp_path: Path
     ("second", "first", "processors"),
     [("200000", "300000", 2), ("max", "300000", 3), ("400000", "-1", 4)],
 )
-def test_where_both_are_mounted_each_holds(
+def test_where_both_versions_are_mounted_the_smaller_quota_counts(
     second: str, first: str, processors: int, tmp_path: Path
 ) -> None:
-    own = "3:cpu,cpuacct:/\n0::/\n"
+    membership = "3:cpu,cpuacct:/\n0::/\n"
     assert (
         usable(
             tmp_path,
-            own,
+            membership,
             cpu_max=f"{second} 100000",
             cpu__cpu_cfs_quota_us=first,
             cpu__cpu_cfs_period_us="100000",
@@ -80,17 +84,17 @@ def test_where_both_are_mounted_each_holds(
     )
 
 
-def test_the_tightest_of_the_cgroups_that_lie_in_each_other_decides(tmp_path: Path) -> None:
-    own = "0::/system.slice/drbert.service\n"
-    assert usable(tmp_path, own, system_slice__cpu_max="500000 100000") == AFFINITY, (
-        "a name of another folder"
+def test_the_smallest_quota_of_nested_cgroups_counts(tmp_path: Path) -> None:
+    membership = "0::/system.slice/drbert.service\n"
+    assert usable(tmp_path, membership, system_slice__cpu_max="500000 100000") == AFFINITY, (
+        "the quota is that of another cgroup"
     )
     (tmp_path / "mount/system.slice/drbert.service").mkdir(parents=True)
     (tmp_path / "mount/system.slice/cpu.max").write_text("300000 100000\n")
     (tmp_path / "mount/system.slice/drbert.service/cpu.max").write_text("200000 100000\n")
-    assert cpus.usable(tmp_path / "mount", tmp_path / "own") == 2
+    assert cpus.usable(tmp_path / "mount", tmp_path / "membership") == 2
     (tmp_path / "mount/system.slice/drbert.service/cpu.max").write_text("max 100000\n")
-    assert cpus.usable(tmp_path / "mount", tmp_path / "own") == 3
+    assert cpus.usable(tmp_path / "mount", tmp_path / "membership") == 3
 
 
 def test_the_first_versions_quota_of_a_service_is_found_below_the_mount(tmp_path: Path) -> None:
@@ -101,5 +105,5 @@ def test_the_first_versions_quota_of_a_service_is_found_below_the_mount(tmp_path
     assert usable(tmp_path, "3:cpu,cpuacct:/docker/abc\n") == 2
 
 
-def test_without_cgroups_the_affinity_decides(tmp_path: Path) -> None:
+def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
     assert cpus.usable(tmp_path / "none", tmp_path / "nothing") == AFFINITY

@@ -1,5 +1,5 @@
-"""Work of one kind has its own threads and its own queue: it may be slow, full or stuck, and the
-others go on.
+"""Each kind of work has threads and a queue of its own: if it is slow, full or stuck, other kinds
+continue.
 """
 
 from __future__ import annotations
@@ -24,34 +24,30 @@ WAIT_S = 30
 
 @contextmanager
 def stuck_on(monkeypatch: pytest.MonkeyPatch, chars: int) -> Iterator[list[str]]:
-    """Tokenizing hangs on texts of so many characters and more; the list holds those that it has
-    begun.
-    """
-    begun, go_on, encode = [], threading.Event(), Classifier.encode
+    """Let tokenizing hang on texts of at least `chars` characters; yield those that it started."""
+    begun, resume, encode = [], threading.Event(), Classifier.encode
 
-    def slow(self: Classifier, text: str, *more: Any) -> Encoded:
+    def slow(self: Classifier, text: str, *arguments: Any) -> Encoded:
         if len(text) >= chars:
             begun.append(text)
-            assert go_on.wait(WAIT_S)
-        return encode(self, text, *more)
+            assert resume.wait(WAIT_S)
+        return encode(self, text, *arguments)
 
     monkeypatch.setattr(Classifier, "encode", slow)
     try:
         yield begun
     finally:
-        go_on.set()
+        resume.set()
 
 
 async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long, short = (
-        "good " * (LONG_CHARS // 4),
-        "good " * 234,
-    )  # 1,170 characters are tokenized in a thread too
+    long = "good " * (LONG_CHARS // 4)
+    short = "good " * 234  # 1,170 characters are tokenized in a thread too.
     async with client_of(artifact) as (client, service):
         with stuck_on(monkeypatch, LONG_CHARS) as begun:
-            long_ones = [
+            requests = [
                 asyncio.create_task(classify(client, {"input": [long, long]})) for _ in range(40)
             ]
             await until(lambda: service.lifecycle.active_requests == 40 and bool(begun))
@@ -60,7 +56,7 @@ async def test_texts_that_take_long_delay_neither_shorter_ones_nor_metrics(
                 page = await client.get("/metrics")
                 large = await classify(client, {"input": ["good"] * 100, "user": "a" * 70_000})
         assert [answer.status_code, page.status_code, large.status_code] == [200, 200, 200]
-        assert {(await one).status_code for one in long_ones} == {200}
+        assert {(await request).status_code for request in requests} == {200}
 
 
 async def test_requests_beyond_the_queue_of_the_tokenizer_are_refused_at_once(
@@ -77,7 +73,7 @@ async def test_requests_beyond_the_queue_of_the_tokenizer_are_refused_at_once(
             await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_S):
                 refused = await classify(client, {"input": "good " * LONG_CHARS})
-        assert {(await one).status_code for one in waiting} == {200}
+        assert {(await request).status_code for request in waiting} == {200}
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert (
         refused.json()["error"]["message"]
@@ -108,7 +104,7 @@ async def test_jobs_take_turns_step_by_step() -> None:
     assert order == ["long0", "short0", "middle0", "long1", "middle1", "long2"]
 
 
-async def test_a_job_whose_caller_left_leaves_the_queue_and_is_closed() -> None:
+async def test_a_job_of_a_cancelled_caller_leaves_the_queue_and_is_closed() -> None:
     closed: list[str] = []
     hold, begun = threading.Event(), threading.Event()
 
@@ -133,13 +129,13 @@ async def test_a_job_whose_caller_left_leaves_the_queue_and_is_closed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     hold.set()
-    # There is room again at once for whoever waited, and the step that ran was the last of its job.
+    # The waiting job has left the queue at once, and the running job ended with its current step.
     await executor.run(lambda: None)
     await until(lambda: executor.running == 0 and bool(closed))
     assert closed == ["running"]
 
 
-async def test_what_a_job_raises_comes_to_its_caller_and_the_thread_goes_on() -> None:
+async def test_a_job_raises_in_its_caller_and_the_thread_continues() -> None:
     executor = Executor("test", 1, 1)
 
     def fail() -> None:
@@ -152,7 +148,7 @@ async def test_what_a_job_raises_comes_to_its_caller_and_the_thread_goes_on() ->
     assert await executor.run(lambda: 7) == 7
 
 
-async def test_threads_are_few_and_end_when_there_is_nothing_to_do(
+async def test_threads_are_limited_and_end_without_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.host.executors.IDLE_S", 0.01)
@@ -168,11 +164,11 @@ async def test_threads_are_few_and_end_when_there_is_nothing_to_do(
     assert await executor.run(lambda: "again") == "again"
 
 
-async def test_what_is_running_is_named() -> None:
-    executors, go_on = Executors(10), threading.Event()
+async def test_running_kinds_of_work_are_named() -> None:
+    executors, resume = Executors(10), threading.Event()
     assert executors.running == []
-    task = asyncio.create_task(executors.loading.run(lambda: go_on.wait(WAIT_S)))
+    task = asyncio.create_task(executors.loading.run(lambda: resume.wait(WAIT_S)))
     await until(lambda: executors.running == ["loading models"])
-    go_on.set()
+    resume.set()
     assert await task
     await until(lambda: executors.running == [])

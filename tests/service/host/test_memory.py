@@ -1,4 +1,4 @@
-"""Memory that runs out while a model is loaded is called that, whoever notices it."""
+"""A model that does not fit into memory is reported as such, whichever library notices it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 2**20
 
 
 def with_ballast(artifact: Artifact, mib: int) -> Artifact:
-    """The same model with a table of so many MiB, which adds nothing to its answers."""
+    """Return the model with a table of so many MiB that does not change its answers."""
     model = onnx.load(artifact.path("model.onnx"))
     graph = model.graph
     graph.node[-1].output[0] = "unburdened"
@@ -55,7 +55,7 @@ def with_ballast(artifact: Artifact, mib: int) -> Artifact:
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_a_model_that_memory_does_not_suffice_for_ends_with_69_and_the_limit(
+def test_a_model_that_does_not_fit_ends_with_69_and_the_limit(
     artifact: Artifact, runtime: str
 ) -> None:
     directory = with_ballast(artifact, 300).directory
@@ -91,7 +91,9 @@ def test_a_model_that_memory_does_not_suffice_for_ends_with_69_and_the_limit(
         ),
     ],
 )
-def test_what_libraries_say_of_memory_is_understood_also_as_a_cause(error: Exception) -> None:
+def test_messages_of_libraries_about_memory_are_recognised_also_as_a_cause(
+    error: Exception,
+) -> None:
     assert memory.ran_out(error)
     outer = RuntimeUnavailable("the variant cannot compute")
     outer.__cause__ = error
@@ -99,7 +101,7 @@ def test_what_libraries_say_of_memory_is_understood_also_as_a_cause(error: Excep
     assert not memory.ran_out(RuntimeError("the graph is wrong"))
 
 
-def test_the_limit_is_told_where_there_is_one(
+def test_the_memory_limit_is_reported_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "LIMITS", ())

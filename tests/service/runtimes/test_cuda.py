@@ -1,6 +1,6 @@
 """
-What the GPU's runtimes do that needs no GPU: buckets and buffers, on the CPU's provider, and what
-is asked of ONNX Runtime.
+The parts of the GPU's runtimes that need no GPU: shapes and buffers, run by the CPU's provider, and
+the options passed to ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.factories import MAX_TOKENS, write_artifact
 
 
 class OnTheCpu(CudaRuntime):
-    """Everything but CUDA: the same buckets and bindings, by the CPU's provider."""
+    """The runtime with the CPU's provider: the same buffers and bindings without CUDA."""
 
     device = "CPU"
 
@@ -52,15 +52,15 @@ def inputs(rows: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
 # A run
 
 
-def test_a_batch_is_filled_up_to_the_grid_and_answered_for_its_own_rows_alone(
+def test_a_batch_is_padded_to_the_grid_and_answered_for_its_own_rows_only(
     artifact: Artifact,
 ) -> None:
     runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
-    given = inputs([[2, 4, 3], [2, 5, 4, 3], [2, 3]], 8)
-    wanted = OnnxRuntime(artifact.path("model.onnx"), "f32", 1).start(given)()
-    answer = runtime.start(given)()
+    batch = inputs([[2, 4, 3], [2, 5, 4, 3], [2, 3]], 8)
+    expected = OnnxRuntime(artifact.path("model.onnx"), "f32", 1).start(batch)()
+    answer = runtime.start(batch)()
     assert answer.dtype == np.float32
-    assert answer.tolist() == wanted.tolist()
+    assert answer.tolist() == expected.tolist()
     assert list(runtime._buckets) == [(4, 8)]
 
 
@@ -85,7 +85,7 @@ def test_an_answer_outlives_the_next_batch_in_the_same_buffers(artifact: Artifac
     assert (first().tolist(), second().tolist()) == ([[0.0, 1.0]], [[1.0, 0.0]])
 
 
-def test_rows_left_over_from_a_larger_batch_change_nothing(artifact: Artifact) -> None:
+def test_rows_of_an_earlier_larger_batch_change_nothing(artifact: Artifact) -> None:
     runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
     runtime.start(inputs([[2, 4, 4, 4, 3]] * 4, 8))()
     assert runtime.start(inputs([[2, 5, 3]] * 3, 8))().tolist() == [[1.0, 0.0]] * 3
@@ -94,7 +94,7 @@ def test_rows_left_over_from_a_larger_batch_change_nothing(artifact: Artifact) -
 def failing(
     runtime: OnTheCpu, monkeypatch: pytest.MonkeyPatch, fails: Callable[[str], bool]
 ) -> list[str]:
-    """Has runs fail by their graph's id, and returns the ids of all that are tried."""
+    """Let runs with these graph ids fail, and return the ids of all runs."""
     tried: list[str] = []
     real = runtime._session
 
@@ -125,7 +125,7 @@ def test_a_shape_is_run_twice_before_it_is_captured(
     assert tried == [NO_GRAPH, NO_GRAPH, "0", "0"]
 
 
-def test_a_shape_that_cannot_be_captured_says_how_to_do_without(
+def test_a_shape_that_cannot_be_captured_fails_with_the_setting_that_turns_graphs_off(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
@@ -143,7 +143,7 @@ def test_a_shape_that_cannot_be_captured_says_how_to_do_without(
     assert cuda_options(GpuOptions(graphs=False))["enable_cuda_graph"] == "0"
 
 
-def test_an_error_that_stays_is_told_from_one_that_goes(
+def test_a_broken_gpu_is_distinguished_from_one_failed_run(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS)
@@ -163,40 +163,40 @@ def test_two_models_on_one_gpu_take_turns(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtimes = [OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS) for _ in range(2)]
-    under_way, most = 0, 0
+    running, max_running = 0, 0
 
-    def entered(runtime: OnTheCpu) -> None:
+    def count_runs(runtime: OnTheCpu) -> None:
         real = runtime._run_locked
 
-        def noted(given: Any) -> Any:
-            nonlocal under_way, most
-            under_way += 1
-            most = max(most, under_way)
+        def counted(batch: Any) -> Any:
+            nonlocal running, max_running
+            running += 1
+            max_running = max(max_running, running)
             try:
-                return real(given)
+                return real(batch)
             finally:
-                under_way -= 1
+                running -= 1
 
-        monkeypatch.setattr(runtime, "_run_locked", noted)
+        monkeypatch.setattr(runtime, "_run_locked", counted)
 
     for runtime in runtimes:
-        entered(runtime)
+        count_runs(runtime)
     waiting = [runtime.start(inputs([[2, 4, 3]], 8)) for _ in range(50) for runtime in runtimes]
     assert [finish().tolist() for finish in waiting] == [[[0.0, 1.0]]] * 100
-    assert most == 1
+    assert max_running == 1
 
 
-def test_a_runtime_that_captures_is_warmed_up_whole_however_little_time_there_is(
+def test_a_runtime_that_captures_warms_up_every_shape_regardless_of_the_time_limit(
     artifact: Artifact,
 ) -> None:
     classifier = Classifier(artifact, OnTheCpu(artifact.path("model.onnx"), 2, MAX_TOKENS))
-    every = list(Shapes(MAX_TOKENS, grid=GPU).by_work())
-    assert classifier.warm_up(0) == len(every) == 16
+    shapes = list(Shapes(MAX_TOKENS, grid=GPU).by_work())
+    assert classifier.warm_up(0) == len(shapes) == 16
     buckets = classifier.runtime._buckets  # type: ignore[attr-defined]
-    assert list(buckets) == every[::-1], "the largest first: its memory serves the others"
+    assert list(buckets) == shapes[::-1], "the largest is first, so that others reuse its memory"
 
 
-# What is asked of ONNX Runtime, and what it says
+# ONNX Runtime's options and errors
 
 
 def test_a_provider_that_is_not_in_use_is_an_error_and_never_the_cpu(artifact: Artifact) -> None:
@@ -208,7 +208,7 @@ def test_a_provider_that_is_not_in_use_is_an_error_and_never_the_cpu(artifact: A
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_onnx_runtimes_own_fallback_is_seen_after_the_fact(artifact: Artifact) -> None:
+def test_onnx_runtimes_own_fallback_is_detected(artifact: Artifact) -> None:
     with pytest.raises(
         RuntimeUnavailable,
         match="was asked for CUDAExecutionProvider and uses CPUExecutionProvider",
@@ -218,14 +218,14 @@ def test_onnx_runtimes_own_fallback_is_seen_after_the_fact(artifact: Artifact) -
         )
 
 
-def test_cuda_is_asked_for_graphs_and_for_no_more_memory_than_allowed() -> None:
+def test_cuda_captures_graphs_and_has_a_memory_limit_only_if_set() -> None:
     assert cuda_options(GpuOptions())["enable_cuda_graph"] == "1"
     assert "gpu_mem_limit" not in cuda_options(GpuOptions())
     assert cuda_options(GpuOptions(memory_bytes=2**30))["gpu_mem_limit"] == "1073741824"
     assert without_graphs(cuda_options(GpuOptions()))["enable_cuda_graph"] == "0"
 
 
-def test_tensorrt_is_given_one_profile_that_holds_every_shape() -> None:
+def test_tensorrt_has_one_profile_over_every_shape() -> None:
     lowest, likely, highest = profile(GPU, 512, ["input_ids", "attention_mask"])
     assert lowest == "input_ids:1x1,attention_mask:1x1"
     assert likely == "input_ids:16x128,attention_mask:16x128"
@@ -237,28 +237,28 @@ def test_tensorrt_is_given_one_profile_that_holds_every_shape() -> None:
     )
 
 
-def test_tensorrt_keeps_to_the_types_of_the_graph_and_keeps_what_it_built(tmp_path: Path) -> None:
+def test_tensorrt_keeps_the_graphs_types_and_caches_its_engines(tmp_path: Path) -> None:
     options = tensorrt_options(
         tmp_path, "ab" * 32, GPU, 512, ["input_ids"], GpuOptions(memory_bytes=2**30)
     )
     assert options["trt_fp16_enable"] == "0"
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
-    assert options["trt_cuda_graph_enable"] == "0", "its provider has one graph for all shapes"
+    assert options["trt_cuda_graph_enable"] == "0", "the provider has one graph for all shapes"
     assert options["trt_engine_cache_prefix"] == "abababababababab"
     assert options["trt_max_workspace_size"] == str(2**30)
     assert all(isinstance(value, str) for value in options.values())
 
 
 def test_twins_have_engines_of_their_own_and_one_timing_cache(tmp_path: Path) -> None:
-    one, other = (
+    first, second = (
         tensorrt_options(tmp_path, digest * 32, GPU, 512, ["input_ids"], GpuOptions())
         for digest in ("aa", "bb")
     )
-    assert one["trt_engine_cache_prefix"] != other["trt_engine_cache_prefix"]
-    assert one["trt_timing_cache_path"] == other["trt_timing_cache_path"]
+    assert first["trt_engine_cache_prefix"] != second["trt_engine_cache_prefix"]
+    assert first["trt_timing_cache_path"] == second["trt_timing_cache_path"]
 
 
-def test_models_of_one_graph_with_weights_beside_it_have_engines_of_their_own(
+def test_models_with_one_graph_and_different_weights_have_engines_of_their_own(
     tmp_path: Path,
 ) -> None:
     digests = set()
@@ -270,7 +270,7 @@ def test_models_of_one_graph_with_weights_beside_it_have_engines_of_their_own(
     assert len(digests) == 2
 
 
-def test_an_engine_is_looked_for_only_where_everything_it_depends_on_is_the_same() -> None:
+def test_an_engine_is_reused_only_with_the_same_versions_and_gpu() -> None:
     folders = {
         versions("1.31.1", "10.16.1", "9.0"),
         versions("1.31.2", "10.16.1", "9.0"),
@@ -285,22 +285,22 @@ def test_an_engine_is_looked_for_only_where_everything_it_depends_on_is_the_same
 
 
 class CudaRuntimeLibrary:
-    """CUDA's runtime, as ctypes shows it: what is registered, and the errors it keeps."""
+    """CUDA's runtime library with the registered memory and the number of cleared errors."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
-        self.held: dict[int, int] = {}
+        self.registered: dict[int, int] = {}
         self.cleared = 0
 
     def cudaHostRegister(  # noqa: N802
         self, address: ctypes.c_void_p, size: ctypes.c_size_t, flags: ctypes.c_uint
     ) -> int:
         if self.status == 0:
-            self.held[address.value or 0] = size.value
+            self.registered[address.value or 0] = size.value
         return self.status
 
     def cudaHostUnregister(self, address: ctypes.c_void_p) -> int:  # noqa: N802
-        del self.held[address.value or 0]
+        del self.registered[address.value or 0]
         return 0
 
     def cudaGetLastError(self) -> int:  # noqa: N802
@@ -313,9 +313,9 @@ def test_a_buffer_is_page_locked_as_long_as_it_lives(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pinned, "_library", lambda: library)
     array = np.zeros((4, 8), np.int32)
     assert pinned.pin(array)
-    assert library.held == {array.ctypes.data: 128}
+    assert library.registered == {array.ctypes.data: 128}
     del array
-    assert library.held == {}
+    assert library.registered == {}
 
 
 def test_a_buffer_that_cannot_be_page_locked_is_used_as_it_is(

@@ -1,6 +1,6 @@
 """
-What is known of a GPU before it is used: what this host lacks, which variant is taken, the shapes,
-and what the driver and NVML say. These two are stood in for: they are the edge of the world.
+GPU support before a GPU is used: missing requirements, the choice of a variant, the shapes, and the
+readings of the driver and NVML. Fakes stand in for the driver and NVML.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 @pytest.fixture
-def libraries_are_looked_for() -> Iterator[None]:
-    """Else once in a process."""
+def uncached_libraries() -> Iterator[None]:
+    """Search for libraries again; the result is otherwise cached for the process."""
     onnxruntime._missing_library.cache_clear()
     yield
     onnxruntime._missing_library.cache_clear()
 
 
-# What this host lacks
+# Missing requirements
 
 
-def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "visible", tuple)
     monkeypatch.setattr(gpus, "DRIVER", "libcuda-that-is-not-here.so.1")
     assert (
@@ -58,7 +58,7 @@ def test_without_a_driver_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(
+def test_an_onnxruntime_for_cpus_is_reported_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gpus, "visible", lambda: (H100,))
@@ -67,7 +67,7 @@ def test_the_onnxruntime_for_cpus_is_told_from_the_one_for_gpus(
     assert "pip uninstall onnxruntime, then pip install 'drbert-serve[gpu]'" in reason
 
 
-@pytest.mark.usefixtures("libraries_are_looked_for")
+@pytest.mark.usefixtures("uncached_libraries")
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str, mode: int = 0) -> None:
         if "providers_cuda" in path:
@@ -83,8 +83,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-@pytest.mark.usefixtures("libraries_are_looked_for")
-def test_nvidias_libraries_are_found_wherever_their_packages_lie(
+@pytest.mark.usefixtures("uncached_libraries")
+def test_nvidias_libraries_are_found_in_every_folder_of_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("nvidia/cudnn/lib", "nvidia/cu13/lib", "tensorrt_libs"):
@@ -117,8 +117,8 @@ def test_nvidias_libraries_are_found_wherever_their_packages_lie(
     ]
 
 
-@pytest.mark.usefixtures("libraries_are_looked_for")
-def test_cudnn_without_which_kernels_are_slower_is_asked_for(
+@pytest.mark.usefixtures("uncached_libraries")
+def test_a_missing_cudnn_is_reported_though_the_provider_runs_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def load(path: str, mode: int = 0) -> None:
@@ -139,17 +139,19 @@ def test_cudnn_without_which_kernels_are_slower_is_asked_for(
 
 
 def with_gpu_variants(artifact: Artifact, status: str = "passed") -> Artifact:
-    held = artifact.manifest.variants["cpu-fp32"]
-    gate = held.gate.model_copy(update={"status": status})
-    more = {
-        f"{runtime}-fp16": held.model_copy(
+    variant = artifact.manifest.variants["cpu-fp32"]
+    gate = variant.gate.model_copy(update={"status": status})
+    gpu_variants = {
+        f"{runtime}-fp16": variant.model_copy(
             update={"runtime": runtime, "precision": "f16", "gate": gate}
         )
         for runtime in ("cuda", "tensorrt")
     }
     return Artifact(
         artifact.directory,
-        artifact.manifest.model_copy(update={"variants": artifact.manifest.variants | more}),
+        artifact.manifest.model_copy(
+            update={"variants": artifact.manifest.variants | gpu_variants}
+        ),
     )
 
 
@@ -161,13 +163,13 @@ NO_TENSORRT = {"tensorrt": "libnvinfer.so.10 cannot be loaded"}
 NO_GPU = {"cuda": "no driver", "tensorrt": "no driver"}
 
 
-def test_auto_takes_tensorrt_then_cuda_then_the_cpu(artifact: Artifact) -> None:
-    held = with_gpu_variants(artifact)
-    assert choose(held, host=host()).runtime == "tensorrt"
-    second = choose(held, host=host(NO_TENSORRT))
+def test_auto_chooses_tensorrt_then_cuda_then_the_cpu(artifact: Artifact) -> None:
+    exported = with_gpu_variants(artifact)
+    assert choose(exported, host=host()).runtime == "tensorrt"
+    second = choose(exported, host=host(NO_TENSORRT))
     assert (second.variant, second.runtime) == ("cuda-fp16", "cuda")
     assert "libnvinfer.so.10" in second.reason
-    third = choose(held, host=host(NO_GPU, has_gpu=False))
+    third = choose(exported, host=host(NO_GPU, has_gpu=False))
     assert (third.variant, third.runtime) == ("cpu-fp32", "openvino")
     assert "cuda-fp16: no driver" in third.reason
 
@@ -188,7 +190,7 @@ def test_a_gpu_variant_that_failed_its_gate_is_passed_over(artifact: Artifact) -
 
 
 @pytest.mark.parametrize(
-    ("variant", "runtime", "said"),
+    ("variant", "runtime", "message"),
     [
         ("cuda-fp16", "auto", "cuda-fp16 cannot be run here: no driver"),
         ("cuda-fp16", "openvino", "cuda-fp16 runs by cuda, and openvino was asked for"),
@@ -197,10 +199,10 @@ def test_a_gpu_variant_that_failed_its_gate_is_passed_over(artifact: Artifact) -
         ("auto", "tensorrt", "tensorrt-fp16: no driver"),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_had_is_an_error(
-    variant: str, runtime: str, said: str, artifact: Artifact
+def test_a_requested_variant_or_runtime_that_cannot_run_is_an_error(
+    variant: str, runtime: str, message: str, artifact: Artifact
 ) -> None:
-    with pytest.raises(RuntimeUnavailable, match=said):
+    with pytest.raises(RuntimeUnavailable, match=message):
         choose(with_gpu_variants(artifact), variant, runtime, host(NO_GPU, has_gpu=False))
 
 
@@ -216,7 +218,9 @@ def test_on_a_gpu_lengths_are_multiples_of_eight(tokens: int, length: int) -> No
 
 
 @pytest.mark.parametrize(("items", "rows"), [(1, 1), (3, 4), (5, 8), (100, 128), (128, 128)])
-def test_on_a_gpu_all_that_waits_is_taken_and_rows_are_filled_up(items: int, rows: int) -> None:
+def test_on_a_gpu_a_batch_takes_all_waiting_texts_and_is_padded_with_rows(
+    items: int, rows: int
+) -> None:
     shapes = Shapes(512, grid=GPU)
     assert shapes.batch_size(items) == items
     assert shapes.rows(items) == rows
@@ -249,7 +253,7 @@ def test_a_measured_grid_is_read_back_and_refused_on_another_gpu(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "Invalid JSON"),
         ('{"device": "x"}', "batch_sizes: Field required"),
@@ -262,10 +266,12 @@ def test_a_measured_grid_is_read_back_and_refused_on_another_gpu(tmp_path: Path)
         ),
     ],
 )
-def test_a_grid_that_is_none_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_grid_is_refused_with_its_field(
+    text: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "grid.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         read_grid(path, "x")
     with pytest.raises(BadInput, match="benchmarks gpu --calibrate"):
         read_grid(tmp_path / "none.json", "x")
@@ -282,7 +288,7 @@ def test_a_checkout_that_is_not_installed_knows_its_version(
     assert ServiceState({"bag": artifact}, Settings()).version == installed
 
 
-def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(
+def test_the_batcher_has_the_engines_limits_unless_settings_lower_them(
     artifact: Artifact,
 ) -> None:
     service = ServiceState({"bag": artifact}, Settings())
@@ -291,10 +297,10 @@ def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(
         16,
         CPU.max_batch_tokens,
     )
-    told = ServiceState({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
-    told.lifecycle.load()
-    assert (told.batcher.limits.size, told.batcher.limits.tokens) == (4, 64)
-    assert service_info(told)["batching"] == {
+    limited = ServiceState({"bag": artifact}, Settings(max_batch_size=4, max_batch_tokens=64))
+    limited.lifecycle.load()
+    assert (limited.batcher.limits.size, limited.batcher.limits.tokens) == (4, 64)
+    assert service_info(limited)["batching"] == {
         "max_batch_size": 4,
         "max_batch_tokens": 64,
         "in_flight": 1,
@@ -305,7 +311,7 @@ def test_the_batcher_does_as_the_engine_likes_unless_it_is_told_otherwise(
 
 
 class Driver:
-    """CUDA's driver API, as ctypes shows it, with one device."""
+    """CUDA's driver API with one device, as ctypes wraps it."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
@@ -325,8 +331,8 @@ class Driver:
         name.value = H100.name.encode()
         return 0
 
-    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:  # noqa: N802
-        value._obj.value = {75: 9, 76: 0}[which]
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[attribute]
         return 0
 
     def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:  # noqa: N802
@@ -338,7 +344,7 @@ class Driver:
         return 0
 
 
-def test_the_driver_is_asked_what_gpus_there_are() -> None:
+def test_gpus_are_read_from_the_driver() -> None:
     [gpu] = gpus._query(Driver())
     assert gpu == Gpu(
         H100.name, "9.0", H100.memory_bytes, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
@@ -347,7 +353,7 @@ def test_the_driver_is_asked_what_gpus_there_are() -> None:
     assert gpus._query(None) == ()
 
 
-def test_the_drivers_version_is_told_where_the_kernel_tells_it(
+def test_the_drivers_version_is_read_where_the_kernel_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpus, "VERSION", tmp_path / "version")
@@ -373,17 +379,17 @@ def fake_nvml(**changes: Any) -> SimpleNamespace:
                 "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
                 "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=2**30),
                 "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
-                "nvmlDeviceGetClockInfo": lambda handle, which: 1980,
+                "nvmlDeviceGetClockInfo": lambda handle, clock: 1980,
                 "nvmlDeviceGetPowerUsage": power,
                 "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x1 | 0x4,
-                "nvmlDeviceGetTemperature": lambda handle, which: 61,
+                "nvmlDeviceGetTemperature": lambda handle, sensor: 61,
             }
             | changes
         )
     )
 
 
-def test_what_a_gpu_does_is_told_and_what_it_does_not_tell_is_left_out() -> None:
+def test_a_gpus_reading_leaves_out_values_that_it_does_not_report() -> None:
     [reading] = nvml.read(fake_nvml(), [H100])
     assert (
         reading.memory_used_bytes,
@@ -400,8 +406,8 @@ def test_what_a_gpu_does_is_told_and_what_it_does_not_tell_is_left_out() -> None
     assert "drbert_gpu_power_watts{" not in text
 
 
-def test_a_gpu_that_is_gone_has_no_reading() -> None:
-    def gone(uuid: str) -> str:
+def test_a_gpu_that_nvml_does_not_know_has_no_reading() -> None:
+    def unknown(uuid: str) -> str:
         raise NotSupported
 
-    assert nvml.read(fake_nvml(nvmlDeviceGetHandleByUUID=gone), [H100]) == []
+    assert nvml.read(fake_nvml(nvmlDeviceGetHandleByUUID=unknown), [H100]) == []

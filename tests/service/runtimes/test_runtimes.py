@@ -1,4 +1,4 @@
-"""Flush-to-zero, shown by what is computed: a subnormal number comes back as zero, or as itself."""
+"""Runtimes on the CPU: flush-to-zero, shown by a product of subnormal numbers, and packing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUNTIMES = [OpenVinoRuntime, OnnxRuntime]
 
 
 def write_model(path: Path, weight: float) -> None:
-    """x · W, every weight the same, so that every term of every sum is that small."""
+    """Write a model of x · W with equal weights, so that every term of every sum is that small."""
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["wide", "w"], ["logits"]),
@@ -48,7 +48,7 @@ def product(runtime: OpenVinoRuntime | OnnxRuntime) -> float:
 def load_elsewhere(
     engine: type[OpenVinoRuntime | OnnxRuntime], model: Path, threads: int
 ) -> OpenVinoRuntime | OnnxRuntime:
-    """Loaded by a thread that is gone when the model runs, as the service does."""
+    """Return a runtime that was loaded in a thread that has ended, as in the service."""
     loaded: list[OpenVinoRuntime | OnnxRuntime] = []
     thread = threading.Thread(target=lambda: loaded.append(engine(model, "f32", threads)))
     thread.start()
@@ -56,7 +56,7 @@ def load_elsewhere(
     return loaded[0]
 
 
-def test_a_graph_that_is_not_made_as_a_bert_is_gives_each_text_a_row(
+def test_a_graph_that_cannot_be_packed_has_a_row_for_each_text(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     packing = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1, packs=True)
@@ -70,7 +70,7 @@ def test_a_graph_that_is_not_made_as_a_bert_is_gives_each_text_a_row(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_openvino_takes_subnormal_weights_for_zero_whoever_loads_and_runs_it(
+def test_openvino_flushes_subnormal_weights_whichever_thread_loads_and_runs_it(
     threads: int, tmp_path: Path
 ) -> None:
     write_model(tmp_path / "tiny.onnx", TINY)
@@ -84,7 +84,7 @@ def test_openvino_takes_subnormal_weights_for_zero_whoever_loads_and_runs_it(
     assert product(small) == pytest.approx(4e-30)
 
 
-# What chooses between integers, each with what is right for ids of 1, 2, 3 and -1.
+# Graphs that select between integers, each with the right answer for ids of 1, 2, 3 and -1.
 CHOICES = {
     "positive": (("Greater", ("x", "zero")), ("x", "zero"), [1, 2, 3, 0]),
     "not minus one": (("Equal", ("x", "minus")), ("one", "x"), [1, 2, 3, 1]),
@@ -93,7 +93,7 @@ CHOICES = {
 
 
 def write_choice(path: Path, name: str) -> None:
-    """A graph whose logits are integers that it chose."""
+    """Write a graph whose logits are selected integers."""
     (comparison, compared), branches, _ = CHOICES[name]
     nodes = [
         helper.make_node(comparison, compared, ["chooses"]),
@@ -114,7 +114,7 @@ def write_choice(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_integers_are_chosen_rightly_by_the_code_for_avx2_too(name: str, tmp_path: Path) -> None:
+def test_integers_are_selected_rightly_by_avx2_code_too(name: str, tmp_path: Path) -> None:
     write_choice(tmp_path / "choice.onnx", name)
     code = (
         "import sys; import numpy as np; from pathlib import Path;"
@@ -123,17 +123,19 @@ def test_integers_are_chosen_rightly_by_the_code_for_avx2_too(name: str, tmp_pat
         "print(runtime.flush_to_zero,"
         " runtime.start({'x': np.array([[1, 2, 3, -1]])})()[0].tolist())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "choice.onnx")],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     )
-    assert done.stdout == f"False {[float(value) for value in CHOICES[name][2]]}\n", done.stderr
+    assert process.stdout == f"False {[float(value) for value in CHOICES[name][2]]}\n", (
+        process.stderr
+    )
 
 
-def test_onnx_runtime_says_truly_whether_it_takes_subnormal_weights_for_zero(
+def test_onnx_runtime_reports_rightly_whether_it_flushes_subnormal_weights(
     tmp_path: Path,
 ) -> None:
     write_model(tmp_path / "tiny.onnx", TINY)
@@ -141,7 +143,7 @@ def test_onnx_runtime_says_truly_whether_it_takes_subnormal_weights_for_zero(
     assert (product(runtime) == 0) == runtime.flush_to_zero
 
 
-def test_in_a_process_of_its_own_onnx_runtime_takes_subnormal_weights_for_zero_in_every_model(
+def test_in_a_process_of_its_own_onnx_runtime_flushes_subnormal_weights_in_every_model(
     tmp_path: Path,
 ) -> None:
     write_model(tmp_path / "tiny.onnx", TINY)
@@ -152,17 +154,17 @@ def test_in_a_process_of_its_own_onnx_runtime_takes_subnormal_weights_for_zero_i
         " load_elsewhere(OnnxRuntime, Path(sys.argv[1]), threads)\n    print(runtime.flush_to_zero,"
         " product(runtime))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "tiny.onnx")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.splitlines() == ["True 0.0"] * 2, done.stderr
+    assert process.stdout.splitlines() == ["True 0.0"] * 2, process.stderr
 
 
 @pytest.mark.parametrize("engine", RUNTIMES)
-def test_loading_and_running_a_model_leaves_the_callers_own_arithmetic_alone(
+def test_loading_and_running_a_model_does_not_change_the_callers_arithmetic(
     engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "tiny.onnx", TINY)
@@ -171,15 +173,15 @@ def test_loading_and_running_a_model_leaves_the_callers_own_arithmetic_alone(
 
 
 @pytest.mark.parametrize("engine", RUNTIMES)
-def test_what_a_batch_reads_is_kept_until_it_has_been_read(
+def test_a_batchs_arrays_live_until_they_have_been_read(
     engine: type[OpenVinoRuntime | OnnxRuntime], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "ones.onnx", 1.0)
     runtime = engine(tmp_path / "ones.onnx", "f32", 1)
-    given = np.ones((2, 4), np.int64)
-    held = weakref.ref(given)
-    finish = runtime.start({"x": given})
-    del given
-    # An engine that shares the caller's memory would read what came after it.
-    assert held() is not None or engine is OnnxRuntime
+    array = np.ones((2, 4), np.int64)
+    reference = weakref.ref(array)
+    finish = runtime.start({"x": array})
+    del array
+    # An engine that shares the caller's memory would otherwise read what is there next.
+    assert reference() is not None or engine is OnnxRuntime
     assert finish().tolist() == [[4.0] * 3] * 2

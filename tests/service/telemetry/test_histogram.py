@@ -1,4 +1,4 @@
-"""Our histogram tells Prometheus what prometheus_client's own would."""
+"""Our histogram exposes the same page as prometheus_client's own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from service.telemetry.metrics import SECONDS
 
 
 def exposition(registry: CollectorRegistry) -> list[str]:
-    # prometheus_client adds a series for when each was made, which says nothing about what was
-    # observed.
-    return [
-        line for line in generate_latest(registry).decode().splitlines() if "_created" not in line
-    ]
+    # prometheus_client adds a series with the time of creation, which depends on no observation.
+    lines = generate_latest(registry).decode().splitlines()
+    return [line for line in lines if "_created" not in line]
 
 
-def test_what_is_scraped_is_what_prometheus_clients_own_histogram_shows() -> None:
+def test_the_page_is_that_of_prometheus_clients_own_histogram() -> None:
     draw = random.Random(0)
     observed = [draw.lognormvariate(-6, 2) for _ in range(500)] + [
         0.0,
@@ -28,15 +26,15 @@ def test_what_is_scraped_is_what_prometheus_clients_own_histogram_shows() -> Non
         SECONDS[-1],
         99.0,
     ]
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
-    histogram = Histogram("drbert_wait_seconds", "A wait.", SECONDS, ours)
+    registry, reference_registry = CollectorRegistry(), CollectorRegistry()
+    histogram = Histogram("drbert_wait_seconds", "A wait.", SECONDS, registry)
     reference = prometheus_client.Histogram(
-        "drbert_wait_seconds", "A wait.", ["model"], buckets=SECONDS, registry=theirs
+        "drbert_wait_seconds", "A wait.", ["model"], buckets=SECONDS, registry=reference_registry
     )
     for i, value in enumerate(observed):
         for each in (histogram, reference):
             each.labels(("reviews", "topics")[i % 2]).observe(value)
-    assert exposition(ours) == exposition(theirs)
+    assert exposition(registry) == exposition(reference_registry)
 
 
 def test_a_series_is_there_before_anything_is_observed() -> None:

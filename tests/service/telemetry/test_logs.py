@@ -1,5 +1,5 @@
-"""Logs: lines that a thread writes, so that no reader of them can stop the service, and no caller
-can fill a disk with them.
+"""Logs: a thread writes the lines, so no reader can stop the service; a limit per place in the code
+keeps callers from filling a disk.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def record(
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that holds no byte more: its reading and its writing end."""
+    """Yield the reading and the writing end of a full pipe."""
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)
@@ -96,7 +96,7 @@ def send_malformed(port: int, times: int) -> None:
 
 @contextmanager
 def serving_into(artifact: Artifact, stderr: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A service, ready, that logs into a file descriptor."""
+    """Yield the address and the process of a ready service that logs to a file descriptor."""
     port = free_port()
     command = [
         sys.executable,
@@ -130,11 +130,11 @@ def test_a_service_whose_log_nobody_reads_answers_and_ends(artifact: Artifact) -
         assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-        # Nothing of it got into the pipe, which was full all the time.
+        # The pipe was full all the time, so it holds no log line.
         assert set(read_available(reading)) == {ord("x")}
 
 
-def test_a_service_whose_log_reader_has_gone_answers_and_ends(artifact: Artifact) -> None:
+def test_a_service_whose_log_reader_ended_answers_and_ends(artifact: Artifact) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -165,9 +165,9 @@ def test_a_flood_of_malformed_requests_writes_few_lines(artifact: Artifact) -> N
     assert 'drbert_log_lines_dropped_total{reason="rate_limited"}' in page
 
 
-def test_lines_that_are_held_back_are_counted_in_a_summary_and_on_metrics() -> None:
+def test_suppressed_lines_are_counted_in_a_summary_and_in_metrics() -> None:
     reading, writing = os.pipe()
-    fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)  # nobody reads before the end
+    fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)  # Nobody reads before the end.
     before = logs.LOST["rate_limited"]
     writer = LineWriter(writing)
     for _ in range(400):
@@ -185,7 +185,7 @@ def test_lines_that_are_held_back_are_counted_in_a_summary_and_on_metrics() -> N
     os.close(writing)
 
 
-def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted_once_somebody_reads() -> None:
+def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted() -> None:
     with full_pipe() as (reading, writing):
         writer = LineWriter(writing)
         for number in range(QUEUED_LINES + 500):
@@ -199,12 +199,12 @@ def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted_once_somebod
     lines = parsed(read.lstrip(b"x"))
     [summary] = [line for line in lines if line["event"] == "log lines dropped"]
     written = [int(line["event"].split()[1]) for line in lines if line is not summary]
-    # The one that the writer held when the pipe was full is the oldest that is left.
+    # The writer already held the first line when the pipe was full.
     assert written[1:] == list(range(QUEUED_LINES + 500 - len(written) + 1, QUEUED_LINES + 500))
     assert summary["lines"] + len(written) == QUEUED_LINES + 500
 
 
-def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
+def test_a_flush_writes_earlier_lines_and_does_not_wait_for_ever() -> None:
     reading, writing = os.pipe()
     writer = LineWriter(writing)
     for number in range(100):
@@ -226,18 +226,18 @@ def test_a_flush_writes_what_was_logged_and_does_not_wait_for_ever() -> None:
     os.close(writing)
 
 
-def test_a_line_is_there_before_a_process_ends_at_once() -> None:
+def test_a_flushed_line_is_written_before_the_process_exits_at_once() -> None:
     code = (
         "import logging, os; from service.telemetry import logs; logs.set_up('INFO');"
         " logging.critical('the end', extra={'n': 1}); logs.flush(); os._exit(70)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 70
-    [line] = parsed(done.stderr)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert process.returncode == 70
+    [line] = parsed(process.stderr)
     assert (line["event"], line["n"], line["level"]) == ("the end", 1, "critical")
 
 
-def test_what_python_prints_to_stderr_is_a_line_of_the_log_too() -> None:
+def test_pythons_own_messages_to_stderr_are_lines_of_the_log() -> None:
     code = """
 import threading, warnings
 from service.telemetry import logs
@@ -251,17 +251,17 @@ thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "default", "-c", code], capture_output=True, check=True
     )
-    warned, unraisable, failed = parsed(done.stderr)
+    warned, unraisable, failed = parsed(process.stderr)
     assert "UserWarning: beware" in warned["event"]
     assert "ValueError: in __del__" in unraisable["traceback"]
     assert (failed["event"], failed["thread_name"]) == ("a thread failed", "worker")
     assert failed["traceback"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_a_place_has_its_burst_then_its_rate_and_disturbs_no_other() -> None:
+def test_a_place_has_a_burst_then_a_rate_and_does_not_limit_others() -> None:
     now = 0.0
     limit = RateLimit(lambda: now)
     assert [limit.filter(record(f"from a caller: {n}")) for n in range(int(BURST) + 10)] == [
@@ -277,7 +277,7 @@ def test_a_place_has_its_burst_then_its_rate_and_disturbs_no_other() -> None:
     assert sum(limit.filter(record()) for _ in range(100)) == LINES_PER_S
 
 
-def test_a_line_that_cannot_be_made_disturbs_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_cannot_be_formatted_is_only_counted(capfd: pytest.CaptureFixture[str]) -> None:
     class Unprintable:
         def __str__(self) -> str:
             raise RuntimeError
@@ -322,10 +322,8 @@ def test_a_long_field_keeps_its_beginning_and_its_end() -> None:
     assert len(line["path"]) < FIELD_CHARS + 100
 
 
-def test_a_line_that_is_logged_while_another_is_queued_does_not_stop_the_log() -> None:
-    """By a __del__ that the garbage collector runs, or by a signal's handler as here: on the same
-    thread, at any instruction.
-    """
+def test_a_line_that_is_logged_while_another_is_queued_does_not_block_the_log() -> None:
+    """A signal handler logs on the same thread at any instruction, as a __del__ might."""
     code = """
 import logging, signal
 from service.telemetry import logs
@@ -338,7 +336,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 logging.info("the end")
 logs.flush()
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, timeout=120
     )
-    assert parsed(done.stderr)[-1]["event"] == "the end"
+    assert parsed(process.stderr)[-1]["event"] == "the end"

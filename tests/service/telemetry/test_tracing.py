@@ -1,7 +1,8 @@
-"""Spans for OpenTelemetry, as a collector receives them."""
+"""OpenTelemetry spans as a collector receives them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -25,7 +26,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """An OTLP endpoint, and what it was sent."""
+    """Yield the address of an OTLP endpoint and the requests that it received."""
     received: list[ExportTraceServiceRequest] = []
 
     class Receive(BaseHTTPRequestHandler):
@@ -63,14 +64,14 @@ def test_each_classification_is_a_span_with_its_stages_and_without_its_text(
             urllib.request.urlopen(f"{url}/classify", b"zanzibar", timeout=30)
         none.value.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0  # and what was not sent yet is sent
-    resources = [resource for one in received for resource in one.resource_spans]
+        assert process.wait(timeout=60) == 0  # The spans are sent before it ends.
+    resources = [resource for request in received for resource in request.resource_spans]
     spans = [
         span for resource in resources for scope in resource.scope_spans for span in scope.spans
     ]
-    named = {span.name: span for span in spans if span.trace_id.hex() == TRACE}
-    assert named.keys() == {"POST /classify", "tokenize", "queue", "inference"}
-    whole = named["POST /classify"]
+    by_name = {span.name: span for span in spans if span.trace_id.hex() == TRACE}
+    assert by_name.keys() == {"POST /classify", "tokenize", "queue", "inference"}
+    whole = by_name["POST /classify"]
     assert whole.parent_span_id.hex() == PARENT
     facts = {pair.key: pair.value.string_value or pair.value.int_value for pair in whole.attributes}
     assert facts["drbert.model"] == "reviews"
@@ -81,11 +82,11 @@ def test_each_classification_is_a_span_with_its_stages_and_without_its_text(
         200,
     )
     for child in ("tokenize", "queue", "inference"):
-        assert named[child].parent_span_id == whole.span_id
+        assert by_name[child].parent_span_id == whole.span_id
         assert (
             whole.start_time_unix_nano
-            <= named[child].start_time_unix_nano
-            <= named[child].end_time_unix_nano
+            <= by_name[child].start_time_unix_nano
+            <= by_name[child].end_time_unix_nano
             <= whole.end_time_unix_nano
         )
     [refused] = [span for span in spans if span.trace_id.hex() != TRACE]
@@ -95,14 +96,14 @@ def test_each_classification_is_a_span_with_its_stages_and_without_its_text(
     assert {pair.key: pair.value.string_value for pair in resources[0].resource.attributes}[
         "service.name"
     ] == "drbert-serve"
-    assert b"zanzibar" not in b"".join(one.SerializeToString() for one in received)
+    assert b"zanzibar" not in b"".join(request.SerializeToString() for request in received)
 
 
-def test_spans_are_named_by_routes_whatever_paths_callers_choose(
+def test_spans_have_the_names_of_routes_not_of_paths(
     artifact: Artifact, collector: tuple[str, list[ExportTraceServiceRequest]]
 ) -> None:
     endpoint, received = collector
-    named = {
+    paths_by_route = {
         "/models/{model}": (
             "/models/reviews",
             "/models/nothing-of-ours",
@@ -121,21 +122,21 @@ def test_spans_are_named_by_routes_whatever_paths_callers_choose(
     with running(
         f"reviews={artifact.directory}", DRBERT_TRACING="true", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
     ) as (url, process):
-        for path in (path for paths in named.values() for path in paths):
+        for path in itertools.chain.from_iterable(paths_by_route.values()):
             with suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(f"{url}{path}", b'{"inputs": "good"}', timeout=30).close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     spans = [
         span
-        for one in received
-        for resource in one.resource_spans
+        for request in received
+        for resource in request.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
     whole = [span for span in spans if span.name not in ("tokenize", "queue", "inference")]
     assert Counter(span.name for span in whole) == {
-        f"POST {route}": len(paths) for route, paths in named.items()
+        f"POST {route}": len(paths) for route, paths in paths_by_route.items()
     }
     for span in whole:
         facts = {pair.key: pair.value.string_value for pair in span.attributes}
@@ -143,10 +144,12 @@ def test_spans_are_named_by_routes_whatever_paths_callers_choose(
         assert len(facts["url.path"]) <= 200
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_without_the_extra_the_error_names_what_to_install() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\nfrom service.telemetry.tracing import"
         " Tracing\nTracing('1')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'drbert-serve[tracing]'" in done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'drbert-serve[tracing]'" in process.stderr
