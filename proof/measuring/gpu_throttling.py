@@ -1,9 +1,9 @@
 """
-Watches whether a GPU of the servers is slowed down while a restart is measured: like a throttled
-processor, that is not the model's doing.
+Watch whether a GPU of the servers is slowed down while a restart is measured.
 
-The service tells it at /metrics, as drbert_gpu_slowed{reason} (NVML's clock event reasons). Servers
-without a GPU, and those that are not ours, tell nothing.
+As with a throttled processor, that is not the model's doing. The service reports it at /metrics as
+drbert_gpu_slowed{reason} (NVML's clock event reasons). Servers without a GPU and servers of other
+projects report nothing.
 """
 
 from __future__ import annotations
@@ -15,39 +15,41 @@ import urllib.request
 from collections.abc import Collection, Iterator
 
 EVERY_S = 5.0
+"""Seconds between two looks at the servers."""
 _SLOWED = re.compile(r'^drbert_gpu_slowed\{(?:.*,)?reason="(\w+)".*\} 1(?:\.0)?$', re.M)
 
 
 @contextlib.contextmanager
-def watch_throttling(urls: Collection[str], seen: set[str]) -> Iterator[None]:
-    """Puts the reasons that any of the servers tells into `seen`: at the beginning, every EVERY_S
-    seconds, and at the end.
+def watch_throttling(urls: Collection[str], reasons: set[str]) -> Iterator[None]:
+    """Add to `reasons` why any of the servers' GPUs is slowed down during the block.
+
+    The servers are read at its begin, every EVERY_S seconds, and at its end.
     """
     if not urls:
         yield
         return
-    over = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
         while True:
             for url in urls:
-                seen.update(reasons(url))
-            if over.wait(EVERY_S):
+                reasons.update(read_reasons(url))
+            if ended.wait(EVERY_S):
                 return
 
-    seen.update(*map(reasons, urls))
-    watching = threading.Thread(target=watch, name="slowdowns", daemon=True)
-    watching.start()
+    reasons.update(*map(read_reasons, urls))
+    watcher = threading.Thread(target=watch, name="gpu-throttling", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        over.set()
-        watching.join()
-        seen.update(*map(reasons, urls))
+        ended.set()
+        watcher.join()
+        reasons.update(*map(read_reasons, urls))
 
 
-def reasons(url: str) -> set[str]:
-    """Why the GPUs of that server are slowed down just now; nothing where it does not say."""
+def read_reasons(url: str) -> set[str]:
+    """Return why a server's GPUs are slowed down just now; nothing where it does not report it."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
             return set(_SLOWED.findall(response.read().decode()))

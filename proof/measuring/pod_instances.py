@@ -1,9 +1,9 @@
 """
-Takes running servers one by one, where a run cannot restart them: pods of a cluster.
+Take running servers one by one, where a run cannot restart them: pods of a cluster.
 
-The name in an arm's `url` stands for many servers, told apart by their X-Instance-Id. Each restart
-of the plan takes, for every arm, one that counted in no restart before: what a fresh start is
-elsewhere, a further pod is here.
+The host in an arm's `url` stands for many servers, which X-Instance-Id identifies. Each restart of
+the plan takes for every arm a server that counted in no restart before. A new pod is to a cluster
+what a fresh start is elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -24,124 +24,129 @@ from command import BadInput, Unavailable
 from proof.plans.dialects import headers_from
 from proof.plans.plan import Arm, Plan
 
-# Pods that were just asked for have images to fetch and models to load.
-THERE_WITHIN_S = 1800.0
-LOOK_EVERY_S = 2.0
+AVAILABLE_WITHIN_S = 1800.0
+"""Longest wait for servers: new pods have images to fetch and models to load."""
+POLL_S = 2.0
+"""Seconds between two looks for servers."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One server behind a name."""
+    """One server behind a host name."""
 
     address: str
+    """Its URL, with an IP address."""
     info: Mapping[str, Any]
+    """Its /info."""
 
     @property
     def id(self) -> str:
+        """Its X-Instance-Id."""
         return str(self.info["instance_id"])
 
 
-def take(
+def take_instances(
     plan: Plan, order: list[int], counted: Collection[str], tried: Collection[str]
 ) -> dict[str, Instance]:
-    """A server for each arm, by its name: none of those that `counted`, those that were `tried` in
-    vain last.
+    """Return a server for each arm, by the arm's name.
 
-    Unavailable if there are not enough, BadInput if one is not what the plan needs.
+    `counted` are ids of servers that are never taken again. `tried` are those that answered in
+    dropped restarts; they are taken last. Raise Unavailable if there are not enough servers,
+    BadInput if one is not what the plan needs.
     """
-    taken: dict[str, Instance] = {}
-    for url, arms in _by_url(plan, order).items():
+    instances: dict[str, Instance] = {}
+    for url, arms in _arms_by_url(plan, order).items():
         fresh = _wait_for(url, arms, counted, len(arms))
         fresh.sort(key=lambda instance: (instance.id in tried, instance.address))
-        taken |= {arm.name: instance for arm, instance in zip(arms, fresh, strict=False)}
-    _check(plan, taken)
-    return taken
+        instances |= {arm.name: instance for arm, instance in zip(arms, fresh, strict=False)}
+    _check_instances(plan, instances)
+    return instances
 
 
 def check_enough(plan: Plan) -> None:
-    """Unavailable, before anything is measured, if all restarts together need more servers than
-    there are.
-    """
-    for url, arms in _by_url(plan, plan.claimed_arms).items():
+    """Raise Unavailable if all restarts together need more servers than there are."""
+    for url, arms in _arms_by_url(plan, plan.claimed_arms).items():
         _wait_for(url, arms, (), plan.restarts * len(arms))
 
 
-def told(taken: Mapping[str, Instance], plan: Plan) -> dict[str, Any]:
-    """What the servers say of themselves, as one server's /info would: each arm's model under the
-    arm's name.
-    """
-    first = next(iter(taken.values())).info
-    models = {
-        arm.name: taken[arm.name].info["models"][_model(arm, taken[arm.name])]
-        for arm in plan.arms
-        if arm.name in taken
-    }
+def merge_info(instances: Mapping[str, Instance], plan: Plan) -> dict[str, Any]:
+    """Return the servers' /info as if one server had loaded each arm's model under its name."""
+    first = next(iter(instances.values())).info
+    models = {}
+    for arm in plan.arms:
+        if arm.name in instances:
+            instance = instances[arm.name]
+            models[arm.name] = instance.info["models"][_model_name(arm, instance)]
     return {**first, "models": models}
 
 
-def addresses(url: str) -> list[str]:
-    """Every address that the name in a url stands for, as urls; none while the name is not
-    known.
-    """
+def resolve_addresses(url: str) -> list[str]:
+    """Return a URL for each address of the host in `url`; none while it cannot be resolved."""
     parts = urlsplit(url)
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+        resolved = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     except socket.gaierror:
         return []
     urls = set()
-    for family, _, _, _, where in found:
-        host, port = cast("tuple[str, int]", where[:2])
-        urls.add(
-            f"http://[{host}]:{port}" if family == socket.AF_INET6 else f"http://{host}:{port}"
-        )
+    for family, _, _, _, address in resolved:
+        host, port = address[:2]
+        host = f"[{host}]" if family == socket.AF_INET6 else host
+        urls.add(f"http://{host}:{port}")
     return sorted(urls)
 
 
-def _wait_for(url: str, arms: list[Arm], counted: Collection[str], wanted: int) -> list[Instance]:
-    give_up, said = time.monotonic() + THERE_WITHIN_S, -1
+def _wait_for(url: str, arms: list[Arm], counted: Collection[str], needed: int) -> list[Instance]:
+    """Return the servers behind a URL that did not count yet, as soon as there are enough."""
+    deadline = time.monotonic() + AVAILABLE_WITHIN_S
+    printed = -1
     while True:
-        fresh = [instance for instance in _behind(url, arms[0]) if instance.id not in counted]
-        if len(fresh) >= wanted:
+        fresh = [
+            instance for instance in find_instances(url, arms[0]) if instance.id not in counted
+        ]
+        if len(fresh) >= needed:
             return fresh
-        if len(fresh) != said:
-            said = len(fresh)
-            tqdm.write(f"{url}: {said} of the {wanted} servers that are needed answer")
-        if time.monotonic() > give_up:
+        if len(fresh) != printed:
+            printed = len(fresh)
+            tqdm.write(f"{url}: {printed} of the {needed} servers that are needed answer")
+        if time.monotonic() > deadline:
             raise Unavailable(
                 f"Behind {url} are {len(fresh)} servers that answer and have not been measured, and"
-                f" {wanted} are needed: each restart takes one for every arm. Give it more"
+                f" {needed} are needed: each restart takes one for every arm. Give it more"
                 " replicas, or the plan fewer restarts."
             )
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
 
 
-def _behind(url: str, arm: Arm) -> list[Instance]:
-    """The servers that answer behind a name, a server once however many addresses it has."""
-    found: dict[str, Instance] = {}
-    for address in addresses(url):
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(f"{address}/info", headers=headers_from(arm.headers_env)),
-                timeout=10,
-            ) as response:
-                info = json.load(response)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in (401, 403):
-                raise BadInput(
-                    f"{address} answers with {error.code}: it wants a key. Give arm {arm.name}"
-                    " headers_env, a variable that holds one."
-                ) from None
-            continue
-        except (OSError, ValueError):
-            continue
+def find_instances(url: str, arm: Arm) -> list[Instance]:
+    """Return the servers that answer behind a URL, each once however many addresses it has."""
+    instances: dict[str, Instance] = {}
+    for address in resolve_addresses(url):
+        info = _read_info(address, arm)
         if isinstance(info, dict) and "instance_id" in info and info.get("models"):
-            found.setdefault(str(info["instance_id"]), Instance(address, info))
-    return list(found.values())
+            instances.setdefault(str(info["instance_id"]), Instance(address, info))
+    return list(instances.values())
 
 
-def _by_url(plan: Plan, order: list[int]) -> dict[str, list[Arm]]:
-    """Arms with a server of their own, in the order given, by where they are asked for."""
+def _read_info(address: str, arm: Arm) -> Any:
+    """Return a server's /info, or None; BadInput if it wants a key."""
+    request = urllib.request.Request(f"{address}/info", headers=headers_from(arm.headers_env))
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            raise BadInput(
+                f"{address} answers with {error.code}: it wants a key. Give arm {arm.name}"
+                " headers_env, a variable that holds one."
+            ) from None
+        return None
+    except (OSError, ValueError):
+        return None
+
+
+def _arms_by_url(plan: Plan, order: list[int]) -> dict[str, list[Arm]]:
+    """Return the arms that have a URL, in the given order, by it."""
     groups: dict[str, list[Arm]] = {}
     for arm in (plan.arms[i] for i in order):
         if arm.url:
@@ -149,22 +154,22 @@ def _by_url(plan: Plan, order: list[int]) -> dict[str, list[Arm]]:
     return groups
 
 
-def _check(plan: Plan, taken: Mapping[str, Instance]) -> None:
-    for name, instance in taken.items():
-        arm = next(arm for arm in plan.arms if arm.name == name)
-        if _model(arm, instance) not in instance.info["models"]:
+def _check_instances(plan: Plan, instances: Mapping[str, Instance]) -> None:
+    for arm in plan.arms:
+        instance = instances.get(arm.name)
+        if instance is not None and _model_name(arm, instance) not in instance.info["models"]:
             raise BadInput(
-                f"{plan.path}: arm {name} asks for the model {arm.model!r}; {instance.address} has"
-                f" {', '.join(instance.info['models'])}."
+                f"{plan.path}: arm {arm.name} asks for the model {arm.model!r}; {instance.address}"
+                f" has {', '.join(instance.info['models'])}."
             )
-    slowed = taken[plan.arms[plan.indices("reference")[1]].name]
+    slowed = instances[plan.arms[plan.indices("reference")[1]].name]
     by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
     if by_server and slowed.info.get("settings", {}).get("busy_wait") != "anywhere":
         raise BadInput(
-            f"{slowed.address} does not slow down on request, so no control could be seen; start it"
-            ' with DRBERT_BUSY_WAIT=anywhere, or say by = "client" for the delayed arm.'
+            f"{slowed.address} does not slow down on request, so no control could be detected;"
+            ' start it with DRBERT_BUSY_WAIT=anywhere, or set by = "client" for the delayed arm.'
         )
 
 
-def _model(arm: Arm, instance: Instance) -> str:
+def _model_name(arm: Arm, instance: Instance) -> str:
     return arm.model or str(next(iter(instance.info["models"])))

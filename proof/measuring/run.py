@@ -1,9 +1,9 @@
 """
-Runs a plan: restart after restart, seal, judge, report.
+Run a plan: restart after restart, then seal, judge and report.
 
     plan → [start servers → Locust → rows → gates] × restarts → seal → judge → report
 
-However a run ends, what was measured is sealed and judged, and `resume` goes on from there.
+However a run ends, what was measured is sealed and judged, and `resume_run` continues from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,8 @@ from proof.verdict import identity
 from proof.verdict.judge import judge_lines
 from proof.verdict.schema import Verdict
 
-# What follows from the rows, and is made again when a run goes on.
 DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
-# What must be the same when a run goes on: else its restarts were measured in two places.
+"""Files that follow from the rows, and are written again when a run is resumed."""
 SAME_PLACE = (
     "processor",
     "processors",
@@ -89,26 +88,17 @@ SAME_PLACE = (
     "server_cpus",
     "generator_cpus",
 )
+"""Entries of environment.json that must not change when a run is resumed."""
 
 
 def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
-    """Carries out the plan and returns the sealed folder and the verdict.
+    """Execute the plan at `path`; return the sealed folder in `evidence`, and the verdict.
 
-    BadInput if the plan or an artifact is wrong, Unavailable if a server or the load generator
-    cannot be had, both before or after some restarts: what was measured is kept.
+    Raise BadInput if the plan or an artifact is wrong, Unavailable if a server or the load
+    generator cannot be had. What was measured until then is sealed.
     """
     plan = read_plan(path)
-    plan.read_texts()
-    for level in plan.levels:
-        if level.percent:
-            level.rate_per_s(plan)
-    if not plan.starts_servers and plan.restart_command is None and not plan.instances:
-        raise BadInput(
-            f"{path}: its arms are servers of your own and [server] has no restart command; without"
-            " restarts there is nothing to infer from."
-        )
-    if plan.pilot is not None and not plan.pilot_path.is_file():
-        raise Unavailable(f"{path} was computed from a pilot, and {plan.pilot_path} is not there.")
+    _check_runnable(plan)
     compared = _compare_arms(plan)
     if plan.instances:
         pod_instances.check_enough(plan)
@@ -121,6 +111,23 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
         shutil.copy(plan.pilot_path, folder / "pilot.json")
     _write_json(folder / "identity.json", compared)
     return folder, _execute(folder)
+
+
+def _check_runnable(plan: Plan) -> None:
+    """Raise BadInput or Unavailable if something that the run needs is missing."""
+    plan.read_texts()
+    for level in plan.levels:
+        if level.percent:
+            level.rate_per_s(plan)
+    if not plan.starts_servers and plan.restart_command is None and not plan.instances:
+        raise BadInput(
+            f"{plan.path}: its arms are servers of your own and [server] has no restart command;"
+            " without restarts there is nothing to infer from."
+        )
+    if plan.pilot is not None and not plan.pilot_path.is_file():
+        raise Unavailable(
+            f"{plan.path} was computed from a pilot, and {plan.pilot_path} is not there."
+        )
 
 
 def resume_run(folder: Path) -> tuple[Path, Verdict]:
@@ -136,7 +143,7 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
     if sealed:
         check_manifest(folder)
     plan = read_sealed_plan(folder)
-    if sealed and _kept(folder) >= plan.restarts:
+    if sealed and _count_restarts(folder) >= plan.restarts:
         raise BadInput(
             f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with."
         )
@@ -146,67 +153,67 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
     return folder, _execute(folder)
 
 
-def _kept(folder: Path) -> int:
-    return (
-        sum(not start.dropped for start in read_starts(folder))
-        if (folder / "starts.csv").exists()
-        else 0
-    )
+def _recorded_restarts(folder: Path) -> list[RestartRecord]:
+    """Return the lines of starts.csv; none before the first restart."""
+    return read_starts(folder) if (folder / "starts.csv").exists() else []
+
+
+def _count_restarts(folder: Path) -> int:
+    """Return the number of restarts that count."""
+    return sum(not start.dropped for start in _recorded_restarts(folder))
 
 
 def _record_killed_restarts(plan: Plan, folder: Path) -> None:
-    """A restart that was killed together with the run left rows and no line in starts.csv."""
-    told = (
-        {start.restart for start in read_starts(folder)}
-        if (folder / "starts.csv").exists()
-        else set()
-    )
-    for part in sorted((folder / "rows").glob("*.csv")):
-        if int(part.stem) not in told:
-            slot = _kept(folder)
-            order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
-            append_start(
-                folder, RestartRecord(int(part.stem), slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED)
-            )
+    """Add a line for a restart that was killed with its run: it left rows, but no line."""
+    recorded = {start.restart for start in _recorded_restarts(folder)}
+    for rows in sorted((folder / "rows").glob("*.csv")):
+        restart = int(rows.stem)
+        if restart in recorded:
+            continue
+        slot = _count_restarts(folder)
+        order = " ".join(plan.arms[i].name for i in load_order(plan, slot))
+        start = RestartRecord(restart, slot, order, "", 0.0, UNKNOWN, 0, INTERRUPTED)
+        append_start(folder, start)
 
 
 def _execute(folder: Path) -> Verdict:
-    """The restarts that are missing, then the verdict; also when it is interrupted, as far as it
-    came.
-    """
+    """Measure the missing restarts and return the verdict; seal what there is, whatever happens."""
     try:
-        with _termination_interrupts():
-            _restarts(read_sealed_plan(folder), folder)
+        with _sigterm_as_interrupt():
+            _measure_restarts(read_sealed_plan(folder), folder)
     except BaseException:
-        if (folder / "starts.csv").exists() and (
-            any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()
-        ):
-            goes_on = f"`python -m proof run --resume {folder}` goes on"
+        if _has_rows(folder):
+            resume = f"`python -m proof run --resume {folder}` goes on"
             try:
                 finish_run(folder)
-                print(f"what was measured is sealed in {folder}; {goes_on}", flush=True)
+                print(f"what was measured is sealed in {folder}; {resume}", flush=True)
             except (OSError, CommandError) as error:
                 print(
                     f"what was measured is kept in {folder}, but could not be sealed ({error});"
-                    f" {goes_on}",
+                    f" {resume}",
                     flush=True,
                 )
         raise
     return finish_run(folder)
 
 
+def _has_rows(folder: Path) -> bool:
+    has_rows = any((folder / "rows").glob("*.csv")) or (folder / REQUESTS).exists()
+    return has_rows and (folder / "starts.csv").exists()
+
+
 @contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM, which schedulers and CI send, ends a run as Ctrl-C does: servers are stopped, what
-    was measured is sealed.
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and CI send, end a run as Ctrl-C does.
+
+    Servers are stopped and what was measured is sealed.
     """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python hears signals in its main thread only.
+    # Python handles signals in its main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -216,90 +223,83 @@ def _termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _restarts(plan: Plan, folder: Path) -> None:
-    """Restart after restart, each dropped one repeated at once, until the plan is full or too many
-    were dropped.
+def _measure_restarts(plan: Plan, folder: Path) -> None:
+    """Measure restarts until the plan is complete, or too many were dropped.
+
+    A dropped restart is repeated at once.
     """
-    name = f"{folder.name}-{plan.digest[:16]}"
+    run = f"{folder.name}-{plan.digest[:16]}"
     most = plan.restarts + int(plan.restarts * MOST_DROPPED / (1 - MOST_DROPPED)) + 1
-    begun = len(read_starts(folder)) if (folder / "starts.csv").exists() else 0
-    kept, cpus = _kept(folder), set().union(*pinned_cpus(plan))
-    with tqdm(total=plan.restarts, initial=kept, desc=plan.name, unit="restart") as bar:
+    begun = len(_recorded_restarts(folder))
+    counted, cpus = _count_restarts(folder), set().union(*pinned_cpus(plan))
+    with tqdm(total=plan.restarts, initial=counted, desc=plan.name, unit="restart") as bar:
         for attempt in range(begun, max(most, begun + 1)):
-            if kept == plan.restarts:
+            if counted == plan.restarts:
                 return
-            waited = wait_for_calm(plan.wait_for_calm_s, lambda: stolen_share(cpus))
-            if waited > 2 * PROBE_S:
+            waited_s = wait_for_calm(plan.wait_for_calm_s, lambda: stolen_share(cpus))
+            if waited_s > 2 * PROBE_S:
                 tqdm.write(
-                    f"restart {attempt} waited {waited:.0f} s for the neighbours of this machine to"
+                    f"restart {attempt} waited {waited_s:.0f} s for other guests of this host to"
                     " be quiet"
                 )
-            start = _restart(plan, attempt, kept, name, folder)
+            start = _measure_restart(plan, attempt, counted, run, folder)
             if start.dropped:
                 tqdm.write(f"restart {start.restart} is dropped and repeated: {start.dropped}")
                 continue
-            kept += 1
+            counted += 1
             bar.update()
 
 
-def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> RestartRecord:
-    """One start of the server with all its requests; a line in starts.csv tells of it, however it
-    ended.
+def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path) -> RestartRecord:
+    """Start the servers once and send all requests; append a line to starts.csv, however it ends.
+
+    Returns that line.
     """
     order = load_order(plan, slot)
     rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json"
-    # Beside the evidence, not in it: what servers say names places of the machine, and nothing
-    # follows from it.
+    # Next to the evidence, not in it: servers log paths of this machine, and no result needs them.
     log = folder.with_name(f"{folder.name}.log")
     texts = len(plan.read_texts())
-    due = expected_requests(
+    expected = expected_requests(
         plan, {level.name: build_schedule(plan, level, slot, texts) for level in plan.levels}
     )
     began, throttled = time.monotonic(), throttled_us()
     slowed: set[str] = set()
-    ended, interrupted = INTERRUPTED, False
+    dropped, interrupted = INTERRUPTED, False
     try:
-        with serve_arms(plan, order, log, *_measured(folder)) as served:
-            _note_environment(plan, served.info, folder)
+        with serve_arms(plan, order, log, *_measured_instances(folder)) as served:
+            _record_environment(plan, served.info, folder)
             with watch_throttling(served.with_gpus, slowed):
                 spec = RestartSpec(
                     plan=plan.path,
                     texts=plan.texts,
                     restart=attempt,
                     slot=slot,
-                    run=name,
+                    run=run,
                     facts=facts,
                     addresses=served.addresses,
                 )
-                generate(plan, due, spec, rows, log)
+                generate(plan, expected, spec, rows, log)
     except KeyboardInterrupt:
         interrupted = True
         raise
     except ServerNotStarted:
-        ended = NOT_STARTED
+        dropped = NOT_STARTED
         if attempt == 0:
             raise
     except GeneratorFailed as error:
-        ended = GENERATOR_FAILED
+        dropped = GENERATOR_FAILED
         if error.lasting:
             raise
     finally:
         throttled = throttled_us() - throttled
         share = _generator_share(facts)
         columns = read_columns(rows)
-        # The generator came to its end, so the rows say all, however the restart ended after that;
-        # but what they lack or what a server that was being stopped refused is the interruption's
-        # doing.
+        gpu_slowed = " ".join(sorted(slowed))
+        # A generator that came to its end wrote everything, however the restart ended after that.
         if share != UNKNOWN:
-            cut = any(
-                (columns["level"] == level).sum() != count
-                for level, count in due.items()
-                if count is not None
-            )
-            ended = drop_reason(
-                restart_breach(plan, columns, due, share, throttled, " ".join(sorted(slowed))),
-                interrupted and cut,
-            )
+            breach = restart_breach(plan, columns, expected, share, throttled, gpu_slowed)
+            dropped = drop_reason(breach, interrupted and _lacks_rows(columns, expected))
         start = RestartRecord(
             restart=attempt,
             slot=slot,
@@ -308,37 +308,39 @@ def _restart(plan: Plan, attempt: int, slot: int, name: str, folder: Path) -> Re
             seconds=round(time.monotonic() - began, 3),
             generator_cpu_share=share,
             throttled_us=throttled,
-            dropped=ended,
-            gpu_slowed=" ".join(sorted(slowed)),
+            dropped=dropped,
+            gpu_slowed=gpu_slowed,
         )
         append_start(folder, start)
     return start
 
 
-def _measured(folder: Path) -> tuple[set[str], set[str]]:
-    """The instances that answered in restarts that count, and in others."""
-    starts = read_starts(folder) if (folder / "starts.csv").exists() else []
-    counted, tried = (
-        {
-            name
-            for start in starts
-            if bool(start.dropped) is dropped
-            for name in start.instance.split()
-        }
-        for dropped in (False, True)
-    )
+def _measured_instances(folder: Path) -> tuple[set[str], set[str]]:
+    """Return the instances that answered in restarts that count, and in dropped ones."""
+    counted: set[str] = set()
+    tried: set[str] = set()
+    for start in _recorded_restarts(folder):
+        (tried if start.dropped else counted).update(start.instance.split())
     return counted, tried
 
 
+def _lacks_rows(columns: Mapping[str, Any], expected: Mapping[str, int | None]) -> bool:
+    return any(
+        count is not None and (columns["level"] == level).sum() != count
+        for level, count in expected.items()
+    )
+
+
 def drop_reason(breach: str, cut_short: bool) -> str:
-    """What a restart's line says of a breach in its rows: that it was interrupted, if that cut them
-    short; nothing where there is none.
+    """Return why a restart is dropped: for the breach in its rows, if there is one.
+
+    Rows that an interruption cut short, or that a stopping server refused, are the interruption's.
     """
     return INTERRUPTED if breach and cut_short else breach
 
 
 def _generator_share(facts: Path) -> float:
-    """What the generator told at its end, or UNKNOWN."""
+    """Return the share of a core that the generator reported at its end, or UNKNOWN."""
     try:
         return float(json.loads(facts.read_text(encoding="utf-8"))["generator_cpu_share"])
     except (OSError, ValueError, KeyError):
@@ -348,8 +350,9 @@ def _generator_share(facts: Path) -> float:
 
 
 def finish_run(folder: Path) -> Verdict:
-    """Seals the rows of a run and adds what follows from them: restarts.csv, verdict, report,
-    manifest.
+    """Seal a run's rows and write what follows from them: restarts.csv, verdict, report, manifest.
+
+    Returns the verdict.
     """
     plan = read_sealed_plan(folder)
     _record_killed_restarts(plan, folder)
@@ -365,12 +368,13 @@ def finish_run(folder: Path) -> Verdict:
 
 
 def _compare_arms(plan: Plan) -> dict[str, Any]:
-    """Identity of the reference with the candidate and with each control; also refuses broken
-    artifacts before anything runs.
+    """Return what identity.json holds: the reference compared with candidate and controls.
+
+    A broken artifact is refused here, before anything runs.
     """
     if not plan.starts_servers:
         return {}
-    # The two loads of each role name one artifact; the plan's reader sees to that.
+    # The plan's reader has checked that both arms of a role name one artifact.
     reference = Path(plan.arms[plan.indices("reference")[0]].artifact or "")
     others = [plan.indices("candidate")[0], *plan.indices("control")]
     return {
@@ -379,14 +383,17 @@ def _compare_arms(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
-    """Writes environment.json at the first start; BadInput if a run goes on in another place."""
+def _record_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
+    """Write environment.json at the first start.
+
+    Raise BadInput at a later one if the machine or an artifact is another than at the first.
+    """
     path, here = folder / "environment.json", _environment(plan, info)
     if not path.exists():
         _write_json(path, here)
         return
     before, models = read_json(path), loaded_models(folder)
-    # Through JSON, as what was written was.
+    # As it would be read back: JSON has no tuples.
     here = json.loads(json.dumps(here))
     for key in SAME_PLACE:
         if before.get(key) != here[key]:
@@ -395,9 +402,8 @@ def _note_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
                 " a new run."
             )
     for name, model in here["server"].get("models", {}).items():
-        if any(
-            models.get(name, {}).get(key) != model[key] for key in ("digest", "variant", "runtime")
-        ):
+        first = models.get(name, {})
+        if any(first.get(key) != model[key] for key in ("digest", "variant", "runtime")):
             raise BadInput(
                 f"The artifact of arm {name} is not the one this run began with; leave artifacts"
                 " alone while they are measured."
@@ -439,7 +445,7 @@ def _version(package: str) -> str | None:
 
 
 def processor_name() -> str:
-    """The processor's name, as the system tells it."""
+    """Return the processor's name, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(
@@ -450,8 +456,9 @@ def processor_name() -> str:
 
 
 def _commit() -> str | None:
+    """Return the commit of the working directory's repository, if it is one."""
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
@@ -459,13 +466,11 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 def _append_to_index(evidence: Path, folder: Path, plan: Plan) -> None:
-    """Adds the run to evidence/index.json before it begins: a run that ended badly is not
-    forgotten.
-    """
+    """Add the run to evidence/index.json before it begins, so that no bad end is forgotten."""
     path = evidence / "index.json"
     with (evidence / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -482,5 +487,4 @@ def _append_to_index(evidence: Path, folder: Path, plan: Plan) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """At once: a full disk leaves the file as it was."""
     write_text_atomic(path, json.dumps(value, indent=2) + "\n")

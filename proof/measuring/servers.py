@@ -1,5 +1,5 @@
 """
-Starts and stops the servers of a run, pinned to their processors.
+The servers and the load generator of one restart: started, pinned to their processors, stopped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from proof.plans.plan import Arm, Plan
 from proof.plans.restart import RestartSpec
 
 READY_WITHIN_S = 120
+"""Longest wait for a server that was started, in seconds."""
 PORT_FREE_WITHIN_S = 5
+"""Longest wait for the port of a server that was killed a moment ago, in seconds."""
 SLOWEST_REQUEST_S = 0.5
+"""Mean duration of a request beyond which the load generator is taken to hang, in seconds."""
+POLL_S = 0.1
+"""Seconds between two looks at something that is not there yet."""
 
 
 class GeneratorFailed(Unavailable):
-    """Locust broke off; `lasting` if it would again."""
+    """The load generator failed; `lasting` if it would fail again."""
 
     def __init__(self, message: str, lasting: bool = False) -> None:
         super().__init__(message)
@@ -41,14 +46,14 @@ class GeneratorFailed(Unavailable):
 
 @dataclass(frozen=True)
 class Served:
-    """What is asked in one restart."""
+    """The servers of one restart."""
 
     info: dict[str, Any]
-    """The server's /info; empty where it is not ours."""
+    """The server's /info; empty for servers of other projects."""
     addresses: Mapping[str, str] = field(default_factory=dict)
-    """Urls by arm, where they are not the plan's."""
+    """URLs by arm, where they are not the plan's."""
     with_gpus: frozenset[str] = frozenset()
-    """Urls of servers that have GPUs and tell of them."""
+    """URLs of servers that report on GPUs."""
 
 
 @contextmanager
@@ -59,24 +64,29 @@ def serve_arms(
     counted: Collection[str] = (),
     tried: Collection[str] = (),
 ) -> Iterator[Served]:
-    """A server that has loaded the plan's arms in `order`. ServerNotStarted if it does not get
-    ready.
+    """Yield servers that have loaded the plan's arms in `order`; those started here are stopped.
 
-    Where the plan takes instances: those that neither `counted` nor, if there are others, were
-    `tried` in vain.
+    `counted` and `tried` are ids of instances to avoid, where the plan takes instances. Raise
+    ServerNotStarted if a server does not become ready.
     """
     if plan.instances:
-        taken = pod_instances.take(plan, order, counted, tried)
-        told, urls = (
-            pod_instances.told(taken, plan),
-            {name: instance.address for name, instance in taken.items()},
-        )
-        yield Served(told, urls, frozenset(urls.values() if told.get("gpus") else ()))
-        return
-    if not plan.starts_servers:
-        _restart_theirs(plan, order, log)
+        instances = pod_instances.take_instances(plan, order, counted, tried)
+        info = pod_instances.merge_info(instances, plan)
+        urls = {name: instance.address for name, instance in instances.items()}
+        yield Served(info, urls, frozenset(urls.values() if info.get("gpus") else ()))
+    elif plan.starts_servers:
+        _check_port(plan.port)
+        with running(_server_command(plan, order, log)) as server:
+            with urllib.request.urlopen(f"{server.url}/info", timeout=10) as response:
+                info = json.load(response)
+            yield Served(info, with_gpus=frozenset([server.url] if info.get("gpus") else ()))
+    else:
+        _run_restart_command(plan, order, log)
         yield Served({})
-        return
+
+
+def _server_command(plan: Plan, order: list[int], log: Path) -> ServerCommand:
+    """Return how to start our service with the plan's arms."""
     arms = [plan.arms[i] for i in order]
     command = [
         sys.executable,
@@ -88,22 +98,17 @@ def serve_arms(
         str(plan.port),
     ]
     delayed_by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
-    switch = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
-    _check_port(plan.port)
-    spec = ServerCommand(
+    delay_allowed = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
+    return ServerCommand(
         command,
         f"http://127.0.0.1:{plan.port}",
         log,
-        environment=switch | dict(plan.settings),
+        environment={**delay_allowed, **plan.settings},
         cpus=pinned_cpus(plan)[0],
         ready_within_s=READY_WITHIN_S,
-        # Whoever kills the run's group kills the server too, and the port is free again.
+        # A SIGKILL to the run's group also ends the server, which frees the port.
         own_group=False,
     )
-    with running(spec) as process:
-        with urllib.request.urlopen(f"{process.url}/info", timeout=10) as response:
-            info = json.load(response)
-        yield Served(info, with_gpus=frozenset([process.url] if info.get("gpus") else ()))
 
 
 def generate(
@@ -126,14 +131,14 @@ def generate(
             stderr=output,
             env=os.environ | spec.to_environment(),
             pass_fds=(writing,),
-            preexec_fn=_first_in_line(pinned_cpus(plan)[1]),
+            preexec_fn=_pin_and_prioritise(pinned_cpus(plan)[1]),
         )
         os.close(writing)
         try:
             code = process.wait(longest_s(plan, requests))
         except subprocess.TimeoutExpired:
             raise GeneratorFailed(
-                f"Locust did not end in time; {log} says how far it came."
+                f"Locust did not end in time; {log} shows how far it came."
             ) from None
         finally:
             process.kill()
@@ -141,33 +146,35 @@ def generate(
         message = complaint.read().strip()
     if code in (USAGE, BAD_INPUT, UNAVAILABLE) or not rows.exists():
         raise GeneratorFailed(
-            f"The load generator cannot go on: {message or last_line(log)}",
-            lasting=True,
+            f"The load generator cannot continue: {message or last_line(log)}", lasting=True
         )
     # Locust ends with 1 when a request failed; the gates judge that by the rows.
     if code not in (0, 1):
-        raise GeneratorFailed(f"Locust ended with {code}; {log} says why.")
+        raise GeneratorFailed(f"Locust ended with {code}; {log} shows why.")
 
 
 def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:
-    """How long a restart's requests may take before something must be wrong."""
+    """Return the seconds after which the requests of a restart must have hung.
+
+    `requests` is their number by level, None where time decides it.
+    """
     seconds = 60.0
     for level in plan.levels:
-        count = requests[level.name] or 0
         if level.kind == "capacity":
             seconds += 3 * level.sets * len(plan.arms) * (level.slice_s + 60)
-        else:
-            seconds += count * SLOWEST_REQUEST_S + (
-                count / level.rate_per_s(plan) if level.percent else 0.0
-            )
+            continue
+        count = requests[level.name] or 0
+        seconds += count * SLOWEST_REQUEST_S
+        if level.percent:
+            seconds += count / level.rate_per_s(plan)
     return seconds
 
 
-def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
-    """Runs the plan's restart command and waits until every arm answers a text."""
+def _run_restart_command(plan: Plan, order: list[int], log: Path) -> None:
+    """Run the plan's restart command and wait until every arm answers a text."""
     names = " ".join(plan.arms[i].name for i in order)
     with log.open("ab") as output:
-        done = subprocess.run(
+        completed = subprocess.run(
             plan.restart_command or "true",
             shell=True,
             stdout=output,
@@ -175,58 +182,57 @@ def _restart_theirs(plan: Plan, order: list[int], log: Path) -> None:
             env=os.environ | {"LOAD_ORDER": names},
             check=False,
         )
-    if done.returncode:
+    if completed.returncode:
         raise ServerNotStarted(
-            f"The restart command ended with {done.returncode}: {last_line(log)}"
+            f"The restart command ended with {completed.returncode}: {last_line(log)}"
         )
     text = plan.read_texts()[0]
     for arm in plan.arms:
         if arm.url:
-            _wait_until_it_answers(arm, text)
+            _wait_until_arm_answers(arm, text)
 
 
-def _wait_until_it_answers(arm: Arm, text: str) -> None:
-    """A port that takes connections is not yet a model that answers: proxies accept before what is
-    behind them.
-    """
+def _wait_until_arm_answers(arm: Arm, text: str) -> None:
+    """Wait for an answer to a text: a proxy accepts connections before its model is ready."""
     dialect = DIALECTS[arm.dialect]
     url = f"{(arm.url or '').rstrip('/')}{dialect.path.format(model=arm.model)}"
     body = json.dumps(dialect.body(arm.model, text)).encode()
-    request = urllib.request.Request(
-        url, body, {"Content-Type": "application/json"} | headers_from(arm.headers_env)
-    )
-    give_up = time.monotonic() + READY_WITHIN_S
+    headers = {"Content-Type": "application/json"} | headers_from(arm.headers_env)
+    request = urllib.request.Request(url, body, headers)
+    deadline = time.monotonic() + READY_WITHIN_S
     while True:
         try:
             with urllib.request.urlopen(request, timeout=10):
                 return
         except OSError as error:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise ServerNotStarted(
                     f"Arm {arm.name} does not answer at {url} ({error}); is that where it listens?"
                 ) from None
-            time.sleep(0.1)
+            time.sleep(POLL_S)
 
 
 def pinned_cpus(plan: Plan) -> tuple[set[int], set[int]]:
-    """Processors of the server and of the generator; both empty where the plan's cannot be had
-    apart from each other.
+    """Return the processors of the server and of the generator.
+
+    Both are empty where the plan's are not available, or are not apart from each other.
     """
     available = os.sched_getaffinity(0)
-    ours, theirs = set(plan.server_cpus), set(plan.generator_cpus)
-    apart = bool(ours and theirs) and not ours & theirs and (ours | theirs) <= available
-    return (ours, theirs) if apart else (set(), set())
+    server, generator = set(plan.server_cpus), set(plan.generator_cpus)
+    apart = bool(server and generator) and not server & generator
+    return (server, generator) if apart and server | generator <= available else (set(), set())
 
 
 _CPU_STAT = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
 
 
 def throttling_readable() -> bool:
+    """Return whether the system reports how long this cgroup was throttled."""
     return any(path.is_file() for path in _CPU_STAT)
 
 
 def throttled_us() -> int:
-    """Microseconds this cgroup has been throttled for so far; 0 where that cannot be read."""
+    """Return the microseconds for which this cgroup was throttled so far; 0 if not readable."""
     for path in _CPU_STAT:
         try:
             facts = dict(line.split() for line in path.read_text(encoding="utf-8").splitlines())
@@ -237,8 +243,8 @@ def throttled_us() -> int:
 
 
 def _check_port(port: int) -> None:
-    # A server that was killed a moment ago, with its run, takes a moment to let go of it.
-    give_up = time.monotonic() + PORT_FREE_WITHIN_S
+    """Raise Unavailable if another process keeps the port for longer than PORT_FREE_WITHIN_S."""
+    deadline = time.monotonic() + PORT_FREE_WITHIN_S
     while True:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -246,17 +252,18 @@ def _check_port(port: int) -> None:
                 probe.bind(("127.0.0.1", port))
                 return
             except OSError as error:
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise Unavailable(
                         f"Port {port} of 127.0.0.1 cannot be had ({error.strerror}); choose another"
                         " in the plan's [server]."
                     ) from None
-        time.sleep(0.1)
+        time.sleep(POLL_S)
 
 
-def _first_in_line(cpus: set[int]) -> Callable[[], None]:
-    """Pins the generator and, where that is permitted, lets it go before whatever else runs there:
-    its clock is the run's.
+def _pin_and_prioritise(cpus: set[int]) -> Callable[[], None]:
+    """Return a `preexec_fn` for the generator, whose clock is the run's.
+
+    It pins the process and, where that is permitted, schedules it before any other.
     """
 
     def prepare() -> None:

@@ -1,9 +1,9 @@
 """
-Waits, where a plan asks for it, until the other machines of the same host leave this one alone.
+Wait, where a plan asks for it, until other guests of the same host leave the processors alone.
 
-Linux counts the time in which a processor had work and the hypervisor ran somebody else instead
-("steal", proc(5)). It grows only while there is work, so the probe keeps the processors busy for a
-moment. It knows nothing of arms and answers: waiting favours neither side.
+Linux counts the time in which a processor had work and the hypervisor ran another guest ("steal",
+proc(5)). The count grows only while there is work, so the probe keeps the processors busy for a
+moment. It knows nothing of arms and answers, so waiting favours neither side.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MOST_STOLEN = 0.03
-"""Of a busy processor's time; beyond it a restart does not begin while there is time to wait."""
+"""Largest share of a busy processor's time that may be stolen when a restart begins."""
 PROBE_S = 2.0
+"""Duration of one probe in seconds."""
 PAUSE_S = 5.0
+"""Pause between two probes in seconds."""
 
 STAT = Path("/proc/stat")
 SPIN = (
@@ -29,8 +31,9 @@ SPIN = (
 def wait_for_calm(
     most_s: float, probe: Callable[[], float | None], pause_s: float = PAUSE_S
 ) -> float:
-    """Waits until `probe` says that little is stolen, at most `most_s` seconds; returns the seconds
-    waited.
+    """Wait at most `most_s` seconds until `probe` reports little steal; return the seconds waited.
+
+    A probe that returns None, because the system does not count steal, ends the wait.
     """
     began = time.monotonic()
     while most_s > 0:
@@ -43,20 +46,21 @@ def wait_for_calm(
 
 
 def stolen_share(cpus: Iterable[int]) -> float | None:
-    """What share of these processors' busy time the hypervisor takes just now; None where the
-    system does not say.
+    """Return the share of these processors' busy time that the hypervisor takes just now.
+
+    Keeps them busy for PROBE_S seconds. None where the system does not count steal.
     """
-    wanted = set(cpus)
-    before = _ticks(wanted)
+    cpu_set = set(cpus)
+    before = _ticks(cpu_set)
     if before is None:
         return None
     spinning = [
         subprocess.Popen([sys.executable, "-S", "-E", "-c", SPIN, str(cpu), str(PROBE_S)])
-        for cpu in wanted
+        for cpu in cpu_set
     ]
     for process in spinning:
         process.wait()
-    after = _ticks(wanted)
+    after = _ticks(cpu_set)
     if after is None:
         return None
     busy, stolen = after[0] - before[0], after[1] - before[1]
@@ -64,16 +68,19 @@ def stolen_share(cpus: Iterable[int]) -> float | None:
 
 
 def _ticks(cpus: set[int]) -> tuple[int, int] | None:
-    """Ticks in which the processors worked (user, nice, system), and ticks in which they would
-    have.
+    """Return ticks of work (user, nice, system) and stolen ticks, of all the processors together.
+
+    None if /proc/stat does not have them for each.
     """
+    names = {f"cpu{number}" for number in cpus}
+    rows = []
     try:
-        lines = [line.split() for line in STAT.read_text(encoding="utf-8").splitlines()]
+        for line in STAT.read_text(encoding="utf-8").splitlines():
+            name, *ticks = line.split()
+            if name in names:
+                rows.append([int(count) for count in ticks])
     except OSError:
         return None
-    rows = [
-        [int(field) for field in line[1:]] for line in lines if line[0] in {f"cpu{n}" for n in cpus}
-    ]
     if len(rows) != len(cpus) or any(len(row) < 8 for row in rows):
         return None
     return sum(sum(row[:3]) for row in rows), sum(row[7] for row in rows)

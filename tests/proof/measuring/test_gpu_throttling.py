@@ -1,4 +1,4 @@
-"""What the servers tell of their GPUs while they are measured."""
+"""What servers report about their GPUs while they are measured."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.nvml import Reading
 
 
-class Telling(ThreadingHTTPServer):
-    """Tells the real metrics of a GPU that is slowed down by what the test says."""
+class MetricsServer(ThreadingHTTPServer):
+    """A server with the real metrics of a GPU that is slowed down for the test's reasons."""
 
     slowed: frozenset[str] = frozenset()
-    asked = 0
+    requests = 0
 
     def reading(self) -> Reading:
         return Reading(
@@ -29,51 +29,51 @@ class Telling(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def server() -> Iterator[Telling]:
+def server() -> Iterator[MetricsServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told = generate_latest(
-                Metrics(CollectorRegistry(), readings=lambda: [one.reading()]).registry
+            metrics = generate_latest(
+                Metrics(CollectorRegistry(), readings=lambda: [serving.reading()]).registry
             )
-            one.asked += 1
+            serving.requests += 1
             self.send_response(200)
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(metrics)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(metrics)
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with Telling(("127.0.0.1", 0), Handler) as one:
-        thread = threading.Thread(target=one.serve_forever)
+    with MetricsServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
         thread.start()
-        yield one
-        one.shutdown()
+        yield serving
+        serving.shutdown()
         thread.join()
 
 
-def test_every_reason_that_was_told_meanwhile_is_kept(
-    server: Telling, monkeypatch: pytest.MonkeyPatch
+def test_every_reason_that_was_reported_meanwhile_is_recorded(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_throttling, "EVERY_S", 0.01)
-    url, seen = f"http://127.0.0.1:{server.server_port}", set[str]()
-    with watch_throttling([url], seen):
-        assert seen == set()
+    url, reasons = f"http://127.0.0.1:{server.server_port}", set[str]()
+    with watch_throttling([url], reasons):
+        assert reasons == set()
         server.slowed = frozenset({"heat"})
-        before = server.asked
-        while server.asked < before + 3:
+        before = server.requests
+        while server.requests < before + 3:
             time.sleep(0.001)
         server.slowed = frozenset()
-    assert seen == {"heat"}
-    with watch_throttling([url], seen):
+    assert reasons == {"heat"}
+    with watch_throttling([url], reasons):
         server.slowed = frozenset({"power"})
-    assert seen == {"heat", "power"}
+    assert reasons == {"heat", "power"}
 
 
-def test_who_says_nothing_is_not_slowed() -> None:
-    seen = set[str]()
-    with watch_throttling(["http://127.0.0.1:9"], seen):
+def test_a_server_that_reports_nothing_is_not_slowed() -> None:
+    reasons = set[str]()
+    with watch_throttling(["http://127.0.0.1:9"], reasons):
         pass
-    with watch_throttling([], seen):
+    with watch_throttling([], reasons):
         pass
-    assert seen == set()
+    assert reasons == set()

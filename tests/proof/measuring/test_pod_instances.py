@@ -98,7 +98,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     addresses_of = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(pod_instances, "THERE_WITHIN_S", 0)
+    monkeypatch.setattr(pod_instances, "AVAILABLE_WITHIN_S", 0)
     yield start
     for process in processes:
         process.kill()
@@ -175,7 +175,7 @@ def test_too_few_servers_are_named_before_anything_is_measured(
 
 
 def test_a_name_that_nobody_knows_stands_for_no_server(cluster: Any, tmp_path: Path) -> None:
-    assert pod_instances.addresses("http://old.svc:8000") == []
+    assert pod_instances.resolve_addresses("http://old.svc:8000") == []
     with pytest.raises(Unavailable, match="are 0 servers"):
         pod_instances.check_enough(read_plan(write_plan(tmp_path)))
 
@@ -186,15 +186,16 @@ def test_servers_that_counted_are_left_alone_and_those_tried_in_vain_come_last(
     plan = read_plan(write_plan(tmp_path))
     cluster(4)
     everybody = {
-        instance.id for instance in pod_instances._behind("http://old.svc:8000", plan.arms[0])
+        instance.id
+        for instance in pod_instances.find_instances("http://old.svc:8000", plan.arms[0])
     }
-    first = pod_instances.take(plan, load_order(plan, 0), (), ())
+    first = pod_instances.take_instances(plan, load_order(plan, 0), (), ())
     mine = {first[name].id for name in ("old", "old-again")}
-    second = pod_instances.take(
+    second = pod_instances.take_instances(
         plan, load_order(plan, 1), {instance.id for instance in first.values()}, ()
     )
     assert {second[name].id for name in ("old", "old-again")} == everybody - mine
-    instead = pod_instances.take(
+    instead = pod_instances.take_instances(
         plan, load_order(plan, 0), (), {instance.id for instance in first.values()}
     )
     assert {instead[name].id for name in ("old", "old-again")} == everybody - mine
@@ -205,11 +206,13 @@ def test_servers_that_cannot_show_the_control_are_refused_at_the_start(
 ) -> None:
     cluster(8, busy_wait="off")
     with pytest.raises(
-        BadInput, match=r'start it with DRBERT_BUSY_WAIT=anywhere, or say by = "client"'
+        BadInput, match=r'start it with DRBERT_BUSY_WAIT=anywhere, or set by = "client"'
     ):
-        pod_instances.take(plan := read_plan(write_plan(tmp_path)), load_order(plan, 0), (), ())
+        pod_instances.take_instances(
+            plan := read_plan(write_plan(tmp_path)), load_order(plan, 0), (), ()
+        )
     plan = read_plan(write_plan(tmp_path, by="client"))
-    assert len(pod_instances.take(plan, load_order(plan, 0), (), ())) == 4
+    assert len(pod_instances.take_instances(plan, load_order(plan, 0), (), ())) == 4
 
 
 def test_the_service_says_what_an_instance_is_known_by(
@@ -217,12 +220,12 @@ def test_the_service_says_what_an_instance_is_known_by(
 ) -> None:
     with serving(artifact, "old", DRBERT_BUSY_WAIT="anywhere") as (url, _):
         plan = read_plan(write_plan(tmp_path, url=url))
-        [instance] = pod_instances._behind(url, plan.arms[0])
+        [instance] = pod_instances.find_instances(url, plan.arms[0])
         assert instance.address == url
         assert len(instance.id) == 32
         assert instance.info["settings"]["busy_wait"] == "anywhere"
-        told = pod_instances.told({"old": instance}, plan)
-        assert told["models"]["old"]["digest"] == artifact.digest
+        info = pod_instances.merge_info({"old": instance}, plan)
+        assert info["models"]["old"]["digest"] == artifact.digest
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from proof.measuring.steal import stolen_share, wait_for_calm
 
 
 def test_a_restart_waits_until_little_is_stolen() -> None:
-    told: Iterator[float] = iter([0.4, 0.05, 0.01])
-    wait_for_calm(600, lambda: next(told), pause_s=0)
-    assert list(told) == []
+    shares: Iterator[float] = iter([0.4, 0.05, 0.01])
+    wait_for_calm(600, lambda: next(shares), pause_s=0)
+    assert list(shares) == []
 
 
 def test_it_does_not_wait_longer_than_it_may() -> None:
