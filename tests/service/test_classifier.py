@@ -1,3 +1,5 @@
+"""The classifier: encoding, logits of both runtimes, and the choice of a variant."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -55,7 +57,7 @@ def test_a_pair_is_encoded_with_its_types(artifact: Artifact, runtime: Runtime) 
     assert list(encoded.type_ids) == [0, 0, 0, 0, 1, 1]
 
 
-def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(
+def test_a_too_long_text_is_refused_only_if_it_must_not_be_truncated(
     artifact: Artifact, runtime: Runtime
 ) -> None:
     classifier = Classifier(artifact, runtime)
@@ -64,7 +66,7 @@ def test_too_long_a_text_is_refused_only_when_it_must_not_be_cut(
         classifier.encode("good " * 15, truncate="none")
 
 
-def test_warming_up_runs_at_least_one_shape_and_ends_in_time(
+def test_warm_up_runs_at_least_one_shape_and_ends_in_time(
     artifact: Artifact, runtime: Runtime
 ) -> None:
     classifier = Classifier(artifact, runtime)
@@ -72,7 +74,7 @@ def test_warming_up_runs_at_least_one_shape_and_ends_in_time(
     assert classifier.warm_up(60) == len(list(classifier.shapes.by_work()))
 
 
-def test_openvino_says_the_precision_it_really_uses(artifact: Artifact) -> None:
+def test_openvino_reports_the_precision_that_it_uses(artifact: Artifact) -> None:
     assert OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1).precision == "f32"
 
 
@@ -81,7 +83,7 @@ def test_onnx_runtime_refuses_what_it_would_run_in_fp32(artifact: Artifact) -> N
         OnnxRuntime(artifact.path("model.onnx"), "bf16", 1)
 
 
-def test_auto_takes_the_variant_that_passed_its_gate(artifact: Artifact) -> None:
+def test_auto_chooses_the_variant_that_passed_its_accuracy_gate(artifact: Artifact) -> None:
     held = artifact.manifest.variants["cpu-fp32"]
     failed = held.model_copy(
         update={"gate": held.gate.model_copy(update={"status": "failed", "reason": "too far off"})}
@@ -113,7 +115,7 @@ CPUS = {
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instructions_for(
+def test_auto_chooses_the_fastest_gated_variant_that_the_processor_supports(
     cpu: str, artifact: Artifact, tmp_path: Path
 ) -> None:
     flags, best = CPUS[cpu]
@@ -125,7 +127,7 @@ def test_auto_takes_the_fastest_gated_variant_that_the_processor_has_instruction
         assert "cpu-int8: this CPU has no instructions for i8 (avx512_vnni" in choice.reason
 
 
-def test_auto_never_takes_an_int8_variant_that_nobody_gated(
+def test_auto_never_chooses_an_int8_variant_without_a_passed_gate(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     (tmp_path / "cpuinfo").write_text("flags : avx512_vnni avx512_bf16\n")
@@ -152,7 +154,7 @@ def with_all_precisions(artifact: Artifact) -> Artifact:
     return Artifact(artifact.directory, artifact.manifest.model_copy(update={"variants": variants}))
 
 
-def test_what_is_asked_for_by_name_and_not_held_is_an_error(artifact: Artifact) -> None:
+def test_a_named_variant_that_the_artifact_lacks_is_an_error(artifact: Artifact) -> None:
     with pytest.raises(RuntimeUnavailable, match="holds no variant 'cpu-int8'; it holds cpu-fp32"):
         choose(artifact, "cpu-int8")
     assert choose(artifact, "cpu-fp32", "onnxruntime").runtime == "onnxruntime"
@@ -160,7 +162,7 @@ def test_what_is_asked_for_by_name_and_not_held_is_an_error(artifact: Artifact) 
 
 @pytest.mark.parametrize("truncate", ["right", "left", "none"])
 @pytest.mark.parametrize("pair", [None, "bad film"])
-def test_tokens_are_the_same_beside_the_event_loop(
+def test_tokens_are_the_same_with_the_gil_released(
     artifact: Artifact, runtime: Runtime, pair: str | None, truncate: Truncate
 ) -> None:
     classifier = Classifier(artifact, runtime)

@@ -1,4 +1,4 @@
-"""From SIGTERM to the end: clients are told to go elsewhere before anything is refused."""
+"""From SIGTERM to the exit: clients are sent to other replicas before a request is refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def wait_until_it_listens_no_more(url: str) -> None:
 
 @contextlib.contextmanager
 def unread_answer(url: str, texts: int = 1000) -> Iterator[socket.socket]:
-    """A client that has asked for megabytes and reads none of it."""
+    """Yield a client that has requested megabytes and reads none of them."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = url.removeprefix("http://").partition(":")
@@ -84,7 +84,7 @@ def many_labels(tmp_path: Path) -> Artifact:
     return write_artifact(tmp_path / "many", labels=[f"label-{i}" for i in range(150)])
 
 
-def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(
+def test_requests_during_the_lame_duck_phase_are_answered_and_their_connections_closed(
     artifact: Artifact,
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -102,7 +102,7 @@ def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(
         wait_until_not_ready(url)
         late = stack.enter_context(
             kept_connection(url)
-        )  # whoever sends it here has not seen yet that it is not ready
+        )  # the load balancer has not noticed yet that it is not ready
         status, headers = ask(late, "GET", "/readyz")
         assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
         for connection in (first, second, late):
@@ -120,7 +120,7 @@ def test_what_comes_while_it_drains_is_answered_and_its_connection_closed(
     ]
 
 
-def test_requests_that_are_pipelined_while_it_drains_are_all_answered(artifact: Artifact) -> None:
+def test_pipelined_requests_during_the_drain_are_all_answered(artifact: Artifact) -> None:
     with (
         serving(artifact, DRBERT_LAME_DUCK_S="9") as (url, process),
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
@@ -140,20 +140,20 @@ def test_requests_that_are_pipelined_while_it_drains_are_all_answered(artifact: 
         assert process.wait(timeout=30) == 0
 
 
-def test_without_a_client_the_drain_ends_at_once(artifact: Artifact) -> None:
+def test_the_drain_ends_at_once_without_clients(artifact: Artifact) -> None:
     with serving(artifact, DRBERT_LAME_DUCK_S="300", DRBERT_DRAIN_TIMEOUT_S="600") as (_, process):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
 
 
-def test_once_all_clients_have_gone_the_drain_ends(artifact: Artifact) -> None:
+def test_the_drain_ends_once_all_clients_have_disconnected(artifact: Artifact) -> None:
     with (
         serving(artifact, DRBERT_LAME_DUCK_S="300", DRBERT_DRAIN_TIMEOUT_S="600") as (url, process),
-        kept_connection(url) as kept,
+        kept_connection(url) as connection,
     ):
         process.send_signal(signal.SIGTERM)
         wait_until_not_ready(url)
-        assert ask(kept)[0] == 200
+        assert ask(connection)[0] == 200
         assert process.wait(timeout=60) == 0
 
 
@@ -161,7 +161,7 @@ def test_once_all_clients_have_gone_the_drain_ends(artifact: Artifact) -> None:
     "settings",
     [{"DRBERT_LAME_DUCK_S": "0.3"}, {"DRBERT_LAME_DUCK_S": "600", "DRBERT_DRAIN_TIMEOUT_S": "1"}],
 )
-def test_a_connection_that_stays_idle_is_closed_in_the_end(
+def test_an_idle_connection_is_closed_at_the_end_of_the_drain(
     artifact: Artifact, settings: dict[str, str]
 ) -> None:
     with serving(artifact, **settings) as (url, process), kept_connection(url) as idle:
@@ -170,25 +170,27 @@ def test_a_connection_that_stays_idle_is_closed_in_the_end(
         assert idle.sock.recv(1) == b""
 
 
-def test_after_the_lame_duck_requests_are_refused_and_told_so(many_labels: Artifact) -> None:
+def test_requests_after_the_lame_duck_phase_are_refused_with_the_reason(
+    many_labels: Artifact,
+) -> None:
     with (
         serving(many_labels, DRBERT_LAME_DUCK_S="0.2", DRBERT_DRAIN_TIMEOUT_S="60") as (
             url,
             process,
         ),
         unread_answer(url) as client,
-        kept_connection(url) as kept,
+        kept_connection(url) as connection,
     ):
         process.send_signal(signal.SIGTERM)
         wait_until_it_listens_no_more(url)  # the unread answer holds the end up
-        status, headers = ask(kept)
+        status, headers = ask(connection)
         assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
         while client.recv(1_000_000):
             pass
         assert process.wait(timeout=60) == 0
 
 
-async def test_a_drain_is_told_in_every_dialect(artifact: Artifact) -> None:
+async def test_a_drain_is_reported_in_every_dialect(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         await service.lifecycle.drain()
         for path in (
@@ -227,7 +229,7 @@ async def test_a_drain_is_told_in_every_dialect(artifact: Artifact) -> None:
         ) == (503, "close", "1")
 
 
-async def test_a_lame_duck_is_not_ready_and_answers(artifact: Artifact) -> None:
+async def test_a_lame_duck_is_not_ready_and_still_answers(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         service.lifecycle.start_draining()
         assert (await client.get("/readyz")).status_code == 503
@@ -235,7 +237,7 @@ async def test_a_lame_duck_is_not_ready_and_answers(artifact: Artifact) -> None:
         assert service.metrics.registry.get_sample_value("drbert_ready") == 0
 
 
-def test_clients_that_never_read_leave_no_traceback_at_the_end(many_labels: Artifact) -> None:
+def test_clients_that_never_read_cause_no_traceback_at_the_end(many_labels: Artifact) -> None:
     with (
         serving(many_labels, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process),
         contextlib.ExitStack() as clients,
@@ -253,7 +255,7 @@ def test_clients_that_never_read_leave_no_traceback_at_the_end(many_labels: Arti
     ]
 
 
-def test_a_client_that_never_reads_does_not_hold_up_the_end(many_labels: Artifact) -> None:
+def test_a_client_that_never_reads_does_not_delay_the_end(many_labels: Artifact) -> None:
     with (
         serving(
             many_labels,
@@ -269,7 +271,7 @@ def test_a_client_that_never_reads_does_not_hold_up_the_end(many_labels: Artifac
     assert "A client read nothing of its answer for 1 s; its connection was aborted." in output
 
 
-def test_half_a_body_leaves_no_traceback_at_the_end(artifact: Artifact) -> None:
+def test_half_a_body_causes_no_traceback_at_the_end(artifact: Artifact) -> None:
     with (
         serving(artifact, DRBERT_DRAIN_TIMEOUT_S="2") as (url, process),
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
@@ -289,7 +291,7 @@ def test_half_a_body_leaves_no_traceback_at_the_end(artifact: Artifact) -> None:
     ]
 
 
-def test_what_lingers_does_not_hold_up_the_end(artifact: Artifact) -> None:
+def test_a_lingering_connection_does_not_delay_the_end(artifact: Artifact) -> None:
     with (
         serving(artifact) as (url, process),
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as client,
@@ -311,7 +313,9 @@ def test_what_lingers_does_not_hold_up_the_end(artifact: Artifact) -> None:
     ]
 
 
-async def test_a_rolling_restart_loses_no_request_of_pooled_clients(artifact: Artifact) -> None:
+async def test_a_rolling_restart_loses_no_request_of_clients_with_connection_pools(
+    artifact: Artifact,
+) -> None:
     ports = [free_port(), free_port()]
     processes: dict[int, subprocess.Popen[str]] = {}
     stop, outcomes = asyncio.Event(), Counter[str]()

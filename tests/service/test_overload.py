@@ -1,4 +1,4 @@
-"""What callers see of a service that has more to do than it can."""
+"""Answers of an overloaded service."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def key_of(service: ServiceState) -> str:
 
 
 def as_slow_as(service: ServiceState, token_s: float) -> None:
-    """From here on the model is taken to need so long for a token."""
+    """Make the queue expect `token_s` seconds for a token of the model."""
     capacity = service.batcher.queue.capacity
     capacity.forget(key_of(service))
     capacity.note(key_of(service), 1000, 1000 * token_s, full=True)
 
 
 def counted(service: ServiceState) -> list[str]:
-    """The texts that are tokenized from here on."""
+    """Return a list that fills with the texts that are tokenized from now on."""
     texts: list[str] = []
     classifier = next(iter(service.registry.loaded.values())).classifier
     encode = classifier.encode
@@ -48,20 +48,20 @@ def counted(service: ServiceState) -> list[str]:
 async def waiting(
     client: httpx.AsyncClient, service: ServiceState, count: int
 ) -> list[asyncio.Task[httpx.Response]]:
-    """So many requests that wait while the model is stuck, and one more that has it."""
-    asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+    """Start one request that occupies the stuck model, and `count` requests that wait."""
+    tasks = [asyncio.create_task(classify(client, {"input": "good"}))]
     await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
-    asked += [asyncio.create_task(classify(client, {"input": "good"})) for _ in range(count)]
+    tasks += [asyncio.create_task(classify(client, {"input": "good"})) for _ in range(count)]
     await until(lambda: service.batcher.waiting == count)
-    return asked
+    return tasks
 
 
-async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_when_to_come_back(
+async def test_a_request_that_would_be_late_is_refused_untokenized_with_retry_after(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, service):
         async with stuck(service):
-            asked = await waiting(client, service, 10)
+            tasks = await waiting(client, service, 10)
             as_slow_as(service, 0.5)  # 4 tokens a text, and the next is done in 30 s
             texts = counted(service)
             refused = await classify(client, {"input": "bad " * 40})
@@ -79,11 +79,11 @@ async def test_what_would_be_late_is_refused_before_it_is_tokenized_and_told_whe
                 if line.startswith("drbert_queue_seconds ")
             ]
             assert seconds == pytest.approx(25, rel=0.01)  # 4 tokens, and a text counts as one more
-        assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * 11
+        assert [response.status_code for response in await asyncio.gather(*tasks)] == [200] * 11
         assert service.batcher.queue_s == 0
 
 
-async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(
+async def test_a_list_that_can_never_be_done_in_time_is_413_with_the_possible_size(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, service):
@@ -99,7 +99,7 @@ async def test_a_list_that_is_never_done_in_time_is_413_and_says_how_many_are(
         assert (await classify(client, {"input": ["bad film"] * 5})).status_code == 200
 
 
-async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact) -> None:
+async def test_a_request_counts_as_waiting_while_it_is_tokenized(artifact: Artifact) -> None:
     gate = threading.Event()
     async with client_of(artifact, request_timeout_s=20) as (client, service):
         as_slow_as(service, 0.5)
@@ -122,7 +122,7 @@ async def test_a_request_that_is_tokenized_counts_as_waiting(artifact: Artifact)
         assert service.batcher.queue_s == 0
 
 
-async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(
+async def test_a_reservation_is_released_if_tokenizing_fails_or_the_client_disconnects(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, service):
@@ -131,16 +131,16 @@ async def test_a_place_is_given_back_if_tokenizing_fails_or_the_client_leaves(
         assert failed.status_code == 422
         assert service.batcher.queue_s == 0
         async with stuck(service):
-            asked = await waiting(client, service, 3)
-            for task in asked[1:]:
+            tasks = await waiting(client, service, 3)
+            for task in tasks[1:]:
                 task.cancel()
-            await asyncio.wait(asked[1:])
+            await asyncio.wait(tasks[1:])
             assert service.batcher.waiting == 0
             assert service.batcher.queue_s == 0
-        assert (await asked[0]).status_code == 200
+        assert (await tasks[0]).status_code == 200
 
 
-async def test_a_request_says_when_its_head_was_read() -> None:
+async def test_a_request_carries_the_time_at_which_its_head_was_read() -> None:
     began: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +175,7 @@ async def test_a_request_whose_handler_runs_after_its_deadline_is_504(
     assert response.status_code == (504 if late_s else 200)
 
 
-async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> None:
+async def test_an_answer_that_is_ready_too_late_is_504(artifact: Artifact) -> None:
     async with client_of(artifact, request_timeout_s=0.2) as (client, service):
         classifier = next(iter(service.registry.loaded.values())).classifier
         begin = classifier.start
@@ -198,12 +198,12 @@ async def test_an_answer_that_is_there_too_late_is_504(artifact: Artifact) -> No
     assert response.status_code == 504
 
 
-async def test_the_queue_can_be_bounded_in_seconds(artifact: Artifact) -> None:
+async def test_the_queue_can_be_limited_in_seconds(artifact: Artifact) -> None:
     async with client_of(artifact, max_queue_s=1.0) as (client, service), stuck(service):
         as_slow_as(service, 0.1)
-        asked = await waiting(client, service, 1)
+        tasks = await waiting(client, service, 1)
         refused = await classify(client, {"input": "good"})
         assert refused.status_code == 429
         assert refused.headers["Retry-After"] in ("1", "2")
-        for task in asked:
+        for task in tasks:
             task.cancel()

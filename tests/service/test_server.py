@@ -30,6 +30,7 @@ from tests.requirements import no_gpu
 
 
 def free_port() -> int:
+    """Return a TCP port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -37,6 +38,7 @@ def free_port() -> int:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a service as a process; its output is one text stream."""
     return subprocess.Popen(
         [sys.executable, "-m", "service", *arguments],
         stdout=subprocess.PIPE,
@@ -50,7 +52,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 def running(
     *arguments: str, scheme: str = "http", **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A service as a process, ready; its address and the process."""
+    """Run a service as a process, and yield its address and the process once it is ready."""
     port = free_port()
     process = start(*arguments, "--port", str(port), **environment)
     url = f"{scheme}://127.0.0.1:{port}"
@@ -70,13 +72,14 @@ def running(
 def serving(
     artifact: Artifact, name: str = "reviews", **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run a service with one model as a process."""
     with running(f"{name}={artifact.directory}", **environment) as served:
         yield served
 
 
 def ready(url: str) -> bool:
+    """Return whether a service is ready; its certificate is not verified."""
     try:
-        # Whose certificate it is is looked at by the test of it, not here.
         with urllib.request.urlopen(
             f"{url}/readyz",
             timeout=5,
@@ -96,7 +99,7 @@ def classify(url: str, text: str) -> dict[str, Any]:
 
 
 def until_one_of(processes: Sequence[subprocess.Popen[str]], condition: Callable[[], bool]) -> None:
-    """Wait for a condition, as long as one of the processes runs."""
+    """Wait until a condition holds; fail if none of the processes runs any more."""
     give_up = time.monotonic() + 60
     while not condition():
         assert any(process.poll() is None for process in processes)
@@ -104,7 +107,7 @@ def until_one_of(processes: Sequence[subprocess.Popen[str]], condition: Callable
         time.sleep(0.05)
 
 
-def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Artifact) -> None:
+def test_a_started_server_classifies_and_exits_with_0_after_sigterm(artifact: Artifact) -> None:
     with serving(artifact) as (url, process):
         assert classify(url, "good film")["data"][0]["label"] == "POSITIVE"
         process.send_signal(signal.SIGTERM)
@@ -115,8 +118,10 @@ def test_a_started_server_classifies_and_ends_with_0_after_sigterm(artifact: Art
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_other_signals_than_sigterm_drain_too(artifact: Artifact, number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # a child inherits what nohup made of it
+def test_sigint_and_sighup_drain_too(artifact: Artifact, number: signal.Signals) -> None:
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # a child process inherits the handler that nohup sets
     try:
         with serving(artifact) as (_, process):
             process.send_signal(number)
@@ -127,7 +132,7 @@ def test_other_signals_than_sigterm_drain_too(artifact: Artifact, number: signal
     assert '"drained"' in output
 
 
-def test_a_service_that_nohup_started_outlives_its_terminal(artifact: Artifact) -> None:
+def test_a_service_started_by_nohup_outlives_its_terminal(artifact: Artifact) -> None:
     ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
     try:
         with serving(artifact) as (url, process):
@@ -140,7 +145,7 @@ def test_a_service_that_nohup_started_outlives_its_terminal(artifact: Artifact) 
         signal.signal(signal.SIGHUP, ignoring)
 
 
-def test_signals_for_users_are_ignored_and_logged(artifact: Artifact) -> None:
+def test_user_signals_are_ignored_and_logged(artifact: Artifact) -> None:
     with serving(artifact) as (url, process):
         process.send_signal(signal.SIGUSR1)
         process.send_signal(signal.SIGUSR2)
@@ -156,7 +161,7 @@ def test_signals_for_users_are_ignored_and_logged(artifact: Artifact) -> None:
 
 
 def breaking(how: str, artifact: Artifact, port: int, **environment: str) -> subprocess.Popen[str]:
-    """A service with an engine that fails on FATAL's number of tokens."""
+    """A service whose engine fails on FATAL's number of tokens."""
     command = [
         sys.executable,
         "-m",
@@ -178,7 +183,7 @@ def breaking(how: str, artifact: Artifact, port: int, **environment: str) -> sub
 FATAL = "good a b c a"
 
 
-def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artifact) -> None:
+def test_a_paused_process_is_not_reported_as_stalled_when_it_continues(artifact: Artifact) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = breaking("slow", artifact, port, DRBERT_ENGINE_STALL_TIMEOUT_S="2")
@@ -188,7 +193,7 @@ def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artif
             answer = callers.submit(classify, url, FATAL)
             until_one_of([process], lambda: b"drbert_inflight_requests 1" in metrics(url))
             process.send_signal(signal.SIGSTOP)
-            time.sleep(6)  # three times what an engine may take
+            time.sleep(6)  # three times the engine's limit
             process.send_signal(signal.SIGCONT)
             assert answer.result(timeout=60)["data"][0]["label"] == "POSITIVE"
         assert ready(url)
@@ -201,7 +206,7 @@ def test_a_paused_process_is_not_taken_for_stuck_when_it_goes_on(artifact: Artif
         process.communicate()
 
 
-def test_an_engine_that_is_stuck_is_found_also_after_a_pause(artifact: Artifact) -> None:
+def test_a_stalled_engine_is_also_detected_after_a_pause(artifact: Artifact) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = breaking("stalls", artifact, port, DRBERT_ENGINE_STALL_TIMEOUT_S="1")
@@ -215,10 +220,10 @@ def test_an_engine_that_is_stuck_is_found_also_after_a_pause(artifact: Artifact)
             process.send_signal(signal.SIGCONT)
             assert "the engine did not come back; ending" in process.communicate(timeout=60)[0]
             assert process.returncode == 70
-            with pytest.raises(urllib.error.HTTPError) as told:
+            with pytest.raises(urllib.error.HTTPError) as refused:
                 answer.result(timeout=60)
-            told.value.close()
-            assert told.value.code == 503
+            refused.value.close()
+            assert refused.value.code == 503
     finally:
         process.kill()
         process.communicate()
@@ -230,7 +235,7 @@ def metrics(url: str) -> bytes:
         return content
 
 
-def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(
+def test_at_the_limit_of_open_files_health_is_answered_and_the_reason_logged(
     artifact: Artifact,
 ) -> None:
     port = free_port()
@@ -245,7 +250,7 @@ def test_at_the_limit_of_open_files_health_is_answered_and_the_log_says_why(
     idle: list[socket.socket] = []
     try:
         until_one_of([process], lambda: ready(url))
-        for _ in range(200):  # who never say anything
+        for _ in range(200):  # that never send anything
             idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
         until_one_of([process], lambda: ready(url))
         until_one_of([process], lambda: answers(url))
@@ -287,7 +292,7 @@ classifier.Classifier.encode
 
 def hang(*given):
     print("hangs", flush=True)
-    with ThreadPoolExecutor(1) as pool:    # whose threads the interpreter waits for
+    with ThreadPoolExecutor(1) as pool:    # the interpreter waits for its threads
         pool.submit(threading.Event().wait).result()
 
 def hanging_load(*given):
@@ -302,9 +307,9 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("where", ["start", "admin", "tokenizer"])
-def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
-    artifact: Artifact, where: str
+@pytest.mark.parametrize("moment", ["start", "admin", "tokenizer"])
+def test_the_process_exits_with_0_after_its_drain_even_if_a_thread_hangs(
+    artifact: Artifact, moment: str
 ) -> None:
     port, admin = free_port(), free_port()
     environment = os.environ | {"DRBERT_ADMIN_PORT": str(admin), "DRBERT_DRAIN_TIMEOUT_S": "1"}
@@ -312,7 +317,7 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
         sys.executable,
         "-c",
         HANGING,
-        where,
+        moment,
         f"reviews={artifact.directory}",
         "--port",
         str(port),
@@ -323,7 +328,7 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
     assert process.stdout is not None
     asking: socket.socket | None = None
     try:
-        if where != "start":
+        if moment != "start":
             give_up = time.monotonic() + 60
             while not ready(f"http://127.0.0.1:{port}"):
                 assert process.poll() is None
@@ -332,9 +337,9 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
             target, body = {
                 "admin": (f"{admin}/models/reviews", b"{}"),
                 "tokenizer": (f"{port}/classify", json.dumps({"input": "good " * 1000}).encode()),
-            }[where]
+            }[moment]
             asked_port, _, path = target.partition("/")
-            # Kept open: nobody reads an answer, and there is none.
+            # Kept open; there is no answer to read.
             asking = socket.create_connection(("127.0.0.1", int(asked_port)))
             head = (
                 f"POST /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
@@ -352,9 +357,10 @@ def test_the_process_ends_with_0_after_its_drain_whatever_hangs(
         process.__exit__(None, None, None)
 
 
-def test_the_system_holds_little_of_what_is_not_read_yet() -> None:
-    """Socket buffers are a container's memory too, and grow to megabytes for each connection where
-    nothing bounds them.
+def test_the_system_buffers_little_of_an_unread_body() -> None:
+    """Socket buffers count as the container's memory.
+
+    Without a limit they grow to megabytes for each connection.
     """
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
@@ -362,9 +368,7 @@ def test_the_system_holds_little_of_what_is_not_read_yet() -> None:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BYTES
 
 
-def test_requests_come_by_https_where_there_is_a_certificate(
-    artifact: Artifact, tmp_path: Path
-) -> None:
+def test_a_service_with_a_certificate_serves_https(artifact: Artifact, tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -394,7 +398,7 @@ def test_requests_come_by_https_where_there_is_a_certificate(
     assert process.returncode == 69
 
 
-def test_a_renewed_certificate_is_shown_without_a_restart(
+def test_a_renewed_certificate_is_used_without_a_restart(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
@@ -435,7 +439,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         assert shown(admin) == shown(port)
 
 
-def test_every_line_of_the_log_is_json_also_of_what_is_no_request(artifact: Artifact) -> None:
+def test_every_log_line_is_json_also_for_invalid_requests(artifact: Artifact) -> None:
     with serving(artifact) as (url, process):
         with socket.create_connection(
             ("127.0.0.1", int(url.rpartition(":")[2])), timeout=30
@@ -485,7 +489,7 @@ def test_no_text_of_a_failure_is_logged(artifact: Artifact) -> None:
         assert "zanzibar" not in process.communicate(timeout=30)[0]
 
 
-def test_answers_do_not_wait_for_acknowledgements() -> None:
+def test_an_answer_is_not_delayed_by_tcp_acknowledgements() -> None:
     with (
         bind("127.0.0.1", 0) as listening,
         socket.create_connection(listening.getsockname()),
@@ -494,7 +498,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
+def test_a_port_in_use_is_reported_in_one_line_with_exit_code_69(artifact: Artifact) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -505,7 +509,7 @@ def test_a_port_in_use_is_one_line_and_69(artifact: Artifact) -> None:
     assert "choose another with --port" in output
 
 
-def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_ends_with_69(
+def test_of_two_servers_started_on_one_port_one_serves_and_the_other_exits_with_69(
     artifact: Artifact,
 ) -> None:
     port = free_port()
@@ -530,7 +534,7 @@ def test_of_two_servers_that_start_at_once_on_one_port_one_serves_and_the_other_
             process.communicate()
 
 
-def test_a_port_is_had_by_one_socket_only() -> None:
+def test_only_one_socket_can_bind_a_port() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(
@@ -547,7 +551,7 @@ def test_a_port_is_had_by_one_socket_only() -> None:
     ["no-such-host.invalid", "a..b", "256.0.0.1", "\N{SNOWMAN}" * 70],
     ids=["unknown", "empty part", "no IPv4", "too long"],
 )
-def test_an_address_that_is_none_is_refused_with_the_remedy(host: str) -> None:
+def test_an_invalid_address_is_refused_with_the_remedy(host: str) -> None:
     with pytest.raises(Unavailable, match="choose another with --host"):
         bind(host, 0)
 
@@ -562,7 +566,7 @@ def test_an_address_that_is_none_is_refused_with_the_remedy(host: str) -> None:
         (["a", "--port", "99999"], 64, "--port 99999 is no port"),
     ],
 )
-def test_a_wrong_start_ends_with_its_code_and_the_remedy(
+def test_a_failed_start_exits_with_its_code_and_the_remedy(
     tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
     process = start(*arguments)
@@ -572,14 +576,14 @@ def test_a_wrong_start_ends_with_its_code_and_the_remedy(
     assert "Traceback" not in output
 
 
-def test_a_changed_artifact_ends_with_65(artifact: Artifact) -> None:
+def test_a_modified_artifact_exits_with_65(artifact: Artifact) -> None:
     artifact.path("model.onnx").write_bytes(b"x")
     process = start(str(artifact.directory))
     assert "model.onnx has changed since export" in process.communicate(timeout=60)[0]
     assert process.returncode == 65
 
 
-def test_an_artifact_of_right_digests_that_is_no_model_ends_with_65(tmp_path: Path) -> None:
+def test_an_artifact_with_correct_digests_but_no_model_exits_with_65(tmp_path: Path) -> None:
     process = start(
         str(write_artifact(tmp_path / "broken", files_as={"tokenizer.json": "{}"}).directory),
         "--port",
@@ -591,13 +595,13 @@ def test_an_artifact_of_right_digests_that_is_no_model_ends_with_65(tmp_path: Pa
     assert process.returncode == 65
 
 
-def test_a_variable_that_makes_no_sense_is_named(artifact: Artifact) -> None:
+def test_an_invalid_environment_variable_is_named(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_THREADS="many")
     assert "DRBERT_THREADS" in process.communicate(timeout=60)[0]
     assert process.returncode == 64
 
 
-def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
+def test_limits_that_could_never_admit_a_full_list_are_refused_at_start(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_MAX_QUEUE_SIZE="10")
     assert (
         "DRBERT_MAX_TEXTS (1000) is above DRBERT_MAX_QUEUE_SIZE (10)"
@@ -606,7 +610,7 @@ def test_a_list_that_could_never_be_admitted_is_refused_at_the_start(artifact: A
     assert process.returncode == 64
 
 
-def test_a_body_that_could_never_be_admitted_is_refused_at_the_start(artifact: Artifact) -> None:
+def test_limits_that_could_never_admit_a_full_body_are_refused_at_start(artifact: Artifact) -> None:
     process = start(str(artifact.directory), DRBERT_MAX_INFLIGHT_BODY_BYTES="1000")
     assert (
         "DRBERT_MAX_BODY_BYTES (4194304) is above DRBERT_MAX_INFLIGHT_BODY_BYTES (1000)"
@@ -615,14 +619,16 @@ def test_a_body_that_could_never_be_admitted_is_refused_at_the_start(artifact: A
     assert process.returncode == 64
 
 
-def test_what_was_asked_for_by_name_and_cannot_be_had_fails_the_start(artifact: Artifact) -> None:
+def test_a_runtime_or_variant_that_is_named_but_unavailable_fails_the_start(
+    artifact: Artifact,
+) -> None:
     process = start(str(artifact.directory), "--port", str(free_port()), "--variant", "cpu-bf16")
     assert "holds no variant 'cpu-bf16'" in process.communicate(timeout=60)[0]
     assert process.returncode == 69
 
 
 @no_gpu
-def test_a_gpu_that_is_not_there_fails_the_start_and_is_named(tmp_path: Path) -> None:
+def test_a_missing_gpu_fails_the_start_and_is_named(tmp_path: Path) -> None:
     held = write_artifact(tmp_path / "held")
     on_cpu = held.manifest.variants["cpu-fp32"]
     both = write_artifact(
@@ -635,19 +641,19 @@ def test_a_gpu_that_is_not_there_fails_the_start_and_is_named(tmp_path: Path) ->
     by_name = start(str(both.directory), "--port", str(free_port()), "--variant", "cuda-fp16")
     by_runtime = start(str(both.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
     without = start(str(held.directory), "--port", str(free_port()), DRBERT_RUNTIME="cuda")
-    for process, said in (
+    for process, message in (
         (by_name, "no NVIDIA driver"),
         (by_runtime, "no NVIDIA driver"),
         (without, "export it with --variants cpu-fp32,cuda-fp16"),
     ):
         output = process.communicate(timeout=60)[0]
-        assert said in output
+        assert message in output
         assert output.count("\n") == 1
         assert process.returncode == 69
 
 
-def test_a_server_that_can_be_slowed_down_by_request_stays_on_loopback(artifact: Artifact) -> None:
+def test_a_server_that_accepts_injected_delays_stays_on_loopback(artifact: Artifact) -> None:
     process = start(str(artifact.directory), "--host", "0.0.0.0", DRBERT_BUSY_WAIT="loopback")
-    said = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=60)[0]
     assert process.returncode == 64
-    assert "DRBERT_BUSY_WAIT=loopback and --host 0.0.0.0 do not go together" in said
+    assert "DRBERT_BUSY_WAIT=loopback and --host 0.0.0.0 do not go together" in output

@@ -1,4 +1,4 @@
-"""A second model answers a share of the first one's texts, and no caller waits for it."""
+"""A shadow model answers a share of the first model's texts, and no caller waits for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from command import BadUsage
-from service.__main__ import shadow_pairing
+from service.__main__ import parse_arguments, shadow_pairing
 from service.artifact import Artifact, Task
 from service.http.context import HttpContext, RequestHooks, request_limits
 from service.http.routes import build_app
@@ -24,7 +24,7 @@ from tests.service.http.test_routes import classify, stuck, until
 
 @pytest.fixture
 def second(tmp_path: Path) -> Artifact:
-    """Answers as the first does, but by labels in the other order: it never agrees."""
+    """An artifact with the labels in the other order: it never agrees with the first one."""
     return write_artifact(tmp_path / "second", labels=["POSITIVE", "NEGATIVE"])
 
 
@@ -64,13 +64,13 @@ async def test_texts_are_answered_by_both_and_their_agreement_is_counted(
             "drbert_shadow_inference_seconds_total", {"model": "second"}
         )
     assert answer["model"] == "first"
-    assert [one["label"] for one in answer["data"]] == ["POSITIVE", "NEGATIVE"]
+    assert [result["label"] for result in answer["data"]] == ["POSITIVE", "NEGATIVE"]
     assert shadow_count(service, "agreed") == 0
     assert cost is not None
     assert cost > 0
 
 
-async def test_two_models_that_say_the_same_agree(artifact: Artifact, tmp_path: Path) -> None:
+async def test_two_models_with_the_same_answers_agree(artifact: Artifact, tmp_path: Path) -> None:
     async with shadowed(artifact, write_artifact(tmp_path / "twin")) as (client, service):
         await classify(client, {"input": ["good", "bad " * 40], "window": {}})
         await until(lambda: shadow_count(service, "agreed") == 2)
@@ -106,7 +106,7 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
             await until(
                 lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
             )
-            # As a shadow of an earlier answer would: it waits, and then live texts come.
+            # Like a shadow text of an earlier answer: it waits, and then live texts arrive.
             hidden = service.registry.loaded["second"]
             item = hidden.classifier.encode("good")
             shadow = asyncio.create_task(
@@ -122,7 +122,7 @@ async def test_no_live_text_waits_for_a_shadow(artifact: Artifact, second: Artif
     assert order[:4] == ["first", "first", "first", "second"]
 
 
-async def test_too_many_shadows_are_dropped_and_draining_ends_them(
+async def test_shadow_texts_above_the_limit_are_dropped(
     artifact: Artifact, second: Artifact
 ) -> None:
     async with shadowed(artifact, second) as (client, service):
@@ -153,11 +153,27 @@ TASKS: dict[str, Task] = {"bert": "single_label", "drbert": "multi_label", "star
         (("bert", "stars", 0.1), "'stars' returns a number"),
     ],
 )
-def test_a_pairing_that_makes_no_sense_is_refused(
+def test_an_invalid_pairing_is_refused(
     arguments: tuple[str | None, str | None, float], message: str
 ) -> None:
     with pytest.raises(BadUsage, match=message):
         shadow_pairing(*arguments, TASKS)
+
+
+@pytest.mark.parametrize("option", ["--shadow-of", "--of"])
+def test_shadow_of_keeps_its_former_name(option: str) -> None:
+    options = parse_arguments(["bert=a", "drbert=b", "--shadow", "drbert", option, "bert"])
+    assert options.shadow_of == "bert"
+
+
+def test_the_former_name_of_shadow_of_is_hidden_in_the_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    output = capsys.readouterr().out
+    assert "--shadow-of NAME" in output
+    assert "--of " not in output.replace("--shadow-of ", "")
 
 
 def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
@@ -165,7 +181,7 @@ def test_the_first_model_is_shadowed_unless_another_is_named() -> None:
     assert shadow_pairing(None, None, 0.1, TASKS) is None
 
 
-async def test_a_number_that_takes_a_labels_place_is_never_counted_as_agreed(
+async def test_a_regression_model_that_replaces_the_shadow_never_counts_as_agreed(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     stars = write_artifact(tmp_path / "stars", labels=["stars"], task="regression")

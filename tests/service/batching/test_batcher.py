@@ -1,3 +1,5 @@
+"""The batcher's thread: batches, failures, deadlines, draining and stalls."""
+
 from __future__ import annotations
 
 import asyncio
@@ -26,15 +28,15 @@ from service.errors import (
 
 @dataclass(frozen=True)
 class Word:
+    """An item: its name is its answer, and `poison` and `short` make a batch fail."""
+
     name: str
     tokens: int = 4
 
 
 @dataclass
 class Echo:
-    """A model that answers each item with itself, once the gate is open; it remembers its
-    batches.
-    """
+    """A model that returns each item once its gate is open, and remembers its batches."""
 
     padding_invariant: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
@@ -65,6 +67,7 @@ class Echo:
 async def running(
     model: Echo, limits: BatchLimits | None = None, **options: Any
 ) -> AsyncIterator[Batcher]:
+    """Run a batcher with one model, and drain it at the end."""
     batcher = Batcher({"echo": model}, limits or BatchLimits(), **options)
     batcher.start()
     try:
@@ -77,10 +80,9 @@ async def running(
 async def ask(
     batcher: Batcher, *names: str, tokens: int = 4, timeout_s: float = math.inf
 ) -> list[str]:
-    return [
-        row.value
-        for row in await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)
-    ]
+    """Submit items, and return their answers."""
+    results = await batcher.submit("echo", [Word(name, tokens) for name in names], timeout_s)
+    return [result.value for result in results]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -90,13 +92,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def block(batcher: Batcher, model: Echo) -> asyncio.Task[list[str]]:
-    """Occupies the model with one item, so that what follows waits."""
+    """Occupy the model with one item, so that later items wait."""
     task = asyncio.create_task(ask(batcher, "blocker"))
     await until(lambda: bool(model.batches))
     return task
 
 
-async def test_what_waits_while_the_model_works_is_one_batch() -> None:
+async def test_items_that_wait_while_the_model_runs_form_one_batch() -> None:
     model = Echo()
     async with running(model) as batcher:
         blocker = await block(batcher, model)
@@ -107,7 +109,7 @@ async def test_what_waits_while_the_model_works_is_one_batch() -> None:
     assert model.batches == [["blocker"], ["a", "b", "c"]]
 
 
-async def test_a_cancelled_caller_does_not_disturb_its_neighbours() -> None:
+async def test_a_cancelled_caller_does_not_affect_the_rest_of_its_batch() -> None:
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
@@ -123,7 +125,7 @@ async def test_a_cancelled_caller_does_not_disturb_its_neighbours() -> None:
     assert model.batches[1] == ["first", "last"]
 
 
-async def test_a_poisonous_text_hurts_nobody_else() -> None:
+async def test_an_item_on_which_the_model_fails_affects_no_other() -> None:
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
@@ -147,7 +149,7 @@ async def test_a_short_result_is_an_error_and_not_a_hang() -> None:
             await ask(batcher, "short")
 
 
-async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+async def test_a_full_queue_refuses_at_once_with_retry_after() -> None:
     model = Echo()
     async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)
@@ -190,7 +192,7 @@ async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> Non
         assert await accepted == ["accepted"]
 
 
-async def test_a_drain_that_takes_too_long_answers_who_still_waits() -> None:
+async def test_a_drain_that_takes_too_long_fails_the_callers_that_still_wait() -> None:
     model = Echo()
     batcher = Batcher({"echo": model})
     batcher.start()
@@ -217,7 +219,7 @@ async def test_a_long_text_among_many_short_ones_is_not_starved() -> None:
     assert model.batches[1] == ["long"]
 
 
-async def test_a_short_text_does_not_pay_for_a_long_neighbour() -> None:
+async def test_a_short_text_is_not_padded_to_a_long_one() -> None:
     model = Echo()
     async with running(model) as batcher:
         await block(batcher, model)
@@ -240,7 +242,7 @@ async def test_padding_counts_against_the_token_budget() -> None:
     assert model.batches[1:] == [["16", "18"], ["20"]]
 
 
-async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
+async def test_a_model_that_is_not_padding_invariant_gets_equal_lengths_only() -> None:
     model = Echo(padding_invariant=False)
     async with running(model) as batcher:
         await block(batcher, model)
@@ -251,7 +253,7 @@ async def test_a_model_that_minds_padding_gets_equal_lengths_only() -> None:
     assert model.batches[1] == ["10", "10"]
 
 
-async def test_a_batch_is_rounded_down_to_a_size_the_engine_likes() -> None:
+async def test_a_batch_is_rounded_down_to_a_preferred_size() -> None:
     model = Echo()
     async with running(model, BatchLimits(round_down=lambda items: min(items, 2))) as batcher:
         await block(batcher, model)
@@ -273,7 +275,7 @@ async def test_a_text_whose_deadline_has_passed_never_reaches_the_model() -> Non
     assert model.batches == [["blocker"]]
 
 
-async def test_a_caller_gets_its_refusal_at_its_deadline_even_if_the_model_hangs() -> None:
+async def test_a_caller_is_refused_at_its_deadline_even_if_the_model_hangs() -> None:
     model = Echo()
     async with running(model) as batcher:
         with pytest.raises(DeadlineExceeded):
@@ -282,7 +284,7 @@ async def test_a_caller_gets_its_refusal_at_its_deadline_even_if_the_model_hangs
             await ask(batcher, "behind it", timeout_s=0.05)
 
 
-async def test_places_of_callers_who_left_are_free_again() -> None:
+async def test_places_of_cancelled_callers_are_free_again() -> None:
     model = Echo()
     async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)
@@ -297,43 +299,43 @@ async def test_places_of_callers_who_left_are_free_again() -> None:
         assert await staying == ["c", "d"]
 
 
-async def test_a_count_that_fails_ends_nothing() -> None:
-    def is_broken(batch: object) -> None:
+async def test_a_failing_statistics_callback_does_not_stop_the_batcher() -> None:
+    def fail(batch: object) -> None:
         raise RuntimeError("no space left")
 
     model = Echo()
     model.gate.set()
-    async with running(model, on_batch=is_broken) as batcher:
+    async with running(model, on_batch=fail) as batcher:
         assert await ask(batcher, "a") == ["a"]
         assert await ask(batcher, "b") == ["b"]
         assert batcher.is_alive
 
 
-async def test_nothing_asked_is_nothing_answered() -> None:
+async def test_an_empty_request_gets_an_empty_answer() -> None:
     async with running(Echo()) as batcher:
         assert await batcher.submit("echo", []) == []
 
 
 async def test_two_models_share_the_queue_in_order_of_arrival() -> None:
-    one, two = Echo(), Echo()
-    two.gate = one.gate
-    batcher = Batcher({"one": one, "two": two})
+    first, second = Echo(), Echo()
+    second.gate = first.gate
+    batcher = Batcher({"first": first, "second": second})
     batcher.start()
-    first = asyncio.create_task(batcher.submit("one", [Word("blocker")]))
-    await until(lambda: bool(one.batches))
+    blocker = asyncio.create_task(batcher.submit("first", [Word("blocker")]))
+    await until(lambda: bool(first.batches))
     tasks = [
         asyncio.create_task(batcher.submit(model, [Word(name)]))
-        for model, name in (("two", "a"), ("one", "b"), ("two", "c"))
+        for model, name in (("second", "a"), ("first", "b"), ("second", "c"))
     ]
     await until(lambda: batcher.waiting == 3)
-    one.gate.set()
-    await asyncio.gather(first, *tasks)
+    first.gate.set()
+    await asyncio.gather(blocker, *tasks)
     assert await batcher.close(10)
-    assert two.batches == [["a", "c"]]
-    assert one.batches == [["blocker"], ["b"]]
+    assert second.batches == [["a", "c"]]
+    assert first.batches == [["blocker"], ["b"]]
 
 
-async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
+async def test_a_runtime_that_accepts_two_batches_at_once_gets_two() -> None:
     model = Echo()
     async with running(model, BatchLimits(size=1, in_flight=2)) as batcher:
         tasks = [asyncio.create_task(ask(batcher, name)) for name in "abc"]
@@ -344,7 +346,7 @@ async def test_a_runtime_that_takes_two_batches_at_once_gets_two() -> None:
         assert await asyncio.gather(*tasks) == [["a"], ["b"], ["c"]]
 
 
-async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_for_that() -> None:
+async def test_a_batch_submitted_during_another_counts_that_time_as_waiting() -> None:
     done_ns: list[int] = []
 
     class Gpu(Echo):
@@ -372,7 +374,7 @@ async def test_a_batch_that_was_handed_over_while_another_was_computed_waited_fo
     assert [batch.inference_ns for batch in batches][1] == second.inference_ns
 
 
-async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_be() -> None:
+async def test_a_broken_engine_fails_its_whole_batch_and_is_marked_broken() -> None:
     class Broken(Echo):
         def start(
             self, batch: Sequence[Word], _layout: object = None
@@ -387,13 +389,15 @@ async def test_an_engine_that_is_broken_fails_all_of_its_batch_and_is_known_to_b
     model = Broken()
     async with running(model) as batcher:
         assert not batcher.is_broken
-        found = await asyncio.gather(*(ask(batcher, name) for name in "ab"), return_exceptions=True)
-        assert [type(one) for one in found] == [EngineBroken, EngineBroken]
+        errors = await asyncio.gather(
+            *(ask(batcher, name) for name in "ab"), return_exceptions=True
+        )
+        assert [type(error) for error in errors] == [EngineBroken, EngineBroken]
         assert batcher.is_broken
     assert len(model.batches) <= 2, "each is tried once"
 
 
-async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_share_longer() -> None:
+async def test_only_items_with_the_same_injected_delay_share_a_batch_which_it_lengthens() -> None:
     model = Echo()
     async with running(model) as batcher:
         first = asyncio.create_task(ask(batcher, "first"))
@@ -412,7 +416,7 @@ async def test_only_items_with_one_busy_wait_share_a_batch_and_it_takes_its_shar
     assert [row.value for row in rows] == ["a", "b", "c", "d"]
 
 
-async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
+async def test_an_injected_delay_lengthens_the_inference_by_its_share() -> None:
     class Slow(Echo):
         def start(
             self, batch: Sequence[Word], _layout: object = None
@@ -428,7 +432,7 @@ async def test_a_busy_wait_lengthens_the_inference_it_is_a_share_of() -> None:
     assert row.inference_ns >= 0.1e9
 
 
-async def test_what_is_done_in_the_background_begins_only_when_nothing_else_waits() -> None:
+async def test_background_items_run_only_when_nothing_else_waits() -> None:
     model = Echo()
     async with running(model, BatchLimits(size=2)) as batcher:
         first = asyncio.create_task(ask(batcher, "first"))
@@ -439,7 +443,7 @@ async def test_what_is_done_in_the_background_begins_only_when_nothing_else_wait
             )
         )
         live = [asyncio.create_task(ask(batcher, name)) for name in ("a", "b", "c")]
-        await until(lambda: batcher.waiting == 3)  # what is hidden takes no room among them
+        await until(lambda: batcher.waiting == 3)  # background items take no room of the others
         model.gate.set()
         await asyncio.gather(first, hidden, *live)
     assert model.batches == [
@@ -451,7 +455,7 @@ async def test_what_is_done_in_the_background_begins_only_when_nothing_else_wait
     ]
 
 
-async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -> None:
+async def test_background_items_have_their_own_limit_and_end_with_the_queue() -> None:
     model = Echo()
     batcher = Batcher({"echo": model}, max_background=2)
     batcher.start()
@@ -471,7 +475,7 @@ async def test_the_background_has_a_limit_of_its_own_and_ends_with_the_queue() -
     assert model.batches == [["first"]]
 
 
-async def test_a_batch_that_does_not_come_back_is_noticed() -> None:
+async def test_a_batch_that_does_not_return_is_reported() -> None:
     model = Echo()
     async with running(model) as batcher:
         assert batcher.stalled_for_s == 0.0
@@ -482,7 +486,7 @@ async def test_a_batch_that_does_not_come_back_is_noticed() -> None:
         await until(lambda: batcher.stalled_for_s == 0.0)
 
 
-async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free() -> None:
+async def test_the_time_of_being_full_is_reported_until_half_of_the_queue_is_free() -> None:
     model = Echo()
     async with running(model, BatchLimits(size=1), max_queue_size=2) as batcher:
         asking = [asyncio.create_task(ask(batcher, "first"))]
@@ -498,13 +502,13 @@ async def test_how_long_there_has_been_no_room_is_told_until_half_of_it_is_free(
         assert batcher.queue.full_for_s == 0.0
 
 
-async def test_more_than_the_queue_holds_is_told_to_come_in_parts() -> None:
+async def test_a_request_larger_than_the_queue_is_told_to_split() -> None:
     async with running(Echo(), max_queue_size=2) as batcher:
         with pytest.raises(TooLarge, match="makes 3 items, and the queue holds 2"):
             await ask(batcher, "a", "b", "c")
 
 
-async def test_what_was_accepted_is_answered_by_its_model_even_if_that_is_let_go() -> None:
+async def test_accepted_items_are_answered_by_their_model_even_if_it_is_released() -> None:
     model = Echo()
     models = {"echo": model, "other": model}
     batcher = Batcher(models)
@@ -519,7 +523,7 @@ async def test_what_was_accepted_is_answered_by_its_model_even_if_that_is_let_go
     assert await batcher.close(10)
 
 
-async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(
+async def test_a_bug_that_ends_the_thread_fails_the_waiting_callers_and_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Echo()
@@ -538,7 +542,7 @@ async def test_a_bug_that_ends_the_thread_is_told_to_whoever_waits_and_noticed(
     assert not batcher.is_alive
 
 
-async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_told() -> None:
+async def test_an_isolated_retry_that_does_not_return_is_reported() -> None:
     model = Echo()
     batcher = Batcher({"echo": model})
     batcher.start()
@@ -564,7 +568,7 @@ async def test_a_text_that_is_run_alone_and_does_not_come_back_is_noticed_and_to
     held.set()
 
 
-async def test_there_is_room_again_when_all_that_waited_has_gone() -> None:
+async def test_the_queue_is_no_longer_full_when_all_waiting_callers_have_gone() -> None:
     model = Echo()
     async with running(model, max_queue_size=2) as batcher:
         await block(batcher, model)

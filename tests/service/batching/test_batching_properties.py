@@ -1,6 +1,4 @@
-"""What holds for every backlog, whatever its lengths: drawn by hypothesis, batched by the real
-batcher.
-"""
+"""Properties of every backlog: hypothesis draws the lengths, the real batcher makes the batches."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ class Text:
 
 @dataclass
 class Noting:
-    """A model that only notes its batches."""
+    """A model that only records its batches."""
 
     padding_invariant: bool = True
     shapes: Shapes = SHAPES
@@ -68,10 +66,12 @@ def batched(
             BatchLimits(max_batch_size, max_batch_tokens, sizes.batch_size, sizes.rows),
             on_batch=on_batch,
         )
-        asked = asyncio.create_task(batcher.submit("m", [Text(*one) for one in enumerate(lengths)]))
+        answers = asyncio.create_task(
+            batcher.submit("m", [Text(*item) for item in enumerate(lengths)])
+        )
         await asyncio.sleep(0)
         batcher.start()
-        rows = await asked
+        rows = await answers
         assert await batcher.close(10)
         return [row.value for row in rows]
 
@@ -122,11 +122,11 @@ def test_a_batch_on_a_gpu_has_a_shape_that_was_warmed_up(
     st.sampled_from((40, 128, 150, 300, 512)),
 )
 @settings(max_examples=300, deadline=None)
-def test_texts_that_share_rows_keep_the_limits_and_have_shapes_that_are_warmed_up(
+def test_packed_batches_keep_the_limits_and_have_warmed_up_shapes(
     lengths: list[int], size: int, tokens: int, longest: int
 ) -> None:
     shapes = Shapes(longest, size, PACKED, tokens)
-    lengths = [min(one, longest) for one in lengths]
+    lengths = [min(length, longest) for length in lengths]
     warm, packing = set(shapes.by_work()), shapes.packing
     assert packing is not None
     batches = batched(lengths, shapes.max_batch_size, tokens, shapes=shapes)
@@ -144,9 +144,7 @@ def test_texts_that_share_rows_keep_the_limits_and_have_shapes_that_are_warmed_u
 
 @given(st.sampled_from((40, 128, 150, 300, 512)), st.sampled_from((None, 1, 2, 8)))
 @settings(deadline=None)
-def test_every_shape_of_shared_rows_is_that_of_the_texts_it_is_warmed_up_with(
-    longest: int, size: int | None
-) -> None:
+def test_every_packed_shape_is_that_of_its_warm_up_texts(longest: int, size: int | None) -> None:
     shapes = Shapes(longest, size, PACKED)
     assert shapes.packing is not None
     for rows, length in shapes.by_work():
@@ -171,14 +169,14 @@ def test_the_oldest_text_is_always_in_the_next_batch(lengths: list[int], shapes:
 
 @given(st.integers(10, 60), st.integers(0, 40))
 @settings(max_examples=25, deadline=None)
-def test_one_long_text_among_many_short_ones_waits_no_longer_than_what_came_before_it(
+def test_one_long_text_among_many_short_ones_waits_only_for_earlier_texts(
     short: int, place: int
 ) -> None:
     place = min(place, short)
     lengths = [8] * place + [500] + [8] * (short - place)
     batches = batched(lengths)
     turn = next(i for i, batch in enumerate(batches) if any(text.tokens == 500 for text in batch))
-    assert turn <= -(-place // 12) + 1  # batches of 16 or, what is left over, of at least 12
+    assert turn <= -(-place // 12) + 1  # batches of 16, or of at least 12 at the end
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, SHARED], ids=("a row each", "shared rows"))
@@ -199,7 +197,7 @@ def test_a_backlog_of_any_lengths_computes_no_more_than_five_per_cent_of_padding
     [(tokens, tokens) for tokens in range(30, 129, 7)] + [(2, 128), (30, 128), (60, 110)],
     ids=lambda lengths: "{} to {}".format(*lengths),
 )
-def test_texts_of_any_length_share_rows_with_little_padding(lengths: tuple[int, int]) -> None:
+def test_packing_texts_of_any_length_leaves_little_padding(lengths: tuple[int, int]) -> None:
     draw = random.Random(0)
     texts = [draw.randint(*lengths) for _ in range(400)]
     assert (
@@ -208,19 +206,19 @@ def test_texts_of_any_length_share_rows_with_little_padding(lengths: tuple[int, 
     )
 
 
-def test_what_shared_rows_hold_beside_texts_is_counted_as_padding() -> None:
+def test_unused_tokens_of_packed_rows_count_as_padding() -> None:
     counted: list[BatchStats] = []
     batches = batched([60, 60, 60, 60, 8, 8, 300], shapes=SHARED, on_batch=counted.append)
     assert (
         [sum(text.tokens for text in batch) for batch in batches]
-        == [one.tokens for one in counted]
+        == [batch.tokens for batch in counted]
         == [256, 300]
     )
-    assert [one.padding_tokens for one in counted] == [0, 4]
+    assert [batch.padding_tokens for batch in counted] == [0, 4]
 
 
 def computed(shapes: Shapes, batch: list[Text]) -> int:
-    """Tokens, padding counted."""
+    """Return the tokens that a batch takes, padding included."""
     if shapes.packing is None:
         return shapes.length(max(text.tokens for text in batch)) * len(batch)
     return shapes.packing.lay_out([text.tokens for text in batch]).tokens

@@ -1,4 +1,4 @@
-"""Which texts share a row, and where each is then."""
+"""Sequence packing: which texts share a row, and their places in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PACKING = Packing(LENGTHS)
 
 
 def chosen(waiting: list[int], packing: Packing = PACKING) -> Layout:
-    """The layout of what is chosen, its places those of `waiting`."""
+    """Return the layout of the chosen texts, by their indices in `waiting`."""
     places, layout = packing.choose(waiting)
     assert layout == packing.lay_out([waiting[place] for place in places])
     return Layout(layout.length, tuple(tuple(places[i] for i in row) for row in layout.rows))
 
 
-def test_a_text_alone_has_a_row_of_its_own_length_on_the_grid() -> None:
+def test_a_single_text_gets_a_row_of_its_length_on_the_grid() -> None:
     assert chosen([25]) == Layout(26, ((0,),))
     assert chosen([500]) == Layout(512, ((0,),))
 
@@ -55,36 +55,38 @@ def test_many_texts_fill_several_rows_in_order_of_arrival() -> None:
         (125, 128, 1),
     ],
 )
-def test_rows_are_as_long_as_leaves_little_of_them(tokens: int, length: int, in_a_row: int) -> None:
+def test_the_row_length_leaves_little_of_the_rows_unused(
+    tokens: int, length: int, in_a_row: int
+) -> None:
     layout = chosen([tokens] * 40)
     assert layout.length == length
     assert {len(row) for row in layout.rows} == {in_a_row}
     assert len(layout.rows) == MAX_ROWS
 
 
-def test_what_would_leave_a_row_half_empty_waits_for_the_next_batch() -> None:
+def test_texts_that_would_leave_a_row_half_empty_wait_for_the_next_batch() -> None:
     assert chosen([100] * 3) == Layout(208, ((0, 1),))
     assert chosen([120, 120]) == Layout(120, ((0,),))
 
 
-def test_an_engine_is_asked_for_few_different_numbers_of_texts() -> None:
+def test_packed_batches_have_few_numbers_of_first_token_slots() -> None:
     assert {first_token_slots(texts) for texts in range(1, 33)} == {1, 8, 32}
     assert first_token_slots(40) == 40
 
 
-def test_a_long_text_sets_the_length_and_short_ones_fill_what_it_leaves() -> None:
+def test_a_long_text_sets_the_row_length_and_short_ones_fill_the_rest() -> None:
     assert chosen([300, 20, 4, 200, 90, 500]) == Layout(304, ((0, 2),))
     assert chosen([300, 20, 4, 250, 60, 500]) == Layout(304, ((0, 2), (3, 1)))
     assert chosen([500, *[12] * 200]).rows == ((0, 1),)
 
 
-def test_a_long_text_waits_while_short_ones_are_older() -> None:
+def test_a_long_text_waits_for_older_short_ones() -> None:
     assert 1 not in PACKING.choose([10, 500, 10])[0]
     assert PACKING.choose([500, 10, 10])[0][0] == 0
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_layout_takes_no_more_than_was_counted_on(seed: int) -> None:
+def test_a_layout_keeps_the_limits_of_texts_tokens_and_rows(seed: int) -> None:
     draw = random.Random(seed)
     waiting = [draw.randint(2, draw.choice((20, 128, 512))) for _ in range(draw.randint(1, 60))]
     most, tokens = draw.randint(1, 40), draw.randint(100, 4096)

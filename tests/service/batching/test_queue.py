@@ -1,6 +1,4 @@
-"""The queue and what it admits, with a clock and an engine that are counted instead of
-waited for.
-"""
+"""The queue and its admission, with a simulated clock and engine."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that comes at `at`: `texts` of `tokens` each."""
+    """A request of `texts` texts of `tokens` tokens each, which arrives at `at` seconds."""
 
     at: float
     texts: int
@@ -39,7 +37,7 @@ class Arrival:
 class Outcome:
     arrival: Arrival
     took_s: float | None = None
-    """None: refused."""
+    """Seconds from arrival to answer; None if the request was refused."""
     error: ServiceError | None = None
 
     @property
@@ -76,7 +74,7 @@ class Engine:
             self.queue.capacity.note(name, 1000, 1000 * token_s, full=True)
 
     def ask(self, arrival: Arrival) -> PendingRequest:
-        """Admits a request; what the queue raises if it does not."""
+        """Admit a request; raises what the queue raises if it refuses."""
         deadline = self.now + arrival.timeout_s
         flow = self.queue.capacity.flow(
             arrival.model, arrival.texts, arrival.texts * arrival.tokens, deadline
@@ -154,15 +152,15 @@ class Engine:
 
 @pytest.fixture
 def engine() -> Iterator[Callable[..., Engine]]:
-    made: list[Engine] = []
+    created: list[Engine] = []
 
-    def make(**given: object) -> Engine:
-        made.append(Engine(**given))  # type: ignore[arg-type]
-        return made[-1]
+    def make(**options: object) -> Engine:
+        created.append(Engine(**options))  # type: ignore[arg-type]
+        return created[-1]
 
     yield make
-    for one in made:
-        one.loop.close()
+    for engine in created:
+        engine.loop.close()
 
 
 def every(seconds: float, arrival: Arrival, until: float, begin: float = 0.0) -> list[Arrival]:
@@ -176,7 +174,7 @@ def every(seconds: float, arrival: Arrival, until: float, begin: float = 0.0) ->
 
 
 def refused_at_last(ask: Callable[[], object]) -> Overloaded:
-    """What the queue says when it has become too full."""
+    """Return the error of the queue once it has become too full."""
     while True:
         try:
             ask()
@@ -185,11 +183,12 @@ def refused_at_last(ask: Callable[[], object]) -> Overloaded:
 
 
 def late(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Admitted, and not answered in time."""
+    """Return the outcomes of admitted requests that were not answered in time."""
     return [
-        one
-        for one in outcomes
-        if one.error is None and (one.took_s is None or one.took_s > one.arrival.timeout_s)
+        outcome
+        for outcome in outcomes
+        if outcome.error is None
+        and (outcome.took_s is None or outcome.took_s > outcome.arrival.timeout_s)
     ]
 
 
@@ -210,7 +209,7 @@ calls = st.builds(
 
 @given(st.lists(calls, max_size=150), st.floats(0, 50), st.floats(0.003, 0.2), st.integers(2, 128))
 @settings(max_examples=40, deadline=None)
-def test_whatever_comes_the_admitted_are_done_in_time(
+def test_admitted_requests_are_done_in_time_under_any_load(
     some: list[Arrival], crowd_at: float, crowd_every: float, crowd_tokens: int
 ) -> None:
     engine = Engine(token_s={"m": 1e-3, "quick": 2e-5}, off_by=0.1)
@@ -219,74 +218,74 @@ def test_whatever_comes_the_admitted_are_done_in_time(
     engine.loop.close()
     assert len(outcomes) == len(some) + len(crowd)
     assert not late(outcomes)
-    assert {type(one.error) for one in outcomes if one.error} <= {Overloaded, TooLarge}
+    assert {type(outcome.error) for outcome in outcomes if outcome.error} <= {Overloaded, TooLarge}
     served = [id(entry) for batch in engine.batches for entry in batch]
     assert (
         len(served)
         == len(set(served))
-        == sum(one.arrival.texts for one in outcomes if not one.error)
+        == sum(outcome.arrival.texts for outcome in outcomes if not outcome.error)
     )
 
 
-def test_light_callers_beside_a_list_wait_for_a_turn_of_it_at_most(
+def test_light_requests_during_a_list_wait_at_most_for_one_turn_of_it(
     engine: Callable[..., Engine],
 ) -> None:
     for heavy in (LIST, Arrival(0, 1000, 4), *(Arrival(0, 64, 128) for _ in range(8))):
         outcomes = engine().serve([heavy, *every(0.05, LIGHT, until=10)])
-        assert max(one.took_s or 0 for one in outcomes if one.is_light) < 0.02
+        assert max(outcome.took_s or 0 for outcome in outcomes if outcome.is_light) < 0.02
         assert not late(outcomes)
-        assert all(one.error is None for one in outcomes)
+        assert all(outcome.error is None for outcome in outcomes)
 
 
-def test_a_list_beside_light_callers_is_as_fast_as_what_they_leave(
+def test_a_list_among_light_requests_gets_the_rest_of_the_engine(
     engine: Callable[..., Engine],
 ) -> None:
     [alone] = engine().serve([LIST])
-    beside, *is_light = engine().serve([LIST, *every(0.05, LIGHT, until=3)])
-    asked = len(is_light) * (LIGHT.tokens + TEXT_COST) * 26e-6
+    list_outcome, *light_outcomes = engine().serve([LIST, *every(0.05, LIGHT, until=3)])
+    light_s = len(light_outcomes) * (LIGHT.tokens + TEXT_COST) * 26e-6
     assert alone.took_s is not None
-    assert beside.took_s is not None
-    assert beside.took_s <= alone.took_s + asked + 0.01
+    assert list_outcome.took_s is not None
+    assert list_outcome.took_s <= alone.took_s + light_s + 0.01
 
 
-def test_lists_are_done_in_time_though_light_calls_ask_for_twice_what_there_is(
+def test_lists_are_done_in_time_under_light_requests_of_twice_the_capacity(
     engine: Callable[..., Engine],
 ) -> None:
     outcomes = engine(token_s=SLOW, off_by=0.3).serve(
         [*every(1, Arrival(0, 60, 128), 60), *every(0.0045, LIGHT, 60)]
     )
     assert not late(outcomes)
-    assert sum(one.error is None for one in outcomes if not one.is_light) >= 2
+    assert sum(outcome.error is None for outcome in outcomes if not outcome.is_light) >= 2
     assert (
-        sum(one.error is None for one in outcomes if one.is_light)
+        sum(outcome.error is None for outcome in outcomes if outcome.is_light)
         * (LIGHT.tokens + TEXT_COST)
         * 1e-3
         >= 0.5 * 60
     )
 
 
-def test_light_calls_keep_a_fifth_of_the_engine_whatever_lists_come(
+def test_light_requests_keep_a_fifth_of_the_engine_under_any_lists(
     engine: Callable[..., Engine],
 ) -> None:
     outcomes = engine(token_s=SLOW).serve(
         [*every(0.5, Arrival(0, 60, 128), 60), *every(0.06, LIGHT, 60)]
     )
     assert not late(outcomes)
-    is_light = sorted(one.took_s or 0 for one in outcomes if one.is_light)
-    assert is_light[len(is_light) // 2] < 0.5  # two batches of a list, 256 tokens each
+    light_s = sorted(outcome.took_s or 0 for outcome in outcomes if outcome.is_light)
+    assert light_s[len(light_s) // 2] < 0.5  # two batches of a list, 256 tokens each
 
 
-def test_ten_times_too_much_is_refused_and_the_rest_answered_in_time(
+def test_under_ten_times_the_capacity_admitted_requests_are_answered_in_time(
     engine: Callable[..., Engine],
 ) -> None:
     outcomes = engine(token_s=SLOW).serve(every(0.0129, Arrival(0, 1, 128), 60))
     assert not late(outcomes)
-    took = [one.took_s for one in outcomes if one.took_s is not None]
+    took = [outcome.took_s for outcome in outcomes if outcome.took_s is not None]
     assert 12 < max(took) < TIMEOUT_S
     assert len(took) * 0.129 >= 60  # the engine never waited
 
 
-def test_who_has_little_time_is_refused_where_the_queue_is_longer_than_that(
+def test_a_request_with_less_time_than_the_queue_is_long_is_refused(
     engine: Callable[..., Engine],
 ) -> None:
     busy = engine(token_s=SLOW)
@@ -298,7 +297,7 @@ def test_who_has_little_time_is_refused_where_the_queue_is_longer_than_that(
     busy.ask(Arrival(0, 1, 8))
 
 
-def test_retry_after_says_when_there_is_room(engine: Callable[..., Engine]) -> None:
+def test_a_request_is_admitted_after_its_retry_after(engine: Callable[..., Engine]) -> None:
     busy = engine(token_s=SLOW)
     refused = refused_at_last(lambda: busy.ask(Arrival(0, 1, 64, timeout_s=20.0)))
     assert refused.retry_after_s == 1  # for a text as long; for a hasty one it is the queue:
@@ -312,7 +311,9 @@ def test_retry_after_says_when_there_is_room(engine: Callable[..., Engine]) -> N
     busy.ask(Arrival(0, 1, 64, timeout_s=2.0))
 
 
-def test_retry_after_follows_tokens_after_short_texts_too(engine: Callable[..., Engine]) -> None:
+def test_retry_after_depends_on_tokens_also_after_short_texts(
+    engine: Callable[..., Engine],
+) -> None:
     busy = engine(token_s=SLOW, max_size=100)
     busy.serve(every(0.01, Arrival(0, 1, 4), 2))
     for _ in range(100):
@@ -322,7 +323,7 @@ def test_retry_after_follows_tokens_after_short_texts_too(engine: Callable[..., 
     assert refused.value.retry_after_s == 7  # of 12.9 s half
 
 
-def test_a_list_that_is_never_done_in_time_is_told_so_and_how_many_are(
+def test_a_list_that_can_never_be_done_in_time_is_refused_with_the_possible_size(
     engine: Callable[..., Engine],
 ) -> None:
     slow = engine(token_s=SLOW)
@@ -346,7 +347,7 @@ def test_a_list_that_is_never_done_in_time_is_told_so_and_how_many_are(
     assert refused.value.retry_after_s == 3
 
 
-def test_while_nothing_is_measured_nothing_is_refused_by_seconds(
+def test_nothing_is_refused_by_time_before_anything_is_measured(
     engine: Callable[..., Engine],
 ) -> None:
     cold = engine()
@@ -360,24 +361,26 @@ def test_while_nothing_is_measured_nothing_is_refused_by_seconds(
         cold.ask(Arrival(0, 8, 128, timeout_s=0.1))
 
 
-def test_a_pace_measured_on_a_busy_machine_refuses_no_list_for_good(
+def test_a_speed_measured_on_a_busy_machine_refuses_lists_only_for_a_while(
     engine: Callable[..., Engine],
 ) -> None:
-    one = engine()
-    one.queue.capacity.expect("m", 500, 500 * 200e-6)  # at start; nothing has run since
-    asked = Arrival(0, 1000, 128, timeout_s=30)
-    [outcome] = one.serve([asked])
+    simulation = engine()
+    simulation.queue.capacity.expect("m", 500, 500 * 200e-6)  # at start; nothing has run since
+    arrival = Arrival(0, 1000, 128, timeout_s=30)
+    [outcome] = simulation.serve([arrival])
     assert outcome.took_s == pytest.approx(1000 * 129 * 26e-6)
     for _ in range(400):
-        one.queue.capacity.note("m", 500, 500 * 200e-6, full=True)
+        simulation.queue.capacity.note("m", 500, 500 * 200e-6, full=True)
     with pytest.raises(TooLarge):
-        one.ask(asked)
-    one.now += 600
-    [outcome] = one.serve([Arrival(one.now, 1000, 128, timeout_s=30)])
+        simulation.ask(arrival)
+    simulation.now += 600
+    [outcome] = simulation.serve([Arrival(simulation.now, 1000, 128, timeout_s=30)])
     assert not outcome.error
 
 
-def test_a_stall_does_not_make_the_queue_refuse_for_long(engine: Callable[..., Engine]) -> None:
+def test_a_stall_makes_the_queue_refuse_only_for_a_short_time(
+    engine: Callable[..., Engine],
+) -> None:
     stalled = engine()
     capacity = stalled.queue.capacity
     for _ in range(20):
@@ -389,7 +392,7 @@ def test_a_stall_does_not_make_the_queue_refuse_for_long(engine: Callable[..., E
     assert capacity.seconds("m", 500) > 0.1
 
 
-def test_lists_of_models_that_differ_a_hundredfold_share_the_engine_by_time(
+def test_lists_of_models_of_very_different_speed_share_the_engine_by_time(
     engine: Callable[..., Engine],
 ) -> None:
     both = engine(token_s={"m": 26e-6, "slow": 2.6e-3})
@@ -405,60 +408,60 @@ def test_lists_of_models_that_differ_a_hundredfold_share_the_engine_by_time(
 def test_lists_take_turns(engine: Callable[..., Engine]) -> None:
     for_all = engine()
     outcomes = for_all.serve([Arrival(0, 1000, 128), *(Arrival(0.1, 64, 128) for _ in range(7))])
-    took = [one.took_s or 0 for one in outcomes]
+    took = [outcome.took_s or 0 for outcome in outcomes]
     assert max(took[1:]) < took[0] * 0.6
     shared = [batch for batch in for_all.batches if len({id(entry.request) for entry in batch}) > 1]
     assert len(shared) < len(for_all.batches) / 2  # a turn fills a batch
 
 
-def test_what_is_cancelled_leaves_at_once(engine: Callable[..., Engine]) -> None:
-    one = engine()
-    is_done = [one.ask(arrival) for arrival in (LIST, LIGHT, LIST, LIGHT)]
-    stays = one.ask(LIGHT)
-    for request in is_done:
-        one.queue.drop(request.flow)
-        one.queue.drop(request.flow)  # again does nothing
-    assert len(one.queue) == 1
-    assert one.queue.capacity.queue_s == pytest.approx(9 * 26e-6)
-    assert [entry.request for entry in one.run_batch()] == [stays]
-    assert not one.run_batch()
+def test_a_cancelled_request_leaves_the_queue_at_once(engine: Callable[..., Engine]) -> None:
+    simulation = engine()
+    cancelled = [simulation.ask(arrival) for arrival in (LIST, LIGHT, LIST, LIGHT)]
+    stays = simulation.ask(LIGHT)
+    for request in cancelled:
+        simulation.queue.drop(request.flow)
+        simulation.queue.drop(request.flow)  # again does nothing
+    assert len(simulation.queue) == 1
+    assert simulation.queue.capacity.queue_s == pytest.approx(9 * 26e-6)
+    assert [entry.request for entry in simulation.run_batch()] == [stays]
+    assert not simulation.run_batch()
 
 
-def test_who_has_left_and_whose_time_is_over_is_never_in_a_batch(
+def test_cancelled_and_expired_requests_are_never_in_a_batch(
     engine: Callable[..., Engine],
 ) -> None:
-    one = engine()
+    simulation = engine()
     for arrival in (LIGHT, Arrival(0, 100, 128)):
-        left = one.ask(arrival)
-        left.future.cancel()
+        cancelled = simulation.ask(arrival)
+        cancelled.future.cancel()
         over = (
-            one.ask(Arrival(0, arrival.texts, arrival.tokens, timeout_s=1.0))
+            simulation.ask(Arrival(0, arrival.texts, arrival.tokens, timeout_s=1.0))
             if arrival is LIGHT
-            else one.ask(arrival)
+            else simulation.ask(arrival)
         )
-        over.deadline = one.now - 1
-        stays = one.ask(arrival)
-        assert {id(entry.request) for entry in one.run_batch()} == {id(stays)}
-        one.loop.run_until_complete(asyncio.sleep(0))
+        over.deadline = simulation.now - 1
+        stays = simulation.ask(arrival)
+        assert {id(entry.request) for entry in simulation.run_batch()} == {id(stays)}
+        simulation.loop.run_until_complete(asyncio.sleep(0))
         assert isinstance(over.future.exception(), DeadlineExceeded)
-        while one.run_batch():
+        while simulation.run_batch():
             pass
-        assert len(one.queue) == 0
-        assert one.queue.capacity.queue_s == 0
+        assert len(simulation.queue) == 0
+        assert simulation.queue.capacity.queue_s == 0
 
 
-def test_a_queue_is_full_when_it_refuses_until_half_of_its_seconds_are_free(
+def test_a_queue_that_refuses_is_full_until_half_of_its_seconds_are_free(
     engine: Callable[..., Engine],
 ) -> None:
     busy = engine(token_s=SLOW)
     busy.queue.capacity.max_queue_s = 10.0
-    asked = Arrival(0, 1, 128)
+    arrival = Arrival(0, 1, 128)
     for _ in range(10):
-        busy.ask(asked)
+        busy.ask(arrival)
     with pytest.raises(Overloaded):
         busy.ask(Arrival(0, 1, 128, timeout_s=0.5))  # hasty, while there is room for others
     assert busy.queue.full_for_s == 0
-    refused_at_last(lambda: busy.ask(asked))
+    refused_at_last(lambda: busy.ask(arrival))
     began = busy.now
     busy.run_batch()
     assert busy.queue.full_for_s == pytest.approx(busy.now - began)

@@ -1,3 +1,5 @@
+"""Padded lengths, batch sizes and the shapes of the warm-up."""
+
 from __future__ import annotations
 
 import pytest
@@ -26,7 +28,7 @@ def test_lengths_are_rounded_up_in_steps_that_grow(tokens: int, length: int) -> 
     assert Shapes(512).length(tokens) == length
 
 
-def test_the_longest_text_fits_whatever_the_model_reads() -> None:
+def test_the_longest_text_fits_any_length_of_the_model() -> None:
     for most in (3, 16, 77, 130, 512, 514):
         assert Shapes(most).length(most) == most
 
@@ -38,7 +40,7 @@ def test_a_batch_is_the_largest_on_the_grid_that_is_full(waiting: int, size: int
     assert Shapes(64).batch_size(waiting) == size
 
 
-def test_warming_up_begins_with_the_least_work() -> None:
+def test_warm_up_begins_with_the_least_work() -> None:
     shapes = list(Shapes(64).by_work())
     assert shapes[0] == (1, 2)
     assert len(shapes) == len(set(shapes)) == len(Shapes(64).lengths) * len(CPU.batch_sizes)

@@ -1,4 +1,4 @@
-"""Models are loaded, reloaded and unloaded while others are asked, and nothing is lost."""
+"""Models are loaded, reloaded and unloaded without losing a request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def both_ports(
 
 @pytest.fixture
 def other(tmp_path: Path) -> Artifact:
-    """Another artifact, whose labels are called otherwise."""
+    """An artifact with other labels than the first one's."""
     return write_artifact(tmp_path / "other", name="reviews", labels=["BAD", "GOOD"])
 
 
@@ -71,7 +71,7 @@ async def label(client: httpx.AsyncClient, model: str | None = None) -> str:
     return str(answer["data"][0]["label"])
 
 
-async def test_a_model_is_replaced_while_its_last_requests_are_answered_by_the_old_one(
+async def test_a_replaced_model_still_answers_its_accepted_requests(
     artifact: Artifact, other: Artifact
 ) -> None:
     async with both_ports(artifact) as (client, admin, service):
@@ -95,7 +95,7 @@ async def test_a_model_is_replaced_while_its_last_requests_are_answered_by_the_o
             == other.digest
             == service_info(service)["models"]["reviews"]["digest"]
         )
-        told = service.metrics.registry.get_sample_value
+        sample_value = service.metrics.registry.get_sample_value
         facts = {
             "model": "reviews",
             "digest": other.digest,
@@ -103,17 +103,21 @@ async def test_a_model_is_replaced_while_its_last_requests_are_answered_by_the_o
             "runtime": "openvino",
             "variant": "cpu-fp32",
         }
-        assert told("drbert_model_info", facts) == 1
+        assert sample_value("drbert_model_info", facts) == 1
 
 
-async def test_requests_go_on_while_models_come_and_go(artifact: Artifact, other: Artifact) -> None:
+async def test_no_request_is_lost_while_models_are_loaded_and_unloaded(
+    artifact: Artifact, other: Artifact
+) -> None:
     async with both_ports(artifact) as (client, admin, service):
-        seen: list[int] = []
+        statuses: list[int] = []
         stop = False
 
         async def ask() -> None:
             while not stop:
-                seen.append((await classify(client, {"input": ["good", "bad film"]})).status_code)
+                statuses.append(
+                    (await classify(client, {"input": ["good", "bad film"]})).status_code
+                )
 
         asking = [asyncio.create_task(ask()) for _ in range(8)]
         for folder in (other.directory, artifact.directory, other.directory):
@@ -127,11 +131,11 @@ async def test_requests_go_on_while_models_come_and_go(artifact: Artifact, other
         stop = True
         await asyncio.gather(*asking)
         await until(lambda: len(service.batcher.models) == 1)
-    assert set(seen) == {200}
-    assert len(seen) >= 8
+    assert set(statuses) == {200}
+    assert len(statuses) >= 8
 
 
-async def test_a_folder_that_changed_is_loaded_again_by_its_name_alone(
+async def test_a_changed_folder_is_reloaded_by_the_models_name(
     artifact: Artifact, other: Artifact
 ) -> None:
     async with both_ports(artifact) as (client, admin, _):
@@ -150,7 +154,7 @@ async def test_a_folder_that_changed_is_loaded_again_by_its_name_alone(
         ("second", {}, "artifact is missing: there is no model of that name to load again."),
     ],
 )
-async def test_what_cannot_be_loaded_leaves_everything_as_it_was(
+async def test_a_failed_load_changes_nothing(
     artifact: Artifact, name: str, body: dict[str, str], message: str
 ) -> None:
     async with both_ports(artifact) as (client, admin, service):
@@ -162,7 +166,9 @@ async def test_what_cannot_be_loaded_leaves_everything_as_it_was(
     assert message in refused.json()["error"]["message"]
 
 
-async def test_a_changed_file_is_not_loaded(artifact: Artifact, other: Artifact) -> None:
+async def test_an_artifact_with_a_modified_file_is_not_loaded(
+    artifact: Artifact, other: Artifact
+) -> None:
     (other.directory / "model.onnx").write_bytes(b"something else")
     async with both_ports(artifact) as (client, admin, _):
         refused = await admin.post("/models/reviews", json={"artifact": str(other.directory)})
@@ -175,7 +181,7 @@ async def test_a_changed_file_is_not_loaded(artifact: Artifact, other: Artifact)
     "changes",
     [{"files_as": {"tokenizer.json": "{}"}}, {"inputs": ["input_ids", "attention_mask", "colour"]}],
 )
-async def test_an_artifact_of_right_digests_that_is_no_model_is_refused_with_the_reason(
+async def test_an_artifact_with_correct_digests_but_no_model_is_refused_with_the_reason(
     tmp_path: Path,
     artifact: Artifact,
     changes: dict[str, Any],
@@ -194,7 +200,7 @@ async def test_an_artifact_of_right_digests_that_is_no_model_is_refused_with_the
     assert any(record.exc_info for record in caplog.records)
 
 
-async def test_an_unloaded_model_is_unknown_and_leaves_no_series(
+async def test_an_unloaded_model_is_unknown_and_has_no_metrics(
     artifact: Artifact, other: Artifact
 ) -> None:
     async with both_ports(artifact) as (client, admin, service):
@@ -213,7 +219,7 @@ async def test_an_unloaded_model_is_unknown_and_leaves_no_series(
     assert unknown.status_code == 404
 
 
-async def test_changes_take_a_key_where_there_are_keys(artifact: Artifact, tmp_path: Path) -> None:
+async def test_changes_need_a_key_if_there_are_keys(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     async with both_ports(artifact, Keys(tmp_path / "keys")) as (_, admin, _):
         assert (await admin.post("/models/reviews", json={})).status_code == 401
@@ -223,7 +229,7 @@ async def test_changes_take_a_key_where_there_are_keys(artifact: Artifact, tmp_p
         ).status_code == 200
 
 
-async def test_after_the_default_model_is_unloaded_nobody_is_answered_by_another_one_unasked(
+async def test_after_the_default_model_is_unloaded_no_other_model_takes_its_requests(
     artifact: Artifact, other: Artifact
 ) -> None:
     unnamed: list[tuple[str, dict[str, Any]]] = [
@@ -259,7 +265,7 @@ async def test_after_the_default_model_is_unloaded_nobody_is_answered_by_another
         assert (await admin.post("/models/third", json={"default": True})).status_code == 404
 
 
-async def test_a_model_loaded_again_under_the_defaults_name_is_the_default(
+async def test_a_model_reloaded_under_the_default_name_is_the_default(
     artifact: Artifact, other: Artifact
 ) -> None:
     async with both_ports(artifact) as (client, admin, _):
@@ -290,7 +296,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_any_path_is_422(artifact: Artifact, path: str) -> None:
+async def test_an_unusable_artifact_path_is_422(artifact: Artifact, path: str) -> None:
     async with both_ports(artifact) as (client, admin, _):
         refused = await admin.post(
             "/models/reviews",
@@ -304,7 +310,7 @@ async def test_any_path_is_422(artifact: Artifact, path: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
-async def test_any_kind_of_file_in_an_artifact_is_422(
+async def test_an_unusable_kind_of_file_in_an_artifact_is_422(
     artifact: Artifact, other: Artifact, name: str, kind: str
 ) -> None:
     put(other.path(name), kind)
@@ -369,7 +375,7 @@ LONG_TEMPLATE = {
         "no inputs",
     ],
 )
-async def test_an_artifact_made_to_hurt_is_422(
+async def test_a_malicious_artifact_is_422(
     tmp_path: Path, artifact: Artifact, changes: dict[str, Any]
 ) -> None:
     folder = write_artifact(tmp_path / "hurting", **changes).directory
@@ -394,7 +400,7 @@ def swap_links(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "folder", "link to a file", "link to the folder"])
-async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_never_answers(
+async def test_a_file_that_replaces_a_verified_one_during_the_load_is_never_used(
     tmp_path: Path,
     artifact: Artifact,
     monkeypatch: pytest.MonkeyPatch,
@@ -408,7 +414,7 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
         content.replace(np.float32(1).tobytes(), np.float32(-1).tobytes())
     )
     first, second, exchange = verified.path("model.onnx"), evil.path("model.onnx"), swap
-    asked = verified.directory
+    requested_folder = verified.directory
     if place == "folder":
         first, second = verified.directory, evil.directory
     elif place == "link to a file":
@@ -421,7 +427,7 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
         first, second, exchange = tmp_path / "current", tmp_path / "next", swap_links
         first.symlink_to(verified.directory)
         second.symlink_to(evil.directory)
-        asked = first
+        requested_folder = first
     await asyncio.sleep(0.02)  # the system's clock for files ticks a hundred times a second or more
     real = auto.load
 
@@ -436,7 +442,7 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
         before = service.registry.loaded["reviews"]
         with monkeypatch.context() as patched:
             patched.setattr(loading, "load", load_meanwhile)
-            answer = await admin.post("/models/reviews", json={"artifact": str(asked)})
+            answer = await admin.post("/models/reviews", json={"artifact": str(requested_folder)})
         if place == "link to the folder":  # the folder that was verified is the one that was read
             assert answer.status_code == 200, answer.text
         else:
@@ -449,10 +455,10 @@ async def test_what_is_put_in_a_verified_files_place_while_the_engine_reads_neve
 
 
 class Panic(BaseException):
-    """As Rust's panics are raised in Python: no Exception."""
+    """An exception that is not an Exception, as Rust's panics are in Python."""
 
 
-async def test_a_library_that_panics_is_422_and_ends_no_start_with_a_verdicts_code(
+async def test_a_library_that_panics_is_422_and_not_an_exit_code_of_a_verdict(
     artifact: Artifact,
     other: Artifact,
     monkeypatch: pytest.MonkeyPatch,
@@ -471,13 +477,13 @@ async def test_a_library_that_panics_is_422_and_ends_no_start_with_a_verdicts_co
     assert "cannot be loaded (Panic: index out of bounds)" in refused.json()["error"]["message"]
 
 
-async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
+async def test_a_load_that_hangs_is_abandoned_and_blocks_no_other(
     artifact: Artifact, other: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comes_back = threading.Event()
 
     def hang_or_read(folder: Path) -> Artifact:
-        if folder == Path("/mnt/gone"):  # as a file system does whose server has gone
+        if folder == Path("/mnt/gone"):  # like a network file system without its server
             assert comes_back.wait(60)
             return other
         return read_artifact(folder)
@@ -515,13 +521,13 @@ async def test_a_load_that_hangs_is_given_up_and_blocks_no_other(
         assert list(service.registry.loaded) == [
             "reviews",
             "second",
-        ]  # what came back late changed nothing
+        ]  # the late load changed nothing
         assert (
             await admin.post("/models/third", json={"artifact": str(other.directory)})
         ).status_code == 200
 
 
-async def test_loads_of_several_models_wait_for_their_turns(
+async def test_loads_of_several_models_run_one_after_the_other(
     artifact: Artifact, other: Artifact
 ) -> None:
     async with both_ports(artifact) as (_, admin, service):
@@ -557,7 +563,7 @@ async def test_loads_of_several_models_wait_for_their_turns(
         ("2130706433", 403),
     ],
 )
-async def test_without_keys_only_names_of_this_host_are_answered(
+async def test_without_keys_only_host_names_of_this_host_are_accepted(
     artifact: Artifact, host: str, status: int
 ) -> None:
     async with both_ports(artifact) as (_, admin, service):
@@ -585,7 +591,7 @@ async def test_without_keys_only_names_of_this_host_are_answered(
         ({"sec-fetch-site": "same-site"}, 403),
     ],
 )
-async def test_without_keys_no_page_of_another_origin_is_answered(
+async def test_without_keys_requests_of_other_origins_are_refused(
     artifact: Artifact, headers: dict[str, str], status: int
 ) -> None:
     async with both_ports(artifact) as (_, admin, _):
@@ -594,7 +600,7 @@ async def test_without_keys_no_page_of_another_origin_is_answered(
     assert ("error" in answer.json()) == (status == 403)
 
 
-async def test_with_keys_any_host_is_answered(artifact: Artifact, tmp_path: Path) -> None:
+async def test_with_keys_every_host_name_is_accepted(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     async with both_ports(artifact, Keys(tmp_path / "keys")) as (_, admin, _):
         assert (
@@ -652,7 +658,7 @@ async def test_with_keys_any_host_is_answered(artifact: Artifact, tmp_path: Path
         (b" " * 70_000, "application/json", 413, "The body has 70000 bytes, the limit is 65536."),
     ],
 )
-async def test_a_body_that_is_none_is_refused_in_the_services_form_and_not_repeated(
+async def test_an_invalid_body_is_refused_in_the_error_format_and_not_repeated(
     artifact: Artifact, body: bytes, kind: str, status: int, words: str
 ) -> None:
     async with both_ports(artifact) as (_, admin, _):
@@ -673,7 +679,7 @@ async def test_a_body_that_is_none_is_refused_in_the_services_form_and_not_repea
         ("DELETE", "/models/" + "x" * 201, 422),
     ],
 )
-async def test_every_refusal_has_the_services_form(
+async def test_every_refusal_has_the_error_format(
     artifact: Artifact, method: str, path: str, status: int
 ) -> None:
     async with both_ports(artifact) as (_, admin, _):
@@ -704,7 +710,7 @@ def test_an_endless_body_is_413_before_it_is_read(artifact: Artifact) -> None:
     assert sent < 2**28
 
 
-def test_the_private_port_is_only_where_it_was_asked_for(artifact: Artifact) -> None:
+def test_the_private_port_is_open_only_if_configured(artifact: Artifact) -> None:
     port = free_port()
     with serving(artifact, DRBERT_ADMIN_PORT=str(port), DRBERT_METRICS="admin") as (url, _):
         request = urllib.request.Request(
@@ -734,7 +740,7 @@ def test_the_private_port_is_only_where_it_was_asked_for(artifact: Artifact) -> 
         ({"TLS_CERTIFICATE": "a.pem"}, "DRBERT_TLS_CERTIFICATE and DRBERT_TLS_KEY go together"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(
+def test_contradictory_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
 ) -> None:
     for name, value in variables.items():

@@ -1,6 +1,4 @@
-"""Large bodies are held a few at a time, and JSON that is dear to parse is refused before it is
-parsed.
-"""
+"""Few large bodies are in memory at a time, and JSON that is expensive to parse is not parsed."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ BOMBS = {
 @pytest.mark.parametrize(
     "path", ["/classify", "/predict", "/", "/v1/models/reviews:predict", "/v2/models/reviews/infer"]
 )
-async def test_json_that_is_dear_to_parse_is_refused_unparsed(
+async def test_json_that_is_expensive_to_parse_is_refused_unparsed(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, bomb: str, path: str
 ) -> None:
     monkeypatch.setattr(orjson, "loads", lambda body: pytest.fail("it was parsed"))
@@ -80,7 +78,7 @@ TEXT = 'commas, brackets [[{{ and "quotes" \\ of \\" every kind: \\\\, "'
     ],
 )
 @pytest.mark.parametrize("indent", [None, 8])
-async def test_requests_as_large_as_they_may_be_are_answered(
+async def test_requests_at_the_size_limits_are_answered(
     artifact: Artifact, path: str, body: Any, indent: int | None
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -88,7 +86,7 @@ async def test_requests_as_large_as_they_may_be_are_answered(
     assert response.status_code == 200, response.text[:300]
 
 
-async def test_bytes_behind_the_json_of_a_tensor_are_no_structure(artifact: Artifact) -> None:
+async def test_bytes_of_a_binary_tensor_do_not_count_as_json_structure(artifact: Artifact) -> None:
     texts = [',[{:"' * 50] * 1000
     packed = b"".join(len(text).to_bytes(4, "little") + text.encode() for text in texts)
     head = json.dumps(
@@ -123,11 +121,13 @@ VALUES = st.recursive(
 
 
 @given(value=VALUES, size=st.integers(1, 7), spaces=st.booleans())
-def test_only_what_stands_outside_of_strings_counts(value: Any, size: int, spaces: bool) -> None:
+def test_only_characters_outside_of_strings_count_as_structure(
+    value: Any, size: int, spaces: bool
+) -> None:
     body = json.dumps({"input": value}, indent=1 if spaces else None).encode()
 
     def marks(part: Any) -> int:
-        """Opening brackets, colons, and the commas between members."""
+        """Return the number of opening brackets, colons, and commas between members."""
         if isinstance(part, list):
             return 1 + max(0, len(part) - 1) + sum(map(marks, part))
         if isinstance(part, dict):
@@ -145,15 +145,16 @@ def test_only_what_stands_outside_of_strings_counts(value: Any, size: int, space
             check_structure(body, count - 1)
 
 
-def test_a_body_that_is_no_object_is_left_to_the_parser() -> None:
+def test_a_body_that_is_not_an_object_passes_the_structure_check() -> None:
     check_structure(b"\x1f\x8b" + random.Random(0).randbytes(4_000_000), 1)
     check_structure(b'"' + b"," * 1_000_000, 1)
     check_structure(b"\xff\xfe" + ("{" + "," * 100_000).encode("utf-16-le"), 1)
 
 
 async def test_large_bodies_wait_unread_for_their_turn(artifact: Artifact) -> None:
-    """Two fit; the third is not asked for before one of them is answered, and small ones never
-    wait.
+    """Two bodies have room, and the third is read once one of them is answered.
+
+    Small bodies never wait.
     """
     taken: list[int] = []
     go_on = asyncio.Event()
@@ -181,12 +182,12 @@ async def test_large_bodies_wait_unread_for_their_turn(artifact: Artifact) -> No
         assert context.large_bodies.is_contended
         assert len(taken) == 2
         go_on.set()
-        assert [(await one).status_code for one in large] == [200] * 4
+        assert [(await task).status_code for task in large] == [200] * 4
         assert not context.large_bodies.is_contended
         assert context.large_bodies._free == 200_000
 
 
-async def test_a_large_body_that_finds_no_room_in_time_is_429(artifact: Artifact) -> None:
+async def test_a_large_body_without_room_in_time_is_429(artifact: Artifact) -> None:
     hold = asyncio.Event()
 
     async def never() -> AsyncIterator[bytes]:
@@ -211,7 +212,7 @@ async def test_a_large_body_that_finds_no_room_in_time_is_429(artifact: Artifact
     assert "The large bodies of other requests took all of" in refused.json()["error"]["message"]
 
 
-async def test_a_body_that_comes_slowly_makes_room_for_those_that_wait(
+async def test_a_slow_body_makes_room_for_bodies_that_wait(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "READ_TIMEOUT_S", 0.02)
@@ -229,7 +230,7 @@ async def test_a_body_that_comes_slowly_makes_room_for_those_that_wait(
         for _, writer in slow[:2]:
             writer.write(head + body[:10])
         await until(lambda: context.large_bodies._free == 0)
-        await asyncio.sleep(0.1)  # nobody wants their room so far
+        await asyncio.sleep(0.1)  # nothing waits for their room yet
         slow[0][1].write(body[10:])
         assert (await slow[0][0].readline()).startswith(b"HTTP/1.1 200")
         slow[2][1].write(head + body[:10])
@@ -248,23 +249,23 @@ async def test_a_body_that_comes_slowly_makes_room_for_those_that_wait(
 
 
 async def test_a_body_without_a_length_takes_room_once_it_is_large(artifact: Artifact) -> None:
-    seen: list[int] = []
+    free_bytes: list[int] = []
 
     async def chunks(context: HttpContext) -> AsyncIterator[bytes]:
-        seen.append(context.large_bodies._free)
+        free_bytes.append(context.large_bodies._free)
         yield b" " * SMALL_BYTES
         yield b" " * 10
-        seen.append(context.large_bodies._free)
+        free_bytes.append(context.large_bodies._free)
         yield b'{"input": "good"}'
 
     async with client_and_context(artifact, max_body_bytes=100_000) as (client, context):
         response = await client.post("/classify", content=chunks(context))
         assert response.status_code == 200
-        assert seen == [100_000, 0]
+        assert free_bytes == [100_000, 0]
         assert context.large_bodies._free == 100_000
 
 
-async def test_large_bodies_beyond_those_that_may_wait_are_refused_at_once(
+async def test_a_large_body_is_refused_at_once_if_too_many_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bodies, "MAX_WAITING", 2)
@@ -278,10 +279,10 @@ async def test_large_bodies_beyond_those_that_may_wait_are_refused_at_once(
     await asyncio.gather(*waiting)
 
 
-async def test_room_is_neither_lost_nor_made_when_callers_leave() -> None:
+async def test_the_budget_stays_exact_when_callers_are_cancelled() -> None:
     room, draw = LargeBodies(100), random.Random(0)
 
-    async def one() -> None:
+    async def use_room() -> None:
         size = draw.randint(1, 100)
         await room.acquire(size, draw.choice((0.0, 0.01, 10)))
         try:
@@ -290,7 +291,7 @@ async def test_room_is_neither_lost_nor_made_when_callers_leave() -> None:
             room.release(size)
 
     for _ in range(20):
-        tasks = [asyncio.create_task(one()) for _ in range(20)]
+        tasks = [asyncio.create_task(use_room()) for _ in range(20)]
         await asyncio.sleep(draw.choice((0, 0.001)))
         for task in draw.sample(tasks, 5):
             task.cancel()
@@ -303,7 +304,7 @@ async def test_room_is_neither_lost_nor_made_when_callers_leave() -> None:
 
 
 async def test_a_refused_request_is_counted_for_the_model_that_it_names(artifact: Artifact) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = [
+    requests: list[tuple[str, dict[str, Any]]] = [
         ("/classify", {"model": "reviews", "input": 5}),
         ("/v1/classify", {"model": "reviews", "inputs": [], "x": 1}),
         ("/models/reviews", {"inputs": 5}),
@@ -314,7 +315,9 @@ async def test_a_refused_request_is_counted_for_the_model_that_it_names(artifact
         ("/classify", {"input": 5}),
     ]
     async with client_of(artifact) as (client, service):
-        answers: list[httpx.Response] = [await client.post(path, json=body) for path, body in asked]
+        answers: list[httpx.Response] = [
+            await client.post(path, json=body) for path, body in requests
+        ]
         counted = {
             (sample.labels["model"], sample.labels["code"]): sample.value
             for family in service.metrics.registry.collect()

@@ -1,4 +1,4 @@
-"""What is known of a certificate before clients refuse it."""
+"""A certificate's dates are read, logged and renewed before clients refuse it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOW = datetime.datetime.now(UTC).replace(microsecond=0)
 def write(
     folder: Path, begins: timedelta, ends: timedelta, authority: trustme.CA | None = None
 ) -> tuple[Path, Path]:
-    """A certificate valid from and until so long from now, with its key."""
+    """Write a certificate and its key, valid between two offsets from now; return their paths."""
     leaf = (authority or trustme.CA()).issue_cert(
         "127.0.0.1", not_before=NOW + begins, not_after=NOW + ends
     )
@@ -33,7 +33,7 @@ def write(
     return chain, key
 
 
-def test_the_dates_of_a_chain_are_those_in_which_all_of_its_certificates_are_valid(
+def test_a_chain_is_valid_while_all_of_its_certificates_are(
     tmp_path: Path,
 ) -> None:
     chain, _ = write(tmp_path, timedelta(days=-3), timedelta(days=30))
@@ -54,7 +54,7 @@ def test_the_dates_of_a_chain_are_those_in_which_all_of_its_certificates_are_val
     )
 
 
-def test_the_dates_are_those_that_ssl_reads(tmp_path: Path) -> None:
+def test_the_dates_equal_those_that_ssl_reads(tmp_path: Path) -> None:
     authority = trustme.CA().cert_pem
     authority.write_to_path(tmp_path / "authority.pem")
     context = ssl.create_default_context(cafile=str(tmp_path / "authority.pem"))
@@ -89,7 +89,7 @@ def test_dates_that_cannot_be_read_are_unknown(content: bytes) -> None:
         (timedelta(days=-3), timedelta(days=15), None),
     ],
 )
-def test_a_certificate_is_warned_of_at_start_and_each_day(
+def test_an_expiring_certificate_is_logged_at_start_and_once_a_day(
     tmp_path: Path,
     begins: timedelta,
     ends: timedelta,
@@ -105,7 +105,7 @@ def test_a_certificate_is_warned_of_at_start_and_each_day(
     assert [record.message for record in caplog.records] == ([event, event] if event else [])
 
 
-def test_an_expired_certificate_is_warned_of_at_renewal(
+def test_a_renewal_with_an_expired_certificate_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certificate = Certificate(*write(tmp_path, timedelta(days=-3), timedelta(days=300)))
@@ -114,7 +114,7 @@ def test_an_expired_certificate_is_warned_of_at_renewal(
     assert [record.message for record in caplog.records] == ["the certificate has expired"]
 
 
-def test_a_file_that_never_ends_is_no_certificate(
+def test_a_file_without_an_end_is_not_read_as_a_certificate(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chain, key = write(tmp_path, timedelta(days=-3), timedelta(days=300))
@@ -133,7 +133,7 @@ def test_a_file_that_never_ends_is_no_certificate(
     ]
 
 
-def test_an_expired_certificate_is_in_the_log_of_a_service_that_starts(
+def test_a_service_that_starts_with_an_expired_certificate_logs_it(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     chain, key = write(tmp_path, timedelta(days=-3), timedelta(days=-1))

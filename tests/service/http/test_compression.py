@@ -1,6 +1,4 @@
-"""Compressed bodies are read within the limits of others, and what cannot be read is refused by
-name.
-"""
+"""Compressed bodies are decompressed within the limits, and unsupported codings are refused."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ from service.http.transport.compression import decompressed
 from tests.service.http.test_routes import client_and_context
 from tests.service.test_server import serving
 
-ASKED = json.dumps({"input": "good"}).encode()
+BODY = json.dumps({"input": "good"}).encode()
 
 
 def bare(data: bytes) -> bytes:
-    """Deflate's data without zlib's frame, as many senders call it deflate."""
+    """Return raw deflate data without zlib's frame, as many clients send it."""
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return compressor.compress(data) + compressor.flush()
 
@@ -30,13 +28,13 @@ def bare(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
-        ("gzip", gzip.compress(ASKED)),
-        ("GZIP", gzip.compress(ASKED)),
-        ("x-gzip", gzip.compress(ASKED)),
-        ("gzip", gzip.compress(ASKED[:5]) + gzip.compress(ASKED[5:])),
-        ("deflate", zlib.compress(ASKED)),
-        ("deflate", bare(ASKED)),
-        ("identity", ASKED),
+        ("gzip", gzip.compress(BODY)),
+        ("GZIP", gzip.compress(BODY)),
+        ("x-gzip", gzip.compress(BODY)),
+        ("gzip", gzip.compress(BODY[:5]) + gzip.compress(BODY[5:])),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", bare(BODY)),
+        ("identity", BODY),
     ],
 )
 async def test_a_compressed_body_is_read(artifact: Artifact, coding: str, body: bytes) -> None:
@@ -49,16 +47,16 @@ async def test_a_compressed_body_is_read(artifact: Artifact, coding: str, body: 
 @pytest.mark.parametrize(
     ("coding", "body", "status", "code"),
     [
-        ("br", ASKED, 415, "unsupported_encoding"),
-        ("gzip, gzip", gzip.compress(gzip.compress(ASKED)), 415, "unsupported_encoding"),
-        ("gzip", ASKED, 400, "invalid_request"),
-        ("gzip", gzip.compress(ASKED)[:-4], 400, "invalid_request"),
+        ("br", BODY, 415, "unsupported_encoding"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), 415, "unsupported_encoding"),
+        ("gzip", BODY, 400, "invalid_request"),
+        ("gzip", gzip.compress(BODY)[:-4], 400, "invalid_request"),
         ("deflate", b"", 400, "invalid_request"),
-        ("gzip", gzip.compress(ASKED) + b"more", 400, "invalid_request"),
+        ("gzip", gzip.compress(BODY) + b"more", 400, "invalid_request"),
         ("gzip", gzip.compress(b" " * 5_000_000), 413, "too_large"),
     ],
 )
-async def test_what_is_not_so_compressed_or_too_large_is_refused(
+async def test_a_body_that_is_not_compressed_as_declared_or_too_large_is_refused(
     artifact: Artifact, coding: str, body: bytes, status: int, code: str
 ) -> None:
     async with client_and_context(artifact) as (client, context):
@@ -67,7 +65,7 @@ async def test_what_is_not_so_compressed_or_too_large_is_refused(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_no_more_is_decompressed_than_the_limit() -> None:
+def test_decompression_stops_at_the_limit() -> None:
     assert decompressed(gzip.compress(bytes(1_000)), b"gzip", 1_000) == bytes(1_000)
     with pytest.raises(TooLarge, match="The decompressed body has more than 999 bytes"):
         decompressed(gzip.compress(bytes(1_000)), b"gzip", 999)
@@ -79,7 +77,9 @@ def test_no_more_is_decompressed_than_the_limit() -> None:
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritons_client_may_compress(artifact: Artifact, algorithm: str, binary: bool) -> None:
+def test_tritons_client_can_compress_its_requests(
+    artifact: Artifact, algorithm: str, binary: bool
+) -> None:
     with (
         serving(artifact) as (url, _),
         triton.InferenceServerClient(url.removeprefix("http://")) as client,

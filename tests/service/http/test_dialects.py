@@ -1,5 +1,6 @@
-"""Every dialect over the one core: what a client of another server sends is answered as that server
-would, by real clients where there are any.
+"""Every dialect answers a client of its server as that server would.
+
+Real clients send the requests where there are any.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ async def post(client: httpx.AsyncClient, path: str, body: Any, **headers: str) 
 # Infinity
 
 
-async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> None:
+async def test_a_setting_makes_classify_answer_in_infinitys_format(artifact: Artifact) -> None:
     async with client_of(artifact, classify_dialect="infinity") as (client, _):
         answer = (
             await post(
@@ -61,18 +62,18 @@ async def test_infinitys_clients_are_answered_by_setting(artifact: Artifact) -> 
     assert answer["usage"] == {
         "prompt_tokens": 7,
         "total_tokens": 7,
-    }  # of tokens, where Infinity counts characters
+    }  # tokens; Infinity counts characters
     assert answer["id"].startswith("infinity-")
     assert [score["score"] for score in raw["data"][0]] == [
         1.0,
         0.0,
-    ]  # logits, where Infinity's flag does nothing
+    ]  # logits; an Infinity server ignores the flag
     assert single.status_code == 422
     assert single.json()["error"]["param"] == "input"
 
 
 @pytest.mark.parametrize("dialect", ["native", "infinity"])
-async def test_our_own_shape_has_a_path_that_no_setting_takes(
+async def test_v1_classify_has_the_services_own_format_under_every_setting(
     artifact: Artifact, dialect: str
 ) -> None:
     async with client_of(artifact, classify_dialect=dialect) as (client, _):
@@ -109,7 +110,7 @@ async def test_a_large_answer_is_the_same_as_many_small_ones(
     sent: list[Any] = [[text] for text in texts] if path == "/predict" else texts
     async with client_of(many, **settings) as (client, _):
         whole = await post(client, path, {field: sent})
-        single = [await post(client, path, {field: [one]}) for one in sent]
+        single = [await post(client, path, {field: [item]}) for item in sent]
     assert (
         len(whole.content) == int(whole.headers["content-length"]) > 131_072
     )  # in more than one piece
@@ -136,7 +137,7 @@ async def test_a_large_answer_is_the_same_as_many_small_ones(
         ([["good"], ["film", "good"]], [BOTH, BOTH]),
     ],
 )
-async def test_teis_flat_lists_are_one_text_or_pair_and_nested_ones_a_batch(
+async def test_a_flat_list_in_tei_is_one_text_or_pair_and_a_nested_one_is_a_batch(
     artifact: Artifact, inputs: Any, answer: Any
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -147,10 +148,12 @@ async def test_teis_flat_lists_are_one_text_or_pair_and_nested_ones_a_batch(
     assert response.headers["x-compute-type"] == "cpu"
 
 
-async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: Artifact) -> None:
+async def test_tei_truncates_on_the_named_side_and_refuses_in_its_own_format(
+    artifact: Artifact,
+) -> None:
     long = "good " * 20 + "bad " * 20
     async with client_of(artifact) as (client, _):
-        left = (
+        first_cut = (
             await post(client, "/predict", {"inputs": long, "truncation_direction": "Left"})
         ).json()
         refused = await post(client, "/predict", {"inputs": [["good"], [long]], "truncate": False})
@@ -161,7 +164,7 @@ async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: 
             await post(client, "/predict", {"inputs": "good", "truncation_direction": direction})
             for direction in directions
         ]
-    assert left[0]["label"] == "NEGATIVE"
+    assert first_cut[0]["label"] == "NEGATIVE"
     assert [response.status_code for response in nonsense] == [422] * 4
     assert refused.status_code == 422
     assert refused.json()["error_type"] == "Validation"
@@ -173,14 +176,14 @@ async def test_tei_cuts_where_it_is_told_and_refuses_in_its_own_words(artifact: 
     assert [score["score"] for score in raw] == [2.0, 0.0]
 
 
-async def test_tei_takes_the_sigmoid_for_a_model_of_several_labels(tmp_path: Path) -> None:
+async def test_tei_applies_the_sigmoid_to_a_multi_label_model(tmp_path: Path) -> None:
     several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
     async with client_of(several) as (client, _):
         answer = (await post(client, "/predict", {"inputs": "good bad"})).json()
     assert [score["score"] for score in answer] == pytest.approx([LIKELY, LIKELY])
 
 
-async def test_tei_calls_a_broken_model_a_backend_error(artifact: Artifact) -> None:
+async def test_tei_reports_a_failed_model_as_a_backend_error(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         response = await post(client, "/predict", {"inputs": "poison"})
     assert response.status_code == 424
@@ -193,18 +196,18 @@ async def test_tei_calls_a_broken_model_a_backend_error(artifact: Artifact) -> N
 def test_hugging_faces_client_gets_its_labels(artifact: Artifact) -> None:
     with serving(artifact) as (url, _):
         for address in (url, f"{url}/models/reviews"):
-            found = InferenceClient(model=address, token="none").text_classification(
+            result = InferenceClient(model=address, token="none").text_classification(
                 "good", top_k=1
             )
-            assert [one.label for one in found] == ["POSITIVE"]
-            assert found[0].score == pytest.approx(LIKELY)
+            assert [label_score.label for label_score in result] == ["POSITIVE"]
+            assert result[0].score == pytest.approx(LIKELY)
         raw = InferenceClient(model=url, token="none").text_classification(
             "good good", function_to_apply="none"
         )
-        assert [one.score for one in raw] == [2.0, 0.0]
+        assert [label_score.score for label_score in raw] == [2.0, 0.0]
 
 
-async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> None:
+async def test_hugging_faces_errors_name_the_field(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         missing = await post(client, "/", {"parameters": {}})
         unknown = await post(client, "/", {"inputs": "good", "parameters": {"temperature": 1}})
@@ -229,7 +232,7 @@ async def test_hugging_faces_shape_names_what_is_wrong(artifact: Artifact) -> No
         ([], 422),
     ],
 )
-async def test_hugging_faces_truncation_is_heeded_or_refused(
+async def test_hugging_faces_truncation_is_applied_or_refused(
     artifact: Artifact, truncation: Any, status: int
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -243,7 +246,9 @@ async def test_hugging_faces_truncation_is_heeded_or_refused(
     assert short.status_code == 200
 
 
-async def test_hugging_faces_options_are_those_that_change_nothing_here(artifact: Artifact) -> None:
+async def test_hugging_faces_options_without_effect_are_accepted_and_others_refused(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, _):
         known = await post(
             client, "/", {"inputs": "good", "options": {"use_cache": False, "wait_for_model": True}}
@@ -259,7 +264,7 @@ async def test_hugging_faces_options_are_those_that_change_nothing_here(artifact
 # KServe V1
 
 
-async def test_kserves_predictions_are_named(artifact: Artifact) -> None:
+async def test_kserves_predictions_are_scores_by_label(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         answer = (
             await post(client, "/v1/models/reviews:predict", {"instances": ["good", "film"]})
@@ -285,7 +290,7 @@ async def test_kserves_predictions_are_named(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: bool) -> None:
+def test_tritons_client_sends_and_receives_tensors(artifact: Artifact, binary: bool) -> None:
     with serving(artifact) as (url, _):
         client = triton.InferenceServerClient(url.removeprefix("http://"))
         assert client.is_server_live()
@@ -301,19 +306,19 @@ def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: 
         texts.set_data_from_numpy(
             np.array([b"good", "b\u00e9b\u00e9".encode()], dtype=object), binary_data=binary
         )
-        wanted = [
+        requested_outputs = [
             triton.InferRequestedOutput(name, binary_data=binary)
             for name in ("label", "probabilities")
         ]
-        found = client.infer("reviews", [texts], outputs=wanted, request_id="42")
+        answer = client.infer("reviews", [texts], outputs=requested_outputs, request_id="42")
         assert [
             label.decode() if isinstance(label, bytes) else label
-            for label in found.as_numpy("label")
+            for label in answer.as_numpy("label")
         ] == ["POSITIVE", "NEGATIVE"]
-        assert found.as_numpy("probabilities") == pytest.approx(
+        assert answer.as_numpy("probabilities") == pytest.approx(
             np.array([[1 - LIKELY, LIKELY], [0.5, 0.5]]), abs=1e-6
         )
-        assert found.get_response()["id"] == "42"
+        assert answer.get_response()["id"] == "42"
         best = client.infer(
             "reviews",
             [texts],
@@ -326,7 +331,7 @@ def test_tritons_client_sends_and_reads_its_tensors(artifact: Artifact, binary: 
             client.infer("nobody", [texts])
 
 
-async def test_every_model_has_version_1_and_no_other(artifact: Artifact) -> None:
+async def test_every_model_has_only_version_1(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         versions = {
             version: [
@@ -441,11 +446,11 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("case", WRONG)
 async def test_a_tensor_that_cannot_be_used_is_refused_with_400(
-    artifact: Artifact, what: str
+    artifact: Artifact, case: str
 ) -> None:
-    body, message = WRONG[what]
+    body, message = WRONG[case]
     async with client_of(artifact) as (client, _):
         response = await post(client, "/v2/models/reviews/infer", body)
     assert response.status_code == 400
@@ -456,7 +461,9 @@ async def test_a_tensor_that_cannot_be_used_is_refused_with_400(
 @pytest.mark.parametrize(
     "tail", [b"\x09", struct.pack("<I", 9) + b"good", struct.pack("<I", 2) + b"\xff\xfe"]
 )
-async def test_bytes_that_are_no_texts_are_refused(artifact: Artifact, tail: bytes) -> None:
+async def test_a_binary_tensor_that_holds_no_texts_is_refused(
+    artifact: Artifact, tail: bytes
+) -> None:
     head = json.dumps(
         {
             "inputs": [
@@ -490,7 +497,7 @@ async def test_bytes_that_are_no_texts_are_refused(artifact: Artifact, tail: byt
     assert [refused.status_code for refused in beyond] == [400, 400]
 
 
-async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) -> None:
+async def test_all_dialects_return_the_same_score_for_a_text(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         native = (await post(client, "/classify", {"input": "good good bad"})).json()["data"][0][
             "probs"
@@ -511,7 +518,7 @@ async def test_all_dialects_give_one_text_the_same_answer(artifact: Artifact) ->
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-async def test_every_dialect_gives_raw_scores_on_request(tmp_path: Path, labels: int) -> None:
+async def test_every_dialect_returns_logits_on_request(tmp_path: Path, labels: int) -> None:
     artifact = write_artifact(
         tmp_path / "reviews",
         labels=["POSITIVE", "NEGATIVE"][:labels],
@@ -542,22 +549,22 @@ async def test_every_dialect_gives_raw_scores_on_request(tmp_path: Path, labels:
                 {"instances": ["good"], "parameters": {"activation": "none"}},
             )
         ).json()["predictions"][0]
-        asked = {
+        tensor_request = {
             "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}],
             "parameters": {"activation": "none"},
         }
-        triton = (await post(client, "/v2/models/reviews/infer", asked)).json()["outputs"]
+        triton = (await post(client, "/v2/models/reviews/infer", tensor_request)).json()["outputs"]
         scored = (await post(client, "/classify", {"input": "good"})).json()["data"][0]
     assert all(other == native for other in others)
-    assert kserve == {one["label"]: one["score"] for one in native}
+    assert kserve == {label_score["label"]: label_score["score"] for label_score in native}
     assert next(output["data"] for output in triton if output["name"] == "score") == [
         native[0]["score"]
     ]
-    own = [1 / (1 + math.exp(-native[0]["score"]))] if labels == 1 else [LIKELY]
-    assert scored["score"] == pytest.approx(own[0])
+    expected_scores = [1 / (1 + math.exp(-native[0]["score"]))] if labels == 1 else [LIKELY]
+    assert scored["score"] == pytest.approx(expected_scores[0])
 
 
-async def test_a_parameter_that_kserve_does_not_know_is_named(artifact: Artifact) -> None:
+async def test_an_unknown_parameter_of_kserve_is_refused_by_name(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         unknown = await post(
             client,
@@ -573,7 +580,7 @@ async def test_a_parameter_that_kserve_does_not_know_is_named(artifact: Artifact
     assert unknown.json()["error"].startswith("parameters.top_k is not a field")
 
 
-# What newer clients send
+# Fields of newer clients
 
 
 async def test_kserves_client_names_the_model_in_the_body_too(artifact: Artifact) -> None:
@@ -584,7 +591,7 @@ async def test_kserves_client_names_the_model_in_the_body_too(artifact: Artifact
             tensor() | {"model_name": "reviews", "model_version": None},
         )
         other = await post(client, "/v2/models/reviews/infer", tensor() | {"model_name": "others"})
-        health = [(await client.get(f"/v2/health/{what}")).json() for what in ("live", "ready")]
+        health = [(await client.get(f"/v2/health/{check}")).json() for check in ("live", "ready")]
     assert same.status_code == 200
     assert (other.status_code, other.json()["error"]) == (
         400,
@@ -593,7 +600,7 @@ async def test_kserves_client_names_the_model_in_the_body_too(artifact: Artifact
     assert health == [{"live": True}, {"ready": True}]
 
 
-async def test_a_server_that_drains_is_not_ready_in_kserves_words(artifact: Artifact) -> None:
+async def test_a_draining_server_is_not_ready_in_kserves_format(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         service.lifecycle.start_draining()
         answer = await client.get("/v2/health/ready")
@@ -601,12 +608,13 @@ async def test_a_server_that_drains_is_not_ready_in_kserves_words(artifact: Arti
     assert answer.json()["ready"] is False
 
 
-async def test_infinitys_client_asks_for_health_and_models(artifact: Artifact) -> None:
+async def test_infinitys_client_gets_health_and_models(artifact: Artifact) -> None:
     async with client_of(artifact, classify_dialect="infinity") as (client, _):
         health, models = (await client.get("/health")).json(), (await client.get("/models")).json()
     assert health["unix"] > 1_700_000_000
     assert [
-        (one["id"], one["capabilities"], one["stats"]["queue_absolute"]) for one in models["data"]
+        (model["id"], model["capabilities"], model["stats"]["queue_absolute"])
+        for model in models["data"]
     ] == [("reviews", ["classify"], 0)]
 
 
@@ -634,7 +642,7 @@ async def test_a_tensor_in_base64_is_decoded_or_refused(
     )
 
 
-async def test_what_nobody_serves_is_refused_in_the_words_of_its_protocol(
+async def test_an_unknown_path_of_a_protocol_is_refused_in_its_format(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -649,14 +657,14 @@ async def test_what_nobody_serves_is_refused_in_the_words_of_its_protocol(
     assert ours.json()["error"]["code"] == "not_found"
 
 
-async def test_the_root_answers_as_text_embeddings_inference_by_setting(artifact: Artifact) -> None:
+async def test_a_setting_makes_the_root_answer_in_teis_format(artifact: Artifact) -> None:
     async with client_of(artifact, root_dialect="tei") as (client, _):
         pair = (await post(client, "/", {"inputs": ["good", "bad"]})).json()
         described = (await client.get("/openapi.json")).json()["paths"]["/"]["post"]
-    assert {one["label"] for one in pair} == {
+    assert {label_score["label"] for label_score in pair} == {
         "NEGATIVE",
         "POSITIVE",
-    }  # one pair, where Hugging Face's would be two texts
+    }  # one pair; for Hugging Face it would be two texts
     assert described["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
         "/TeiRequest"
     )
@@ -698,7 +706,7 @@ async def test_a_models_name_may_hold_slashes(tmp_path: Path) -> None:
     assert [answer.status_code for answer in wrong] == [405, 404, 404, 404]
 
 
-async def test_what_vllms_clients_send_today_is_met_or_ignored(artifact: Artifact) -> None:
+async def test_fields_of_vllms_clients_are_applied_or_ignored(artifact: Artifact) -> None:
     long = "bad " + "good " * 20
     async with client_of(artifact) as (client, _):
         harmless = await post(
@@ -736,7 +744,7 @@ async def test_probs_can_be_left_out(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize(("every", "labels"), [(True, 2), (False, 1), (None, 2)])
-async def test_hugging_faces_older_words_are_understood(
+async def test_older_parameters_of_hugging_face_are_accepted(
     artifact: Artifact, every: bool | None, labels: int
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -748,7 +756,7 @@ async def test_hugging_faces_older_words_are_understood(
     assert len(answer.json()[0]) == labels
 
 
-async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None:
+async def test_the_description_lists_the_errors_of_each_path(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         paths = (await client.get("/openapi.json")).json()["paths"]
         failed = [
@@ -770,7 +778,7 @@ async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "asked"),
+    ("path", "fields"),
     [
         ("/classify", {"truncate_prompt_tokens": 4}),
         ("/classify", {"truncate_prompt_tokens": 4, "truncation_side": "right"}),
@@ -778,34 +786,34 @@ async def test_what_a_path_refuses_with_is_described(artifact: Artifact) -> None
         ("/", {"parameters": {"max_length": 4, "truncation": "longest_first"}}),
     ],
 )
-async def test_a_request_may_have_texts_cut_shorter_than_the_model_reads(
-    artifact: Artifact, path: str, asked: dict[str, Any]
+async def test_a_request_may_truncate_texts_below_the_models_limit(
+    artifact: Artifact, path: str, fields: dict[str, Any]
 ) -> None:
     field = "input" if path == "/classify" else "inputs"
     async with client_of(artifact) as (client, _):
         cut, whole = [
-            (await post(client, path, {field: text, **asked})).json()
+            (await post(client, path, {field: text, **fields})).json()
             for text in ("good good bad bad", "good good")
         ]
-        wanted = (await post(client, "/classify", {"input": "good good"})).json()["data"][0][
+        expected = (await post(client, "/classify", {"input": "good good"})).json()["data"][0][
             "scores"
         ]
     for answer in (cut, whole):
-        assert (answer["data"][0]["scores"] if path == "/classify" else answer[0]) == wanted
+        assert (answer["data"][0]["scores"] if path == "/classify" else answer[0]) == expected
     if path == "/classify":
         assert [
-            (one["data"][0]["tokens"], one["data"][0]["truncated"]) for one in (cut, whole)
+            (answer["data"][0]["tokens"], answer["data"][0]["truncated"]) for answer in (cut, whole)
         ] == [(4, True), (4, False)]
 
 
-async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_not_be_cut_neither(
+async def test_a_token_limit_above_the_models_or_without_truncation_changes_nothing(
     artifact: Artifact,
 ) -> None:
     text = "good " * 100
     async with client_of(artifact) as (client, _):
         answers = [
-            (await post(client, "/classify", {"input": text} | asked)).json()["data"]
-            for asked in ({}, {"truncate_prompt_tokens": 10_000}, {"truncate_prompt_tokens": -1})
+            (await post(client, "/classify", {"input": text} | fields)).json()["data"]
+            for fields in ({}, {"truncate_prompt_tokens": 10_000}, {"truncate_prompt_tokens": -1})
         ]
         uncut = await post(
             client, "/", {"inputs": text, "parameters": {"max_length": 4, "truncation": False}}
@@ -815,7 +823,7 @@ async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_n
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("fields", "message"),
     [
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens is 0, which leaves no token"),
         (
@@ -836,17 +844,17 @@ async def test_a_limit_beyond_the_models_changes_nothing_and_one_for_what_must_n
         ),
     ],
 )
-async def test_a_limit_that_cannot_be_kept_is_refused(
-    artifact: Artifact, asked: dict[str, Any], message: str
+async def test_an_impossible_token_limit_is_refused(
+    artifact: Artifact, fields: dict[str, Any], message: str
 ) -> None:
     async with client_of(artifact) as (client, _):
-        answer = await post(client, "/classify", {"input": "good"} | asked)
+        answer = await post(client, "/classify", {"input": "good"} | fields)
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].startswith(message)
 
 
 @pytest.mark.parametrize("most", [0, True, "12", 1.5])
-async def test_a_max_length_that_is_no_number_of_tokens_is_refused(
+async def test_a_max_length_that_is_not_a_number_of_tokens_is_refused(
     artifact: Artifact, most: object
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -859,7 +867,7 @@ async def test_a_max_length_that_is_no_number_of_tokens_is_refused(
     ("parameters", "status"),
     [({}, 200), (None, 200), ({"top_k": None}, 200), ({"top_k": 1}, 422), ([], 422)],
 )
-async def test_parameters_that_ask_for_nothing_are_no_reason_to_refuse_a_client_of_two_servers(
+async def test_tei_ignores_empty_parameters_of_hugging_faces_client(
     artifact: Artifact, parameters: object, status: int
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -869,7 +877,7 @@ async def test_parameters_that_ask_for_nothing_are_no_reason_to_refuse_a_client_
         assert answer.json()["error"].startswith("parameters is not a field of this request")
 
 
-async def test_hugging_faces_limit_is_refused_by_its_own_name(artifact: Artifact) -> None:
+async def test_an_impossible_max_length_is_refused_by_that_name(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         answer = await post(client, "/", {"inputs": ["good"], "parameters": {"max_length": 2}})
     assert answer.status_code == 422
@@ -878,7 +886,7 @@ async def test_hugging_faces_limit_is_refused_by_its_own_name(artifact: Artifact
     )
 
 
-async def test_a_path_with_a_newline_is_none_of_ours(artifact: Artifact) -> None:
+async def test_a_path_with_a_newline_is_404(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         answer = await post(client, "/classify%0A", {"input": "good"})
     assert answer.status_code == 404

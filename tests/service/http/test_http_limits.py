@@ -1,6 +1,4 @@
-"""Nothing of a message is without a bound, whoever sends it, and what is within the bounds is
-answered as ever.
-"""
+"""Every part of an HTTP message has a limit, and messages within the limits are answered."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ HOST = b"Host: localhost\r\n"
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the names of the headers and with the body's size and end."""
+    """Answer with the names of the headers, and the size and end of the body."""
     try:
         body = await Request(scope, receive).body()
     except ClientDisconnect:
@@ -66,12 +64,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def no(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuses without reading."""
+    """Refuse without reading the body."""
     await PlainTextResponse("no", 401)(scope, receive, send)
 
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """One answer's status, headers and body."""
+    """Return the status, headers and body of the next answer."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     lines = head.split("\r\n")
     headers = {
@@ -86,7 +84,7 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], 
 
 
 async def tell(connect: Connect, *segments: bytes) -> tuple[int, dict[str, str], bytes]:
-    """The answer to what is sent in these segments."""
+    """Send segments over a new connection, and return the answer."""
     reader, writer = await connect()
     for segment in segments:
         writer.write(segment)
@@ -98,8 +96,9 @@ async def tell(connect: Connect, *segments: bytes) -> tuple[int, dict[str, str],
 async def sent_until_refused(
     connect: Connect, head: bytes, endless: bytes, most: int
 ) -> tuple[int, bytes]:
-    """How much of an endless message was taken before the connection was closed, and the answer
-    where it could be read.
+    """Send an endless message until the connection is closed, at most `most` bytes.
+
+    Return the bytes sent, and the answer if it could be read.
     """
     reader, writer = await connect()
     writer.write(head)
@@ -151,7 +150,7 @@ async def test_trailers_are_dropped_wherever_the_packets_end(segments: int) -> N
     }
 
 
-async def test_the_last_trailer_is_no_header_of_the_next_request() -> None:
+async def test_the_last_trailer_is_not_a_header_of_the_next_request() -> None:
     async with listening(echo) as connect:
         reader, writer = await connect()
         writer.write(
@@ -167,7 +166,7 @@ async def test_the_last_trailer_is_no_header_of_the_next_request() -> None:
 
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-async def test_a_key_in_a_trailer_opens_no_port(
+async def test_an_api_key_in_a_trailer_is_ignored(
     artifact: Artifact, tmp_path: Path, private: bool, together: bool
 ) -> None:
     (tmp_path / "keys").write_text("secret\n")
@@ -208,11 +207,11 @@ async def test_trailers_without_an_end_are_refused(endless: bytes, app: ASGIApp)
         sent, answer = await sent_until_refused(
             connect, CHUNKED_HEAD + b"0\r\nName: ", endless, 64 * 1024 * 1024
         )
-    assert sent < 16 * 1024 * 1024  # what the sockets of both sides hold, and no more
+    assert sent < 16 * 1024 * 1024  # no more than both sides' socket buffers
     assert not answer or answer.startswith((b"HTTP/1.1 4",))
 
 
-async def test_trailers_have_as_many_lines_as_a_head() -> None:
+async def test_trailers_have_at_most_as_many_lines_as_a_head() -> None:
     async with listening(echo) as connect:
         assert (await tell(connect, CHUNKED_HEAD + chunked(b"a", trailers=b"a: b\r\n" * 100)))[
             0
@@ -279,7 +278,7 @@ async def test_an_extension_without_an_end_is_refused_with_its_reason() -> None:
     }
 
 
-async def test_a_body_in_segments_of_one_byte_wakes_its_reader_a_few_times_only() -> None:
+async def test_a_body_in_segments_of_one_byte_wakes_its_reader_only_a_few_times() -> None:
     wakes = 0
 
     async def counting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -305,7 +304,7 @@ async def test_a_body_in_segments_of_one_byte_wakes_its_reader_a_few_times_only(
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-async def test_a_head_has_a_limit_also_in_one_read(pieces: int) -> None:
+async def test_the_head_limit_holds_also_for_a_head_in_one_read(pieces: int) -> None:
     def head(size: int) -> bytes:
         begun = b"GET / HTTP/1.1\r\n" + HOST
         lines = [b"X: " + b"a" * 4000 + b"\r\n"] * 15
@@ -313,14 +312,14 @@ async def test_a_head_has_a_limit_also_in_one_read(pieces: int) -> None:
         return begun + b"".join(lines) + b"X: " + b"a" * rest + b"\r\n\r\n"
 
     async with listening(echo) as connect:
-        for size, wanted in ((65_536, 200), (65_537, 431), (70_000, 431), (200_000, 431)):
+        for size, expected in ((65_536, 200), (65_537, 431), (70_000, 431), (200_000, 431)):
             whole = head(size)
             assert len(whole) == size
             step = len(whole) // pieces + 1
             status, headers, body = await tell(
                 connect, *(whole[at : at + step] for at in range(0, size, step))
             )
-            assert status == wanted, size
+            assert status == expected, size
         assert headers["connection"] == "close"
         assert json.loads(body)["error"]["message"] == "The head is longer than 65536 bytes."
 
@@ -330,7 +329,7 @@ async def test_a_head_has_a_limit_also_in_one_read(pieces: int) -> None:
     [b"X:" + b" " * 70_000 + b"a\r\n", b"\r\n" * 35_000],
     ids=["white space", "empty lines before it"],
 )
-async def test_what_a_head_is_filled_with_does_not_matter(filler: bytes) -> None:
+async def test_white_space_and_empty_lines_count_towards_the_head_limit(filler: bytes) -> None:
     whole = (
         filler + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
         if filler.startswith(b"\r")
@@ -340,7 +339,7 @@ async def test_what_a_head_is_filled_with_does_not_matter(filler: bytes) -> None
         assert (await tell(connect, whole))[0] == 431
 
 
-async def test_heads_that_share_a_read_have_a_limit_each() -> None:
+async def test_each_head_in_one_read_has_its_own_limit() -> None:
     small, large = (
         b"GET /small HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET /large HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
@@ -353,28 +352,28 @@ async def test_heads_that_share_a_read_have_a_limit_each() -> None:
         assert await reader.read() == b""
 
 
-async def test_a_head_has_a_hundred_lines() -> None:
+async def test_a_head_has_at_most_a_hundred_lines() -> None:
     async with listening(echo) as connect:
-        for more, wanted in ((99, 200), (100, 431), (20_000, 431)):
+        for more, expected in ((99, 200), (100, 431), (20_000, 431)):
             status, _, body = await tell(
                 connect, b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" * more + b"\r\n"
             )
-            assert status == wanted, more
+            assert status == expected, more
     assert json.loads(body)["error"]["code"] == "headers_too_large"
 
 
 async def test_a_target_has_a_limit() -> None:
     async with listening(echo) as connect:
-        for size, wanted in ((8_192, 200), (8_193, 414), (60_000, 414)):
+        for size, expected in ((8_192, 200), (8_193, 414), (60_000, 414)):
             status, _, body = await tell(
                 connect, b"GET /" + b"a" * (size - 1) + b" HTTP/1.1\r\n" + HOST + b"\r\n"
             )
-            assert status == wanted, size
+            assert status == expected, size
     assert json.loads(body)["error"]["code"] == "target_too_long"
 
 
 @pytest.mark.parametrize(
-    ("version", "hosts", "wanted"),
+    ("version", "hosts", "expected"),
     [
         (b"1.1", [], 400),
         (b"1.0", [], 200),
@@ -408,13 +407,13 @@ async def test_a_target_has_a_limit() -> None:
     ],
 )
 async def test_a_request_has_one_valid_host(
-    version: bytes, hosts: list[bytes], wanted: int
+    version: bytes, hosts: list[bytes], expected: int
 ) -> None:
     lines = b"".join(b"Host: %b\r\n" % host for host in hosts)
     async with listening(echo) as connect:
         status, headers, body = await tell(connect, b"GET / HTTP/%b\r\n%b\r\n" % (version, lines))
-    assert status == wanted
-    if wanted == 400:
+    assert status == expected
+    if expected == 400:
         assert headers["connection"] == "close"
         error = json.loads(body)["error"]
         assert error["code"] == "invalid_request"
@@ -426,18 +425,17 @@ async def test_a_request_has_one_valid_host(
 async def test_the_second_request_of_a_connection_has_its_own_host() -> None:
     async with listening(echo) as connect:
         reader, writer = await connect()
-        for lines, wanted in ((HOST, 200), (HOST, 200), (b"", 400)):
+        for lines, expected in ((HOST, 200), (HOST, 200), (b"", 400)):
             writer.write(b"GET / HTTP/1.1\r\n" + lines + b"\r\n")
-            assert (await answer_of(reader))[0] == wanted
+            assert (await answer_of(reader))[0] == expected
 
 
-# Requests that come before the answers
+# Pipelined requests
 
 
 def held_exchanges(policy: ConnectionPolicy) -> int:
-    """Exchanges in memory that belong to a server of this policy."""
-    # Not by isinstance: it asks an object for its class, and some of torch's warn when they are
-    # asked anything.
+    """Return the number of exchanges in memory that belong to a server of this policy."""
+    # Not isinstance, which reads an attribute of every object: some of torch's then warn.
     return sum(
         issubclass(type(each), Exchange) and each.connection.policy is policy
         for each in gc.get_objects()
@@ -445,7 +443,7 @@ def held_exchanges(policy: ConnectionPolicy) -> int:
 
 
 def held_connections(policy: ConnectionPolicy) -> int:
-    """Connections in memory that belong to a server of this policy."""
+    """Return the number of connections in memory that belong to a server of this policy."""
     return sum(
         issubclass(type(each), LimitedHttpProtocol) and each.policy is policy
         for each in gc.get_objects()
@@ -453,7 +451,7 @@ def held_connections(policy: ConnectionPolicy) -> int:
 
 
 @pytest.mark.parametrize("body", [b"", b"abc", b"a" * 3000])
-async def test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held(
+async def test_a_thousand_pipelined_requests_are_answered_in_order_and_few_are_in_memory(
     body: bytes,
 ) -> None:
     go_on, policy = asyncio.Event(), ConnectionPolicy()
@@ -495,7 +493,7 @@ async def test_chunked_requests_are_pipelined_too() -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("private", [False, True])
-async def test_who_pipelines_and_leaves_leaves_no_traceback(
+async def test_a_client_that_pipelines_and_disconnects_causes_no_traceback(
     artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool, private: bool
 ) -> None:
     service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0, admin_port=0))
@@ -537,7 +535,7 @@ async def test_who_pipelines_and_leaves_leaves_no_traceback(
     ]
 
 
-async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_it() -> None:
+async def test_an_invalid_request_is_refused_after_the_answers_to_earlier_requests() -> None:
     go_on = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -566,7 +564,7 @@ async def test_what_is_no_request_is_refused_after_the_answers_to_those_before_i
         assert await reader.read() == b""
 
 
-async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(
+async def test_an_idle_connection_is_closed_and_an_active_one_stays_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.4)
@@ -584,7 +582,7 @@ async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not(
         assert await asyncio.wait_for(used.read(), 5) == b""
 
 
-async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
+async def test_a_body_is_read_only_as_the_application_asks_for_it() -> None:
     exchanges: list[Exchange] = []
     go_on = asyncio.Event()
 
@@ -616,7 +614,7 @@ async def test_no_more_of_a_body_is_read_than_was_asked_for() -> None:
         assert json.loads((await answer_of(reader))[2])["bytes"] == 4_000_000
 
 
-async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None:
+async def test_the_head_of_an_answer_is_sent_with_the_first_piece_of_its_body() -> None:
     go_on = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -637,7 +635,7 @@ async def test_an_answer_s_head_comes_with_the_first_piece_of_its_body() -> None
 
 
 @pytest.mark.parametrize(("method", "status", "body"), [(b"GET", 204, b""), (b"HEAD", 200, b"abc")])
-async def test_an_answer_without_a_body_is_its_head(
+async def test_an_answer_without_a_body_is_sent_as_its_head(
     method: bytes, status: int, body: bytes
 ) -> None:
     async def brief(scope: Scope, receive: Receive, send: Send) -> None:
@@ -659,7 +657,7 @@ async def test_an_answer_without_a_body_is_its_head(
         assert (await reader.read()).startswith(b"HTTP/1.1 %d " % status)
 
 
-async def test_an_answer_that_breaks_off_behind_its_head_ends_the_connection(
+async def test_an_answer_that_breaks_off_after_its_head_closes_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
@@ -675,7 +673,7 @@ async def test_an_answer_that_breaks_off_behind_its_head_ends_the_connection(
     assert "a bug" in caplog.text
 
 
-async def test_who_left_before_the_work_began_is_not_worked_for() -> None:
+async def test_no_work_is_done_for_a_client_that_disconnected_before_it_began() -> None:
     outcomes: list[str] = []
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
@@ -685,30 +683,30 @@ async def test_who_left_before_the_work_began_is_not_worked_for() -> None:
         try:
             await cancel_on_disconnect(receive, asyncio.Event().wait())
         except ClientDisconnected:
-            outcomes.append("left")
+            outcomes.append("disconnected")
 
     async with listening(late) as connect:
         _, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
         await asyncio.sleep(0.05)
         writer.transport.abort()
-        await until(lambda: outcomes == ["left"])
+        await until(lambda: outcomes == ["disconnected"])
 
 
-async def test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told() -> None:
-    seen: list[Any] = []
+async def test_an_invalid_chunk_is_refused_and_the_application_sees_a_disconnect() -> None:
+    messages: list[Any] = []
 
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
-        while not seen or seen[-1]["type"] == "http.request":
-            seen.append(await receive())
+        while not messages or messages[-1]["type"] == "http.request":
+            messages.append(await receive())
 
     async with listening(reading) as connect:
         status, _, body = await tell(connect, CHUNKED_HEAD + b"3\r\nabc\r\n", b"no size\r\n")
-        await until(lambda: seen[-1] == {"type": "http.disconnect"})
+        await until(lambda: messages[-1] == {"type": "http.disconnect"})
     assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_request")
 
 
-async def test_half_a_body_on_the_private_port_leaves_no_traceback(
+async def test_half_a_body_on_the_private_port_causes_no_traceback(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
@@ -720,13 +718,13 @@ async def test_half_a_body_on_the_private_port_leaves_no_traceback(
             + HOST
             + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
         )
-        for rest, wanted in ((b"no size\r\n", 400), (b"", None)):
+        for rest, expected in ((b"no size\r\n", 400), (b"", None)):
             reader, writer = await connect()
             writer.write(head)
             await asyncio.sleep(0.05)
             writer.write(rest)
-            if wanted is not None:
-                assert (await answer_of(reader))[0] == wanted
+            if expected is not None:
+                assert (await answer_of(reader))[0] == expected
             writer.close()
         await until(lambda: held_connections(policy) == 0)
     await service.lifecycle.drain()
@@ -735,7 +733,7 @@ async def test_half_a_body_on_the_private_port_leaves_no_traceback(
     ]
 
 
-# Answers that come before the body's end
+# Early answers
 
 
 @pytest.mark.parametrize("size", [100_000, 8_000_000])
@@ -753,7 +751,7 @@ async def test_a_client_that_sends_before_it_reads_reads_an_early_answer(size: i
 
 
 @pytest.mark.parametrize("without_key", [False, True])
-async def test_every_refusal_of_an_unread_body_closes(
+async def test_every_refusal_of_an_unread_body_closes_the_connection(
     artifact: Artifact, tmp_path: Path, without_key: bool
 ) -> None:
     (tmp_path / "keys").write_text("secret\n")
@@ -788,7 +786,7 @@ async def test_every_refusal_of_an_unread_body_closes(
     await service.lifecycle.drain()
 
 
-async def test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only() -> None:
+async def test_lingering_after_an_early_answer_is_limited_in_bytes() -> None:
     async with listening(no, ConnectionPolicy(linger_bytes=1_000_000)) as connect:
         sent, _ = await sent_until_refused(
             connect,
@@ -799,7 +797,7 @@ async def test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only()
     assert sent < 32 * 1024 * 1024
 
 
-async def test_what_comes_after_an_early_answer_is_read_for_so_long_only(
+async def test_lingering_after_an_early_answer_is_limited_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "LINGER_S", 0.2)
@@ -815,7 +813,9 @@ async def test_what_comes_after_an_early_answer_is_read_for_so_long_only(
                 await asyncio.sleep(0.01)
 
 
-async def test_so_many_connections_linger_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_lingering_connections_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(protocol, "MAX_LINGERING", 3)
     policy = ConnectionPolicy()
     async with listening(no, policy) as connect:
@@ -826,7 +826,9 @@ async def test_so_many_connections_linger_and_no_more(monkeypatch: pytest.Monkey
         assert policy.lingering == 3
 
 
-async def test_a_body_that_no_application_limits_is_408(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_body_without_a_limit_of_the_application_is_408_in_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with listening(echo, ConnectionPolicy(body_timeout_s=0.2)) as connect:
         status, headers, body = await tell(
             connect, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n", b"abc"
@@ -838,16 +840,14 @@ async def test_a_body_that_no_application_limits_is_408(caplog: pytest.LogCaptur
     )
 
 
-# Clients that say no more, and clients that are gone
+# Half-closed and closed connections
 
 
 @pytest.mark.parametrize("requests", [1, 3])
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_a_client_that_half_closes_gets_its_answers(requests: int, at_once: bool) -> None:
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(
-            0 if at_once else 0.15
-        )  # longer than it takes to look whether the client is gone
+        await asyncio.sleep(0 if at_once else 0.15)  # longer than until the first probe for a reset
         await echo(scope, receive, send)
 
     async with listening(slow) as connect:
@@ -882,7 +882,7 @@ async def test_a_half_closed_client_is_answered_by_the_service(artifact: Artifac
     await service.lifecycle.drain()
 
 
-async def test_a_client_that_closes_costs_no_batch(artifact: Artifact) -> None:
+async def test_a_request_of_a_client_that_closes_is_not_computed(artifact: Artifact) -> None:
     service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
     service.lifecycle.load()
     body = b'{"input": "good"}'
@@ -908,7 +908,7 @@ async def test_a_client_that_closes_costs_no_batch(artifact: Artifact) -> None:
     await service.lifecycle.drain()
 
 
-async def test_half_a_request_before_a_half_close_is_not_waited_for() -> None:
+async def test_a_half_closed_connection_with_half_a_request_is_closed() -> None:
     async with listening(echo) as connect:
         for half in (
             b"POST / HT",
@@ -920,7 +920,7 @@ async def test_half_a_request_before_a_half_close_is_not_waited_for() -> None:
             assert await reader.read() == b""
 
 
-# Answers that nobody reads
+# Unread answers
 
 
 async def test_a_connection_whose_answer_is_not_read_is_aborted(
@@ -953,7 +953,7 @@ async def test_a_connection_whose_answer_is_not_read_is_aborted(
     ]
 
 
-async def test_an_answer_that_is_read_slowly_is_read_to_its_end() -> None:
+async def test_an_answer_that_is_read_slowly_is_sent_to_its_end() -> None:
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse("a" * 20_000_000)(scope, receive, send)
 
@@ -968,10 +968,10 @@ async def test_an_answer_that_is_read_slowly_is_read_to_its_end() -> None:
     assert size == 20_000_000
 
 
-# What is refused is logged once in a while
+# Logs and counts of refusals
 
 
-async def test_refusals_are_counted_each_and_logged_now_and_then(
+async def test_every_refusal_is_counted_and_few_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reasons: list[str] = []
@@ -983,8 +983,8 @@ async def test_refusals_are_counted_each_and_logged_now_and_then(
     assert len(caplog.records) == 1
 
 
-# The service runs on uvloop where that is installed, and its transports close, hold and count
-# differently; these tests run on asyncio's.
+# The service runs on uvloop if it is installed. Its transports close, pause and count differently
+# from asyncio's, which the tests above use.
 
 
 @pytest.mark.parametrize(
@@ -994,23 +994,23 @@ async def test_refusals_are_counted_each_and_logged_now_and_then(
         partial(test_trailers_without_an_end_are_refused, b"a:b\r\n" * 4000, echo),
         partial(test_trailers_without_an_end_are_refused, b"a" * 20_000, no),
         partial(test_a_small_body_may_come_in_chunks_of_any_size, 1),
-        partial(test_a_head_has_a_limit_also_in_one_read, 7),
+        partial(test_the_head_limit_holds_also_for_a_head_in_one_read, 7),
         partial(
-            test_a_thousand_pipelined_requests_are_answered_in_their_order_and_few_are_held, b"abc"
+            test_a_thousand_pipelined_requests_are_answered_in_order_and_few_are_in_memory, b"abc"
         ),
-        test_what_is_no_request_is_refused_after_the_answers_to_those_before_it,
-        test_a_body_that_turns_out_to_be_none_is_refused_and_its_reader_told,
-        test_no_more_of_a_body_is_read_than_was_asked_for,
-        test_an_answer_s_head_comes_with_the_first_piece_of_its_body,
-        partial(test_an_answer_without_a_body_is_its_head, b"HEAD", 200, b"abc"),
-        test_who_left_before_the_work_began_is_not_worked_for,
+        test_an_invalid_request_is_refused_after_the_answers_to_earlier_requests,
+        test_an_invalid_chunk_is_refused_and_the_application_sees_a_disconnect,
+        test_a_body_is_read_only_as_the_application_asks_for_it,
+        test_the_head_of_an_answer_is_sent_with_the_first_piece_of_its_body,
+        partial(test_an_answer_without_a_body_is_sent_as_its_head, b"HEAD", 200, b"abc"),
+        test_no_work_is_done_for_a_client_that_disconnected_before_it_began,
         partial(test_a_client_that_sends_before_it_reads_reads_an_early_answer, 8_000_000),
-        test_what_comes_after_an_early_answer_is_read_for_so_many_bytes_only,
+        test_lingering_after_an_early_answer_is_limited_in_bytes,
         partial(test_a_client_that_half_closes_gets_its_answers, 1, False),
         partial(test_a_client_that_half_closes_gets_its_answers, 3, False),
         partial(test_a_client_that_half_closes_gets_its_answers, 3, True),
-        test_half_a_request_before_a_half_close_is_not_waited_for,
-        test_an_answer_that_is_read_slowly_is_read_to_its_end,
+        test_a_half_closed_connection_with_half_a_request_is_closed,
+        test_an_answer_that_is_read_slowly_is_sent_to_its_end,
     ],
     ids=lambda scenario: (
         f"{scenario.func.__name__}-{scenario.args}"[5:60]
@@ -1022,17 +1022,23 @@ def test_the_same_holds_on_uvloop(scenario: Callable[[], Coroutine[Any, Any, Non
     on_uvloop(scenario)
 
 
-def test_with_the_artifact_the_same_holds_on_uvloop(artifact: Artifact) -> None:
+def test_the_same_holds_for_the_service_on_uvloop(artifact: Artifact) -> None:
     on_uvloop(partial(test_a_half_closed_client_is_answered_by_the_service, artifact))
-    on_uvloop(partial(test_a_client_that_closes_costs_no_batch, artifact))
+    on_uvloop(partial(test_a_request_of_a_client_that_closes_is_not_computed, artifact))
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_who_pipelines_and_leaves_leaves_no_traceback_on_uvloop(
+def test_a_client_that_pipelines_and_disconnects_causes_no_traceback_on_uvloop(
     artifact: Artifact, caplog: pytest.LogCaptureFixture, reset: bool
 ) -> None:
     on_uvloop(
-        partial(test_who_pipelines_and_leaves_leaves_no_traceback, artifact, caplog, reset, False)
+        partial(
+            test_a_client_that_pipelines_and_disconnects_causes_no_traceback,
+            artifact,
+            caplog,
+            reset,
+            False,
+        )
     )
 
 
@@ -1048,8 +1054,9 @@ def on_uvloop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def refused_and_closed() -> int:
-    """How many connections are still in memory after they were refused and closed, without the
-    garbage collector.
+    """Return the number of refused and closed connections that are still in memory.
+
+    The garbage collector is off.
     """
     policy = ConnectionPolicy()
     gc.disable()
@@ -1072,9 +1079,10 @@ async def refused_and_closed() -> int:
         gc.enable()
 
 
-def test_what_was_refused_is_freed_at_once() -> None:
-    """Its last read holds up to 256 KiB, and the collector comes round once in a hundred thousand
-    objects.
+def test_a_refused_connection_is_freed_at_once() -> None:
+    """A read that stays in memory has up to 256 KiB.
+
+    The garbage collector runs only once in a hundred thousand objects.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(refused_and_closed()) == 0
@@ -1083,7 +1091,7 @@ def test_what_was_refused_is_freed_at_once() -> None:
 # Over TLS
 
 
-def test_over_tls_an_early_answer_is_read_and_an_unread_one_aborted(
+def test_over_tls_an_early_answer_is_received_and_an_unread_one_aborted(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     authority = trustme.CA()

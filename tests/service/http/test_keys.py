@@ -1,4 +1,4 @@
-"""Who may ask: keys from a file that is read again when it changes."""
+"""API keys come from a file, which is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def admits(keys: Keys, key: str) -> bool:
         ({b"x-api-key": b"\xff\xfe"}, False),
     ],
 )
-def test_whoever_brings_one_of_the_keys_is_admitted(
+def test_a_request_with_one_of_the_keys_is_admitted(
     file: Path, headers: dict[bytes, bytes], admitted: bool
 ) -> None:
     assert Keys(file).admit(headers) is admitted
 
 
-def test_keys_are_read_again_when_their_file_changes(file: Path) -> None:
+def test_keys_are_reloaded_when_their_file_changes(file: Path) -> None:
     keys = Keys(file)
     # As Kubernetes changes a mounted secret: another file under the same name.
     (file.parent / "next").write_text("third-key\n")
@@ -123,7 +123,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_the_last_good_keys_hold_and_an_error_is_logged_once_while_the_file_cannot_be_used(
+def test_the_previous_keys_stay_valid_and_one_error_is_logged_while_the_file_cannot_be_used(
     file: Path,
     change: Callable[[Path], None],
     caplog: pytest.LogCaptureFixture,
@@ -144,7 +144,7 @@ def test_the_last_good_keys_hold_and_an_error_is_logged_once_while_the_file_cann
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_no_service_starts_on_a_file_that_cannot_be_used(
+def test_a_key_file_that_cannot_be_used_is_refused_at_start(
     file: Path, change: Callable[[Path], None]
 ) -> None:
     change(file)
@@ -160,7 +160,7 @@ def test_no_service_starts_on_a_file_that_cannot_be_used(
         b"\xef\xbb\xbfsecond-key\n\xef\xbb\xbffirst-key\n",
     ],
 )
-def test_a_byte_order_mark_is_no_part_of_a_key(file: Path, content: bytes) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_key(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     keys = Keys(file)
     assert len(keys) == 2
@@ -175,7 +175,7 @@ def test_a_request_never_reads_the_file(file: Path) -> None:
     assert admits(keys, "first-key")
 
 
-def test_keys_are_rotated_in_a_running_service_and_a_fifo_in_their_place_stops_nothing(
+def test_keys_are_rotated_in_a_running_service_and_a_fifo_in_their_place_is_harmless(
     artifact: Artifact, file: Path
 ) -> None:
     with serving(artifact, DRBERT_API_KEYS_FILE=str(file)) as (url, process):
@@ -211,7 +211,7 @@ def status(url: str, key: str) -> int:
 @pytest.mark.parametrize(
     ("content", "message"), [("# none\n", "holds no key"), (None, "cannot be read")]
 )
-def test_a_file_without_keys_lets_no_service_start(
+def test_a_file_without_keys_is_refused_at_start(
     tmp_path: Path, content: str | None, message: str
 ) -> None:
     if content is not None:
@@ -220,7 +220,7 @@ def test_a_file_without_keys_lets_no_service_start(
         Keys(tmp_path / "keys")
 
 
-async def test_without_a_key_everything_but_health_metrics_and_pages_is_401_in_its_dialect(
+async def test_without_a_key_all_but_health_metrics_and_pages_is_401_in_its_dialect(
     artifact: Artifact, file: Path
 ) -> None:
     service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))

@@ -1,4 +1,4 @@
-"""The page at /metrics is written seldom, by one thread, and sent to everybody who asks."""
+"""The page at /metrics is written seldom, by one thread, and sent to all scrapers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.service.http.test_routes import classify, client_of, until
 
 
 def lines(page: bytes) -> list[str]:
-    # What the process uses changes between two looks at it.
+    # The process metrics change between two reads.
     return sorted(line for line in page.decode().splitlines() if not line.startswith("process_"))
 
 
-def test_the_page_is_what_prometheus_client_writes() -> None:
+def test_the_page_equals_that_of_prometheus_client() -> None:
     metrics = Metrics(CollectorRegistry())
     for model in ("reviews", 'odd "name"\\ of\nlines', "unused"):
         metrics.add_model(model, "d" * 64, "e" * 64, "openvino", "cpu-fp32")
@@ -35,7 +35,7 @@ def test_the_page_is_what_prometheus_client_writes() -> None:
     assert b"process_resident_memory_bytes" in metrics.page()
 
 
-async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loop(
+async def test_the_page_is_written_once_for_all_scrapers_in_a_thread(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[threading.Thread] = []
@@ -51,7 +51,7 @@ async def test_the_page_is_written_once_for_all_who_ask_and_beside_the_event_loo
     async with client_of(artifact) as (client, _):
         tasks = [asyncio.create_task(client.get("/metrics")) for _ in range(64)]
         await until(lambda: bool(written))
-        tasks[0].cancel()  # who asked first leaves, and the others get their page
+        tasks[0].cancel()  # the first scraper disconnects, and the others get their page
         assert (await classify(client, {"input": "good"})).status_code == 200
         go_on.set()
         pages = [await task for task in tasks[1:]]
@@ -84,7 +84,7 @@ async def test_a_page_that_is_too_old_or_failed_is_written_again(
         assert (await client.get("/metrics")).text == "second"
 
 
-async def test_the_page_is_compressed_for_scrapers_that_take_it(
+async def test_the_page_is_compressed_for_scrapers_that_accept_it(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_page, "MAX_AGE_S", 1e9)
@@ -117,5 +117,5 @@ async def test_the_page_is_compressed_for_scrapers_that_take_it(
         ("xgzip", False),
     ],
 )
-def test_gzip_is_sent_to_those_alone_who_take_it(accepted: str, takes: bool) -> None:
+def test_gzip_is_sent_only_to_clients_that_accept_it(accepted: str, takes: bool) -> None:
     assert accepts_gzip(accepted) == takes

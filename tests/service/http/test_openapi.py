@@ -1,6 +1,4 @@
-"""The API's description says what is asked, answered and refused, by schemas that real answers
-keep.
-"""
+"""Real requests, answers and errors match the schemas of the API's description."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from service.state import ServiceState
 from tests.service.http.test_routes import client_of
 
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
-ASKED: dict[str, dict[str, Any]] = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "/classify": {"input": ["good", {"text": "good", "text_pair": "bad"}], "top_k": 1},
     "/v1/classify": {"input": "good", "truncate_prompt_tokens": 3, "probs": False},
     "/predict": {"inputs": [["good"], ["good", "bad"]]},
@@ -47,13 +45,13 @@ REFUSED: list[dict[str, Any]] = [{}, {"inputs": 3}, {"input": []}, {"unknown": T
     [{}, {"classify_dialect": "infinity", "root_dialect": "tei"}],
     ids=["by default", "with other dialects"],
 )
-async def test_requests_answers_and_refusals_keep_their_schemas(
+async def test_requests_answers_and_errors_match_their_schemas(
     artifact: Artifact, settings: dict[str, Any]
 ) -> None:
-    asked = (
-        ASKED
+    requests = (
+        REQUESTS
         if not settings
-        else ASKED
+        else REQUESTS
         | {
             "/classify": {"input": ["good"], "raw_scores": True},
             "/": {"inputs": ["good", "bad"], "truncation_direction": "Left"},
@@ -61,10 +59,10 @@ async def test_requests_answers_and_refusals_keep_their_schemas(
     )
     async with client_of(artifact, **settings) as (client, _):
         described = (await client.get("/openapi.json")).json()
-        assert asked.keys() == {
+        assert requests.keys() == {
             path for path, methods in described["paths"].items() if "post" in methods
         }
-        for path, body in asked.items():
+        for path, body in requests.items():
             operation = described["paths"][path]["post"]
             check(described, operation["requestBody"], body)
             for sent, statuses in ((body, {200}), *((refused, {400, 422}) for refused in REFUSED)):
@@ -76,8 +74,8 @@ async def test_requests_answers_and_refusals_keep_their_schemas(
 async def test_every_json_answer_of_every_path_has_a_schema(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         described = (await client.get("/openapi.json")).json()
-    named = set(re.findall(r"#/components/schemas/(\w+)", str(described)))
-    assert named == described["components"]["schemas"].keys()
+    referenced = set(re.findall(r"#/components/schemas/(\w+)", str(described)))
+    assert referenced == described["components"]["schemas"].keys()
     for methods in described["paths"].values():
         for operation in methods.values():
             assert all(
@@ -92,7 +90,7 @@ async def test_every_json_answer_of_every_path_has_a_schema(artifact: Artifact) 
             )
 
 
-async def test_other_refusals_keep_theirs_too(artifact: Artifact) -> None:
+async def test_errors_of_other_paths_match_their_schemas(artifact: Artifact) -> None:
     async with client_of(artifact, load=False) as (client, _):
         described = (await client.get("/openapi.json")).json()
         for path in (
@@ -112,7 +110,7 @@ async def test_other_refusals_keep_theirs_too(artifact: Artifact) -> None:
             )
 
 
-async def test_keys_are_described_where_there_are_any(artifact: Artifact, tmp_path: Path) -> None:
+async def test_api_keys_are_described_if_there_are_any(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("first-key\n")
     service = ServiceState({"reviews": artifact}, Settings(warm_up_s=0))
     async with httpx.AsyncClient(
@@ -128,7 +126,7 @@ async def test_keys_are_described_where_there_are_any(artifact: Artifact, tmp_pa
         "http",
         "apiKey",
     }
-    assert all("security" in keyed["paths"][path]["post"] for path in ASKED)
+    assert all("security" in keyed["paths"][path]["post"] for path in REQUESTS)
     assert "security" in keyed["paths"]["/info"]["get"]
     assert "security" not in keyed["paths"]["/livez"]["get"]
     assert "security" not in keyed["paths"]["/"]["get"]

@@ -1,4 +1,4 @@
-"""Cheap answers are given one at a time, but nobody is held up by too many others."""
+"""Cheap answers are sent one at a time, but only a limited number of callers wait."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from service.http.transport import pacing
 from service.http.transport.pacing import Pacer
 
 
-async def test_callers_go_on_in_the_order_in_which_they_came(
+async def test_callers_continue_in_order_of_arrival(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pacing, "PAUSE_S", 0.01)
     line, gone = Pacer(), list[int]()
 
-    async def one(name: int) -> None:
+    async def call(name: int) -> None:
         await line.wait()
         gone.append(name)
 
-    tasks = [asyncio.create_task(one(name)) for name in range(5)]
+    tasks = [asyncio.create_task(call(name)) for name in range(5)]
     await asyncio.gather(*tasks)
     assert gone == [0, 1, 2, 3, 4]
 
 
-async def test_beyond_those_that_may_wait_nobody_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_above_the_limit_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "PAUSE_S", 30.0)
     monkeypatch.setattr(pacing, "MAX_WAITING", 2)
     line = Pacer()
@@ -38,5 +38,5 @@ async def test_beyond_those_that_may_wait_nobody_does(monkeypatch: pytest.Monkey
     await asyncio.gather(*waiting, return_exceptions=True)
     monkeypatch.setattr(pacing, "PAUSE_S", 0.0)
     async with asyncio.timeout(10):
-        await line.wait()  # those who left count no more
+        await line.wait()  # cancelled callers do not count
     assert line._waiting == 0

@@ -1,4 +1,4 @@
-"""The page at /, in a real browser: a text is typed, both models answer."""
+"""The pages for a browser, in a real browser."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ DESKTOP, PHONE = (1200, 900), (390, 844)
 def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of a service with two models that know their labels by other names, whatever
-    dialect /classify speaks.
+    """The address of a service with two models of different label names, in both dialects of
+    /classify.
     """
     folder = tmp_path_factory.mktemp("models")
     first = write_artifact(folder / "bert", labels=["NEGATIVE", "POSITIVE"])
@@ -47,7 +47,7 @@ def twins(
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
-    """The page, open, with every request and complaint of the browser noted."""
+    """The open page; fails if the browser loads from another host or reports an error."""
     width, height = request.param
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -65,8 +65,8 @@ def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "console",
-            lambda told: (
-                complaints.append(told.text) if told.type in ("error", "warning") else None
+            lambda message: (
+                complaints.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
         page.goto(twins)
@@ -77,12 +77,8 @@ def page(request: pytest.FixtureRequest, twins: str) -> Iterator[Page]:
 
 
 @requirements.chromium
-def test_the_api_page_describes_and_tries_a_path_under_a_policy_without_inline_scripts(
-    page: Page, twins: str
-) -> None:
-    """A violation of the policy, and a file whose digest is another, would be complaints of the
-    browser.
-    """
+def test_the_api_page_works_under_a_policy_without_inline_scripts(page: Page, twins: str) -> None:
+    """The browser would report a violation of the policy, and a file with another digest."""
     answer = page.goto(f"{twins}/docs")
     assert answer is not None
     policy = answer.headers["content-security-policy"]
@@ -97,7 +93,7 @@ def test_the_api_page_describes_and_tries_a_path_under_a_policy_without_inline_s
 
 
 @requirements.chromium
-def test_a_text_that_is_typed_gets_both_models_scores(page: Page) -> None:
+def test_a_typed_text_gets_the_scores_of_both_models(page: Page) -> None:
     page.get_by_label("A text to classify").press_sequentially("good film")
     cards = page.locator("#answers article")
     expect(cards).to_have_count(2)
@@ -113,7 +109,7 @@ def test_a_text_that_is_typed_gets_both_models_scores(page: Page) -> None:
 
 
 @requirements.chromium
-def test_a_text_too_long_says_that_it_was_cut_and_the_keyboard_is_enough(page: Page) -> None:
+def test_a_truncated_text_is_marked_and_the_keyboard_is_enough(page: Page) -> None:
     page.keyboard.type("bad " * 30)  # the text field has the focus
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers article").first).to_contain_text(
@@ -124,7 +120,7 @@ def test_a_text_too_long_says_that_it_was_cut_and_the_keyboard_is_enough(page: P
 
 
 @requirements.chromium
-def test_a_file_is_answered_line_by_line(page: Page, tmp_path: Path) -> None:
+def test_each_line_of_a_file_is_classified(page: Page, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("good\n\nbad bad\nfilm\n" * 20)
     page.set_input_files("#file", tmp_path / "texts.txt")
     rows = page.locator("#table tbody tr")
@@ -142,10 +138,10 @@ def test_the_last_minutes_latency_is_shown_for_each_model(page: Page) -> None:
     expect(rows.nth(0).locator("td").nth(2)).to_contain_text("ms", timeout=15_000)
 
 
-async def test_whoever_asks_for_no_page_gets_json_at_the_root(artifact: Artifact) -> None:
+async def test_a_client_that_is_not_a_browser_gets_json_at_the_root(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
-        told: httpx.Response = await client.get("/")
+        answer: httpx.Response = await client.get("/")
         page = await client.get("/", headers={"Accept": "text/html,*/*"})
-    assert told.json()["classify"] == "POST /classify"
+    assert answer.json()["classify"] == "POST /classify"
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]

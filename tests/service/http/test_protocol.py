@@ -1,6 +1,4 @@
-"""What a connection may take of time: heads and bodies that never come, and deadlines that callers
-set.
-"""
+"""Time limits of a connection, timeouts that clients set, and upgrades."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ from tests.service.http.test_routes import classify, client_of, stuck, until
 from tests.service.test_server import serving
 
 
-async def test_a_caller_may_ask_for_less_time_than_the_service_allows(artifact: Artifact) -> None:
+async def test_a_request_may_set_a_shorter_timeout_than_the_service(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         async with stuck(service):
             first = asyncio.create_task(classify(client, {"input": "good"}))
@@ -59,17 +57,17 @@ async def test_a_caller_may_ask_for_less_time_than_the_service_allows(artifact: 
     )
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", ""])
-async def test_a_deadline_that_is_none_is_refused_by_name(artifact: Artifact, given: str) -> None:
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", ""])
+async def test_an_invalid_timeout_is_refused_by_name(artifact: Artifact, value: str) -> None:
     async with client_of(artifact) as (client, _):
         response = await client.post(
-            "/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": given}
+            "/classify", json={"input": "good"}, headers={"X-Request-Timeout-Ms": value}
         )
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "X-Request-Timeout-Ms"
 
 
-async def test_a_deadline_beyond_the_services_own_is_cut(artifact: Artifact) -> None:
+async def test_a_timeout_above_the_services_own_is_lowered_to_it(artifact: Artifact) -> None:
     assert request.read_timeout(b"999999999", 30.0) == 30.0
     assert request.read_timeout(b"1500", 30.0) == 1.5
     assert request.read_timeout(None, 30.0) == 30.0
@@ -97,7 +95,7 @@ async def test_a_body_that_never_ends_is_408(artifact: Artifact) -> None:
 async def listening(
     app: ASGIApp, policy: ConnectionPolicy | None = None
 ) -> AsyncIterator[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]]:
-    """The app behind our HTTP, and how to connect to it."""
+    """Serve an app over LimitedHttpProtocol, and yield a function that connects to it."""
     sock = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn_config(app, policy))
     running = asyncio.create_task(server.serve([sock]))
@@ -120,7 +118,7 @@ async def listening(
         await running
 
 
-async def test_a_connection_that_never_says_what_it_wants_is_closed(
+async def test_a_connection_without_a_complete_head_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
@@ -137,7 +135,7 @@ async def test_a_connection_that_never_says_what_it_wants_is_closed(
         assert [await reader.read() for reader, _ in (silent, slow)] == [b"", b""]
 
 
-async def test_a_body_that_was_answered_before_its_end_keeps_no_connection(
+async def test_a_connection_is_closed_if_a_body_was_answered_before_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
@@ -160,7 +158,7 @@ async def test_a_head_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
                 await writer.drain()
         with contextlib.suppress(
             ConnectionResetError
-        ):  # what was sent after the answer may take the answer with it
+        ):  # bytes that arrive after the answer can reset the connection
             assert b"The head is longer than 65536 bytes." in await reader.read()
 
 
@@ -174,9 +172,7 @@ UPGRADE = (
     "upgrade", [UPGRADE, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n", b""]
 )
 @pytest.mark.parametrize("pieces", [1, 2, 3])
-async def test_who_asks_for_another_protocol_is_answered_in_this_one(
-    upgrade: bytes, pieces: int
-) -> None:
+async def test_an_upgrade_to_another_protocol_is_ignored(upgrade: bytes, pieces: int) -> None:
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await PlainTextResponse(f"{request.url.path} {(await request.body()).decode()}")(
@@ -197,11 +193,11 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(
                 await asyncio.sleep(0.01)
             answer = await reader.readuntil(b"\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200")
-            wanted = b"/%b %b" % (body, body)
-            assert await reader.readexactly(len(wanted)) == wanted
+            expected = b"/%b %b" % (body, body)
+            assert await reader.readexactly(len(expected)) == expected
 
 
-async def test_no_tunnel_is_built() -> None:
+async def test_connect_is_refused() -> None:
     async with listening(PlainTextResponse("yes")) as connect:
         for target in (b"/", b"example.org:80"):
             reader, writer = await connect()
@@ -209,7 +205,7 @@ async def test_no_tunnel_is_built() -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 400")
 
 
-async def test_without_a_key_nothing_of_a_body_is_kept(
+async def test_without_a_key_no_body_is_read(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ByteBudget, "acquire", lambda *_: pytest.fail("it was kept"))
@@ -224,7 +220,7 @@ async def test_without_a_key_nothing_of_a_body_is_kept(
     await service.lifecycle.drain()
 
 
-async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
+async def test_all_bodies_together_have_a_byte_budget_and_return_their_bytes(
     artifact: Artifact,
 ) -> None:
     body, go_on = b'{"input":"good"}', asyncio.Event()
@@ -257,7 +253,7 @@ async def test_all_bodies_together_have_a_limit_and_give_their_room_back(
     assert too_large.status_code == 413
 
 
-def test_an_answer_that_is_read_slowly_is_finished_after_sigterm(tmp_path: Path) -> None:
+def test_an_answer_that_is_read_slowly_is_sent_to_its_end_after_sigterm(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "reviews", labels=[f"label-{i}" for i in range(150)])
     with serving(artifact) as (url, process), socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -280,10 +276,10 @@ def test_an_answer_that_is_read_slowly_is_finished_after_sigterm(tmp_path: Path)
         assert process.wait(timeout=30) == 0
 
 
-def test_a_kept_connection_is_answered_as_often_as_it_asks(artifact: Artifact) -> None:
+def test_several_requests_on_one_connection_are_answered(artifact: Artifact) -> None:
     with serving(artifact) as (url, _):
-        kept = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
         for _ in range(3):
-            kept.request("POST", "/classify", json.dumps({"input": "good"}))
-            assert json.load(kept.getresponse())["data"][0]["label"] == "POSITIVE"
-        kept.close()
+            connection.request("POST", "/classify", json.dumps({"input": "good"}))
+            assert json.load(connection.getresponse())["data"][0]["label"] == "POSITIVE"
+        connection.close()

@@ -1,3 +1,5 @@
+"""The application over HTTP: answers, errors, health, metrics and pages."""
+
 from __future__ import annotations
 
 import asyncio
@@ -70,7 +72,7 @@ async def test_a_text_is_answered_with_its_label_and_all_probabilities(artifact:
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": 0}
 
 
-async def test_a_list_is_answered_in_its_order(artifact: Artifact) -> None:
+async def test_a_list_is_answered_in_order(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         answer = (
             await classify(
@@ -108,11 +110,11 @@ async def test_a_multi_label_model_names_every_label_above_the_threshold(tmp_pat
 async def test_labels_do_not_depend_on_the_form_of_the_scores(tmp_path: Path) -> None:
     several = write_artifact(tmp_path / "several", labels=("angry", "glad"), task="multi_label")
     async with client_of(several) as (client, _):
-        found = [
+        answers = [
             (await classify(client, {"input": "good", "activation": a})).json()["data"][0]["labels"]
             for a in ("auto", "none", "softmax")
         ]
-    assert found[0] == found[1] == found[2] == ["glad", "angry"]
+    assert answers[0] == answers[1] == answers[2] == ["glad", "angry"]
 
 
 async def test_a_regression_model_answers_its_value(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ async def test_a_regression_model_answers_its_value(tmp_path: Path) -> None:
     assert item["score"] == pytest.approx(3.0)
 
 
-async def test_a_caller_may_ask_for_logits(artifact: Artifact) -> None:
+async def test_a_request_may_ask_for_logits(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         ours = (await classify(client, {"input": "good good", "activation": "none"})).json()[
             "data"
@@ -133,20 +135,24 @@ async def test_a_caller_may_ask_for_logits(artifact: Artifact) -> None:
     assert ours["probs"] == vllms["probs"] == [0.0, 2.0]
 
 
-async def test_a_long_text_is_cut_where_asked_and_says_so(artifact: Artifact) -> None:
+async def test_a_long_text_is_truncated_on_the_requested_side_and_marked(
+    artifact: Artifact,
+) -> None:
     text = "good " * 20 + "bad " * 20
     async with client_of(artifact) as (client, _):
         right = (await classify(client, {"input": text})).json()["data"][0]
-        left = (await classify(client, {"input": text, "truncate": "left"})).json()["data"][0]
+        first_cut = (await classify(client, {"input": text, "truncate": "left"})).json()["data"][0]
         none = await classify(client, {"input": ["good", text], "truncate": "none"})
     assert (right["label"], right["truncated"], right["tokens"]) == ("POSITIVE", True, MAX_TOKENS)
-    assert left["label"] == "NEGATIVE"
+    assert first_cut["label"] == "NEGATIVE"
     assert none.status_code == 422
     assert none.json()["error"]["param"] == "input[1]"
     assert "42 tokens, the model reads 16" in none.json()["error"]["message"]
 
 
-async def test_an_answer_does_not_depend_on_its_neighbours(artifact: Artifact) -> None:
+async def test_an_answer_does_not_depend_on_the_other_texts_of_its_batch(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, _):
         alone = (await classify(client, {"input": "good"})).json()["data"][0]
         company = (await classify(client, {"input": ["good", "bad film a", "bad bad bad"]})).json()[
@@ -155,7 +161,9 @@ async def test_an_answer_does_not_depend_on_its_neighbours(artifact: Artifact) -
     assert alone["probs"] == company["probs"]
 
 
-async def test_a_poisonous_text_is_a_500_of_its_own(artifact: Artifact) -> None:
+async def test_a_text_on_which_the_model_fails_is_500_for_its_request_only(
+    artifact: Artifact,
+) -> None:
     async with client_of(artifact) as (client, _):
         poisoned, fine = await asyncio.gather(
             classify(client, {"input": "poison"}), classify(client, {"input": "good"})
@@ -239,7 +247,7 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     [case[1:] for case in REFUSED],
     ids=[case[0] for case in REFUSED],
 )
-async def test_bad_input_gets_its_status_and_a_message_that_names_it(
+async def test_invalid_input_gets_its_status_and_a_message_that_names_the_field(
     artifact: Artifact, body: Any, status: int, param: str | None, words: str
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -253,7 +261,7 @@ async def test_bad_input_gets_its_status_and_a_message_that_names_it(
     assert after.status_code == 200
 
 
-async def test_a_body_without_a_length_is_capped_too(artifact: Artifact) -> None:
+async def test_a_body_without_a_length_has_the_same_limit(artifact: Artifact) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b"x" * 1000
@@ -264,7 +272,7 @@ async def test_a_body_without_a_length_is_capped_too(artifact: Artifact) -> None
     assert "more than 5000 bytes" in response.json()["error"]["message"]
 
 
-async def test_nul_is_ordinary_text(artifact: Artifact) -> None:
+async def test_a_nul_character_is_ordinary_text(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         response = await classify(client, {"input": "good\u0000"})
     assert response.status_code == 200
@@ -272,7 +280,7 @@ async def test_nul_is_ordinary_text(artifact: Artifact) -> None:
 
 @asynccontextmanager
 async def stuck(service: ServiceState) -> AsyncIterator[None]:
-    """The model holds its batch until the block ends."""
+    """Keep the model in its batch until the block ends."""
     gate, classifier = threading.Event(), next(iter(service.registry.loaded.values())).classifier
     begin = classifier.start
 
@@ -298,15 +306,15 @@ async def test_a_full_queue_is_429_with_retry_after(artifact: Artifact) -> None:
         client_of(artifact, max_queue_size=1, max_texts=1) as (client, service),
         stuck(service),
     ):
-        asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+        tasks = [asyncio.create_task(classify(client, {"input": "good"}))]
         await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
-        asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+        tasks.append(asyncio.create_task(classify(client, {"input": "bad"})))
         await until(lambda: service.batcher.waiting == 1)
         response = await classify(client, {"input": "film"})
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     assert "limit of 1" in response.json()["error"]["message"]
-    assert [(await task).status_code for task in asked] == [200, 200]
+    assert [(await task).status_code for task in tasks] == [200, 200]
 
 
 async def test_a_deadline_that_passes_is_504(artifact: Artifact) -> None:
@@ -316,15 +324,15 @@ async def test_a_deadline_that_passes_is_504(artifact: Artifact) -> None:
     assert response.json()["error"]["code"] == "deadline_exceeded"
 
 
-async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Artifact) -> None:
+async def test_the_request_of_a_client_that_disconnects_is_not_computed(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         app = build_app(HttpContext(service))
         async with stuck(service):
-            asked = asyncio.create_task(classify(client, {"input": "good"}))
+            task = asyncio.create_task(classify(client, {"input": "good"}))
             await until(
                 lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
             )
-            left = asyncio.Event()
+            disconnected = asyncio.Event()
             messages: list[Any] = [
                 {"type": "http.request", "body": b'{"input":"bad"}', "more_body": False}
             ]
@@ -332,7 +340,7 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
             async def receive() -> Any:
                 if messages:
                     return messages.pop()
-                await left.wait()
+                await disconnected.wait()
                 return {"type": "http.disconnect"}
 
             async def send(message: Any) -> None:
@@ -348,9 +356,9 @@ async def test_a_client_that_leaves_while_it_waits_is_not_computed(artifact: Art
             }
             leaving = asyncio.ensure_future(app(scope, receive, send))
             await until(lambda: service.batcher.waiting == 1)
-            left.set()
+            disconnected.set()
             await leaving
-        assert (await asked).status_code == 200
+        assert (await task).status_code == 200
         await service.lifecycle.drain()
         value = service.metrics.registry.get_sample_value
         assert value("drbert_requests_total", {"model": "reviews", "code": "499"}) == 1
@@ -380,14 +388,14 @@ async def test_a_bug_is_a_500_with_its_ids_and_is_counted(
     assert any(getattr(record, "request_id", "") == "mine-2" for record in caplog.records)
 
 
-async def test_thousands_of_unknown_fields_are_refused_by_the_first(artifact: Artifact) -> None:
+async def test_of_thousands_of_unknown_fields_the_first_is_named(artifact: Artifact) -> None:
     body = b'{"input":"a",' + b",".join(b'"k%d":0' % i for i in range(12_000)) + b"}"
     async with client_of(artifact) as (client, _):
         response = await classify(client, body)
     assert response.json()["error"]["param"] == "k0"
 
 
-async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) -> None:
+async def test_all_but_liveness_is_503_while_models_are_loaded(artifact: Artifact) -> None:
     async with client_of(artifact, load=False) as (client, _):
         statuses = [
             (await client.get(path)).status_code for path in ("/livez", "/readyz", "/health")
@@ -398,26 +406,26 @@ async def test_while_loading_everything_but_liveness_is_503(artifact: Artifact) 
     assert refused.json()["error"]["code"] == "not_ready"
 
 
-async def test_a_full_queue_refuses_before_anything_is_spent_on_the_texts(
+async def test_a_full_queue_refuses_before_the_texts_are_tokenized(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         client_of(artifact, max_queue_size=1, max_texts=1) as (client, service),
         stuck(service),
     ):
-        asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+        tasks = [asyncio.create_task(classify(client, {"input": "good"}))]
         await until(lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0)
-        asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+        tasks.append(asyncio.create_task(classify(client, {"input": "bad"})))
         await until(lambda: service.batcher.waiting == 1)
         [loaded] = service.registry.loaded.values()
         encoded: list[str] = []
         monkeypatch.setattr(loaded.classifier, "encode", lambda text, *_: encoded.append(text))
         assert (await classify(client, {"input": "film"})).status_code == 429
     assert encoded == []
-    assert [(await task).status_code for task in asked] == [200, 200]
+    assert [(await task).status_code for task in tasks] == [200, 200]
 
 
-async def test_failures_are_counted_from_zero_so_that_a_rate_sees_the_first(
+async def test_failure_counters_start_at_zero_so_that_a_rate_shows_the_first(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (_, service):
@@ -437,7 +445,7 @@ async def test_while_draining_requests_are_refused(artifact: Artifact) -> None:
     assert refused.json()["error"]["code"] == "shutting_down"
 
 
-async def test_every_answer_says_where_its_time_went_and_who_gave_it(artifact: Artifact) -> None:
+async def test_every_answer_has_its_stage_times_and_its_instance(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         response = await client.post(
             "/classify", content=b'{"input":"good"}', headers={"X-Request-Id": "mine-1"}
@@ -489,14 +497,14 @@ METRICS = {
 }
 
 
-async def test_the_metrics_of_the_contract_are_all_there(artifact: Artifact) -> None:
+async def test_all_documented_metrics_are_exported(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         page = (await client.get("/metrics")).text
     described = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     assert {f"drbert_{name}" for name in METRICS} <= described
 
 
-async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
+async def test_info_lists_the_loaded_models_and_the_reasons(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, service):
         info = (await client.get("/info")).json()
         listed = (await client.get("/v1/models")).json()
@@ -513,7 +521,7 @@ async def test_info_says_what_is_loaded_and_why(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize(("truncate", "status"), [("right", 200), ("left", 422), ("none", 422)])
-async def test_windows_and_another_way_to_cut_are_not_both_asked_for(
+async def test_windows_and_another_truncation_are_refused_together(
     artifact: Artifact, truncate: str, status: int
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -528,7 +536,7 @@ async def test_windows_and_another_way_to_cut_are_not_both_asked_for(
         )
 
 
-async def test_the_docs_page_needs_no_other_host(artifact: Artifact) -> None:
+async def test_the_docs_page_loads_nothing_from_another_host(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         page = (await client.get("/docs")).text
         script = await client.get("/docs/files/swagger-ui-bundle.js")
@@ -556,7 +564,7 @@ async def test_pages_find_their_files_and_the_service_behind_any_prefix(artifact
     assert not re.findall(r"""["'`]/\w""", "".join(scripts))
 
 
-async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) -> None:
+async def test_every_page_has_the_security_policy_under_every_path(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         pages = [
             await client.get(path, headers={"Accept": "text/html"})
@@ -570,21 +578,22 @@ async def test_every_page_has_the_policy_by_whatever_path(artifact: Artifact) ->
         assert page.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_docs_page_runs_only_the_files_whose_digests_it_names(artifact: Artifact) -> None:
-    """The package that brings them has one maintainer; the digests are those of the makers' own
-    release.
+async def test_the_docs_page_pins_the_digests_of_its_scripts(artifact: Artifact) -> None:
+    """The digests are those of Swagger UI's own release on npm.
+
+    The Python package that bundles the files has one maintainer.
     """
     async with client_of(artifact) as (client, _):
         page = (await client.get("/docs")).text
-        named = re.findall(r'="(docs/files/[^"]+)" integrity="sha384-([^"]+)"', page)
-        for path, digest in named:
+        digests = re.findall(r'="(docs/files/[^"]+)" integrity="sha384-([^"]+)"', page)
+        for path, digest in digests:
             served = (await client.get(f"/{path}")).content
             assert base64.b64encode(hashlib.sha384(served).digest()).decode() == digest
-    assert {path for path, _ in named} == set(re.findall(r"docs/files/[^\"]+", page))
-    assert len(named) == 2
+    assert {path for path, _ in digests} == set(re.findall(r"docs/files/[^\"]+", page))
+    assert len(digests) == 2
 
 
-async def test_an_unknown_path_is_answered_in_the_same_form(artifact: Artifact) -> None:
+async def test_an_unknown_path_is_answered_in_the_error_format(artifact: Artifact) -> None:
     async with client_of(artifact) as (client, _):
         missing, wrong = await client.get("/nope"), await client.get("/classify")
     assert (missing.status_code, wrong.status_code) == (404, 405)
@@ -592,12 +601,12 @@ async def test_an_unknown_path_is_answered_in_the_same_form(artifact: Artifact) 
 
 
 @pytest.mark.parametrize("name", ["input", "inputs"])
-async def test_both_names_of_the_field_mean_the_same(artifact: Artifact, name: str) -> None:
+async def test_input_and_inputs_are_the_same_field(artifact: Artifact, name: str) -> None:
     async with client_of(artifact) as (client, _):
         assert (await classify(client, {name: "good"})).json()["data"][0]["label"] == "POSITIVE"
 
 
-async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(
+async def test_an_injected_delay_is_refused_unless_it_is_turned_on(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -619,7 +628,7 @@ async def test_a_request_may_be_slowed_down_only_where_that_is_turned_on(
     assert allowed.status_code == 200
 
 
-async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wished(
+async def test_a_service_that_is_full_for_too_long_is_not_ready_if_configured(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact, max_queue_size=1, max_texts=1, saturated_after_s=0.01) as (
@@ -627,26 +636,26 @@ async def test_a_service_that_is_full_for_too_long_is_not_ready_where_that_is_wi
         service,
     ):
         async with stuck(service):
-            asked = [asyncio.create_task(classify(client, {"input": "good"}))]
+            tasks = [asyncio.create_task(classify(client, {"input": "good"}))]
             await until(
                 lambda: service.lifecycle.active_requests == 1 and service.batcher.waiting == 0
             )
-            asked.append(asyncio.create_task(classify(client, {"input": "bad"})))
+            tasks.append(asyncio.create_task(classify(client, {"input": "bad"})))
             await until(lambda: service.batcher.waiting == 1)
             assert (await client.get("/readyz")).status_code == 200
             assert (await classify(client, {"input": "film"})).status_code == 429
             await until(lambda: service.batcher.queue.full_for_s > 0.01)
             full = await client.get("/readyz")
-        assert [(await task).status_code for task in asked] == [200, 200]
+        assert [(await task).status_code for task in tasks] == [200, 200]
         assert (await client.get("/readyz")).status_code == 200
     assert full.status_code == 503
     assert "The queue has been full for" in full.json()["error"]["message"]
 
 
-async def test_pages_of_other_origins_may_call_only_where_they_are_named(
+async def test_only_configured_origins_may_call(
     artifact: Artifact,
 ) -> None:
-    asked = {
+    preflight = {
         "Origin": "https://a.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
@@ -659,22 +668,24 @@ async def test_pages_of_other_origins_may_call_only_where_they_are_named(
         client,
         _,
     ):
-        before = await client.options("/classify", headers=asked)
-        named = await client.post(
+        before = await client.options("/classify", headers=preflight)
+        allowed = await client.post(
             "/classify", json={"input": "good"}, headers={"Origin": "https://a.example"}
         )
-        other = await client.options("/classify", headers=asked | {"Origin": "https://c.example"})
+        other = await client.options(
+            "/classify", headers=preflight | {"Origin": "https://c.example"}
+        )
     assert "access-control-allow-origin" not in silent.headers
     assert (
         before.headers["access-control-allow-origin"]
-        == named.headers["access-control-allow-origin"]
+        == allowed.headers["access-control-allow-origin"]
         == "https://a.example"
     )
-    assert "Server-Timing" in named.headers["access-control-expose-headers"]
+    assert "Server-Timing" in allowed.headers["access-control-expose-headers"]
     assert other.status_code == 400
 
 
-async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_comes_back(
+async def test_a_stalled_engine_makes_the_service_not_ready_until_it_returns(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, service):
@@ -687,7 +698,7 @@ async def test_an_engine_that_is_stuck_makes_the_service_not_ready_until_it_come
         assert (await client.get("/readyz")).status_code == 200
         assert ready("drbert_ready") == 1
         await service.lifecycle.drain()
-        service.lifecycle.set_stalled(False)  # whatever the engine does, who drains is not ready
+        service.lifecycle.set_stalled(False)  # a draining server is not ready, stalled or not
         assert ready("drbert_ready") == 0
 
 
@@ -714,7 +725,7 @@ async def test_head_is_answered_as_get_without_its_body(artifact: Artifact, path
     assert headed.headers["content-type"] == got.headers["content-type"]
 
 
-async def test_a_method_that_a_path_does_not_answer_is_refused_with_all_that_it_does(
+async def test_a_405_lists_all_methods_of_its_path(
     artifact: Artifact,
 ) -> None:
     async with client_of(artifact) as (client, _):
@@ -725,7 +736,7 @@ async def test_a_method_that_a_path_does_not_answer_is_refused_with_all_that_it_
 
 
 @pytest.mark.parametrize("path", ["/classify/", "/predict/", "/livez/", "/v1/models/"])
-async def test_a_slash_too_many_is_404_and_no_redirect(artifact: Artifact, path: str) -> None:
+async def test_a_trailing_slash_is_404_and_not_redirected(artifact: Artifact, path: str) -> None:
     async with client_of(artifact) as (client, _):
         answer = await client.request(
             "GET" if path in ("/livez/", "/v1/models/") else "POST",

@@ -1,4 +1,4 @@
-"""Long texts by windows, and what a request may hold of tokens."""
+"""Windows over long texts, and the limit of a request's tokens."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def test_windows_hold_every_token_and_share_the_stride(
         for start in classifier.window_starts(len(tokens), stride)
     ]
     whole = list(classifier.encode("good bad film a b c").ids)[1:-1]
-    wanted = [whole[i % 6] for i in range(words)]
+    expected = [whole[i % 6] for i in range(words)]
     assert all(
         len(ids) <= MAX_TOKENS and ids[0] == windows[0][0] and ids[-1] == windows[0][-1]
         for ids in windows
     )
-    found = windows[0][1:-1]
+    tokens = windows[0][1:-1]
     for before, after in itertools.pairwise(windows):
         assert stride == 0 or after[1 : 1 + stride] == before[-1 - stride : -1]
-        found += after[1 + stride : -1]
-    assert found == wanted
+        tokens += after[1 + stride : -1]
+    assert tokens == expected
 
 
-async def test_a_long_text_is_classified_by_windows_where_asked(artifact: Artifact) -> None:
+async def test_a_long_text_is_classified_by_windows_on_request(artifact: Artifact) -> None:
     # Ten good words, then ten bad ones and more of them: cut, it is good; as a whole it is not.
     text = "good " * 10 + "bad " * 30
     async with client_of(artifact) as (client, _):
@@ -75,7 +75,7 @@ async def test_a_long_text_is_classified_by_windows_where_asked(artifact: Artifa
     assert most["probs"][0] == pytest.approx(1 / (1 + math.exp(10 - 14)))
     assert first["probs"] == pytest.approx(cut.json()["data"][0]["probs"])
     assert (cut.json()["data"][0]["label"], mean["label"]) == ("POSITIVE", "NEGATIVE")
-    assert [(one["windows"], one["tokens"], one["truncated"]) for one in whole] == [
+    assert [(result["windows"], result["tokens"], result["truncated"]) for result in whole] == [
         (3, 40 + 6, False),
         (3, 40 + 6, False),
         (1, 16, True),
@@ -85,7 +85,7 @@ async def test_a_long_text_is_classified_by_windows_where_asked(artifact: Artifa
     assert "windows" not in cut.json()["data"][0]
 
 
-async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact: Artifact) -> None:
+async def test_windowed_texts_keep_their_order_and_their_answers(artifact: Artifact) -> None:
     texts = ["good", "bad " * 40, "good " * 20, "bad"]
     async with client_of(artifact) as (client, _):
         together = (await classify(client, {"input": texts, "window": {"stride": 2}})).json()[
@@ -95,8 +95,13 @@ async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact:
             (await classify(client, {"input": text, "window": {"stride": 2}})).json()["data"][0]
             for text in texts
         ]
-    assert [one["label"] for one in together] == ["POSITIVE", "NEGATIVE", "POSITIVE", "NEGATIVE"]
-    assert [one | {"index": 0} for one in together] == alone
+    assert [result["label"] for result in together] == [
+        "POSITIVE",
+        "NEGATIVE",
+        "POSITIVE",
+        "NEGATIVE",
+    ]
+    assert [result | {"index": 0} for result in together] == alone
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ async def test_texts_by_windows_keep_their_order_and_their_own_answers(artifact:
         ),
     ],
 )
-async def test_windows_that_cannot_be_are_refused_by_name(
+async def test_impossible_windows_are_refused_by_name(
     artifact: Artifact, body: Any, status: int, param: str | None, message: str | None
 ) -> None:
     async with client_of(
@@ -162,7 +167,7 @@ async def test_a_requests_tokens_can_be_limited(artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
-async def test_windows_serve_every_task(tmp_path: Path, task: str) -> None:
+async def test_windows_work_for_every_task(tmp_path: Path, task: str) -> None:
     labels = ["NEGATIVE", "POSITIVE"] if task == "multi_label" else ["stars"]
     artifact = write_artifact(tmp_path / "reviews", labels=labels, task=task)
     async with client_of(artifact) as (client, _):
@@ -180,7 +185,7 @@ async def test_windows_serve_every_task(tmp_path: Path, task: str) -> None:
     ("words", "stride"),
     [(0, 0), (1, 3), (ROOM, 0), (ROOM + 1, 0), (ROOM + 1, 3), (40, 5), (55, ROOM - 1)],
 )
-def test_windows_are_those_that_the_tokenizer_itself_would_cut(
+def test_windows_equal_those_of_the_tokenizers_library(
     artifact: Artifact, frame: str, words: int, stride: int
 ) -> None:
     tokenizer = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
@@ -196,16 +201,16 @@ def test_windows_are_those_that_the_tokenizer_itself_would_cut(
     tokenizer.enable_truncation(MAX_TOKENS, stride=stride)
     whole = tokenizer.encode(text)
     tokens = classifier.tokens(text)
-    found = [
+    windows = [
         classifier.window(tokens, start) for start in classifier.window_starts(len(tokens), stride)
     ]
     # What has no tokens at all is one of padding to us.
-    assert [(list(one.ids), list(one.type_ids)) for one in found] == [
-        (one.ids or [0], one.type_ids or [0]) for one in (whole, *whole.overflowing)
+    assert [(list(window.ids), list(window.type_ids)) for window in windows] == [
+        (window.ids or [0], window.type_ids or [0]) for window in (whole, *whole.overflowing)
     ]
 
 
-async def test_a_text_of_too_many_windows_is_refused_before_they_are_cut(
+async def test_a_text_of_too_many_windows_is_refused_before_they_are_made(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Classifier, "window", lambda *_: pytest.fail("a window was cut"))
@@ -222,11 +227,11 @@ async def test_a_text_of_too_many_windows_is_refused_before_they_are_cut(
 async def test_the_deadline_holds_while_texts_are_tokenized(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, go_on = [], threading.Event()
+    texts, go_on = [], threading.Event()
     encode = Classifier.encode
 
     def slow(self: Classifier, text: str, *more: Any) -> Encoded:
-        seen.append(text)
+        texts.append(text)
         assert go_on.wait(10)
         return encode(self, text, *more)
 
@@ -242,18 +247,18 @@ async def test_the_deadline_holds_while_texts_are_tokenized(
         )
         go_on.set()
         await until(lambda: not service.executors.running)
-    assert seen == [long]  # nobody waited for the second
+    assert texts == [long]  # the second text was not tokenized
 
 
-async def test_many_texts_are_tokenized_beside_the_event_loop_however_short_they_are(
+async def test_many_short_texts_are_tokenized_in_a_thread(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_the_loop: list[bool] = []
     encode, loop_thread = Classifier.encode, threading.current_thread()
 
-    def noted(self: Classifier, *given: Any) -> Encoded:
+    def noted(self: Classifier, *arguments: Any) -> Encoded:
         on_the_loop.append(threading.current_thread() is loop_thread)
-        return encode(self, *given)
+        return encode(self, *arguments)
 
     monkeypatch.setattr(Classifier, "encode", noted)
     async with client_of(artifact) as (client, _):

@@ -1,4 +1,4 @@
-"""Tokenizers that would take the process's memory or time are refused when they are loaded."""
+"""Tokenizers that would exhaust memory or time are refused when they are loaded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ COSTLY = [
 
 
 @pytest.mark.parametrize("changes", COSTLY)
-def test_what_costs_too_much_is_refused_wherever_it_stands(
+def test_an_expensive_tokenizer_is_refused_wherever_the_cost_is(
     values: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     for order in (
@@ -120,7 +120,7 @@ def test_ordinary_tokenizers_pass(values: dict[str, Any], changes: dict[str, Any
 @pytest.mark.parametrize(
     "content", ["[]", "null", "", "{", "[" * 100_000, '{"normalizer": ' + "[" * 100_000]
 )
-def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused_by_name(tmp_path: Path, content: str) -> None:
     artifact = write_artifact(tmp_path / "broken", files_as={"tokenizer.json": content})
     with pytest.raises(ArtifactError, match=r"broken/tokenizer\.json cannot be used: "):
         read_tokenizer(artifact)

@@ -1,5 +1,6 @@
-"""Texts are cut as tokenizers itself cuts them, and long ones before they are tokenized, with the
-same tokens.
+"""Truncation equals that of the tokenizers library.
+
+Long texts are cut before they are tokenized, and get the same tokens.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def unigrams(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
 
 
 def with_masks(tokenizer: Tokenizer) -> Tokenizer:
-    """As RoBERTa's, with tokens that take the white space next to them."""
+    """Add tokens that absorb the white space next to them, as RoBERTa's mask does."""
     tokenizer.add_special_tokens(
         [AddedToken("<mask>", lstrip=True), AddedToken("<right>", rstrip=True)]
     )
@@ -154,7 +155,7 @@ def with_masks(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def charsmap() -> bytes:
-    """SentencePiece's own normalization, as exported tokenizers have it."""
+    """Return SentencePiece's normalization as exported tokenizers contain it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 20),
@@ -164,10 +165,10 @@ def charsmap() -> bytes:
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    found = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
-    found.ParseFromString(model.getvalue())
-    made: bytes = found.normalizer_spec.precompiled_charsmap
-    return made
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
+    proto.ParseFromString(model.getvalue())
+    charsmap_bytes: bytes = proto.normalizer_spec.precompiled_charsmap
+    return charsmap_bytes
 
 
 COLLAPSED = normalizers.Sequence(
@@ -240,7 +241,7 @@ def kind(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write_artifact(tmp_path_factory.mktemp("artifact") / "reviews")
 
 
@@ -250,13 +251,13 @@ def runtime_of(folder: Path) -> Runtime:
     return load(artifact, choose(artifact), 1)
 
 
-def classifier_of(made: Artifact, tokenizer: Tokenizer, max_tokens: int) -> Classifier:
+def classifier_of(artifact: Artifact, tokenizer: Tokenizer, max_tokens: int) -> Classifier:
     """A classifier with that tokenizer; its engine is there because it must have one, and is never
     asked.
     """
-    runtime = runtime_of(made.directory)
+    runtime = runtime_of(artifact.directory)
     changed = Artifact(
-        made.directory.parent, made.manifest.model_copy(update={"max_tokens": max_tokens})
+        artifact.directory.parent, artifact.manifest.model_copy(update={"max_tokens": max_tokens})
     )
     tokenizer.save(str(changed.path("tokenizer.json")))
     return Classifier(changed, runtime)
@@ -268,12 +269,12 @@ def reference(
     """What tokenizers itself makes of a text or a pair; what has no tokens at all is one of padding
     to us.
     """
-    theirs = Tokenizer.from_str(tokenizer.to_str())
-    theirs.enable_truncation(max_tokens, strategy="longest_first", direction=side)
+    library = Tokenizer.from_str(tokenizer.to_str())
+    library.enable_truncation(max_tokens, strategy="longest_first", direction=side)
 
     def cut(text: str, pair: str | None = None) -> tuple[list[int], list[int], bool]:
-        found = theirs.encode(text, pair)
-        return found.ids or [0], found.type_ids or [0], bool(found.overflowing)
+        encoding = library.encode(text, pair)
+        return encoding.ids or [0], encoding.type_ids or [0], bool(encoding.overflowing)
 
     return cut
 
@@ -281,40 +282,43 @@ def reference(
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["bert", "roberta with masks", "xlm-roberta"], indirect=True)
-def test_texts_and_pairs_are_cut_as_tokenizers_cuts_them(
-    kind: Tokenizer, frame: str, side: Any, made: Artifact
+def test_texts_and_pairs_are_truncated_as_by_the_tokenizers_library(
+    kind: Tokenizer, frame: str, side: Any, artifact: Artifact
 ) -> None:
     tokenizer = framed(kind, frame)
     draw = random.Random(frame)
-    # Short ones: tokenizers makes every pairing of what it cuts off.
+    # Short texts, because tokenizers pairs every part that it cuts off with every other.
     letters = [letter for letter in ALPHABET if len(letter) < 20]
     texts = ["".join(draw.choices(letters, k=draw.choice((0, 1, 4, 12)))) for _ in range(40)]
     for max_tokens in LENGTHS:
         classifier, cut = (
-            classifier_of(made, tokenizer, max_tokens),
+            classifier_of(artifact, tokenizer, max_tokens),
             reference(tokenizer, max_tokens, side),
         )
-        longer = classifier_of(made, tokenizer, max(LENGTHS) + 8)
+        longer = classifier_of(artifact, tokenizer, max(LENGTHS) + 8)
         for text, pair in zip(texts, [*[None] * 10, *texts[:9:-1]], strict=True):
-            for beside in (False, True):
-                for found in (
-                    classifier.encode(text, pair, side, beside),
-                    longer.encode(text, pair, side, beside, max_tokens),
+            for release_gil in (False, True):
+                for encoded in (
+                    classifier.encode(text, pair, side, release_gil),
+                    longer.encode(text, pair, side, release_gil, max_tokens),
                 ):
-                    assert (list(found.ids), list(found.type_ids), found.truncated) == cut(
+                    assert (list(encoded.ids), list(encoded.type_ids), encoded.truncated) == cut(
                         text, pair
                     ), (max_tokens, text, pair)
 
 
 @pytest.mark.parametrize("room", range(8))
-def test_halves_of_a_pair_are_cut_by_the_same_rule_for_every_length(room: int) -> None:
+def test_pairs_are_truncated_by_the_librarys_rule_for_every_length(room: int) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.enable_truncation(room)
     for first in range(12):
         for second in range(12):
-            found = tokenizer.encode("a " * first, "b " * second)
-            assert longest_first(first, second, room) == (found.ids.count(0), found.ids.count(1)), (
+            encoded = tokenizer.encode("a " * first, "b " * second)
+            assert longest_first(first, second, room) == (
+                encoded.ids.count(0),
+                encoded.ids.count(1),
+            ), (
                 first,
                 second,
             )
@@ -330,13 +334,13 @@ def long_texts(draw: random.Random, count: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_long_text_has_the_tokens_that_it_has_as_a_whole(
-    kind: Tokenizer, side: Any, made: Artifact
+def test_a_long_text_has_the_same_tokens_as_tokenized_whole(
+    kind: Tokenizer, side: Any, artifact: Artifact
 ) -> None:
     tokenizer = framed(kind, "template")
     classifier, longer, cut = (
-        classifier_of(made, tokenizer, 16),
-        classifier_of(made, tokenizer, 40),
+        classifier_of(artifact, tokenizer, 16),
+        classifier_of(artifact, tokenizer, 40),
         reference(tokenizer, 16, side),
     )
     shortened = 0
@@ -348,24 +352,24 @@ def test_a_long_text_has_the_tokens_that_it_has_as_a_whole(
             assert part == (
                 whole[: len(part)] if side == "right" else whole[len(whole) - len(part) :]
             ), text
-        for found in (
+        for encoded in (
             classifier.encode(text, None, side, True),
             longer.encode(text, None, side, True, 16),
         ):
-            assert (list(found.ids), list(found.type_ids), found.truncated) == cut(text), text
+            assert (list(encoded.ids), list(encoded.type_ids), encoded.truncated) == cut(text), text
     assert shortened > 10
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.text(min_size=20, max_size=200), repeats=st.integers(10, 60))
-def test_whatever_a_long_text_holds_its_tokens_are_those_of_the_whole(
-    kind: Tokenizer, made: Artifact, text: str, repeats: int
+def test_any_long_text_has_the_same_tokens_as_tokenized_whole(
+    kind: Tokenizer, artifact: Artifact, text: str, repeats: int
 ) -> None:
     tokenizer, text = framed(kind, "template"), " ".join([text] * repeats)
-    classifier = classifier_of(made, tokenizer, 16)
+    classifier = classifier_of(artifact, tokenizer, 16)
     sides: tuple[Side, Side] = ("right", "left")
     for side in sides:
-        found = classifier.encode(text, None, side, True)
-        assert (list(found.ids), list(found.type_ids), found.truncated) == reference(
+        encoded = classifier.encode(text, None, side, True)
+        assert (list(encoded.ids), list(encoded.type_ids), encoded.truncated) == reference(
             tokenizer, 16, side
         )(text)
