@@ -211,7 +211,7 @@ def _split_body(raw: RawRequest, limits: Limits) -> tuple[dict[str, Any], bytes]
 
 
 def _check_model_name(values: dict[str, Any], model: str | None) -> None:
-    """Raise InvalidInput if the body names another model or version than the path.
+    """Raise InvalidInput for another model than the path's, UnknownModel for another version.
 
     KServe's client repeats both in the body.
     """
