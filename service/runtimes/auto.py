@@ -74,41 +74,48 @@ def choose(
         return Choice(
             variant, _runtime_for(variant, variants[variant], runtime, host), "asked for by name"
         )
+    return _choose_fastest(artifact, runtime, host, rejected)
+
+
+def _choose_fastest(
+    artifact: Artifact, runtime: str, host: Host, rejected: Mapping[str, str]
+) -> Choice:
+    """Return the first variant in PREFERENCE that `auto` may choose."""
+    variants = artifact.manifest.variants
     passed_over: list[str] = []
     native = cpus.native_precisions(host.cpuinfo)
-    for candidate in PREFERENCE:
-        if candidate not in variants:
+    for name in PREFERENCE:
+        variant = variants.get(name)
+        if variant is None:
             continue
-        rejection = rejected.get(candidate) or _rejection_reason(
-            variants[candidate], runtime, native, host
-        )
+        rejection = rejected.get(name) or _rejection_reason(variant, runtime, native, host)
         if rejection is None:
             reason = "the fastest held"
             if passed_over:
-                device = "this CPU" if candidate.startswith("cpu") else "this GPU"
+                device = "this CPU" if name.startswith("cpu") else "this GPU"
                 reason = f"the fastest {device} can run; passed over {'; '.join(passed_over)}"
-            return Choice(
-                candidate, _runtime_for(candidate, variants[candidate], runtime, host), reason
-            )
-        passed_over.append(f"{candidate}: {rejection}")
-        if (
-            candidate == LAST_ON_A_GPU
-            and host.has_gpu
-            and runtime == "auto"
-            and variants[candidate].gate.status == "passed"
-        ):
+            return Choice(name, _runtime_for(name, variant, runtime, host), reason)
+        passed_over.append(f"{name}: {rejection}")
+        is_last_on_gpu = name == LAST_ON_A_GPU and host.has_gpu and runtime == "auto"
+        if is_last_on_gpu and variant.gate.status == "passed":
             raise RuntimeUnavailable(
-                f"There is a GPU, and {candidate} cannot be run: {rejection}. To run on the CPU"
-                " instead, pass --variant cpu-fp32."
+                f"There is a GPU, and {name} cannot be run: {rejection}. To run on the CPU instead,"
+                " pass --variant cpu-fp32."
             )
+    raise _nothing_runs(artifact, runtime, passed_over)
+
+
+def _nothing_runs(artifact: Artifact, runtime: str, passed_over: list[str]) -> RuntimeUnavailable:
+    """Return the error for an artifact without a variant that this host can run."""
+    variants = artifact.manifest.variants
     if runtime in ON_A_GPU and not any(each.runtime == runtime for each in variants.values()):
-        raise RuntimeUnavailable(
+        return RuntimeUnavailable(
             f"{artifact.directory} holds nothing for {runtime}, only {', '.join(variants)}; "
             f"export it with --variants cpu-fp32,{runtime}-fp16, or leave DRBERT_RUNTIME out."
         )
     by_runtime = "" if runtime == "auto" else f" by {runtime}"
     details = "; ".join(passed_over) or f"its variants are {', '.join(variants)}"
-    raise RuntimeUnavailable(
+    return RuntimeUnavailable(
         f"{artifact.directory} holds nothing that this host can run{by_runtime} ({details})."
     )
 
