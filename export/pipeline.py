@@ -227,12 +227,12 @@ def _encode_calibration(
             "All calibration texts are pairs, but this model reads single texts only; pass single"
             " texts with --calibration."
         )
-    batches = []
+    inputs: list[Inputs] = []
     for text in usable:
         encoded = reference.encode(text)
         zeros = np.zeros_like(encoded["input_ids"])
-        batches.append({name: encoded.get(name, zeros) for name in names})
-    return batches
+        inputs.append({name: encoded.get(name, zeros) for name in names})
+    return inputs
 
 
 def _verify(

@@ -522,7 +522,7 @@ def add_token(location: str, grow: bool = True) -> Change:
 def shard(folder: Path) -> None:
     """Split model.safetensors into two files and an index."""
     stored = list(load_file(folder / "model.safetensors").items())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, half in ((1, stored[::2]), (2, stored[1::2])):
         name = f"model-{number:05}-of-00002.safetensors"
         save_file(dict(half), folder / name, metadata={"format": "pt"})
