@@ -1,8 +1,9 @@
 """
-Holds evidence against its plan: refuses what cannot have come from it.
+Audit: compares evidence with its plan, and rejects what cannot have come from it.
 
-Every row must be the one the schedule names, every restart must have been counted or dropped by
-the gates alone, and restarts.csv must follow from the rows. What passes is returned as those lines.
+Every row must be the one that the schedule names, every restart must have been counted or dropped
+by the gates alone, and restarts.csv must follow from the rows. The lines of restarts.csv that
+follow from audited rows are returned.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ from proof.plans.plan import Level, Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.schedule import Schedule, build_schedule, load_order, load_positions, slice_texts
 
-# The schedule's arrivals are sums of logarithms, whose last bits are the processor's business.
 SAME_NS = 1000
+"""Tolerance for scheduled times.
+
+The schedule's arrivals are sums of logarithms, whose last bits depend on the processor.
+"""
+CLOSED_LOOP_TEXTS = 4096
+"""Texts that the load generator draws for a slice of a closed loop and then goes through again."""
 
 
 def read_sealed_plan(folder: Path) -> Plan:
@@ -43,7 +49,7 @@ def read_sealed_plan(folder: Path) -> Plan:
         plan = dataclasses.replace(read_plan(folder / "plan.toml"), texts=folder / "texts.txt")
     except CommandError as error:
         raise EvidenceRejected(f"{folder}: {error}") from None
-    _check_pilot(folder, plan)
+    _check_gains(folder, plan, _read_pilot(folder, plan))
     if (
         plan.texts_sha256 is not None
         and plan.texts.is_file()
@@ -53,24 +59,28 @@ def read_sealed_plan(folder: Path) -> Plan:
     return plan
 
 
-def _check_pilot(folder: Path, plan: Plan) -> None:
-    """EvidenceRejected if the pilot is missing or another, or a gain widens a margin beyond what it
-    found.
+def _read_pilot(folder: Path, plan: Plan) -> Any:
+    """Return the pilot of the plan, nothing if it has none.
+
+    Raise EvidenceRejected if it is missing or is not the one that the plan names.
     """
-    found: dict[str, Any] = {}
-    if plan.pilot is not None:
-        pilot = folder / "pilot.json"
-        if not pilot.is_file():
-            raise EvidenceRejected(f"{folder} has no pilot.json, from which its plan was computed.")
-        if hashlib.sha256(pilot.read_bytes()).hexdigest() != plan.pilot:
-            raise EvidenceRejected(f"{pilot} is not the pilot that the plan was computed from.")
-        found = read_json(pilot)
+    if plan.pilot is None:
+        return {}
+    path = folder / "pilot.json"
+    if not path.is_file():
+        raise EvidenceRejected(f"{folder} has no pilot.json, from which its plan was computed.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != plan.pilot:
+        raise EvidenceRejected(f"{path} is not the pilot that the plan was computed from.")
+    return read_json(path)
+
+
+def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
+    """Reject a gain that widens a margin beyond what the pilot measured."""
     for level in plan.levels:
-        for metric, of_metric in level.gains.items():
-            for name, gain in of_metric.items():
-                measured = _dig(
-                    found, "levels", level.name, "statistics", f"{metric}.{name}", "gain"
-                )
+        statistics = _dig(pilot, "levels", level.name, "statistics")
+        for metric, gains in level.gains.items():
+            for name, gain in gains.items():
+                measured = _dig(statistics, f"{metric}.{name}", "gain")
                 if gain > 1 and not (isinstance(measured, float) and gain <= measured + 1e-9):
                     raise EvidenceRejected(
                         f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than"
@@ -79,6 +89,7 @@ def _check_pilot(folder: Path, plan: Plan) -> None:
 
 
 def _dig(values: Any, *keys: str) -> Any:
+    """Return the value under these nested keys, or None."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
     return values
@@ -100,14 +111,14 @@ def loaded_models(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of the evidence; EvidenceRejected if it cannot be read."""
+    """Return a JSON file of the evidence; EvidenceRejected if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
 
 
-def audit_rows(folder: Path, plan: Plan, starts: list[RestartRecord]) -> list[dict[str, Any]]:
+def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> list[dict[str, Any]]:
     """Return the lines of restarts.csv that follow from the rows.
 
     Raise EvidenceRejected, naming the contradiction, if rows or starts cannot be what they claim.
@@ -117,7 +128,6 @@ def audit_rows(folder: Path, plan: Plan, starts: list[RestartRecord]) -> list[di
         texts = plan.read_texts()
     except CommandError as error:
         raise EvidenceRejected(f"{folder}: {error}") from None
-    chars = np.array([len(text) for text in texts])
     unknown = set(requests.restarts) - {start.restart for start in starts}
     if unknown:
         raise EvidenceRejected(
@@ -126,267 +136,290 @@ def audit_rows(folder: Path, plan: Plan, starts: list[RestartRecord]) -> list[di
     lines: list[dict[str, Any]] = []
     runs: dict[str, None] = {}
     instances: dict[str, int] = {}
-    seen: set[str] = set()
-    kept = 0
-    for place, start in enumerate(starts):
-        where = f"{folder}: restart {start.restart}"
-        _check_place(where, plan, start, place, kept)
+    measured_arms: set[str] = set()
+    counted = 0
+    for number, start in enumerate(starts):
+        restart = _Restart(folder, plan, start, texts)
+        restart.check_order_of_starts(number, counted)
         rows = requests.of(start.restart)
-        _check_rows(where, plan, rows, runs)
-        seen |= set(rows["arm"].unique())
-        schedules = {
-            level.name: build_schedule(plan, level, start.slot, len(texts)) for level in plan.levels
-        }
-        _check_status(where, plan, start, rows, schedules)
+        restart.check_values(rows, runs)
+        measured_arms |= set(rows["arm"].unique())
+        restart.check_status(rows)
         if start.dropped:
             continue
-        kept += 1
-        _check_instances(where, start, instances)
-        _check_order(where, plan, rows)
-        positions = load_positions(plan, start.slot)
+        counted += 1
+        restart.check_instances(instances)
+        restart.check_order_of_levels(rows)
         for level in plan.levels:
-            here = at_level(rows, level.name)
-            _check_schedule(
-                where, plan, level, start, here, schedules[level.name], chars, positions
-            )
-            lines += read_restart(plan, level, start.restart, positions, rows)
+            restart.check_schedule(level, at_level(rows, level.name))
+            lines += read_restart(plan, level, start.restart, restart.positions, rows)
     for arm in plan.arms:
-        if kept and arm.name not in seen:
+        if counted and arm.name not in measured_arms:
             raise EvidenceRejected(f"{folder}: arm {arm.name} has no rows.")
-    if kept > plan.restarts:
-        raise EvidenceRejected(f"{folder}: {kept} restarts count, the plan has {plan.restarts}.")
+    if counted > plan.restarts:
+        raise EvidenceRejected(f"{folder}: {counted} restarts count, the plan has {plan.restarts}.")
     return lines
 
 
-def _check_place(where: str, plan: Plan, start: RestartRecord, place: int, kept: int) -> None:
-    """Refuses a restart that is out of order in starts.csv, or was loaded in another order."""
-    if start.restart != place:
-        raise EvidenceRejected(
-            f"{where} is line {place} of starts.csv; restarts are numbered as they were begun."
-        )
-    if start.slot != kept:
-        raise EvidenceRejected(
-            f"{where} took slot {start.slot} of the load orders, {kept} was next."
-        )
-    if start.load_order.split() != [plan.arms[i].name for i in load_order(plan, start.slot)]:
-        raise EvidenceRejected(
-            f"{where} was loaded as {start.load_order}, which is not the plan's order."
-        )
-
-
-def _check_instances(where: str, start: RestartRecord, instances: dict[str, int]) -> None:
-    """Refuses a restart that a server of an earlier one answered; notes its own in `instances`."""
-    for instance in start.instance.split():
-        if instances.setdefault(instance, start.restart) != start.restart:
-            raise EvidenceRejected(
-                f"{where} was answered by the same start of a server as restart"
-                f" {instances[instance]}."
-            )
-
-
 def expected_requests(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, int | None]:
-    """How many requests each level has in a restart; None where time decides."""
+    """Return the number of requests of each level in a restart; None where time decides it."""
     return {
         level.name: None if level.kind == "capacity" else len(schedules[level.name])
         for level in plan.levels
     }
 
 
-def _check_order(where: str, plan: Plan, rows: Mapping[str, Any]) -> None:
-    """Refuses levels that ran side by side or in another order than the plan's."""
-    before = 0
-    for level in plan.levels:
-        here = rows["level"] == level.name
-        if here.any():
-            if rows["scheduled_ns"][here].min() < before:
-                raise EvidenceRejected(
-                    f"{where}: level {level.name} began before the one before it was answered."
-                )
-            before = int(rows["done_ns"][here].max())
+class _Restart:
+    """One restart as its plan has it; each check raises EvidenceRejected."""
 
-
-def _check_rows(where: str, plan: Plan, rows: Mapping[str, Any], runs: dict[str, None]) -> None:
-    """Refuses rows that cannot have come from this plan, or from any clock."""
-    for run in rows["run"].unique():
-        if not run.endswith(plan.digest[:16]):
-            raise EvidenceRejected(
-                f"{where}: rows of run {run} were made under another plan than plan.toml"
-                f" ({plan.digest[:16]})."
-            )
-        runs[run] = None
-    if len(runs) > 1:
-        raise EvidenceRejected(
-            f"{where}: its rows come from {len(runs)} runs, {' and '.join(list(runs)[:2])} among"
-            " them."
-        )
-    for name in sorted(set(rows["level"].unique()) - {level.name for level in plan.levels}):
-        raise EvidenceRejected(f"{where}: rows of another level than the plan's, {name}.")
-    for name in sorted(set(rows["arm"].unique()) - {arm.name for arm in plan.arms}):
-        raise EvidenceRejected(f"{where}: rows name an arm {name} that the plan has not.")
-    for name in ("tokenize_us", "queue_us", "inference_us", "total_us"):
-        if not np.isfinite(rows[name]).all():
-            raise EvidenceRejected(f"{where}: column {name} holds NaN or infinity.")
-        if (rows[name] < 0).any():
-            raise EvidenceRejected(f"{where}: column {name} holds a negative time.")
-    if (rows["done_ns"] <= rows["sent_ns"]).any() or (rows["sent_ns"] < rows["scheduled_ns"]).any():
-        raise EvidenceRejected(
-            f"{where}: a row's times run backward (scheduled ≤ sent < done is due)."
-        )
-    ids = rows["request_id"].tolist()
-    if len(set(ids)) != len(ids):
-        raise EvidenceRejected(
-            f"{where}: the request_id {Counter(ids).most_common(1)[0][0]} occurs twice."
-        )
-
-
-def _check_status(
-    where: str,
-    plan: Plan,
-    start: RestartRecord,
-    rows: Mapping[str, Any],
-    schedules: Mapping[str, Schedule],
-) -> None:
-    """Refuses a restart that was counted or dropped against what its rows say."""
-    due = expected_requests(plan, schedules)
-    breach = restart_breach(
-        plan, rows, due, start.generator_cpu_share, start.throttled_us, start.gpu_slowed
-    )
-    whole = all(
-        (rows["level"] == name).sum() == count for name, count in due.items() if count is not None
-    )
-    early = start.dropped in ENDED_EARLY and (not whole or start.generator_cpu_share == UNKNOWN)
-    if _without_numbers(breach) != _without_numbers(start.dropped) and not early:
-        raise EvidenceRejected(
-            f"{where} is {_status(start.dropped)}, its rows say: {_status(breach)}."
-        )
-
-
-def _check_schedule(
-    where: str,
-    plan: Plan,
-    level: Level,
-    start: RestartRecord,
-    rows: Mapping[str, Any],
-    due: Schedule,
-    chars: Any,
-    positions: Mapping[int, int],
-) -> None:
-    """Refuses rows of a counted restart that differ from its schedule in anything but what was
-    measured.
-    """
-    names, places = (
-        [arm.name for arm in plan.arms],
-        np.array([positions[a] for a in range(len(plan.arms))]),
-    )
-    if level.kind == "capacity":
-        # In a closed loop one request may overtake another between its turn and its start.
-        order = np.lexsort((rows["block_id"], rows["slice_id"]))
-        rows = {name: values[order] for name, values in rows.items()}
-        wanted = _capacity_rows(where, plan, level, start, rows, due, len(chars))
-    else:
-        wanted = {
-            "slice_id": due.slice_id,
-            "block_id": due.block_id,
-            "position": due.position,
-            "arm": Categorical(names, due.arm),
-            "text_id": due.text,
-            "load_position": places[due.arm],
+    def __init__(
+        self, folder: Path, plan: Plan, start: RestartRecord, texts: Sequence[str]
+    ) -> None:
+        self._name = f"{folder}: restart {start.restart}"
+        self._plan = plan
+        self._start = start
+        self._chars = np.array([len(text) for text in texts])
+        self._schedules = {
+            level.name: build_schedule(plan, level, start.slot, len(texts)) for level in plan.levels
         }
-    wanted |= {"chars": chars[wanted["text_id"]]}
-    wanted["request_id"] = _request_ids(level, start.restart, wanted)
-    for name, values in wanted.items():
-        if not (rows[name] == values).all():
-            row = int(np.flatnonzero(rows[name] != values)[0])
+        self.positions = load_positions(plan, start.slot)
+        """Load position of each arm."""
+
+    def check_order_of_starts(self, number: int, counted: int) -> None:
+        """Reject a restart that is out of order in starts.csv, or was loaded in another order."""
+        start = self._start
+        if start.restart != number:
             raise EvidenceRejected(
-                f"{where}: request {rows['request_id'][row]} has {name} {rows[name][row]}, the plan"
-                f" {values[row]}."
+                f"{self._name} is line {number} of starts.csv; restarts are numbered as they were"
+                " begun."
             )
-    stranger = np.flatnonzero(~rows["instance"].isin(start.instance.split()))
-    if len(stranger):
-        raise EvidenceRejected(
-            f"{where}: request {rows['request_id'][stranger[0]]} was answered by"
-            f" {rows['instance'][stranger[0]]}, which starts.csv does not know."
-        )
-    if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
-        raise EvidenceRejected(
-            f"{where}: a request was sent before the one before it was answered."
-        )
-    if level.kind in ("mixed", "switchback"):
-        first = rows["slice_id"] if level.kind == "switchback" else np.zeros_like(rows["slice_id"])
-        begins = np.flatnonzero(np.diff(first, prepend=first[0] - 1))
-        size = np.diff([*begins, len(first)])
-        offset = rows["scheduled_ns"] - np.repeat(
-            rows["scheduled_ns"][begins] - due.offset_ns[begins], size
-        )
-        wrong = np.flatnonzero(np.abs(offset - due.offset_ns) > SAME_NS)
-        if len(wrong):
+        if start.slot != counted:
             raise EvidenceRejected(
-                f"{where}: request {rows['request_id'][wrong[0]]} was due at another time than the"
+                f"{self._name} took slot {start.slot} of the load orders, {counted} was next."
+            )
+        order = load_order(self._plan, start.slot)
+        if start.load_order.split() != [self._plan.arms[i].name for i in order]:
+            raise EvidenceRejected(
+                f"{self._name} was loaded as {start.load_order}, which is not the plan's order."
+            )
+
+    def check_instances(self, instances: dict[str, int]) -> None:
+        """Reject a restart that a server of an earlier one answered; add its own servers."""
+        restart = self._start.restart
+        for instance in self._start.instance.split():
+            if instances.setdefault(instance, restart) != restart:
+                raise EvidenceRejected(
+                    f"{self._name} was answered by the same start of a server as restart"
+                    f" {instances[instance]}."
+                )
+
+    def check_order_of_levels(self, rows: Mapping[str, Any]) -> None:
+        """Reject levels that overlap, or ran in another order than the plan's."""
+        before_ns = 0
+        for level in self._plan.levels:
+            is_level = rows["level"] == level.name
+            if not is_level.any():
+                continue
+            if rows["scheduled_ns"][is_level].min() < before_ns:
+                raise EvidenceRejected(
+                    f"{self._name}: level {level.name} began before the one before it was answered."
+                )
+            before_ns = int(rows["done_ns"][is_level].max())
+
+    def check_values(self, rows: Mapping[str, Any], runs: dict[str, None]) -> None:
+        """Reject rows that cannot have come from this plan, or from any clock; add their runs."""
+        digest = self._plan.digest[:16]
+        for run in rows["run"].unique():
+            if not run.endswith(digest):
+                raise EvidenceRejected(
+                    f"{self._name}: rows of run {run} were made under another plan than plan.toml"
+                    f" ({digest})."
+                )
+            runs[run] = None
+        if len(runs) > 1:
+            raise EvidenceRejected(
+                f"{self._name}: its rows come from {len(runs)} runs, {' and '.join(list(runs)[:2])}"
+                " among them."
+            )
+        levels = {level.name for level in self._plan.levels}
+        for name in sorted(set(rows["level"].unique()) - levels):
+            raise EvidenceRejected(f"{self._name}: rows of another level than the plan's, {name}.")
+        arms = {arm.name for arm in self._plan.arms}
+        for name in sorted(set(rows["arm"].unique()) - arms):
+            raise EvidenceRejected(f"{self._name}: rows name an arm {name} that the plan has not.")
+        for name in ("tokenize_us", "queue_us", "inference_us", "total_us"):
+            if not np.isfinite(rows[name]).all():
+                raise EvidenceRejected(f"{self._name}: column {name} holds NaN or infinity.")
+            if (rows[name] < 0).any():
+                raise EvidenceRejected(f"{self._name}: column {name} holds a negative time.")
+        too_early = rows["sent_ns"] < rows["scheduled_ns"]
+        if too_early.any() or (rows["done_ns"] <= rows["sent_ns"]).any():
+            raise EvidenceRejected(
+                f"{self._name}: a row's times run backward (scheduled ≤ sent < done is due)."
+            )
+        ids = rows["request_id"].tolist()
+        if len(set(ids)) != len(ids):
+            repeated = Counter(ids).most_common(1)[0][0]
+            raise EvidenceRejected(f"{self._name}: the request_id {repeated} occurs twice.")
+
+    def check_status(self, rows: Mapping[str, Any]) -> None:
+        """Reject a restart that was counted or dropped for another reason than its rows give."""
+        start = self._start
+        expected = expected_requests(self._plan, self._schedules)
+        breach = restart_breach(
+            self._plan,
+            rows,
+            expected,
+            start.generator_cpu_share,
+            start.throttled_us,
+            start.gpu_slowed,
+        )
+        complete = all(
+            (rows["level"] == name).sum() == count
+            for name, count in expected.items()
+            if count is not None
+        )
+        broke_off = not complete or start.generator_cpu_share == UNKNOWN
+        ended_early = start.dropped in ENDED_EARLY and broke_off
+        if _without_numbers(breach) != _without_numbers(start.dropped) and not ended_early:
+            raise EvidenceRejected(
+                f"{self._name} is {_status(start.dropped)}, its rows say: {_status(breach)}."
+            )
+
+    def check_schedule(self, level: Level, rows: Mapping[str, Any]) -> None:
+        """Reject rows that differ from their schedule in anything but what was measured."""
+        if level.kind == "capacity":
+            # In a closed loop a request may overtake another between its number and its sending.
+            order = np.lexsort((rows["block_id"], rows["slice_id"]))
+            rows = {name: values[order] for name, values in rows.items()}
+            expected = self._expected_closed_loop(level, rows)
+        else:
+            expected = self._expected(level)
+        self._check_columns(level, rows, expected)
+        if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
+            raise EvidenceRejected(
+                f"{self._name}: a request was sent before the one before it was answered."
+            )
+        if level.kind in ("mixed", "switchback"):
+            self._check_scheduled_times(level, rows)
+        if level.kind in ("switchback", "capacity"):
+            self._check_slices(level, rows)
+
+    def _expected(self, level: Level) -> dict[str, Any]:
+        """Return the columns that the schedule of a level determines."""
+        schedule = self._schedules[level.name]
+        return {
+            "slice_id": schedule.slice_id,
+            "block_id": schedule.block_id,
+            "position": schedule.position,
+            "arm": self._arm_names(schedule.arm),
+            "text_id": schedule.text,
+            "load_position": self._positions_of(schedule.arm),
+        }
+
+    def _expected_closed_loop(self, level: Level, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns that a closed loop determines, given its number of rows."""
+        schedule = self._schedules[level.name]
+        slice_ids, counts = np.unique(rows["slice_id"], return_counts=True)
+        if not np.array_equal(slice_ids, schedule.slice_id):
+            raise EvidenceRejected(f"{self._name}: its slices of {level.name} are not the plan's.")
+        arms = len(self._plan.claimed_arms) + len(self._plan.indices("delayed"))
+        block_ids, text_ids = [], []
+        for i, count in enumerate(counts):
+            texts = slice_texts(
+                self._plan,
+                level,
+                self._start.slot,
+                i // arms,
+                len(self._chars),
+                CLOSED_LOOP_TEXTS,
+            )
+            block_ids.append(np.arange(count))
+            text_ids.append(texts[np.arange(count) % CLOSED_LOOP_TEXTS])
+        return {
+            "slice_id": np.repeat(schedule.slice_id, counts),
+            "block_id": np.concatenate(block_ids),
+            "position": np.repeat(schedule.position, counts),
+            "arm": self._arm_names(np.repeat(schedule.arm, counts)),
+            "text_id": np.concatenate(text_ids),
+            "load_position": np.repeat(self._positions_of(schedule.arm), counts),
+        }
+
+    def _arm_names(self, arms: npt.NDArray[np.int64]) -> Categorical:
+        return Categorical([arm.name for arm in self._plan.arms], arms)
+
+    def _positions_of(self, arms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        positions = np.array([self.positions[arm] for arm in range(len(self._plan.arms))])
+        return positions[arms]
+
+    def _check_columns(
+        self, level: Level, rows: Mapping[str, Any], expected: dict[str, Any]
+    ) -> None:
+        expected["chars"] = self._chars[expected["text_id"]]
+        expected["request_id"] = _request_ids(level, self._start.restart, expected)
+        for name, values in expected.items():
+            if not (rows[name] == values).all():
+                row = int(np.flatnonzero(rows[name] != values)[0])
+                raise EvidenceRejected(
+                    f"{self._name}: request {rows['request_id'][row]} has {name} {rows[name][row]},"
+                    f" the plan {values[row]}."
+                )
+        is_unknown = ~rows["instance"].isin(self._start.instance.split())
+        if is_unknown.any():
+            row = int(np.flatnonzero(is_unknown)[0])
+            raise EvidenceRejected(
+                f"{self._name}: request {rows['request_id'][row]} was answered by"
+                f" {rows['instance'][row]}, which starts.csv does not know."
+            )
+
+    def _check_scheduled_times(self, level: Level, rows: Mapping[str, Any]) -> None:
+        """Reject rows whose offset to the first one of their slice or level is not the plan's."""
+        offset_ns = self._schedules[level.name].offset_ns
+        scheduled_ns = rows["scheduled_ns"]
+        slice_ids = rows["slice_id"]
+        groups = slice_ids if level.kind == "switchback" else np.zeros_like(slice_ids)
+        begins = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+        sizes = np.diff([*begins, len(groups)])
+        begin_ns = np.repeat(scheduled_ns[begins] - offset_ns[begins], sizes)
+        differs = np.abs(scheduled_ns - begin_ns - offset_ns) > SAME_NS
+        if differs.any():
+            row = int(np.flatnonzero(differs)[0])
+            raise EvidenceRejected(
+                f"{self._name}: request {rows['request_id'][row]} was due at another time than the"
                 " plan's."
             )
-    if level.kind in ("switchback", "capacity"):
+
+    def _check_slices(self, level: Level, rows: Mapping[str, Any]) -> None:
+        """Reject slices that overlap."""
         begins = np.flatnonzero(np.diff(rows["slice_id"], prepend=-1))
-        answered, sent = (
-            np.maximum.reduceat(rows["done_ns"], begins),
-            np.minimum.reduceat(rows["sent_ns"], begins),
-        )
-        if (sent[1:] < answered[:-1]).any():
+        answered_ns = np.maximum.reduceat(rows["done_ns"], begins)
+        sent_ns = np.minimum.reduceat(rows["sent_ns"], begins)
+        if (sent_ns[1:] < answered_ns[:-1]).any():
             raise EvidenceRejected(
-                f"{where}: a slice of {level.name} began before the one before it was answered."
+                f"{self._name}: a slice of {level.name} began before the one before it was"
+                " answered."
             )
 
 
-def _capacity_rows(
-    where: str,
-    plan: Plan,
-    level: Level,
-    start: RestartRecord,
-    rows: Mapping[str, Any],
-    due: Schedule,
-    texts: int,
-) -> dict[str, Any]:
-    """What the rows of a closed loop must say, given how many there are."""
-    numbers = np.unique(rows["slice_id"])
-    if not np.array_equal(numbers, due.slice_id):
-        raise EvidenceRejected(f"{where}: its slices of {level.name} are not the plan's.")
-    arms = len(plan.claimed_arms) + len(plan.indices("delayed"))
-    positions = load_positions(plan, start.slot)
-    counts = [int((rows["slice_id"] == number).sum()) for number in numbers]
-    tuples = [np.arange(count) for count in counts]
-    return {
-        "slice_id": np.repeat(due.slice_id, counts),
-        "block_id": np.concatenate(tuples),
-        "position": np.repeat(due.position, counts),
-        "arm": Categorical([arm.name for arm in plan.arms], np.repeat(due.arm, counts)),
-        "text_id": np.concatenate(
-            [
-                slice_texts(plan, level, start.slot, i // arms, texts, 4096)[t % 4096]
-                for i, t in enumerate(tuples)
-            ]
-        ),
-        "load_position": np.repeat([positions[int(a)] for a in due.arm], counts),
-    }
+def _request_ids(level: Level, restart: int, columns: Mapping[str, Any]) -> npt.NDArray[np.object_]:
+    """Return <level>.<restart>.<slice_id>.<block_id>.<position>, as the load generator does."""
 
-
-def _request_ids(level: Level, restart: int, wanted: Mapping[str, Any]) -> npt.NDArray[np.object_]:
-    """<level>.<restart>.<slice>.<tuple>.<place>, as the load generator names its requests."""
-
-    def each(form: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+    def format_each(form: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        # Few numbers occur often: each is formatted once.
         least = int(numbers.min())
-        return np.array([form.format(n) for n in range(least, int(numbers.max()) + 1)], object)[
-            numbers - least
-        ]
+        texts = [form.format(number) for number in range(least, int(numbers.max()) + 1)]
+        return np.array(texts, object)[numbers - least]
 
     ids: npt.NDArray[np.object_] = (
-        each(f"{level.name}.{restart}.{{}}.", wanted["slice_id"])
-        + each("{}.", wanted["block_id"])
-        + each("{}", wanted["position"])
+        format_each(f"{level.name}.{restart}.{{}}.", columns["slice_id"])
+        + format_each("{}.", columns["block_id"])
+        + format_each("{}", columns["position"])
     )
     return ids
 
 
 def _without_numbers(reason: str) -> str:
-    """A reason without its numbers, whose last digits are the business of whoever adds them up."""
+    """Return a reason without its numbers, whose last digits depend on the order of summation."""
     return re.sub(r"\d[\d.,%]*", "#", reason)
 
 
@@ -394,34 +427,38 @@ def _status(dropped: str) -> str:
     return f"dropped ({dropped})" if dropped else "counted"
 
 
-def check_restarts(folder: Path, due: list[dict[str, Any]]) -> None:
-    """EvidenceRejected if restarts.csv is not what follows from the rows."""
+def check_restarts(folder: Path, expected: Sequence[Mapping[str, Any]]) -> None:
+    """Raise EvidenceRejected if restarts.csv is not what follows from the rows."""
     path = folder / "restarts.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            found = list(csv.DictReader(file))
+            lines = list(csv.DictReader(file))
     except FileNotFoundError:
         raise EvidenceRejected(f"{folder} has no restarts.csv.") from None
     except (OSError, ValueError) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
-    if len(found) != len(due):
-        raise EvidenceRejected(f"{path} has {len(found)} lines, the rows give {len(due)}.")
-    for has, wants in zip(found, due, strict=True):
-        same = all(
-            has.get(k) == str(v) for k, v in wants.items() if k not in ("microseconds", "log")
-        )
-        if not same or not (
-            _close(has.get("log"), wants["log"])
-            and _close(has.get("microseconds"), wants["microseconds"])
-        ):
+    if len(lines) != len(expected):
+        raise EvidenceRejected(f"{path} has {len(lines)} lines, the rows give {len(expected)}.")
+    for line, values in zip(lines, expected, strict=True):
+        if not _is_same_line(line, values):
             raise EvidenceRejected(
-                f"{path} does not follow from the rows: {wants['level']}, restart"
-                f" {wants['restart']}, {wants['arm']}, {wants['metric']} {wants['statistic']}."
+                f"{path} does not follow from the rows: {values['level']}, restart"
+                f" {values['restart']}, {values['arm']}, {values['metric']} {values['statistic']}."
             )
 
 
-def _close(found: str | None, due: str) -> bool:
+def _is_same_line(line: Mapping[str, str | None], values: Mapping[str, Any]) -> bool:
+    for name, value in values.items():
+        if name in ("microseconds", "log"):
+            if not _is_close(line.get(name), value):
+                return False
+        elif line.get(name) != str(value):
+            return False
+    return True
+
+
+def _is_close(text: str | None, expected: str) -> bool:
     try:
-        return math.isclose(float(found or "nan"), float(due), rel_tol=1e-9, abs_tol=1e-9)
+        return math.isclose(float(text or "nan"), float(expected), rel_tol=1e-9, abs_tol=1e-9)
     except ValueError:
         return False

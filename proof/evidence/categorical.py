@@ -1,9 +1,8 @@
 """
-A column of text in which few words occur often, as codes: comparing and choosing cost what they
-cost with integers.
+A column of text in which few words occur often, stored as codes.
 
-Runs, levels, arms and instances are such columns; as NumPy text they would take most of the judge's
-time and memory.
+Comparing and selecting cost what they cost with integers. Runs, levels, arms and instances are such
+columns; as NumPy text they would take most of the judge's time and memory.
 """
 
 from __future__ import annotations
@@ -30,31 +29,31 @@ class Categorical:
     def __len__(self) -> int:
         return len(self._codes)
 
-    def __getitem__(self, chosen: Any) -> Any:
-        """A word for one index, fewer rows for a mask, a slice or indices."""
-        codes = self._codes[chosen]
+    def __getitem__(self, selection: Any) -> Any:
+        """Return the word at an index, or the rows of a mask, a slice or indices."""
+        codes = self._codes[selection]
         return (
             Categorical(self._words, codes) if isinstance(codes, np.ndarray) else self._words[codes]
         )
 
     def __eq__(self, other: object) -> Mask:  # type: ignore[override]
-        """(n,): where the word is that one, or the same as in a column of the same length."""
+        """Return (n,): where a word, or the column of the same length, has the same word."""
         if isinstance(other, Categorical):
-            theirs = np.array([self._code(word) for word in other._words])
-            return np.asarray(self._codes == theirs[other._codes])
+            codes = np.array([self._code(word) for word in other._words])
+            return np.asarray(self._codes == codes[other._codes])
         return np.asarray(self._codes == self._code(other))
 
     def __ne__(self, other: object) -> Mask:  # type: ignore[override]
         return ~(self == other)
 
     def isin(self, words: Iterable[str]) -> Mask:
-        """(n,): where the word is one of them."""
+        """Return (n,): where the word is one of these."""
         return np.isin(self._codes, [self._code(word) for word in words])
 
     def unique(self) -> list[str]:
-        """The words that occur, sorted."""
+        """Return the words that occur, sorted."""
         return sorted(self._words[code] for code in np.flatnonzero(np.bincount(self._codes)))
 
     def _code(self, word: object) -> int:
-        """Its code; -1, which no row has, if it never occurs."""
+        """Return a word's code; -1, which no row has, if it never occurs."""
         return self._words.index(word) if word in self._words else -1

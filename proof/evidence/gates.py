@@ -1,8 +1,9 @@
 """
-What must hold for a restart to count. No gate looks at the contrast of candidate and reference.
+Gates: what must hold for a restart to count.
 
-The run asks after each restart whether to repeat it; the judge asks again, from the rows, and
-refuses evidence in which a restart was dropped or kept for any other reason.
+No gate looks at the contrast of candidate and reference. The run applies them after each restart
+to decide whether to repeat it. The judge applies them again to the rows, and rejects evidence in
+which a restart was dropped or counted for any other reason.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from proof.plans.plan import Level, Plan
 from proof.plans.schedule import PLAIN
 
 MOST_GENERATOR_CPU = 0.5
+"""Largest share of a core that the load generator may use."""
 MOST_SEND_LAG = 0.05
+"""Largest mean delay between schedule and sending, as a share of the mean latency."""
 MOST_DROPPED = 0.2
-# Each phase is told to the nanosecond, rounded.
+"""Largest share of restarts that may be dropped."""
 CLOCK_GRAIN_US = 0.01
+"""Tolerance for sums of phases: each is reported in rounded nanoseconds."""
 
-# Why a restart may have ended early; its rows then lack some of the schedule.
 INTERRUPTED = "interrupted"
 NOT_STARTED = "the server did not start"
 GENERATOR_FAILED = "the load generator failed"
 ENDED_EARLY = (INTERRUPTED, NOT_STARTED, GENERATOR_FAILED)
+"""Reasons why a restart may have ended early; its rows then lack some of the schedule."""
 
 Columns = Mapping[str, Any]
-"""The rows of one restart, a column an array or Categorical."""
+"""The rows of one restart: each column is an array or a Categorical."""
 
 
 def restart_breach(
@@ -40,15 +44,15 @@ def restart_breach(
     throttled_us: int,
     gpu_slowed: str = "",
 ) -> str:
-    """Why a whole restart is dropped and repeated, or an empty string.
+    """Return why a restart is dropped and repeated, or an empty string.
 
-    `requests`: how many each level has; None where the schedule leaves that open.
+    `requests` is the number of requests of each level; None where the schedule leaves it open.
     """
-    bad = (rows["status"] < 200) | (rows["status"] > 299)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
+    has_failed = (rows["status"] < 200) | (rows["status"] > 299)
+    if has_failed.any():
+        first = int(np.flatnonzero(has_failed)[0])
         return (
-            f"{int(bad.sum())} requests without a good answer, the first"
+            f"{int(has_failed.sum())} requests without a good answer, the first"
             f" ({rows['request_id'][first]}) with status {rows['status'][first]}"
         )
     for level, count in requests.items():
@@ -60,12 +64,10 @@ def restart_breach(
     for arm in rows["arm"].unique():
         if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
             return f"the server of {arm} changed within the restart"
-    backward = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
-    if backward.any():
-        return (
-            f"request {rows['request_id'][int(np.flatnonzero(backward)[0])]} took less than its"
-            " server says it spent"
-        )
+    too_short = rows["done_ns"] - rows["sent_ns"] < rows["total_us"] * 1000
+    if too_short.any():
+        first = rows["request_id"][int(np.flatnonzero(too_short)[0])]
+        return f"request {first} took less than its server says it spent"
     if breach := _machine_breach(generator_cpu_share, throttled_us, gpu_slowed):
         return breach
     breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
@@ -75,13 +77,11 @@ def restart_breach(
 def _timing_breach(rows: Columns) -> str:
     if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
         return "answers without Server-Timing, so no inference time is known"
-    parts = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
-    more = parts > rows["total_us"] + CLOCK_GRAIN_US
-    if more.any():
-        return (
-            f"the parts of request {rows['request_id'][int(np.flatnonzero(more)[0])]} are more than"
-            " its whole"
-        )
+    phases_us = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
+    exceeds = phases_us > rows["total_us"] + CLOCK_GRAIN_US
+    if exceeds.any():
+        first = rows["request_id"][int(np.flatnonzero(exceeds)[0])]
+        return f"the parts of request {first} are more than its whole"
     return ""
 
 
@@ -103,20 +103,21 @@ def _machine_breach(generator_cpu_share: float, throttled_us: int, gpu_slowed: s
 def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:
     measured = (rows["level"] == level.name) & (rows["slice_id"] >= PLAIN)
     arms = rows["arm"][measured]
+    prefix = f"at level {level.name}"
     lag = (rows["sent_ns"] - rows["scheduled_ns"])[measured].astype(float)
     latency = (rows["done_ns"] - rows["sent_ns"])[measured].astype(float)
-    where = f"at level {level.name} "
     if lag.mean() > MOST_SEND_LAG * latency.mean():
         return (
-            f"{where}requests went out {lag.mean() / 1000:.0f} µs late on average, more than"
+            f"{prefix} requests went out {lag.mean() / 1000:.0f} µs late on average, more than"
             f" {MOST_SEND_LAG:.0%} of the mean latency"
         )
     names = [plan.arms[i].name for i in plan.indices("reference")]
     first, second = (lag[arms == name].mean() for name in names)
     allowed = level.tightest_margin / 4 * latency[arms == names[0]].mean()
-    if abs(first - second) > allowed:
+    difference = abs(first - second)
+    if difference > allowed:
         return (
-            f"{where}the two references were sent {abs(first - second) / 1000:.1f} µs apart in lag,"
-            f" more than {allowed / 1000:.1f} µs"
+            f"{prefix} the two references were sent {difference / 1000:.1f} µs apart in lag, more"
+            f" than {allowed / 1000:.1f} µs"
         )
     return ""

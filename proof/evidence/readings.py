@@ -1,8 +1,8 @@
 """
-A few numbers of each restart: all that a verdict rests on.
+Readings: the few numbers of each restart that a verdict rests on.
 
-    rows of a restart → read_restart → restarts.csv (a line a number) → Readings (an array a
-        statistic)
+    rows of a restart → read_restart → restarts.csv (a line for each number)
+        → collect_readings → Readings (an array for each statistic)
 """
 
 from __future__ import annotations
@@ -32,122 +32,119 @@ COLUMNS = (
     "microseconds",
     "log",
 )
+"""Columns of restarts.csv; `block` is the kind of block."""
 BLOCKS: Mapping[str, int] = {"plain": PLAIN, "control": CONTROL, "closing": CLOSING}
+"""Kinds of blocks in restarts.csv, and their slice_id in the rows."""
 
-# The change of log(second reference / first) from the first to the last plain tuple.
 DRIFT = "drift"
+"""Statistic: change of log(second reference / first) from the first to the last plain block."""
 
 Key = tuple[str, str, str]
-"""(block, metric, statistic)"""
+"""(kind of block, metric, statistic)"""
 
 
 @dataclass(frozen=True)
 class Readings:
-    """One level's numbers over restarts. Columns are the plan's arms; NaN where an arm had no such
-    requests.
-    """
+    """One level's numbers over restarts. Columns are the plan's arms; NaN where an arm has none."""
 
     restarts: tuple[int, ...]
+    """(K,) numbers of the restarts that count."""
     positions: npt.NDArray[np.int64]
-    """(K, arms) load positions"""
+    """(K, arms) load positions."""
     logs: Mapping[Key, Matrix]
-    """(K, arms) log of the statistic in microseconds"""
+    """(K, arms) log of the statistic in microseconds."""
     drift: Matrix
-    """(K,) of the inference time where servers tell it, else end to end; empty where arms are not
-    interleaved
+    """(K,) drift of the inference time, or of the time end to end where servers do not report it.
+    Empty where arms are not interleaved.
     """
 
 
 def read_restart(
     plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Lines of restarts.csv for one level of one restart that counts."""
-    here = at_level(rows, level.name)
+    """Return the lines of restarts.csv for one level of one restart that counts."""
+    level_rows = at_level(rows, level.name)
     if level.kind == "capacity":
-        return list(_capacity(plan, level, restart, positions, here))
-    microseconds = {metric: latencies_us(level, metric, here) for metric in _metrics(plan, level)}
+        return list(_capacity_lines(plan, level, restart, positions, level_rows))
+    latencies = {
+        metric: latencies_us(level, metric, level_rows) for metric in _metrics(plan, level)
+    }
+    if level.kind == "switchback":
+        blocks = {"plain": level_rows["slice_id"] >= PLAIN}
+    else:
+        blocks = {name: level_rows["slice_id"] == kind for name, kind in BLOCKS.items()}
     lines = []
-    blocks = (
-        {"plain": here["slice_id"] >= PLAIN}
-        if level.kind == "switchback"
-        else {name: here["slice_id"] == kind for name, kind in BLOCKS.items()}
-    )
-    for block, chosen in blocks.items():
+    for block, is_block in blocks.items():
         for a, arm in enumerate(plan.arms):
-            mine = chosen & (here["arm"] == arm.name)
-            if not mine.any():
+            chosen = is_block & (level_rows["arm"] == arm.name)
+            count = int(chosen.sum())
+            if not count:
                 continue
-            count = int(mine.sum())
-            for metric, values in microseconds.items():
-                lines += [
-                    _line(level, (block, metric, name), restart, arm.name, positions[a], count, us)
-                    for name, us in summarize_latencies(values[mine]).items()
-                ]
+            for metric, values in latencies.items():
+                for name, us in summarize_latencies(values[chosen]).items():
+                    key = (block, metric, name)
+                    lines.append(_line(level, key, restart, arm.name, positions[a], count, us))
     if level.tuples:
-        lines.append(_drift(plan, level, restart, positions, here, microseconds))
+        lines.append(_drift_line(plan, level, restart, positions, level_rows, latencies))
     return lines
 
 
 def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-    """Microseconds of each row. Under load a request's time begins when it was due; alone, when it
-    was sent.
+    """Return the microseconds of each row.
+
+    Time end to end begins at the scheduled time under load, and at sending without.
     """
     if metric == "inference":
-        found: npt.NDArray[np.float64] = rows["inference_us"]
-        return found
+        inference_us: npt.NDArray[np.float64] = rows["inference_us"]
+        return inference_us
     begin = rows["sent_ns"] if level.kind == "unloaded" else rows["scheduled_ns"]
     return np.asarray((rows["done_ns"] - begin) / 1000, np.float64)
 
 
 def _metrics(plan: Plan, level: Level) -> list[str]:
-    """What is known of each request at that level; `mixed` judges and shows inference time
-    alone.
-    """
-    known = ["inference"] if level.kind == "mixed" else ["end_to_end", "inference"]
-    return [metric for metric in known if metric != "inference" or plan.server_timing]
+    """Return what is known of each request at a level; `mixed` has its inference time alone."""
+    metrics = ["inference"] if level.kind == "mixed" else ["end_to_end", "inference"]
+    return [metric for metric in metrics if metric != "inference" or plan.server_timing]
 
 
-def _drift(
+def _drift_line(
     plan: Plan,
     level: Level,
     restart: int,
     positions: Mapping[int, int],
     rows: Mapping[str, Any],
-    microseconds: Mapping[str, Any],
+    latencies: Mapping[str, Any],
 ) -> dict[str, Any]:
     first, second = plan.indices("reference")
-    metric = "inference" if "inference" in microseconds else "end_to_end"
-    plain = rows["slice_id"] == PLAIN
-    one, other = (
-        microseconds[metric][plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second)
+    metric = "inference" if "inference" in latencies else "end_to_end"
+    is_plain = rows["slice_id"] == PLAIN
+    first_us, second_us = (
+        latencies[metric][is_plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second)
     )
-    change = slope(np.log(other) - np.log(one))
+    change = slope(np.log(second_us) - np.log(first_us))
     return _line(
         level,
         ("plain", metric, DRIFT),
         restart,
         plan.arms[second].name,
         positions[second],
-        len(one),
+        len(first_us),
         math.exp(change),
     )
 
 
-def _capacity(
+def _capacity_lines(
     plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any]
 ) -> Iterable[dict[str, Any]]:
     for a, arm in enumerate(plan.arms):
-        mine = rows["arm"] == arm.name
-        if not mine.any():
+        is_arm = rows["arm"] == arm.name
+        count = int(is_arm.sum())
+        if not count:
             continue
-        took_ns = sum(
-            int(
-                rows["done_ns"][mine & (rows["slice_id"] == s)].max()
-                - rows["sent_ns"][mine & (rows["slice_id"] == s)].min()
-            )
-            for s in np.unique(rows["slice_id"][mine])
-        )
-        count = int(mine.sum())
+        duration_ns = 0
+        for slice_id in np.unique(rows["slice_id"][is_arm]):
+            in_slice = is_arm & (rows["slice_id"] == slice_id)
+            duration_ns += int(rows["done_ns"][in_slice].max() - rows["sent_ns"][in_slice].min())
         yield _line(
             level,
             ("plain", "time_per_text", "mean"),
@@ -155,7 +152,7 @@ def _capacity(
             arm.name,
             positions[a],
             count,
-            took_ns / 1000 / count,
+            duration_ns / 1000 / count,
         )
 
 
@@ -184,18 +181,16 @@ def _line(
 
 
 def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]]) -> Readings:
-    """The numbers of one level out of the lines of restarts.csv."""
-    mine = [line for line in lines if line["level"] == level.name]
-    restarts = tuple(sorted({int(line["restart"]) for line in mine}))
-    rows, columns = (
-        {restart: i for i, restart in enumerate(restarts)},
-        {arm.name: i for i, arm in enumerate(plan.arms)},
-    )
+    """Return the numbers of one level from the lines of restarts.csv."""
+    level_lines = [line for line in lines if line["level"] == level.name]
+    restarts = tuple(sorted({int(line["restart"]) for line in level_lines}))
+    rows = {restart: i for i, restart in enumerate(restarts)}
+    columns = {arm.name: i for i, arm in enumerate(plan.arms)}
     shape = (len(restarts), len(plan.arms))
     positions = np.zeros(shape, np.int64)
     drift = np.full(len(restarts), np.nan)
     logs: dict[Key, Matrix] = {}
-    for line in mine:
+    for line in level_lines:
         row, column = rows[int(line["restart"])], columns[line["arm"]]
         if line["statistic"] == DRIFT:
             drift[row] = float(line["log"])
@@ -207,5 +202,5 @@ def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]
 
 
 def claimable(level: Level) -> list[tuple[str, str]]:
-    """(metric, statistic) of all that may be claimed at a level."""
+    """Return (metric, statistic) of everything that can be claimed at a level."""
     return [(metric, name) for metric, names in CLAIMABLE[level.kind].items() for name in names]

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -89,7 +89,7 @@ def resolve_addresses(url: str) -> list[str]:
         return []
     urls = set()
     for family, _, _, _, address in resolved:
-        host, port = address[:2]
+        host, port = cast("tuple[str, int]", address[:2])
         host = f"[{host}]" if family == socket.AF_INET6 else host
         urls.add(f"http://{host}:{port}")
     return sorted(urls)

@@ -180,8 +180,9 @@ def _to_plan(path: Path, digest: str, table: _PlanTable, level_names: list[str])
 def _to_level(path: Path, name: str, table: _LevelTable) -> Level:
     kind, _, percent = name.partition("-")
     level = Level(name, kind, int(percent or 0), **dict(table))  # type: ignore[arg-type]
-    if isinstance(table, _SwitchbackTable) and table.slice_requests is None:
-        level = replace(level, slice_requests=FEWEST_IN_SLICE[level.percent])
+    # Also at `mixed`, which has no slices: pilots of published plans record it there.
+    if getattr(table, "slice_requests", None) is None:
+        level = replace(level, slice_requests=FEWEST_IN_SLICE.get(level.percent, 0))
     for key in ("margins", "gains"):
         by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
         claimable = CLAIMABLE[level.kind]

@@ -1,5 +1,5 @@
 """
-What the reference alone can answer: the number that a plan's arrival rates are parts of.
+The capacity of the reference alone, of which a plan's arrival rates are percentages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from command import Unavailable
 from proof.evidence.readings import read_restart
 from proof.evidence.store import read_columns
+from proof.measuring.launch import last_line
 from proof.measuring.servers import generate, serve_arms
 from proof.plans.plan import measuring_capacity
 from proof.plans.plan_file import read_plan
@@ -20,8 +21,10 @@ from proof.plans.schedule import load_order, load_positions
 
 
 def capacity_per_s(path: Path, slice_s: float) -> float:
-    """Texts a second of the plan's reference in a closed loop, in a start of its own; Unavailable
-    if it cannot be measured.
+    """Measure the texts per second of a plan's reference in a closed loop.
+
+    `slice_s` is the duration of one slice of one arm in seconds. Starts servers of its own. Raise
+    Unavailable if they do not answer.
     """
     plan = measuring_capacity(read_plan(path), slice_s)
     [level] = plan.levels
@@ -39,12 +42,8 @@ def capacity_per_s(path: Path, slice_s: float) -> float:
             generate(plan, {level.name: None}, spec, rows, log)
         columns = read_columns(rows)
         if not len(columns["status"]) or (columns["status"] != 200).any():
-            raise Unavailable(
-                "The arms did not answer:"
-                f" {log.read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:]}."
-            )
+            raise Unavailable(f"The arms did not answer: {last_line(log)}")
         lines = read_restart(plan, level, 0, load_positions(plan, 0), columns)
     references = [plan.arms[i].name for i in plan.indices("reference")]
-    return 1e6 / float(
-        np.mean([float(line["microseconds"]) for line in lines if line["arm"] in references])
-    )
+    us_per_text = [float(line["microseconds"]) for line in lines if line["arm"] in references]
+    return 1e6 / float(np.mean(us_per_text))

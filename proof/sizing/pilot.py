@@ -1,8 +1,8 @@
 """
-What an A/A run tells about a machine's noise: the numbers that a plan's size rests on.
+The noise of a machine, from a pilot: an A/A run, whose arms are all the reference.
 
-    evidence of a pilot → read_pilot → Pilot: covariance between restarts, noise within, seconds,
-        gain
+    evidence of a pilot → read_pilot → Pilot: covariance between restarts, noise within a restart,
+                                       seconds, gain
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,25 @@ from command import BadInput
 from proof.evidence.audit import audit_rows, check_restarts, loaded_models, read_sealed_plan
 from proof.evidence.readings import Readings, claimable, collect_readings, latencies_us
 from proof.evidence.statistics import Matrix, plain_contrast, position_residuals
-from proof.evidence.store import MANIFEST, Requests, at_level, check_manifest, read_starts
+from proof.evidence.store import (
+    MANIFEST,
+    Requests,
+    RestartRecord,
+    at_level,
+    check_manifest,
+    read_starts,
+)
 from proof.plans.plan import MOST_GAIN, Level, Plan
 from proof.plans.schedule import PLAIN
 
 FEWEST_PILOT_RESTARTS = 12
-# Consecutive tuples are resampled together, for neighbours in time share their noise.
-BLOCK_TUPLES = 8
+"""Fewest restarts of a pilot that must count."""
+RESAMPLED_TOGETHER = 8
+"""Consecutive blocks that are resampled together, because neighbours in time share their noise."""
 RESAMPLES = 60
-# Sets of slices in a restart from which their scatter can be told; with fewer it counts as the
-# restart's.
+"""Number of resamples of each restart."""
 FEWEST_SETS = 4
+"""Fewest sets of slices that show their own scatter; that of fewer counts as the restart's."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +47,55 @@ class Noise:
     """One statistic's noise at the pilot's size, on the log scale."""
 
     position_effect: float
-    """Between the slowest and the fastest load position."""
+    """Difference between the slowest and the fastest load position."""
     instance_sd: float
-    """Of the contrast, from start to start, beyond what its rows explain."""
+    """Standard deviation of the contrast between starts, beyond what the rows explain."""
     w: float
-    """Standard deviation of the contrast within a restart × √rows an arm."""
+    """Standard deviation of the contrast within a restart, × √(rows of an arm)."""
     autocorrelation: float
-    """Of neighbouring requests to one arm."""
+    """Correlation of neighbouring requests to one arm."""
     gain: float | None
-    """`switchback`: lower 80 % bound of what the queue makes of 1 % of service time."""
+    """`switchback`: lower 80 % bound of the factor by which the queue multiplies a change of
+    service time.
+    """
     reference_us: float
+    """The statistic itself in microseconds, over all arms."""
 
 
 @dataclass(frozen=True)
 class PilotLevel:
+    """The noise at one level."""
+
     level: Level
     seconds: float
-    """Of one restart, spent at this level."""
+    """Mean duration of the level in one restart."""
     keys: tuple[tuple[str, str], ...]
-    """(metric, statistic)"""
+    """(metric, statistic) of the q columns below."""
     noise: Mapping[tuple[str, str], Noise]
+    """Noise of each of them."""
     contrasts: Matrix
-    """(K, q) position-adjusted contrasts of candidate and reference, which are one model here"""
+    """(K, q) position-adjusted contrasts of candidate and reference, which are one model here."""
     within: Matrix
-    """(q, q) covariance of the contrast that a restart's own rows explain"""
+    """(q, q) covariance of the contrast that a restart's own rows explain."""
 
 
 @dataclass(frozen=True)
 class Pilot:
+    """The noise that a plan's size is computed from."""
+
     plan: Plan
+    """The pilot's own plan."""
     evidence_digest: str
+    """SHA-256 of the manifest of its evidence."""
     restarts: int
+    """Number of restarts that count."""
     start_s: float
-    """A start of the servers, and whatever else is no request."""
+    """Seconds of a restart without its requests: the start of the servers."""
     levels: Mapping[str, PilotLevel]
+    """Levels by their names."""
 
     def to_json(self) -> str:
-        """pilot.json: what the plan was computed from, for whoever wants to compute it again."""
+        """Return pilot.json: what the plan was computed from, so that it can be checked."""
         return (
             json.dumps(
                 {
@@ -85,7 +105,7 @@ class Pilot:
                     "restarts": self.restarts,
                     "start_s": round(self.start_s, 3),
                     "capacity_per_s": self.plan.capacity_per_s,
-                    "levels": {name: _described(level) for name, level in self.levels.items()},
+                    "levels": {name: _level_to_json(level) for name, level in self.levels.items()},
                 },
                 indent=1,
             )
@@ -93,70 +113,80 @@ class Pilot:
         )
 
 
-def _described(found: PilotLevel) -> dict[str, Any]:
+def _level_to_json(pilot: PilotLevel) -> dict[str, Any]:
+    statistics = {}
+    for (metric, name), noise in pilot.noise.items():
+        statistics[f"{metric}.{name}"] = {
+            key: None if value is None else float(f"{value:.6g}")
+            for key, value in vars(noise).items()
+        }
     return {
-        "seconds": round(found.seconds, 3),
-        "tuples": found.level.tuples,
-        "slice_requests": found.level.slice_requests,
-        "sets": found.level.sets,
-        "statistics": {
-            f"{metric}.{name}": {
-                key: None if value is None else float(f"{value:.6g}")
-                for key, value in vars(noise).items()
-            }
-            for (metric, name), noise in found.noise.items()
-        },
+        "seconds": round(pilot.seconds, 3),
+        "tuples": pilot.level.tuples,
+        "slice_requests": pilot.level.slice_requests,
+        "sets": pilot.level.sets,
+        "statistics": statistics,
     }
 
 
 def read_pilot(folder: Path) -> Pilot:
-    """The noise in a sealed A/A run; BadInput if its arms are not one model or its restarts too
-    few, EvidenceRejected if it is not sound.
+    """Return the noise in a sealed A/A run.
+
+    Raise BadInput if its arms are not one model or its restarts too few, EvidenceRejected if the
+    evidence is not sound.
     """
     check_manifest(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    _check_same(folder, plan)
+    _check_is_a_a(folder, plan)
     lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
-    kept = [start for start in starts if not start.dropped]
-    if len(kept) < FEWEST_PILOT_RESTARTS:
+    counted = [start for start in starts if not start.dropped]
+    if len(counted) < FEWEST_PILOT_RESTARTS:
         raise BadInput(
-            f"{folder} holds {len(kept)} restarts that count; a pilot needs"
+            f"{folder} holds {len(counted)} restarts that count; a pilot needs"
             f" {FEWEST_PILOT_RESTARTS}."
         )
+    samples = _read_samples(folder, plan, counted)
+    levels = {}
+    for level in plan.levels:
+        readings = collect_readings(plan, level, lines)
+        levels[level.name] = _pilot_level(plan, level, readings, samples[level.name])
+    measured_s = np.sum([samples[level.name].seconds for level in plan.levels], axis=0)
+    start_s = float(np.mean(np.array([start.seconds for start in counted]) - measured_s))
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return Pilot(plan, digest, len(counted), max(0.0, start_s), levels)
+
+
+@dataclass
+class _Samples:
+    """What the rows of a level show, with one entry for each restart."""
+
+    seconds: list[float] = field(default_factory=list)
+    within: list[Matrix] = field(default_factory=list)
+    """(q, q) covariances of the contrast; none at the level `capacity`."""
+    autocorrelation: list[float] = field(default_factory=list)
+    """Likewise."""
+
+
+def _read_samples(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> dict[str, _Samples]:
     requests = Requests(folder)
-    seconds: dict[str, list[float]] = {level.name: [] for level in plan.levels}
-    within: dict[str, list[Matrix]] = {level.name: [] for level in plan.levels}
-    correlation: dict[str, list[float]] = {level.name: [] for level in plan.levels}
-    for start in kept:
+    samples = {level.name: _Samples() for level in plan.levels}
+    for start in starts:
         rows = requests.of(start.restart)
         rng = np.random.default_rng(start.restart)
         for level in plan.levels:
-            here = at_level(rows, level.name)
-            seconds[level.name].append(
-                (int(here["done_ns"].max()) - int(here["scheduled_ns"].min())) / 1e9
-            )
+            level_rows = at_level(rows, level.name)
+            duration_ns = int(level_rows["done_ns"].max()) - int(level_rows["scheduled_ns"].min())
+            sample = samples[level.name]
+            sample.seconds.append(duration_ns / 1e9)
             if level.kind != "capacity":
-                within[level.name].append(_resampled(plan, level, here, rng))
-                correlation[level.name].append(_autocorrelation(plan, level, here))
-    levels = {}
-    for level in plan.levels:
-        found = collect_readings(plan, level, lines)
-        levels[level.name] = _level(
-            plan,
-            level,
-            found,
-            float(np.mean(seconds[level.name])),
-            within[level.name],
-            correlation[level.name],
-        )
-    measured = np.sum([seconds[level.name] for level in plan.levels], axis=0)
-    start_s = float(np.mean(np.array([start.seconds for start in kept]) - measured))
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return Pilot(plan, digest, len(kept), max(0.0, start_s), levels)
+                sample.within.append(_covariance_within(plan, level, level_rows, rng))
+                sample.autocorrelation.append(_autocorrelation(plan, level, level_rows))
+    return samples
 
 
-def _check_same(folder: Path, plan: Plan) -> None:
+def _check_is_a_a(folder: Path, plan: Plan) -> None:
+    """Raise BadInput unless all claimed arms are one model."""
     models = loaded_models(folder)
     arms = [plan.arms[i] for i in plan.claimed_arms]
     digests = {
@@ -166,7 +196,7 @@ def _check_same(folder: Path, plan: Plan) -> None:
     if None in digests:
         raise BadInput(
             f"{folder}: environment.json does not say what every arm had loaded, so this cannot be"
-            " told to be an A/A run."
+            " known to be an A/A run."
         )
     if len(digests) != 1:
         raise BadInput(
@@ -175,131 +205,115 @@ def _check_same(folder: Path, plan: Plan) -> None:
         )
 
 
-def _claim(plan: Plan) -> dict[int, float]:
-    return dict.fromkeys(plan.indices("reference"), -0.5) | dict.fromkeys(
-        plan.indices("candidate"), 0.5
-    )
+def _contrast(plan: Plan) -> Matrix:
+    """Return the claim's weight of each claimed arm: candidates less references, half each."""
+    references = plan.indices("reference")
+    return np.array([-0.5 if arm in references else 0.5 for arm in plan.claimed_arms])
 
 
-def _level(
-    plan: Plan,
-    level: Level,
-    found: Readings,
-    seconds: float,
-    within: Sequence[Matrix],
-    correlation: Sequence[float],
-) -> PilotLevel:
-    keys = tuple(
-        (metric, name) for metric, name in claimable(level) if ("plain", metric, name) in found.logs
-    )
-    arms = plan.claimed_arms
-    c = np.array([_claim(plan)[a] for a in arms])
-    contrasts = np.stack(
-        [
-            position_residuals(found.logs["plain", m, s][:, arms], found.positions[:, arms]) @ c
-            for m, s in keys
-        ],
-        axis=1,
-    )
-    covariance = np.mean(within, axis=0) if within else np.zeros((len(keys), len(keys)))
-    rows = _rows_an_arm(level)
+def _pilot_level(plan: Plan, level: Level, readings: Readings, samples: _Samples) -> PilotLevel:
+    keys = tuple(key for key in claimable(level) if ("plain", *key) in readings.logs)
+    arms, weights = plan.claimed_arms, _contrast(plan)
+    positions = readings.positions[:, arms]
+    logs = [readings.logs["plain", metric, name][:, arms] for metric, name in keys]
+    contrasts = np.stack([position_residuals(y, positions) @ weights for y in logs], axis=1)
+    within = np.zeros((len(keys), len(keys)))
+    autocorrelation = 0.0
+    if samples.within:
+        within = np.mean(samples.within, axis=0)
+        autocorrelation = float(np.mean(samples.autocorrelation))
     noise = {}
     for i, (metric, name) in enumerate(keys):
-        y = found.logs["plain", metric, name][:, arms]
-        e = y - y.mean(axis=1, keepdims=True)
-        effects = [e[found.positions[:, arms] == p].mean() for p in range(len(arms))]
+        deviations = logs[i] - logs[i].mean(axis=1, keepdims=True)
+        effects = [deviations[positions == p].mean() for p in range(len(arms))]
         total = float((contrasts[:, i] ** 2).sum() / (len(contrasts) - 2))
         noise[metric, name] = Noise(
             position_effect=float(max(effects) - min(effects)),
-            instance_sd=math.sqrt(max(0.0, total - covariance[i, i])),
-            w=math.sqrt(covariance[i, i] * rows),
-            autocorrelation=float(np.mean(correlation)) if correlation else 0.0,
-            gain=_gain(plan, level, found, metric, name),
-            reference_us=float(np.exp(y.mean())),
+            instance_sd=math.sqrt(max(0.0, total - within[i, i])),
+            w=math.sqrt(within[i, i] * _rows_per_arm(level)),
+            autocorrelation=autocorrelation,
+            gain=_gain(plan, level, readings, metric, name),
+            reference_us=float(np.exp(logs[i].mean())),
         )
-    return PilotLevel(level, seconds, keys, noise, contrasts, covariance)
+    seconds = float(np.mean(samples.seconds))
+    return PilotLevel(level, seconds, keys, noise, contrasts, within)
 
 
-def _rows_an_arm(level: Level) -> int:
+def _rows_per_arm(level: Level) -> int:
     return level.tuples * 3 // 4 if level.tuples else level.slice_requests * level.sets or 1
 
 
-def _gain(plan: Plan, level: Level, found: Readings, metric: str, name: str) -> float | None:
-    """log ratio of delayed and plain slices of the second reference / log(1 + d): its lower 80 %
-    bound, within what is allowed.
+def _gain(plan: Plan, level: Level, readings: Readings, metric: str, name: str) -> float | None:
+    """Return the lower 80 % bound of the gain, within what is allowed; None without slices.
+
+    The gain is the log ratio of delayed and plain slices of the second reference over log(1 + d),
+    where d is the delay.
     """
     if level.kind != "switchback":
         return None
-    [delayed], again = plan.indices("delayed"), plan.indices("reference")[1]
-    y = found.logs["plain", metric, name]
-    low, _ = plain_contrast((y[:, delayed] - y[:, again]) / math.log1p(plan.delay)).interval(0.6)
+    [delayed] = plan.indices("delayed")
+    second_reference = plan.indices("reference")[1]
+    y = readings.logs["plain", metric, name]
+    gains = (y[:, delayed] - y[:, second_reference]) / math.log1p(plan.delay)
+    low, _ = plain_contrast(gains).interval(0.6)
     return float(np.clip(low, 1.0, MOST_GAIN[level.percent]))
 
 
-def _resampled(
+def _covariance_within(
     plan: Plan, level: Level, rows: Mapping[str, Any], rng: np.random.Generator
 ) -> Matrix:
-    """(q, q) covariance of the contrast that one restart's own rows explain."""
+    """Return (q, q): the covariance of the contrast that one restart's own rows explain."""
     keys = [(m, s) for m, s in claimable(level) if m != "inference" or plan.server_timing]
-    plain = rows["slice_id"] >= PLAIN if level.kind == "switchback" else rows["slice_id"] == PLAIN
-    arms = plan.claimed_arms
-    table = {
-        metric: np.stack(
-            [
-                latencies_us(level, metric, rows)[plain & (rows["arm"] == plan.arms[a].name)]
-                for a in arms
-            ]
-        )
-        for metric in dict.fromkeys(metric for metric, _ in keys)
-    }
+    slice_ids = rows["slice_id"]
+    is_plain = slice_ids >= PLAIN if level.kind == "switchback" else slice_ids == PLAIN
+    chosen = [is_plain & (rows["arm"] == plan.arms[arm].name) for arm in plan.claimed_arms]
+    latencies = {}
+    for metric, _ in keys:
+        if metric not in latencies:
+            values = latencies_us(level, metric, rows)
+            latencies[metric] = np.stack([values[is_arm] for is_arm in chosen])
     sets = level.kind == "switchback" and level.sets >= FEWEST_SETS
-    return resampled_covariance(
-        table,
-        keys,
-        np.array([_claim(plan)[a] for a in arms]),
-        rng,
-        level.slice_requests if sets else 0,
-    )
+    slice_requests = level.slice_requests if sets else 0
+    return resampled_covariance(latencies, keys, _contrast(plan), rng, slice_requests)
 
 
 def resampled_covariance(
-    table: Mapping[str, Matrix],
+    latencies: Mapping[str, Matrix],
     keys: Sequence[tuple[str, str]],
     contrast: Matrix,
     rng: np.random.Generator,
     slice_requests: int = 0,
 ) -> Matrix:
-    """(q, q) covariance of Σ contrast · log statistic, by resampling blocks of neighbours from
-    latencies (arms, n) by metric.
+    """Return (q, q): the covariance of Σ contrast · log statistic, by a block bootstrap.
 
-    Blocks are neighbouring tuples, or, with `slice_requests`, whole sets of slices: a slice has a
-    speed of its own, which its rows know nothing of. Few sets scatter less than what they came
-    from, by (sets − 1)/sets, which is given back.
+    `latencies` are (arms, n) by metric, `keys` the q pairs of metric and statistic. Neighbouring
+    blocks are resampled together. With `slice_requests`, whole sets of slices are: a slice has a
+    speed of its own that its rows do not show. Few sets scatter less than the population that they
+    come from, by (sets − 1)/sets, which is corrected.
     """
-    count = next(iter(table.values())).shape[1]
-    size = slice_requests or min(BLOCK_TUPLES, count)
-    places = np.arange(0, count - size + 1, slice_requests or 1)
+    count = next(iter(latencies.values())).shape[1]
+    size = slice_requests or min(RESAMPLED_TOGETHER, count)
+    begins = np.arange(0, count - size + 1, slice_requests or 1)
     draws = np.zeros((RESAMPLES, len(keys)))
     for draw in range(RESAMPLES):
-        first = rng.choice(places, max(1, count // size))
-        chosen = (first[:, None] + np.arange(size)).ravel()
-        for metric, latencies in table.items():
-            quantiles = np.log(np.percentile(latencies[:, chosen], (50, 95, 99), axis=1))
-            found = dict(zip(("p50", "p95", "p99"), quantiles, strict=True)) | {
-                "mean": np.log(latencies[:, chosen].mean(axis=1))
-            }
-            for i, (m, name) in enumerate(keys):
-                if m == metric:
-                    draws[draw, i] = contrast @ found[name]
+        drawn = rng.choice(begins, max(1, count // size))
+        chosen = (drawn[:, None] + np.arange(size)).ravel()
+        logs = {metric: _log_statistics(us[:, chosen]) for metric, us in latencies.items()}
+        draws[draw] = [contrast @ logs[metric][name] for metric, name in keys]
     covariance: Matrix = np.atleast_2d(np.cov(draws, rowvar=False))
-    return covariance * len(places) / (len(places) - 1) if slice_requests else covariance
+    return covariance * len(begins) / (len(begins) - 1) if slice_requests else covariance
+
+
+def _log_statistics(latencies: Matrix) -> dict[str, Matrix]:
+    """Return the log of each statistic, (arms,), of (arms, n) latencies."""
+    p50, p95, p99 = np.log(np.percentile(latencies, (50, 95, 99), axis=1))
+    return {"p50": p50, "p95": p95, "p99": p99, "mean": np.log(latencies.mean(axis=1))}
 
 
 def _autocorrelation(plan: Plan, level: Level, rows: Mapping[str, Any]) -> float:
     metric = "inference" if plan.server_timing else "end_to_end"
-    mine = (rows["arm"] == plan.arms[plan.indices("reference")[0]].name) & (
-        rows["slice_id"] >= PLAIN
-    )
-    x = np.log(latencies_us(level, metric, rows)[mine])
+    reference = plan.arms[plan.indices("reference")[0]].name
+    chosen = (rows["arm"] == reference) & (rows["slice_id"] >= PLAIN)
+    x = np.log(latencies_us(level, metric, rows)[chosen])
     x = x - x.mean()
     return float((x[1:] @ x[:-1]) / max(1e-30, x @ x))

@@ -182,3 +182,9 @@ def test_a_run_of_two_models_or_of_too_few_restarts_is_no_pilot(tmp_path: Path) 
         read_pilot(write_pilot(tmp_path / "few", restarts=8, levels=("unloaded",)))
     with pytest.raises(BadInput, match="does not say what every arm had loaded"):
         read_pilot(write_evidence(tmp_path / "unknown", restarts=12, control=False))
+
+
+def test_a_published_pilot_follows_from_its_evidence_byte_by_byte() -> None:
+    published = Path("evidence/published")
+    pilot = read_pilot(published / "same-base")
+    assert pilot.to_json() == (published / "twins-base" / "pilot.json").read_text()
