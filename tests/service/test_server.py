@@ -563,7 +563,7 @@ def test_an_invalid_address_is_refused_with_the_remedy(host: str) -> None:
         ([], 64, "ARTIFACT"),
         (["--no-such-option"], 64, "usage"),
         (["a=x", "a=y"], 64, "Two models are called 'a'"),
-        (["a", "--port", "99999"], 64, "--port 99999 is no port"),
+        (["a", "--port", "99999"], 64, "--port 99999 is not a port"),
     ],
 )
 def test_a_failed_start_exits_with_its_code_and_the_remedy(

@@ -150,7 +150,7 @@ async def test_a_changed_folder_is_reloaded_by_the_models_name(
     ("name", "body", "message"),
     [
         ("reviews", {"artifact": "/nowhere"}, "/nowhere"),
-        ("reviews", {"digest": "0" * 64}, "was asked for"),
+        ("reviews", {"digest": "0" * 64}, "the request names 0000"),
         ("second", {}, "artifact is missing: there is no model of that name to load again."),
     ],
 )
@@ -621,7 +621,7 @@ async def test_with_keys_every_host_name_is_accepted(artifact: Artifact, tmp_pat
             b'{"zanzibar": 1}',
             "application/json",
             422,
-            "The body has an unknown field; there are artifact, digest, default.",
+            "The body has an unknown field; known are artifact, digest, default.",
         ),
         (
             b'{"artifact": {"zanzibar": 1}}',
