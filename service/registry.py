@@ -17,6 +17,7 @@ from service.batching.batcher import Batcher, BatchStats
 from service.batching.queue import BatchLimits
 from service.classifier import Classifier
 from service.errors import InvalidInput, LoadInProgress, UnknownModel
+from service.host import cpu_time
 from service.loading import LoadOptions, load_engine
 from service.runtimes.auto import ON_A_GPU, Choice
 from service.settings import Settings
@@ -72,6 +73,7 @@ class ModelRegistry:
             max_queue_size=settings.max_queue_size,
             on_batch=self._count_batch,
             max_queue_s=settings.max_queue_s or settings.request_timeout_s,
+            cpu_clock=cpu_time.engine_ns,
         )
 
     def add(

@@ -29,6 +29,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from command import BUG, Unavailable
+from service.host import cpu_time
 from service.http.admin import build_admin
 from service.http.certificate import Certificate
 from service.http.context import HttpContext, RequestHooks, request_limits
@@ -167,7 +168,8 @@ def run(
         admin_keys = watched_keys(settings.admin_keys_file)
         admin_config = uvicorn_config(build_admin(context, admin_keys), policy, **tls)
         servers.append((_Server(admin_config), admin))
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    runner = asyncio.Runner(loop_factory=config.get_loop_factory())
+    with runner, cpu_time.excluded_thread():
         runner.run(serve(service, servers, policy, certificate))
     if hooks.shadow is not None:
         log.info("shadowed", extra=hooks.shadow.summary())

@@ -71,6 +71,7 @@ class _RunningBatch:
     rows: int
     length: int
     started_ns: int
+    started_cpu_ns: int
     is_full: bool
     """Whether texts that might have been in it had to wait."""
     finish: Callable[[], Collection[Any]]
@@ -112,6 +113,8 @@ class Batcher:
     on_batch: Callable[[BatchStats], None] = lambda batch: None
     """Called after each batch, in the thread that runs the models."""
     max_queue_s: float = math.inf
+    cpu_clock: Callable[[], int] = time.process_time_ns
+    """Returns the CPU time of the engine so far, in nanoseconds."""
 
     queue: Queue = field(init=False)
     is_broken: bool = field(default=False, init=False)
@@ -124,6 +127,7 @@ class Batcher:
     _alive: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     _finished_ns: int = field(default=0, init=False)
+    _finished_cpu_ns: int = field(default=0, init=False)
     _woken_ns: int = field(default=0, init=False)
     """When the thread was last given work after it had none."""
     _starting_ns: int | None = field(default=None, init=False)
@@ -384,6 +388,7 @@ class Batcher:
     def _start(self, batch: Batch) -> _RunningBatch | None:
         """Hand a batch to its model; return None if that failed and the failure was handled."""
         self._starting_ns = started_ns = time.monotonic_ns()
+        started_cpu_ns = self.cpu_clock()
         try:
             rows, length = self._shape(batch)
             items = [queued.item for queued in batch.items]
@@ -392,7 +397,9 @@ class Batcher:
             self._starting_ns = None
             self._handle_failure(batch, error)
             return None
-        running = _RunningBatch(batch, rows, length, started_ns, self.queue.left_behind, finish)
+        running = _RunningBatch(
+            batch, rows, length, started_ns, started_cpu_ns, self.queue.left_behind, finish
+        )
         self._running.append(running)
         self._starting_ns = None
         return running
@@ -417,18 +424,19 @@ class Batcher:
             return
         # A batch that was handed over while the one before was computed had to wait for that.
         begun_ns = max(running.started_ns, self._finished_ns)
+        begun_cpu_ns = max(running.started_cpu_ns, self._finished_cpu_ns)
         if batch.first.injected_delay:
             _spin(begun_ns, batch.first.injected_delay)
-        now = time.monotonic_ns()
-        inference_ns, size = now - begun_ns, len(batch.items)
+        now, cpu_now = time.monotonic_ns(), self.cpu_clock()
+        inference_ns, cpu_ns, size = now - begun_ns, cpu_now - begun_cpu_ns, len(batch.items)
         results = [
-            Result(value, begun_ns - queued.enqueued_ns, inference_ns, size, running.length)
+            Result(value, begun_ns - queued.enqueued_ns, inference_ns, cpu_ns, size, running.length)
             for value, queued in zip(values, batch.items, strict=True)
         ]
         # Counted before the answers are delivered: afterwards the event loop's thread and this one
         # compete for the interpreter.
         self._count(running, [result.queue_ns for result in results], inference_ns, now)
-        self._finished_ns = now
+        self._finished_ns, self._finished_cpu_ns = now, cpu_now
         deliver(batch.items, results)
         self._running.remove(running)
 

@@ -66,6 +66,8 @@ class Result:
     value: Any
     queue_ns: int
     inference_ns: int
+    inference_cpu_ns: int
+    """CPU time of its batch, from its start to its end, in all threads of the engine."""
     batch_size: int
     length: int
     """Tokens of each row of its batch, padding included."""

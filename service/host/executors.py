@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from service.errors import Overloaded
-from service.host import cpus
+from service.host import cpu_time, cpus
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
@@ -140,13 +140,14 @@ class Executor:
         job.steps.close()
 
     def _work(self) -> None:
-        while (job := self._take()) is not None:
-            unfinished = job.step()
-            with self._changed:
-                self._running -= 1
-                if unfinished:
-                    self._waiting.append(job)
-            del job  # It holds texts, which should not live while this thread waits.
+        with cpu_time.excluded_thread():
+            while (job := self._take()) is not None:
+                unfinished = job.step()
+                with self._changed:
+                    self._running -= 1
+                    if unfinished:
+                        self._waiting.append(job)
+                del job  # It holds texts, which should not live while this thread waits.
 
     def _take(self) -> _Job[Any] | None:
         """Return the next job, which then counts as running; None after IDLE_S without one."""

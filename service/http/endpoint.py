@@ -329,5 +329,6 @@ def server_timing(tokenize_ns: int, total_ns: int, slowest: Result) -> str:
         f"tokenize;dur={tokenize_ns / 1e6:.6f}, queue;dur={slowest.queue_ns / 1e6:.6f}, "
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size}'
         f' t={slowest.length}", '
+        f"cpu;dur={slowest.inference_cpu_ns / 1e6:.6f}, "
         f"total;dur={total_ns / 1e6:.6f}"
     )

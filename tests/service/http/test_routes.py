@@ -452,7 +452,7 @@ async def test_every_answer_has_its_stage_times_and_its_instance(artifact: Artif
         )
         other = await client.get("/livez")
     names = [part.strip().split(";")[0] for part in response.headers["server-timing"].split(",")]
-    assert names == ["tokenize", "queue", "inference", "total"]
+    assert names == ["tokenize", "queue", "inference", "cpu", "total"]
     assert 'desc="b=1 t=4"' in response.headers["server-timing"]
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json()["id"] == "classify-mine-1"
