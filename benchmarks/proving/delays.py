@@ -27,7 +27,7 @@ from proof.measuring.run import run_plan
 from proof.measuring.servers import pinned_cpus
 from proof.plans.plan import Arm, Plan
 from proof.plans.plan_file import read_plan, to_toml
-from proof.verdict.schema import Verdict, percent
+from proof.verdict.schema import Verdict, format_percent
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.05)
 
@@ -153,12 +153,12 @@ def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
         estimates = outcome.verdict.levels[level.name].statistics
         intervals = {}
         for estimate in estimates:
-            low, high = (percent(bound) for bound in estimate.interval)
-            cell = f"{percent(estimate.ratio)} ({low} to {high})"
+            low, high = (format_percent(bound) for bound in estimate.interval)
+            cell = f"{format_percent(estimate.ratio)} ({low} to {high})"
             intervals[estimate.metric, estimate.statistic] = cell
         cells = [intervals.get(key, "") for key in claimed]
         lines.append(
-            f"| {outcome.share:.0%} | {percent(outcome.true_ratio)} | {' | '.join(cells)} |"
+            f"| {outcome.share:.0%} | {format_percent(outcome.true_ratio)} | {' | '.join(cells)} |"
             f" {outcome.verdict.verdict} |"
         )
     return "\n".join(lines)

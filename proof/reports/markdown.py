@@ -76,7 +76,7 @@ def _describe_gates(level: LevelVerdict) -> str:
     if not failed:
         return f"All {len(level.gates)} gates hold."
     return "Gates that failed: " + "; ".join(
-        f"{_escape(gate.name)}: {_escape(gate.found)}" for gate in failed
+        f"{_escape(gate.name)}: {_escape(gate.measured)}" for gate in failed
     )
 
 

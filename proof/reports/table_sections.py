@@ -155,7 +155,7 @@ def _gates_table(level: str, gates: Sequence[Gate]) -> Table:
         [
             Cell("holds", "good") if gate.passed else Cell("FAILED", "bad"),
             gate.name,
-            _with_minus_signs(gate.found),
+            _with_minus_signs(gate.measured),
         ]
         for gate in gates
     ]

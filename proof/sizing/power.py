@@ -1,10 +1,10 @@
 """
-How many restarts of which size a claim needs on a machine as noisy as the pilot found it.
+Number and size of the restarts that a claim needs on a machine with the pilot's noise.
 
-Contrasts are drawn from a normal law with the pilot's covariance, enlarged to its upper 80 % bound:
-the plain estimate would under-power half of the plans. A plan is enough when all its statistics
-together come out inside their margins as often as asked, with the two models equal, and the
-delayed arm is told apart in the same run: a claim that holds in a run that is void is no claim.
+Contrasts are drawn from a normal distribution with the pilot's covariance, enlarged to its upper
+80 % bound: with the plain estimate half of the plans would lack power. A plan is large enough when
+two equal models come out inside all margins as often as asked, and the delayed arm is detected in
+the same run: a claim that holds in an invalid run is no claim.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag
 from scipy.stats import chi2
 
 from command import BadInput
@@ -24,85 +25,76 @@ from proof.plans.plan import FEWEST_RESTARTS, Level, Plan
 from proof.sizing.pilot import Pilot, PilotLevel
 
 DRAWS = 4000
-# What the power of telling the delayed arm apart is called.
-CONTROL = "the delayed arm told apart"
+"""Number of simulated runs."""
+CONTROL = "the delayed arm detected"
+"""How messages call the power of detecting the delayed arm."""
 RESTARTS = range(FEWEST_RESTARTS, 49, 4)
-# A level's size in the plan, in multiples of its size in the pilot.
+"""Numbers of restarts that are considered."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Sizes of a level that are considered, in multiples of its size in the pilot."""
 
 
 @dataclass(frozen=True)
 class SampleSize:
-    """A size that was considered."""
+    """A number of restarts with a size for each level, and the power that they have."""
 
     restarts: int
     sizes: Mapping[str, int]
+    """Size of each level, in multiples of its size in the pilot."""
     minutes: float
+    """Duration of the run."""
     power: float
-    """That all statistics come out inside their margins and the delayed arm is told apart, the
-    models being equal.
-    """
+    """Probability that equal models come out inside all margins and the delayed arm is detected."""
     power_at_quarter: float
-    """The same with every ratio a quarter of its margin away."""
-    alone: Mapping[str, float]
-    """Power of each statistic by itself, and of telling the delayed arm apart at each level."""
+    """The same with every ratio a quarter of its margin away from 1."""
+    power_by_part: Mapping[str, float]
+    """Power of each statistic by itself, and of detecting the delayed arm at each level."""
 
 
 def size_plan(
     pilot: Pilot, template: Plan, power: float, minutes: float, floor_us: float = 0.0
 ) -> tuple[Plan, SampleSize]:
-    """The template's claim at the size with the fewest minutes; BadInput if it cannot be afforded,
-    saying what could.
+    """Return the template's claim at the size with the fewest minutes, and that size.
 
-    `floor_us`: no margin is tighter than so many microseconds.
+    `floor_us` is a lower bound for every margin, in microseconds. Raise BadInput if the size takes
+    more than `minutes`; the message states what would be needed.
     """
     plan = _with_gains_and_floor(pilot, template, floor_us)
-    offers = [
-        offer
-        for restarts in RESTARTS
-        if (offer := _offer(pilot, plan, restarts, power)) is not None
-    ]
-    good = [offer for offer in offers if offer.power >= power]
-    best = min(good, key=lambda o: o.minutes) if good else max(offers, key=lambda o: o.power)
-    if not good or best.minutes > minutes:
-        weakest = min(best.alone, key=best.alone.__getitem__)
-        need = (
-            f"{best.minutes:.0f} minutes"
-            if good
-            else (
-                f"more than {best.minutes:.0f} minutes, which give a power of {best.power:.0%} only"
-            )
-        )
+    sizes = [_smallest_size(pilot, plan, restarts, power) for restarts in RESTARTS]
+    sufficient = [size for size in sizes if size.power >= power]
+    if sufficient:
+        best = min(sufficient, key=lambda size: size.minutes)
+        need = f"{best.minutes:.0f} minutes"
+    else:
+        best = max(sizes, key=lambda size: size.power)
+        need = f"more than {best.minutes:.0f} minutes, which give a power of {best.power:.0%} only"
+    if not sufficient or best.minutes > minutes:
+        weakest = min(best.power_by_part, key=best.power_by_part.__getitem__)
         raise BadInput(
             f"This claim needs {need}; {minutes:.0f} can be spent. What is hardest to show is"
-            f" {weakest} ({best.alone[weakest]:.0%} alone): widen its margin, leave it out, or"
-            " allow more --minutes."
+            f" {weakest} ({best.power_by_part[weakest]:.0%} alone): widen its margin, leave it out,"
+            " or allow more --minutes."
         )
     levels = tuple(
         _sized(level, pilot.levels[level.name].level, best.sizes[level.name])
         for level in plan.levels
     )
-    digest = hashlib.sha256(pilot.to_json().encode()).hexdigest()
-    capacity = template.capacity_per_s or pilot.plan.capacity_per_s
-    texts = (
-        hashlib.sha256(template.texts.read_bytes()).hexdigest()
-        if template.texts.is_file()
-        else None
+    texts_sha256 = None
+    if template.texts.is_file():
+        texts_sha256 = hashlib.sha256(template.texts.read_bytes()).hexdigest()
+    sized = replace(
+        plan,
+        restarts=best.restarts,
+        levels=levels,
+        pilot=hashlib.sha256(pilot.to_json().encode()).hexdigest(),
+        capacity_per_s=template.capacity_per_s or pilot.plan.capacity_per_s,
+        texts_sha256=texts_sha256,
     )
-    return (
-        replace(
-            plan,
-            restarts=best.restarts,
-            levels=levels,
-            pilot=digest,
-            capacity_per_s=capacity,
-            texts_sha256=texts,
-        ),
-        best,
-    )
+    return sized, best
 
 
 def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan:
+    """Return the plan with the pilot's gains, and no margin below the floor."""
     levels = []
     for level in template.levels:
         if level.name not in pilot.levels:
@@ -111,50 +103,46 @@ def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan
                 f" nothing; it has {', '.join(pilot.levels)}."
             )
         noise = pilot.levels[level.name].noise
-        margins = {
-            m: {s: round(max(v, floor_us / noise[m, s].reference_us), 6) for s, v in of.items()}
-            for m, of in level.margins.items()
-        }
-        gains = (
-            {
-                m: {s: math.floor(100 * (noise[m, s].gain or 1.0)) / 100 for s in of}
-                for m, of in level.margins.items()
-            }
-            if level.kind == "switchback"
-            else {}
-        )
+        margins: dict[str, dict[str, float]] = {}
+        gains: dict[str, dict[str, float]] = {}
+        for metric, statistics in level.margins.items():
+            for name, margin in statistics.items():
+                floor = floor_us / noise[metric, name].reference_us
+                margins.setdefault(metric, {})[name] = round(max(margin, floor), 6)
+                if level.kind == "switchback":
+                    gain = noise[metric, name].gain or 1.0
+                    gains.setdefault(metric, {})[name] = math.floor(100 * gain) / 100
         levels.append(replace(level, margins=margins, gains=gains))
     return replace(template, levels=tuple(levels))
 
 
-def _offer(pilot: Pilot, plan: Plan, restarts: int, power: float) -> SampleSize | None:
-    """The smallest sizes with which `restarts` restarts are enough, each level sharing in the joint
-    power; the largest if none is.
+def _smallest_size(pilot: Pilot, plan: Plan, restarts: int, power: float) -> SampleSize:
+    """Return the smallest sizes with which this number of restarts is enough.
+
+    Each level gets an equal share of the joint power; then the weakest grows until the joint power
+    is reached. The sizes are the largest ones if none are enough.
     """
-    each = power ** (1 / len(plan.levels))
+    power_per_level = power ** (1 / len(plan.levels))
     sizes = {}
     for level in plan.levels:
         powers = {size: _power(pilot, plan, [(level, size)], restarts)[0] for size in SIZES}
-        enough = [size for size in SIZES if powers[size] >= each]
+        enough = [size for size in SIZES if powers[size] >= power_per_level]
         sizes[level.name] = enough[0] if enough else SIZES[-1]
     while True:
-        joint, alone = _power(
-            pilot, plan, [(level, sizes[level.name]) for level in plan.levels], restarts
-        )
-        larger = [name for name, size in sizes.items() if size != SIZES[-1]]
-        if joint >= power or not larger:
+        sized = [(level, sizes[level.name]) for level in plan.levels]
+        joint, by_part = _power(pilot, plan, sized, restarts)
+        can_grow = [name for name, size in sizes.items() if size != SIZES[-1]]
+        if joint >= power or not can_grow:
             break
-        weakest = min(
-            larger, key=lambda name: min(v for k, v in alone.items() if k.startswith(f"{name} "))
-        )
+        weakest = min(can_grow, key=lambda name: _power_of_level(by_part, name))
         sizes[weakest] = SIZES[SIZES.index(sizes[weakest]) + 1]
-    quarter, _ = _power(
-        pilot, plan, [(level, sizes[level.name]) for level in plan.levels], restarts, quarter=True
-    )
-    seconds = pilot.start_s + sum(
-        pilot.levels[level.name].seconds * sizes[level.name] for level in plan.levels
-    )
-    return SampleSize(restarts, sizes, restarts * seconds / 60, joint, quarter, alone)
+    at_quarter, _ = _power(pilot, plan, sized, restarts, quarter=True)
+    seconds = pilot.start_s + sum(pilot.levels[level.name].seconds * size for level, size in sized)
+    return SampleSize(restarts, sizes, restarts * seconds / 60, joint, at_quarter, by_part)
+
+
+def _power_of_level(power_by_part: Mapping[str, float], level: str) -> float:
+    return min(power for part, power in power_by_part.items() if part.startswith(f"{level} "))
 
 
 def _power(
@@ -164,84 +152,80 @@ def _power(
     restarts: int,
     quarter: bool = False,
 ) -> tuple[float, dict[str, float]]:
-    """(joint power, power of each statistic alone) over simulated runs."""
-    parts = [
-        _covariance(pilot, pilot.levels[level.name], [(m, s) for m, s, _ in level.claimed], size)
-        for level, size in sized
-    ]
-    names = [f"{level.name} {m} {s}" for level, _ in sized for m, s, _ in level.claimed]
-    bounds = np.array([math.log1p(margin) for level, _ in sized for _, _, margin in level.claimed])
-    root = np.zeros((len(bounds), len(bounds)))
-    at = 0
-    for part in parts:
-        values, vectors = np.linalg.eigh(part)
-        root[at : at + len(part), at : at + len(part)] = vectors * np.sqrt(np.clip(values, 0, None))
-        at += len(part)
+    """Return the joint power over simulated runs, and the power of each part alone."""
+    covariances, parts, margins = [], [], []
+    for level, size in sized:
+        keys = [(metric, name) for metric, name, _ in level.claimed]
+        covariances.append(_covariance(pilot, pilot.levels[level.name], keys, size))
+        parts += [f"{level.name} {metric} {name}" for metric, name in keys]
+        margins += [margin for *_, margin in level.claimed]
+    bounds = np.array([math.log1p(margin) for margin in margins])
+    root = block_diag(*[_root(covariance) for covariance in covariances])
     rng = np.random.default_rng(restarts)
-    draws = rng.standard_normal((DRAWS, restarts, len(bounds))) @ root.T + (
-        bounds / 4 if quarter else 0.0
-    )
-    reach = t_quantile(0.95, restarts - 2) * draws.std(axis=1, ddof=1) / math.sqrt(restarts)
-    inside = np.abs(draws.mean(axis=1)) + reach < bounds
-    alone = dict(zip(names, inside.mean(axis=0).tolist(), strict=True))
-    good = inside.all(axis=1)
+    contrasts = rng.standard_normal((DRAWS, restarts, len(bounds))) @ root.T
+    contrasts += bounds / 4 if quarter else 0.0
+    error = contrasts.std(axis=1, ddof=1) / math.sqrt(restarts)
+    reach = t_quantile(0.95, restarts - 2) * error
+    inside = np.abs(contrasts.mean(axis=1)) + reach < bounds
+    power_by_part = dict(zip(parts, inside.mean(axis=0).tolist(), strict=True))
+    succeeds = inside.all(axis=1)
     for level, size in sized:
         detected = _detected(pilot, plan, level, size, restarts, rng)
-        alone[f"{level.name} {CONTROL}"] = float(detected.mean())
-        good &= detected
-    return float(good.mean()), alone
+        power_by_part[f"{level.name} {CONTROL}"] = float(detected.mean())
+        succeeds &= detected
+    return float(succeeds.mean()), power_by_part
+
+
+def _root(covariance: Matrix) -> Matrix:
+    """Return a square root of a covariance, (q, q)."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: Matrix = vectors * np.sqrt(np.clip(values, 0, None))
+    return root
 
 
 def _detected(
     pilot: Pilot, plan: Plan, level: Level, size: int, restarts: int, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """(DRAWS,): whether the delayed arm is seen beyond its margin, by one statistic at least, as
-    the judge asks it.
-    """
-    seen_in = plan.control_statistics(level)
-    # One copy against one, not two against two: twice the variance. In control tuples, a quarter of
+    """Return (DRAWS,): whether at least one statistic shows the delayed arm beyond its margin."""
+    statistics = plan.control_statistics(level)
+    # One copy against one, not two against two: twice the variance. In control blocks, a quarter of
     # all, three times that of the rows.
     covariance = _covariance(
         pilot,
         pilot.levels[level.name],
-        [item[:2] for item in seen_in],
+        [(metric, name) for metric, name, _ in statistics],
         size,
         between=2,
         within=6 if level.tuples else 2,
     )
-    values, vectors = np.linalg.eigh(covariance)
-    gains = [level.gains.get(metric, {}).get(name, 1.0) for metric, name, _ in seen_in]
+    gains = [level.gains.get(metric, {}).get(name, 1.0) for metric, name, _ in statistics]
+    bounds = [math.log1p(margin) for *_, margin in statistics]
     effect = np.array(gains) * math.log1p(plan.delay)
-    draws = (
-        rng.standard_normal((DRAWS, restarts, len(seen_in)))
-        @ (vectors * np.sqrt(np.clip(values, 0, None))).T
-        + effect
-    )
-    reach = (
-        t_quantile(1 - 0.05 / len(seen_in), restarts - 2)
-        * draws.std(axis=1, ddof=1)
-        / math.sqrt(restarts)
-    )
-    seen: npt.NDArray[np.bool_] = (
-        draws.mean(axis=1) - reach > [math.log1p(margin) for *_, margin in seen_in]
-    ).any(axis=1)
-    return seen
+    draws = rng.standard_normal((DRAWS, restarts, len(statistics)))
+    contrasts = draws @ _root(covariance).T + effect
+    error = contrasts.std(axis=1, ddof=1) / math.sqrt(restarts)
+    reach = t_quantile(1 - 0.05 / len(statistics), restarts - 2) * error
+    detected: npt.NDArray[np.bool_] = (contrasts.mean(axis=1) - reach > bounds).any(axis=1)
+    return detected
 
 
 def _covariance(
     pilot: Pilot,
-    found: PilotLevel,
+    level: PilotLevel,
     keys: Sequence[tuple[str, str]],
     size: int,
     between: float = 1,
     within: float = 1,
 ) -> Matrix:
-    """(q, q) of one restart's contrasts: what differs from start to start stays, what a restart's
-    rows explain shrinks with them.
+    """Return (q, q): the covariance of one restart's contrasts at a size.
+
+    The part that differs from start to start stays; the part that a restart's rows explain shrinks
+    with their number. `between` and `within` are factors of the two parts.
     """
-    chosen = [found.keys.index(key) for key in keys]
-    total = found.contrasts.T @ found.contrasts / (pilot.restarts - 2)
-    total, of_rows = total[np.ix_(chosen, chosen)], found.within[np.ix_(chosen, chosen)]
+    chosen = [level.keys.index(key) for key in keys]
+    of_contrasts = level.contrasts.T @ level.contrasts / (pilot.restarts - 2)
+    total = of_contrasts[np.ix_(chosen, chosen)]
+    of_rows = level.within[np.ix_(chosen, chosen)]
     values, vectors = np.linalg.eigh(total - of_rows)
     of_starts = (vectors * np.clip(values, 0, None)) @ vectors.T
     enlarged = (pilot.restarts - 1) / float(chi2.ppf(0.2, pilot.restarts - 1))
@@ -257,8 +241,8 @@ def _sized(level: Level, pilot: Level, size: int) -> Level:
     return replace(level, tuples=pilot.tuples * size)
 
 
-def describe(pilot: Pilot, offer: SampleSize) -> str:
-    """The pilot's noise and the size that was found; for a terminal."""
+def describe(pilot: Pilot, size: SampleSize) -> str:
+    """Return the pilot's noise and the chosen size as lines for a terminal."""
     lines = [f"pilot: {pilot.restarts} restarts, a start takes {pilot.start_s:.1f} s"]
     for name, level in pilot.levels.items():
         lines.append(f"level {name}: {level.seconds:.1f} s a restart")
@@ -269,9 +253,9 @@ def describe(pilot: Pilot, offer: SampleSize) -> str:
                 f" instance sd {noise.instance_sd:.2%}, w {noise.w:.1%}, autocorrelation"
                 f" {noise.autocorrelation:.2f}{gain}"
             )
-    sizes = ", ".join(f"{name} × {size}" for name, size in offer.sizes.items())
+    levels = ", ".join(f"{name} × {multiple}" for name, multiple in size.sizes.items())
     lines.append(
-        f"plan: {offer.restarts} restarts, {sizes}: {offer.minutes:.0f} minutes, power"
-        f" {offer.power:.0%} at ratio 1, {offer.power_at_quarter:.0%} at a quarter of every margin"
+        f"plan: {size.restarts} restarts, {levels}: {size.minutes:.0f} minutes, power"
+        f" {size.power:.0%} at ratio 1, {size.power_at_quarter:.0%} at a quarter of every margin"
     )
     return "\n".join(lines)

@@ -1,10 +1,10 @@
 """
-Judges a sealed run from its folder alone.
+The judge: decides on a sealed run from its folder alone.
 
     equivalent       every claimed 90 % interval lies inside its margin (not-slower, where that is
                      the claim)
-    not-equivalent   some claimed interval, corrected for their number, lies wholly outside
-    inconclusive     neither; also too few restarts. Never rounded up.
+    not-equivalent   a claimed interval, corrected for their number, lies wholly outside
+    inconclusive     neither, or too few restarts; never rounded up
     invalid          a gate failed: the run could not have shown what it claims
 
     check_manifest → audit (rows against plan) → readings → judge_level for each → the worst of them
@@ -36,22 +36,27 @@ from proof.verdict.schema import (
     Contrast,
     Control,
     Gate,
+    Interval,
     LevelVerdict,
     Outcome,
     PlanName,
     RunName,
     Statistic,
     Verdict,
-    percent,
+    format_interval,
+    format_percent,
+    metric_label,
     read_run,
 )
 
-# The two-sided confidence that two one-sided 5 % tests amount to.
 CONFIDENCE = 0.90
-# Within which the delayed arm's own time must hold the delay.
+"""Two-sided confidence that two one-sided tests at 5 % amount to."""
 DELAY_CONFIDENCE = 0.995
-# Restarts below which no interval is worth its name.
+"""Confidence of the interval in which the delayed arm's own time must hold the delay."""
+DRIFT_CONFIDENCE = 0.99
+"""Confidence of the interval of the drift within restarts."""
 FEWEST_FOR_INTERVAL = 4
+"""Fewest restarts for which intervals are estimated."""
 
 WORST_LAST: tuple[Outcome, ...] = (
     "equivalent",
@@ -79,22 +84,18 @@ def judge_run(folder: Path) -> Verdict:
 def judge_lines(
     folder: Path, plan: Plan, starts: Sequence[RestartRecord], lines: Sequence[Mapping[str, Any]]
 ) -> Verdict:
-    """The verdict that follows from the lines of restarts.csv."""
+    """Return the verdict that follows from the lines of restarts.csv."""
     run = read_run(folder / "run.json", plan.digest)
-    return judge_readings(
-        plan,
-        starts,
-        {level.name: collect_readings(plan, level, lines) for level in plan.levels},
-        run,
-    )
+    readings = {level.name: collect_readings(plan, level, lines) for level in plan.levels}
+    return judge_readings(plan, starts, readings, run)
 
 
 def judge_readings(
-    plan: Plan, starts: Sequence[RestartRecord], found: dict[str, Readings], run: RunName
+    plan: Plan, starts: Sequence[RestartRecord], readings: Mapping[str, Readings], run: RunName
 ) -> Verdict:
-    """The verdict that follows from each level's numbers."""
+    """Return the verdict that follows from each level's numbers."""
     levels = {
-        level.name: judge_level(plan, level, found[level.name], starts) for level in plan.levels
+        level.name: judge_level(plan, level, readings[level.name], starts) for level in plan.levels
     }
     worst = max((level.verdict for level in levels.values()), key=WORST_LAST.index)
     return Verdict(
@@ -109,92 +110,99 @@ def judge_readings(
 
 
 def judge_level(
-    plan: Plan, level: Level, found: Readings, starts: Sequence[RestartRecord]
+    plan: Plan, level: Level, readings: Readings, starts: Sequence[RestartRecord]
 ) -> LevelVerdict:
-    """One level's verdict, with everything it rests on."""
-    kept = len(found.restarts)
+    """Return one level's verdict, with everything that it rests on."""
+    counted = len(readings.restarts)
     gates = [_dropped_gate(starts)]
-    judged: list[Statistic] = []
-    same: list[Contrast] = []
+    statistics: list[Statistic] = []
+    same_model: list[Contrast] = []
     controls: list[Control] = []
-    if kept >= FEWEST_FOR_INTERVAL:
-        judged = [
-            _statistic(plan, level, found, metric, name, margin)
+    if counted >= FEWEST_FOR_INTERVAL:
+        statistics = [
+            _statistic(plan, level, readings, metric, name, margin)
             for metric, name, margin in level.claimed
         ]
         for role in ("reference", "candidate"):
-            contrasts = _same_model(plan, level, found, role)
-            same += contrasts
+            contrasts = _same_model(plan, level, readings, role)
+            same_model += contrasts
             gates.append(_same_model_gate(plan, role, contrasts))
-        controls = _delayed(plan, level, found) + _kept_decoder(plan, level, found)
-        gates += _control_gates(plan, level, controls) + _drift_gate(plan, level, found)
+        controls = _delayed(plan, level, readings) + _kept_decoder(plan, level, readings)
+        gates += _control_gates(plan, controls) + _drift_gate(level, readings)
     breached = [gate.name for gate in gates if not gate.passed]
-    not_slower, equivalent = (
-        bool(judged) and all(getattr(item, name) for item in judged)
-        for name in ("not_slower", "equivalent")
-    )
-    outside = {item.outside for item in judged if item.outside} - (
-        {"faster"} if plan.claim == "non-inferiority" else set()
-    )
-    enough = kept >= FEWEST_RESTARTS and kept >= plan.restarts
-    word: Outcome = "inconclusive"
+    outside = {item.outside for item in statistics if item.outside}
+    if plan.claim == "non-inferiority":
+        outside -= {"faster"}
+    not_slower = bool(statistics) and all(item.not_slower for item in statistics)
+    equivalent = bool(statistics) and all(item.equivalent for item in statistics)
+    enough = counted >= FEWEST_RESTARTS and counted >= plan.restarts
+    outcome: Outcome = "inconclusive"
     if breached:
-        word = "invalid"
+        outcome = "invalid"
     elif outside:
-        word = "not-equivalent"
+        outcome = "not-equivalent"
     elif enough and plan.claim == "equivalence" and equivalent:
-        word = "equivalent"
+        outcome = "equivalent"
     elif enough and plan.claim == "non-inferiority" and not_slower:
-        word = "not-slower"
+        outcome = "not-slower"
     return LevelVerdict(
-        verdict=word,
+        verdict=outcome,
         not_slower=not_slower,
         equivalent=equivalent,
         direction="/".join(sorted(outside)) or None,
         breached=breached,
         restarts_planned=plan.restarts,
-        restarts_kept=kept,
-        restarts_dropped=len(starts) - kept,
-        statistics=judged,
-        same_model=same,
+        restarts_kept=counted,
+        restarts_dropped=len(starts) - counted,
+        statistics=statistics,
+        same_model=same_model,
         controls=controls,
         gates=gates,
     )
 
 
 def _contrast(
-    found: Readings, key: Key, arms: Sequence[int], weights: dict[int, float]
+    readings: Readings, key: Key, arms: Sequence[int], weights: Mapping[int, float]
 ) -> tuple[Estimate, Matrix]:
-    """The estimate of Σ weight · log statistic, and its value in each restart.
+    """Return the estimate of Σ weight · log statistic, and its value in each restart.
 
-    All of `arms`, one at each load position, say how much load position does; `weights` sums to
-    zero.
+    `arms`, one at each load position, show the effect of load position; `weights` sum to zero.
     """
-    y, c = found.logs[key][:, arms], np.array([weights.get(a, 0.0) for a in arms])
-    return adjusted_contrast(y, found.positions[:, arms], c), y @ c
+    y, contrast = readings.logs[key][:, arms], np.array([weights.get(arm, 0.0) for arm in arms])
+    return adjusted_contrast(y, readings.positions[:, arms], contrast), y @ contrast
+
+
+def _ratio_interval(estimate: Estimate, confidence: float) -> Interval:
+    low, high = estimate.interval(confidence)
+    return math.exp(low), math.exp(high)
+
+
+def _corrected_confidence(tests: int) -> float:
+    """Return the confidence of an interval that is corrected for a number of one-sided tests."""
+    return 1 - 2 * 0.05 / tests
 
 
 def _statistic(
-    plan: Plan, level: Level, found: Readings, metric: str, name: str, margin: float
+    plan: Plan, level: Level, readings: Readings, metric: str, name: str, margin: float
 ) -> Statistic:
-    """The claim: half of both candidates less half of both references."""
-    weights = dict.fromkeys(plan.indices("reference"), -0.5) | dict.fromkeys(
-        plan.indices("candidate"), 0.5
-    )
-    estimate, differences = _contrast(found, ("plain", metric, name), plan.claimed_arms, weights)
-    low, high = estimate.interval(CONFIDENCE)
-    strict_low, strict_high = estimate.interval(1 - 2 * 0.05 / len(level.claimed))
+    """Return the claim: half of both candidates less half of both references."""
+    references = plan.indices("reference")
+    weights = dict.fromkeys(references, -0.5) | dict.fromkeys(plan.indices("candidate"), 0.5)
+    key = ("plain", metric, name)
+    estimate, differences = _contrast(readings, key, plan.claimed_arms, weights)
     bound = math.log1p(margin)
-    references = found.logs["plain", metric, name][:, plan.indices("reference")]
+    low, high = estimate.interval(CONFIDENCE)
+    strict_confidence = _corrected_confidence(len(level.claimed))
+    strict_low, strict_high = estimate.interval(strict_confidence)
     return Statistic(
         metric=metric,
         statistic=name,
         margin=margin,
         ratio=estimate.ratio,
-        interval=(math.exp(low), math.exp(high)),
-        strict_interval=(math.exp(strict_low), math.exp(strict_high)),
+        interval=_ratio_interval(estimate, CONFIDENCE),
+        strict_interval=_ratio_interval(estimate, strict_confidence),
         gain=level.gains.get(metric, {}).get(name, 1.0),
-        reference_us=float(np.exp(references.mean())),
+        reference_us=float(np.exp(readings.logs[key][:, references].mean())),
         restart_ratios=np.exp(differences).tolist(),
         not_slower=high < bound,
         equivalent=-bound < low and high < bound,
@@ -203,18 +211,19 @@ def _statistic(
     )
 
 
-def _same_model(plan: Plan, level: Level, found: Readings, role: Role) -> list[Contrast]:
-    """A/A: the second load of a model against the first. Reported in full; only a bias beyond half
-    the margin is a breach.
+def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> list[Contrast]:
+    """Return A/A: the second load of a model over the first, for each claimed statistic.
+
+    All are reported; only a bias beyond half the margin is a breach.
     """
     first, second = plan.indices(role)
+    weights = {first: -1.0, second: 1.0}
     contrasts = []
     for metric, name, margin in level.claimed:
-        estimate, differences = _contrast(
-            found, ("plain", metric, name), plan.claimed_arms, {first: -1.0, second: 1.0}
-        )
+        key = ("plain", metric, name)
+        estimate, differences = _contrast(readings, key, plan.claimed_arms, weights)
         low, high = estimate.interval(CONFIDENCE)
-        bound, half = math.log1p(margin), math.log1p(margin) / 2
+        bound = math.log1p(margin)
         contrasts.append(
             Contrast(
                 arms=(plan.arms[first].name, plan.arms[second].name),
@@ -222,10 +231,10 @@ def _same_model(plan: Plan, level: Level, found: Readings, role: Role) -> list[C
                 statistic=name,
                 margin=margin,
                 ratio=estimate.ratio,
-                interval=(math.exp(low), math.exp(high)),
+                interval=_ratio_interval(estimate, CONFIDENCE),
                 restart_ratios=np.exp(differences).tolist(),
                 equivalent=-bound < low and high < bound,
-                biased=low > half or high < -half,
+                biased=low > bound / 2 or high < -bound / 2,
             )
         )
     return contrasts
@@ -235,91 +244,86 @@ def _same_model_gate(plan: Plan, role: Role, contrasts: Sequence[Contrast]) -> G
     furthest = max(
         contrasts, key=lambda c: (c.biased, abs(math.log(c.ratio)) / math.log1p(c.margin))
     )
-    low, high = furthest.interval
     first, second = furthest.arms
     return Gate(
         name=f"A/A: {first} and {second} are not biased",
-        passed=not any(c.biased for c in contrasts),
-        found=(
-            f"furthest {furthest.metric.replace('_', ' ')} {furthest.statistic}:"
-            f" {percent(furthest.ratio)} ({percent(low)} to {percent(high)}), may not lie wholly"
-            f" beyond ±{math.expm1(math.log1p(furthest.margin) / 2):.1%}"
+        passed=not any(contrast.biased for contrast in contrasts),
+        measured=(
+            f"furthest {metric_label(furthest.metric)} {furthest.statistic}:"
+            f" {format_percent(furthest.ratio)} ({format_interval(furthest.interval)}), may not lie"
+            f" wholly beyond ±{math.expm1(math.log1p(furthest.margin) / 2):.1%}"
         ),
     )
 
 
-def _delayed(plan: Plan, level: Level, found: Readings) -> list[Control]:
-    """The second reference with a busy-wait against the first without: a regression of known size,
-    which must be seen.
-    """
-    controls = []
-    reference, again = plan.indices("reference")
+def _delayed(plan: Plan, level: Level, readings: Readings) -> list[Control]:
+    """Return the delayed arm over the first reference: a regression of known size."""
+    reference, second_reference = plan.indices("reference")
     block = "control" if level.tuples else "plain"
+    controls = []
     for delayed in plan.indices("delayed"):
-        arms = [delayed if a == again else a for a in plan.claimed_arms]
-        seen_in = plan.control_statistics(level)
-        for metric, name, margin in seen_in:
-            estimate, differences = _contrast(
-                found, (block, metric, name), arms, {reference: -1.0, delayed: 1.0}
-            )
-            bound = math.log1p(margin)
-            # Under load the queue multiplies the delay, so there it must be seen; alone it must be
-            # read as what it is.
+        arms = [delayed if arm == second_reference else arm for arm in plan.claimed_arms]
+        weights = {reference: -1.0, delayed: 1.0}
+        statistics = plan.control_statistics(level)
+        for metric, name, margin in statistics:
+            key = (block, metric, name)
+            estimate, differences = _contrast(readings, key, arms, weights)
+            # Under load the queue multiplies the delay, so it has no known size there.
             expected = 1 + plan.delay if level.tuples else None
             controls.append(
                 _control(
                     plan.arms[delayed].name,
-                    metric,
-                    name,
+                    key,
                     estimate,
                     differences,
-                    bound,
-                    len(seen_in),
+                    margin,
+                    len(statistics),
                     expected,
                 )
             )
     return controls
 
 
-def _kept_decoder(plan: Plan, level: Level, found: Readings) -> list[Control]:
-    """The checkpoint with its decoder left in, over the closing blocks: an illustration that must
-    be told apart.
+def _kept_decoder(plan: Plan, level: Level, readings: Readings) -> list[Control]:
+    """Return the checkpoint with its decoder left in, over the closing blocks.
+
+    An illustration that must be detected as slower.
     """
+    if level.kind != "unloaded":
+        return []
+    metric = "inference" if plan.server_timing else "end_to_end"
     controls = []
-    if level.kind == "unloaded":
-        metric = "inference" if plan.server_timing else "end_to_end"
-        for arm in plan.indices("control"):
-            for name in ("p50", "mean"):
-                y = found.logs["closing", metric, name]
-                differences = y[:, arm] - y[:, plan.indices("reference")].mean(axis=1)
-                bound = math.log1p(level.tightest_margin)
-                controls.append(
-                    _control(
-                        plan.arms[arm].name,
-                        metric,
-                        name,
-                        plain_contrast(differences),
-                        differences,
-                        bound,
-                        2,
-                        None,
-                    )
+    for arm in plan.indices("control"):
+        for name in ("p50", "mean"):
+            key = ("closing", metric, name)
+            y = readings.logs[key]
+            differences = y[:, arm] - y[:, plan.indices("reference")].mean(axis=1)
+            controls.append(
+                _control(
+                    plan.arms[arm].name,
+                    key,
+                    plain_contrast(differences),
+                    differences,
+                    level.tightest_margin,
+                    2,
+                    None,
                 )
+            )
     return controls
 
 
 def _control(
     arm: str,
-    metric: str,
-    name: str,
+    key: Key,
     estimate: Estimate,
     differences: Matrix,
-    bound: float,
+    margin: float,
     tests: int,
     expected: float | None,
 ) -> Control:
-    low, high = estimate.interval(CONFIDENCE)
-    strict_low, _ = estimate.interval(1 - 2 * 0.05 / tests)
+    _, metric, name = key
+    bound = math.log1p(margin)
+    strict_low, _ = estimate.interval(_corrected_confidence(tests))
     wide_low, wide_high = estimate.interval(DELAY_CONFIDENCE)
     return Control(
         arm=arm,
@@ -327,8 +331,8 @@ def _control(
         statistic=name,
         margin=math.expm1(bound),
         ratio=estimate.ratio,
-        interval=(math.exp(low), math.exp(high)),
-        wide_interval=(math.exp(wide_low), math.exp(wide_high)),
+        interval=_ratio_interval(estimate, CONFIDENCE),
+        wide_interval=_ratio_interval(estimate, DELAY_CONFIDENCE),
         restart_ratios=np.exp(differences).tolist(),
         detected=strict_low > bound,
         expected=expected,
@@ -336,57 +340,59 @@ def _control(
     )
 
 
-def _control_gates(plan: Plan, level: Level, controls: Sequence[Control]) -> list[Gate]:
+def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
     gates = []
     for name in dict.fromkeys(control.arm for control in controls):
-        mine = [control for control in controls if control.arm == name]
-        # As everywhere: one statistic wholly beyond its margin, corrected for their number, is
-        # enough.
+        of_arm = [control for control in controls if control.arm == name]
+        statistics = [
+            f"{metric_label(control.metric)} {control.statistic} {format_percent(control.ratio)}"
+            f" ({format_interval(control.interval)})"
+            for control in of_arm
+        ]
         gates.append(
             Gate(
+                # Published verdicts have these names.
                 name=f"{name} is told apart",
-                passed=any(control.detected for control in mine),
-                found="; ".join(
-                    f"{c.metric.replace('_', ' ')} {c.statistic} {percent(c.ratio)}"
-                    f" ({percent(c.interval[0])} to {percent(c.interval[1])})"
-                    for c in mine
-                ),
+                # One statistic wholly beyond its margin, corrected for their number, is enough.
+                passed=any(control.detected for control in of_arm),
+                measured="; ".join(statistics),
             )
         )
-        known = [control for control in mine if control.expected is not None]
-        if known:
+        of_known_size = [control for control in of_arm if control.expected is not None]
+        if of_known_size:
+            intervals = [
+                f"{control.statistic} {format_interval(control.wide_interval)}"
+                for control in of_known_size
+            ]
             gates.append(
                 Gate(
                     name=f"{name} is as slow as it was made",
-                    passed=all(control.as_expected for control in known),
-                    found=f"made {percent(1 + plan.delay)}; 99.5 %: "
-                    + "; ".join(
-                        f"{c.statistic} {percent(c.wide_interval[0])} to"
-                        f" {percent(c.wide_interval[1])}"
-                        for c in known
-                    ),
+                    passed=all(control.as_expected for control in of_known_size),
+                    measured=f"made {format_percent(1 + plan.delay)}; 99.5 %: "
+                    + "; ".join(intervals),
                 )
             )
     return gates
 
 
-def _drift_gate(plan: Plan, level: Level, found: Readings) -> list[Gate]:
-    """A drift of the ratio between two copies of one model within restarts would be the
-    instrument's own; a common one is none.
+def _drift_gate(level: Level, readings: Readings) -> list[Gate]:
+    """Return the gate against a drift of the ratio between two copies of one model.
+
+    It would be the instrument's own. A drift that all copies have in common is none.
     """
-    if not len(found.drift):
+    if not len(readings.drift):
         return []
-    low, high = plain_contrast(found.drift).interval(0.99)
-    mean = float(found.drift.mean())
-    half = math.log1p(level.tightest_margin) / 2
-    drifts = (low > 0 or high < 0) and abs(mean) > half
+    low, high = plain_contrast(readings.drift).interval(DRIFT_CONFIDENCE)
+    mean = float(readings.drift.mean())
+    half_margin = math.log1p(level.tightest_margin) / 2
+    drifts = (low > 0 or high < 0) and abs(mean) > half_margin
+    ratios = math.exp(low), math.exp(high)
     return [
         Gate(
             name="no drift of the ratio within restarts",
             passed=not drifts,
-            found=(
-                f"{percent(math.exp(mean))} over a restart (99 %: {percent(math.exp(low))} to"
-                f" {percent(math.exp(high))})"
+            measured=(
+                f"{format_percent(math.exp(mean))} over a restart (99 %: {format_interval(ratios)})"
             ),
         )
     ]
@@ -394,44 +400,45 @@ def _drift_gate(plan: Plan, level: Level, found: Readings) -> list[Gate]:
 
 def _dropped_gate(starts: Sequence[RestartRecord]) -> Gate:
     dropped = sum(bool(start.dropped) for start in starts)
-    share = dropped / max(1, len(starts))
     return Gate(
         name="few restarts dropped",
-        passed=share <= MOST_DROPPED,
-        found=f"{dropped} of {len(starts)} (at most {MOST_DROPPED:.0%})",
+        passed=dropped / max(1, len(starts)) <= MOST_DROPPED,
+        measured=f"{dropped} of {len(starts)} (at most {MOST_DROPPED:.0%})",
     )
 
 
-def _sentence(plan: Plan, worst: Outcome, levels: dict[str, LevelVerdict]) -> str:
-    first, second = (
-        plan.arms[plan.indices("reference")[0]].name,
-        plan.arms[plan.indices("candidate")[0]].name,
-    )
-    at = [name for name, level in levels.items() if level.verdict == worst]
-    where = (
-        f" at {' and '.join(at)}"
-        if len(levels) > 1 and worst not in ("equivalent", "not-slower")
-        else ""
-    )
-    kept = min(level.restarts_kept for level in levels.values())
+def _sentence(plan: Plan, worst: Outcome, levels: Mapping[str, LevelVerdict]) -> str:
+    reference = plan.arms[plan.indices("reference")[0]].name
+    candidate = plan.arms[plan.indices("candidate")[0]].name
+    counted = min(level.restarts_kept for level in levels.values())
     if worst == "equivalent":
-        return f"{second} is as fast as {first}, within every margin claimed ({kept} restarts)."
+        return (
+            f"{candidate} is as fast as {reference}, within every margin claimed ({counted}"
+            " restarts)."
+        )
     if worst == "not-slower":
         return (
-            f"{second} is not slower than {first}, within every margin claimed ({kept} restarts)."
+            f"{candidate} is not slower than {reference}, within every margin claimed ({counted}"
+            " restarts)."
         )
+    names = [name for name, level in levels.items() if level.verdict == worst]
+    at_levels = f" at {' and '.join(names)}" if len(levels) > 1 else ""
     if worst == "not-equivalent":
-        direction = "/".join(sorted({levels[name].direction or "" for name in at}))
-        end = (
+        direction = "/".join(sorted({levels[name].direction or "" for name in names}))
+        # Two models that do the same work cannot differ in speed.
+        doubt = (
             " Where both do the same work, that shows a broken instrument."
             if direction == "faster"
             else ""
         )
-        return f"{second} is {direction} than {first} by more than a claimed margin{where}.{end}"
+        return (
+            f"{candidate} is {direction} than {reference} by more than a claimed margin"
+            f"{at_levels}.{doubt}"
+        )
     if worst == "invalid":
-        breached = dict.fromkeys(gate for name in at for gate in levels[name].breached)
-        return f"This run shows nothing{where}, for it breached: {'; '.join(breached)}."
+        breached = dict.fromkeys(gate for name in names for gate in levels[name].breached)
+        return f"This run shows nothing{at_levels}, for it breached: {'; '.join(breached)}."
     return (
-        f"{kept} restarts do not decide{where} whether {second} is as fast as {first}; more"
-        " restarts or longer ones would."
+        f"{counted} restarts do not decide{at_levels} whether {candidate} is as fast as"
+        f" {reference}; more restarts or longer ones would."
     )

@@ -1,7 +1,7 @@
 """
-What a judge says: verdict.json's schema, its words, and the exit codes.
+The verdict: the schema of verdict.json, its outcomes, and their exit codes.
 
-The writer and every reader share these classes; an unknown field or version is refused.
+The judge and every reader share these classes; an unknown field or version is rejected.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ class _Part(BaseModel):
     )
 
 
-def _named(key: str) -> Any:
-    """Return a field whose key in verdict.json is another one: published files keep theirs."""
+def _field_of_key(key: str) -> Any:
+    """Return a field that has another key in verdict.json: published files keep theirs."""
     return Field(validation_alias=key, serialization_alias=key)
 
 
 class Gate(_Part):
-    """One condition, what was found, and whether it holds."""
+    """One condition of a valid run, and whether it holds."""
 
     name: str
     passed: bool
-    found: str
+    measured: str = _field_of_key("found")
+    """The numbers that decided it, as text."""
 
 
 class Contrast(_Part):
-    """The second load of a model against the first."""
+    """A/A: the second load of a model over the first."""
 
     arms: tuple[str, str]
     metric: str
@@ -55,12 +56,15 @@ class Contrast(_Part):
     margin: float
     ratio: float
     interval: Interval
-    """90 %"""
+    """90 % interval of the ratio."""
     restart_ratios: list[float]
+    """Ratio of each restart."""
     equivalent: bool
-    """Printed, not required: requiring it would void most honest runs."""
+    """Whether the interval lies inside the margin. Printed, not required: requiring it would make
+    most honest runs invalid.
+    """
     biased: bool
-    """The interval lies wholly beyond half the margin."""
+    """Whether the interval lies wholly beyond half the margin."""
 
 
 class Statistic(_Part):
@@ -69,29 +73,35 @@ class Statistic(_Part):
     metric: str
     statistic: str
     margin: float
-    """With the gain in it: log(1 + margin) = gain × log(1 + the plan's margin)."""
+    """Margin with the gain in it: log(1 + margin) = gain × log(1 + the plan's margin)."""
     gain: float
+    """Factor by which the queue multiplies a change of service time; 1 without a queue."""
     ratio: float
     interval: Interval
-    """90 %"""
+    """90 % interval of the ratio."""
     strict_interval: Interval
-    """Corrected for the number of statistics claimed; wholly beyond the margin it says not
-    equivalent.
+    """Interval corrected for the number of claimed statistics. Wholly beyond the margin it says
+    "not equivalent".
     """
     reference_us: float
-    """The references' statistic, geometric mean over restarts. Interleaved, so colder than
-    production: compare, do not quote.
+    """Geometric mean of the references' statistic over restarts, in microseconds.
+
+    Arms are interleaved, so caches are colder than in production: compare, do not quote.
     """
     restart_ratios: list[float]
+    """Ratio of each restart."""
     not_slower: bool
+    """Whether the interval ends below the margin."""
     equivalent: bool
+    """Whether the interval lies inside the margin."""
     outside: Literal["slower", "faster"] | None
+    """Direction, if the strict interval lies wholly beyond the margin."""
     sign_flip_p: float
-    """A second opinion without a normal law; small says equivalent."""
+    """p-value for equivalence that assumes no normal distribution; small says equivalent."""
 
 
 class Control(_Part):
-    """An arm that must be told apart from the reference."""
+    """A positive control: an arm that must be detected as slower than the reference."""
 
     arm: str
     metric: str
@@ -99,25 +109,34 @@ class Control(_Part):
     margin: float
     ratio: float
     interval: Interval
-    """90 %"""
+    """90 % interval of the ratio."""
     wide_interval: Interval
-    """99.5 %"""
+    """99.5 % interval of the ratio."""
     restart_ratios: list[float]
-    detected: bool = _named("told_apart")
+    """Ratio of each restart."""
+    detected: bool = _field_of_key("told_apart")
     """Whether its interval, corrected for the number of statistics, lies beyond the margin."""
     expected: float | None
-    """The ratio it was made to have, where no queue multiplies it."""
+    """Ratio that it was made to have, where no queue multiplies it."""
     as_expected: bool | None
+    """Whether the wide interval holds the expected ratio."""
 
 
 class LevelVerdict(_Part):
+    """The verdict at one level, with everything that it rests on."""
+
     verdict: Outcome
     not_slower: bool
+    """Whether no claimed statistic can be slower than its margin."""
     equivalent: bool
+    """Whether every claimed statistic lies inside its margin."""
     direction: str | None
+    """Directions in which claimed statistics lie outside, joined by a slash."""
     breached: list[str]
+    """Names of the gates that failed."""
     restarts_planned: int
     restarts_kept: int
+    """Number of restarts that count."""
     restarts_dropped: int
     statistics: list[Statistic]
     same_model: list[Contrast]
@@ -126,33 +145,40 @@ class LevelVerdict(_Part):
 
 
 class PlanName(_Part):
+    """A plan's name and the SHA-256 of its file."""
+
     name: str
     digest: str
 
 
 class RunName(_Part):
-    """run.json, and the run's place in evidence/index.json."""
+    """run.json: the run's entry in evidence/index.json."""
 
     run: str
     plan: str
     plan_digest: str
     number_for_this_plan: int = Field(ge=1)
-    """A rerun after `inconclusive` or `invalid` is a new run, and says which."""
+    """Number of the run among those of its plan: a repeated run after `inconclusive` or `invalid`
+    is a new one.
+    """
 
 
 class Verdict(_Part):
+    """verdict.json."""
+
     schema_version: int
     verdict: Outcome
-    """The worst of its levels."""
+    """The worst outcome of its levels."""
     sentence: str
     claim: Literal["equivalence", "non-inferiority"]
     plan: PlanName
     run: RunName
     levels: dict[str, LevelVerdict]
+    """Verdicts by level."""
 
 
 def read_run(path: Path, plan_digest: str) -> RunName:
-    """run.json; EvidenceRejected if it cannot be read or tells of another plan."""
+    """Return run.json; EvidenceRejected if it cannot be read or names another plan."""
     try:
         run = RunName.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -166,7 +192,7 @@ def read_run(path: Path, plan_digest: str) -> RunName:
 
 
 def read_verdict(path: Path) -> Verdict:
-    """A committed verdict; EvidenceRejected if its schema is another or it cannot be read."""
+    """Return a committed verdict; EvidenceRejected if it cannot be read or has another schema."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.get("schema_version")
@@ -185,48 +211,63 @@ def read_verdict(path: Path) -> Verdict:
         ) from None
 
 
-def check_committed(path: Path, found: Verdict) -> None:
-    """EvidenceRejected if the verdict that was committed is not the one found."""
+def check_committed(path: Path, verdict: Verdict) -> None:
+    """Raise EvidenceRejected if the committed verdict is not the one that the evidence gives."""
     committed = read_verdict(path)
-    if committed.verdict != found.verdict:
+    if committed.verdict != verdict.verdict:
         raise EvidenceRejected(
-            f"{path} says {committed.verdict}, the evidence says {found.verdict}."
+            f"{path} says {committed.verdict}, the evidence says {verdict.verdict}."
         )
-    if (where := first_difference(committed.model_dump(), found.model_dump())) is not None:
-        raise EvidenceRejected(f"{path} does not follow from the evidence: {where}.")
+    difference = first_difference(committed.model_dump(), verdict.model_dump())
+    if difference is not None:
+        raise EvidenceRejected(f"{path} does not follow from the evidence: {difference}.")
 
 
-def first_difference(before: Any, after: Any, where: str = "verdict") -> str | None:
-    """The first place where two verdicts differ; floats may by 1e-9, for they are recomputed."""
+def first_difference(before: Any, after: Any, path: str = "verdict") -> str | None:
+    """Return the first path at which two verdicts differ, or None.
+
+    Floats may differ by 1e-9, because they are recomputed.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         if before.keys() != after.keys():
-            return f"{where}: {', '.join(sorted(before.keys() ^ after.keys()))}"
-        parts = [(before[key], after[key], f"{where}.{key}") for key in before]
-    elif (
-        isinstance(before, list | tuple)
-        and isinstance(after, list | tuple)
-        and len(before) == len(after)
-    ):
-        parts = [
-            (b, a, f"{where}[{i}]") for i, (b, a) in enumerate(zip(before, after, strict=True))
-        ]
+            return f"{path}: {', '.join(sorted(before.keys() ^ after.keys()))}"
+        parts = [(before[key], after[key], f"{path}.{key}") for key in before]
+    elif _are_lists(before, after) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        parts = [(left, right, f"{path}[{i}]") for i, (left, right) in pairs]
     elif isinstance(before, float) and isinstance(after, int | float):
-        return None if math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9) else where
+        return None if math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9) else path
     else:
-        return None if before == after else where
-    return next((found for part in parts if (found := first_difference(*part))), None)
+        return None if before == after else path
+    for left, right, inner_path in parts:
+        difference = first_difference(left, right, inner_path)
+        if difference is not None:
+            return difference
+    return None
 
 
-def percent(ratio: float) -> str:
+def _are_lists(*values: Any) -> bool:
+    return all(isinstance(value, list | tuple) for value in values)
+
+
+def format_percent(ratio: float) -> str:
+    """Format a ratio as its difference from 1: 1.02 is "+2.00%"."""
     return f"{ratio - 1:+.2%}"
 
 
+def format_interval(interval: Interval) -> str:
+    """Format an interval of ratios: "-1.00% to +2.00%"."""
+    low, high = interval
+    return f"{format_percent(low)} to {format_percent(high)}"
+
+
 def metric_label(metric: str) -> str:
+    """Return a metric's name as words: "end to end"."""
     return metric.replace("_", " ")
 
 
 def describe_statistic(item: Statistic, claim: str) -> str:
-    """What one statistic says, in a word or two."""
+    """Return what one statistic says, in a word or two."""
     if item.equivalent:
         return "equivalent"
     if claim == "non-inferiority" and item.not_slower:
@@ -235,7 +276,7 @@ def describe_statistic(item: Statistic, claim: str) -> str:
 
 
 def describe(verdict: Verdict) -> str:
-    """The verdict in words, with every claimed interval; for a terminal."""
+    """Return the verdict with every claimed interval, as lines for a terminal."""
     lines = []
     for name, level in verdict.levels.items():
         lines.append(
@@ -243,22 +284,22 @@ def describe(verdict: Verdict) -> str:
             f" {level.restarts_dropped} dropped"
         )
         for item in level.statistics:
-            low, high = item.interval
             lines.append(
-                f"  {metric_label(item.metric):<13} {item.statistic:<5} {percent(item.ratio):>8}"
-                f"   90 % interval {percent(low)} to {percent(high)}"
-                f"   margin ±{100 * item.margin:.3g} %   {describe_statistic(item, verdict.claim)}"
+                f"  {metric_label(item.metric):<13} {item.statistic:<5}"
+                f" {format_percent(item.ratio):>8}   90 % interval"
+                f" {format_interval(item.interval)}   margin ±{100 * item.margin:.3g} %  "
+                f" {describe_statistic(item, verdict.claim)}"
             )
         for control in level.controls:
-            said = "told apart" if control.detected else "not told apart"
-            made = f", made {percent(control.expected)}" if control.expected else ""
+            detected = "detected" if control.detected else "not detected"
+            expected = f", expected {format_percent(control.expected)}" if control.expected else ""
             lines.append(
                 f"  control {control.arm} {metric_label(control.metric)} {control.statistic}:"
-                f" {percent(control.ratio)} ({percent(control.interval[0])} to"
-                f" {percent(control.interval[1])}){made}, {said}"
+                f" {format_percent(control.ratio)} ({format_interval(control.interval)}){expected},"
+                f" {detected}"
             )
         for gate in level.gates:
-            lines.append(f"  gate {'ok  ' if gate.passed else 'FAIL'} {gate.name}: {gate.found}")
+            lines.append(f"  gate {'ok  ' if gate.passed else 'FAIL'} {gate.name}: {gate.measured}")
     lines.append(
         f"verdict: {verdict.verdict}. {verdict.sentence} (run {verdict.run.number_for_this_plan} of"
         " this plan)"
