@@ -100,6 +100,7 @@ class Classifier:
             self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens
         )
         self.packing = self.shapes.packing
+        self._shapes_run: set[tuple[int, int, int]] = set()
         self.warm_batch: tuple[int, float] | None = None
         """Tokens of the largest warm-up batch, and the seconds that it took when run again."""
         # One tokenizer for all kinds of truncation: to make one holds the interpreter for 0.2 to
@@ -294,6 +295,16 @@ class Classifier:
 
         return finish
 
+    def has_run(self, rows: int, length: int, items: int) -> bool:
+        """Return whether a batch of that shape has been run, by the warm-up or by a request."""
+        return self._shape_key(rows, length, items) in self._shapes_run
+
+    def _shape_key(self, rows: int, length: int, items: int) -> tuple[int, int, int]:
+        """Return what the engine distinguishes of a batch."""
+        if self.packing is None:
+            return self.shapes.rows(min(rows, self.shapes.max_batch_size)), length, 0
+        return rows, length, first_token_slots(items)
+
     def predict(self, batch: Sequence[Encoded]) -> Logits:
         """Return the logits of a batch, of shape (len(batch), labels)."""
         return self.start(batch)()
@@ -362,6 +373,7 @@ class Classifier:
         if layout is None:
             layout = self._lay_out(batch)
         shape = (len(layout.rows), layout.length)
+        self._shapes_run.add(self._shape_key(*shape, len(batch)))
         ids = np.full(shape, self._pad, np.int64)
         mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
         first_tokens = np.zeros(first_token_slots(len(batch)), np.int64)

@@ -74,6 +74,7 @@ class _RunningBatch:
     started_cpu_ns: int
     is_full: bool
     """Whether texts that might have been in it had to wait."""
+    is_first_of_shape: bool
     finish: Callable[[], Collection[Any]]
 
 
@@ -128,6 +129,8 @@ class Batcher:
     _closing: bool = field(default=False, init=False)
     _finished_ns: int = field(default=0, init=False)
     _finished_cpu_ns: int = field(default=0, init=False)
+    _batches: int = field(default=0, init=False)
+    """Batches that have finished."""
     _woken_ns: int = field(default=0, init=False)
     """When the thread was last given work after it had none."""
     _starting_ns: int | None = field(default=None, init=False)
@@ -391,6 +394,7 @@ class Batcher:
         started_cpu_ns = self.cpu_clock()
         try:
             rows, length = self._shape(batch)
+            is_first = not batch.first.model.has_run(rows, length, len(batch.items))
             items = [queued.item for queued in batch.items]
             finish = batch.first.model.start(items, batch.layout)
         except Exception as error:  # No failure of a model ends this thread.
@@ -398,7 +402,14 @@ class Batcher:
             self._handle_failure(batch, error)
             return None
         running = _RunningBatch(
-            batch, rows, length, started_ns, started_cpu_ns, self.queue.left_behind, finish
+            batch,
+            rows,
+            length,
+            started_ns,
+            started_cpu_ns,
+            self.queue.left_behind,
+            is_first,
+            finish,
         )
         self._running.append(running)
         self._starting_ns = None
@@ -428,9 +439,19 @@ class Batcher:
         if batch.first.injected_delay:
             _spin(begun_ns, batch.first.injected_delay)
         now, cpu_now = time.monotonic_ns(), self.cpu_clock()
-        inference_ns, cpu_ns, size = now - begun_ns, cpu_now - begun_cpu_ns, len(batch.items)
+        inference_ns = now - begun_ns
+        self._batches += 1
         results = [
-            Result(value, begun_ns - queued.enqueued_ns, inference_ns, cpu_ns, size, running.length)
+            Result(
+                value,
+                begun_ns - queued.enqueued_ns,
+                inference_ns,
+                cpu_now - begun_cpu_ns,
+                len(batch.items),
+                running.length,
+                self._batches,
+                running.is_first_of_shape,
+            )
             for value, queued in zip(values, batch.items, strict=True)
         ]
         # Counted before the answers are delivered: afterwards the event loop's thread and this one

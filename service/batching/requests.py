@@ -58,6 +58,10 @@ class Model(Protocol[AnyItem]):
         """Return the length in tokens that an item is padded to when it runs alone."""
         ...
 
+    def has_run(self, rows: int, length: int, items: int) -> bool:
+        """Return whether it has run a batch of that shape before."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -71,6 +75,10 @@ class Result:
     batch_size: int
     length: int
     """Tokens of each row of its batch, padding included."""
+    batch_number: int = 0
+    """Counts the batches of a process from 1."""
+    is_first_of_shape: bool = False
+    """Whether the model had not run a batch of this shape before, which takes longer."""
 
 
 @dataclass(slots=True, eq=False)

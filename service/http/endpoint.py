@@ -330,5 +330,6 @@ def server_timing(tokenize_ns: int, total_ns: int, slowest: Result) -> str:
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size}'
         f' t={slowest.length}", '
         f"cpu;dur={slowest.inference_cpu_ns / 1e6:.6f}, "
+        f'batch;desc="{slowest.batch_number}{" first" if slowest.is_first_of_shape else ""}", '
         f"total;dur={total_ns / 1e6:.6f}"
     )

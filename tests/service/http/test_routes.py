@@ -452,13 +452,24 @@ async def test_every_answer_has_its_stage_times_and_its_instance(artifact: Artif
         )
         other = await client.get("/livez")
     names = [part.strip().split(";")[0] for part in response.headers["server-timing"].split(",")]
-    assert names == ["tokenize", "queue", "inference", "cpu", "total"]
+    assert names == ["tokenize", "queue", "inference", "cpu", "batch", "total"]
     assert 'desc="b=1 t=4"' in response.headers["server-timing"]
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json()["id"] == "classify-mine-1"
     assert (
         response.headers["x-instance-id"] == other.headers["x-instance-id"] == service.instance_id
     )
+
+
+async def test_an_answer_names_its_batch_and_whether_its_shape_was_new(artifact: Artifact) -> None:
+    batches = []
+    async with client_of(artifact) as (client, service):
+        [model] = service.registry.loaded.values()
+        model.classifier._shapes_run.clear()
+        for text in ("good", "good", "good good film"):
+            response = await client.post("/classify", json={"input": text})
+            batches += re.findall(r'batch;desc="(.*?)"', response.headers["server-timing"])
+    assert batches == ["1 first", "2", "3 first"]
 
 
 async def test_metrics_count_requests_texts_and_tokens(artifact: Artifact) -> None:
