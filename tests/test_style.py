@@ -1,13 +1,15 @@
-"""What no linter counts: how dense the code is, and names that say nothing of what they hold."""
+"""What no linter counts: how dense the code is, and names that say nothing of what they hold.
+
+python -m tests.test_style      print the figures
+"""
 
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOMS = (
+PACKAGES = (
     "benchmarks",
     "client",
     "export",
@@ -20,7 +22,7 @@ ROOMS = (
 SOURCES = [
     Path("atomic.py"),
     Path("command.py"),
-    *(path for room in ROOMS for path in sorted(Path(room).rglob("*.py"))),
+    *(path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))),
 ]
 VAGUE = {
     "asked",
@@ -37,22 +39,22 @@ VAGUE = {
     "why",
 }
 """Participles and pronouns: as the whole name of a variable, a parameter, a field or a function."""
-MOST_VAGUE = 56
-"""May only be lowered; the aim is below 20."""
-MOST_NODES_A_LINE = 6.5
-"""Of the syntax tree, a line of code; well-kept projects have 3.7 to 6.5."""
+MAX_VAGUE = 19
+"""Well-kept projects bind such a name once in hundreds of lines; this one did 527 times."""
+MAX_NODES_PER_LINE = 6.5
+"""Nodes of the syntax tree for each line of code; well-kept projects have 3.7 to 6.5."""
 
 
-def test_names_that_say_nothing_get_fewer() -> None:
-    counted = Counter(name for path in SOURCES for name in bound_names(parsed(path)))
-    vague = sum(counted[name] for name in VAGUE)
-    assert vague <= MOST_VAGUE, f"{vague} of {MOST_VAGUE}: {counted}"
-    assert vague > MOST_VAGUE - 20, f"there are {vague} left: lower MOST_VAGUE to that"
+def test_names_say_what_they_hold() -> None:
+    vague = [f"{path}: {name}" for path in SOURCES for name in bound_names(parsed(path))]
+    assert len(vague) <= MAX_VAGUE, vague
 
 
 def test_code_is_no_denser_than_in_well_kept_projects() -> None:
-    density = {room: nodes_per_line(room) for room in ROOMS}
-    assert {room: dense for room, dense in density.items() if dense > MOST_NODES_A_LINE} == {}
+    density = {package: nodes_per_line(package) for package in PACKAGES}
+    assert {
+        package: dense for package, dense in density.items() if dense > MAX_NODES_PER_LINE
+    } == {}
 
 
 def parsed(path: Path) -> ast.Module:
@@ -60,10 +62,12 @@ def parsed(path: Path) -> ast.Module:
 
 
 def bound_names(tree: ast.Module) -> Iterator[str]:
-    """The vague names that a module gives to something."""
+    """Yield the vague names that a module gives to something."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                pass
+            case ast.Attribute(attr=name, ctx=ast.Store()):
                 pass
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 pass
@@ -73,10 +77,10 @@ def bound_names(tree: ast.Module) -> Iterator[str]:
             yield name.strip("_")
 
 
-def nodes_per_line(room: str) -> float:
+def nodes_per_line(package: str) -> float:
     """Nodes of the syntax tree by lines of code; nodes that only qualify another are left out."""
     nodes = lines = 0
-    for path in Path(room).rglob("*.py"):
+    for path in Path(package).rglob("*.py"):
         tree = parsed(path)
         helpers = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop, ast.alias)
         nodes += sum(not isinstance(node, helpers) for node in ast.walk(tree))
@@ -96,3 +100,14 @@ def code_lines(source: str, tree: ast.Module) -> list[str]:
         for number, line in enumerate(source.splitlines(), start=1)
         if number not in described and line.strip() and not line.lstrip().startswith("#")
     ]
+
+
+def main() -> None:
+    for package in PACKAGES:
+        print(f"{package:12} {nodes_per_line(package):.2f} nodes per line")
+    vague = [f"{path}: {name}" for path in SOURCES for name in bound_names(parsed(path))]
+    print(f"{len(vague)} vague names: {vague}")
+
+
+if __name__ == "__main__":
+    main()
