@@ -1,1 +1,1 @@
-"""The load test: `locust -f loadtests/` loads locustfile.py, and nothing that begins with `_`."""
+"""The load generator: `locust -f loadtests/` loads every file that does not begin with `_`."""

@@ -6,7 +6,7 @@ Sends a plan's requests to its arms and appends a row of evidence for each.
     locust -f loadtests/ --headless --host http://127.0.0.1:8000
         a look at the first two models of one server
 
-`python -m proof run` starts it once for each restart. Locust rounds its own percentiles to a
+`drbert-prove run` starts it once for each restart. Locust rounds its own percentiles to a
 millisecond or more, so the rows are written here. Locust's page shows the arms while they run.
 
     unloaded            one request in flight: send, read, pause

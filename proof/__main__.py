@@ -1,7 +1,7 @@
 """
-Proves that a model swap adds no latency, or that it does: see proof/commands.py.
+Entry point of `drbert-prove` and `python -m proof`; proof/commands.py has the commands.
 
-Apart, so that a package that is not installed ends with its exit code like everything else.
+They are imported later, so that a package that is not installed ends with its own exit code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from command import finish
 
 
 def run() -> None:
-    """The console script drbert-prove."""
+    """Run the console script `drbert-prove`."""
     finish("proof.commands:main")
 
 

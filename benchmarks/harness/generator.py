@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from proof.measuring.launch import pin
+from proof.plans.dialects import parse_server_timing
 
-TIMING = re.compile(rb"(\w+);dur=([\d.]+)")
 CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)")
 
 
@@ -89,8 +89,10 @@ class Response(NamedTuple):
     @property
     def service_ms(self) -> float | None:
         """Milliseconds of tokenisation and inference in its Server-Timing; None without one."""
-        timing = {name: float(value) for name, value in TIMING.findall(self.head)}
-        return timing[b"tokenize"] + timing[b"inference"] if b"inference" in timing else None
+        phases_ms = parse_server_timing(self.head.decode("latin-1")).phases_ms
+        if "inference" not in phases_ms:
+            return None
+        return phases_ms["tokenize"] + phases_ms["inference"]
 
 
 class Connection:

@@ -1,5 +1,5 @@
 """
 Evidence: rows of requests, their seal, the audit against the plan, and numbers per restart.
 
-It does not know how rows are measured, nor what is concluded from them.
+It knows neither how rows are measured nor what is concluded from them.
 """

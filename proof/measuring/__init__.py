@@ -1,5 +1,5 @@
 """
-Measuring: starts servers, sends the plan's requests by Locust, and keeps what was measured.
+Measuring: start servers, send the plan's requests with Locust, and record what was measured.
 
 The only part of the proof that starts processes.
 """

@@ -183,7 +183,7 @@ def _execute(folder: Path) -> Verdict:
             _measure_restarts(read_sealed_plan(folder), folder)
     except BaseException:
         if _has_rows(folder):
-            resume = f"`python -m proof run --resume {folder}` goes on"
+            resume = f"`drbert-prove run --resume {folder}` continues it"
             try:
                 finish_run(folder)
                 print(f"what was measured is sealed in {folder}; {resume}", flush=True)

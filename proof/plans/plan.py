@@ -125,7 +125,7 @@ class Level:
         """
         if not plan.capacity_per_s:
             raise BadInput(
-                f"{plan.path}: [level.{self.name}] needs capacity_per_s; `python -m proof capacity"
+                f"{plan.path}: [level.{self.name}] needs capacity_per_s; `drbert-prove capacity"
                 f" {plan.path}` measures it."
             )
         return plan.capacity_per_s * self.percent / 100
@@ -151,7 +151,7 @@ class Plan:
     levels: tuple[Level, ...]
     """Levels in the order of measurement."""
     capacity_per_s: float = 0.0
-    """Texts per second of the reference alone, as `python -m proof capacity` measures it."""
+    """Texts per second of the reference alone, as `drbert-prove capacity` measures it."""
     texts_sha256: str | None = None
     """SHA-256 of the file of texts; None if the plan does not bind it."""
     pilot: str | None = None

@@ -1,5 +1,5 @@
 """
-The one document that `proof` hands to the load generator: which restart of which plan to send.
+The document that `proof` hands to the load generator: which restart of which plan to send.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class RestartSpec(BaseModel):
     plan: Path
     """The plan's TOML file."""
     texts: Path | None = None
-    """The texts to send, one a line; the plan's own file if None."""
+    """File of the texts to send, one on each line; the plan's own file if None."""
     restart: int = 0
     """Number of this start of the servers in the run, dropped ones included."""
     slot: int = 0
-    """Number of restarts that counted before: the schedule is a function of it."""
+    """Number of restarts that counted before: the schedule depends on it."""
     run: str | None = None
     """The run's name, written into every row; it ends with the plan's digest."""
     rows: Path | None = None
@@ -43,7 +43,7 @@ class RestartSpec(BaseModel):
     capacity_s: float | None = None
     """Seconds of a closed loop per arm: measures capacity instead of sending the plan's levels."""
     complaint_fd: int | None = None
-    """File descriptor for the message of a fatal error. A pipe, for a full disk takes no log."""
+    """File descriptor of a pipe for the message of a fatal error: a full disk takes no log."""
 
     def to_environment(self) -> dict[str, str]:
         """Return the environment variable that hands this document over."""

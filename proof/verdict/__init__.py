@@ -1,5 +1,5 @@
 """
-Verdicts: judges sealed evidence, compares graphs, and verifies a claim in a pipeline.
+Verdicts: judge sealed evidence, compare graphs, and verify a claim in a pipeline.
 
-It reads evidence alone. It does not start servers or draw reports.
+It reads evidence alone: it neither starts servers nor draws reports.
 """

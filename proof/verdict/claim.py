@@ -1,8 +1,8 @@
 """
-The gate for a pipeline: two artifacts do the same work, and sealed evidence says that it takes the
-same time.
+The gate for a pipeline: two artifacts do the same work, and sealed evidence shows that it takes
+the same time.
 
-Weights may have changed since the run, for they are no work; the graphs may not.
+Weights may have changed since the run, because they are no work; the graphs may not.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from proof.verdict.judge import judge_run
 from proof.verdict.schema import EXIT_CODES, Verdict, check_committed
 from service.artifact import Artifact, read_artifact
 
-# `proof identity` says "different" with it, and a verdict "not equivalent".
 NOT_THE_SAME = 1
+"""Exit code of `proof identity` for "different", and of a verdict "not-equivalent"."""
 
 
 @dataclass(frozen=True)
 class Verified:
+    """Both halves of a claim: equal work and equal time."""
+
     compared: dict[str, Any]
-    """Of the two artifacts, as `proof identity` has it."""
+    """The two artifacts as `proof identity` compares them."""
     verdict: Verdict
+    """The evidence's verdict, judged again."""
     retrained: list[str]
     """Roles whose artifact has other weights than the one that was measured."""
 
     @property
     def exit_code(self) -> int:
-        """The verdict's; 1 if equal work is claimed and not done."""
+        """The verdict's exit code; 1 if equal work is claimed and not done."""
         if self.verdict.claim == "equivalence" and not self.compared["same"]:
             return NOT_THE_SAME
         return EXIT_CODES[self.verdict.verdict]
@@ -64,20 +67,20 @@ def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> 
     if name not in models:
         raise EvidenceRejected(
             f"{evidence}: environment.json does not say what arm {name} had loaded, so it cannot be"
-            " held against an artifact."
+            " compared with an artifact."
         )
-    found: dict[str, Any] = models[name]
+    model: dict[str, Any] = models[name]
     missing = [
         key
         for key in ("digest", "variant", "encoder_digest", "head_digest", "precision")
-        if not isinstance(found.get(key), str)
+        if not isinstance(model.get(key), str)
     ]
     if missing:
         raise EvidenceRejected(
             f"{evidence}: environment.json does not say the {missing[0]} of what arm {name} had"
             " loaded."
         )
-    return found
+    return model
 
 
 def _check_measured(
@@ -89,21 +92,24 @@ def _check_measured(
             f"{evidence} measured the variant {measured['variant']}, which {artifact.directory} has"
             " not; export it, or measure again."
         )
-    for what in ("encoder_digest", "head_digest", "precision"):
-        if getattr(variant, what) != measured[what]:
+    for field in ("encoder_digest", "head_digest", "precision"):
+        value = getattr(variant, field)
+        if value != measured[field]:
             raise EvidenceRejected(
                 f"{evidence} measured another {role} than {artifact.directory}: its"
-                f" {what.replace('_', ' ')} is {measured[what][:12]}, not"
-                f" {getattr(variant, what)[:12]}; measure again."
+                f" {field.replace('_', ' ')} is {measured[field][:12]}, not {value[:12]}; measure"
+                " again."
             )
 
 
-def describe(found: Verified, evidence: Path) -> str:
-    lines = [identity.describe(found.compared)]
-    if found.retrained:
+def describe(verified: Verified, evidence: Path) -> str:
+    """Return the comparison and the verdict as lines for a terminal."""
+    lines = [identity.describe(verified.compared)]
+    if verified.retrained:
         lines.append(
-            f"other weights than those measured: {', '.join(found.retrained)}; the graphs are the"
-            " measured ones."
+            f"other weights than those measured: {', '.join(verified.retrained)}; the graphs are"
+            " the measured ones."
         )
-    lines.append(f"evidence {evidence}: {found.verdict.verdict}. {found.verdict.sentence}")
+    verdict = verified.verdict
+    lines.append(f"evidence {evidence}: {verdict.verdict}. {verdict.sentence}")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 """
-Compares two artifacts by what they compute: the first level of the proof, and the cheapest.
+Compare two artifacts by what they compute: the first level of the proof, and the cheapest.
 
 Digests are recomputed from the files; the manifest's own are only checked against them.
 """
@@ -20,12 +20,16 @@ from service.artifact import Artifact, read_artifact
 
 @dataclass(frozen=True)
 class Difference:
-    what: str
+    """One respect in which two artifacts do not do the same work."""
+
+    subject: str
+    """What differs, as a field of the manifest or a part of a variant."""
     detail: str
+    """Both values, or the first nodes that differ."""
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
-    """What is the same and what differs between two artifacts, as identity.json holds it."""
+    """Return what two artifacts have in common and what differs, as identity.json holds it."""
     first, second = read_artifact(a), read_artifact(b)
     shared = [name for name in first.manifest.variants if name in second.manifest.variants]
     variants: dict[str, dict[str, Any]] = {}
@@ -41,7 +45,9 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
             }
             if not same:
                 differences.append(Difference(f"{name} {part}", _explain(left, right)))
-        variants[name]["weight_bytes"] = [sum(g.weight_bytes for g in side) for side in parts]
+        variants[name]["weight_bytes"] = [
+            sum(graph.weight_bytes for graph in graphs) for graphs in parts
+        ]
         # No difference of work, but one of speed where the processor does not flush them to zero.
         variants[name]["subnormal_weights"] = [
             count_subnormal_weights(side.path(side.manifest.variants[name].files[0]))
@@ -53,7 +59,9 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "b": str(b),
         "same": not differences,
         "same_encoder": same_encoder,
-        "differences": [{"what": d.what, "detail": d.detail} for d in differences],
+        "differences": [
+            {"what": difference.subject, "detail": difference.detail} for difference in differences
+        ],
         "variants": variants,
         "encoder_digest": [first.manifest.encoder_digest, second.manifest.encoder_digest],
         "parameters": [first.manifest.parameters, second.manifest.parameters],
@@ -62,7 +70,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
 
 
 def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:
-    """Everything but the graphs that must agree for the same work to be done."""
+    """Yield differences in everything but the graphs that the same work requires."""
     for name in (
         "tokenizer_digest",
         "parameters",
@@ -76,17 +84,15 @@ def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:
             yield Difference(name, f"{_short(left)} and {_short(right)}")
     if len(a.manifest.labels) != len(b.manifest.labels):
         yield Difference("labels", f"{len(a.manifest.labels)} and {len(b.manifest.labels)}")
-    only = set(a.manifest.variants) ^ set(b.manifest.variants)
-    if only:
-        yield Difference("variants", f"only one of them has {', '.join(sorted(only))}")
+    unshared = set(a.manifest.variants) ^ set(b.manifest.variants)
+    if unshared:
+        yield Difference("variants", f"only one of them has {', '.join(sorted(unshared))}")
     for name in sorted(set(a.manifest.variants) & set(b.manifest.variants)):
-        left, right = a.manifest.variants[name], b.manifest.variants[name]
-        for what in ("runtime", "precision", "weight_bytes"):
-            if getattr(left, what) != getattr(right, what):
-                yield Difference(
-                    f"{name} {what}",
-                    f"{_short(getattr(left, what))} and {_short(getattr(right, what))}",
-                )
+        for field in ("runtime", "precision", "weight_bytes"):
+            left = getattr(a.manifest.variants[name], field)
+            right = getattr(b.manifest.variants[name], field)
+            if left != right:
+                yield Difference(f"{name} {field}", f"{_short(left)} and {_short(right)}")
 
 
 def _parts(artifact: Artifact, name: str) -> tuple[Graph, Graph]:
@@ -101,22 +107,22 @@ def _parts(artifact: Artifact, name: str) -> tuple[Graph, Graph]:
 
 
 def _explain(a: Graph, b: Graph) -> str:
-    more, less = layers_only_in(b, a), layers_only_in(a, b)
-    lines = [f"{len(a.nodes)} and {len(b.nodes)} nodes"]
-    if more:
-        lines.append(f"the second has the further layers {', '.join(more)}")
-    if less:
-        lines.append(f"the first has the further layers {', '.join(less)}")
-    sides = ("the first", "the second")
-    for side, nodes in zip(
-        sides, zip(*first_differences(a, b, limit=3), strict=True), strict=False
+    """Return how two graphs differ: their sizes, further layers, and the first other nodes."""
+    sentences = [f"{len(a.nodes)} and {len(b.nodes)} nodes"]
+    for side, layers in (("second", layers_only_in(b, a)), ("first", layers_only_in(a, b))):
+        if layers:
+            sentences.append(f"the {side} has the further layers {', '.join(layers)}")
+    differing = list(first_differences(a, b, limit=3))
+    for side, nodes in (
+        ("first", [node for node, _ in differing]),
+        ("second", [node for _, node in differing]),
     ):
-        named = [
+        labels = [
             f"{node.operator.rpartition('::')[2]} {node.name}" for node in nodes if node is not None
         ]
-        if named:
-            lines.append(f"{side} begins to differ at {', '.join(named)}")
-    return "; ".join(lines)
+        if labels:
+            sentences.append(f"the {side} begins to differ at {', '.join(labels)}")
+    return "; ".join(sentences)
 
 
 def _short(value: object) -> str:
@@ -127,7 +133,7 @@ def _short(value: object) -> str:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """What a comparison comes to, in a few words."""
+    """Return the result of a comparison in a few words."""
     if result["same"]:
         return "the same work"
     if not result["same_encoder"]:
@@ -147,6 +153,7 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def describe(result: dict[str, Any]) -> str:
+    """Return the result of a comparison with every difference, as lines for a terminal."""
     if result["same"]:
         graphs = ", ".join(result["variants"])
         return (
@@ -157,14 +164,15 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines = [f"different: {result['a']} and {result['b']}: {headline(result)}."]
     lines += [f"  {item['what']}: {item['detail']}" for item in result["differences"]]
-    return "\n".join(
-        [*lines, f"  not a difference: {_subnormals(result)}"] if result["variants"] else lines
-    )
+    if result["variants"]:
+        lines.append(f"  not a difference: {_subnormals(result)}")
+    return "\n".join(lines)
 
 
 def _subnormals(result: dict[str, Any]) -> str:
-    counts = {name: variant["subnormal_weights"] for name, variant in result["variants"].items()}
-    found = [
-        f"{a:,} and {b:,} subnormal weights in {name}" for name, (a, b) in counts.items() if a or b
-    ]
-    return ", ".join(found) or "no subnormal weights"
+    counts = []
+    for name, variant in result["variants"].items():
+        first, second = variant["subnormal_weights"]
+        if first or second:
+            counts.append(f"{first:,} and {second:,} subnormal weights in {name}")
+    return ", ".join(counts) or "no subnormal weights"

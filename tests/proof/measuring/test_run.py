@@ -329,7 +329,7 @@ def test_a_level_with_a_rate_needs_the_capacity_first(plan: Path) -> None:
             "[level.mixed-50]\ntuples = 32\nmargins = { inference = { p50 = 0.5 } }\n[server]",
         )
     )
-    with pytest.raises(BadInput, match="needs capacity_per_s; `python -m proof capacity"):
+    with pytest.raises(BadInput, match="needs capacity_per_s; `drbert-prove capacity"):
         main(["run", str(plan)])
 
 

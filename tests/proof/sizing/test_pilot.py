@@ -150,7 +150,7 @@ def test_a_sized_plan_is_written_once_with_its_pilot_beside_it(
     assert plan.restarts % 4 == 0
     assert plan.levels[0].tuples % 64 == 0
     assert json.loads(plan.pilot_path.read_text())["restarts"] == 12
-    with pytest.raises(BadUsage, match="a plan is not written over"):
+    with pytest.raises(BadUsage, match="a plan is not overwritten"):
         main(arguments)
 
 
