@@ -1,6 +1,4 @@
-"""Evidence of runs that never took place: latencies drawn from a known law, in the format of real
-ones.
-"""
+"""Evidence of simulated runs: latencies of a known distribution, in the format of real runs."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from proof.evidence.store import RestartRecord, Row, RowFile, append_start, read
 from proof.measuring.run import finish_run
 from proof.plans.plan import Level, Plan
 from proof.plans.plan_file import read_plan
-from proof.plans.schedule import build_schedule, load_order, load_positions, slice_texts
+from proof.plans.schedule import Schedule, build_schedule, load_order, load_positions, slice_texts
 
 PLAN = """
 name = "small"
@@ -112,22 +110,23 @@ def write_plan(
     return read_plan(folder / "plan.toml")
 
 
-def write_evidence(folder: Path, **how: Any) -> Path:
-    """Simulated evidence in `folder`; what many tests begin with is made once and copied. See
-    `_write_evidence`.
+def write_evidence(folder: Path, **options: Any) -> Path:
+    """Write simulated evidence with the options of `_write_evidence`.
+
+    Evidence that several tests begin with is simulated once and copied.
     """
-    if "change" in how or not how.get("sealed", True):
-        return _write_evidence(folder, **how)
-    key = repr(sorted(how.items()))
-    if key not in _MADE:
-        made = Path(tempfile.mkdtemp()) / "run"
-        atexit.register(shutil.rmtree, made.parent, ignore_errors=True)
-        _MADE[key] = _write_evidence(made, **how)
-    shutil.copytree(_MADE[key], folder)
+    if "change" in options or not options.get("sealed", True):
+        return _write_evidence(folder, **options)
+    key = repr(sorted(options.items()))
+    if key not in _CACHE:
+        cached = Path(tempfile.mkdtemp()) / "run"
+        atexit.register(shutil.rmtree, cached.parent, ignore_errors=True)
+        _CACHE[key] = _write_evidence(cached, **options)
+    shutil.copytree(_CACHE[key], folder)
     return folder
 
 
-_MADE: dict[str, Path] = {}
+_CACHE: dict[str, Path] = {}
 
 
 def _write_evidence(
@@ -145,32 +144,31 @@ def _write_evidence(
     change: Callable[[dict[str, Any]], None] = lambda row: None,
     sealed: bool = True,
 ) -> Path:
-    """A run in which every arm takes `factors` times 1 ms of inference; in the starts `dropped` one
-    answer is missing.
+    """Write a run whose arms take `factors` times 1 ms of inference.
+
+    In the restarts `dropped` one answer is missing. `change` may change each row.
     """
     plan = write_plan(folder, planned or restarts, claim, control, levels)
     texts = plan.read_texts()
     rng = np.random.default_rng(seed)
-    # The delay works on whatever its copy is like.
-    again = (factors or {}).get("bert-again", 1.0)
-    by_arm = {"drbert-with-decoder": 1.4, "bert-delayed": again * (1 + plan.delay)} | dict(
-        factors or {}
-    )
-    now = kept = 0
+    factors = dict(factors or {})
+    # The delayed arm is a multiple of its copy.
+    delayed = factors.get("bert-again", 1.0) * (1 + plan.delay)
+    factors = {"drbert-with-decoder": 1.4, "bert-delayed": delayed} | factors
+    now = counted = 0
     for restart in range(restarts + len(dropped)):
         instance = 1 + 0.003 * rng.standard_normal(len(plan.arms))
         instance[plan.indices("delayed")] = instance[plan.indices("reference")[1]]
         common = 1 + 0.2 * rng.random()
-        positions = load_positions(plan, kept)
+        positions = load_positions(plan, counted)
         rows = RowFile(folder / "rows" / f"{restart:03d}.csv")
         for level in plan.levels:
-            for row in _level_rows(plan, level, kept, len(texts), now):
-                if (
-                    level.kind == "capacity"
-                ):  # a closed loop: the next is sent when the last is answered
+            for row in _level_rows(plan, level, counted, len(texts), now):
+                if level.kind == "capacity":
+                    # A closed loop: the next request is sent when the last one is answered.
                     row["scheduled_ns"] = now
                 arm = next(i for i, a in enumerate(plan.arms) if a.name == row["arm"])
-                speed = by_arm.get(row["arm"], 1.0) * instance[arm] * POSITION[positions[arm]]
+                speed = factors.get(row["arm"], 1.0) * instance[arm] * POSITION[positions[arm]]
                 inference = 1000 * speed * common * np.exp(noise * rng.standard_normal())
                 total = inference + 300
                 row |= {
@@ -201,16 +199,15 @@ def _write_evidence(
                 now = max(now, row["done_ns"])
             now += 50_000_000
         rows.close()
-        due = expected_requests(
-            plan,
-            {level.name: build_schedule(plan, level, kept, len(texts)) for level in plan.levels},
-        )
-        breach = restart_breach(plan, read_columns(rows.path), due, 0.2, 0)
-        loaded = " ".join(plan.arms[i].name for i in load_order(plan, kept))
-        append_start(
-            folder, RestartRecord(restart, kept, loaded, f"i{restart}", 3.0, 0.2, 0, breach)
-        )
-        kept += not breach
+        schedules = {
+            level.name: build_schedule(plan, level, counted, len(texts)) for level in plan.levels
+        }
+        expected = expected_requests(plan, schedules)
+        breach = restart_breach(plan, read_columns(rows.path), expected, 0.2, 0)
+        order = " ".join(plan.arms[i].name for i in load_order(plan, counted))
+        start = RestartRecord(restart, counted, order, f"i{restart}", 3.0, 0.2, 0, breach)
+        append_start(folder, start)
+        counted += not breach
     (folder / "plan.pilot.json").unlink(missing_ok=True)
     entry = {
         "run": folder.name,
@@ -229,37 +226,38 @@ def _write_evidence(
 def _level_rows(
     plan: Plan, level: Level, slot: int, texts: int, now: int
 ) -> Iterator[dict[str, Any]]:
-    """What is asked and when; how long it took is for the caller to say."""
-    due = build_schedule(plan, level, slot, texts)
+    """Yield what the schedule determines of each row, from the time `now` on."""
+    schedule = build_schedule(plan, level, slot, texts)
     if level.kind == "capacity":
         arms = len(plan.claimed_arms) + 1
-        for i in range(len(due)):
-            asked = slice_texts(plan, level, slot, i // arms, texts, 40)
-            for number in range(40):
-                yield _asked(plan, level, due, i, now + (i * 40 + number) * 2_000_000) | {
-                    "block_id": number,
-                    "text_id": int(asked[number]),
-                }
+        for i in range(len(schedule)):
+            text_ids = slice_texts(plan, level, slot, i // arms, texts, 40)
+            for number, text_id in enumerate(text_ids):
+                at_ns = now + (i * 40 + number) * 2_000_000
+                row = _scheduled_row(plan, level, schedule, i, at_ns)
+                yield row | {"block_id": number, "text_id": int(text_id)}
         return
     begin = now
-    for i in range(len(due)):
+    for i in range(len(schedule)):
         if level.kind == "unloaded":
-            yield _asked(plan, level, due, i, now + i * 5_000_000)
+            yield _scheduled_row(plan, level, schedule, i, now + i * 5_000_000)
         elif level.kind == "mixed":
-            yield _asked(plan, level, due, i, now + int(due.offset_ns[i]))
+            yield _scheduled_row(plan, level, schedule, i, now + int(schedule.offset_ns[i]))
         else:
-            if i and due.slice_id[i] != due.slice_id[i - 1]:
-                begin += int(due.offset_ns[i - 1]) + 100_000_000
-            yield _asked(plan, level, due, i, begin + int(due.offset_ns[i]))
+            if i and schedule.slice_id[i] != schedule.slice_id[i - 1]:
+                begin += int(schedule.offset_ns[i - 1]) + 100_000_000
+            yield _scheduled_row(plan, level, schedule, i, begin + int(schedule.offset_ns[i]))
 
 
-def _asked(plan: Plan, level: Level, due: Any, i: int, scheduled_ns: int) -> dict[str, Any]:
+def _scheduled_row(
+    plan: Plan, level: Level, schedule: Schedule, i: int, scheduled_ns: int
+) -> dict[str, Any]:
     return {
         "level": level.name,
-        "slice_id": int(due.slice_id[i]),
-        "block_id": int(due.block_id[i]),
-        "position": int(due.position[i]),
-        "arm": plan.arms[int(due.arm[i])].name,
-        "text_id": int(due.text[i]),
+        "slice_id": int(schedule.slice_id[i]),
+        "block_id": int(schedule.block_id[i]),
+        "position": int(schedule.position[i]),
+        "arm": plan.arms[int(schedule.arm[i])].name,
+        "text_id": int(schedule.text[i]),
         "scheduled_ns": scheduled_ns,
     }

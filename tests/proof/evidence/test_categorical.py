@@ -17,7 +17,7 @@ def words() -> Categorical:
 
 
 @pytest.mark.parametrize("word", ["bert", "slow", "never", "unheard of"])
-def test_comparing_with_a_word_says_where_it_is(words: Categorical, word: str) -> None:
+def test_comparing_with_a_word_marks_where_it_is(words: Categorical, word: str) -> None:
     assert ((words == word) == (word == TEXT)).all()
     assert ((words != word) == (word != TEXT)).all()
 

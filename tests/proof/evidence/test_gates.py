@@ -25,9 +25,9 @@ def breach_of(
 
     write_evidence(folder, restarts=4, change=change, sealed=False)
     rows = read_columns(folder / "rows/000.csv")
-    due = {"unloaded": requests or len(rows["status"])}
+    expected = {"unloaded": requests or len(rows["status"])}
     return restart_breach(
-        read_plan(folder / "plan.toml"), rows, due, share, throttled_us, gpu_slowed
+        read_plan(folder / "plan.toml"), rows, expected, share, throttled_us, gpu_slowed
     )
 
 
@@ -35,7 +35,7 @@ def test_a_quiet_restart_has_no_breach(tmp_path: Path) -> None:
     assert breach_of(tmp_path / "run") == ""
 
 
-def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_back_first(
+def test_of_several_failed_requests_the_first_one_scheduled_is_named(
     tmp_path: Path,
 ) -> None:
     write_evidence(
@@ -46,12 +46,12 @@ def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_ba
     )
     path = tmp_path / "run/rows/000.csv"
     head, *lines = path.read_text().splitlines(keepends=True)
-    due = {"unloaded": len(lines)}
+    expected = {"unloaded": len(lines)}
     plan = read_plan(tmp_path / "run/plan.toml")
-    before = restart_breach(plan, read_columns(path), due, 0.2, 0)
+    before = restart_breach(plan, read_columns(path), expected, 0.2, 0)
     path.write_text(head + "".join(reversed(lines)))
     assert "(unloaded.0.0.9.0)" in before
-    assert restart_breach(plan, read_columns(path), due, 0.2, 0) == before
+    assert restart_breach(plan, read_columns(path), expected, 0.2, 0) == before
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_of_several_bad_answers_the_first_that_was_due_is_named_whatever_came_ba
         ({"requests": 9999}, "of 9999 requests were sent"),
     ],
 )
-def test_a_breach_is_told_with_its_number(
+def test_a_breach_is_reported_with_its_number(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     assert words in breach_of(tmp_path / "run", **changes)

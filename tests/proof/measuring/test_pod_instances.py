@@ -113,8 +113,8 @@ def write_plan(
 ) -> Path:
     (folder / "texts.txt").write_text("good film\nbad\n")
     arms = "".join(
-        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nurl = "{where}"\nmodel = "{model}"\n'
-        for name, role, where, model in (
+        f'[[arm]]\nname = "{name}"\nrole = "{role}"\nurl = "{arm_url}"\nmodel = "{model}"\n'
+        for name, role, arm_url, model in (
             ("old", "reference", url, "old"),
             ("old-again", "reference", url, "old"),
             ("new", "candidate", "http://new.svc:8000", "new"),
@@ -174,7 +174,7 @@ def test_too_few_servers_are_named_before_anything_is_measured(
     )
 
 
-def test_a_name_that_nobody_knows_stands_for_no_server(cluster: Any, tmp_path: Path) -> None:
+def test_an_unknown_host_stands_for_no_server(cluster: Any, tmp_path: Path) -> None:
     assert pod_instances.resolve_addresses("http://old.svc:8000") == []
     with pytest.raises(Unavailable, match="are 0 servers"):
         pod_instances.check_enough(read_plan(write_plan(tmp_path)))
@@ -190,15 +190,15 @@ def test_servers_that_counted_are_left_alone_and_those_tried_in_vain_come_last(
         for instance in pod_instances.find_instances("http://old.svc:8000", plan.arms[0])
     }
     first = pod_instances.take_instances(plan, load_order(plan, 0), (), ())
-    mine = {first[name].id for name in ("old", "old-again")}
+    taken_first = {first[name].id for name in ("old", "old-again")}
     second = pod_instances.take_instances(
         plan, load_order(plan, 1), {instance.id for instance in first.values()}, ()
     )
-    assert {second[name].id for name in ("old", "old-again")} == everybody - mine
+    assert {second[name].id for name in ("old", "old-again")} == everybody - taken_first
     instead = pod_instances.take_instances(
         plan, load_order(plan, 0), (), {instance.id for instance in first.values()}
     )
-    assert {instead[name].id for name in ("old", "old-again")} == everybody - mine
+    assert {instead[name].id for name in ("old", "old-again")} == everybody - taken_first
 
 
 def test_servers_that_cannot_show_the_control_are_refused_at_the_start(
@@ -215,7 +215,7 @@ def test_servers_that_cannot_show_the_control_are_refused_at_the_start(
     assert len(pod_instances.take_instances(plan, load_order(plan, 0), (), ())) == 4
 
 
-def test_the_service_says_what_an_instance_is_known_by(
+def test_the_service_reports_what_identifies_an_instance(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(artifact, "old", DRBERT_BUSY_WAIT="anywhere") as (url, _):
@@ -251,7 +251,7 @@ def test_a_plan_with_instances_is_written_as_it_is_read(tmp_path: Path) -> None:
     assert again.arms == plan.arms
 
 
-def test_servers_that_want_a_key_are_told_from_servers_that_are_not_there(
+def test_servers_that_want_a_key_are_distinguished_from_absent_ones(
     cluster: Any, artifact: Artifact, tmp_path: Path
 ) -> None:
     (tmp_path / "keys").write_text("a-key\n")

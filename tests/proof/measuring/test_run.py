@@ -24,12 +24,13 @@ from command import BadInput
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
+from proof.measuring.launch import free_port
 from proof.measuring.run import drop_reason
 from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
 from tests.factories import write_artifact
-from tests.service.test_server import free_port, serving
+from tests.service.test_server import serving
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -179,7 +180,7 @@ def test_what_a_stopping_server_refuses_is_put_down_to_the_interruption() -> Non
     assert drop_reason("", cut_short=False) == ""
 
 
-def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(
+def test_an_interrupted_run_is_resumed_and_keeps_every_row(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Long enough that the interruption cannot fall after a restart's last row, which would make it
@@ -222,7 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_keeps_every_row(
         main(["run", "--resume", str(folder)])
 
 
-def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_too(plan: Path, tmp_path: Path) -> None:
     # Long enough that the interruption cannot fall after a restart's last row, which would make it
     # count.
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
@@ -252,9 +253,7 @@ def test_a_run_that_was_killed_goes_on_too(plan: Path, tmp_path: Path) -> None:
     assert "interrupted" in (folder / "starts.csv").read_text()
 
 
-def test_rows_survive_a_full_disk_and_the_run_says_what_is_wrong(
-    plan: Path, tmp_path: Path
-) -> None:
+def test_rows_survive_a_full_disk_and_the_run_reports_it(plan: Path, tmp_path: Path) -> None:
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 400", 1))
     command = [
         sys.executable,

@@ -29,7 +29,7 @@ def test_it_does_not_wait_longer_than_it_may() -> None:
     assert probes == 2
 
 
-def test_it_does_not_wait_where_the_system_does_not_say() -> None:
+def test_it_does_not_wait_where_the_system_does_not_count_steal() -> None:
     assert wait_for_calm(600, lambda: None) < 600
 
 

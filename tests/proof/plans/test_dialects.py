@@ -12,6 +12,7 @@ import pytest
 
 from command import BadInput
 from proof.commands import main
+from proof.measuring.launch import free_port
 from proof.plans.dialects import (
     DIALECTS,
     DialectName,
@@ -22,7 +23,6 @@ from proof.plans.dialects import (
 )
 from proof.plans.plan_file import read_plan
 from tests.proof.measuring.test_run import read_rows
-from tests.service.test_server import free_port
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ from tests.service.test_server import free_port
         ("kserve-v1", "/v1/models/m:predict", {"instances": ["good"]}),
     ],
 )
-def test_a_dialect_asks_as_its_server_wants_to_be_asked(
+def test_a_dialect_has_its_servers_path_and_body(
     dialect: DialectName, path: str, body: dict[str, Any]
 ) -> None:
     assert DIALECTS[dialect].path.format(model="m") == path
     assert DIALECTS[dialect].body("m", "good") == body
 
 
-def test_tokens_are_read_where_an_answer_tells_them() -> None:
+def test_tokens_are_read_where_an_answer_reports_them() -> None:
     assert tokens_of(b'{"usage": {"prompt_tokens": 7}}') == 7
     assert tokens_of(b'[{"label": "POSITIVE", "score": 0.9}]') == 0
     assert tokens_of(b"<html>") == 0
@@ -161,7 +161,7 @@ restart = "{restart}"
     assert len({row["instance"] for row in rows}) == len({row["restart"] for row in rows})
 
 
-def test_inference_time_can_be_claimed_only_where_it_is_told(tmp_path: Path) -> None:
+def test_inference_time_can_be_claimed_only_where_it_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     arms = ", ".join(
         f'{{ name = "{name}", role = "{role}", url = "http://127.0.0.1:1", dialect = "vllm" }}'

@@ -63,51 +63,51 @@ def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_con
     assert all(load_positions(plan, slot)[4] == load_positions(plan, slot)[1] for slot in range(8))
 
 
-def test_every_text_of_a_tuple_goes_once_to_every_arm(plan: Plan) -> None:
+def test_the_text_of_a_block_goes_once_to_every_arm(plan: Plan) -> None:
     for name in ("unloaded", "mixed-50"):
-        due = build_schedule(plan, plan.level(name), 0, 2)
+        schedule = build_schedule(plan, plan.level(name), 0, 2)
         tuples: dict[int, list[int]] = {}
-        for i in np.flatnonzero((due.slice_id == PLAIN) | (due.slice_id == CONTROL)):
-            tuples.setdefault(int(due.block_id[i]), []).append(int(due.arm[i]))
+        for i in np.flatnonzero((schedule.slice_id == PLAIN) | (schedule.slice_id == CONTROL)):
+            tuples.setdefault(int(schedule.block_id[i]), []).append(int(schedule.arm[i]))
         assert len(tuples) == 64
         assert {tuple(sorted(arms)) for arms in tuples.values()} == {(0, 1, 2, 3), (0, 2, 3, 4)}
-        assert all(len(set(due.text[due.block_id == number])) == 1 for number in tuples)
-        measured = due.slice_id >= PLAIN
+        assert all(len(set(schedule.text[schedule.block_id == number])) == 1 for number in tuples)
+        measured = schedule.slice_id >= PLAIN
         places = Counter(
             zip(
-                due.arm[measured & (due.slice_id < CLOSING)] % 4,
-                due.position[measured & (due.slice_id < CLOSING)],
+                schedule.arm[measured & (schedule.slice_id < CLOSING)] % 4,
+                schedule.position[measured & (schedule.slice_id < CLOSING)],
                 strict=True,
             )
         )
         assert len({count for (arm, _), count in places.items() if arm in (2, 3)}) == 1
 
 
-def test_a_quarter_of_the_tuples_has_the_delayed_arm_in_place_of_the_second_reference(
+def test_a_quarter_of_the_blocks_has_the_delayed_arm_instead_of_the_second_reference(
     plan: Plan,
 ) -> None:
-    due = build_schedule(plan, plan.level("unloaded"), 0, 2)
-    control = due.slice_id == CONTROL
-    assert len(set(due.block_id[control])) == 16
-    assert set(due.arm[control]) == {0, 2, 3, 4}
-    assert set(due.arm[due.slice_id == PLAIN]) == {0, 1, 2, 3}
+    schedule = build_schedule(plan, plan.level("unloaded"), 0, 2)
+    control = schedule.slice_id == CONTROL
+    assert len(set(schedule.block_id[control])) == 16
+    assert set(schedule.arm[control]) == {0, 2, 3, 4}
+    assert set(schedule.arm[schedule.slice_id == PLAIN]) == {0, 1, 2, 3}
     # In blocks of eight, one of every four: under load they seldom meet plain tuples in the queue.
-    numbers = np.unique(due.block_id[control]) - 2
+    numbers = np.unique(schedule.block_id[control]) - 2
     assert np.array_equal(np.unique(numbers // CONTROL_RUN), np.unique(numbers[::8] // CONTROL_RUN))
     assert np.array_equal(np.unique(numbers // (4 * CONTROL_RUN)), [0, 1])
 
 
 def test_the_kept_decoder_runs_in_a_closing_block_of_a_quarter_and_nowhere_else(plan: Plan) -> None:
-    due = build_schedule(plan, plan.level("unloaded"), 0, 2)
-    closing = due.slice_id == CLOSING
-    assert Counter(due.arm[closing].tolist()) == dict.fromkeys((0, 1, 2, 3, 5), 16)
-    assert 5 not in due.arm[~closing]
+    schedule = build_schedule(plan, plan.level("unloaded"), 0, 2)
+    closing = schedule.slice_id == CLOSING
+    assert Counter(schedule.arm[closing].tolist()) == dict.fromkeys((0, 1, 2, 3, 5), 16)
+    assert 5 not in schedule.arm[~closing]
     assert 5 not in build_schedule(plan, plan.level("mixed-50"), 0, 2).arm
 
 
 def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan: Plan) -> None:
-    due = build_schedule(plan, plan.level("mixed-50"), 0, 2)
-    gaps = np.diff(due.offset_ns, prepend=0) / 1e9
+    schedule = build_schedule(plan, plan.level("mixed-50"), 0, 2)
+    gaps = np.diff(schedule.offset_ns, prepend=0) / 1e9
     # 500 a second, and as scattered as exponential gaps are; the draw is the plan's, so this cannot
     # flicker.
     assert gaps.mean() == pytest.approx(1 / 500, rel=0.15)
@@ -115,13 +115,13 @@ def test_under_load_requests_arrive_as_a_poisson_process_of_the_plans_rate(plan:
 
 
 def test_the_arms_of_a_set_replay_the_same_gaps_and_texts_and_take_turns(plan: Plan) -> None:
-    due = build_schedule(plan, plan.level("switchback-50"), 0, 2)
-    slices = [np.flatnonzero(due.slice_id == number) for number in range(5)]
-    assert sorted(int(due.arm[rows[0]]) for rows in slices) == [0, 1, 2, 3, 4]
+    schedule = build_schedule(plan, plan.level("switchback-50"), 0, 2)
+    slices = [np.flatnonzero(schedule.slice_id == number) for number in range(5)]
+    assert sorted(int(schedule.arm[rows[0]]) for rows in slices) == [0, 1, 2, 3, 4]
     for rows in slices:
         assert len(rows) == 300
-        assert np.array_equal(due.offset_ns[rows], due.offset_ns[slices[0]])
-        assert np.array_equal(due.text[rows], due.text[slices[0]])
+        assert np.array_equal(schedule.offset_ns[rows], schedule.offset_ns[slices[0]])
+        assert np.array_equal(schedule.text[rows], schedule.text[slices[0]])
     first = Counter(
         int(build_schedule(plan, plan.level("switchback-50"), slot, 2).arm[0]) for slot in range(10)
     )
@@ -132,21 +132,23 @@ def test_a_plan_always_sends_the_same_and_another_seed_does_not(plan: Plan, tmp_
     path = tmp_path / "other.toml"
     path.write_text(plan.path.read_text().replace("seed = 7", "seed = 8"))
     for level in plan.levels:
-        one, again, other = (build_schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path)))
+        first, again, other = (
+            build_schedule(p, level, 3, 2) for p in (plan, plan, read_plan(path))
+        )
         assert all(
-            np.array_equal(getattr(one, name), getattr(again, name))
+            np.array_equal(getattr(first, name), getattr(again, name))
             for name in ("arm", "text", "offset_ns", "pause")
         )
-        assert not np.array_equal(one.arm, other.arm) or level.kind == "capacity"
+        assert not np.array_equal(first.arm, other.arm) or level.kind == "capacity"
 
 
 def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan: Plan) -> None:
     # A judge of years from now must draw the same: NumPy's legacy stream is frozen, and this says
     # if it ever thaws.
-    due = build_schedule(plan, plan.level("mixed-50"), 2, 50)
-    assert due.arm[:12].tolist() == [1, 3, 0, 2, 0, 1, 2, 3, 2, 1, 3, 0]
-    assert due.text[::40].tolist() == [0, 23, 0, 41, 6, 49, 42]
-    assert due.offset_ns[:3].tolist() == pytest.approx([1797277, 1908657, 6199174], abs=2)
+    schedule = build_schedule(plan, plan.level("mixed-50"), 2, 50)
+    assert schedule.arm[:12].tolist() == [1, 3, 0, 2, 0, 1, 2, 3, 2, 1, 3, 0]
+    assert schedule.text[::40].tolist() == [0, 23, 0, 41, 6, 49, 42]
+    assert schedule.offset_ns[:3].tolist() == pytest.approx([1797277, 1908657, 6199174], abs=2)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_a_wrong_plan_is_refused_by_the_name_of_the_key(
         read_plan(plan.path)
 
 
-def test_a_missing_plan_says_where_some_are(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_plan_names_the_folder_of_examples(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="examples/plans holds some"):
         read_plan(tmp_path / "plan.toml")
 

@@ -47,7 +47,7 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Pilot:
     return read_pilot(write_pilot(tmp_path_factory.mktemp("pilot") / "run"))
 
 
-def test_a_pilot_tells_position_effect_noise_and_gain(pilot: Pilot) -> None:
+def test_a_pilot_estimates_position_effect_noise_and_gain(pilot: Pilot) -> None:
     noise = pilot.levels["unloaded"].noise["inference", "p50"]
     # The worlds' own: 1 % to −0.5 % by load position, 5 % from request to request.
     assert noise.position_effect == pytest.approx(0.015, abs=0.008)
@@ -124,7 +124,7 @@ def test_a_floor_in_microseconds_widens_a_margin_that_is_tighter(
     assert plan.levels[0].margins["inference"]["p50"] == pytest.approx(0.03, rel=0.1)
 
 
-def test_a_sized_plan_is_written_once_with_its_pilot_beside_it(
+def test_a_sized_plan_is_written_once_next_to_its_pilot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evidence, template, out = (

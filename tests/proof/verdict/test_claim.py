@@ -63,7 +63,7 @@ def test_the_verdicts_code_is_the_gates(twins: tuple[Artifact, Artifact], tmp_pa
     )
 
 
-def test_other_weights_pass_and_are_said(
+def test_other_weights_pass_and_are_reported(
     twins: tuple[Artifact, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evidence = evidence_of(tmp_path / "run", *twins)

@@ -61,7 +61,7 @@ def test_export_sets_subnormal_weights_to_zero_and_the_manifest_counts_them(
     assert "sets 12 subnormal weights to zero" in capsys.readouterr().out
 
 
-def test_subnormal_weights_are_told_and_are_no_difference(
+def test_subnormal_weights_are_counted_and_are_no_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(str(write_checkpoint(tmp_path / "a")), tmp_path / "slow")
@@ -81,8 +81,9 @@ def test_subnormal_weights_are_told_and_are_no_difference(
     assert capsys.readouterr().out.endswith("(cpu-fp32, cpu-bf16), no subnormal weights.\n")
 
 
-def found(*differences: str, same_encoder: bool = True) -> dict[str, Any]:
-    items = [{"what": what, "detail": "1 and 2"} for what in differences]
+def comparison(*differences: str, same_encoder: bool = True) -> dict[str, Any]:
+    """A comparison with differences in these subjects."""
+    items = [{"what": subject, "detail": "1 and 2"} for subject in differences]
     return {
         "a": "a",
         "b": "b",
@@ -111,14 +112,14 @@ def found(*differences: str, same_encoder: bool = True) -> dict[str, Any]:
         ([], True, "the same work"),
     ],
 )
-def test_what_a_comparison_comes_to_is_said_in_few_words(
+def test_the_headline_of_a_comparison_has_few_words(
     differences: list[str], same_encoder: bool, words: str
 ) -> None:
-    assert headline(found(*differences, same_encoder=same_encoder)) == words
+    assert headline(comparison(*differences, same_encoder=same_encoder)) == words
 
 
-def test_a_difference_is_listed_and_what_is_none_is_told_apart() -> None:
-    assert describe(found("parameters", "cpu-fp32 head")).splitlines() == [
+def test_differences_are_listed_and_subnormal_weights_are_not_one() -> None:
+    assert describe(comparison("parameters", "cpu-fp32 head")).splitlines() == [
         "different: a and b: encoder equal, head differs.",
         "  parameters: 1 and 2",
         "  cpu-fp32 head: 1 and 2",

@@ -74,7 +74,7 @@ def test_fewer_restarts_than_planned_are_never_equivalent(tmp_path: Path) -> Non
     assert (short.verdict, few.verdict) == ("inconclusive", "inconclusive")
 
 
-def test_a_run_that_cannot_tell_the_control_apart_is_invalid(tmp_path: Path) -> None:
+def test_a_run_that_does_not_detect_its_control_is_invalid(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run", factors={"drbert-with-decoder": 1.0}, noise=0.02)
     assert judge_run(folder).verdict == "invalid"
     assert main(["judge", str(folder)]) == 3
@@ -139,7 +139,7 @@ def test_every_level_has_a_verdict_and_the_run_takes_the_worst(
 
 
 @pytest.mark.parametrize("level", ALL_LEVELS)
-def test_a_delay_that_is_not_seen_makes_the_level_invalid(tmp_path: Path, level: str) -> None:
+def test_a_delay_that_is_not_detected_makes_the_level_invalid(tmp_path: Path, level: str) -> None:
     verdict = judge_run(
         write_evidence(tmp_path / "run", noise=0.02, levels=(level,), factors={"bert-delayed": 1.0})
     )
@@ -262,9 +262,7 @@ def test_texts_the_plan_binds_are_the_texts_of_the_evidence(tmp_path: Path) -> N
     "content",
     ["[]", "{}", '{"run": "r", "plan": "p", "plan_digest": "0", "number_for_this_plan": 1}'],
 )
-def test_a_run_json_that_tells_of_no_run_or_another_plan_is_refused(
-    tmp_path: Path, content: str
-) -> None:
+def test_a_run_json_of_no_run_or_of_another_plan_is_rejected(tmp_path: Path, content: str) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / "run.json").write_text(content)
     write_manifest(folder)
@@ -283,7 +281,7 @@ def test_a_byte_flipped_in_the_manifest_itself_is_refused(tmp_path: Path) -> Non
             judge_run(folder)
 
 
-def test_a_restart_that_was_killed_after_its_last_row_is_told_of_and_does_not_count(
+def test_a_restart_that_was_killed_after_its_last_row_is_recorded_and_does_not_count(
     tmp_path: Path,
 ) -> None:
     folder = write_evidence(tmp_path / "run", sealed=False)
@@ -493,7 +491,7 @@ def change_starts(folder: Path, **values: str) -> None:
         ({"load_order": "nobody"}, "is not the plan's order"),
     ],
 )
-def test_a_start_told_otherwise_than_it_was_is_refused(
+def test_a_start_that_its_rows_contradict_is_rejected(
     tmp_path: Path, values: dict[str, str], words: str
 ) -> None:
     folder = write_evidence(tmp_path / "run")
@@ -532,7 +530,7 @@ def test_a_verdict_touched_up_anywhere_is_refused(tmp_path: Path) -> None:
         main(["judge", str(folder)])
 
 
-def test_a_file_nobody_listed_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_the_manifest_does_not_list_is_rejected(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / "notes.txt").write_text("?")
     with pytest.raises(EvidenceRejected, match=r"notes\.txt is not listed"):
@@ -546,7 +544,7 @@ def test_restarts_that_do_not_follow_from_the_rows_are_refused(tmp_path: Path) -
         judge_run(folder)
 
 
-def test_another_plan_than_the_rows_were_made_under_is_refused(tmp_path: Path) -> None:
+def test_rows_of_another_plan_are_rejected(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     (folder / "plan.toml").write_text(
         (folder / "plan.toml").read_text().replace("p50 = 0.02", "p50 = 0.20")
