@@ -105,7 +105,7 @@ quick: install
 coverage: install
 	mkdir -p build
 	$(BIN)/python -m coverage run -m pytest tests/service
-	$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=85
+	$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=90
 
 check: install
 	$(BIN)/ruff format --check .

@@ -297,5 +297,5 @@ def build_decoder(config: Config) -> Decoder:
             return EnhancedMaskDecoder(decoder.layers)
         case "mae":
             return MaskedAutoencoder(*sizes)
-        case _:
+        case "plain" | "gua" | "mix" | "drbert":
             return StackedDecoder(*sizes, decoder.unmasked_first, decoder.decoder_share)

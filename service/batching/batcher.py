@@ -45,7 +45,7 @@ from service.errors import (
 
 log = logging.getLogger(__name__)
 
-# A text of so few characters is tokenized sooner than a place for it would be held and released.
+# To tokenize such a short text is quicker than to reserve a place for it and release it.
 SHORT_TEXT_CHARS = 128
 # hashlib releases the GIL above 2 KiB, as an engine does; hashing this takes some 10 µs.
 _SPIN_WORK = bytes(4096)
@@ -73,7 +73,7 @@ class _RunningBatch:
     started_ns: int
     started_cpu_ns: int
     is_full: bool
-    """Whether texts that might have been in it had to wait."""
+    """Whether candidates for it were left in the queue."""
     is_first_of_shape: bool
     finish: Callable[[], Collection[Any]]
 
@@ -132,8 +132,9 @@ class Batcher:
     _batches: int = field(default=0, init=False)
     """Batches that have finished."""
     _woken_ns: int = field(default=0, init=False)
-    """When the thread was last given work after it had none."""
+    """When the thread last woke from waiting, by time.monotonic_ns()."""
     _starting_ns: int | None = field(default=None, init=False)
+    """When the batch that is being handed to its model was taken; None if there is none."""
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -177,10 +178,11 @@ class Batcher:
         max_tokens: int | None = None,
         deadline: float = math.inf,
     ) -> Reservation:
-        """Admit a request whose texts are about to be tokenized; raises what `submit` would.
+        """Admit a request whose texts are about to be tokenized.
 
         `chars` holds each text's length in characters, `max_tokens` is what the model reads of a
-        text. A short text is not counted while there is plenty of room: it is tokenized at once.
+        text. A short text gets no reservation while there is plenty of room: it is tokenized at
+        once. Raises Overloaded, TooLarge or ShuttingDown, as `submit` does.
         """
         if len(chars) == 1 and chars[0] <= SHORT_TEXT_CHARS and self.queue.capacity.is_calm:
             return Reservation(self, None)
@@ -211,7 +213,8 @@ class Batcher:
         `injected_delay` makes a batch longer by that share of its duration, for a proof that must
         show that it detects a slower model. Only items with the same delay share a batch.
         `background` items take no room in the queue, and are refused when there are too many.
-        Items with a `reservation` are admitted if they have no more tokens than it.
+        A `reservation` that is large enough has admitted the items already; otherwise they are
+        admitted anew.
         """
         if not items:
             return []
@@ -236,12 +239,12 @@ class Batcher:
                 self._admit(flow, lengths, reservation)
                 self.queue.append(queued)
             if not self._wakeup_scheduled:
-                # Once for everything that the loop has at hand: woken for the first item, the
-                # thread would run it alone.
+                # One wake-up per turn of the event loop: woken by the first item, the thread would
+                # run it alone.
                 self._wakeup_scheduled = True
                 loop.call_soon(self._wake_worker)
-        # The deadline, or a caller that is cancelled, settles the future. What still waits of the
-        # request is dropped then.
+        # The deadline, or a caller that is cancelled, settles the future. Items of the request that
+        # are still in the queue are dropped then.
         expiry = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, request)
         try:
             return await request.future
@@ -309,7 +312,7 @@ class Batcher:
     @property
     def stalled_for_s(self) -> float:
         """For how long the oldest running batch has been with its model; 0 if none runs."""
-        # What is being started comes first: a batch moves from there to what runs.
+        # `_starting_ns` is read first: a batch moves from there to `_running`.
         starting_ns = self._starting_ns
         starts_ns = [running.started_ns for running in list(self._running)]
         if starting_ns is not None:
@@ -376,7 +379,7 @@ class Batcher:
     def _next_batch(self, wait: bool) -> Batch | None:
         """Return what to run next, or None if nothing waits.
 
-        With `wait`, None means that nothing ever will: the batcher is closing.
+        With `wait`, None means that the batcher is closing.
         """
         with self._changed:
             while True:
@@ -433,7 +436,7 @@ class Batcher:
             self._running.remove(running)
             self._handle_failure(batch, error)
             return
-        # A batch that was handed over while the one before was computed had to wait for that.
+        # Its time starts when the batch before it has finished, if that was still running.
         begun_ns = max(running.started_ns, self._finished_ns)
         begun_cpu_ns = max(running.started_cpu_ns, self._finished_cpu_ns)
         if batch.first.injected_delay:
@@ -462,7 +465,10 @@ class Batcher:
         self._running.remove(running)
 
     def _handle_failure(self, batch: Batch, error: Exception) -> None:
-        """Run each item of a failed batch alone, once, so that a bad text fails only itself."""
+        """Fail a batch whose engine is broken; run the items of another one alone, once.
+
+        So a bad text fails only itself.
+        """
         model = batch.first.model_key
         if isinstance(error, EngineBroken):
             self.is_broken = True
@@ -476,7 +482,9 @@ class Batcher:
             return
         if len(batch.items) == 1:
             if isinstance(error, ServiceError):
-                log.error("model answered no answer", extra={"model": model, "why": error.message})
+                log.error(
+                    "the output of a model is invalid", extra={"model": model, "why": error.message}
+                )
             else:
                 log.error("model raised", extra={"model": model}, exc_info=error)
                 error = ModelFailed("The model failed on this text; the failure is in the log.")
@@ -496,8 +504,8 @@ class Batcher:
     ) -> None:
         items, first = running.batch.items, running.batch.first
         tokens = sum([queued.item.tokens for queued in items])
-        # From the end of one batch to the end of the next: what happens between them takes time
-        # from the queue as well.
+        # Measured from the end of one batch to the end of the next, because the time between them
+        # delays the queue as well.
         busy_s = (now_ns - max(self._woken_ns, self._finished_ns or running.started_ns)) / 1e9
         cost = sum([queued.length for queued in items]) + TEXT_COST * len(items)
         self.queue.capacity.note(first.model_key, cost, busy_s, running.is_full)
@@ -520,6 +528,6 @@ def _spin(started_ns: int, share: float) -> None:
     end = now + int(share * (now - started_ns))
     while now < end:
         if end - now > 20_000:
-            # The last 20 µs by the clock alone: half a hash more would make a short batch late.
+            # The last 20 µs only read the clock: a hash could overshoot.
             hashlib.sha256(_SPIN_WORK)
         now = time.monotonic_ns()

@@ -3,9 +3,13 @@ Sequence packing: several short texts in one row of a batch, so that little of i
 
 To the engine, a row with several texts is one long text. A block-diagonal attention mask keeps the
 texts independent, and each has its own positions (Krell et al., "Efficient Sequence Packing without
-Cross-contamination", arXiv 2107.02027). They place texts so that rows are filled best; this places
-them first fit in order of arrival. Only where a row is long, the texts that may begin a row come
-before those that fill it.
+Cross-contamination", arXiv 2107.02027). They place texts so that rows are filled best. Here two
+steps decide:
+
+    choose   selects the texts of a batch, first fit in order of arrival. Only where a row is long,
+             the texts that may open a row come before those that fill it.
+    lay_out  places them, next fit in that order, in rows of the length that costs least. It never
+             needs more tokens than `choose` counted.
 """
 
 from __future__ import annotations

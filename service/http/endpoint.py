@@ -53,9 +53,9 @@ Value = TypeVar("Value")
 
 # Answers with more labels take the event loop a millisecond or two, so a thread writes them.
 MAX_LABELS_ON_LOOP = 1_000
-# `input` and its parts, as our own format calls a request's texts.
+# Matches `input`, `input[3]` and `input.text`: our own format's names in an error's `param`.
 INPUT = re.compile(r"input(?=$|[\[.])")
-# Errors of status 500 and above that refuse a request, and are no fault of the service.
+# Errors of status 500 and above that count as refusals, not as failures.
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
 
 
@@ -71,7 +71,7 @@ class _Call:
     """In seconds of time.monotonic()."""
     injected_delay: float
     guard: LargeBody | None
-    """Holds the room of a large body."""
+    """The memory reserved for a large body; None for a small one."""
 
 
 class ClassifyEndpoint:
@@ -80,18 +80,16 @@ class ClassifyEndpoint:
     `scope["state"]` holds the request's id, and the model if the path names one.
     """
 
-    def __init__(self, context: HttpContext, dialect: Dialect, input_field: str = "input") -> None:
+    def __init__(self, context: HttpContext, dialect: Dialect) -> None:
         self._context = context
         self._service = context.service
         self._dialect = dialect
-        self._input_field = input_field
-        """What the dialect calls the texts."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, lifecycle = self._service.metrics, self._service.lifecycle
-        # Filled in step by step, so that a failure is counted as the model's once it is known.
+        # Filled in step by step: once the model is known, a failure counts under its name.
         stats = RequestStats()
-        started_ns = time.time_ns()
+        wall_started_ns = time.time_ns()
         lifecycle.active_requests += 1
         try:
             headers, pieces = await self._answer(scope, receive, stats)
@@ -99,7 +97,7 @@ class ClassifyEndpoint:
         except ServiceError as error:
             if error.status < 500 or isinstance(error, UNAVAILABLE):
                 metrics.rejected.labels(error.code).inc()
-            status, headers, pieces = self._refusal(self._in_dialect(error))
+            status, headers, pieces = self._refusal(self._with_dialect_names(error))
         except ClientDisconnected:
             metrics.rejected.labels("client_left").inc()
             status, headers, pieces = 499, [], [b""]
@@ -123,15 +121,17 @@ class ClassifyEndpoint:
                 {"type": "http.response.body", "body": piece, "more_body": number < len(pieces)}
             )
         if self._context.hooks.tracing is not None:
-            self._context.hooks.tracing.record(scope, stats, status, started_ns, time.time_ns())
+            self._context.hooks.tracing.record(
+                scope, stats, status, wall_started_ns, time.time_ns()
+            )
 
     async def _answer(
         self, scope: Scope, receive: Receive, stats: RequestStats
     ) -> tuple[Headers, list[bytes]]:
         """Check the headers, read the body, and answer it."""
         settings, headers = self._service.settings, dict(scope["headers"])
-        # From when the head was read: under overload it may be seconds until this runs.
-        started = scope["state"].get("began") or time.monotonic()
+        # Under overload it may be seconds from then until this runs.
+        head_read_at = scope["state"].get("began") or time.monotonic()
         delay = read_injected_delay(headers.get(b"x-busy-wait"), settings.busy_wait != "off")
         timeout_s = read_timeout(headers.get(b"x-request-timeout-ms"), settings.request_timeout_s)
         keys = self._context.hooks.keys
@@ -145,9 +145,9 @@ class ClassifyEndpoint:
             timeout_s / 2,
             is_compressed(headers.get(b"content-encoding", b"")),
         )
-        call = _Call(scope, receive, headers, stats, started + timeout_s, delay, guard)
+        call = _Call(scope, receive, headers, stats, head_read_at + timeout_s, delay, guard)
         try:
-            # The body is in no variable here, which would hold it until the answer.
+            # The body is passed on directly: a variable here would keep it alive until the answer.
             return await self._answer_body(
                 call,
                 await read_body(
@@ -166,7 +166,7 @@ class ClassifyEndpoint:
         """Decompress and parse the body, and answer with the model that it names."""
         budget_bytes = len(body)
         try:
-            # Before the body is parsed: under overload, refusals must not cost what answers need.
+            # Checked first: under overload, a refusal must not cost a parse.
             self._service.batcher.check_capacity(call.deadline)
             if is_compressed(encoding := call.headers.get(b"content-encoding", b"")):
                 body = await self._decompressed(body, encoding, call.deadline)
@@ -190,13 +190,14 @@ class ClassifyEndpoint:
     async def _decompressed(self, body: bytes, encoding: bytes, deadline: float) -> bytes:
         """Return a compressed body's content, charged to the body budget.
 
-        A thread does it, for few bytes may become many.
+        A thread does it, because a small body may expand to a large one.
         """
         limit = self._service.settings.max_body_bytes
         try:
             work = partial(decompressed, body, encoding, limit)
             content = await self._in_parsing_thread(work, deadline, "decompressed")
         except ServiceError:
+            # A client that sends bad bodies in a tight loop delays no other.
             await self._context.refusal_pacer.wait()
             raise
         self._context.body_budget.acquire(len(content))
@@ -213,6 +214,7 @@ class ClassifyEndpoint:
             name = raw.model or raw.state.get("model")
             if isinstance(name, str) and name in self._service.registry.loaded:
                 call.stats.model = name
+            # A client that sends bad bodies in a tight loop delays no other.
             await self._context.refusal_pacer.wait()
             raise
 
@@ -274,7 +276,7 @@ class ClassifyEndpoint:
         started_ns, batcher = time.monotonic_ns(), self._service.batcher
         max_tokens = None if request.window else model.artifact.manifest.max_tokens
         chars = [len(text.text) + len(text.pair or "") for text in request.input]
-        # Admitted before the texts are tokenized, which costs more than a refusal may.
+        # Admitted first: tokenizing costs more than a refusal should.
         with batcher.reserve(model.key, chars, max_tokens, call.deadline) as reservation:
             encoded = await encode(
                 model.classifier,
@@ -314,9 +316,9 @@ class ClassifyEndpoint:
             headers.append((b"connection", b"close"))
         return status, headers, [body]
 
-    def _in_dialect(self, error: ServiceError) -> ServiceError:
-        """Return the error with the dialect's name for `input`."""
-        name = self._input_field
+    def _with_dialect_names(self, error: ServiceError) -> ServiceError:
+        """Rename `input` in an error to the dialect's name, and return it."""
+        name = self._dialect.input_field
         if name != "input" and error.param is not None and INPUT.match(error.param):
             error.message = error.message.replace("input", name, 1)
             error.param = name + error.param.removeprefix("input")
@@ -324,7 +326,11 @@ class ClassifyEndpoint:
 
 
 def server_timing(tokenize_ns: int, total_ns: int, slowest: Result) -> str:
-    """Return a Server-Timing header: milliseconds to the nanosecond, of a list's slowest item."""
+    """Return a Server-Timing header, in milliseconds with six decimals.
+
+    `queue`, `inference`, `cpu` and `batch` are those of the slowest text. `total` is from the start
+    of tokenization until the answer is written.
+    """
     return (
         f"tokenize;dur={tokenize_ns / 1e6:.6f}, queue;dur={slowest.queue_ns / 1e6:.6f}, "
         f'inference;dur={slowest.inference_ns / 1e6:.6f};desc="b={slowest.batch_size}'

@@ -29,10 +29,10 @@ class ClassifyRouter:
         settings = context.service.settings
         native = ClassifyEndpoint(context, Native())
         infinity = ClassifyEndpoint(context, Infinity())
-        hugging_face = ClassifyEndpoint(context, HuggingFace(), "inputs")
-        tei = ClassifyEndpoint(context, Tei(), "inputs")
-        kserve = ClassifyEndpoint(context, KServe(), "instances")
-        open_inference = ClassifyEndpoint(context, OpenInference(), "text")
+        hugging_face = ClassifyEndpoint(context, HuggingFace())
+        tei = ClassifyEndpoint(context, Tei())
+        kserve = ClassifyEndpoint(context, KServe())
+        open_inference = ClassifyEndpoint(context, OpenInference())
         self._by_path: dict[str, ASGIApp] = {
             "/classify": infinity if settings.classify_dialect == "infinity" else native,
             "/v1/classify": native,

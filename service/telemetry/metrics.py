@@ -80,7 +80,9 @@ class Metrics:
 
         self.requests = counter("requests", "Requests answered, by status.", "model", "code")
         self._requests: dict[tuple[str, int], Counter] = {}
-        self.request = seconds("request", "From a request's first byte read to its answer.")
+        self.request = seconds(
+            "request", "From the start of tokenization until the answer is written."
+        )
         self.tokenize = seconds("tokenize", "Tokenizing all texts of a request.")
         self.queue = seconds("queue", "A text's wait for the model.")
         self.inference = seconds("inference", "One model run.")

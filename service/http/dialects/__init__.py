@@ -59,7 +59,7 @@ class Completed:
     results: Sequence[Result]
     tokenize_ns: int
     elapsed_ns: int
-    """Time from the request's start until its answer is written."""
+    """Time from the start of tokenization until the answer is written."""
     is_on_gpu: bool = False
 
     @property
@@ -98,6 +98,9 @@ class Dialect(Protocol):
 
     Requests in several threads share one dialect, so it has no state.
     """
+
+    input_field: str
+    """What the format calls the texts, for errors that name them."""
 
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request in our own format; raises a ServiceError that names the field."""

@@ -88,6 +88,8 @@ ANSWER = {"type": "array", "items": SCORES}
 class HuggingFace:
     """Hugging Face's Inference API for text classification, on POST / and POST /models/NAME."""
 
+    input_field = "inputs"
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of `inputs`, `parameters` and `options`; raises a ServiceError."""
         values = known_fields(read_object(raw.body, limits), ("inputs", "parameters", "options"))

@@ -59,6 +59,8 @@ ANSWER = {
 class KServe:
     """KServe's V1 protocol, on POST /v1/models/NAME:predict."""
 
+    input_field = "instances"
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of the texts in `instances`; raises a ServiceError."""
         values = known_fields(read_object(raw.body, limits), ("instances", "parameters"))

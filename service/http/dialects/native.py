@@ -19,6 +19,8 @@ from service.schemas import ClassifyRequest, Limits, native_request, read_object
 class Native:
     """The service's own format, on POST /classify and POST /v1/classify."""
 
+    input_field = "input"
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of a body in the service's own format; raises a ServiceError."""
         values = read_object(raw.body, limits)

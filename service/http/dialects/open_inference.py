@@ -115,6 +115,8 @@ VERSION = "1"
 class OpenInference:
     """The Open Inference Protocol, on POST /v2/models/NAME/infer."""
 
+    input_field = "text"
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of the input tensors; raises a ServiceError."""
         check_version(raw.version)

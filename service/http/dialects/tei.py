@@ -82,6 +82,8 @@ DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"
 class Tei:
     """Text Embeddings Inference's format, on POST /predict."""
 
+    input_field = "inputs"
+
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of `inputs` and how to truncate them; raises a ServiceError."""
         values = read_object(raw.body, limits)
