@@ -63,7 +63,7 @@ class ServerTiming:
     """What a Server-Timing header reports of one request."""
 
     phases_ms: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds by phase, as `tokenize`, `queue`, `inference` and `total`."""
+    """Milliseconds by name, as `tokenize`, `queue`, `inference` and `total`."""
     batch_size: int = 0
     """Number of rows in the batch that the text ran in; 0 if it is not reported."""
     batch_tokens: int = 0

@@ -55,6 +55,10 @@ def test_tokens_are_read_where_an_answer_reports_them() -> None:
         ("", ServerTiming()),
         ("inference;dur=5.1", ServerTiming({"inference": 5.1})),
         (
+            'inference;dur=5.1;desc="b=2 t=8", cpu;dur=9.5, batch;desc="17 first"',
+            ServerTiming({"inference": 5.1, "cpu": 9.5}, 2, 16),
+        ),
+        (
             'tokenize;dur=0.25, queue;dur=1, inference;dur=5.125;desc="b=8 t=128", total;dur=7',
             ServerTiming(
                 {"tokenize": 0.25, "queue": 1.0, "inference": 5.125, "total": 7.0}, 8, 1024
