@@ -4,7 +4,7 @@ Sends a plan's requests to its arms and appends a row of evidence for each.
     PLAN=examples/plans/demo.toml locust -f loadtests/ --headless
         one restart of a plan, with servers that are running
     locust -f loadtests/ --headless --host http://127.0.0.1:8000
-        a look at the first two models of one server
+        a quick run, without a plan, over the first two models of one server
 
 `drbert-prove run` starts it once for each restart. Locust rounds its own percentiles to a
 millisecond or more, so the rows are written here. Locust's page shows the arms while they run.
@@ -36,7 +36,7 @@ from gevent import monkey
 from gevent.pool import Group
 from locust import User, events, task
 
-# Locust puts the working directory first; a folder named proof or service there is not ours.
+# Import our packages, not folders of the same name in the working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
@@ -58,9 +58,7 @@ from proof.plans.schedule import (
 sleep = monkey.get_original("time", "sleep")
 
 TIMER_GRAIN_NS = 1_500_000
-"""Error of gevent's timers. They wait until shortly before a request is due; yielding does the
-rest.
-"""
+"""Error of gevent's timers: `_wait_until` sleeps until this long before a request, then polls."""
 IDLE_S = 4.0
 """Longest idle time of a connection that is used again; servers close theirs (uvicorn: after 5 s).
 """
@@ -70,7 +68,7 @@ START_AFTER_NS = 5_000_000
 """Time between the preparation of an open loop and its first request."""
 CLOSED_LOOP_TEXTS = 4096
 """Texts that are drawn for a slice of a closed loop, which goes through them over and over."""
-LOOK_TEXTS = Path(__file__).parent.parent / "examples" / "texts" / "sentences.txt"
+LOOK_TEXTS = Path(__file__).with_name("sentences.txt")
 
 
 class Dispatcher(User):
@@ -79,8 +77,11 @@ class Dispatcher(User):
     fixed_count = 1
 
     @task
-    def restart(self) -> None:
-        """Send the schedule once and end Locust; a task that raises would be run again."""
+    def send_once(self) -> None:
+        """Send the schedule once and end Locust.
+
+        It catches everything, because Locust repeats a task that raises.
+        """
         spec = None
         try:
             spec = RestartSpec.from_environment()
@@ -104,7 +105,10 @@ class Dispatcher(User):
             plan = spec.read_plan()
         run = spec.run or f"look-{plan.digest[:16]}"
         if not run.endswith(plan.digest[:16]):
-            raise BadInput(f"{plan.path} is not the plan that run {run} was begun with.")
+            raise BadInput(
+                f"{plan.path} has the digest {plan.digest[:16]}, and run {run} was started with"
+                " another plan; give it the plan.toml of its own folder."
+            )
         path = spec.rows or Path(f"evidence/looks/{uuid.uuid4().hex[:8]}.csv")
         rows = RowFile(path)
         try:
@@ -114,14 +118,14 @@ class Dispatcher(User):
         if spec.facts is not None:
             facts = {"generator_cpu_share": max(cpu_shares.values())}
             spec.facts.write_text(json.dumps(facts), encoding="utf-8")
-        used = ", ".join(f"{share:.0%} at {name}" for name, share in cpu_shares.items())
-        print(f"{path}: one row per request; the generator used of a core {used}", file=sys.stderr)
+        shares = ", ".join(f"{share:.0%} at {name}" for name, share in cpu_shares.items())
+        print(f"{path}: one row per request; CPU of the generator: {shares}", file=sys.stderr)
 
 
 def _plan_of_host(host: str | None) -> Plan:
     if not host:
         raise BadUsage(
-            "Set PLAN=plan.toml, or pass --host URL for a look at the first two models of a server."
+            "Set PLAN=plan.toml, or pass --host URL for a quick run over its first two models."
         )
     with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
         models = [model["id"] for model in json.load(response)["data"]][:2]
@@ -135,7 +139,7 @@ class Restart:
         self, plan: Plan, spec: RestartSpec, run: str, rows: RowFile, environment: Any
     ) -> None:
         self.plan = plan
-        self.restart = spec.restart
+        self.restart_number = spec.restart
         self.slot = spec.slot
         self.run = run
         self.rows = rows
@@ -169,7 +173,10 @@ class Restart:
         return cpu_shares
 
     def send_one_at_a_time(self, level: Level, schedule: Schedule) -> None:
-        """Send each request when the pause after the answer before it is over."""
+        """Send each request after a pause that follows the previous answer.
+
+        Pauses are multiples of the median service time of the warm-up.
+        """
         service_s, unit_s = [0.002], 0.0
         for i in range(len(schedule)):
             if schedule.slice_id[i] != WARM_UP and not unit_s:
@@ -204,8 +211,9 @@ class Restart:
     def _send_closed_loop_slice(self, level: Level, schedule: Schedule, i: int) -> None:
         """Send one slice; it ends when its time is over and all its requests are answered."""
         arms = len(self.plan.claimed_arms) + len(self.plan.indices("delayed"))
+        round_number = i // arms
         texts = slice_texts(
-            self.plan, level, self.slot, i // arms, len(self.texts), CLOSED_LOOP_TEXTS
+            self.plan, level, self.slot, round_number, len(self.texts), CLOSED_LOOP_TEXTS
         )
         block_ids = itertools.count()
         end_ns = time.monotonic_ns() + int(level.slice_s * 1e9)
@@ -266,7 +274,7 @@ class Restart:
         if text is None:
             text = int(schedule.text[i])
         slice_id, position = int(schedule.slice_id[i]), int(schedule.position[i])
-        request_id = f"{level.name}.{self.restart}.{slice_id}.{block_id}.{position}"
+        request_id = f"{level.name}.{self.restart_number}.{slice_id}.{block_id}.{position}"
         columns = {
             "level": level.name,
             "slice_id": slice_id,
@@ -308,8 +316,8 @@ class Restart:
         phases_us = {phase: 1000 * ms for phase, ms in timing.phases_ms.items()}
         return Row(
             run=self.run,
-            restart=self.restart,
-            instance=request.response_headers.get("x-instance-id", f"r{self.restart}"),
+            restart=self.restart_number,
+            instance=request.response_headers.get("x-instance-id", f"r{self.restart_number}"),
             request_id=request.request_id,
             arm=request.arm.name,
             load_position=request.arm.load_position,
@@ -348,13 +356,13 @@ class ArmClient:
         self.path = pool.path + dialect.path.format(model=model)
         self.bodies = [json.dumps(dialect.body(model, text)).encode() for text in texts]
         self.headers = {"Content-Type": "application/json"} | headers_from(target.headers_env)
-        self.client_delay = 0.0
+        self.client_delay_share = 0.0
         """Share of its own duration by which the client delays each answer."""
         if is_delayed:
             if plan.arms[arm].by == "server":
                 self.headers["X-Busy-Wait"] = repr(plan.delay)
             else:
-                self.client_delay = plan.delay
+                self.client_delay_share = plan.delay
 
 
 class ArmRequest:
@@ -378,7 +386,7 @@ class ArmRequest:
     def connect(self) -> None:
         """Open the connection if it is not open yet."""
         if self.connection.sock is None:
-            # Sending reports what is wrong with the server.
+            # Ignored here: `send` fails and records it.
             with contextlib.suppress(OSError):
                 self.connection.connect()
 
@@ -404,8 +412,8 @@ class ArmRequest:
                 self.arm.pool.release(self.connection)
             except (OSError, HTTPException):
                 self._fail()
-        if self.arm.client_delay:
-            end_ns = self.done_ns + int(self.arm.client_delay * (self.done_ns - self.sent_ns))
+        if self.arm.client_delay_share:
+            end_ns = self.done_ns + int(self.arm.client_delay_share * (self.done_ns - self.sent_ns))
             while (now_ns := time.monotonic_ns()) < end_ns:
                 pass
             self.done_ns = now_ns
@@ -445,13 +453,13 @@ class ConnectionPool:
 
 def _arm_clients(plan: Plan, spec: RestartSpec, texts: list[str]) -> list[ArmClient]:
     positions = load_positions(plan, spec.slot)
-    started_by_run = f"http://127.0.0.1:{plan.port}"
+    run_server_url = f"http://127.0.0.1:{plan.port}"
     second_reference = plan.arms[plan.indices("reference")[-1]]
     pools: dict[str, ConnectionPool] = {}
     clients = []
     for i, arm in enumerate(plan.arms):
         target = second_reference if arm.role == "delayed" else arm
-        url = spec.addresses.get(target.name) or target.url or started_by_run
+        url = spec.addresses.get(target.name) or target.url or run_server_url
         if url not in pools:
             pools[url] = ConnectionPool(url)
         clients.append(ArmClient(plan, i, positions[i], pools[url], texts))
@@ -460,12 +468,12 @@ def _arm_clients(plan: Plan, spec: RestartSpec, texts: list[str]) -> list[ArmCli
 
 def _wait_until(due_ns: int) -> None:
     while (remaining_ns := due_ns - time.monotonic_ns()) > 0:
-        long = remaining_ns > TIMER_GRAIN_NS
-        gevent.sleep((remaining_ns - TIMER_GRAIN_NS) / 1e9 if long else 0)
+        is_far_off = remaining_ns > TIMER_GRAIN_NS
+        gevent.sleep((remaining_ns - TIMER_GRAIN_NS) / 1e9 if is_far_off else 0)
 
 
 @events.init.add_listener
-def start_at_once(environment: Any, **_: Any) -> None:
+def limit_to_one_dispatcher(environment: Any, **_: Any) -> None:
     """Set the number of users to one: further dispatchers would send everything again."""
     if environment.parsed_options is not None:
         environment.parsed_options.num_users = 1

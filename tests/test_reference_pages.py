@@ -32,3 +32,8 @@ def test_the_index_names_every_page() -> None:
     index = Path("docs/README.md").read_text(encoding="utf-8")
     pages = [path.name for path in Path("docs").glob("*.md") if path.name != "README.md"]
     assert [page for page in pages if f"]({page})" not in index] == []
+
+
+def test_the_load_generator_brings_the_examples_sentences() -> None:
+    bundled, example = Path("loadtests/sentences.txt"), Path("examples/texts/sentences.txt")
+    assert bundled.read_bytes() == example.read_bytes()

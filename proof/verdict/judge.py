@@ -1,8 +1,8 @@
 """
 The judge: decides on a sealed run from its folder alone.
 
-    equivalent       every claimed 90 % interval lies inside its margin (not-slower, where that is
-                     the claim)
+    equivalent       every claimed 90 % interval lies inside its margin
+    not-slower       the same of its upper end, where non-inferiority is claimed
     not-equivalent   a claimed interval, corrected for their number, lies wholly outside
     inconclusive     neither, or too few restarts; never rounded up
     invalid          a gate failed: the run could not have shown what it claims
@@ -50,15 +50,15 @@ from proof.verdict.schema import (
 )
 
 CONFIDENCE = 0.90
-"""Two-sided confidence that two one-sided tests at 5 % amount to."""
+"""Two one-sided tests at 5 % are one two-sided interval at 90 %."""
 DELAY_CONFIDENCE = 0.995
-"""Confidence of the interval in which the delayed arm's own time must hold the delay."""
+"""Confidence of the interval that must contain the delay of the delayed arm."""
 DRIFT_CONFIDENCE = 0.99
 """Confidence of the interval of the drift within restarts."""
 FEWEST_FOR_INTERVAL = 4
 """Fewest restarts for which intervals are estimated."""
 
-WORST_LAST: tuple[Outcome, ...] = (
+OUTCOMES_BY_SEVERITY: tuple[Outcome, ...] = (
     "equivalent",
     "not-slower",
     "inconclusive",
@@ -97,7 +97,7 @@ def judge_readings(
     levels = {
         level.name: judge_level(plan, level, readings[level.name], starts) for level in plan.levels
     }
-    worst = max((level.verdict for level in levels.values()), key=WORST_LAST.index)
+    worst = max((level.verdict for level in levels.values()), key=OUTCOMES_BY_SEVERITY.index)
     return Verdict(
         schema_version=SCHEMA_VERSION,
         verdict=worst,
@@ -132,6 +132,7 @@ def judge_level(
     breached = [gate.name for gate in gates if not gate.passed]
     outside = {item.outside for item in statistics if item.outside}
     if plan.claim == "non-inferiority":
+        # A faster candidate does not contradict this claim.
         outside -= {"faster"}
     not_slower = bool(statistics) and all(item.not_slower for item in statistics)
     equivalent = bool(statistics) and all(item.equivalent for item in statistics)
@@ -166,7 +167,7 @@ def _contrast(
 ) -> tuple[Estimate, Matrix]:
     """Return the estimate of Σ weight · log statistic, and its value in each restart.
 
-    `arms`, one at each load position, show the effect of load position; `weights` sum to zero.
+    `arms`, one for each load position, serve to estimate its effect. `weights` sum to zero.
     """
     y, contrast = readings.logs[key][:, arms], np.array([weights.get(arm, 0.0) for arm in arms])
     return adjusted_contrast(y, readings.positions[:, arms], contrast), y @ contrast
@@ -185,7 +186,7 @@ def _corrected_confidence(tests: int) -> float:
 def _statistic(
     plan: Plan, level: Level, readings: Readings, metric: str, name: str, margin: float
 ) -> Statistic:
-    """Return the claim: half of both candidates less half of both references."""
+    """Return a claimed statistic: the mean log of the candidates minus that of the references."""
     references = plan.indices("reference")
     weights = dict.fromkeys(references, -0.5) | dict.fromkeys(plan.indices("candidate"), 0.5)
     key = ("plain", metric, name)
@@ -214,7 +215,7 @@ def _statistic(
 def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> list[Contrast]:
     """Return A/A: the second load of a model over the first, for each claimed statistic.
 
-    All are reported; only a bias beyond half the margin is a breach.
+    All are reported; only a bias beyond half the margin fails the gate.
     """
     first, second = plan.indices(role)
     weights = {first: -1.0, second: 1.0}
@@ -287,7 +288,7 @@ def _delayed(plan: Plan, level: Level, readings: Readings) -> list[Control]:
 def _kept_decoder(plan: Plan, level: Level, readings: Readings) -> list[Control]:
     """Return the checkpoint with its decoder left in, over the closing blocks.
 
-    An illustration that must be detected as slower.
+    They follow the measured blocks (proof/plans/schedule.py). It must be detected as slower.
     """
     if level.kind != "unloaded":
         return []
@@ -305,8 +306,8 @@ def _kept_decoder(plan: Plan, level: Level, readings: Readings) -> list[Control]
                     plain_contrast(differences),
                     differences,
                     level.tightest_margin,
-                    2,
-                    None,
+                    tests=2,
+                    expected=None,
                 )
             )
     return controls
@@ -329,6 +330,7 @@ def _control(
         arm=arm,
         metric=metric,
         statistic=name,
+        # Not `margin` itself: published verdicts hold the rounding of this.
         margin=math.expm1(bound),
         ratio=estimate.ratio,
         interval=_ratio_interval(estimate, CONFIDENCE),
@@ -378,7 +380,7 @@ def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
 def _drift_gate(level: Level, readings: Readings) -> list[Gate]:
     """Return the gate against a drift of the ratio between two copies of one model.
 
-    It would be the instrument's own. A drift that all copies have in common is none.
+    Such a drift comes from the instrument. A drift that all copies share cancels out.
     """
     if not len(readings.drift):
         return []
