@@ -1,5 +1,5 @@
 """
-Exports a fine-tuned checkpoint to an artifact, in the order of `export`.
+Exports a fine-tuned checkpoint to an artifact; `export` lists the steps in their order.
 
 A reduced variant that fails its gate is still part of the artifact, marked as failed. An export
 that raises leaves nothing behind.
@@ -66,7 +66,7 @@ class Quantization:
     """
 
     @property
-    def reduces_range(self) -> bool:
+    def has_reduced_range(self) -> bool:
         """Whether weights are limited to 7 bits on this processor."""
         if self.reduce_range is None:
             return "i8" not in cpus.native_precisions()
@@ -100,7 +100,7 @@ def export(
 
     with draft_artifact(target) as folder:
         flushed = _write_graph(folder, checkpoint, model, tokenizer, signature.max_tokens)
-        # transformers would leave out a kept decoder, so the positive control is its own reference.
+        # transformers cannot load a kept decoder, so such a model is checked against itself.
         original = model if keep_decoder else load_model(checkpoint)
         reference = Reference(original, tokenizer, signature.max_tokens)
         _build_variants(folder, model.config, variants, reference, calibration_texts, quantization)
@@ -112,7 +112,7 @@ def export(
             variants,
             keep_decoder=keep_decoder,
             flushed_weights=flushed,
-            provenance=read_provenance(checkpoint, variants, quantization.reduces_range),
+            provenance=read_provenance(checkpoint, variants, quantization.has_reduced_range),
         )
         manifest = _verify(folder, manifest, reference, gate_texts, quantization)
         manifest = write_manifest(folder, manifest)
@@ -201,7 +201,7 @@ def _build_variants(
     if _any_calibrated(variants):
         _report_calibration(len(calibration_texts), quantization)
         calibration = _encode_calibration(folder, config, reference, calibration_texts)
-    source = VariantSource(folder, config, calibration, quantization.reduces_range)
+    source = VariantSource(folder, config, calibration, quantization.has_reduced_range)
     for name in variants:
         RECIPES[name].build(source)
 
@@ -211,7 +211,7 @@ def _report_calibration(texts: int, quantization: Quantization) -> None:
         print(f"calibrating with {texts} bundled texts", flush=True)
     else:
         print(f"calibrating with {texts} texts of {quantization.calibration}", flush=True)
-    if quantization.reduces_range:
+    if quantization.has_reduced_range:
         print("int8 weights are limited to 7 bits, for processors without VNNI", flush=True)
 
 
@@ -258,7 +258,7 @@ def _verify(
     try:
         invariant = is_padding_invariant(artifact, folder / "model.onnx", texts, threads)
     except ModelOutputInvalid as error:
-        raise BadInput(f"The model cannot be served: {error} Its weights may overflow.") from None
+        raise BadInput(f"The model cannot be served, its weights may overflow: {error}") from None
     if not invariant:
         print("answers depend on padding: the service will batch texts of equal length only")
     manifest = manifest.model_copy(update={"padding_invariant": invariant})
@@ -288,7 +288,7 @@ class _Verification:
     def run(self, name: str) -> Variant:
         """Return a variant with its parity, gate and self-check, and print the gate.
 
-        Raises BadInput if the fp32 variant cannot be run; any other stays ungated then.
+        Raises BadInput if the fp32 variant cannot be run; another variant is then marked ungated.
         """
         variant = self.artifact.manifest.variants[name]
         parity: Parity | None = None
@@ -344,7 +344,8 @@ class _Verification:
         gate = gate_by_parity(name, parity, self.artifact.manifest.variants[name].runtime)
         reason = (
             f"{gate.reason}; emulated in bf16 by torch, because this processor has no bf16"
-            " instructions: a service on one that has them compares its engine with that"
+            " instructions; each start of the service on one that has them compares its engine"
+            " with this result"
         )
         status = "emulated" if gate.status == "passed" else gate.status
         return parity, self_check, gate.model_copy(update={"status": status, "reason": reason})

@@ -35,7 +35,7 @@ from service.runtimes.openvino import OpenVinoRuntime
 
 MIN_TEXTS = 5_000
 """Number of texts below which an agreement gate fails, whatever they agree on."""
-MIN_TEXTS_PER_LABEL = 50
+RARE_LABEL_TEXTS = 50
 """Number of texts below which a label is reported as rare: most of its texts may disagree without
 moving the share of all texts.
 """
@@ -199,11 +199,11 @@ def _reason(agreement: Agreement) -> str:
     rare = [
         f"{name!r} {label.texts}"
         for name, label in agreement.labels.items()
-        if label.texts < MIN_TEXTS_PER_LABEL
+        if label.texts < RARE_LABEL_TEXTS
     ]
     if rare:
         names = ", ".join(rare[:4]) + (", …" if len(rare) > 4 else "")
-        reason += f"; says little of labels with fewer than {MIN_TEXTS_PER_LABEL} texts: {names}"
+        reason += f"; says little of labels with fewer than {RARE_LABEL_TEXTS} texts: {names}"
     if agreement.accuracy is not None:
         reason += f"; accuracy {agreement.accuracy:.2%}, fp32's {agreement.accuracy_of_fp32:.2%}"
     return reason

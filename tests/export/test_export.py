@@ -221,7 +221,7 @@ BROKEN: list[tuple[str, type[CommandError], str]] = [
     ("a missing tensor", BadInput, "lacks the tensor bert.pooler.dense.bias"),
     ("no head", BadInput, "has no classification head .*; fine-tune it first"),
     ("NaN", BadInput, "classifier.bias holds NaN"),
-    ("logits that overflow", BadInput, "cannot be served: The model answered NaN or infinity"),
+    ("logits that overflow", BadInput, "weights may overflow: The model answered NaN or infinity"),
     ("a broken tokenizer", BadInput, "tokenizer.json cannot be read"),
     ("no heads", BadInput, "describes no classifier that can be built"),
     ("equal labels", BadInput, "the classes 0 and 1 are both called 'GOOD'"),
