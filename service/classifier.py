@@ -100,7 +100,7 @@ class Classifier:
             self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens
         )
         self.packing = self.shapes.packing
-        self._shapes_run: set[tuple[int, int, int]] = set()
+        self._shapes_run: set[tuple[int, int]] = set()
         self.warm_batch: tuple[int, float] | None = None
         """Tokens of the largest warm-up batch, and the seconds that it took when run again."""
         # One tokenizer for all kinds of truncation: to make one holds the interpreter for 0.2 to
@@ -295,15 +295,16 @@ class Classifier:
 
         return finish
 
-    def has_run(self, rows: int, length: int, items: int) -> bool:
+    def has_run(self, rows: int, length: int) -> bool:
         """Return whether a batch of that shape has been run, by the warm-up or by a request."""
-        return self._shape_key(rows, length, items) in self._shapes_run
+        return self._shape_key(rows, length) in self._shapes_run
 
-    def _shape_key(self, rows: int, length: int, items: int) -> tuple[int, int, int]:
-        """Return what the engine distinguishes of a batch."""
+    def _shape_key(self, rows: int, length: int) -> tuple[int, int]:
+        # Where rows may be padding, the engine distinguishes the sizes that they are filled up to.
+        # The number of first tokens makes no measurable difference (mini, packed rows).
         if self.packing is None:
-            return self.shapes.rows(min(rows, self.shapes.max_batch_size)), length, 0
-        return rows, length, first_token_slots(items)
+            rows = self.shapes.rows(min(rows, self.shapes.max_batch_size))
+        return rows, length
 
     def predict(self, batch: Sequence[Encoded]) -> Logits:
         """Return the logits of a batch, of shape (len(batch), labels)."""
@@ -333,13 +334,24 @@ class Classifier:
         """Return the length to which a text is padded: its own, if padding changes answers."""
         return self.shapes.length(tokens) if self.padding_invariant else tokens
 
-    def warm_up(self, seconds: float, stopping: Callable[[], bool] = lambda: False) -> int:
+    def warm_up(
+        self,
+        seconds: float,
+        stopping: Callable[[], bool] = lambda: False,
+        max_text_tokens: int | None = None,
+    ) -> int:
         """Run shapes for at most `seconds`, least work first, and return how many were run.
 
-        Where the engine captures shapes, all of them are run. `stopping` ends it early.
+        Where the engine captures shapes, all of them are run. `stopping` ends it early. With
+        `max_text_tokens`, only shapes that texts of at most so many tokens can make are run.
         """
         started, done = time.monotonic(), 0
-        examples = (self.shapes.example_lengths(*shape) for shape in self.shapes.by_work())
+        if max_text_tokens is None or self.shapes.grid.warm_up_all:
+            max_text_tokens = self.manifest.max_tokens
+        examples = (
+            self.shapes.example_lengths(rows, length, max_text_tokens)
+            for rows, length in self.shapes.by_work()
+        )
         batches = [texts for texts in examples if texts]
         if self.shapes.grid.warm_up_all:
             # The device memory that the largest shape needs serves all others.
@@ -373,7 +385,7 @@ class Classifier:
         if layout is None:
             layout = self._lay_out(batch)
         shape = (len(layout.rows), layout.length)
-        self._shapes_run.add(self._shape_key(*shape, len(batch)))
+        self._shapes_run.add(self._shape_key(*shape))
         ids = np.full(shape, self._pad, np.int64)
         mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
         first_tokens = np.zeros(first_token_slots(len(batch)), np.int64)

@@ -33,6 +33,7 @@ class LoadOptions:
     max_batch_size: int | None
     max_batch_tokens: int | None
     warm_up_s: float
+    warm_up_max_tokens: int | None
     gpu: GpuOptions
 
     @classmethod
@@ -46,6 +47,7 @@ class LoadOptions:
             max_batch_size=settings.max_batch_size,
             max_batch_tokens=settings.max_batch_tokens,
             warm_up_s=settings.warm_up_s,
+            warm_up_max_tokens=settings.warm_up_max_tokens,
             gpu=GpuOptions(
                 memory_bytes=None if mib is None else mib * 2**20,
                 shapes_file=settings.gpu_shapes_file,
@@ -111,7 +113,7 @@ def _load_variant(
         # is laid out by the largest shape, so there the warm-up comes first.
         warm_up_first = classifier.shapes.grid.warm_up_all
         agreement = None if warm_up_first else self_check.check(classifier, choice.variant)
-        shapes = classifier.warm_up(options.warm_up_s, stopping)
+        shapes = classifier.warm_up(options.warm_up_s, stopping, options.warm_up_max_tokens)
         if warm_up_first:
             agreement = self_check.check(classifier, choice.variant)
         # Again: a file that is mapped into memory may be read as late as now.

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     """Seconds that a client may read nothing of its answer before its connection is aborted."""
     warm_up_s: float = Field(default=1.0, ge=0)
     """Upper limit of the seconds that a model is warmed up before the service is ready."""
+    warm_up_max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of the longest text whose batch shapes are warmed up. By default what the model reads.
+    """
     busy_wait: Literal["off", "loopback", "anywhere"] = "off"
     """Whether a request's X-Busy-Wait header may slow its batch down: the positive control of a
     latency proof. `loopback` refuses to start on an address that others can reach; `anywhere` is

@@ -397,7 +397,7 @@ class Batcher:
         started_cpu_ns = self.cpu_clock()
         try:
             rows, length = self._shape(batch)
-            is_first = not batch.first.model.has_run(rows, length, len(batch.items))
+            is_first = not batch.first.model.has_run(rows, length)
             items = [queued.item for queued in batch.items]
             finish = batch.first.model.start(items, batch.layout)
         except Exception as error:  # No failure of a model ends this thread.

@@ -58,7 +58,7 @@ class Model(Protocol[AnyItem]):
         """Return the length in tokens that an item is padded to when it runs alone."""
         ...
 
-    def has_run(self, rows: int, length: int, items: int) -> bool:
+    def has_run(self, rows: int, length: int) -> bool:
         """Return whether it has run a batch of that shape before."""
         ...
 

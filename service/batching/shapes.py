@@ -143,19 +143,22 @@ class Shapes:
             return False
         return rows * length <= self.max_batch_tokens
 
-    def example_lengths(self, rows: int, length: int) -> list[int]:
+    def example_lengths(
+        self, rows: int, length: int, max_text_tokens: int | None = None
+    ) -> list[int]:
         """Return token counts of texts that make a batch of that shape; none if no texts do.
 
-        They are the fewest such texts. In rows of ROW_TOKENS they are more, so that a warm-up meets
-        every number of FIRST_TOKEN_SLOTS.
+        They are the fewest such texts, of at most `max_text_tokens` each. In rows of ROW_TOKENS
+        they are more, so that a warm-up meets every number of FIRST_TOKEN_SLOTS.
         """
+        longest = min(self.max_tokens, max_text_tokens or self.max_tokens)
         if self.packing is None:
-            return [min(length, self.max_tokens)] * rows
+            return [min(length, longest)] * rows if self.length(longest) >= length else []
         most = self.packing.max_texts // rows
         fewest = min(FIRST_TOKEN_SLOTS[1], most) if length == ROW_TOKENS else 1
         for texts_per_row in range(fewest, most + 1):
             # The tokens of a row, or what the model reads of them, in equal parts.
-            tokens = min(length, self.max_tokens * texts_per_row)
+            tokens = min(length, longest * texts_per_row)
             part, remainder = divmod(tokens, texts_per_row)
             row = [part + (index < remainder) for index in range(texts_per_row)]
             texts = row * rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.batching.shapes import CPU, Shapes
+from service.batching.shapes import CPU, PACKED, Grid, Shapes
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,31 @@ def test_warm_up_begins_with_the_least_work() -> None:
     shapes = list(Shapes(64).by_work())
     assert shapes[0] == (1, 2)
     assert len(shapes) == len(set(shapes)) == len(Shapes(64).lengths) * len(CPU.batch_sizes)
+
+
+@given(
+    longest=st.integers(2, 60),
+    data=st.data(),
+    grid=st.sampled_from([CPU, PACKED]),
+)
+def test_a_warm_up_for_short_texts_runs_every_shape_that_they_can_make(
+    longest: int, data: st.DataObject, grid: Grid
+) -> None:
+    shapes = Shapes(512, grid=grid)
+    warm = {shape for shape in shapes.by_work() if shapes.example_lengths(*shape, longest)}
+    waiting = data.draw(st.lists(st.integers(2, longest), min_size=1, max_size=40))
+    if shapes.packing is None:
+        rows = shapes.batch_size(len(waiting))
+        shape = (rows, shapes.length(max(waiting[:rows])))
+    else:
+        _, layout = shapes.packing.choose(waiting)
+        shape = (len(layout.rows), layout.length)
+    assert shape in warm
+
+
+def test_a_warm_up_for_short_texts_leaves_long_shapes_out() -> None:
+    for grid in (CPU, PACKED):
+        shapes = Shapes(512, grid=grid)
+        examples = [shapes.example_lengths(*shape, 10) for shape in shapes.by_work()]
+        assert max(max(texts) for texts in examples if texts) <= 10
+        assert len([texts for texts in examples if texts]) < len(list(shapes.by_work()))
