@@ -40,7 +40,7 @@ from locust import User, events, task
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
-from proof.evidence.store import Row, RowFile
+from proof.evidence.store import UNKNOWN, Row, RowFile
 from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing, tokens_of
 from proof.plans.plan import Level, Plan, plan_for_two
 from proof.plans.restart import RestartSpec
@@ -335,6 +335,9 @@ class Restart:
             batch_size=timing.batch_size,
             batch_tokens=timing.batch_tokens,
             bytes=len(request.content),
+            inference_cpu_us=phases_us.get("cpu", UNKNOWN),
+            batch_id=timing.batch_id,
+            first_of_shape=timing.first_of_shape,
             **request.schedule_columns,
         )
 

@@ -252,6 +252,10 @@ class _Restart:
                 raise EvidenceRejected(f"{self._name}: column {name} holds NaN or infinity.")
             if (rows[name] < 0).any():
                 raise EvidenceRejected(f"{self._name}: column {name} holds a negative time.")
+        cpu_us = rows["inference_cpu_us"]
+        if not (np.isfinite(cpu_us) & ((cpu_us >= 0) | (cpu_us == UNKNOWN))).all():
+            raise EvidenceRejected(f"{self._name}: column inference_cpu_us holds no time.")
+        self._check_work(rows)
         too_early = rows["sent_ns"] < rows["scheduled_ns"]
         if too_early.any() or (rows["done_ns"] <= rows["sent_ns"]).any():
             raise EvidenceRejected(
@@ -261,6 +265,43 @@ class _Restart:
         if len(set(ids)) != len(ids):
             repeated = Counter(ids).most_common(1)[0][0]
             raise EvidenceRejected(f"{self._name}: the request_id {repeated} occurs twice.")
+
+    def _check_work(self, rows: Mapping[str, Any]) -> None:
+        """Reject answers for another amount of work than the same text's under another arm."""
+        is_answered = (rows["status"] >= 200) & (rows["status"] <= 299)
+        # Servers of two dialects may count tokens in two ways.
+        for dialect in sorted({arm.dialect for arm in self._plan.arms}):
+            chosen = np.zeros(len(is_answered), bool)
+            for arm in self._plan.arms:
+                if arm.dialect == dialect:
+                    chosen |= rows["arm"] == arm.name
+            self._check_tokens(rows, chosen & is_answered)
+        if not self._plan.server_timing:
+            return
+        batch_tokens = rows["batch_tokens"][is_answered]
+        if (batch_tokens < rows["tokens"][is_answered]).any():
+            raise EvidenceRejected(f"{self._name}: a batch has fewer tokens than its text.")
+        if (rows["batch_size"][is_answered] < 1).any() or (rows["bytes"][is_answered] < 1).any():
+            raise EvidenceRejected(f"{self._name}: an answer has no batch, or no bytes.")
+        unloaded = [level.name for level in self._plan.levels if level.kind == "unloaded"]
+        for name in unloaded:
+            if (rows["batch_size"][is_answered & (rows["level"] == name)] != 1).any():
+                raise EvidenceRejected(
+                    f"{self._name}: a batch of several texts at level {name}, which has one request"
+                    " in flight."
+                )
+
+    def _check_tokens(self, rows: Mapping[str, Any], chosen: npt.NDArray[np.bool_]) -> None:
+        text_ids, tokens = rows["text_id"][chosen], rows["tokens"][chosen]
+        order = np.lexsort((tokens, text_ids))
+        text_ids, tokens = text_ids[order], tokens[order]
+        differs = (text_ids[1:] == text_ids[:-1]) & (tokens[1:] != tokens[:-1])
+        if differs.any():
+            at = int(np.flatnonzero(differs)[0])
+            raise EvidenceRejected(
+                f"{self._name}: text {text_ids[at]} has {tokens[at]} and {tokens[at + 1]} tokens;"
+                " every arm must read all of a text."
+            )
 
     def check_status(self, rows: Mapping[str, Any]) -> None:
         """Reject a restart that was counted or dropped for another reason than its rows give."""

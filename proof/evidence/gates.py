@@ -59,7 +59,7 @@ def restart_breach(
         sent = int((rows["level"] == level).sum())
         if sent != count and (count is not None or not sent):
             return f"{sent} of {count or 'some'} requests were sent at level {level}"
-    if plan.server_timing and (breach := _timing_breach(rows)):
+    if plan.server_timing and (breach := _timing_breach(plan, rows)):
         return breach
     for arm in rows["arm"].unique():
         if len(rows["instance"][rows["arm"] == arm].unique()) != 1:
@@ -74,9 +74,20 @@ def restart_breach(
     return next((breach for breach in breaches if breach), "")
 
 
-def _timing_breach(rows: Columns) -> str:
+def _timing_breach(plan: Plan, rows: Columns) -> str:
     if (rows["inference_us"] <= 0).any() or (rows["total_us"] <= 0).any():
         return "answers without Server-Timing, so no inference time is known"
+    claims_cpu = any("inference_cpu" in level.margins for level in plan.levels)
+    if claims_cpu and (rows["inference_cpu_us"] <= 0).any():
+        return "answers without the CPU time of inference, which the plan claims"
+    is_first = (rows["first_of_shape"] == 1) & (rows["slice_id"] >= PLAIN)
+    # How servers that others started are warmed up is not in the run's hands.
+    if plan.starts_servers and is_first.any():
+        first = rows["request_id"][int(np.flatnonzero(is_first)[0])]
+        return (
+            f"{int(is_first.sum())} measured requests ran in a batch of a new shape, the first"
+            f" {first}: not every shape was warmed up"
+        )
     phases_us = rows["tokenize_us"] + rows["queue_us"] + rows["inference_us"]
     exceeds = phases_us > rows["total_us"] + CLOCK_GRAIN_US
     if exceeds.any():

@@ -67,7 +67,8 @@ def read_restart(
     if level.kind == "capacity":
         return list(_capacity_lines(plan, level, restart, positions, level_rows))
     latencies = {
-        metric: latencies_us(level, metric, level_rows) for metric in _metrics(plan, level)
+        metric: latencies_us(level, metric, level_rows)
+        for metric in measured_metrics(plan, level, level_rows)
     }
     if level.kind == "switchback":
         blocks = {"plain": level_rows["slice_id"] >= PLAIN}
@@ -97,14 +98,21 @@ def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDAr
     if metric == "inference":
         inference_us: npt.NDArray[np.float64] = rows["inference_us"]
         return inference_us
+    if metric == "inference_cpu":
+        inference_cpu_us: npt.NDArray[np.float64] = rows["inference_cpu_us"]
+        return inference_cpu_us
     begin = rows["sent_ns"] if level.kind == "unloaded" else rows["scheduled_ns"]
     return np.asarray((rows["done_ns"] - begin) / 1000, np.float64)
 
 
-def _metrics(plan: Plan, level: Level) -> list[str]:
+def measured_metrics(plan: Plan, level: Level, rows: Mapping[str, Any]) -> list[str]:
     """Return what is known of each request at a level; `mixed` has its inference time alone."""
-    metrics = ["inference"] if level.kind == "mixed" else ["end_to_end", "inference"]
-    return [metric for metric in metrics if metric != "inference" or plan.server_timing]
+    metrics = [] if level.kind == "mixed" else ["end_to_end"]
+    if plan.server_timing:
+        metrics.append("inference")
+        if (rows["inference_cpu_us"] > 0).all():
+            metrics.append("inference_cpu")
+    return metrics
 
 
 def _drift_line(

@@ -58,6 +58,10 @@ class EvidenceRejected(CommandError):
     exit_code = INVALID
 
 
+UNKNOWN = -1.0
+"""A number that was not observed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One request. Times are integers of one monotonic clock, or microseconds from the server."""
@@ -93,9 +97,16 @@ class Row:
     batch_size: int
     batch_tokens: int
     bytes: int
+    inference_cpu_us: float = UNKNOWN
+    """CPU time of the inference of its batch; UNKNOWN if the server does not report it."""
+    batch_id: int = -1
+    """Number of its batch in the server's process; -1 if the server does not report it."""
+    first_of_shape: int = -1
+    """1 if its arm had not run a batch of that shape before, else 0; -1 if it is not reported."""
 
 
-UNKNOWN = -1.0
+ADDED: Mapping[str, float] = {"inference_cpu_us": UNKNOWN, "batch_id": -1, "first_of_shape": -1}
+"""Columns that rows of schemas 1 and 2 do not have, and what they read as there."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,16 @@ def _read_rows(path: Path) -> pa.Table:
 
 
 def _with_new_names(table: pa.Table) -> pa.Table:
-    return table.rename_columns([_OLD_NAMES.get(name, name) for name in table.column_names])
+    """Return a table with the columns of today's schema, whatever version wrote it."""
+    import pyarrow as pa
+
+    table = table.rename_columns([_OLD_NAMES.get(name, name) for name in table.column_names])
+    schema = row_schema()
+    for name, value in ADDED.items():
+        if name not in table.column_names:
+            column = pa.repeat(pa.scalar(value, schema.field(name).type), table.num_rows)
+            table = table.append_column(schema.field(name), column)
+    return table.select(schema.names)
 
 
 def _columns(table: pa.Table) -> dict[str, Any]:
@@ -403,6 +423,8 @@ class Requests:
             )
         types = {_OLD_NAMES.get(field.name, field.name): field.type for field in schema}
         for column in row_schema():
+            if column.name not in types and column.name in ADDED and not version:
+                continue
             if column.name not in types:
                 raise EvidenceRejected(
                     f"{self.path} has no column {column.name!r}: unknown schema."

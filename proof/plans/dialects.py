@@ -68,9 +68,14 @@ class ServerTiming:
     """Number of rows in the batch that the text ran in; 0 if it is not reported."""
     batch_tokens: int = 0
     """Number of tokens in that batch, padding included; 0 if it is not reported."""
+    batch_id: int = -1
+    """Number of that batch in the server's process; -1 if it is not reported."""
+    first_of_shape: int = -1
+    """1 if the model had not run a batch of that shape before, else 0; -1 if not reported."""
 
 
 # As in `inference;dur=5.1;desc="b=8 t=128"`: 8 rows of 128 tokens.
+_BATCH = re.compile(r'batch;desc="(\d+)( first)?"')
 _PHASE = re.compile(r'(\w+);dur=([\d.]+)(?:;desc="b=(\d+) t=(\d+)")?')
 
 
@@ -83,7 +88,10 @@ def parse_server_timing(header: str) -> ServerTiming:
         if batch_rows:
             rows = int(batch_rows)
             tokens = rows * int(row_tokens)
-    return ServerTiming(phases_ms, rows, tokens)
+    batch = _BATCH.search(header)
+    if batch is None:
+        return ServerTiming(phases_ms, rows, tokens)
+    return ServerTiming(phases_ms, rows, tokens, int(batch[1]), int(batch[2] is not None))
 
 
 def headers_from(variable: str | None) -> dict[str, str]:

@@ -22,19 +22,27 @@ Role = Literal["reference", "candidate", "delayed", "control"]
 Kind = Literal["unloaded", "mixed", "switchback", "capacity"]
 By = Literal["server", "client"]
 
-METRICS = ("end_to_end", "inference", "time_per_text")
+METRICS = ("end_to_end", "inference", "inference_cpu", "time_per_text")
+FROM_SERVER = ("inference", "inference_cpu")
+"""Metrics that only our own service reports."""
 STATISTICS = ("p50", "mean", "p95", "p99")
 
 CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
-    "unloaded": {"end_to_end": STATISTICS, "inference": STATISTICS},
-    "mixed": {"inference": ("p50", "mean")},
-    "switchback": {"end_to_end": STATISTICS},
+    "unloaded": {
+        "end_to_end": STATISTICS,
+        "inference": STATISTICS,
+        "inference_cpu": STATISTICS,
+    },
+    "mixed": {"inference": ("p50", "mean"), "inference_cpu": ("p50", "mean")},
+    "switchback": {"end_to_end": STATISTICS, "inference_cpu": ("p50", "mean")},
     "capacity": {"time_per_text": ("mean",)},
 }
 """Statistics that can be claimed, by kind of level and metric.
 
 Interleaved arms share a queue, where a slow one delays them all. So `mixed` claims only the
-server's own inference time; end to end is for slices of one arm.
+server's own inference time; end to end is for slices of one arm. The CPU time of inference does not
+grow when other processes keep the processor busy, so its intervals are narrower; but it does not see
+a candidate that waits, so it is claimed next to wall time.
 """
 FEWEST_RESTARTS = 8
 """Smallest number of restarts that may end in "equivalent"."""

@@ -21,6 +21,7 @@ from proof.plans.dialects import DIALECTS, DialectName
 from proof.plans.plan import (
     CLAIMABLE,
     FEWEST_IN_SLICE,
+    FROM_SERVER,
     MOST_GAIN,
     Arm,
     By,
@@ -379,10 +380,16 @@ def _check(plan: Plan) -> None:
             " level unloaded, which this plan has not."
         )
     for level in plan.levels:
-        if not plan.server_timing and "inference" in level.margins:
+        claimed = [metric for metric in FROM_SERVER if metric in level.margins]
+        if claimed and not plan.server_timing:
             raise BadInput(
-                f"{plan.path}: [level.{level.name}] claims inference time, which only the dialect"
-                " drbert reports."
+                f"{plan.path}: [level.{level.name}] claims {claimed[0].replace('_', ' ')} time,"
+                " which only the dialect drbert reports."
+            )
+        if list(level.margins) == ["inference_cpu"]:
+            raise BadInput(
+                f"{plan.path}: [level.{level.name}] claims inference_cpu alone, which does not see"
+                " a candidate that waits; claim a time of the wall clock too."
             )
 
 

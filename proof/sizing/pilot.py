@@ -19,7 +19,13 @@ import numpy as np
 
 from command import BadInput
 from proof.evidence.audit import audit_rows, check_restarts, loaded_models, read_sealed_plan
-from proof.evidence.readings import Readings, claimable, collect_readings, latencies_us
+from proof.evidence.readings import (
+    Readings,
+    claimable,
+    collect_readings,
+    latencies_us,
+    measured_metrics,
+)
 from proof.evidence.statistics import Matrix, plain_contrast, position_residuals
 from proof.evidence.store import (
     MANIFEST,
@@ -263,7 +269,8 @@ def _covariance_within(
     plan: Plan, level: Level, rows: Mapping[str, Any], rng: np.random.Generator
 ) -> Matrix:
     """Return (q, q): the covariance of the contrast that one restart's own rows explain."""
-    keys = [(m, s) for m, s in claimable(level) if m != "inference" or plan.server_timing]
+    measured = measured_metrics(plan, level, rows)
+    keys = [(metric, name) for metric, name in claimable(level) if metric in measured]
     slice_ids = rows["slice_id"]
     is_plain = slice_ids >= PLAIN if level.kind == "switchback" else slice_ids == PLAIN
     chosen = [is_plain & (rows["arm"] == plan.arms[arm].name) for arm in plan.claimed_arms]

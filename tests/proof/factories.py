@@ -54,6 +54,14 @@ mean = 0.02
 p99 = 0.10
 """
     ),
+    "unloaded-cpu": (
+        """
+[level.unloaded]
+tuples = 64
+warm_up_tuples = 2
+margins = { inference = { p50 = 0.05 }, inference_cpu = { p50 = 0.01, mean = 0.01 } }
+"""
+    ),
     "mixed-50": (
         """
 [level.mixed-50]

@@ -59,6 +59,10 @@ def test_of_several_failed_requests_the_first_one_scheduled_is_named(
     [
         ({"status": lambda row: 503 if row["block_id"] == 9 else 200}, "without a good answer"),
         ({"inference_us": 0.0}, "no inference time is known"),
+        (
+            {"first_of_shape": lambda row: int(row["block_id"] == 9 and row["slice_id"] == 0)},
+            "measured requests ran in a batch of a new shape",
+        ),
         ({"total_us": 1e6}, "took less than its server says"),
         ({"instance": lambda row: f"i{row['slice_id']}"}, "changed within the restart"),
         ({"scheduled_ns": lambda row: row["sent_ns"] - 300_000}, "requests went out 300 µs late"),

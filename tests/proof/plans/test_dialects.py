@@ -56,7 +56,11 @@ def test_tokens_are_read_where_an_answer_reports_them() -> None:
         ("inference;dur=5.1", ServerTiming({"inference": 5.1})),
         (
             'inference;dur=5.1;desc="b=2 t=8", cpu;dur=9.5, batch;desc="17 first"',
-            ServerTiming({"inference": 5.1, "cpu": 9.5}, 2, 16),
+            ServerTiming({"inference": 5.1, "cpu": 9.5}, 2, 16, batch_id=17, first_of_shape=1),
+        ),
+        (
+            'inference;dur=5.1;desc="b=2 t=8", batch;desc="18"',
+            ServerTiming({"inference": 5.1}, 2, 16, batch_id=18, first_of_shape=0),
         ),
         (
             'tokenize;dur=0.25, queue;dur=1, inference;dur=5.125;desc="b=8 t=128", total;dur=7',

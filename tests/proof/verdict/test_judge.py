@@ -17,7 +17,7 @@ from scipy import stats
 
 from proof.commands import main
 from proof.evidence.statistics import adjusted_contrast, plain_contrast, slope, summarize_latencies
-from proof.evidence.store import EvidenceRejected, write_csv, write_manifest
+from proof.evidence.store import EvidenceRejected, read_starts, write_csv, write_manifest
 from proof.measuring.run import finish_run, resume_run
 from proof.verdict.judge import judge_run
 from tests.proof.factories import write_evidence
@@ -390,6 +390,12 @@ def change_table(folder: Path, column: str, value: Any, row: int = 40) -> None:
         ("load_position", 9, "has load_position 9, the plan"),
         ("instance", "i99", "answered by i99, which starts.csv does not know|the server of "),
         ("level", "switchback-80", "rows of another level"),
+        ("tokens", 2, "has 2 and 5 tokens; every arm must read all of a text"),
+        ("batch_size", 7, "a batch of several texts at level unloaded"),
+        ("batch_tokens", 1, "a batch has fewer tokens than its text"),
+        ("bytes", 0, "an answer has no batch, or no bytes"),
+        ("inference_cpu_us", float("nan"), "column inference_cpu_us holds no time"),
+        ("inference_cpu_us", -0.5, "column inference_cpu_us holds no time"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(
@@ -671,3 +677,28 @@ def test_wrong_equivalence_at_the_margin_is_rare() -> None:
         low, high = adjusted_contrast(y, positions, contrast).interval(0.9)
         wrong += -margin < low and high < margin
     assert 0.035 < wrong / 2000 < 0.065
+
+
+def with_cpu_time(row: dict[str, Any]) -> None:
+    """Report the CPU time of inference: 1 ms for every arm but the delayed one and the control."""
+    factor = {"bert-delayed": 1.06, "drbert-with-decoder": 1.4}.get(row["arm"], 1.0)
+    row["inference_cpu_us"] = 1000.0 * factor * (1 + row["text_id"] / 100)
+
+
+def test_cpu_time_is_judged_next_to_wall_time(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("unloaded-cpu",), change=with_cpu_time)
+    verdict = judge_run(folder)
+    assert [(s.metric, s.statistic) for s in verdict.levels["unloaded"].statistics] == [
+        ("inference", "p50"),
+        ("inference_cpu", "p50"),
+        ("inference_cpu", "mean"),
+    ]
+    for statistic in verdict.levels["unloaded"].statistics[1:]:
+        assert statistic.ratio == pytest.approx(1.0, abs=1e-9)
+        assert statistic.equivalent
+
+
+def test_a_claim_on_cpu_time_that_no_server_reported_drops_the_restarts(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run", levels=("unloaded-cpu",), sealed=False, restarts=4)
+    dropped = [start.dropped for start in read_starts(folder)]
+    assert set(dropped) == {"answers without the CPU time of inference, which the plan claims"}
