@@ -41,8 +41,8 @@ CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
 
 Interleaved arms share a queue, where a slow one delays them all. So `mixed` claims only the
 server's own inference time; end to end is for slices of one arm. The CPU time of inference does not
-grow when other processes keep the processor busy, so its intervals are narrower; but it does not see
-a candidate that waits, so it is claimed next to wall time.
+grow when other processes keep the processor busy, so its intervals are narrower. But it does not
+see a candidate that waits, so it is claimed next to wall time.
 """
 FEWEST_RESTARTS = 8
 """Smallest number of restarts that may end in "equivalent"."""
