@@ -21,6 +21,7 @@ from proof.plans.dialects import DIALECTS, DialectName
 from proof.plans.plan import (
     CLAIMABLE,
     FEWEST_IN_SLICE,
+    FEWEST_IN_SLICES,
     FROM_SERVER,
     MOST_GAIN,
     Arm,
@@ -183,7 +184,7 @@ def _to_level(path: Path, name: str, table: _LevelTable) -> Level:
     level = Level(name, kind, int(percent or 0), **dict(table))  # type: ignore[arg-type]
     # Also at `mixed`, which has no slices: pilots of published plans record it there.
     if getattr(table, "slice_requests", None) is None:
-        level = replace(level, slice_requests=FEWEST_IN_SLICE.get(level.percent, 0))
+        level = replace(level, slice_requests=FEWEST_IN_SLICES.get(level.percent, 0))
     for key in ("margins", "gains"):
         by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
         claimable = CLAIMABLE[level.kind]
@@ -207,11 +208,16 @@ def _check_size(path: Path, level: Level) -> None:
         raise BadInput(f"{path}: [level.{level.name}] claims nothing; give it margins.")
     if level.kind != "switchback":
         return
-    fewest, most = FEWEST_IN_SLICE[level.percent], MOST_GAIN[level.percent]
-    if level.slice_requests < fewest:
+    fewest, most = FEWEST_IN_SLICES[level.percent], MOST_GAIN[level.percent]
+    if level.slice_requests < FEWEST_IN_SLICE:
         raise BadInput(
             f"{path}: slice_requests = {level.slice_requests} of [level.{level.name}] is below"
-            f" {fewest}, the fewest at that load."
+            f" {FEWEST_IN_SLICE}, the fewest in a slice."
+        )
+    if level.slice_requests * level.sets < fewest:
+        raise BadInput(
+            f"{path}: slice_requests × sets = {level.slice_requests * level.sets} of"
+            f" [level.{level.name}] is below {fewest}, the fewest of an arm at that load."
         )
     for metric, gains in level.gains.items():
         for statistic, gain in gains.items():

@@ -33,8 +33,11 @@ CONTROL_RUN = 8
 
 In runs they seldom share the queue with plain blocks under load.
 """
-SLICE_WARM_UP = 20
-"""Unrecorded requests before each slice, one at a time: they fill the arm's caches."""
+SLICE_WARM_UP = 2
+"""Unrecorded requests before each slice, one at a time: they fill the processor's caches.
+
+The shapes of all batches are warm already.
+"""
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,9 @@ def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan:
         ('  { name = "bert-delayed", role = "delayed" },\n', "", "0 arms are delayed"),
         ('role = "delayed"', 'role = "delayed", url = "http://x"', "no copy of its own"),
         ('role = "delayed"', 'role = "delayed", by = "client"', "loads no queue"),
-        ("slice_requests = 300", "slice_requests = 299", "below 300, the fewest at that load"),
+        ("slice_requests = 300", "slice_requests = 299", "= 299 of .* is below 300, the fewest of"),
+        ("slice_requests = 300", "slice_requests = 20\nsets = 14", "= 280 of .* is below 300"),
+        ("slice_requests = 300", "slice_requests = 9\nsets = 99", "is below 10, the fewest in a"),
         ("p50 = 1.5 }", "p50 = 1.8 }", "above 1.7, the most that may widen"),
         ("[level.mixed-50]", "[level.mixed-60]", r"no \[level.mixed-60\]"),
         ("margins = { inference", "margins = { end_to_end", "has no key 'end_to_end'"),
@@ -238,3 +240,14 @@ def test_the_error_for_a_missing_plan_names_the_folder_of_examples(tmp_path: Pat
 def test_the_plans_that_come_along_can_be_read() -> None:
     for path in Path("examples/plans").glob("*.toml"):
         assert len(read_plan(path).read_texts()) > 50
+
+
+def test_many_short_slices_may_take_the_place_of_a_long_one(tmp_path: Path) -> None:
+    path = write_plan(tmp_path, levels=("unloaded", "switchback-50")).path
+    path.write_text(
+        path.read_text().replace("slice_requests = 300", "slice_requests = 20\nsets = 15")
+    )
+    level = read_plan(path).levels[1]
+    schedule = build_schedule(read_plan(path), level, 0, 2)
+    assert len(schedule) == 20 * 15 * 5
+    assert len(set(schedule.slice_id)) == 15 * 5
