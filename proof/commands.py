@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,31 @@ def _add_capacity(commands: Any) -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive,
         default=5.0,
         help="duration of each slice of one arm (default: 5)",
     )
+
+
+def positive(text: str) -> float:
+    """Return a finite number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def probability(text: str) -> float:
+    """Return a number between 0 and 1, for argparse."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """Return a finite number of 0 or above, for argparse."""
+    return 0.0 if float(text) == 0 else positive(text)
 
 
 def _add_plan(commands: Any) -> None:
@@ -100,16 +122,19 @@ def _add_plan(commands: Any) -> None:
     )
     parser.add_argument(
         "--power",
-        type=float,
+        type=probability,
         default=0.8,
         help="probability that equal models come out equivalent (default: 0.8)",
     )
     parser.add_argument(
-        "--minutes", type=float, default=120.0, help="the longest the run may take (default: 120)"
+        "--minutes",
+        type=positive,
+        default=120.0,
+        help="the longest the run may take (default: 120)",
     )
     parser.add_argument(
         "--floor-us",
-        type=float,
+        type=non_negative,
         default=0.0,
         help="lower bound of every margin in microseconds (default: 0)",
     )

@@ -114,8 +114,19 @@ def read_json(path: Path) -> Any:
     """Return a JSON file of the evidence; EvidenceRejected if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise EvidenceRejected(f"{path} cannot be read: it is nested too deeply.") from None
     except (OSError, ValueError) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
+
+
+def check_documents(folder: Path) -> None:
+    """Raise EvidenceRejected unless the JSON files of a run hold objects."""
+    for name in ("run.json", "environment.json", "identity.json"):
+        value = read_json(folder / name)
+        if not isinstance(value, dict):
+            raise EvidenceRejected(f"{folder / name} holds {type(value).__name__}, not an object.")
+    loaded_models(folder)
 
 
 def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> list[dict[str, Any]]:
@@ -476,7 +487,7 @@ def check_restarts(folder: Path, expected: Sequence[Mapping[str, Any]]) -> None:
             lines = list(csv.DictReader(file))
     except FileNotFoundError:
         raise EvidenceRejected(f"{folder} has no restarts.csv.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
     if len(lines) != len(expected):
         raise EvidenceRejected(f"{path} has {len(lines)} lines, the rows give {len(expected)}.")

@@ -284,7 +284,7 @@ def read_starts(folder: Path) -> list[RestartRecord]:
             starts.append(RestartRecord(**values))
     except FileNotFoundError:
         raise EvidenceRejected(f"{folder} has no starts.csv.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
     for start in starts:
         _check_numbers(path, start)

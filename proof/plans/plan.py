@@ -133,6 +133,15 @@ class Level:
         """Smallest margin before any gain."""
         return min(min(margins.values()) for margins in self.margins.values() if margins)
 
+    def requests(self, arms: int) -> int:
+        """Return the most requests that the level sends in a restart to so many arms.
+
+        It is not known of `capacity`, where time decides, and 0 there.
+        """
+        closing = self.tuples // 4
+        blocks = self.warm_up_tuples + self.tuples + closing if self.tuples else 0
+        return (blocks + self.slice_requests * self.sets) * arms
+
     def rate_per_s(self, plan: Plan) -> float:
         """Return arrivals per second, of all arms together.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -32,6 +33,12 @@ from proof.plans.plan import (
     Plan,
     Role,
 )
+
+NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,80}")
+"""A plan's name, which becomes part of a folder's."""
+MOST_CALM_S = 3600.0
+MOST_REQUESTS = 2_000_000
+"""Most requests of one level in a restart: its schedule and its rows fit into memory."""
 
 LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "unloaded": ("tuples", "warm_up_tuples"),
@@ -135,7 +142,9 @@ def read_plan(path: Path) -> Plan:
         values = tomllib.loads(content.decode())
     except OSError:
         raise Unavailable(f"The plan {path} cannot be read; examples/plans holds some.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise BadInput(f"{path} is not a plan: it is nested too deeply.") from None
+    except ValueError as error:  # also for integers of thousands of digits
         raise BadInput(f"{path} is not TOML: {error}.") from None
     try:
         table = _PlanTable.model_validate(values)
@@ -371,7 +380,24 @@ def _server_values(plan: Plan) -> dict[str, Any]:
 
 
 def _check(plan: Plan) -> None:
-    """Raise BadInput if values contradict each other."""
+    """Raise BadInput if values contradict each other, or ask for more than can be."""
+    if not NAME.fullmatch(plan.name):
+        raise BadInput(
+            f"{plan.path}: name = {plan.name[:80]!r} cannot name a folder; give 1 to 80 characters"
+            " without slashes and control characters, and no dot in front."
+        )
+    if plan.wait_for_calm_s > MOST_CALM_S:
+        raise BadInput(
+            f"{plan.path}: wait_for_calm_s = {plan.wait_for_calm_s:g} is above {MOST_CALM_S:g}, an"
+            " hour for each restart."
+        )
+    for level in plan.levels:
+        requests = level.requests(len(plan.arms))
+        if requests > MOST_REQUESTS:
+            raise BadInput(
+                f"{plan.path}: [level.{level.name}] sends {requests:,} requests in a restart, above"
+                f" {MOST_REQUESTS:,}; give it fewer tuples, or fewer and shorter slices."
+            )
     names = [arm.name for arm in plan.arms]
     for name in names:
         if names.count(name) > 1:

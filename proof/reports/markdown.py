@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from proof.reports.formatting import format_difference, format_range
 from proof.verdict.schema import Control, LevelVerdict, Verdict, describe_statistic, metric_label
 
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
 
 def render(verdict: Verdict) -> str:
     """Return the sentence of a verdict, each level, and which run of which plan it was.
@@ -21,7 +23,7 @@ def render(verdict: Verdict) -> str:
     run = verdict.run
     lines += [
         "",
-        f"Run `{run.run}`, number {run.number_for_this_plan} of plan {verdict.plan.name}"
+        f"Run `{run.run}`, number {run.number_for_this_plan} of plan {_escape(verdict.plan.name)}"
         f" `{verdict.plan.digest}`",
     ]
     return "\n".join(lines)
@@ -81,5 +83,8 @@ def _describe_gates(level: LevelVerdict) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text that cannot end a table's cell or begin a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Return text that cannot end a table's cell, begin a tag, or steer a terminal."""
+    printable = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return printable.replace("|", "\\|").replace("<", "&lt;")

@@ -19,7 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from proof.evidence.audit import audit_rows, check_restarts, read_sealed_plan
+from proof.evidence.audit import (
+    audit_rows,
+    check_documents,
+    check_restarts,
+    read_sealed_plan,
+)
 from proof.evidence.gates import MOST_DROPPED
 from proof.evidence.readings import Key, Readings, collect_readings
 from proof.evidence.statistics import (
@@ -75,6 +80,7 @@ def judge_run(folder: Path) -> Verdict:
     if not folder.is_dir():
         raise EvidenceRejected(f"{folder} does not exist.")
     check_manifest(folder)
+    check_documents(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
     lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)

@@ -1,0 +1,214 @@
+"""Evidence and plans that somebody changed: what the judge says, as an exit code and one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from command import BadInput, CommandError
+from proof.commands import main
+from proof.evidence.store import write_manifest
+from proof.plans.plan_file import read_plan
+from tests.proof.factories import write_evidence, write_plan
+
+INVALID = 3
+DEEP = "[" * 100_000
+LONG = "x" * 200_000
+
+
+Change = Callable[[Path], None]
+"""Changes the evidence in a folder."""
+
+
+def replace_in(name: str, old: str, new: str) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / name
+        content = path.read_text()
+        assert old in content
+        path.write_text(content.replace(old, new, 1))
+
+    return change
+
+
+def overwrite(name: str, text: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
+def remove(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+def change_rows(column: str, change: Callable[[list[object]], list[object]]) -> Change:
+    def apply(folder: Path) -> None:
+        table = pq.read_table(folder / "requests.parquet")
+        index = table.column_names.index(column)
+        values = pa.array(change(table[column].to_pylist()), table.schema.field(column).type)
+        pq.write_table(table.set_column(index, column, values), folder / "requests.parquet")
+
+    return apply
+
+
+def drop_row(folder: Path) -> None:
+    table = pq.read_table(folder / "requests.parquet")
+    pq.write_table(
+        pa.concat_tables([table.slice(0, 50), table.slice(51)]), folder / "requests.parquet"
+    )
+
+
+def faster_candidate(values: list[object]) -> list[object]:
+    return [0.9 * float(str(value)) if i == 40 else value for i, value in enumerate(values)]
+
+
+def halved(values: list[object]) -> list[object]:
+    return [2 if i % 3 == 0 else value for i, value in enumerate(values)]
+
+
+# What was changed, how, and what the judge's line says. The manifest is written again each time.
+TAMPERED: list[tuple[str, Change, str]] = [
+    ("one time is shorter", change_rows("inference_us", faster_candidate), "does not follow from"),
+    ("a row is missing", drop_row, "requests|schedule|rows"),
+    ("tokens are halved", change_rows("tokens", halved), "every arm must read all of a text"),
+    (
+        "batches are invented",
+        change_rows("batch_size", lambda values: [7 for _ in values]),
+        "a batch of several texts at level unloaded",
+    ),
+    ("answers are empty", change_rows("bytes", lambda values: [0 for _ in values]), "no bytes"),
+    ("a margin is wider", replace_in("plan.toml", "p50 = 0.02", "p50 = 0.04"), "another plan"),
+    (
+        "the plan is of another seed",
+        replace_in("plan.toml", "seed = 7", "seed = 8"),
+        "not the plan's order",
+    ),
+    (
+        "a number has 5,000 digits",
+        replace_in("plan.toml", "seed = 7", f"seed = {'9' * 5000}"),
+        "TOML",
+    ),
+    ("the plan is nested deeply", overwrite("plan.toml", f"name = {DEEP}"), "nested too deeply"),
+    ("identity.json is nested deeply", overwrite("identity.json", DEEP), "nested too deeply"),
+    ("identity.json is a list", overwrite("identity.json", "[]"), "list, not an object"),
+    (
+        "environment.json is a list",
+        overwrite("environment.json", "[]"),
+        "list, not an object",
+    ),
+    ("run.json is a number", overwrite("run.json", "1"), "int, not an object"),
+    (
+        "a cell is too large",
+        overwrite("restarts.csv", f"level\n{'x' * 200_000}\n"),
+        "cannot be read",
+    ),
+    (
+        "a start is too large",
+        overwrite("starts.csv", f"restart\n{'x' * 200_000}\n"),
+        "cannot be read",
+    ),
+    (
+        "a restart is dropped",
+        replace_in("restarts.csv", "\nunloaded", "\nelsewhere"),
+        "follow from",
+    ),
+    ("texts are gone", remove("texts.txt"), "does not list texts.txt"),
+    ("rows are gone", remove("requests.parquet"), "does not list requests.parquet"),
+    ("starts are gone", remove("starts.csv"), "does not list starts.csv"),
+    ("a file is added", lambda folder: (folder / "more").mkdir(), "not listed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [case[1:] for case in TAMPERED], ids=[case[0] for case in TAMPERED]
+)
+def test_changed_evidence_is_rejected_in_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Change,
+    words: str,
+) -> None:
+    folder = write_evidence(tmp_path / "run")
+    change(folder)
+    write_manifest(folder)
+    with pytest.raises(CommandError) as rejected:
+        main(["judge", str(folder)])
+    assert rejected.value.exit_code == INVALID
+    assert re.search(words, str(rejected.value)), str(rejected.value)
+    assert "\n" not in str(rejected.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_byte_that_was_flipped_is_named_with_its_file(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    path = folder / "environment.json"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(CommandError, match=r"environment.json has changed since the run"):
+        main(["judge", str(folder)])
+
+
+def test_an_author_who_rewrites_everything_is_believed_and_that_is_said(tmp_path: Path) -> None:
+    """Only the manifest's digest, published elsewhere, shows it."""
+    folder = write_evidence(tmp_path / "run", factors={"drbert": 1.0, "drbert-again": 1.0})
+    assert main(["judge", str(folder)]) == 0
+    assert "rewrites everything" in Path("docs/proof.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "small"', 'name = "../x"', "cannot name a folder"),
+        ('name = "small"', 'name = ""', "cannot name a folder"),
+        ('name = "small"', 'name = ".hidden"', "cannot name a folder"),
+        ('name = "small"', 'name = "a\\u0000b"', "cannot name a folder"),
+        ('name = "small"', f'name = "{"x" * 200}"', "1 to 80 characters"),
+        ("tuples = 64", "tuples = 1000000000000", "above 2,000,000; give it fewer tuples"),
+        ("restarts = 8", "restarts = 8\nwait_for_calm_s = 1e12", "above 3600"),
+        ("seed = 7", f"seed = {'9' * 5000}", "is not TOML"),
+    ],
+)
+def test_a_plan_that_asks_for_the_absurd_is_refused_before_any_work(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    path = write_plan(tmp_path).path
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(BadInput, match=words):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--minutes", "nan"),
+        ("--minutes", "0"),
+        ("--floor-us", "nan"),
+        ("--floor-us", "-1"),
+        ("--power", "1"),
+        ("--power", "inf"),
+    ],
+)
+def test_numbers_that_size_no_plan_are_refused(
+    tmp_path: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CommandError) as refused:
+        main(
+            ["plan", str(tmp_path), "--template", "t", "--out", "o", f"{option}={value}"],
+        )
+    assert refused.value.exit_code == 64
+    assert option in str(refused.value)
+
+
+def test_a_name_cannot_steer_a_terminal_or_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_evidence(tmp_path / "run")
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["plan"]["name"] == "small"
+    main(["report", str(folder), "--markdown"])
+    assert "\x1b" not in capsys.readouterr().out
