@@ -25,11 +25,13 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from command import BadUsage, Parser
+from proof.evidence.store import read_manifest_digest
 from proof.reports import markdown, report
 from proof.verdict import claim, identity, judge, schema
 
@@ -107,6 +109,13 @@ def non_negative(text: str) -> float:
     return 0.0 if float(text) == 0 else positive(text)
 
 
+def digest(text: str) -> str:
+    """Return 16 to 64 hexadecimal digits, for argparse."""
+    if not re.fullmatch("[0-9a-fA-F]{16,64}", text):
+        raise argparse.ArgumentTypeError(f"{text} is not 16 to 64 hexadecimal digits")
+    return text
+
+
 def _add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan", help="size a plan from an A/A pilot, so that it can show what it claims"
@@ -161,6 +170,18 @@ def _add_verify_claim(commands: Any) -> None:
     parser.add_argument("a", type=Path, metavar="REFERENCE")
     parser.add_argument("b", type=Path, metavar="CANDIDATE")
     parser.add_argument("evidence", type=Path)
+    parser.add_argument(
+        "--manifest",
+        type=digest,
+        metavar="SHA256",
+        help="the published digest of the evidence's MANIFEST.sha256, or its first 16 digits",
+    )
+    parser.add_argument(
+        "--plan",
+        type=digest,
+        metavar="SHA256",
+        help="the published digest of its plan.toml, or its first 16 digits",
+    )
 
 
 def _add_report(commands: Any) -> None:
@@ -230,7 +251,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    verified = claim.verify(options.a, options.b, options.evidence)
+    verified = claim.verify(options.a, options.b, options.evidence, options.manifest, options.plan)
     print(claim.describe(verified, options.evidence))
     return verified.exit_code
 
@@ -239,6 +260,8 @@ def _judge(options: argparse.Namespace) -> int:
     verdict = judge.judge_run(options.evidence)
     schema.check_committed(options.evidence / "verdict.json", verdict)
     print(schema.describe(verdict))
+    print(f"manifest {read_manifest_digest(options.evidence)}")
+    print(f"plan {verdict.plan.digest}")
     return schema.EXIT_CODES[verdict.verdict]
 
 

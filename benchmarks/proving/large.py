@@ -144,9 +144,12 @@ def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
         "tokenize_us": np.full(count, 90.0),
         "queue_us": np.full(count, 40.0),
         "inference_us": inference,
+        "inference_cpu_us": inference,
         "total_us": inference + 300,
         "batch_size": np.ones(count, np.int64),
         "batch_tokens": np.full(count, 6),
         "bytes": np.full(count, 300),
+        "batch_id": np.arange(count),
+        "first_of_shape": np.zeros(count, np.int64),
     }
     return pa.table([columns[name] for name in ROW_FIELDS], schema=row_schema())

@@ -164,12 +164,21 @@ def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> lis
         for level in plan.levels:
             restart.check_schedule(level, at_level(rows, level.name))
             lines += read_restart(plan, level, start.restart, restart.positions, rows)
+    _check_run_name(folder, plan, runs)
     for arm in plan.arms:
         if counted and arm.name not in measured_arms:
             raise EvidenceRejected(f"{folder}: arm {arm.name} has no rows.")
     if counted > plan.restarts:
         raise EvidenceRejected(f"{folder}: {counted} restarts count, the plan has {plan.restarts}.")
     return lines
+
+
+def _check_run_name(folder: Path, plan: Plan, runs: Mapping[str, None]) -> None:
+    """Reject rows of another run than run.json names."""
+    name = f"{_dig(read_json(folder / 'run.json'), 'run')}-{plan.digest[:16]}"
+    for run in runs:
+        if run != name:
+            raise EvidenceRejected(f"{folder}: its rows are of run {run}, run.json says {name}.")
 
 
 def expected_requests(plan: Plan, schedules: Mapping[str, Schedule]) -> dict[str, int | None]:

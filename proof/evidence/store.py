@@ -483,6 +483,14 @@ def check_manifest(folder: Path) -> None:
             raise EvidenceRejected(f"{file} is not listed in {MANIFEST}.")
 
 
+def read_manifest_digest(folder: Path) -> str:
+    """Return the SHA-256 of a run's MANIFEST.sha256, which stands for the whole run."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EvidenceRejected(f"{folder} has no {MANIFEST}; it is no sealed run.")
+    return _sha256(path)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

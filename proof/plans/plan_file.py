@@ -34,7 +34,7 @@ from proof.plans.plan import (
     Role,
 )
 
-NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,80}")
+NAME = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]{1,80}")
 """A plan's name, which becomes part of a folder's."""
 MOST_CALM_S = 3600.0
 MOST_REQUESTS = 2_000_000

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from proof.evidence.audit import loaded_models, read_sealed_plan
-from proof.evidence.store import EvidenceRejected
+from proof.evidence.store import EvidenceRejected, read_manifest_digest
 from proof.plans.plan import Plan
 from proof.verdict import identity
 from proof.verdict.judge import judge_run
-from proof.verdict.schema import EXIT_CODES, Verdict, check_committed
+from proof.verdict.schema import EXIT_CODES, Verdict, check_committed, metric_label
 from service.artifact import Artifact, read_artifact
 
 NOT_THE_SAME = 1
@@ -33,6 +33,8 @@ class Verified:
     """The evidence's verdict, judged again."""
     retrained: list[str]
     """Roles whose artifact has other weights than the one that was measured."""
+    measured: dict[str, dict[str, Any]]
+    """What was loaded for each role when it was measured, as /info reported it."""
 
     @property
     def exit_code(self) -> int:
@@ -42,24 +44,41 @@ class Verified:
         return EXIT_CODES[self.verdict.verdict]
 
 
-def verify(reference: Path, candidate: Path, evidence: Path) -> Verified:
+def verify(
+    reference: Path,
+    candidate: Path,
+    evidence: Path,
+    manifest_digest: str | None = None,
+    plan_digest: str | None = None,
+) -> Verified:
     """Compare the artifacts and judge the evidence again.
 
-    Raise EvidenceRejected if the evidence was measured on other graphs.
+    The digests, or at least their first 16 digits, are those that were published for the evidence:
+    whoever can write the folder can write another run into it. Raise EvidenceRejected if one does
+    not match, or if the evidence was measured on other graphs.
     """
+    _check_digest("the manifest", read_manifest_digest(evidence), manifest_digest)
+    _check_digest("the plan", read_sealed_plan(evidence).digest, plan_digest)
     compared = identity.compare(reference, candidate)
     verdict = judge_run(evidence)
     check_committed(evidence / "verdict.json", verdict)
     plan = read_sealed_plan(evidence)
     models = loaded_models(evidence)
     retrained = []
+    measured_models = {}
     for role, folder in (("reference", reference), ("candidate", candidate)):
         measured = _measured(evidence, plan, models, role)
         artifact = read_artifact(folder)
         _check_measured(evidence, artifact, measured, role)
+        measured_models[role] = measured
         if artifact.digest != measured["digest"]:
             retrained.append(role)
-    return Verified(compared, verdict, retrained)
+    return Verified(compared, verdict, retrained, measured_models)
+
+
+def _check_digest(name: str, digest: str, expected: str | None) -> None:
+    if expected is not None and not digest.startswith(expected.lower()):
+        raise EvidenceRejected(f"The digest of {name} is {digest}, not {expected}.")
 
 
 def _measured(evidence: Path, plan: Plan, models: dict[str, Any], role: str) -> dict[str, Any]:
@@ -112,4 +131,18 @@ def describe(verified: Verified, evidence: Path) -> str:
         )
     verdict = verified.verdict
     lines.append(f"evidence {evidence}: {verdict.verdict}. {verdict.sentence}")
+    for role, model in verified.measured.items():
+        lines.append(
+            f"measured {role}: {model['variant']} in {model['precision']} by"
+            f" {model.get('runtime', 'an unknown engine')},"
+            f" {'packed' if model.get('packs') else 'unpacked'} rows"
+        )
+    for name, level in verdict.levels.items():
+        claims = ", ".join(
+            f"{metric_label(item.metric)} {item.statistic} ±{100 * item.margin:.3g} %"
+            for item in level.statistics
+        )
+        lines.append(f"claimed at {name}: {claims or 'nothing'}")
+    lines.append(f"manifest {read_manifest_digest(evidence)}")
+    lines.append(f"plan {verdict.plan.digest}")
     return "\n".join(lines)

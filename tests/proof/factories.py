@@ -180,7 +180,7 @@ def _write_evidence(
                 inference = 1000 * speed * common * np.exp(noise * rng.standard_normal())
                 total = inference + 300
                 row |= {
-                    "run": f"r-{plan.digest[:16]}",
+                    "run": f"{folder.name}-{plan.digest[:16]}",
                     "restart": restart,
                     "instance": f"i{restart}",
                     "request_id": (

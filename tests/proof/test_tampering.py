@@ -104,6 +104,11 @@ TAMPERED: list[tuple[str, Change, str]] = [
     ),
     ("run.json is a number", overwrite("run.json", "1"), "int, not an object"),
     (
+        "run.json names another run",
+        replace_in("run.json", '"run": "run"', '"run": "other"'),
+        "its rows are of run run-.*, run.json says other-",
+    ),
+    (
         "a cell is too large",
         overwrite("restarts.csv", f"level\n{'x' * 200_000}\n"),
         "cannot be read",

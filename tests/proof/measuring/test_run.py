@@ -20,16 +20,18 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from command import BadInput
+from command import BadInput, Unavailable
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
+from proof.measuring import run
 from proof.measuring.launch import free_port
 from proof.measuring.run import drop_reason
 from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
 from tests.factories import write_artifact
+from tests.proof.factories import write_plan
 from tests.service.test_server import serving
 
 
@@ -424,3 +426,21 @@ def test_a_plan_for_servers_of_ones_own_is_not_restarted(plan: Path, tmp_path: P
     )
     assert done.returncode == 65
     assert "[server] has no restart command" in done.stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Unavailable("The port is taken.")])
+def test_an_interruption_before_the_first_row_costs_no_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "serve_arms", fail)
+    plan = write_plan(tmp_path / "plan")
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    for _ in range(3):
+        with pytest.raises(type(error)):
+            run._measure_restart(plan, 1, 1, "run", folder)
+    assert run._recorded_restarts(folder) == []
+    assert list(folder.rglob("*.csv")) == []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from command import CommandError
 from proof.commands import main
-from proof.evidence.store import EvidenceRejected, write_manifest
+from proof.evidence.store import EvidenceRejected, read_manifest_digest, write_manifest
 from service.artifact import Artifact
 from tests.proof.factories import write_evidence
 from tests.proof.measuring.test_run import honest_artifact
@@ -100,3 +102,32 @@ def test_evidence_of_other_graphs_is_refused(
     write_manifest(evidence)
     with pytest.raises(EvidenceRejected, match=words):
         verify(twins, evidence)
+
+
+def test_the_claim_is_printed_with_what_it_covers_and_its_digests(
+    twins: tuple[Artifact, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    assert verify(twins, evidence) == 0
+    printed = capsys.readouterr().out
+    assert "measured reference: cpu-fp32 in f32 by an unknown engine, unpacked rows" in printed
+    assert "claimed at unloaded: end to end p50 ±2 %, end to end mean ±2 %," in printed
+    assert f"manifest {read_manifest_digest(evidence)}" in printed
+    assert main(["judge", str(evidence)]) == 0
+    assert f"manifest {read_manifest_digest(evidence)}" in capsys.readouterr().out
+
+
+def test_other_evidence_than_the_published_digests_name_is_rejected(
+    twins: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    command = ["verify-claim", str(twins[0].directory), str(twins[1].directory), str(evidence)]
+    manifest = read_manifest_digest(evidence)
+    plan = hashlib.sha256((evidence / "plan.toml").read_bytes()).hexdigest()
+    assert main([*command, "--manifest", manifest[:16], "--plan", plan]) == 0
+    with pytest.raises(EvidenceRejected, match="digest of the manifest is"):
+        main([*command, "--manifest", "0" * 16])
+    with pytest.raises(EvidenceRejected, match="digest of the plan is"):
+        main([*command, "--plan", "0" * 64])
+    with pytest.raises(CommandError, match="16 to 64 hexadecimal digits"):
+        main([*command, "--plan", "abc"])
