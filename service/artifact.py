@@ -429,20 +429,20 @@ def _check_place(directory: Path) -> None:
         hint = ""
         if HUB_ID.fullmatch(str(directory)) and not directory.parent.exists():
             hint = (
-                f" If {directory} is a model of Hugging Face's hub: `python -m export {directory}"
+                f" If {directory} is a model of Hugging Face's hub: `drbert-export {directory}"
                 f" artifacts/{directory.name}`."
             )
         raise ArtifactMissing(
-            f"{directory} does not exist; `python -m export CHECKPOINT {directory}` makes it.{hint}"
+            f"{directory} does not exist; `drbert-export CHECKPOINT {directory}` makes it.{hint}"
         )
     if not directory.is_dir():
         raise ArtifactMissing(
-            f"{directory} is no folder; an artifact is the folder that `python -m export` makes."
+            f"{directory} is no folder; an artifact is the folder that `drbert-export` makes."
         )
     if not _is_there(directory / MANIFEST):
         if any((directory / name).exists() for name in CHECKPOINT_FILES):
             raise ArtifactMissing(
-                f"{directory} is a checkpoint, not an artifact; export it: `python -m export"
+                f"{directory} is a checkpoint, not an artifact; export it: `drbert-export"
                 f" {directory} artifacts/{directory.resolve().name}`, and serve"
                 f" artifacts/{directory.resolve().name}."
             )

@@ -60,26 +60,30 @@ def test_a_wrong_command_line_ends_with_64_and_not_with_a_verdict() -> None:
     assert ended.value.code == 64
 
 
-COMMANDS = [
-    "service",
-    "export",
-    "proof",
-    "training.pretrain",
-    "training.finetune",
-    "training.evaluate",
-    "training.experiment",
-    "training.curves",
-    "benchmarks",
-]
+COMMANDS = {
+    "service": "drbert-serve",
+    "export": "drbert-export",
+    "proof": "drbert-prove",
+    "client": "drbert-classify",
+    "training.pretrain": "drbert-pretrain",
+    "training.finetune": "drbert-finetune",
+    "training.evaluate": "python -m training.evaluate",
+    "training.experiment": "python -m training.experiment",
+    "training.curves": "python -m training.curves",
+    "benchmarks": "python -m benchmarks",
+}
+"""Each command's module, and the name that its help page shows."""
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(module: str) -> None:
+@pytest.mark.parametrize(("module", "name"), COMMANDS.items())
+def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(
+    module: str, name: str
+) -> None:
     helped = subprocess.run(
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False
     )
     assert helped.returncode == 0
-    assert f"python -m {module}" in helped.stdout
+    assert helped.stdout.startswith(f"usage: {name}")
     wrong = subprocess.run(
         [sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False
     )
@@ -87,12 +91,25 @@ def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(mod
     assert wrong.stderr.splitlines()[-1].startswith(f"{module}: ")
 
 
+MISSING = """
+import sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = ["x", "y", "z"]
+from {extra}.__main__ import run
+run()
+"""
+"""Runs a command where a package is not installed."""
+
+
 @pytest.mark.parametrize(("extra", "package"), [("proof", "scipy"), ("export", "torch")])
 def test_a_missing_package_ends_with_69_and_not_with_a_verdict(extra: str, package: str) -> None:
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\nfrom {extra}.__main__ import run\nsys.argv ="
-        " ['x', 'y', 'z']\nrun()"
-    )
+    code = MISSING.format(extra=extra, package=package)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert (

@@ -85,7 +85,7 @@ def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[di
         ) from None
     except OSError as error:
         raise Unavailable(
-            f"No service answers at {url} ({error}); start one with `python -m service`."
+            f"No service answers at {url} ({error}); start one with `drbert-serve`."
         ) from None
 
 

@@ -1,7 +1,7 @@
 """
 Fine-tunes a pretrained encoder into a classifier; the pretraining decoder stays in the file.
 
-    python -m training.finetune --encoder build/training/drbert-mini/checkpoint --task sst2 \\
+    drbert-finetune --encoder build/training/drbert-mini/checkpoint --task sst2 \\
         --data DIR --out DIR
 
 The loop is transformers' Trainer. The last epoch is always the result, so the reported metrics were
@@ -319,9 +319,7 @@ def predict(logits: Any, task: Task) -> Predictions:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(
-        prog="python -m training.finetune", description="Fine-tune an encoder into a classifier."
-    )
+    parser = Parser(prog="drbert-finetune", description="Fine-tune an encoder into a classifier.")
     parser.add_argument(
         "--encoder", type=Path, required=True, help="a checkpoint of training.pretrain"
     )

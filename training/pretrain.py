@@ -2,9 +2,9 @@
 Pretrains an encoder by masked language modelling or replaced-token detection, with or without a
 pretraining decoder.
 
-    python -m training.pretrain training/configs/bert-mini.toml --data DIR \\
+    drbert-pretrain training/configs/bert-mini.toml --data DIR \\
         --out build/training/bert-mini
-    python -m training.pretrain training/configs/drbert-mini.toml --data DIR \\
+    drbert-pretrain training/configs/drbert-mini.toml --data DIR \\
         --out build/training/drbert-mini
     accelerate launch --num_processes 8 -m training.pretrain CONFIG --data DIR --out DIR
 
@@ -667,7 +667,7 @@ def open_board(folder: Path, first_step: int) -> Any:
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     parser = Parser(
-        prog="python -m training.pretrain",
+        prog="drbert-pretrain",
         description="Pretrain an encoder, with or without a decoder.",
     )
     parser.add_argument("config", type=Path, help="a TOML file, see training/configs")

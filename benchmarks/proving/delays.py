@@ -1,7 +1,7 @@
 """
 Does the proof detect delays from outside? One model on both sides, and a proxy that slows one side.
 
-    python -m proof plan evidence/<A/A run> --template benchmarks/plans/delays.toml --out PLAN
+    drbert-prove plan evidence/<A/A run> --template benchmarks/plans/delays.toml --out PLAN
     python -m benchmarks delays PLAN --out benchmarks/delays.md
 
 The plan is run once for every share. The verdict must be `equivalent` without a delay, and must not

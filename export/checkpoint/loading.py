@@ -381,7 +381,7 @@ def _with_weights(model: Any, tensors: dict[str, Tensor], directory: Path) -> nn
     if heads:
         raise BadInput(
             f"{directory} has no classification head ({heads[-1]}): it is a pretrained encoder"
-            " only; fine-tune it first, for example with python -m training.finetune."
+            " only; fine-tune it first, for example with drbert-finetune."
         )
     if missing:
         raise BadInput(

@@ -48,7 +48,7 @@ def test_a_folder_without_a_manifest_is_refused(artifact: Artifact) -> None:
 
 
 def test_a_missing_folder_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissing, match="python -m export"):
+    with pytest.raises(ArtifactMissing, match="drbert-export"):
         read_artifact(tmp_path / "nowhere")
 
 
@@ -348,7 +348,7 @@ def test_a_checkpoint_is_refused_with_the_command_that_exports_it(
     with pytest.raises(
         ArtifactMissing,
         match=(
-            f"{folder} is a checkpoint, not an artifact; export it: `python -m export {folder}"
+            f"{folder} is a checkpoint, not an artifact; export it: `drbert-export {folder}"
             " artifacts/reviews`"
         ),
     ):
@@ -359,8 +359,7 @@ def test_a_hub_id_is_refused_with_the_command_that_exports_it() -> None:
     with pytest.raises(
         ArtifactMissing,
         match=(
-            "`python -m export textattack/bert-base-uncased-SST-2"
-            " artifacts/bert-base-uncased-SST-2`"
+            "`drbert-export textattack/bert-base-uncased-SST-2 artifacts/bert-base-uncased-SST-2`"
         ),
     ):
         read_artifact(Path("textattack/bert-base-uncased-SST-2"))

@@ -559,7 +559,7 @@ def test_an_invalid_address_is_refused_with_the_remedy(host: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere"], 69, "python -m export CHECKPOINT nowhere"),
+        (["nowhere"], 69, "drbert-export CHECKPOINT nowhere"),
         ([], 64, "ARTIFACT"),
         (["--no-such-option"], 64, "usage"),
         (["a=x", "a=y"], 64, "Two models are called 'a'"),
