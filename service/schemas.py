@@ -17,7 +17,7 @@ from service.errors import InvalidInput, InvalidJson, TooLarge
 from service.json_structure import check_structure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take 0.7 µs more to make
 class Text:
     """A text or a pair to classify."""
 

