@@ -10,6 +10,7 @@ The one launcher of the project: runs of the proof, benchmarks and tests use it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from command import Unavailable
 
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that a process gets when its parent ends."""
 POLL_S = 0.02
 """Seconds between two looks at a server that is not ready yet."""
 LAST_LINE_CHARS = 400
@@ -59,7 +62,7 @@ class ServerCommand:
     """Whether it leads a session and process group of its own.
 
     Signals then reach everything that it starts, and Ctrl-C in the caller's terminal does not.
-    Without, it ends with the caller's group, also by SIGKILL.
+    Without, it ends with its caller, however that ends.
     """
 
 
@@ -139,7 +142,7 @@ def start(spec: ServerCommand) -> ServerProcess:
             stderr=output,
             env={**os.environ, **spec.environment},
             start_new_session=spec.own_group,
-            preexec_fn=pin(spec.cpus),
+            preexec_fn=pin(spec.cpus) if spec.own_group else tied_to_caller(pin(spec.cpus)),
         )
     return ServerProcess(spec, process, offset)
 
@@ -163,6 +166,25 @@ def pin(cpus: Collection[int]) -> Callable[[], None] | None:
     if not cpus:
         return None
     return lambda: os.sched_setaffinity(0, cpus)
+
+
+def tied_to_caller(
+    prepare: Callable[[], None] | None = None, number: signal.Signals = signal.SIGTERM
+) -> Callable[[], None]:
+    """Return a `preexec_fn` after which the child gets a signal when its caller ends.
+
+    Also when the caller is killed, which it cannot handle. Where the system has no prctl(2), the
+    child stays. `prepare` is called first.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def tie() -> None:
+        if prepare is not None:
+            prepare()
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, int(number))
+
+    return tie
 
 
 def answers(url: str) -> bool:

@@ -150,6 +150,13 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
     for name in DERIVED:
         (folder / name).unlink(missing_ok=True)
     _record_killed_restarts(plan, folder)
+    dropped = len(_recorded_restarts(folder)) - _count_restarts(folder)
+    if dropped > MOST_DROPPED * (dropped + plan.restarts):
+        print(
+            f"{dropped} restarts of this run were dropped. Of {dropped + plan.restarts} in all that"
+            f" is more than {MOST_DROPPED:.0%}, so it will end invalid; start a new run instead.",
+            flush=True,
+        )
     return folder, _execute(folder)
 
 
@@ -256,7 +263,7 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
     Returns that line.
     """
     order = load_order(plan, slot)
-    rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / "facts.json"
+    rows, facts = folder / "rows" / f"{attempt:03d}.csv", folder / f"facts-{attempt:03d}.json"
     # Next to the evidence, not in it: servers log paths of this machine, and no result needs them.
     log = folder.with_name(f"{folder.name}.log")
     texts = len(plan.read_texts())
@@ -364,6 +371,8 @@ def finish_run(folder: Path) -> Verdict:
     """
     plan = read_sealed_plan(folder)
     _record_killed_restarts(plan, folder)
+    for facts in folder.glob("facts-*.json"):
+        facts.unlink()  # of a generator whose run was killed
     starts = read_starts(folder)
     seal(folder)
     lines = audit_rows(folder, plan, starts)

@@ -8,6 +8,7 @@ import contextlib
 import importlib.resources
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,13 @@ from tokenizers import Tokenizer
 
 from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
 from proof.measuring import pod_instances
-from proof.measuring.launch import ServerCommand, ServerNotStarted, last_line, running
+from proof.measuring.launch import (
+    ServerCommand,
+    ServerNotStarted,
+    last_line,
+    running,
+    tied_to_caller,
+)
 from proof.plans.dialects import DIALECTS, headers_from
 from proof.plans.plan import Arm, Plan
 from proof.plans.restart import RestartSpec
@@ -154,7 +161,7 @@ def generate(
             stderr=output,
             env=os.environ | spec.to_environment(),
             pass_fds=(writing,),
-            preexec_fn=_pin_and_prioritise(pinned_cpus(plan)[1]),
+            preexec_fn=tied_to_caller(_pin_and_prioritise(pinned_cpus(plan)[1]), signal.SIGKILL),
         )
         os.close(writing)
         try:

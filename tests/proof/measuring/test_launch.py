@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from proof.measuring.launch import (
@@ -131,3 +133,25 @@ def test_a_long_log_line_is_shortened(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("first\n" + "x" * 1000 + "\n\n")
     assert last_line(log) == "x" * 400
+
+
+CALLER = """
+import sys, time
+from pathlib import Path
+from proof.measuring.launch import ServerCommand, start
+
+log, command = Path(sys.argv[1]), sys.argv[2:]
+server = start(ServerCommand(command, "http://127.0.0.1:9", log, own_group=False))
+print(server.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_server_ends_when_its_caller_is_killed(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    command = [sys.executable, "-c", CALLER, str(tmp_path / "log"), *sleeper]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        server = psutil.Process(int(caller.stdout.readline()))
+        caller.kill()
+    assert server.wait(timeout=30) is None or not server.is_running()

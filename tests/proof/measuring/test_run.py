@@ -31,7 +31,7 @@ from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
 from tests.factories import write_artifact
-from tests.proof.factories import write_plan
+from tests.proof.factories import write_evidence, write_plan
 from tests.service.test_server import serving
 
 
@@ -444,3 +444,12 @@ def test_an_interruption_before_the_first_row_costs_no_restart(
             run._measure_restart(plan, 1, 1, "run", folder)
     assert run._recorded_restarts(folder) == []
     assert list(folder.rglob("*.csv")) == []
+
+
+def test_resuming_a_run_that_cannot_become_valid_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_evidence(tmp_path / "run", restarts=4, dropped=(1, 2, 4), sealed=False)
+    monkeypatch.setattr(run, "_execute", lambda _: None)
+    run.resume_run(folder)
+    assert "3 restarts of this run were dropped. Of 7 in all" in capsys.readouterr().out
