@@ -45,6 +45,7 @@ from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing, to
 from proof.plans.plan import Level, Plan, plan_for_two
 from proof.plans.restart import RestartSpec
 from proof.plans.schedule import (
+    CLOSED_LOOP_TEXTS,
     SLICE_WARM_UP,
     WARM_UP,
     Schedule,
@@ -66,8 +67,6 @@ ANSWERED_WITHIN_S = 60.0
 """Longest wait for one answer."""
 START_AFTER_NS = 5_000_000
 """Time between the preparation of an open loop and its first request."""
-CLOSED_LOOP_TEXTS = 4096
-"""Texts that are drawn for a slice of a closed loop, which goes through them over and over."""
 LOOK_TEXTS = Path(__file__).with_name("sentences.txt")
 
 

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGES = (
     "benchmarks",
     "client",
@@ -55,6 +57,23 @@ def test_code_is_no_denser_than_in_well_kept_projects() -> None:
     assert {
         package: dense for package, dense in density.items() if dense > MAX_NODES_PER_LINE
     } == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_every_module_public_class_and_function_has_a_docstring_that_begins_with_a_sentence(
+    path: Path,
+) -> None:
+    tree = parsed(path)
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+    ]
+    for node in (tree, *public):
+        paragraph = (ast.get_docstring(node) or "").split("\n\n")[0].rstrip()
+        name = getattr(node, "name", "the module")
+        assert paragraph.endswith((".", "?", ":")), f"{path}: {name}: {paragraph!r}"
 
 
 def parsed(path: Path) -> ast.Module:

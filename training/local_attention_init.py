@@ -71,7 +71,7 @@ def angles(width: int) -> Tensor:
 
 
 def offset(head: int) -> int:
-    """Return which neighbour a head attends to, in tokens: -1, 1, -2, 2, -3, …"""
+    """Return which neighbour a head attends to, in tokens: -1, 1, -2, 2, -3 and so on."""
     return (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
 
 

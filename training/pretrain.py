@@ -369,7 +369,7 @@ def held_out_batches(corpus: Corpus, config: Config) -> Iterator[MaskedBatch]:
 def summarise(
     run: Run, step: int, seconds: float, training_loss: float, held_out: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return what training.json records of a finished run beside its fingerprint."""
+    """Return what training.json records of a finished run in addition to its fingerprint."""
     sources = (run.corpus.directory / "sources.json").read_text(encoding="utf-8")
     return {
         "device": device_name(run.device),

@@ -29,15 +29,20 @@ from proof.evidence.readings import read_restart
 from proof.evidence.store import UNKNOWN, EvidenceRejected, Requests, RestartRecord, at_level
 from proof.plans.plan import Level, Plan
 from proof.plans.plan_file import read_plan
-from proof.plans.schedule import Schedule, build_schedule, load_order, load_positions, slice_texts
+from proof.plans.schedule import (
+    CLOSED_LOOP_TEXTS,
+    Schedule,
+    build_schedule,
+    load_order,
+    load_positions,
+    slice_texts,
+)
 
 SAME_NS = 1000
 """Tolerance for scheduled times.
 
 The schedule's arrivals are sums of logarithms, whose last bits depend on the processor.
 """
-CLOSED_LOOP_TEXTS = 4096
-"""Texts that the load generator draws for a slice of a closed loop and then goes through again."""
 
 
 def read_sealed_plan(folder: Path) -> Plan:

@@ -272,7 +272,7 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
     )
     began, throttled = time.monotonic(), throttled_us()
     slowed: set[str] = set()
-    dropped, interrupted, fails = INTERRUPTED, False, True
+    dropped, interrupted, is_raising = INTERRUPTED, False, True
     try:
         with serve_arms(plan, order, log, *_measured_instances(folder)) as served:
             _record_environment(plan, served.info, folder)
@@ -287,7 +287,7 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
                     addresses=served.addresses,
                 )
                 generate(plan, expected, spec, rows, log)
-        fails = False
+        is_raising = False
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -295,12 +295,12 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
         dropped = NOT_STARTED
         if attempt == 0:
             raise
-        fails = False
+        is_raising = False
     except GeneratorFailed as error:
         dropped = GENERATOR_FAILED
         if error.lasting:
             raise
-        fails = False
+        is_raising = False
     finally:
         throttled = throttled_us() - throttled
         share = _generator_share(facts)
@@ -321,7 +321,7 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
             dropped=dropped,
             gpu_slowed=gpu_slowed,
         )
-        if fails and not len(columns["status"]):
+        if is_raising and not len(columns["status"]):
             # Nothing was measured, so nothing is dropped: the run can be resumed as often as it
             # takes.
             rows.unlink(missing_ok=True)

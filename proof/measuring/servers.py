@@ -126,8 +126,8 @@ def _server_command(plan: Plan, order: list[int], log: Path) -> ServerCommand:
 def _warm_up_settings(plan: Plan) -> dict[str, str]:
     """Return settings that warm up every batch shape that the plan's texts can make.
 
-    The first batch of a shape takes 23 to 69 % longer. So there is no limit of time, and what the
-    plan says about warming up is replaced.
+    The first batch of a shape takes longer than the later ones. So there is no limit of time, and
+    what the plan says about warming up is replaced.
     """
     texts = plan.read_texts()
     longest = 1

@@ -58,9 +58,8 @@ FEWEST_IN_SLICES = {50: 300, 80: 1000}
 FEWEST_IN_SLICE = 10
 """Fewest requests in one slice.
 
-A machine's speed changes within half a second, so many short slices compare the arms under the same
-conditions better than one long slice: 15 slices of 20 requests in place of one of 300 divide the
-variance of the contrast by 5 to 20. Every slice begins with an empty queue, for every arm.
+A machine's speed changes within a second, so many short slices compare the arms under the same
+conditions better than one long slice. Every slice begins with an empty queue, for every arm.
 """
 
 
@@ -134,9 +133,9 @@ class Level:
         return min(min(margins.values()) for margins in self.margins.values() if margins)
 
     def requests(self, arms: int) -> int:
-        """Return the most requests that the level sends in a restart to so many arms.
+        """Return an upper bound of the requests that the level sends in a restart to `arms` arms.
 
-        It is not known of `capacity`, where time decides, and 0 there.
+        It is 0 for `capacity`, where time decides.
         """
         closing = self.tuples // 4
         blocks = self.warm_up_tuples + self.tuples + closing if self.tuples else 0

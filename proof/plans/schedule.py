@@ -33,6 +33,8 @@ CONTROL_RUN = 8
 
 In runs they seldom share the queue with plain blocks under load.
 """
+CLOSED_LOOP_TEXTS = 4096
+"""Texts drawn for a slice of a closed loop, which goes through them again and again."""
 SLICE_WARM_UP = 2
 """Unrecorded requests before each slice, one at a time: they fill the processor's caches.
 

@@ -30,9 +30,11 @@ class NameConvertor(Convertor[str]):
     regex = r"(?!.*/(?:infer|config|stats|load|unload)/?$)[^/](?:.*[^/])?"
 
     def convert(self, value: str) -> str:
+        """Return the name in a path."""
         return value
 
     def to_string(self, value: str) -> str:
+        """Return the part of a path for a name."""
         return value
 
 

@@ -75,6 +75,7 @@ class Flow(FlowControl):
     is_held = False
 
     def resume_reading(self) -> None:
+        """Read on, unless messages of the connection wait."""
         if not self.is_held:
             super().resume_reading()
 
@@ -100,6 +101,7 @@ class Exchange(RequestResponseCycle):
     """Called once, when the client disconnects."""
 
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        """Write a part of the answer; the head waits for the first piece of the body."""
         if not self.response_started and not self.disconnected:
             # The rest of an unread body would be parsed as the next request. A draining server
             # closes its connections, so that clients connect to another one.

@@ -154,4 +154,4 @@ def test_a_server_ends_when_its_caller_is_killed(tmp_path: Path) -> None:
         assert caller.stdout is not None
         server = psutil.Process(int(caller.stdout.readline()))
         caller.kill()
-    assert server.wait(timeout=30) is None or not server.is_running()
+    server.wait(timeout=30)
