@@ -137,36 +137,44 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     assert "https://" not in report
 
 
+def stopped_after(written: int, rows: str, sent: signal.Signals, plan: Path) -> tuple[int, str]:
+    """The exit code and output of a run that gets a signal once a file of rows has `written` bytes.
+
+    The signal goes to the whole group when it is SIGKILL, so that nothing is left behind.
+    """
+    evidence = plan.parent / "evidence"
+    command = [sys.executable, "-m", "proof", "run", str(plan), "--evidence", str(evidence)]
+    # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear
+    # it.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=hearing,
+        start_new_session=True,
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not any(file.stat().st_size > written for file in evidence.glob(f"*/rows/{rows}")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        if sent == signal.SIGKILL:
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        printed = process.communicate(timeout=60)[0]
+    return process.returncode, printed
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_sealed_with_what_was_measured(
     sent: signal.Signals, plan: Path, tmp_path: Path
 ) -> None:
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 4000", 1))
-    command = [
-        sys.executable,
-        "-m",
-        "proof",
-        "run",
-        str(plan),
-        "--evidence",
-        str(tmp_path / "evidence"),
-    ]
-    # A shell that runs this in the background has its children ignore Ctrl-C; this one must hear
-    # it.
-    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
-    ) as process:
-        give_up = time.monotonic() + 120
-        while not any(
-            file.stat().st_size > 20_000 for file in tmp_path.glob("evidence/*/rows/*.csv")
-        ):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
-        process.send_signal(sent)
-        printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
+    code, printed = stopped_after(20_000, "*.csv", sent, plan)
+    assert code == 130
     assert "what was measured is sealed in" in printed
     assert "--resume" in printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
@@ -191,27 +199,8 @@ def test_an_interrupted_run_is_resumed_and_keeps_every_row(
     # Long enough that the interruption cannot fall after a restart's last row, which would make it
     # count.
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
-    command = [
-        sys.executable,
-        "-m",
-        "proof",
-        "run",
-        str(plan),
-        "--evidence",
-        str(tmp_path / "evidence"),
-    ]
-    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hearing
-    ) as process:
-        give_up = time.monotonic() + 120
-        while not any(tmp_path.glob("evidence/*/rows/001.csv")):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, printed
+    code, printed = stopped_after(5_000, "001.csv", signal.SIGINT, plan)
+    assert code == 130, printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
     before = read_rows(folder)
     code = main(["run", "--resume", str(folder)])
@@ -232,25 +221,7 @@ def test_a_killed_run_is_resumed_too(plan: Path, tmp_path: Path) -> None:
     # Long enough that the interruption cannot fall after a restart's last row, which would make it
     # count.
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 160", 1))
-    command = [
-        sys.executable,
-        "-m",
-        "proof",
-        "run",
-        str(plan),
-        "--evidence",
-        str(tmp_path / "evidence"),
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        give_up = time.monotonic() + 120
-        while not any(
-            file.stat().st_size > 5000 for file in tmp_path.glob("evidence/*/rows/001.csv")
-        ):
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+    stopped_after(5_000, "001.csv", signal.SIGKILL, plan)
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
     code = main(["run", "--resume", str(folder)])
     assert code in EXIT_CODES.values()
