@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
 from proof.evidence.store import UNKNOWN, Row, RowFile
 from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing, tokens_of
-from proof.plans.plan import Level, Plan, plan_for_two
+from proof.plans.plan import Arm, Level, Plan, plan_for_two
 from proof.plans.restart import RestartSpec
 from proof.plans.schedule import (
     CLOSED_LOOP_TEXTS,
@@ -145,6 +145,7 @@ class Restart:
         self.environment = environment
         self.texts = plan.read_texts()
         self.arms = _arm_clients(plan, spec, self.texts)
+        """Clients by arm and by the copy that answers for it."""
         self.failed = False
         """Whether a request failed: the restart will not count, so nothing more is sent."""
         self.write_error: OSError | None = None
@@ -194,7 +195,7 @@ class Restart:
         """Send one arm's slice at a time; the next begins when nothing is in flight."""
         size = level.slice_requests
         for first in range(0, len(schedule), size):
-            self.warm_up_slice(int(schedule.arm[first]))
+            self.warm_up_slice(self._client(schedule, first))
             self.send_on_time(level, schedule, range(first, first + size))
             if self.failed:
                 return
@@ -202,7 +203,7 @@ class Restart:
     def send_closed_loop(self, level: Level, schedule: Schedule) -> None:
         """Keep a fixed number of requests to one arm in flight for the time of each slice."""
         for i in range(len(schedule)):
-            self.warm_up_slice(int(schedule.arm[i]))
+            self.warm_up_slice(self._client(schedule, i))
             self._send_closed_loop_slice(level, schedule, i)
             if self.failed:
                 return
@@ -247,10 +248,13 @@ class Restart:
             group.spawn(self.record, request, scheduled_ns)
         group.join()
 
-    def warm_up_slice(self, arm: int) -> None:
+    def _client(self, schedule: Schedule, i: int) -> ArmClient:
+        return self.arms[int(schedule.arm[i]), int(schedule.copy[i])]
+
+    def warm_up_slice(self, arm: ArmClient) -> None:
         """Send unrecorded requests to an arm, one at a time."""
         for number in range(SLICE_WARM_UP):
-            request = ArmRequest(self.arms[arm], number % len(self.texts), "warm-up", {})
+            request = ArmRequest(arm, number % len(self.texts), "warm-up", {})
             request.send()
             request.receive()
             if not request.status:  # Nothing answers: the first measured request will report it.
@@ -280,7 +284,7 @@ class Restart:
             "block_id": block_id,
             "position": position,
         }
-        return ArmRequest(self.arms[int(schedule.arm[i])], text, request_id, columns)
+        return ArmRequest(self._client(schedule, i), text, request_id, columns)
 
     def send_and_record(self, request: ArmRequest) -> Row:
         """Send a request that is due at once, wait for its answer and append its row."""
@@ -345,26 +349,30 @@ class ArmClient:
     """The path, headers and bodies of requests to one arm; bodies are built in advance."""
 
     def __init__(
-        self, plan: Plan, arm: int, load_position: int, pool: ConnectionPool, texts: list[str]
+        self,
+        arm: Arm,
+        copy: Arm,
+        delay: float,
+        load_position: int,
+        pool: ConnectionPool,
+        texts: list[str],
     ) -> None:
-        is_delayed = plan.arms[arm].role == "delayed"
-        # The delayed arm is the second reference, slowed down.
-        target = plan.arms[plan.indices("reference")[1]] if is_delayed else plan.arms[arm]
-        dialect = DIALECTS[target.dialect]
-        model = target.model or (target.name if target.artifact else None)
-        self.name = plan.arms[arm].name
+        """`delay` is the share by which an arm that is delayed is slower than its copy."""
+        dialect = DIALECTS[copy.dialect]
+        model = copy.model or (copy.name if copy.artifact else None)
+        self.name = arm.name
         self.load_position = load_position
         self.pool = pool
         self.path = pool.path + dialect.path.format(model=model)
         self.bodies = [json.dumps(dialect.body(model, text)).encode() for text in texts]
-        self.headers = {"Content-Type": "application/json"} | headers_from(target.headers_env)
+        self.headers = {"Content-Type": "application/json"} | headers_from(copy.headers_env)
         self.client_delay_share = 0.0
         """Share of its own duration by which the client delays each answer."""
-        if is_delayed:
-            if plan.arms[arm].by == "server":
-                self.headers["X-Busy-Wait"] = repr(plan.delay)
+        if arm.role == "delayed":
+            if arm.by == "server":
+                self.headers["X-Busy-Wait"] = repr(delay)
             else:
-                self.client_delay_share = plan.delay
+                self.client_delay_share = delay
 
 
 class ArmRequest:
@@ -453,18 +461,20 @@ class ConnectionPool:
             self._idle.append((time.monotonic(), connection))
 
 
-def _arm_clients(plan: Plan, spec: RestartSpec, texts: list[str]) -> list[ArmClient]:
-    positions = load_positions(plan, spec.slot)
+def _arm_clients(
+    plan: Plan, spec: RestartSpec, texts: list[str]
+) -> dict[tuple[int, int], ArmClient]:
+    """Return the clients by arm and copy: an arm is its own copy, the delayed arm any other's."""
     run_server_url = f"http://127.0.0.1:{plan.port}"
-    second_reference = plan.arms[plan.indices("reference")[-1]]
+    delayed = plan.indices("delayed")
     pools: dict[str, ConnectionPool] = {}
-    clients = []
-    for i, arm in enumerate(plan.arms):
-        target = second_reference if arm.role == "delayed" else arm
-        url = spec.addresses.get(target.name) or target.url or run_server_url
-        if url not in pools:
-            pools[url] = ConnectionPool(url)
-        clients.append(ArmClient(plan, i, positions[i], pools[url], texts))
+    clients = {}
+    for i, position in load_positions(plan, spec.slot).items():
+        copy = plan.arms[i]
+        url = spec.addresses.get(copy.name) or copy.url or run_server_url
+        pool = pools.setdefault(url, ConnectionPool(url))
+        for arm in (i, *delayed):
+            clients[arm, i] = ArmClient(plan.arms[arm], copy, plan.delay, position, pool, texts)
     return clients
 
 

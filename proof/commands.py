@@ -203,9 +203,12 @@ def _identity(options: argparse.Namespace) -> int:
 
 
 def _capacity(options: argparse.Namespace) -> int:
-    from proof.sizing.capacity import capacity_per_s
+    from proof.sizing.capacity import arrival_rates, capacity_per_s
 
-    print(f"capacity_per_s = {capacity_per_s(options.plan, options.seconds):.4g}")
+    capacity = capacity_per_s(options.plan, options.seconds)
+    print(f"capacity_per_s = {capacity:.4g}")
+    for level, rate in arrival_rates(options.plan, capacity, options.seconds).items():
+        print(f"[level.{level}] rate_per_s = {rate:.4g}")
     return 0
 
 
@@ -222,7 +225,7 @@ def _plan(options: argparse.Namespace) -> int:
             " under it."
         )
     pilot = read_pilot(options.pilot)
-    template = read_plan(options.template)
+    template = read_plan(options.template, is_template=True)
     plan, size = size_plan(pilot, template, options.power, options.minutes, options.floor_us)
     plan = dataclasses.replace(plan, path=options.out)
     description = describe(pilot, size)

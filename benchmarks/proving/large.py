@@ -133,7 +133,7 @@ def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
         "position": slots.position,
         "request_id": pa.array(ids),
         "arm": pa.array([plan.arms[a].name for a in slots.arm]),
-        "load_position": np.array([positions[a] for a in range(len(plan.arms))])[slots.arm],
+        "load_position": np.array([positions[copy] for copy in slots.copy.tolist()]),
         "text_id": slots.text,
         "chars": np.array([len(text) for text in texts])[slots.text],
         "tokens": np.full(count, 5),

@@ -80,7 +80,7 @@ def _read_pilot(folder: Path, plan: Plan) -> Any:
 
 
 def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
-    """Reject a gain that widens a margin beyond what the pilot measured."""
+    """Reject a gain beyond what the pilot measured, and a β that is not the pilot's."""
     for level in plan.levels:
         statistics = _dig(pilot, "levels", level.name, "statistics")
         for metric, gains in level.gains.items():
@@ -90,6 +90,15 @@ def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
                     raise EvidenceRejected(
                         f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than"
                         f" its pilot found ({measured})."
+                    )
+
+        for metric, betas in level.betas.items():
+            for name, beta in betas.items():
+                measured = _dig(statistics, f"{metric}.{name}", "beta")
+                if not (isinstance(measured, float) and math.isclose(beta, measured)):
+                    raise EvidenceRejected(
+                        f"{folder}: the β {beta} of {level.name} {metric} {name} is not its pilot's"
+                        f" ({measured})."
                     )
 
 
@@ -208,7 +217,7 @@ class _Restart:
             level.name: build_schedule(plan, level, start.slot, len(texts)) for level in plan.levels
         }
         self.positions = load_positions(plan, start.slot)
-        """Load position of each arm."""
+        """Load position of each copy, by its arm."""
 
     def check_order_of_starts(self, number: int, counted: int) -> None:
         """Reject a restart that is out of order in starts.csv, or was loaded in another order."""
@@ -380,7 +389,7 @@ class _Restart:
             "position": schedule.position,
             "arm": self._arm_names(schedule.arm),
             "text_id": schedule.text,
-            "load_position": self._positions_of(schedule.arm),
+            "load_position": self._positions_of(schedule.copy),
         }
 
     def _expected_closed_loop(self, level: Level, rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -408,15 +417,16 @@ class _Restart:
             "position": np.repeat(schedule.position, counts),
             "arm": self._arm_names(np.repeat(schedule.arm, counts)),
             "text_id": np.concatenate(text_ids),
-            "load_position": np.repeat(self._positions_of(schedule.arm), counts),
+            "load_position": np.repeat(self._positions_of(schedule.copy), counts),
         }
 
     def _arm_names(self, arms: npt.NDArray[np.int64]) -> Categorical:
         return Categorical([arm.name for arm in self._plan.arms], arms)
 
-    def _positions_of(self, arms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        positions = np.array([self.positions[arm] for arm in range(len(self._plan.arms))])
-        return positions[arms]
+    def _positions_of(self, copies: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        positions = np.full(len(self._plan.arms), -1)
+        positions[list(self.positions)] = list(self.positions.values())
+        return positions[copies]
 
     def _check_columns(
         self, level: Level, rows: Mapping[str, Any], expected: dict[str, Any]

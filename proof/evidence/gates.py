@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from proof.evidence.slices import MOST_SEND_LAG, is_punctual
 from proof.evidence.store import UNKNOWN
-from proof.plans.plan import Level, Plan
+from proof.plans.plan import MOST_DILATION, Level, Plan
 from proof.plans.schedule import PLAIN
 
 MOST_GENERATOR_CPU = 0.5
 """Largest share of a core that the load generator may use."""
-MOST_SEND_LAG = 0.05
-"""Largest mean delay between schedule and sending, as a share of the mean latency."""
+MOST_LATE = 0.05
+"""Schedule 2: largest share of requests at a level `mixed` that may be sent late."""
+MOST_LATE_SETS = 0.5
+"""Schedule 2: largest share of sets of slices that may be left out because they were sent late."""
 MOST_DROPPED = 0.2
 """Largest share of restarts that may be dropped."""
 CLOCK_GRAIN_US = 0.01
@@ -70,7 +73,7 @@ def restart_breach(
         return f"request {first} took less than its server says it spent"
     if breach := _machine_breach(generator_cpu_share, throttled_us, gpu_slowed):
         return breach
-    breaches = (_lag_breach(plan, level, rows) for level in plan.levels if level.kind != "capacity")
+    breaches = (_load_breach(plan, level, rows) for level in plan.levels)
     return next((breach for breach in breaches if breach), "")
 
 
@@ -109,6 +112,52 @@ def _machine_breach(generator_cpu_share: float, throttled_us: int, gpu_slowed: s
             f" {MOST_GENERATOR_CPU:.0%}"
         )
     return ""
+
+
+def _load_breach(plan: Plan, level: Level, rows: Columns) -> str:
+    breach = ""
+    if plan.schedule_version > 1 and level.percent:
+        breach = _late_breach(plan, level, rows)
+    elif level.kind != "capacity":
+        breach = _lag_breach(plan, level, rows)
+    return breach or _dilation_breach(level, rows)
+
+
+def _late_breach(plan: Plan, level: Level, rows: Columns) -> str:
+    """Return why a level under load was not sent in time.
+
+    Single late requests do not count at `mixed`, where no claim depends on them. Sets of slices
+    that were late are left out.
+    """
+    measured = (rows["level"] == level.name) & (rows["slice_id"] >= PLAIN)
+    columns = ("slice_id", "scheduled_ns", "sent_ns", "done_ns")
+    sent = {name: rows[name][measured] for name in columns}
+    if level.kind == "mixed":
+        latency = (sent["done_ns"] - sent["sent_ns"]).mean()
+        late = float((sent["sent_ns"] - sent["scheduled_ns"] > MOST_SEND_LAG * latency).mean())
+        most, what = MOST_LATE, "requests"
+    else:
+        late, most, what = 1 - float(is_punctual(plan, sent).mean()), MOST_LATE_SETS, "sets"
+    return f"at level {level.name} {late:.0%} of the {what} were sent late" if late > most else ""
+
+
+def _dilation_breach(level: Level, rows: Columns) -> str:
+    """Return why a level that adjusts for the dilation cannot; it does not look at arms."""
+    if not level.betas:
+        return ""
+    measured = rows["level"] == level.name
+    if (rows["batch_id"][measured] < 0).any() or (rows["inference_cpu_us"][measured] <= 0).any():
+        return f"at level {level.name} answers without batches and CPU time, which are adjusted for"
+    batches = np.unique(rows["batch_id"][measured], return_index=True)[1]
+    wall_us, cpu_us = (
+        rows[name][measured][batches].sum() for name in ("inference_us", "inference_cpu_us")
+    )
+    if wall_us <= MOST_DILATION * cpu_us:
+        return ""
+    return (
+        f"at level {level.name} inference took {wall_us / cpu_us:.1f} times its CPU time, more than"
+        f" {MOST_DILATION:g}, because other processes kept the processor busy"
+    )
 
 
 def _lag_breach(plan: Plan, level: Level, rows: Columns) -> str:

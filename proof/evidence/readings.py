@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from proof.evidence.slices import busy_share, read_slices, tails, without_late_sets
 from proof.evidence.statistics import Matrix, slope, summarize_latencies
 from proof.evidence.store import at_level
 from proof.plans.plan import CLAIMABLE, Level, Plan
@@ -33,9 +34,15 @@ COLUMNS = (
     "log",
 )
 """Columns of restarts.csv; `block` is the kind of block."""
+NO_POSITION = -1
+"""Load position of a line that belongs to no copy."""
 BLOCKS: Mapping[str, int] = {"plain": PLAIN, "control": CONTROL, "closing": CLOSING}
 """Kinds of blocks in restarts.csv, and their slice_id in the rows."""
 
+DELAY = "delay"
+"""Kind of block of the delayed arm in schedule 2: its log ratio to copies that are not delayed."""
+BUSY_SHARE = "busy_share"
+"""Metric: the share of time in which the engine was busy."""
 DRIFT = "drift"
 """Statistic: change of log(second reference / first) from the first to the last plain block."""
 
@@ -57,23 +64,61 @@ class Readings:
     """(K,) drift of the inference time, or of the time end to end where servers do not report it.
     Empty where arms are not interleaved.
     """
+    delays: Mapping[tuple[str, str], Matrix] = field(default_factory=dict)
+    """Schedule 2: (K,) log ratio of the delayed arm to its copies, by metric and statistic."""
+    busy_shares: Matrix = field(default_factory=lambda: np.zeros(0))
+    """(K,) share of time in which the engine was busy; empty where it is not known."""
 
 
 def read_restart(
     plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the lines of restarts.csv for one level of one restart that counts."""
+    """Return the lines of restarts.csv for one level of one restart that counts.
+
+    `positions` are the load positions of the copies, by arm.
+    """
     level_rows = at_level(rows, level.name)
-    if level.kind == "capacity":
-        return list(_capacity_lines(plan, level, restart, positions, level_rows))
+    has_slices = level.kind in ("switchback", "capacity")
+    if plan.schedule_version > 1 and has_slices:
+        level_rows = without_late_sets(plan, level, level_rows)
     latencies = {
         metric: latencies_us(level, metric, level_rows)
         for metric in measured_metrics(plan, level, level_rows)
     }
+    if plan.schedule_version > 1 and has_slices:
+        return list(_slice_lines(plan, level, restart, positions, level_rows, latencies))
+    second_reference = plan.indices("reference")[-1]
+    of_delayed = dict.fromkeys(plan.indices("delayed"), positions[second_reference])
+    all_positions = {**positions, **of_delayed}
+    if level.kind == "capacity":
+        return list(_capacity_lines(plan, level, restart, all_positions, level_rows))
+    lines = _block_lines(plan, level, restart, all_positions, level_rows, latencies)
+    if plan.schedule_version > 1:
+        lines += _delay_lines(plan, level, restart, positions, level_rows, latencies)
+        if level.kind == "mixed":
+            lines += _busy_line(plan, level, restart, busy_share(level_rows))
+    if level.tuples:
+        lines.append(_drift_line(plan, level, restart, positions, level_rows, latencies))
+    return lines
+
+
+def _block_lines(
+    plan: Plan,
+    level: Level,
+    restart: int,
+    positions: Mapping[int, int],
+    level_rows: Mapping[str, Any],
+    latencies: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the lines of each kind of block; in schedule 2, control blocks have `_delay_lines`."""
     if level.kind == "switchback":
         blocks = {"plain": level_rows["slice_id"] >= PLAIN}
     else:
-        blocks = {name: level_rows["slice_id"] == kind for name, kind in BLOCKS.items()}
+        blocks = {
+            name: level_rows["slice_id"] == kind
+            for name, kind in BLOCKS.items()
+            if plan.schedule_version == 1 or kind != CONTROL
+        }
     lines = []
     for block, is_block in blocks.items():
         for a, arm in enumerate(plan.arms):
@@ -85,9 +130,92 @@ def read_restart(
                 for name, us in summarize_latencies(values[chosen]).items():
                     key = (block, metric, name)
                     lines.append(_line(level, key, restart, arm.name, positions[a], count, us))
-    if level.tuples:
-        lines.append(_drift_line(plan, level, restart, positions, level_rows, latencies))
     return lines
+
+
+def _delay_lines(
+    plan: Plan,
+    level: Level,
+    restart: int,
+    positions: Mapping[int, int],
+    rows: Mapping[str, Any],
+    latencies: Mapping[str, Any],
+) -> Iterable[dict[str, Any]]:
+    """Yield the delayed arm's log ratio to the other copies in its control blocks.
+
+    Each copy is delayed in a quarter of the control blocks and compared there with the others; the
+    mean over the copies cancels every difference between them.
+    """
+    is_control = rows["slice_id"] == CONTROL
+    for delayed in plan.indices("delayed"):
+        is_delayed = is_control & (rows["arm"] == plan.arms[delayed].name)
+        for metric, values in latencies.items():
+            ratios: dict[str, list[float]] = {"p50": [], "mean": []}
+            for copy in plan.claimed_arms:
+                slowed = is_delayed & (rows["load_position"] == positions[copy])
+                in_blocks = is_control & np.isin(rows["block_id"], rows["block_id"][slowed])
+                others = [
+                    values[in_blocks & (rows["arm"] == plan.arms[other].name)]
+                    for other in plan.claimed_arms
+                    if other != copy
+                ]
+                for name, of_ratios in ratios.items():
+                    log_of_others = float(np.mean([_log_statistic(name, each) for each in others]))
+                    of_ratios.append(_log_statistic(name, values[slowed]) - log_of_others)
+            for name, of_ratios in ratios.items():
+                yield _line(
+                    level,
+                    (DELAY, metric, name),
+                    restart,
+                    plan.arms[delayed].name,
+                    NO_POSITION,
+                    int(is_delayed.sum()),
+                    math.exp(float(np.mean(of_ratios))),
+                )
+
+
+def _log_statistic(name: str, values: npt.NDArray[np.float64]) -> float:
+    return math.log(np.median(values) if name == "p50" else values.mean())
+
+
+def _slice_lines(
+    plan: Plan,
+    level: Level,
+    restart: int,
+    positions: Mapping[int, int],
+    rows: Mapping[str, Any],
+    latencies: Mapping[str, Any],
+) -> Iterable[dict[str, Any]]:
+    """Yield the lines of a level of slices: means over slices, tails over all of an arm's."""
+    slices = read_slices(plan, level, positions, rows, latencies)
+    for arm in plan.claimed_arms:
+        is_arm = rows["arm"] == plan.arms[arm].name
+        name, count = plan.arms[arm].name, int(is_arm.sum())
+        for key, logs in slices.logs.items():
+            value = math.exp(float(logs[slices.arm == arm].mean()))
+            yield _line(level, ("plain", *key), restart, name, positions[arm], count, value)
+        if level.kind == "capacity":
+            continue
+        for metric, values in latencies.items():
+            for statistic, us in tails(values[is_arm]).items():
+                key = (metric, statistic)
+                yield _line(level, ("plain", *key), restart, name, positions[arm], count, us)
+    for delayed in plan.indices("delayed"):
+        name = plan.arms[delayed].name
+        count = int((rows["arm"] == name).sum())
+        for key in slices.logs:
+            value = math.exp(slices.delay(key, delayed))
+            yield _line(level, (DELAY, *key), restart, name, NO_POSITION, count, value)
+    if level.kind == "switchback":
+        yield from _busy_line(plan, level, restart, float(slices.busy_share.mean()))
+
+
+def _busy_line(plan: Plan, level: Level, restart: int, share: float) -> Iterable[dict[str, Any]]:
+    """Yield the busy share of a level, under the first reference's name; none if unknown."""
+    if not math.isnan(share):
+        name = plan.arms[plan.indices("reference")[0]].name
+        key = ("plain", BUSY_SHARE, "mean")
+        yield _line(level, key, restart, name, NO_POSITION, 0, share)
 
 
 def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDArray[np.float64]:
@@ -197,16 +325,32 @@ def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]
     shape = (len(restarts), len(plan.arms))
     positions = np.zeros(shape, np.int64)
     drift = np.full(len(restarts), np.nan)
+    busy_shares = np.full(len(restarts), np.nan)
     logs: dict[Key, Matrix] = {}
+    delays: dict[tuple[str, str], Matrix] = {}
     for line in level_lines:
         row, column = rows[int(line["restart"])], columns[line["arm"]]
         if line["statistic"] == DRIFT:
             drift[row] = float(line["log"])
             continue
+        if line["metric"] == BUSY_SHARE:
+            busy_shares[row] = math.exp(float(line["log"]))
+            continue
+        if line["block"] == DELAY:
+            statistic = (line["metric"], line["statistic"])
+            delays.setdefault(statistic, np.full(len(restarts), np.nan))[row] = float(line["log"])
+            continue
         positions[row, column] = int(line["load_position"])
         key = (line["block"], line["metric"], line["statistic"])
         logs.setdefault(key, np.full(shape, np.nan))[row, column] = float(line["log"])
-    return Readings(restarts, positions, logs, drift[~np.isnan(drift)])
+    return Readings(
+        restarts,
+        positions,
+        logs,
+        drift[~np.isnan(drift)],
+        delays,
+        busy_shares[~np.isnan(busy_shares)],
+    )
 
 
 def claimable(level: Level) -> list[tuple[str, str]]:

@@ -118,7 +118,7 @@ def _check_runnable(plan: Plan) -> None:
     plan.read_texts()
     for level in plan.levels:
         if level.percent:
-            level.rate_per_s(plan)
+            level.arrivals_per_s(plan)
     if not plan.starts_servers and plan.restart_command is None and not plan.instances:
         raise BadInput(
             f"{plan.path}: its arms are servers of your own and [server] has no restart command;"

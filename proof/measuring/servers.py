@@ -196,7 +196,7 @@ def longest_s(plan: Plan, requests: Mapping[str, int | None]) -> float:
         count = requests[level.name] or 0
         seconds += count * SLOWEST_REQUEST_S
         if level.percent:
-            seconds += count / level.rate_per_s(plan)
+            seconds += count / level.arrivals_per_s(plan)
     return seconds
 
 

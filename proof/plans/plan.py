@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,21 @@ Role = Literal["reference", "candidate", "delayed", "control"]
 Kind = Literal["unloaded", "mixed", "switchback", "capacity"]
 By = Literal["server", "client"]
 
-METRICS = ("end_to_end", "inference", "inference_cpu", "time_per_text")
-FROM_SERVER = ("inference", "inference_cpu")
-"""Metrics that only our own service reports."""
+METRICS = (
+    "end_to_end",
+    "end_to_end_adjusted",
+    "inference",
+    "inference_cpu",
+    "dilation",
+    "time_per_text",
+)
+ADJUSTED = "end_to_end_adjusted"
+DILATION = "dilation"
+FROM_SERVER = ("inference", "inference_cpu", ADJUSTED, DILATION)
+"""Metrics that need what only our own service reports."""
 STATISTICS = ("p50", "mean", "p95", "p99")
+MEAN_OF_SLICES = ("p50", "mean")
+"""Statistics that a slice has enough requests for (proof/evidence/slices.py)."""
 
 CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "unloaded": {
@@ -34,7 +45,12 @@ CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
         "inference_cpu": STATISTICS,
     },
     "mixed": {"inference": ("p50", "mean"), "inference_cpu": ("p50", "mean")},
-    "switchback": {"end_to_end": STATISTICS, "inference_cpu": ("p50", "mean")},
+    "switchback": {
+        "end_to_end": STATISTICS,
+        ADJUSTED: ("p50", "mean"),
+        "inference_cpu": ("p50", "mean"),
+        DILATION: ("mean",),
+    },
     "capacity": {"time_per_text": ("mean",)},
 }
 """Statistics that can be claimed, by kind of level and metric.
@@ -43,18 +59,35 @@ Interleaved arms share a queue, where a slow one delays them all. So `mixed` cla
 server's own inference time; end to end is for slices of one arm. The CPU time of inference does not
 grow when other processes keep the processor busy, so its intervals are narrower. But it does not
 see a candidate that waits, so it is claimed next to wall time.
+
+*Dilation* is wall time over CPU time of inference, of all batches of a slice: how much other
+processes slowed the engine down. `end_to_end_adjusted` is end to end without what the dilation of
+its slice explains. A candidate that waits has a larger dilation, and the adjustment would hide it.
+So the adjusted time is claimed only next to a claim that sees waiting: the dilation itself, or the
+mean inference time at `mixed`.
 """
+NEWEST_SCHEDULE = 2
+"""Newest version of the schedule (proof/plans/schedule.py). Plans that name none have version 1."""
 FEWEST_RESTARTS = 8
 """Smallest number of restarts that may end in "equivalent"."""
 DELAY_IN_MARGINS = 3
 """Slowdown of the delayed arm, in multiples of the plan's tightest margin."""
-MOST_GAIN = {50: 1.7, 80: 4.5}
-"""Largest gain that may widen a margin, by percent of capacity.
+MOST_GAIN = {1: {50: 1.7, 80: 4.5}, 2: {50: 3.0, 80: 4.5}}
+"""Largest gain that may widen a margin, by schedule version and percent of load.
 
 A queue multiplies a slower service time, and the more so the higher the load.
 """
+MOST_DILATION = 3.0
+"""Largest dilation of a restart whose level adjusts for it; the adjustment is linear."""
 FEWEST_IN_SLICES = {50: 300, 80: 1000}
 """Fewest requests in all slices of an arm in a restart, by percent of capacity."""
+CONTROL_RUN = 8
+"""Consecutive control blocks; one run in four is of control blocks.
+
+In runs they seldom share the queue with plain blocks under load.
+"""
+PROBE_REQUESTS = 20
+"""Requests in each slice of a measurement of busy shares."""
 FEWEST_IN_SLICE = 10
 """Fewest requests in one slice.
 
@@ -92,7 +125,13 @@ class Level:
     name: str
     kind: Kind
     percent: int = 0
-    """`mixed` and `switchback`: arrival rate in percent of the reference's capacity."""
+    """`mixed` and `switchback`: load in percent: the share of time in which the engine is busy. In
+    schedule 1, the arrival rate in percent of the reference's capacity.
+    """
+    rate_per_s: float = 0.0
+    """`mixed` and `switchback`, schedule 2: arrivals per second that keep the engine busy for
+    `percent`, as `drbert-prove capacity` measures them.
+    """
     tuples: int = 0
     """`unloaded` and `mixed`: number of blocks, a quarter of them control blocks."""
     warm_up_tuples: int = 20
@@ -110,6 +149,10 @@ class Level:
     gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`switchback`: factors by which the queue multiplies a change of service time, as the pilot
     measured them.
+    """
+    betas: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """`switchback`: β of the adjusted metric's statistics, as the pilot measured them: the change
+    of a slice's log latency for each unit of its log dilation.
     """
 
     @property
@@ -141,11 +184,18 @@ class Level:
         blocks = self.warm_up_tuples + self.tuples + closing if self.tuples else 0
         return (blocks + self.slice_requests * self.sets) * arms
 
-    def rate_per_s(self, plan: Plan) -> float:
+    def arrivals_per_s(self, plan: Plan) -> float:
         """Return arrivals per second, of all arms together.
 
-        Raise BadInput if the plan does not state the reference's capacity.
+        Raise BadInput if the plan does not state what they are computed from.
         """
+        if plan.schedule_version > 1 or self.rate_per_s:
+            if not self.rate_per_s:
+                raise BadInput(
+                    f"{plan.path}: [level.{self.name}] needs rate_per_s; `drbert-prove capacity"
+                    f" {plan.path}` measures it."
+                )
+            return self.rate_per_s
         if not plan.capacity_per_s:
             raise BadInput(
                 f"{plan.path}: [level.{self.name}] needs capacity_per_s; `drbert-prove capacity"
@@ -173,6 +223,8 @@ class Plan:
     """Number of restarts that must count; "invocations" in the benchmarking literature."""
     levels: tuple[Level, ...]
     """Levels in the order of measurement."""
+    schedule_version: int = 1
+    """Version of the schedule: 1 or NEWEST_SCHEDULE. A published plan keeps its own."""
     capacity_per_s: float = 0.0
     """Texts per second of the reference alone, as `drbert-prove capacity` measures it."""
     texts_sha256: str | None = None
@@ -230,7 +282,15 @@ class Plan:
             return [(metric, name, level.tightest_margin) for name in ("p50", "mean")]
         if level.kind == "mixed":
             return [("inference", name, level.tightest_margin) for name in ("p50", "mean")]
-        return level.claimed
+        if self.schedule_version == 1:
+            return level.claimed
+        # Slices are compared one by one, and have too few requests for tails. A delay is computed,
+        # so it does not change the dilation.
+        return [
+            (metric, name, margin)
+            for metric, name, margin in level.claimed
+            if metric != DILATION and name in MEAN_OF_SLICES
+        ]
 
     @property
     def server_timing(self) -> bool:
@@ -289,6 +349,31 @@ def measuring_capacity(plan: Plan, slice_s: float) -> Plan:
         margins={"time_per_text": {"mean": 0.02}},
     )
     return replace(plan, levels=(level,))
+
+
+def measuring_busy_share(plan: Plan, kind: Kind, rates: Sequence[float], seconds: float) -> Plan:
+    """Return the plan with one level of `kind` for each arrival rate, which measures busy shares.
+
+    `seconds` is the duration of each level.
+    """
+    levels = []
+    for number, rate in enumerate(rates, 1):
+        requests = math.ceil(rate * seconds)
+        if kind == "mixed":
+            blocks = max(4 * CONTROL_RUN, math.ceil(requests / 4))
+            level = Level(f"{kind}-{number}", kind, tuples=blocks, rate_per_s=rate)
+        else:
+            arms = len(plan.claimed_arms) + len(plan.indices("delayed"))
+            sets = math.ceil(requests / (PROBE_REQUESTS * arms))
+            level = Level(
+                f"{kind}-{number}",
+                kind,
+                slice_requests=PROBE_REQUESTS,
+                sets=sets,
+                rate_per_s=rate,
+            )
+        levels.append(level)
+    return replace(plan, levels=tuple(levels))
 
 
 def plan_for_two(host: str, models: list[str], texts: Path) -> Plan:

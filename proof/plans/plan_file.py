@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,11 +21,14 @@ from pydantic_core import ErrorDetails
 from command import BadInput, Unavailable
 from proof.plans.dialects import DIALECTS, DialectName
 from proof.plans.plan import (
+    ADJUSTED,
     CLAIMABLE,
+    DILATION,
     FEWEST_IN_SLICE,
     FEWEST_IN_SLICES,
     FROM_SERVER,
     MOST_GAIN,
+    NEWEST_SCHEDULE,
     Arm,
     By,
     Claim,
@@ -42,8 +46,8 @@ MOST_REQUESTS = 2_000_000
 
 LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "unloaded": ("tuples", "warm_up_tuples"),
-    "mixed": ("tuples", "warm_up_tuples"),
-    "switchback": ("slice_requests", "sets"),
+    "mixed": ("rate_per_s", "tuples", "warm_up_tuples"),
+    "switchback": ("rate_per_s", "slice_requests", "sets"),
     "capacity": ("slice_s", "sets", "in_flight"),
 }
 """Keys that state the size of a level, by kind."""
@@ -53,6 +57,7 @@ Count = Annotated[int, Field(ge=1)]
 Cpu = Annotated[int, Field(ge=0)]
 Margins = dict[str, dict[str, Annotated[float, Field(gt=0, lt=1)]]]
 Gains = dict[str, dict[str, Annotated[float, Field(ge=1)]]]
+Betas = dict[str, dict[str, Annotated[float, Field(allow_inf_nan=False)]]]
 
 
 class _Table(BaseModel):
@@ -78,11 +83,17 @@ class _InterleavedTable(_Table):
     margins: Margins = {}
 
 
+class _MixedTable(_InterleavedTable):
+    rate_per_s: Number = 0.0
+
+
 class _SwitchbackTable(_Table):
+    rate_per_s: Number = 0.0
     slice_requests: int | None = None
     sets: Count = 1
     margins: Margins = {}
     gains: Gains = {}
+    betas: Betas = {}
 
 
 class _CapacityTable(_Table):
@@ -92,13 +103,13 @@ class _CapacityTable(_Table):
     margins: Margins = {}
 
 
-_LevelTable = _InterleavedTable | _SwitchbackTable | _CapacityTable
+_LevelTable = _InterleavedTable | _MixedTable | _SwitchbackTable | _CapacityTable
 
 
 class _LevelTables(_Table):
     unloaded: _InterleavedTable | None = None
-    mixed_50: _InterleavedTable | None = Field(None, alias="mixed-50")
-    mixed_80: _InterleavedTable | None = Field(None, alias="mixed-80")
+    mixed_50: _MixedTable | None = Field(None, alias="mixed-50")
+    mixed_80: _MixedTable | None = Field(None, alias="mixed-80")
     switchback_50: _SwitchbackTable | None = Field(None, alias="switchback-50")
     switchback_80: _SwitchbackTable | None = Field(None, alias="switchback-80")
     capacity: _CapacityTable | None = None
@@ -124,6 +135,7 @@ class _PlanTable(_Table):
     texts_sha256: str | None = None
     restarts: Annotated[int, Field(ge=4, multiple_of=4)]
     wait_for_calm_s: Number = 0.0
+    schedule_version: Annotated[int, Field(ge=1, le=NEWEST_SCHEDULE)] = 1
     capacity_per_s: Number = 0.0
     pilot: str | None = None
     arm: list[_ArmTable]
@@ -132,8 +144,10 @@ class _PlanTable(_Table):
     generator: _GeneratorTable = _GeneratorTable()
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, is_template: bool = False) -> Plan:
     """Return the plan in a TOML file.
+
+    A template has a claim, and not yet the numbers that a pilot gives.
 
     Raise Unavailable if it cannot be read, BadInput with the name of the key that is wrong.
     """
@@ -155,6 +169,8 @@ def read_plan(path: Path) -> Plan:
         raise BadInput(f"{path}: {_complaint(first)}") from None
     plan = _to_plan(path, hashlib.sha256(content).hexdigest(), table, list(values["level"]))
     _check(plan)
+    for level in plan.levels:
+        _check_adjusted(plan, level, is_template)
     return plan
 
 
@@ -175,6 +191,7 @@ def _to_plan(path: Path, digest: str, table: _PlanTable, level_names: list[str])
         arms=tuple(Arm(**dict(arm)) for arm in table.arm),
         restarts=table.restarts,
         levels=tuple(_to_level(path, name, by_name[name]) for name in level_names),
+        schedule_version=table.schedule_version,
         capacity_per_s=table.capacity_per_s,
         texts_sha256=table.texts_sha256,
         pilot=table.pilot,
@@ -194,7 +211,7 @@ def _to_level(path: Path, name: str, table: _LevelTable) -> Level:
     # Also at `mixed`, which has no slices: pilots of published plans record it there.
     if getattr(table, "slice_requests", None) is None:
         level = replace(level, slice_requests=FEWEST_IN_SLICES.get(level.percent, 0))
-    for key in ("margins", "gains"):
+    for key in ("margins", "gains", "betas"):
         by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
         claimable = CLAIMABLE[level.kind]
         _check_keys(path, ("level", name, key), by_metric, claimable)
@@ -217,7 +234,7 @@ def _check_size(path: Path, level: Level) -> None:
         raise BadInput(f"{path}: [level.{level.name}] claims nothing; give it margins.")
     if level.kind != "switchback":
         return
-    fewest, most = FEWEST_IN_SLICES[level.percent], MOST_GAIN[level.percent]
+    fewest = FEWEST_IN_SLICES[level.percent]
     if level.slice_requests < FEWEST_IN_SLICE:
         raise BadInput(
             f"{path}: slice_requests = {level.slice_requests} of [level.{level.name}] is below"
@@ -228,13 +245,51 @@ def _check_size(path: Path, level: Level) -> None:
             f"{path}: slice_requests × sets = {level.slice_requests * level.sets} of"
             f" [level.{level.name}] is below {fewest}, the fewest of an arm at that load."
         )
+
+
+def _check_gains(plan: Plan, level: Level) -> None:
+    """Raise BadInput if a gain widens a margin by more than is allowed."""
     for metric, gains in level.gains.items():
         for statistic, gain in gains.items():
+            most = MOST_GAIN[plan.schedule_version][level.percent]
             if gain > most:
                 raise BadInput(
-                    f"{path}: gains.{metric}.{statistic} = {gain} is above {most}, the most that"
-                    f" may widen a margin at {level.percent} %."
+                    f"{plan.path}: gains.{metric}.{statistic} = {gain} is above {most}, the most"
+                    f" that may widen a margin at {level.percent} %."
                 )
+
+
+def _check_schedule_version(plan: Plan, level: Level) -> None:
+    """Raise BadInput if a level uses what the plan's schedule does not have."""
+    newer = [key for key in ("rate_per_s", "betas") if getattr(level, key)]
+    newer += [metric for metric in (ADJUSTED, DILATION) if metric in level.margins]
+    if newer and plan.schedule_version == 1:
+        raise BadInput(
+            f"{plan.path}: {newer[0]} of [level.{level.name}] needs schedule_version = 2 at the top"
+            " of the plan."
+        )
+
+
+def _check_adjusted(plan: Plan, level: Level, is_template: bool) -> None:
+    """Raise BadInput if an adjusted time is claimed without β, or without what sees waiting."""
+    for statistic, margin in level.margins.get(ADJUSTED, {}).items():
+        if not is_template and statistic not in level.betas.get(ADJUSTED, {}):
+            raise BadInput(
+                f"{plan.path}: [level.{level.name}] claims {ADJUSTED} {statistic} without"
+                f" betas.{ADJUSTED}.{statistic}; `drbert-prove plan` takes it from a pilot."
+            )
+        companions = [level.margins.get(DILATION, {}).get("mean", math.inf)]
+        companions += [
+            other.margins.get("inference", {}).get("mean", math.inf)
+            for other in plan.levels
+            if other.kind == "mixed"
+        ]
+        if min(companions) > margin:
+            raise BadInput(
+                f"{plan.path}: [level.{level.name}] claims {ADJUSTED} {statistic}, which hides a"
+                f" candidate that waits; with a margin of at most {margin:g}, claim {DILATION} mean"
+                " there or inference mean at a level mixed too."
+            )
 
 
 _CHOICES: Mapping[str, Any] = {"claim": Claim, "role": Role, "dialect": DialectName, "by": By}
@@ -248,6 +303,8 @@ _LIMITS: Mapping[str, str] = {
     "slice_s": "is no number of 0 or above",
     "capacity_per_s": "is no number of 0 or above",
     "wait_for_calm_s": "is no number of 0 or above",
+    "rate_per_s": "is no number of 0 or above",
+    "schedule_version": f"is no version of the schedule; give 1 or {NEWEST_SCHEDULE}",
 }
 """What is wrong with a value beyond its limit, by key."""
 _TYPES: Mapping[str, str] = {
@@ -283,6 +340,8 @@ def _complaint(error: ErrorDetails) -> str:
         return f"{'.'.join(loc[2:])} = {value!r} is not between 0 and 1."
     if "gains" in loc:
         return f"{'.'.join(loc[2:])} = {value!r} is not 1 or above."
+    if "betas" in loc:
+        return f"{'.'.join(loc[2:])} = {value!r} is no number."
     return f"{key} = {value!r} {_TYPES.get(error['type']) or _LIMITS[key]}."
 
 
@@ -307,6 +366,8 @@ def _known_keys(loc: tuple[str, ...]) -> list[str]:
             table = _CapacityTable
         case ("level", "switchback-50" | "switchback-80"):
             table = _SwitchbackTable
+        case ("level", "mixed-50" | "mixed-80"):
+            table = _MixedTable
         case ("level", _):
             table = _InterleavedTable
     return [field.alias or name for name, field in table.model_fields.items()]
@@ -338,6 +399,7 @@ def to_toml(plan: Plan, comment: str) -> str:
     optional = {
         "texts_sha256": plan.texts_sha256,
         "wait_for_calm_s": plan.wait_for_calm_s,
+        "schedule_version": plan.schedule_version if plan.schedule_version > 1 else None,
         "capacity_per_s": plan.capacity_per_s,
         "pilot": plan.pilot,
     }
@@ -361,9 +423,13 @@ def _changed_fields(arm: Arm) -> dict[str, str]:
 
 def _level_values(level: Level) -> dict[str, Any]:
     values = {key: getattr(level, key) for key in LEVEL_KEYS[level.kind]}
+    if not level.rate_per_s:
+        values.pop("rate_per_s", None)
     values["margins"] = {metric: dict(margins) for metric, margins in level.margins.items()}
-    if level.gains:
-        values["gains"] = {metric: dict(gains) for metric, gains in level.gains.items()}
+    for key in ("gains", "betas"):
+        by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
+        if by_metric:
+            values[key] = {metric: dict(numbers) for metric, numbers in by_metric.items()}
     return values
 
 
@@ -412,17 +478,29 @@ def _check(plan: Plan) -> None:
             " level unloaded, which this plan has not."
         )
     for level in plan.levels:
-        claimed = [metric for metric in FROM_SERVER if metric in level.margins]
-        if claimed and not plan.server_timing:
-            raise BadInput(
-                f"{plan.path}: [level.{level.name}] claims {claimed[0].replace('_', ' ')} time,"
-                " which only the dialect drbert reports."
-            )
-        if list(level.margins) == ["inference_cpu"]:
-            raise BadInput(
-                f"{plan.path}: [level.{level.name}] claims inference_cpu alone, which does not see"
-                " a candidate that waits; claim a time of the wall clock too."
-            )
+        _check_claims(plan, level)
+        _check_schedule_version(plan, level)
+        _check_gains(plan, level)
+
+
+def _check_claims(plan: Plan, level: Level) -> None:
+    """Raise BadInput if a claim cannot be measured, or says too little by itself."""
+    claimed = [metric for metric in FROM_SERVER if metric in level.margins]
+    if claimed and not plan.server_timing:
+        raise BadInput(
+            f"{plan.path}: [level.{level.name}] claims {claimed[0].replace('_', ' ')} time,"
+            " which only the dialect drbert reports."
+        )
+    if list(level.margins) == ["inference_cpu"]:
+        raise BadInput(
+            f"{plan.path}: [level.{level.name}] claims inference_cpu alone, which does not see"
+            " a candidate that waits; claim a time of the wall clock too."
+        )
+    if set(level.margins) == {DILATION}:
+        raise BadInput(
+            f"{plan.path}: [level.{level.name}] claims {DILATION} alone, which is no time;"
+            f" claim {ADJUSTED} or another time too."
+        )
 
 
 def _check_arms(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from command import BadUsage
-from proof.plans.plan import Plan, measuring_capacity
+from proof.plans.plan import Kind, Plan, measuring_busy_share, measuring_capacity
 from proof.plans.plan_file import read_plan
 
 VARIABLE = "DRBERT_RESTART"
@@ -40,8 +40,14 @@ class RestartSpec(BaseModel):
     """The JSON file that gets facts about the generator itself, if any."""
     addresses: Mapping[str, str] = {}
     """URL by arm, where the plan's URLs name many servers and the run chose one for each arm."""
+    probe_kind: Kind | None = None
+    """Kind of level that measures busy shares instead of sending the plan's levels."""
+    probe_rates_per_s: tuple[float, ...] = ()
+    """Arrival rates at which it measures them."""
     capacity_s: float | None = None
-    """Seconds of a closed loop per arm: measures capacity instead of sending the plan's levels."""
+    """Seconds of a closed loop per arm: measures capacity instead of sending the plan's levels.
+    With `probe_kind`, seconds for each rate.
+    """
     complaint_fd: int | None = None
     """File descriptor of a pipe for the message of a fatal error: a full disk takes no log."""
 
@@ -65,8 +71,14 @@ class RestartSpec(BaseModel):
         return cls(plan=Path(plan)) if plan else None
 
     def read_plan(self) -> Plan:
-        """Return the plan to send: with these texts, or as a measurement of capacity."""
-        plan = read_plan(self.plan)
+        """Return the plan to send: with these texts, or as a measurement of capacity or load."""
+        plan = read_plan(self.plan, is_template=self.capacity_s is not None)
         if self.texts is not None:
             plan = dataclasses.replace(plan, texts=self.texts)
-        return plan if self.capacity_s is None else measuring_capacity(plan, self.capacity_s)
+        if self.capacity_s is None:
+            return plan
+        if self.probe_kind is not None:
+            return measuring_busy_share(
+                plan, self.probe_kind, self.probe_rates_per_s, self.capacity_s
+            )
+        return measuring_capacity(plan, self.capacity_s)

@@ -3,13 +3,18 @@ Every request of a restart, drawn from the plan's seed: which text to which arm,
 at which time.
 
 The load generator sends the schedule and the judge compares the rows with it. Both must draw the
-same for years, so everything comes from NumPy's RandomState, whose stream is frozen (NEP 19).
+same for years, so everything comes from NumPy's RandomState, whose stream is frozen (NEP 19), and a
+plan names the version of its schedule.
 
     unloaded     one request in flight, a pause after each answer; warm-up, blocks, closing blocks
     mixed        Poisson arrivals, arms interleaved; warm-up, blocks
     switchback   Poisson arrivals, one arm in each slice; the arms of a set replay the same gaps
                  and texts
     capacity     a fixed number in flight, one arm in each slice; the number of answers is measured
+
+    version 1    the delayed arm is always the second reference; rates in percent of a capacity
+    version 2    it is each copy in turn, so all copies are used equally often; rates of the level's
+                 own, by the share of time in which the engine is busy; controls are warmed up too
 """
 
 from __future__ import annotations
@@ -21,18 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from proof.plans.counterbalance import balanced_orders
-from proof.plans.plan import Level, Plan
+from proof.plans.plan import CONTROL_RUN, Level, Plan
 
 Integers = npt.NDArray[np.int64]
 
 # Values of the column `slice_id` at the levels unloaded and mixed: the kind of the block.
 WARM_UP, PLAIN, CONTROL, CLOSING = -1, 0, 1, 2
 
-CONTROL_RUN = 8
-"""Consecutive control blocks; one run in four is of control blocks.
-
-In runs they seldom share the queue with plain blocks under load.
-"""
 CLOSED_LOOP_TEXTS = 4096
 """Texts drawn for a slice of a closed loop, which goes through them again and again."""
 SLICE_WARM_UP = 2
@@ -54,6 +54,8 @@ class Schedule:
     """Position of the request in its block, or of the slice in its set."""
     arm: Integers
     """Index into the plan's arms."""
+    copy: Integers
+    """Index of the arm whose loaded copy answers: the arm itself, or the one that is delayed."""
     text: Integers
     """Index into the plan's texts."""
     pause: npt.NDArray[np.float64]
@@ -78,13 +80,8 @@ def load_order(plan: Plan, slot: int) -> list[int]:
 
 
 def load_positions(plan: Plan, slot: int) -> dict[int, int]:
-    """Return each arm's position in the load order.
-
-    The delayed arm is no copy of its own: it has the position of the second reference.
-    """
-    positions = {arm: position for position, arm in enumerate(load_order(plan, slot))}
-    second_reference = plan.indices("reference")[-1]
-    return positions | dict.fromkeys(plan.indices("delayed"), positions[second_reference])
+    """Return the position of each loaded copy in the load order, by its arm."""
+    return {arm: position for position, arm in enumerate(load_order(plan, slot))}
 
 
 def build_schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
@@ -111,11 +108,9 @@ def slice_texts(
 
 def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     rng = _random(plan, level.name, slot)
-    kinds_and_orders = _block_orders(plan, level, rng)
-    kinds = np.concatenate([kinds for kinds, _ in kinds_and_orders])
-    sizes = np.concatenate(
-        [np.full(len(orders), orders.shape[1]) for _, orders in kinds_and_orders]
-    )
+    groups = _block_orders(plan, level, rng)
+    kinds = np.concatenate([kinds for kinds, *_ in groups])
+    sizes = np.concatenate([np.full(len(orders), orders.shape[1]) for _, orders, _ in groups])
     block_ids = np.repeat(np.arange(len(sizes)), sizes)
     # The warm-up goes through all texts, so that no shape is new while it is measured.
     warm_up = int((kinds == WARM_UP).sum())
@@ -124,7 +119,7 @@ def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     open_loop = level.kind == "mixed"
     if open_loop:
         pause = np.zeros(count)
-        offset_ns = _arrivals(level.rate_per_s(plan), count, rng)
+        offset_ns = _arrivals(level.arrivals_per_s(plan), count, rng)
     else:
         pause = 0.5 + rng.random_sample(count)
         offset_ns = np.zeros(count, np.int64)
@@ -132,7 +127,8 @@ def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
         slice_id=np.repeat(kinds, sizes),
         block_id=block_ids,
         position=np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes),
-        arm=np.concatenate([orders.ravel() for _, orders in kinds_and_orders]),
+        arm=np.concatenate([orders.ravel() for _, orders, _ in groups]),
+        copy=np.concatenate([copies.ravel() for *_, copies in groups]),
         text=chosen[block_ids],
         pause=pause,
         offset_ns=offset_ns,
@@ -141,34 +137,49 @@ def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
 
 def _block_orders(
     plan: Plan, level: Level, rng: np.random.RandomState
-) -> list[tuple[Integers, Integers]]:
-    """Return the kinds (blocks,) and orders of arms (blocks, arms) of each group of blocks."""
+) -> list[tuple[Integers, Integers, Integers]]:
+    """Return kinds (blocks,), arms and copies (blocks, arms in order) of each group of blocks."""
     claimed = np.array(plan.claimed_arms)
-    warm_up = claimed[
-        balanced_orders(len(claimed), level.warm_up_tuples, rng)[: level.warm_up_tuples]
-    ]
-    measured = claimed[balanced_orders(len(claimed), level.tuples, rng)[: level.tuples]]
-    is_control = np.zeros(level.tuples, bool)
+    everyone = np.array([*claimed, *plan.indices("control")])
+    has_closing = level.kind == "unloaded" and len(everyone) > len(claimed)
+    warmed_up = everyone if has_closing and plan.schedule_version > 1 else claimed
+    warm_up = _orders(warmed_up, level.warm_up_tuples, rng)
+    copies = _orders(claimed, level.tuples, rng)
+    measured, is_control = copies.copy(), np.zeros(level.tuples, bool)
     for delayed in plan.indices("delayed"):
         is_control = _control_blocks(level.tuples, rng)
-        second_reference = plan.indices("reference")[1]
-        orders = measured[is_control]
-        measured[is_control] = np.where(orders == second_reference, delayed, orders)
+        measured[is_control] = np.where(
+            copies[is_control] == _delayed_copies(plan, int(is_control.sum()))[:, None],
+            delayed,
+            copies[is_control],
+        )
     groups = [
-        (np.full(len(warm_up), WARM_UP), warm_up),
-        (np.where(is_control, CONTROL, PLAIN), measured),
+        (np.full(len(warm_up), WARM_UP), warm_up, warm_up),
+        (np.where(is_control, CONTROL, PLAIN), measured, copies),
     ]
-    if level.kind == "unloaded" and plan.indices("control"):
-        arms = np.array([*claimed, *plan.indices("control")])
+    if has_closing:
         count = max(1, level.tuples // 4)
-        closing = arms[balanced_orders(len(arms), count, rng)[:count]]
-        groups.append((np.full(count, CLOSING), closing))
+        closing = _orders(everyone, count, rng)
+        groups.append((np.full(count, CLOSING), closing, closing))
     return groups
+
+
+def _orders(arms: Integers, count: int, rng: np.random.RandomState) -> Integers:
+    """Return `count` balanced orders of these arms, (count, arms)."""
+    return arms[balanced_orders(len(arms), count, rng)[:count]]
+
+
+def _delayed_copies(plan: Plan, count: int, first: int = 0) -> Integers:
+    """Return the copy that is delayed in each of `count` control blocks or sets."""
+    if plan.schedule_version == 1:
+        return np.full(count, plan.indices("reference")[1])
+    claimed = np.array(plan.claimed_arms)
+    return claimed[(first + np.arange(count)) % len(claimed)]
 
 
 def _switchback(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     """Return sets of slices, one slice for each arm; the delayed arm has slices of its own."""
-    orders = _slice_orders(plan, level, slot)
+    orders, copies = _slice_orders(plan, level, slot)
     sets, arms = orders.shape
     size = level.slice_requests
     block_ids, chosen, offsets_ns = [], [], []
@@ -176,12 +187,13 @@ def _switchback(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
         rng = _random(plan, level.name, slot, "set", number)
         block_ids.append(np.tile(number * size + np.arange(size), arms))
         chosen.append(np.tile(_draw(texts, size, rng), arms))
-        offsets_ns.append(np.tile(_arrivals(level.rate_per_s(plan), size, rng), arms))
+        offsets_ns.append(np.tile(_arrivals(level.arrivals_per_s(plan), size, rng), arms))
     return Schedule(
         slice_id=np.repeat(np.arange(orders.size), size),
         block_id=np.concatenate(block_ids),
         position=np.tile(np.repeat(np.arange(arms), size), sets),
         arm=np.repeat(orders.ravel(), size),
+        copy=np.repeat(copies.ravel(), size),
         text=np.concatenate(chosen),
         pause=np.zeros(orders.size * size),
         offset_ns=np.concatenate(offsets_ns),
@@ -190,7 +202,7 @@ def _switchback(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
 
 def _capacity(plan: Plan, level: Level, slot: int) -> Schedule:
     """Return one entry for each slice: its number of requests is known when it is over."""
-    orders = _slice_orders(plan, level, slot)
+    orders, copies = _slice_orders(plan, level, slot)
     count = orders.size
     zeros = np.zeros(count, np.int64)
     return Schedule(
@@ -198,21 +210,28 @@ def _capacity(plan: Plan, level: Level, slot: int) -> Schedule:
         block_id=zeros,
         position=np.tile(np.arange(orders.shape[1]), len(orders)),
         arm=orders.ravel(),
+        copy=copies.ravel(),
         text=zeros,
         pause=np.zeros(count),
         offset_ns=zeros,
     )
 
 
-def _slice_orders(plan: Plan, level: Level, slot: int) -> Integers:
-    """Return the arm of each slice, (sets, arms); balanced over the sets of all restarts."""
+def _slice_orders(plan: Plan, level: Level, slot: int) -> tuple[Integers, Integers]:
+    """Return arm and copy of each slice, (sets, arms); balanced over the sets of all restarts."""
     arms = np.array([*plan.claimed_arms, *plan.indices("delayed")])
     design = len(balanced_orders(len(arms), 1, np.random.RandomState(0)))
     rows = []
-    for number in range(slot * level.sets, (slot + 1) * level.sets):
+    first = slot * level.sets
+    for number in range(first, first + level.sets):
         rng = _random(plan, level.name, "slices", number // design)
         rows.append(arms[balanced_orders(len(arms), 1, rng)[number % design]])
-    return np.array(rows)
+    orders = np.array(rows)
+    copies = orders.copy()
+    for delayed in plan.indices("delayed"):
+        target = np.broadcast_to(_delayed_copies(plan, level.sets, first)[:, None], orders.shape)
+        copies[orders == delayed] = target[orders == delayed]
+    return orders, copies
 
 
 def _control_blocks(blocks: int, rng: np.random.RandomState) -> npt.NDArray[np.bool_]:

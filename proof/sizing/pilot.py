@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from proof.evidence.readings import (
     collect_readings,
     latencies_us,
     measured_metrics,
+    read_restart,
 )
+from proof.evidence.slices import TAILS, Slices, read_slices, without_late_sets
 from proof.evidence.statistics import Matrix, plain_contrast, position_residuals
 from proof.evidence.store import (
     MANIFEST,
@@ -35,8 +37,8 @@ from proof.evidence.store import (
     check_manifest,
     read_starts,
 )
-from proof.plans.plan import MOST_GAIN, Level, Plan
-from proof.plans.schedule import PLAIN
+from proof.plans.plan import ADJUSTED, CLAIMABLE, DILATION, MOST_GAIN, Level, Plan
+from proof.plans.schedule import PLAIN, load_positions
 
 FEWEST_PILOT_RESTARTS = 12
 """Fewest restarts of a pilot that must count."""
@@ -66,6 +68,10 @@ class Noise:
     """
     reference_us: float
     """The statistic itself in microseconds, over all arms."""
+    beta: float | None = None
+    """Of an adjusted statistic: the change of a slice's log latency for each unit of its log
+    dilation.
+    """
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class PilotLevel:
     """(K, q) position-adjusted contrasts of candidate and reference, which are one model here."""
     within: Matrix
     """(q, q) covariance of the contrast that a restart's own rows explain."""
+    busy_share: float = math.nan
+    """Mean share of time in which the engine was busy; NaN where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,12 @@ def _level_to_json(pilot: PilotLevel) -> dict[str, Any]:
         statistics[f"{metric}.{name}"] = {
             key: None if value is None else float(f"{value:.6g}")
             for key, value in vars(noise).items()
+            if key != "beta" or value is not None
         }
-    return {
+    load: dict[str, Any] = {}
+    if not math.isnan(pilot.busy_share):
+        load = {"rate_per_s": pilot.level.rate_per_s, "busy_share": round(pilot.busy_share, 4)}
+    return load | {
         "seconds": round(pilot.seconds, 3),
         "tuples": pilot.level.tuples,
         "slice_requests": pilot.level.slice_requests,
@@ -152,6 +164,9 @@ def read_pilot(folder: Path) -> Pilot:
             f"{folder} holds {len(counted)} restarts that count; a pilot needs"
             f" {FEWEST_PILOT_RESTARTS}."
         )
+    if plan.schedule_version > 1:
+        plan = _with_betas(folder, plan, counted)
+        lines = _read_again(folder, plan, counted)
     samples = _read_samples(folder, plan, counted)
     levels = {}
     for level in plan.levels:
@@ -174,6 +189,64 @@ class _Samples:
     """Likewise."""
 
 
+def _with_betas(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> Plan:
+    """Return the pilot's plan with the β of its slices, by least squares within sets.
+
+    All arms are one model, so what differs within a set is noise, and the delay of the delayed
+    arm, which is left out.
+    """
+    slices_by_level: dict[str, list[Slices]] = {}
+    requests = Requests(folder)
+    for start in starts:
+        rows = requests.of(start.restart)
+        for level in plan.levels:
+            if level.kind == "switchback":
+                level_rows = without_late_sets(plan, level, at_level(rows, level.name))
+                slices = _slices(plan, level, start, level_rows)
+                if (DILATION, "mean") in slices.logs:
+                    slices_by_level.setdefault(level.name, []).append(slices)
+    levels = []
+    for level in plan.levels:
+        of_level = slices_by_level.get(level.name)
+        if of_level:
+            betas = {name: _beta(plan, of_level, name) for name in CLAIMABLE[level.kind][ADJUSTED]}
+            level = replace(level, betas={ADJUSTED: betas})
+        levels.append(level)
+    return replace(plan, levels=tuple(levels))
+
+
+def _beta(plan: Plan, slices: Sequence[Slices], name: str) -> float:
+    """Return the least-squares slope of log latency on log dilation, within sets of slices."""
+    latency, dilation = (
+        np.concatenate([_within_sets(each.table(key, plan.claimed_arms)) for each in slices])
+        for key in (("end_to_end", name), (DILATION, "mean"))
+    )
+    return round(float((latency * dilation).sum() / max(1e-30, (dilation**2).sum())), 3)
+
+
+def _within_sets(table: Matrix) -> Matrix:
+    deviations: Matrix = table - table.mean(axis=1, keepdims=True)
+    return deviations
+
+
+def _slices(plan: Plan, level: Level, start: RestartRecord, rows: Mapping[str, Any]) -> Slices:
+    latencies = {
+        metric: latencies_us(level, metric, rows) for metric in measured_metrics(plan, level, rows)
+    }
+    return read_slices(plan, level, load_positions(plan, start.slot), rows, latencies)
+
+
+def _read_again(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> list[dict[str, Any]]:
+    """Return the lines of restarts.csv with the adjusted statistics in them."""
+    requests = Requests(folder)
+    lines = []
+    for start in starts:
+        rows, positions = requests.of(start.restart), load_positions(plan, start.slot)
+        for level in plan.levels:
+            lines += read_restart(plan, level, start.restart, positions, rows)
+    return lines
+
+
 def _read_samples(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> dict[str, _Samples]:
     requests = Requests(folder)
     samples = {level.name: _Samples() for level in plan.levels}
@@ -182,11 +255,18 @@ def _read_samples(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> 
         rng = np.random.default_rng(start.restart)
         for level in plan.levels:
             level_rows = at_level(rows, level.name)
+            if plan.schedule_version > 1:
+                level_rows = without_late_sets(plan, level, level_rows)
             duration_ns = int(level_rows["done_ns"].max()) - int(level_rows["scheduled_ns"].min())
             sample = samples[level.name]
             sample.seconds.append(duration_ns / 1e9)
             if level.kind != "capacity":
-                sample.within.append(_covariance_within(plan, level, level_rows, rng))
+                if plan.schedule_version > 1 and level.kind == "switchback":
+                    slices = _slices(plan, level, start, level_rows)
+                    covariance = _covariance_of_sets(plan, level, slices, level_rows, rng)
+                else:
+                    covariance = _covariance_within(plan, level, level_rows, rng)
+                sample.within.append(covariance)
                 sample.autocorrelation.append(_autocorrelation(plan, level, level_rows))
     return samples
 
@@ -240,9 +320,12 @@ def _pilot_level(plan: Plan, level: Level, readings: Readings, samples: _Samples
             autocorrelation=autocorrelation,
             gain=_gain(plan, level, readings, metric, name),
             reference_us=float(np.exp(logs[i].mean())),
+            beta=level.betas.get(metric, {}).get(name),
         )
     seconds = float(np.mean(samples.seconds))
-    return PilotLevel(level, seconds, keys, noise, contrasts, within)
+    shares = readings.busy_shares
+    busy_share = float(shares.mean()) if len(shares) else math.nan
+    return PilotLevel(level, seconds, keys, noise, contrasts, within, busy_share)
 
 
 def _rows_per_arm(level: Level) -> int:
@@ -255,14 +338,19 @@ def _gain(plan: Plan, level: Level, readings: Readings, metric: str, name: str) 
     The gain is the log ratio of delayed and plain slices of the second reference over log(1 + d),
     where d is the delay.
     """
-    if level.kind != "switchback":
+    if level.kind != "switchback" or metric == DILATION:
         return None
-    [delayed] = plan.indices("delayed")
-    second_reference = plan.indices("reference")[1]
-    y = readings.logs["plain", metric, name]
-    gains = (y[:, delayed] - y[:, second_reference]) / math.log1p(plan.delay)
-    low, _ = plain_contrast(gains).interval(0.6)
-    return float(np.clip(low, 1.0, MOST_GAIN[level.percent]))
+    if plan.schedule_version > 1:
+        if (metric, name) not in readings.delays:  # A tail has too few requests in a slice.
+            return None
+        log_ratios = readings.delays[metric, name]
+    else:
+        [delayed] = plan.indices("delayed")
+        second_reference = plan.indices("reference")[1]
+        y = readings.logs["plain", metric, name]
+        log_ratios = y[:, delayed] - y[:, second_reference]
+    low, _ = plain_contrast(log_ratios / math.log1p(plan.delay)).interval(0.6)
+    return float(np.clip(low, 1.0, MOST_GAIN[plan.schedule_version][level.percent]))
 
 
 def _covariance_within(
@@ -282,6 +370,44 @@ def _covariance_within(
     sets = level.kind == "switchback" and level.sets >= FEWEST_SETS
     slice_requests = level.slice_requests if sets else 0
     return resampled_covariance(latencies, keys, _contrast(plan), rng, slice_requests)
+
+
+def _covariance_of_sets(
+    plan: Plan, level: Level, slices: Slices, rows: Mapping[str, Any], rng: np.random.Generator
+) -> Matrix:
+    """Return (q, q): the covariance of the contrast that one restart's sets of slices explain.
+
+    Whole sets are resampled. The correction is that of `resampled_covariance`.
+    """
+    arms, weights = plan.claimed_arms, _contrast(plan)
+    tails_us = {
+        metric: _by_set(plan, level, latencies_us(level, metric, rows), rows)
+        for metric in measured_metrics(plan, level, rows)
+    }
+    keys = [
+        key
+        for key in claimable(level)
+        if key in slices.logs or (key[0] in tails_us and key[1] in TAILS)
+    ]
+    tables = {key: slices.table(key, arms) @ weights for key in keys if key in slices.logs}
+    sets = len(np.unique(slices.set_number))
+    draws = np.zeros((RESAMPLES, len(keys)))
+    for draw in range(RESAMPLES):
+        drawn = rng.integers(sets, size=sets)
+        for column, (metric, name) in enumerate(keys):
+            if (metric, name) in tables:
+                draws[draw, column] = tables[metric, name][drawn].mean()
+            else:
+                us = tails_us[metric][:, drawn].reshape(len(arms), -1)
+                draws[draw, column] = _log_statistics(us)[name] @ weights
+    covariance: Matrix = np.atleast_2d(np.cov(draws, rowvar=False))
+    return covariance * sets / max(1, sets - 1)
+
+
+def _by_set(plan: Plan, level: Level, us: Matrix, rows: Mapping[str, Any]) -> Matrix:
+    """Return latencies as (arms, sets, requests of a slice)."""
+    by_arm = [us[rows["arm"] == plan.arms[arm].name] for arm in plan.claimed_arms]
+    return np.stack([of_arm.reshape(-1, level.slice_requests) for of_arm in by_arm])
 
 
 def resampled_covariance(

@@ -21,7 +21,7 @@ from scipy.stats import chi2
 
 from command import BadInput
 from proof.evidence.statistics import Matrix, t_quantile
-from proof.plans.plan import FEWEST_RESTARTS, Level, Plan
+from proof.plans.plan import DILATION, FEWEST_RESTARTS, Level, Plan
 from proof.sizing.pilot import Pilot, PilotLevel
 
 DRAWS = 4000
@@ -30,6 +30,8 @@ CONTROL = "the delayed arm detected"
 """How messages call the power of detecting the delayed arm."""
 RESTARTS = range(FEWEST_RESTARTS, 49, 4)
 """Numbers of restarts that are considered."""
+MOST_BUSY_DEVIATION = 0.1
+"""Largest difference between a pilot's busy share and its level's; its gain is measured there."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Sizes of a level that are considered, in multiples of its size in the pilot."""
 
@@ -95,6 +97,11 @@ def size_plan(
 
 def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan:
     """Return the plan with the pilot's gains, and no margin below the floor."""
+    if template.schedule_version != pilot.plan.schedule_version:
+        raise BadInput(
+            f"{template.path} has schedule_version {template.schedule_version}, its pilot"
+            f" {pilot.plan.schedule_version}; measure a pilot of the same version."
+        )
     levels = []
     for level in template.levels:
         if level.name not in pilot.levels:
@@ -102,18 +109,35 @@ def _with_gains_and_floor(pilot: Pilot, template: Plan, floor_us: float) -> Plan
                 f"{template.path} claims something at level {level.name}, where the pilot measured"
                 f" nothing; it has {', '.join(pilot.levels)}."
             )
+        _check_busy_share(pilot.levels[level.name])
         noise = pilot.levels[level.name].noise
         margins: dict[str, dict[str, float]] = {}
+        betas: dict[str, dict[str, float]] = {}
         gains: dict[str, dict[str, float]] = {}
         for metric, statistics in level.margins.items():
             for name, margin in statistics.items():
-                floor = floor_us / noise[metric, name].reference_us
+                floor = 0.0 if metric == DILATION else floor_us / noise[metric, name].reference_us
                 margins.setdefault(metric, {})[name] = round(max(margin, floor), 6)
-                if level.kind == "switchback":
+                beta = noise[metric, name].beta
+                if beta is not None:
+                    betas.setdefault(metric, {})[name] = beta
+                if level.kind == "switchback" and metric != DILATION:
                     gain = noise[metric, name].gain or 1.0
                     gains.setdefault(metric, {})[name] = math.floor(100 * gain) / 100
-        levels.append(replace(level, margins=margins, gains=gains))
+        levels.append(replace(level, margins=margins, gains=gains, betas=betas))
     return replace(template, levels=tuple(levels))
+
+
+def _check_busy_share(pilot: PilotLevel) -> None:
+    """Raise BadInput if the pilot kept the engine busy for another share than the level's."""
+    level, share = pilot.level, pilot.busy_share
+    if abs(share - level.percent / 100) > MOST_BUSY_DEVIATION:
+        raise BadInput(
+            f"The pilot kept the engine busy for {share:.0%} of level {level.name}, which is to be"
+            f" {level.percent} % ± {MOST_BUSY_DEVIATION:.0%}: rate_per_s = {level.rate_per_s:g}"
+            " does not suit this machine now. Measure it again with `drbert-prove capacity`, and"
+            " then the pilot."
+        )
 
 
 def _smallest_size(pilot: Pilot, plan: Plan, restarts: int, power: float) -> SampleSize:
@@ -189,14 +213,17 @@ def _detected(
     """Return (DRAWS,): whether at least one statistic shows the delayed arm beyond its margin."""
     statistics = plan.control_statistics(level)
     # One copy against one, not two against two: twice the variance. In control blocks, a quarter of
-    # all, three times that of the rows.
+    # all, three times that of the rows. In schedule 2 a control block has one copy against three,
+    # and each copy in turn, so that their differences cancel.
+    in_turn = plan.schedule_version > 1
+    within = (4 if in_turn else 6) if level.tuples else 2
     covariance = _covariance(
         pilot,
         pilot.levels[level.name],
         [(metric, name) for metric, name, _ in statistics],
         size,
-        between=2,
-        within=6 if level.tuples else 2,
+        between=0 if in_turn else 2,
+        within=within,
     )
     gains = [level.gains.get(metric, {}).get(name, 1.0) for metric, name, _ in statistics]
     bounds = [math.log1p(margin) for *_, margin in statistics]
@@ -234,6 +261,7 @@ def _covariance(
 
 
 def _sized(level: Level, pilot: Level, size: int) -> Level:
+    level = replace(level, rate_per_s=pilot.rate_per_s)
     if level.kind == "switchback":
         return replace(level, slice_requests=pilot.slice_requests, sets=pilot.sets * size)
     if level.kind == "capacity":
@@ -245,11 +273,13 @@ def describe(pilot: Pilot, size: SampleSize) -> str:
     """Return the pilot's noise and the chosen size as lines for a terminal."""
     lines = [f"pilot: {pilot.restarts} restarts, a start takes {pilot.start_s:.1f} s"]
     for name, level in pilot.levels.items():
-        lines.append(f"level {name}: {level.seconds:.1f} s a restart")
+        busy = "" if math.isnan(level.busy_share) else f", engine busy {level.busy_share:.0%}"
+        lines.append(f"level {name}: {level.seconds:.1f} s a restart{busy}")
         for (metric, statistic), noise in level.noise.items():
             gain = "" if noise.gain is None else f", gain {noise.gain:.2f}"
+            gain += "" if noise.beta is None else f", β {noise.beta:.2f}"
             lines.append(
-                f"  {metric:<13} {statistic:<5} position effect {noise.position_effect:.2%},"
+                f"  {metric:<19} {statistic:<5} position effect {noise.position_effect:.2%},"
                 f" instance sd {noise.instance_sd:.2%}, w {noise.w:.1%}, autocorrelation"
                 f" {noise.autocorrelation:.2f}{gain}"
             )

@@ -26,7 +26,7 @@ from proof.evidence.audit import (
     read_sealed_plan,
 )
 from proof.evidence.gates import MOST_DROPPED
-from proof.evidence.readings import Key, Readings, collect_readings
+from proof.evidence.readings import DELAY, Key, Readings, collect_readings
 from proof.evidence.statistics import (
     Estimate,
     Matrix,
@@ -35,7 +35,7 @@ from proof.evidence.statistics import (
     sign_flip_p,
 )
 from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
-from proof.plans.plan import FEWEST_RESTARTS, Level, Plan, Role
+from proof.plans.plan import ADJUSTED, FEWEST_RESTARTS, MOST_GAIN, Level, Plan, Role
 from proof.verdict.schema import (
     SCHEMA_VERSION,
     Contrast,
@@ -56,6 +56,8 @@ from proof.verdict.schema import (
 
 CONFIDENCE = 0.90
 """Two one-sided tests at 5 % are one two-sided interval at 90 %."""
+UNADJUSTED_CONFIDENCE = 0.99
+"""Confidence of the unadjusted interval that must hold the adjusted estimate."""
 DELAY_CONFIDENCE = 0.995
 """Confidence of the interval that must contain the delay of the delayed arm."""
 DRIFT_CONFIDENCE = 0.99
@@ -135,6 +137,7 @@ def judge_level(
             gates.append(_same_model_gate(plan, role, contrasts))
         controls = _delayed(plan, level, readings) + _kept_decoder(plan, level, readings)
         gates += _control_gates(plan, controls) + _drift_gate(level, readings)
+        gates += _adjustment_gates(plan, level, readings, statistics)
     breached = [gate.name for gate in gates if not gate.passed]
     outside = {item.outside for item in statistics if item.outside}
     if plan.claim == "non-inferiority":
@@ -265,6 +268,8 @@ def _same_model_gate(plan: Plan, role: Role, contrasts: Sequence[Contrast]) -> G
 
 def _delayed(plan: Plan, level: Level, readings: Readings) -> list[Control]:
     """Return the delayed arm over the first reference: a regression of known size."""
+    if plan.schedule_version > 1:
+        return _delayed_in_turn(plan, level, readings)
     reference, second_reference = plan.indices("reference")
     block = "control" if level.tuples else "plain"
     controls = []
@@ -289,6 +294,46 @@ def _delayed(plan: Plan, level: Level, readings: Readings) -> list[Control]:
                 )
             )
     return controls
+
+
+def _delayed_in_turn(plan: Plan, level: Level, readings: Readings) -> list[Control]:
+    """Return the delayed arm over the same copies without a delay (schedule 2)."""
+    statistics = plan.control_statistics(level)
+    controls = []
+    for delayed in plan.indices("delayed"):
+        for metric, name, margin in statistics:
+            differences = readings.delays[metric, name]
+            gain = level.gains.get(metric, {}).get(name)
+            expected = 1 + plan.delay if level.tuples else None
+            control = _control(
+                plan.arms[delayed].name,
+                (DELAY, metric, name),
+                plain_contrast(differences),
+                differences,
+                margin,
+                len(statistics),
+                expected,
+            )
+            if gain is not None:
+                control = _with_expected_gain(plan, level, control, gain)
+            controls.append(control)
+    return controls
+
+
+def _with_expected_gain(plan: Plan, level: Level, control: Control, gain: float) -> Control:
+    """Return a control that must read as the delay times its gain, within what the gain can be.
+
+    The plan's gain is a lower bound of the pilot's, so what is read may also be more, up to the
+    largest gain that the load can have.
+    """
+    most = MOST_GAIN[plan.schedule_version][level.percent]
+    low, high = (math.log(end) / math.log1p(plan.delay) for end in control.wide_interval)
+    return control.model_copy(
+        update={
+            "expected": math.exp(gain * math.log1p(plan.delay)),
+            "as_expected": high >= gain and low <= most,
+        }
+    )
 
 
 def _kept_decoder(plan: Plan, level: Level, readings: Readings) -> list[Control]:
@@ -368,6 +413,7 @@ def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
         )
         of_known_size = [control for control in of_arm if control.expected is not None]
         if of_known_size:
+            is_unloaded = all(item.expected == 1 + plan.delay for item in of_known_size)
             intervals = [
                 f"{control.statistic} {format_interval(control.wide_interval)}"
                 for control in of_known_size
@@ -376,7 +422,8 @@ def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
                 Gate(
                     name=f"{name} is as slow as it was made",
                     passed=all(control.as_expected for control in of_known_size),
-                    measured=f"made {format_percent(1 + plan.delay)}; 99.5 %: "
+                    measured=f"made {format_percent(1 + plan.delay)}"
+                    + ("; 99.5 %: " if is_unloaded else " × gain; 99.5 %: ")
                     + "; ".join(intervals),
                 )
             )
@@ -404,6 +451,35 @@ def _drift_gate(level: Level, readings: Readings) -> list[Gate]:
             ),
         )
     ]
+
+
+def _adjustment_gates(
+    plan: Plan, level: Level, readings: Readings, statistics: Sequence[Statistic]
+) -> list[Gate]:
+    """Return the gates of each adjusted statistic: the adjustment may not move the estimate.
+
+    It takes noise away. An estimate without it has a wider interval, which holds the adjusted one.
+    """
+    references = plan.indices("reference")
+    weights = dict.fromkeys(references, -0.5) | dict.fromkeys(plan.indices("candidate"), 0.5)
+    gates = []
+    for item in statistics:
+        if item.metric != ADJUSTED:
+            continue
+        key = ("plain", "end_to_end", item.statistic)
+        estimate, _ = _contrast(readings, key, plan.claimed_arms, weights)
+        interval = _ratio_interval(estimate, UNADJUSTED_CONFIDENCE)
+        gates.append(
+            Gate(
+                name=f"end to end {item.statistic} agrees with and without the adjustment",
+                passed=interval[0] <= item.ratio <= interval[1],
+                measured=(
+                    f"adjusted {format_percent(item.ratio)}; without"
+                    f" {format_percent(estimate.ratio)} (99 %: {format_interval(interval)})"
+                ),
+            )
+        )
+    return gates
 
 
 def _dropped_gate(starts: Sequence[RestartRecord]) -> Gate:

@@ -440,7 +440,9 @@ class Batcher:
         begun_ns = max(running.started_ns, self._finished_ns)
         begun_cpu_ns = max(running.started_cpu_ns, self._finished_cpu_ns)
         if batch.first.injected_delay:
-            _spin(begun_ns, batch.first.injected_delay)
+            wall_ns = time.monotonic_ns() - begun_ns
+            computed_ns = _computed_ns(wall_ns, self.cpu_clock() - begun_cpu_ns)
+            _spin(int(batch.first.injected_delay * computed_ns))
         now, cpu_now = time.monotonic_ns(), self.cpu_clock()
         inference_ns = now - begun_ns
         self._batches += 1
@@ -519,15 +521,25 @@ class Batcher:
             log.exception("a batch could not be counted")
 
 
-def _spin(started_ns: int, share: float) -> None:
-    """Compute until what began at `started_ns` has taken `share` longer.
+def _computed_ns(wall_ns: int, cpu_ns: int) -> int:
+    """Return how long a batch was computed, without the time when others had the processor.
 
-    A sleep would leave the processor to others, which a slower model does not.
+    An engine with several threads has more CPU time than wall time. One that hardly uses the
+    processor waits for a GPU, and its wall time counts.
     """
-    now = time.monotonic_ns()
-    end = now + int(share * (now - started_ns))
+    return min(wall_ns, cpu_ns) if cpu_ns > wall_ns / 4 else wall_ns
+
+
+def _spin(duration_ns: int) -> None:
+    """Compute in this thread for that long, by its CPU clock, as a slower model would.
+
+    A sleep would leave the processor to others. By the wall clock, time in which others have the
+    processor would count as computed.
+    """
+    now = time.thread_time_ns()
+    end = now + duration_ns
     while now < end:
         if end - now > 20_000:
             # The last 20 µs only read the clock: a hash could overshoot.
             hashlib.sha256(_SPIN_WORK)
-        now = time.monotonic_ns()
+        now = time.thread_time_ns()

@@ -28,6 +28,7 @@ seed = 7
 texts = "{texts}"
 restarts = {restarts}
 {pilot}
+schedule_version = {schedule_version}
 capacity_per_s = 1000.0
 arm = [
   {{ name = "bert", role = "reference", artifact = "a" }},
@@ -78,6 +79,34 @@ margins = { end_to_end = { p50 = 0.02, mean = 0.02 } }
 gains = { end_to_end = { p50 = 1.5 } }
 """
     ),
+    "mixed-50-busy": (
+        """
+[level.mixed-50]
+rate_per_s = 400.0
+tuples = 64
+warm_up_tuples = 2
+margins = { inference = { p50 = 0.02, mean = 0.02 } }
+"""
+    ),
+    "short-slices": (
+        """
+[level.switchback-50]
+rate_per_s = 400.0
+slice_requests = 20
+sets = 16
+
+[level.switchback-50.margins]
+end_to_end = { mean = 0.10 }
+end_to_end_adjusted = { p50 = 0.02, mean = 0.02 }
+dilation = { mean = 0.02 }
+
+[level.switchback-50.gains]
+end_to_end_adjusted = { p50 = 1.0, mean = 1.0 }
+
+[level.switchback-50.betas]
+end_to_end_adjusted = { p50 = 0.8, mean = 0.8 }
+"""
+    ),
     "capacity": (
         """
 [level.capacity]
@@ -88,7 +117,20 @@ margins = { time_per_text = { mean = 0.02 } }
     ),
 }
 # A gain widens a margin only as far as a pilot found it.
-PILOT = json.dumps({"levels": {"switchback-50": {"statistics": {"end_to_end.p50": {"gain": 1.6}}}}})
+ADJUSTED = {"gain": 1.6, "beta": 0.8}
+PILOT = json.dumps(
+    {
+        "levels": {
+            "switchback-50": {
+                "statistics": {
+                    "end_to_end.p50": {"gain": 1.6},
+                    "end_to_end_adjusted.p50": ADJUSTED,
+                    "end_to_end_adjusted.mean": ADJUSTED,
+                }
+            }
+        }
+    }
+)
 # Loaded first is slower, as it is in life.
 POSITION = (1.01, 1.0, 0.995, 0.995, 1.0)
 
@@ -99,16 +141,18 @@ def write_plan(
     claim: str = "equivalence",
     control: bool = True,
     levels: tuple[str, ...] = ("unloaded",),
+    schedule_version: int = 1,
 ) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.txt").write_text("a good film\na bad film\n")
     pilot = ""
-    if "switchback-50" in levels:
+    if "switchback-50" in levels or "short-slices" in levels:
         (folder / "pilot.json").write_text(PILOT)
         (folder / "plan.pilot.json").write_text(PILOT)
         pilot = f'pilot = "{hashlib.sha256(PILOT.encode()).hexdigest()}"'
     text = PLAN.format(
         pilot=pilot,
+        schedule_version=schedule_version,
         texts=folder / "texts.txt",
         restarts=restarts,
         claim=claim,
@@ -149,25 +193,32 @@ def _write_evidence(
     claim: str = "equivalence",
     control: bool = True,
     levels: tuple[str, ...] = ("unloaded",),
+    schedule_version: int = 1,
+    waits: Mapping[str, float] | None = None,
     change: Callable[[dict[str, Any]], None] = lambda row: None,
     sealed: bool = True,
 ) -> Path:
     """Write a run whose arms take `factors` times 1 ms of inference.
 
-    In the restarts `dropped` one answer is missing. `change` may change each row.
+    In the restarts `dropped` one answer is missing. In schedule 2 each slice is dilated by noise,
+    and the arms in `waits` wait for that share of their computing time. `change` may change each
+    row.
     """
-    plan = write_plan(folder, planned or restarts, claim, control, levels)
+    plan = write_plan(folder, planned or restarts, claim, control, levels, schedule_version)
     texts = plan.read_texts()
     rng = np.random.default_rng(seed)
     factors = dict(factors or {})
     # The delayed arm is a multiple of its copy.
-    delayed = factors.get("bert-again", 1.0) * (1 + plan.delay)
-    factors = {"drbert-with-decoder": 1.4, "bert-delayed": delayed} | factors
-    now = counted = 0
+    delayed = factors.pop("bert-delayed", None)
+    factors = {"drbert-with-decoder": 1.4} | factors
+    waits = waits or {}
+    # What a slice's dilation does not change would hide how much of it is adjusted for.
+    overhead_us = 300.0 if schedule_version == 1 else 3.0
+    now = counted = batch = 0
     for restart in range(restarts + len(dropped)):
         instance = 1 + 0.003 * rng.standard_normal(len(plan.arms))
-        instance[plan.indices("delayed")] = instance[plan.indices("reference")[1]]
         common = 1 + 0.2 * rng.random()
+        dilations: dict[object, float] = {}
         positions = load_positions(plan, counted)
         rows = RowFile(folder / "rows" / f"{restart:03d}.csv")
         for level in plan.levels:
@@ -175,10 +226,22 @@ def _write_evidence(
                 if level.kind == "capacity":
                     # A closed loop: the next request is sent when the last one is answered.
                     row["scheduled_ns"] = now
-                arm = next(i for i, a in enumerate(plan.arms) if a.name == row["arm"])
-                speed = factors.get(row["arm"], 1.0) * instance[arm] * POSITION[positions[arm]]
-                inference = 1000 * speed * common * np.exp(noise * rng.standard_normal())
-                total = inference + 300
+                copy = row.pop("copy")
+                name = plan.arms[copy].name
+                factor = factors.get(name, 1.0)
+                if row["arm"] == "bert-delayed":
+                    factor = delayed or factor * (1 + plan.delay)
+                speed = factor * instance[copy] * POSITION[positions[copy]]
+                computed = 1000 * speed * common * np.exp(noise * rng.standard_normal())
+                inference = computed * (1 + waits.get(name, 0.0))
+                batch += 1
+                if schedule_version > 1:
+                    key = level.name, row["slice_id"]
+                    if key not in dilations:
+                        dilations[key] = float(np.exp(abs(0.1 * rng.standard_normal())))
+                    inference *= dilations[key]
+                    row |= {"inference_cpu_us": float(computed), "batch_id": batch}
+                total = inference + overhead_us
                 row |= {
                     "run": f"{folder.name}-{plan.digest[:16]}",
                     "restart": restart,
@@ -186,14 +249,14 @@ def _write_evidence(
                     "request_id": (
                         f"{level.name}.{restart}.{row['slice_id']}.{row['block_id']}.{row['position']}"
                     ),
-                    "load_position": positions[arm],
+                    "load_position": positions[copy],
                     "chars": len(texts[row["text_id"]]),
                     "tokens": 5,
                     "sent_ns": row["scheduled_ns"] + 1000,
-                    "done_ns": row["scheduled_ns"] + 1000 + int((total + 200) * 1000),
+                    "done_ns": row["scheduled_ns"] + 1000 + int((total + overhead_us) * 1000),
                     "status": 200,
-                    "tokenize_us": 100.0,
-                    "queue_us": 50.0,
+                    "tokenize_us": overhead_us / 3,
+                    "queue_us": overhead_us / 6,
                     "inference_us": float(inference),
                     "total_us": float(total),
                     "batch_size": 1,
@@ -266,6 +329,7 @@ def _scheduled_row(
         "block_id": int(schedule.block_id[i]),
         "position": int(schedule.position[i]),
         "arm": plan.arms[int(schedule.arm[i])].name,
+        "copy": int(schedule.copy[i]),
         "text_id": int(schedule.text[i]),
         "scheduled_ns": scheduled_ns,
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,16 +10,15 @@ import pytest
 
 from command import BadInput, Unavailable
 from proof.plans.counterbalance import balanced_orders, williams
-from proof.plans.plan import Plan
-from proof.plans.plan_file import read_plan
+from proof.plans.plan import CONTROL_RUN, Plan
+from proof.plans.plan_file import read_plan, to_toml
 from proof.plans.schedule import (
     CLOSING,
     CONTROL,
-    CONTROL_RUN,
     PLAIN,
+    WARM_UP,
     build_schedule,
     load_order,
-    load_positions,
 )
 from tests.proof.factories import write_plan
 
@@ -59,8 +59,6 @@ def test_over_four_restarts_each_arm_is_loaded_once_at_each_position_and_the_con
         orders = [load_order(plan, slot) for slot in range(first, first + 4)]
         assert all(sorted(order[place] for order in orders) == [0, 1, 2, 3] for place in range(4))
         assert all(order[4:] == [5] for order in orders)
-    # The delayed arm is the second reference, slowed down.
-    assert all(load_positions(plan, slot)[4] == load_positions(plan, slot)[1] for slot in range(8))
 
 
 def test_the_text_of_a_block_goes_once_to_every_arm(plan: Plan) -> None:
@@ -81,6 +79,38 @@ def test_the_text_of_a_block_goes_once_to_every_arm(plan: Plan) -> None:
             )
         )
         assert len({count for (arm, _), count in places.items() if arm in (2, 3)}) == 1
+
+
+@pytest.fixture
+def newer_plan(tmp_path: Path) -> Plan:
+    return write_plan(
+        tmp_path, levels=("unloaded", "mixed-50-busy", "short-slices"), schedule_version=2
+    )
+
+
+@pytest.mark.parametrize("level", ["unloaded", "mixed-50", "switchback-50"])
+def test_in_schedule_2_every_copy_is_delayed_and_used_equally_often(
+    newer_plan: Plan, level: str
+) -> None:
+    schedule = build_schedule(newer_plan, newer_plan.level(level), 1, 2)
+    delayed = Counter(schedule.copy[schedule.arm == 4].tolist())
+    assert set(delayed) == {0, 1, 2, 3}
+    assert len(set(delayed.values())) == 1
+    used = Counter(schedule.copy[(schedule.slice_id >= PLAIN) & (schedule.copy < 4)].tolist())
+    assert len(set(used.values())) == 1
+    assert np.array_equal(schedule.copy[schedule.arm < 4], schedule.arm[schedule.arm < 4])
+
+
+def test_in_schedule_2_the_kept_decoder_is_warmed_up_like_the_others(newer_plan: Plan) -> None:
+    schedule = build_schedule(newer_plan, newer_plan.level("unloaded"), 0, 2)
+    warm_up = Counter(schedule.arm[schedule.slice_id == WARM_UP].tolist())
+    assert warm_up == dict.fromkeys((0, 1, 2, 3, 5), 2)
+
+
+def test_in_schedule_2_a_level_under_load_needs_its_rate(newer_plan: Plan) -> None:
+    level = replace(newer_plan.level("mixed-50"), rate_per_s=0.0)
+    with pytest.raises(BadInput, match=r"needs rate_per_s; `drbert-prove capacity .*` measures it"):
+        build_schedule(newer_plan, level, 0, 2)
 
 
 def test_a_quarter_of_the_blocks_has_the_delayed_arm_instead_of_the_second_reference(
@@ -230,6 +260,80 @@ def test_a_wrong_plan_is_refused_by_the_name_of_the_key(
     plan.path.write_text(text.replace(old, new, 1))
     with pytest.raises(BadInput, match=words):
         read_plan(plan.path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("schedule_version = 2", "schedule_version = 3", "no version of the schedule; give 1 or 2"),
+        (
+            "schedule_version = 2",
+            "schedule_version = 1",
+            r"rate_per_s of \[level.mixed-50\] needs schedule_version = 2",
+        ),
+        ("rate_per_s = 400.0", "rate_per_s = -1.0", "rate_per_s = -1.0 is no number of 0 or above"),
+        (
+            "betas]\nend_to_end_adjusted = { p50 = 0.8, mean = 0.8 }",
+            "betas]\nend_to_end_adjusted = { p50 = 0.8 }",
+            "claims end_to_end_adjusted mean without betas",
+        ),
+        (
+            "betas]\nend_to_end_adjusted = { p50 = 0.8",
+            'betas]\nend_to_end_adjusted = { p50 = "x"',
+            "betas.end_to_end_adjusted.p50 = 'x' is no number",
+        ),
+        (
+            "end_to_end = { mean = 0.10 }\nend_to_end_adjusted = { p50 = 0.02, mean = 0.02 }\n",
+            "",
+            "claims dilation alone, which is no time",
+        ),
+        (
+            "end_to_end_adjusted = { p50 = 1.0, mean = 1.0 }",
+            "end_to_end_adjusted = { p50 = 3.1, mean = 1.0 }",
+            "= 3.1 is above 3.0",
+        ),
+    ],
+)
+def test_a_wrong_plan_of_schedule_2_is_refused_by_the_name_of_the_key(
+    newer_plan: Plan, old: str, new: str, words: str
+) -> None:
+    text = newer_plan.path.read_text()
+    assert old in text
+    newer_plan.path.write_text(text.replace(old, new, 1))
+    with pytest.raises(BadInput, match=words):
+        read_plan(newer_plan.path)
+
+
+def test_an_adjusted_time_needs_a_claim_that_sees_waiting(tmp_path: Path) -> None:
+    alone = write_plan(tmp_path, levels=("short-slices",), schedule_version=2).path
+    text = alone.read_text()
+    for without in (
+        text.replace("dilation = { mean = 0.02 }\n", ""),
+        text.replace("dilation = { mean = 0.02 }", "dilation = { mean = 0.04 }"),
+    ):
+        alone.write_text(without)
+        with pytest.raises(BadInput, match=r"hides a candidate that waits; .* at most 0.02, claim"):
+            read_plan(alone)
+    path = write_plan(
+        tmp_path / "mixed", levels=("mixed-50-busy", "short-slices"), schedule_version=2
+    ).path
+    path.write_text(path.read_text().replace("dilation = { mean = 0.02 }\n", ""))
+    assert read_plan(path).level("mixed-50").margins["inference"]["mean"] == 0.02
+
+
+def test_a_template_claims_an_adjusted_time_before_a_pilot_gives_its_beta(newer_plan: Plan) -> None:
+    text = newer_plan.path.read_text()
+    newer_plan.path.write_text(text[: text.index("[level.switchback-50.betas]")])
+    assert not read_plan(newer_plan.path, is_template=True).level("switchback-50").betas
+    with pytest.raises(BadInput, match="`drbert-prove plan` takes it from a pilot"):
+        read_plan(newer_plan.path)
+
+
+def test_a_plan_of_schedule_2_reads_back_as_it_was_written(newer_plan: Plan) -> None:
+    path = newer_plan.path.with_name("again.toml")
+    path.write_text(to_toml(newer_plan, "comment"))
+    again = read_plan(path)
+    assert replace(again, path=newer_plan.path, digest=newer_plan.digest) == newer_plan
 
 
 def test_the_error_for_a_missing_plan_names_the_folder_of_examples(tmp_path: Path) -> None:

@@ -188,3 +188,58 @@ def test_a_published_pilot_follows_from_its_evidence_byte_by_byte() -> None:
     published = Path("evidence/published")
     pilot = read_pilot(published / "same-base")
     assert pilot.to_json() == (published / "twins-base" / "pilot.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def newer_pilot(tmp_path_factory: pytest.TempPathFactory) -> Pilot:
+    folder = tmp_path_factory.mktemp("newer") / "run"
+    levels = ("mixed-50-busy", "short-slices")
+    return read_pilot(write_pilot(folder, levels=levels, schedule_version=2, noise=0.02))
+
+
+def newer_template(folder: Path) -> Plan:
+    return write_plan(
+        folder, control=False, levels=("mixed-50-busy", "short-slices"), schedule_version=2
+    )
+
+
+def test_a_pilot_of_short_slices_finds_beta_gain_and_the_engines_busy_share(
+    newer_pilot: Pilot,
+) -> None:
+    level = newer_pilot.levels["switchback-50"]
+    adjusted, plain = (
+        level.noise[metric, "mean"] for metric in ("end_to_end_adjusted", "end_to_end")
+    )
+    # In these worlds latency is the computing time, times the dilation of its slice.
+    assert adjusted.beta == pytest.approx(1.0, abs=0.05)
+    assert adjusted.w < plain.w / 3
+    assert adjusted.gain == pytest.approx(1.0, abs=0.02)
+    assert level.busy_share == pytest.approx(0.5, abs=0.06)
+    assert level.noise["dilation", "mean"].gain is None
+
+
+def test_a_plan_of_short_slices_takes_rate_beta_and_gain_from_its_pilot(
+    newer_pilot: Pilot, tmp_path: Path
+) -> None:
+    template = dataclasses.replace(newer_template(tmp_path), capacity_per_s=0.0)
+    sized, _ = size_plan(newer_pilot, template, 0.8, math.inf)
+    level = sized.level("switchback-50")
+    assert level.rate_per_s == 400.0
+    assert level.betas["end_to_end_adjusted"]["mean"] == pytest.approx(1.0, abs=0.05)
+    assert set(level.gains) == {"end_to_end", "end_to_end_adjusted"}
+    assert json.loads(newer_pilot.to_json())["levels"]["switchback-50"]["rate_per_s"] == 400.0
+    path = tmp_path / "sized.toml"
+    path.write_text(to_toml(sized, "sized"))
+    assert read_plan(path).level("switchback-50").betas == level.betas
+
+
+def test_a_pilot_of_another_schedule_or_another_load_is_refused(
+    newer_pilot: Pilot, tmp_path: Path
+) -> None:
+    template = newer_template(tmp_path)
+    with pytest.raises(BadInput, match="has schedule_version 1, its pilot 2"):
+        size_plan(newer_pilot, dataclasses.replace(template, schedule_version=1), 0.8, math.inf)
+    busy = dataclasses.replace(newer_pilot.levels["switchback-50"], busy_share=0.7)
+    levels = {**newer_pilot.levels, "switchback-50": busy}
+    with pytest.raises(BadInput, match=r"kept the engine busy for 70% of level switchback-50"):
+        size_plan(dataclasses.replace(newer_pilot, levels=levels), template, 0.8, math.inf)
