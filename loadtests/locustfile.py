@@ -370,7 +370,9 @@ class ArmClient:
         """Share of its own duration by which the client delays each answer."""
         if arm.role == "delayed":
             if arm.by == "server":
-                self.headers["X-Busy-Wait"] = repr(delay)
+                # A copy may be slowed down itself, by its headers: both delays add up.
+                own = float(self.headers.get("X-Busy-Wait", 0.0))
+                self.headers["X-Busy-Wait"] = repr((1 + own) * (1 + delay) - 1 if own else delay)
             else:
                 self.client_delay_share = delay
 

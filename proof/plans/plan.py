@@ -276,12 +276,16 @@ class Plan:
         One of them beyond its margin is enough.
         """
         [delayed] = self.indices("delayed")
-        if level.kind == "unloaded":
+        if level.kind in ("unloaded", "mixed"):
             by_server = self.server_timing and self.arms[delayed].by == "server"
-            metric = "inference" if by_server else "end_to_end"
-            return [(metric, name, level.tightest_margin) for name in ("p50", "mean")]
-        if level.kind == "mixed":
-            return [("inference", name, level.tightest_margin) for name in ("p50", "mean")]
+            metrics = ["inference" if by_server else "end_to_end"]
+            if self.schedule_version > 1 and "inference_cpu" in level.margins:
+                metrics.append("inference_cpu")
+            return [
+                (metric, name, level.tightest_margin)
+                for metric in metrics
+                for name in MEAN_OF_SLICES
+            ]
         if self.schedule_version == 1:
             return level.claimed
         # Slices are compared one by one, and have too few requests for tails. A delay is computed,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.proving import large
+from benchmarks.proving import large, slice_worlds
 from benchmarks.proving.judge import Rate, main, real_rates, rightly_equivalent, wrongly_equivalent
 from benchmarks.proving.noise import LATENCY_MODELS, simulate_pilot, simulate_run, simulated_plan
 from proof.evidence.store import RestartRecord
@@ -95,3 +95,15 @@ def test_the_large_run_is_judged_and_the_page_says_how_it_was_made(
     assert (
         "Made by `python -m benchmarks judge --large --out" in (tmp_path / "large.md").read_text()
     )
+
+
+def test_adjusted_slices_seldom_err_and_a_candidate_that_waits_is_not_equivalent() -> None:
+    worlds = slice_worlds.SLICE_WORLDS
+    rates = list(slice_worlds.wrong_rates(60, sizes=(8,), worlds=(worlds[0], worlds[-1])))
+    assert all(each.adjusted <= 0.15 for each in rates)
+    [waiting] = slice_worlds.waiting_rates(60, sizes=(16,))
+    assert waiting.adjusted > 0.9
+    assert waiting.claimed < 0.2
+    [(_, right)] = slice_worlds.right_rates(30, sizes=(16,), scatters=(slice_worlds.MINI,))
+    assert right.adjusted > 0.9
+    assert right.unadjusted < 0.1
