@@ -56,6 +56,8 @@ from proof.verdict.schema import (
 
 CONFIDENCE = 0.90
 """Two one-sided tests at 5 % are one two-sided interval at 90 %."""
+A_A_FALSE_ALARM = 0.02
+"""Schedule 2: largest probability that noise alone fails the A/A gates of a level."""
 UNADJUSTED_CONFIDENCE = 0.99
 """Confidence of the unadjusted interval that must hold the adjusted estimate."""
 DELAY_CONFIDENCE = 0.995
@@ -224,15 +226,21 @@ def _statistic(
 def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> list[Contrast]:
     """Return A/A: the second load of a model over the first, for each claimed statistic.
 
-    All are reported; only a bias beyond half the margin fails the gate.
+    All are reported; only a bias beyond half the margin fails the gate. In schedule 2 the interval
+    for that is corrected for the number of contrasts: where noise is much larger than the margin,
+    one in ten 90 % intervals would lie beyond it by chance.
     """
     first, second = plan.indices(role)
     weights = {first: -1.0, second: 1.0}
+    bias_confidence = CONFIDENCE
+    if plan.schedule_version > 1:
+        bias_confidence = 1 - A_A_FALSE_ALARM / (2 * len(level.claimed))
     contrasts = []
     for metric, name, margin in level.claimed:
         key = ("plain", metric, name)
         estimate, differences = _contrast(readings, key, plan.claimed_arms, weights)
         low, high = estimate.interval(CONFIDENCE)
+        bias_low, bias_high = estimate.interval(bias_confidence)
         bound = math.log1p(margin)
         contrasts.append(
             Contrast(
@@ -244,7 +252,7 @@ def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> lis
                 interval=_ratio_interval(estimate, CONFIDENCE),
                 restart_ratios=np.exp(differences).tolist(),
                 equivalent=-bound < low and high < bound,
-                biased=low > bound / 2 or high < -bound / 2,
+                biased=bias_low > bound / 2 or bias_high < -bound / 2,
             )
         )
     return contrasts
