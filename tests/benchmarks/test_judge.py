@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from benchmarks.proving import large, slice_worlds
-from benchmarks.proving.judge import Rate, main, real_rates, rightly_equivalent, wrongly_equivalent
+from benchmarks.proving.judge import (
+    Rate,
+    main,
+    on_margin_rates,
+    real_rates,
+    rightly_equivalent,
+    wrongly_equivalent,
+)
 from benchmarks.proving.noise import LATENCY_MODELS, simulate_pilot, simulate_run, simulated_plan
 from proof.evidence.store import RestartRecord
 from proof.sizing.power import size_plan
 from proof.verdict.judge import judge_level
+from tests.proof.factories import write_evidence
 from tests.proof.sizing.test_pilot import write_pilot
 
 
@@ -107,3 +115,21 @@ def test_adjusted_slices_seldom_err_and_a_candidate_that_waits_is_not_equivalent
     [(_, right)] = slice_worlds.right_rates(30, sizes=(16,), scatters=(slice_worlds.MINI,))
     assert right.adjusted > 0.9
     assert right.unadjusted < 0.1
+
+
+def test_runs_are_drawn_from_one_whose_candidates_are_on_the_margin(tmp_path: Path) -> None:
+    folder = write_evidence(
+        tmp_path / "run",
+        restarts=16,
+        noise=0.02,
+        levels=("short-slices",),
+        schedule_version=2,
+        factors=dict.fromkeys(("drbert", "drbert-again"), 1.02),
+    )
+    rates = {
+        rate.case: rate.rate for rate in on_margin_rates(folder, most=70) if rate.restarts == 8
+    }
+    assert rates["switchback-50 end_to_end_adjusted mean"] <= 0.2
+    assert rates["switchback-50 dilation mean"] >= 0.5
+    assert main(["--evidence", str(folder), "--on-margin", "--out", str(tmp_path / "t.md")]) == 0
+    assert "| switchback-50 all claims | 8 |" in (tmp_path / "t.md").read_text()
