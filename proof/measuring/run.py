@@ -56,6 +56,7 @@ from proof.evidence.store import (
     write_csv,
     write_manifest,
 )
+from proof.evidence.text_ratios import TextRatios
 from proof.measuring import pod_instances
 from proof.measuring.gpu_throttling import watch_throttling
 from proof.measuring.launch import ServerNotStarted
@@ -375,9 +376,10 @@ def finish_run(folder: Path) -> Verdict:
         facts.unlink()  # of a generator whose run was killed
     starts = read_starts(folder)
     seal(folder)
-    lines = audit_rows(folder, plan, starts)
+    texts = TextRatios(plan)
+    lines = audit_rows(folder, plan, starts, texts.add)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
-    verdict = judge_lines(folder, plan, starts, lines)
+    verdict = judge_lines(folder, plan, starts, lines, texts)
     (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.write(folder, verdict)
     write_manifest(folder)

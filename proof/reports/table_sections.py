@@ -16,6 +16,7 @@ from proof.verdict.schema import (
     Contrast,
     Control,
     Gate,
+    LevelTexts,
     Statistic,
     describe_statistic,
     metric_label,
@@ -31,6 +32,8 @@ class LevelNumbers:
     """Texts per second of one reference arm; empty where capacity was not measured."""
     controls: Table | None
     same_model: Table | None
+    texts: Table | None
+    """Ratios by text."""
 
 
 def build_numbers(run: ReportedRun) -> list[LevelNumbers]:
@@ -51,6 +54,7 @@ def _level_numbers(level: ReportedLevel, claim: str) -> LevelNumbers:
         texts_per_s=texts_per_s,
         controls=_controls_table(level.name, verdict.controls),
         same_model=_same_model_table(level.name, verdict.same_model),
+        texts=None if verdict.texts is None else _texts_table(level.name, verdict.texts),
     )
 
 
@@ -62,6 +66,7 @@ def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> T
         Column("90 % interval", is_numeric=True),
         Column("margin", is_numeric=True),
         Column("sign flip p", is_numeric=True),
+        Column("autocorrelation", is_numeric=True),
         Column("reading"),
     ]
     rows: list[Row] = [
@@ -72,6 +77,7 @@ def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> T
             format_range(*item.interval),
             _margin(item),
             f"{item.sign_flip_p:.3f}",
+            _correlation(item.autocorrelation),
             Cell(describe_statistic(item, claim), _tone(item, claim)),
         ]
         for item in statistics
@@ -81,6 +87,10 @@ def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> T
 
 def _statistic_name(item: Statistic | Control | Contrast) -> str:
     return f"{metric_label(item.metric)} {item.statistic}"
+
+
+def _correlation(value: float | None) -> str:
+    return "" if value is None else with_minus_sign(f"{value:+.2f}")
 
 
 def _margin(item: Statistic) -> str:
@@ -144,6 +154,30 @@ def _same_model_reading(item: Contrast) -> str | Cell:
     return "equivalent" if item.equivalent else "undecided"
 
 
+def _texts_table(level: str, texts: LevelTexts) -> Table:
+    columns = [
+        Column("by text"),
+        Column("furthest median", is_numeric=True),
+        Column("text", is_numeric=True),
+        Column("tokens", is_numeric=True),
+        Column("longest over shortest", is_numeric=True),
+    ]
+    rows: list[Row] = [
+        [
+            name,
+            format_difference(text.ratio),
+            str(text.text_id),
+            str(text.tokens) if text.tokens > 0 else "",
+            "" if text.trend is None else format_difference(text.trend),
+        ]
+        for name, text in (
+            ("candidate over reference", texts.candidate),
+            ("A/A, second copies over first", texts.same_model),
+        )
+    ]
+    return Table(f"{level}: medians of {texts.texts} texts, which decide nothing", columns, rows)
+
+
 def build_gates(run: ReportedRun) -> list[Table]:
     """Return the gates, level by level."""
     return [_gates_table(level.name, level.verdict.gates) for level in run.levels]
@@ -153,13 +187,20 @@ def _gates_table(level: str, gates: Sequence[Gate]) -> Table:
     columns = [Column(""), Column("gate"), Column("measured")]
     rows: list[Row] = [
         [
-            Cell("holds", "good") if gate.passed else Cell("FAILED", "bad"),
+            _gate_status(gate),
             gate.name,
-            _with_minus_signs(gate.measured),
+            _with_minus_signs(gate.measured)
+            + (f"; cannot tell: {gate.undecided}" if gate.undecided else ""),
         ]
         for gate in gates
     ]
     return Table(f"Gates at {level}", columns, rows, layout="plain")
+
+
+def _gate_status(gate: Gate) -> Cell:
+    if not gate.passed:
+        return Cell("FAILED", "bad")
+    return Cell("cannot tell", "open") if gate.undecided else Cell("holds", "good")
 
 
 def _with_minus_signs(sentence: str) -> str:

@@ -15,8 +15,9 @@ from proof.evidence.audit import loaded_models, read_sealed_plan
 from proof.evidence.store import EvidenceRejected, read_manifest_digest
 from proof.plans.plan import Plan
 from proof.verdict import identity
+from proof.verdict.committed import check_committed
 from proof.verdict.judge import judge_run
-from proof.verdict.schema import EXIT_CODES, Verdict, check_committed, metric_label
+from proof.verdict.schema import EXIT_CODES, Verdict, metric_label
 from service.artifact import Artifact, read_artifact
 
 NOT_THE_SAME = 1

@@ -10,7 +10,8 @@ import pytest
 
 from command import CommandError
 from proof.commands import main
-from proof.evidence.store import EvidenceRejected, read_manifest_digest, write_manifest
+from proof.evidence.store import EvidenceRejected, read_manifest_digest
+from proof.measuring.run import finish_run
 from service.artifact import Artifact
 from tests.proof.factories import write_evidence
 from tests.proof.measuring.test_run import honest_artifact
@@ -34,7 +35,7 @@ def evidence_of(folder: Path, reference: Artifact, candidate: Artifact, **how: o
         }
         models |= dict.fromkeys(names, described)
     (folder / "environment.json").write_text(json.dumps({"server": {"models": models}}))
-    write_manifest(folder)
+    finish_run(folder)
     return folder
 
 
@@ -72,7 +73,7 @@ def test_other_weights_pass_and_are_reported(
     environment = json.loads((evidence / "environment.json").read_text())
     environment["server"]["models"]["drbert"]["digest"] = "0" * 64
     (evidence / "environment.json").write_text(json.dumps(environment))
-    write_manifest(evidence)
+    finish_run(evidence)
     assert verify(twins, evidence) == 0
     assert "other weights than those measured: candidate" in capsys.readouterr().out
 
@@ -99,7 +100,7 @@ def test_evidence_of_other_graphs_is_refused(
     if change is None:
         del models["drbert"]
     (evidence / "environment.json").write_text(json.dumps(environment))
-    write_manifest(evidence)
+    finish_run(evidence)
     with pytest.raises(EvidenceRejected, match=words):
         verify(twins, evidence)
 
