@@ -137,6 +137,26 @@ def check_documents(folder: Path) -> None:
     loaded_models(folder)
 
 
+def check_identity(folder: Path, plan: Plan) -> None:
+    """Reject an identity.json that compared other graphs than the arms had loaded."""
+    compared, models = read_json(folder / "identity.json"), loaded_models(folder)
+    reference = plan.arms[plan.indices("reference")[0]].name
+    for name in compared:
+        for side, arm in enumerate((reference, name)):
+            variant = _dig(models, arm, "variant")
+            for part in ("encoder", "head"):
+                digests = _dig(compared, name, "variants", variant, part, "digests")
+                loaded = _dig(models, arm, f"{part}_digest")
+                # Evidence of servers that tell nothing, or of a variant that was not compared.
+                if not isinstance(digests, list) or not isinstance(loaded, str):
+                    continue
+                if len(digests) != 2 or digests[side] != loaded:
+                    raise EvidenceRejected(
+                        f"{folder / 'identity.json'} compared another {part} of {arm} than"
+                        f" environment.json says was loaded ({loaded[:12]})."
+                    )
+
+
 def audit_rows(
     folder: Path,
     plan: Plan,

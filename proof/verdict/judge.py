@@ -22,7 +22,9 @@ import numpy as np
 from proof.evidence.audit import (
     audit_rows,
     check_documents,
+    check_identity,
     check_restarts,
+    loaded_models,
     read_json,
     read_sealed_plan,
 )
@@ -38,6 +40,7 @@ from proof.evidence.statistics import (
 )
 from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
 from proof.evidence.text_ratios import FurthestText, TextRatios
+from proof.plans.claim_digest import digest_claim
 from proof.plans.plan import Level, Plan, Role
 from proof.verdict import schema
 from proof.verdict.outcome import level_outcome, worst_outcome
@@ -49,6 +52,7 @@ from proof.verdict.schema import (
     Interval,
     LevelVerdict,
     PlanName,
+    RunName,
     Statistic,
     Verdict,
     format_interval,
@@ -78,6 +82,7 @@ def judge_run(folder: Path) -> Verdict:
     check_manifest(folder)
     check_documents(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
+    check_identity(folder, plan)
     texts = TextRatios(plan)
     lines = audit_rows(folder, plan, starts, texts.add)
     check_restarts(folder, lines)
@@ -96,6 +101,7 @@ def judge_lines(
     `texts` holds what describes the verdict and decides nothing.
     """
     run = read_run(folder / "run.json", plan.digest)
+    _check_claim(folder, plan, run)
     readings = {level.name: collect_readings(plan, level, lines) for level in plan.levels}
     levels = {
         level.name: judge_level(plan, level, readings[level.name], starts).model_copy(
@@ -114,6 +120,20 @@ def judge_lines(
         scope=build_scope(plan, read_json(folder / "environment.json"), texts.tokens),
     )
     return verdict.model_copy(update={"sentence": write_sentence(verdict)})
+
+
+def _check_claim(folder: Path, plan: Plan, run: RunName) -> None:
+    """Reject a run.json that counts the runs of another claim."""
+    if run.claim_digest is None:
+        return
+    models = loaded_models(folder) if plan.starts_servers else {}
+    artifacts = {name: str(model.get("digest")) for name, model in models.items()}
+    expected = digest_claim(plan, artifacts, plan.texts.read_bytes())
+    if run.claim_digest != expected:
+        raise EvidenceRejected(
+            f"{folder / 'run.json'} counts runs of another claim ({run.claim_digest[:16]}) than the"
+            f" plan's on what was loaded ({expected[:16]})."
+        )
 
 
 def _describe_texts(texts: TextRatios, level: Level) -> schema.LevelTexts | None:

@@ -196,6 +196,15 @@ TAMPERED: list[tuple[str, Change, str]] = [
         repeat_times,
         "restart 5: bert took exactly the times of restart 2",
     ),
+    (
+        "run.json counts runs of another claim",
+        replace_in(
+            "run.json",
+            '"number_for_this_plan": 1',
+            f'"number_for_this_plan": 1, "claim_digest": "{"0" * 64}", "number_for_this_claim": 1',
+        ),
+        "run.json counts runs of another claim",
+    ),
     ("texts are gone", remove("texts.txt"), "does not list texts.txt"),
     ("rows are gone", remove("requests.parquet"), "does not list requests.parquet"),
     ("starts are gone", remove("starts.csv"), "does not list starts.csv"),
