@@ -182,6 +182,15 @@ def _add_verify_claim(commands: Any) -> None:
         metavar="SHA256",
         help="the published digest of its plan.toml, or its first 16 digits",
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        choices=claim.DIFFERENCES,
+        default=[],
+        metavar="DIFFERENCE",
+        help="accept evidence of another variant, precision, packing, engine or version than here;"
+        " repeat it for several",
+    )
 
 
 def _add_report(commands: Any) -> None:
@@ -251,7 +260,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    verified = claim.verify(options.a, options.b, options.evidence, options.manifest, options.plan)
+    verified = claim.verify(
+        options.a,
+        options.b,
+        options.evidence,
+        options.manifest,
+        options.plan,
+        options.allow,
+    )
     note = report.check_page(options.evidence, verified.verdict)
     print(claim.describe(verified, options.evidence))
     _print_note(note)
