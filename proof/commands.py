@@ -302,6 +302,8 @@ def _report(options: argparse.Namespace) -> int:
     verdict, note = _judge_again(options.evidence)
     if options.markdown:
         print(markdown.render(verdict))
+        if note:
+            print(f"\n{note}")
         return 0
     path = options.out or Path(f"{options.evidence.resolve().name}.html")
     print(report.write(options.evidence, verdict, path))

@@ -194,7 +194,6 @@ def _execute(folder: Path) -> Verdict:
         with _sigterm_as_interrupt():
             _measure_restarts(read_sealed_plan(folder), folder)
     except BaseException:
-        index.record_outcome(folder, index.STOPPED)
         if _has_rows(folder):
             resume = f"`drbert-prove run --resume {folder}` continues it"
             try:
@@ -206,6 +205,9 @@ def _execute(folder: Path) -> Verdict:
                     f" {resume}",
                     flush=True,
                 )
+        # Whatever is wrong with the index must not hide why the run ended.
+        with contextlib.suppress(OSError, CommandError):
+            index.record_outcome(folder, index.STOPPED)
         raise
     verdict = finish_run(folder)
     index.record_outcome(folder, verdict.verdict)

@@ -109,8 +109,8 @@ def write(folder: Path, verdict: Verdict, path: Path | None = None) -> Path:
 def check_page(folder: Path, verdict: Verdict) -> str:
     """Render the sealed report.html of a run again and compare the two.
 
-    Return an empty string if they are equal, or a sentence if another version made the page, which
-    is then not compared. Raise EvidenceRejected if this version made it and it differs.
+    Return an empty string if they are equal, or a sentence if the page says that another version
+    made it, or says nothing: it is then not compared. Raise EvidenceRejected if it differs.
     """
     path = folder / PAGE
     try:
@@ -120,8 +120,8 @@ def check_page(folder: Path, verdict: Verdict) -> str:
     version = _GENERATOR.search(page)
     if version is None or version[1] != renderer_version():
         return (
-            f"{path} says that another version made it and was NOT compared with the evidence;"
-            f" `drbert-prove report {folder}` renders it anew."
+            f"{path} does not say that this version made it, so it was NOT compared with the"
+            f" evidence; `drbert-prove report {folder}` renders it anew."
         )
     if page != _render(folder, verdict):
         raise EvidenceRejected(

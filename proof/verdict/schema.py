@@ -209,9 +209,7 @@ class RunName(_Part):
     def numbers(self) -> str:
         """Which attempt the run is, in words."""
         of_claim = self.number_for_this_claim
-        claim = (
-            "its claim's were not counted" if of_claim is None else f"run {of_claim} of its claim"
-        )
+        claim = "runs of its claim not counted" if of_claim is None else f"{of_claim} of its claim"
         return f"run {self.number_for_this_plan} of this plan, {claim}"
 
 

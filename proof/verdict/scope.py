@@ -97,7 +97,7 @@ def write_sentence(verdict: Verdict) -> str:
     scope = verdict.scope
     verb = _POSITIVE.get(verdict.verdict)
     if scope is None or verb is None:
-        return sentence_of_version_2(verdict)
+        return sentence_of_version_2(verdict) + _undecided_gates(verdict)
     margins = [item.margin for level in verdict.levels.values() for item in level.statistics]
     narrowest = f"±{100 * min(margins):.3g} %"
     widest = f"±{100 * scope.widest_margin:.3g} %"
@@ -106,6 +106,17 @@ def write_sentence(verdict: Verdict) -> str:
         f"{scope.candidate} {verb} {scope.reference} in {_by_level(scope.claimed)}, within {within}"
         f" ({_fewest_restarts(verdict)} restarts)."
     )
+
+
+def _undecided_gates(verdict: Verdict) -> str:
+    """Return which gates cannot tell, as a further sentence of an inconclusive verdict."""
+    gates = [
+        f"{gate.name} ({name})"
+        for name, level in verdict.levels.items()
+        for gate in level.gates
+        if gate.undecided and level.verdict == verdict.verdict == "inconclusive"
+    ]
+    return f" Gates that cannot tell: {'; '.join(gates)}." if gates else ""
 
 
 _POSITIVE: Mapping[Outcome, str] = {

@@ -138,7 +138,7 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     assert entry.pop("outcome") == verdict["verdict"]
     assert entry == json.loads((folder / "run.json").read_text())
     assert (entry["number_for_this_plan"], entry["number_for_this_claim"]) == (1, 1)
-    assert "run 1 of this plan, run 1 of its claim" in printed
+    assert "run 1 of this plan, 1 of its claim" in printed
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["resident_bytes_of_all_arms_together"] > 20e6
     assert environment["server"]["engines"]["openvino"]
@@ -268,6 +268,13 @@ def test_rows_survive_a_full_disk_and_the_run_reports_it(plan: Path, tmp_path: P
 
 
 def test_all_levels_run_and_are_audited(plan: Path, tmp_path: Path) -> None:
+    # The second copy of each model has files of its own.
+    before, *arms = plan.read_text().split("[[arm]]")
+    for number in (1, 3):
+        arms[number] = arms[number].replace('artifact"', 'copy"')
+    shutil.copytree(tmp_path / "artifact", tmp_path / "copy")
+    plan.write_text("[[arm]]".join([before, *arms]))
+    assert read_plan(plan).arms[1].artifact == str(tmp_path / "copy")
     plan.write_text(
         plan.read_text()
         .replace(
@@ -299,6 +306,8 @@ margins = { time_per_text = { mean = 0.5 } }
     assert main(["judge", str(folder)]) == done.returncode
     rows = read_rows(folder)
     assert {row["level"] for row in rows} == {"unloaded", "mixed-50", "switchback-50", "capacity"}
+    scope = json.loads((folder / "verdict.json").read_text())["scope"]
+    assert scope["own_files"] is True
     delayed = [row for row in rows if row["arm"] == "slow" and row["level"] == "unloaded"]
     assert len(delayed) == len({row["restart"] for row in rows}) * 16
 

@@ -332,7 +332,10 @@ def test_a_pull_request_gets_a_table_for_each_level(
     )
     assert sum(line.startswith("| end to end p50 |") for line in printed.splitlines()) == 2
     assert "Control bert-delayed: expected +6.00%, detected" in printed
-    assert f"run 1 of this plan: small `{verdict.plan.digest}`" in printed
+    assert (
+        f"run 1 of this plan, runs of its claim not counted: small `{verdict.plan.digest}`"
+        in printed
+    )
 
 
 def test_a_report_says_what_was_claimed_and_what_was_not(page: str) -> None:
@@ -365,7 +368,10 @@ def test_a_page_of_another_version_is_not_compared_and_the_judge_says_so(
     write_manifest(copy)
     for command in (["judge", str(copy)], ["report", str(copy), "--out", str(tmp_path / "x")]):
         assert main(command) == 0
-        assert "another version made it and was NOT compared" in capsys.readouterr().out
+        assert (
+            "does not say that this version made it, so it was NOT compared"
+            in capsys.readouterr().out
+        )
 
 
 def test_a_pull_request_shows_the_gates_that_failed(evidence: Path) -> None:

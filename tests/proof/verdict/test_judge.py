@@ -29,6 +29,7 @@ from proof.measuring.run import finish_run, resume_run
 from proof.verdict import judge
 from proof.verdict.judge import judge_run
 from proof.verdict.outcome import level_outcome
+from proof.verdict.scope import write_sentence
 from proof.verdict.terminal import describe
 from tests.proof.factories import write_evidence
 
@@ -723,6 +724,12 @@ def test_a_control_that_cannot_tell_makes_a_level_inconclusive_at_best(tmp_path:
     undecided = level.model_copy(update={"gates": [*level.gates, known]})
     assert level_outcome(undecided, "equivalence") == "inconclusive"
     assert level_outcome(undecided, "equivalence", may_be_undecided=False) == "equivalent"
+    verdict = judge_run(folder)
+    changed = undecided.model_copy(update={"verdict": "inconclusive"})
+    sentence = write_sentence(
+        verdict.model_copy(update={"verdict": "inconclusive", "levels": {"unloaded": changed}})
+    )
+    assert "Gates that cannot tell: bert-delayed is as slow as it was made" in sentence
     # One statistic that tells is enough, as for detection.
     narrow = [*wide[:1], level.controls[1], *wide[2:]]
     assert not any(
