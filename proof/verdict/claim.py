@@ -8,8 +8,9 @@ time depends on, DIFFERENCES, must be as it was measured, unless the caller allo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from proof.evidence.store import EvidenceRejected, read_manifest_digest
 from proof.plans.plan import Plan, Role
 from proof.verdict import identity
 from proof.verdict.committed import check_committed
+from proof.verdict.identity import Difference
 from proof.verdict.judge import judge_run
 from proof.verdict.schema import EXIT_CODES, ServedModel, Verdict, metric_label
 from proof.verdict.scope import ENGINE_PACKAGES, describe_model, describe_scope, describe_served
@@ -80,72 +82,89 @@ def verify(
     plan = read_sealed_plan(evidence)
     models = loaded_models(evidence)
     environment = read_json(evidence / "environment.json")
-    retrained: list[str] = []
-    served: dict[str, ServedModel] = {}
-    unmeasured: set[str] = set()
-    differing: dict[str, list[str]] = {}
-    roles: tuple[tuple[Role, Path], ...] = (("reference", reference), ("candidate", candidate))
-    for role, folder in roles:
-        measured = _measured(evidence, plan, models, role)
-        artifact = read_artifact(folder)
-        served[role] = describe_served(measured, environment)
-        for difference, words in _differences(artifact, served[role], role):
-            differing.setdefault(difference, []).append(words)
-        _check_measured(evidence, artifact, measured, role, allow)
-        unmeasured |= set(artifact.manifest.variants) - {measured["variant"]}
-        if artifact.digest != measured["digest"]:
-            retrained.append(role)
-    if served["reference"].variant != served["candidate"].variant:
-        variants = " and ".join(f"{role} {model.variant}" for role, model in served.items())
-        differing.setdefault("variant", []).append(f"other variants for each: {variants}")
-    differing |= _version_difference(environment)
-    _refuse(evidence, {name: words for name, words in differing.items() if name not in allow})
-    allowed = [words for each in differing.values() for words in dict.fromkeys(each)]
-    return Verified(compared, verdict, retrained, served, sorted(unmeasured), allowed)
+    artifacts = {"reference": read_artifact(reference), "candidate": read_artifact(candidate)}
+    measured: dict[str, dict[str, Any]] = {}
+    for role in _ROLES:
+        measured[role] = _measured(evidence, plan, models, role)
+        _check_measured(evidence, artifacts[role], measured[role], role, allow)
+    served = {role: describe_served(model, environment) for role, model in measured.items()}
+    differences = [
+        *_served_differences(artifacts, served),
+        *_version_difference(environment.get("server")),
+    ]
+    _refuse(evidence, [each for each in differences if each.subject not in allow])
+    unmeasured = {
+        variant
+        for role, artifact in artifacts.items()
+        for variant in artifact.manifest.variants
+        if variant != served[role].variant
+    }
+    return Verified(
+        compared=compared,
+        verdict=verdict,
+        retrained=[role for role in _ROLES if artifacts[role].digest != measured[role]["digest"]],
+        measured=served,
+        not_measured=sorted(unmeasured),
+        allowed=list(dict.fromkeys(each.detail for each in differences)),
+    )
 
 
-def _differences(artifact: Artifact, served: ServedModel, role: str) -> Iterator[tuple[str, str]]:
-    """Yield in what an artifact, served here, differs from what was measured; and in words."""
+_ROLES: tuple[Role, ...] = ("reference", "candidate")
+
+
+def _served_differences(
+    artifacts: Mapping[str, Artifact], served: Mapping[str, ServedModel]
+) -> Iterator[Difference]:
+    for role, artifact in artifacts.items():
+        yield from _differences(artifact, served[role], role)
+    variants = {role: model.variant for role, model in served.items()}
+    if len(set(variants.values())) > 1:
+        words = " and ".join(f"{role} {variant}" for role, variant in variants.items())
+        yield Difference("variant", f"other variants for each: {words}")
+
+
+def _differences(artifact: Artifact, served: ServedModel, role: str) -> Iterator[Difference]:
+    """Yield in what an artifact that is served here differs from what was measured."""
     variant = artifact.manifest.variants.get(served.variant or "")
     if variant is None:
-        yield "variant", f"{role} {served.variant}, which {artifact.directory} has not"
+        yield Difference("variant", f"{role} {served.variant}, which {artifact.directory} has not")
     elif variant.precision != served.precision:
-        yield "precision", f"{role} in {served.precision}, here in {variant.precision}"
+        yield Difference("precision", f"{role} in {served.precision}, here in {variant.precision}")
     packs = served.runtime == "openvino" and artifact.manifest.can_pack
     if served.packs is not packs:
-        yield "packing", f"{_packing(served.packs)}, here {_packing(packs)}"
-    engine = next(iter(_installed(ENGINE_PACKAGES.get(served.runtime or "", ()))), None)
+        yield Difference("packing", f"{_packing(served.packs)}, here {_packing(packs)}")
+    engine = _installed(ENGINE_PACKAGES.get(served.runtime or "", ()))
     if served.engine_version is None or served.engine_version != engine:
         name = served.runtime or "an unknown engine"
         measured = served.engine_version or "of an unknown release"
-        yield "engine", f"{name} {measured}, here {engine or 'not installed'}"
+        yield Difference("engine", f"{name} {measured}, here {engine or 'not installed'}")
 
 
 def _packing(packs: bool | None) -> str:
     return {True: "packed rows", False: "unpacked rows", None: "unknown packing"}[packs]
 
 
-def _installed(packages: Collection[str]) -> Iterator[str]:
+def _installed(packages: Collection[str]) -> str | None:
+    """Return the release of the first of these packages that is installed here."""
     for package in packages:
-        try:
-            yield importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return None
 
 
-def _version_difference(environment: Mapping[str, Any]) -> dict[str, list[str]]:
-    server = environment.get("server")
+def _version_difference(server: Any) -> Iterator[Difference]:
     measured = server.get("version") if isinstance(server, dict) else None
-    here = next(iter(_installed(("drbert-serve",))), None)
-    if measured is not None and measured == here:
-        return {}
-    return {"version": [f"drbert-serve {measured or 'of an unknown version'}, here {here}"]}
+    here = _installed(("drbert-serve",))
+    if measured is None or measured != here:
+        yield Difference(
+            "version", f"drbert-serve {measured or 'of an unknown version'}, here {here}"
+        )
 
 
-def _refuse(evidence: Path, differences: Mapping[str, list[str]]) -> None:
+def _refuse(evidence: Path, differences: Sequence[Difference]) -> None:
     if differences:
-        words = "; ".join(word for each in differences.values() for word in dict.fromkeys(each))
-        options = " ".join(f"--allow {name}" for name in differences)
+        words = "; ".join(dict.fromkeys(each.detail for each in differences))
+        options = " ".join(dict.fromkeys(f"--allow {each.subject}" for each in differences))
         raise EvidenceRejected(
             f"{evidence} was measured with {words}. Measure again, or pass {options}."
         )
