@@ -33,7 +33,7 @@ from typing import Any
 from command import BadUsage, Parser
 from proof.evidence.store import read_manifest_digest
 from proof.reports import markdown, report
-from proof.verdict import claim, identity, judge, schema
+from proof.verdict import claim, committed, identity, judge, schema, terminal
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -182,6 +182,15 @@ def _add_verify_claim(commands: Any) -> None:
         metavar="SHA256",
         help="the published digest of its plan.toml, or its first 16 digits",
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        choices=claim.DIFFERENCES,
+        default=[],
+        metavar="DIFFERENCE",
+        help="accept evidence of another variant, precision, packing, engine or version than here;"
+        " repeat it for several",
+    )
 
 
 def _add_report(commands: Any) -> None:
@@ -248,31 +257,58 @@ def _run(options: argparse.Namespace) -> int:
         folder, verdict = resume_run(options.resume)
     else:
         folder, verdict = run_plan(options.plan, options.evidence)
-    print(schema.describe(verdict))
+    print(terminal.describe(verdict))
     print(f"report: {folder / 'report.html'}")
     return schema.EXIT_CODES[verdict.verdict]
 
 
 def _verify(options: argparse.Namespace) -> int:
-    verified = claim.verify(options.a, options.b, options.evidence, options.manifest, options.plan)
+    verified = claim.verify(
+        options.a,
+        options.b,
+        options.evidence,
+        options.manifest,
+        options.plan,
+        options.allow,
+    )
+    note = report.check_page(options.evidence, verified.verdict)
     print(claim.describe(verified, options.evidence))
+    _print_note(note)
     return verified.exit_code
 
 
 def _judge(options: argparse.Namespace) -> int:
-    verdict = judge.judge_run(options.evidence)
-    schema.check_committed(options.evidence / "verdict.json", verdict)
-    print(schema.describe(verdict))
+    verdict, note = _judge_again(options.evidence)
+    print(terminal.describe(verdict))
     print(f"manifest {read_manifest_digest(options.evidence)}")
     print(f"plan {verdict.plan.digest}")
+    _print_note(note)
     return schema.EXIT_CODES[verdict.verdict]
 
 
+def _judge_again(evidence: Path) -> tuple[schema.Verdict, str]:
+    """Return the verdict on a run, and what could not be compared.
+
+    Raise EvidenceRejected if the committed verdict or page is not the one that follows.
+    """
+    verdict = judge.judge_run(evidence)
+    committed.check_committed(evidence / "verdict.json", verdict)
+    return verdict, report.check_page(evidence, verdict)
+
+
+def _print_note(note: str) -> None:
+    if note:
+        print(f"note: {note}")
+
+
 def _report(options: argparse.Namespace) -> int:
-    verdict = judge.judge_run(options.evidence)
+    verdict, note = _judge_again(options.evidence)
     if options.markdown:
         print(markdown.render(verdict))
-    else:
-        path = options.out or Path(f"{options.evidence.resolve().name}.html")
-        print(report.write(options.evidence, verdict, path))
+        if note:
+            print(f"\n{note}")
+        return 0
+    path = options.out or Path(f"{options.evidence.resolve().name}.html")
+    print(report.write(options.evidence, verdict, path))
+    _print_note(note)
     return 0

@@ -234,6 +234,18 @@ class Dropped(_Part):
     """Its share of the checkpoint's bytes, 0 to 1."""
 
 
+PACKABLE_FAMILIES = (
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "roberta",
+    "xlm-roberta",
+)
+"""Families whose tokens meet only in attention, with positions added to the word embeddings."""
+
+
 class Manifest(_Part):
     """The content of manifest.json."""
 
@@ -307,6 +319,11 @@ class Manifest(_Part):
             if name not in self.files:
                 raise ValueError(f"{user} uses {name}, which files does not list")
         return self
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether OpenVINO can run several texts in one row."""
+        return self.padding_invariant and self.family in PACKABLE_FAMILIES
 
 
 @dataclass(frozen=True)

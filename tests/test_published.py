@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,22 @@ def test_published_evidence_with_a_flipped_byte_is_refused(folder: Path, tmp_pat
     (copy / "requests.parquet").write_bytes(content)
     with pytest.raises(EvidenceRejected, match=r"requests\.parquet has changed"):
         main(["judge", str(copy)])
+
+
+def test_the_published_index_lists_every_published_run_and_what_became_of_it() -> None:
+    runs = json.loads(Path("evidence/published/index.json").read_text())
+    assert len({entry["run"] for entry in runs}) == len(runs)
+    by_name = {entry["run"]: entry for entry in runs}
+    for folder in PUBLISHED:
+        run = json.loads((folder / "run.json").read_text())
+        entry = by_name[run["run"]]
+        assert run.items() <= entry.items()
+        assert entry["outcome"] == read_verdict(folder / "verdict.json").verdict
+    for key in ("plan", "claim"):
+        earlier = Counter[str]()
+        for entry in sorted(runs, key=lambda entry: str(entry["run"])):
+            earlier[entry[f"{key}_digest"]] += 1
+            assert entry[f"number_for_this_{key}"] == earlier[entry[f"{key}_digest"]]
 
 
 def test_the_readme_shows_each_verdict_and_the_digest_of_its_manifest() -> None:

@@ -66,8 +66,9 @@ def table() -> str:
         )
         seconds = time.monotonic() - began
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    last_line = (done.stdout or done.stderr).strip().splitlines()[-1]
-    verdict = last_line.split(". ")[0]
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    verdict = next((line for line in lines if line.startswith("verdict: ")), lines[-1])
+    verdict = verdict.split(". ")[0]
     return "\n".join(
         [
             "| rows | restarts | seconds on one core | most memory | verdict |",

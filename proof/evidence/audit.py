@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ SAME_NS = 1000
 
 The schedule's arrivals are sums of logarithms, whose last bits depend on the processor.
 """
+
+FEWEST_TO_COMPARE = 8
+"""Fewest requests of an arm whose times, taken together, do not occur twice by chance."""
 
 
 def read_sealed_plan(folder: Path) -> Plan:
@@ -143,10 +146,36 @@ def check_documents(folder: Path) -> None:
     loaded_models(folder)
 
 
-def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> list[dict[str, Any]]:
+def check_identity(folder: Path, plan: Plan) -> None:
+    """Reject an identity.json that compared other graphs than the arms had loaded."""
+    compared, models = read_json(folder / "identity.json"), loaded_models(folder)
+    reference = plan.arms[plan.indices("reference")[0]].name
+    for name in compared:
+        for side, arm in enumerate((reference, name)):
+            variant = _dig(models, arm, "variant")
+            for part in ("encoder", "head"):
+                digests = _dig(compared, name, "variants", variant, part, "digests")
+                loaded = _dig(models, arm, f"{part}_digest")
+                # Evidence of servers that tell nothing, or of a variant that was not compared.
+                if not isinstance(digests, list) or not isinstance(loaded, str):
+                    continue
+                if len(digests) != 2 or digests[side] != loaded:
+                    raise EvidenceRejected(
+                        f"{folder / 'identity.json'} compared another {part} of {arm} than"
+                        f" environment.json says was loaded ({loaded[:12]})."
+                    )
+
+
+def audit_rows(
+    folder: Path,
+    plan: Plan,
+    starts: Sequence[RestartRecord],
+    observe: Callable[[Mapping[str, Any]], None] = lambda rows: None,
+) -> list[dict[str, Any]]:
     """Return the lines of restarts.csv that follow from the rows.
 
-    Raise EvidenceRejected, naming the contradiction, if rows or starts cannot be what they claim.
+    `observe` is called with the rows of every restart that counts, once they are audited. Raise
+    EvidenceRejected, naming the contradiction, if rows or starts cannot be what they claim.
     """
     requests = Requests(folder)
     try:
@@ -162,6 +191,7 @@ def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> lis
     runs: dict[str, None] = {}
     instances: dict[str, int] = {}
     measured_arms: set[str] = set()
+    durations: dict[bytes, int] = {}
     counted = 0
     for number, start in enumerate(starts):
         restart = _Restart(folder, plan, start, texts)
@@ -175,9 +205,11 @@ def audit_rows(folder: Path, plan: Plan, starts: Sequence[RestartRecord]) -> lis
         counted += 1
         restart.check_instances(instances)
         restart.check_order_of_levels(rows)
+        restart.check_durations(rows, durations)
         for level in plan.levels:
             restart.check_schedule(level, at_level(rows, level.name))
             lines += read_restart(plan, level, start.restart, restart.positions, rows)
+        observe(rows)
     _check_run_name(folder, plan, runs)
     for arm in plan.arms:
         if counted and arm.name not in measured_arms:
@@ -246,6 +278,26 @@ class _Restart:
                     f"{self._name} was answered by the same start of a server as restart"
                     f" {instances[instance]}."
                 )
+
+    def check_durations(self, rows: Mapping[str, Any], durations: dict[bytes, int]) -> None:
+        """Reject an arm that took exactly the times of an earlier restart; add its own times.
+
+        Hundreds of times in nanoseconds do not repeat by chance, in whatever order they stand.
+        """
+        columns = [rows["done_ns"] - rows["sent_ns"]]
+        if self._plan.server_timing:
+            columns.append(rows["inference_us"])
+        for arm in self._plan.arms:
+            is_arm = rows["arm"] == arm.name
+            if int(is_arm.sum()) < FEWEST_TO_COMPARE:
+                continue
+            for column in columns:
+                digest = hashlib.sha256(np.sort(column[is_arm]).tobytes()).digest()
+                earlier = durations.setdefault(digest, self._start.restart)
+                if earlier != self._start.restart:
+                    raise EvidenceRejected(
+                        f"{self._name}: {arm.name} took exactly the times of restart {earlier}."
+                    )
 
     def check_order_of_levels(self, rows: Mapping[str, Any]) -> None:
         """Reject levels that overlap, or ran in another order than the plan's."""

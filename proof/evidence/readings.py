@@ -8,7 +8,7 @@ Readings: the few numbers of each restart that a verdict rests on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,12 @@ DELAY = "delay"
 """Kind of block of the delayed arm in schedule 2: its log ratio to copies that are not delayed."""
 BUSY_SHARE = "busy_share"
 """Metric: the share of time in which the engine was busy."""
+OF_SLICES: Mapping[str, Callable[[Matrix], float]] = {
+    "mean": lambda shares: float(shares.mean()),
+    "least": lambda shares: float(shares.min()),
+    "most": lambda shares: float(shares.max()),
+}
+"""Statistics of the busy share over the slices of a restart."""
 DRIFT = "drift"
 """Statistic: change of log(second reference / first) from the first to the last plain block."""
 
@@ -66,8 +72,10 @@ class Readings:
     """
     delays: Mapping[tuple[str, str], Matrix] = field(default_factory=dict)
     """Schedule 2: (K,) log ratio of the delayed arm to its copies, by metric and statistic."""
-    busy_shares: Matrix = field(default_factory=lambda: np.zeros(0))
-    """(K,) share of time in which the engine was busy; empty where it is not known."""
+    busy_shares: Matrix = field(default_factory=lambda: np.zeros((0, 3)))
+    """(K, 3) share of time in which the engine was busy: the mean over a restart's slices, the
+    least and the most of them. Empty where it is not known.
+    """
 
 
 def read_restart(
@@ -96,7 +104,7 @@ def read_restart(
     if plan.schedule_version > 1:
         lines += _delay_lines(plan, level, restart, positions, level_rows, latencies)
         if level.kind == "mixed":
-            lines += _busy_line(plan, level, restart, busy_share(level_rows))
+            lines += _busy_lines(plan, level, restart, np.array([busy_share(level_rows)]))
     if level.tuples:
         lines.append(_drift_line(plan, level, restart, positions, level_rows, latencies))
     return lines
@@ -207,15 +215,17 @@ def _slice_lines(
             value = math.exp(slices.delay(key, delayed))
             yield _line(level, (DELAY, *key), restart, name, NO_POSITION, count, value)
     if level.kind == "switchback":
-        yield from _busy_line(plan, level, restart, float(slices.busy_share.mean()))
+        yield from _busy_lines(plan, level, restart, slices.busy_shares)
 
 
-def _busy_line(plan: Plan, level: Level, restart: int, share: float) -> Iterable[dict[str, Any]]:
-    """Yield the busy share of a level, under the first reference's name; none if unknown."""
-    if not math.isnan(share):
-        name = plan.arms[plan.indices("reference")[0]].name
-        key = ("plain", BUSY_SHARE, "mean")
-        yield _line(level, key, restart, name, NO_POSITION, 0, share)
+def _busy_lines(plan: Plan, level: Level, restart: int, shares: Matrix) -> Iterable[dict[str, Any]]:
+    """Yield the busy share of the slices under the first reference's name; none if unknown."""
+    if np.isnan(shares).any():
+        return
+    arm = plan.arms[plan.indices("reference")[0]].name
+    for name, statistic in OF_SLICES.items():
+        key = ("plain", BUSY_SHARE, name)
+        yield _line(level, key, restart, arm, NO_POSITION, len(shares), statistic(shares))
 
 
 def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDArray[np.float64]:
@@ -325,7 +335,7 @@ def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]
     shape = (len(restarts), len(plan.arms))
     positions = np.zeros(shape, np.int64)
     drift = np.full(len(restarts), np.nan)
-    busy_shares = np.full(len(restarts), np.nan)
+    busy_shares = np.full((len(restarts), len(OF_SLICES)), np.nan)
     logs: dict[Key, Matrix] = {}
     delays: dict[tuple[str, str], Matrix] = {}
     for line in level_lines:
@@ -334,7 +344,8 @@ def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]
             drift[row] = float(line["log"])
             continue
         if line["metric"] == BUSY_SHARE:
-            busy_shares[row] = math.exp(float(line["log"]))
+            column = list(OF_SLICES).index(line["statistic"])
+            busy_shares[row, column] = math.exp(float(line["log"]))
             continue
         if line["block"] == DELAY:
             statistic = (line["metric"], line["statistic"])
@@ -349,7 +360,7 @@ def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]
         logs,
         drift[~np.isnan(drift)],
         delays,
-        busy_shares[~np.isnan(busy_shares)],
+        busy_shares[~np.isnan(busy_shares).any(axis=1)],
     )
 
 

@@ -51,7 +51,7 @@ class Slices:
     """(n,) set of each slice: one slice for each arm, with the same requests."""
     logs: Mapping[tuple[str, str], Floats]
     """(n,) log of each (metric, statistic) of MEAN_OF_SLICES, latencies in microseconds."""
-    busy_share: Floats
+    busy_shares: Floats
     """(n,) share of the slice in which the engine was busy; NaN if batches are not known."""
 
     def table(self, key: tuple[str, str], arms: list[int]) -> Floats:
@@ -93,7 +93,7 @@ def read_slices(
     names = np.array([arm.name for arm in plan.arms])
     copies_by_position = {position: arm for arm, position in positions.items()}
     arm, copy = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    busy_share = np.full(count, np.nan)
+    busy_shares = np.full(count, np.nan)
     metrics = list(latencies) + (["time_per_text"] if level.kind == "capacity" else [])
     logs = {(metric, name): np.zeros(count) for metric in metrics for name in MEAN_OF_SLICES}
     adjusted = level.betas.get(ADJUSTED, {})
@@ -119,7 +119,7 @@ def read_slices(
             continue
         batches = _first_of_batches(rows["batch_id"][chosen])
         inference_us = latencies["inference"][chosen][batches].sum()
-        busy_share[i] = 1000 * inference_us / duration_ns
+        busy_shares[i] = 1000 * inference_us / duration_ns
         if knows_dilation:
             z = np.log(inference_us / latencies["inference_cpu"][chosen][batches].sum())
             logs[DILATION, "mean"][i] = z
@@ -127,7 +127,7 @@ def read_slices(
                 logs[ADJUSTED, name][i] = logs["end_to_end", name][i] - beta * z
     if level.kind == "capacity":
         logs = {("time_per_text", "mean"): logs["time_per_text", "mean"]}
-    return Slices(arm, copy, sent // arms_of_set, logs, busy_share)
+    return Slices(arm, copy, sent // arms_of_set, logs, busy_shares)
 
 
 def is_punctual(plan: Plan, rows: Mapping[str, Any]) -> npt.NDArray[np.bool_]:

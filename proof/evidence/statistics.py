@@ -99,6 +99,18 @@ def slope(values: npt.NDArray[np.float64]) -> float:
     return float((x @ (values - values.mean())) / (x @ x))
 
 
+def lag_one_autocorrelation(values: npt.NDArray[np.float64]) -> float | None:
+    """Return how much each value resembles the one before it, −1 to 1; None if all are equal.
+
+    Student's interval assumes independent restarts; K of those have about 0 ± 1/√K.
+    """
+    deviations = values - values.mean()
+    total = float(deviations @ deviations)
+    if total <= 0:
+        return None
+    return float(deviations[1:] @ deviations[:-1]) / total
+
+
 def sign_flip_p(differences: npt.NDArray[np.float64], bound: float, seed: int = 0) -> float:
     """Return a p-value for equivalence that assumes no normal distribution; small says equivalent.
 

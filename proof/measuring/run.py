@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -56,11 +55,13 @@ from proof.evidence.store import (
     write_csv,
     write_manifest,
 )
-from proof.measuring import pod_instances
+from proof.evidence.text_ratios import TextRatios
+from proof.measuring import index, pod_instances
 from proof.measuring.gpu_throttling import watch_throttling
 from proof.measuring.launch import ServerNotStarted
 from proof.measuring.servers import (
     GeneratorFailed,
+    Served,
     generate,
     pinned_cpus,
     serve_arms,
@@ -68,6 +69,7 @@ from proof.measuring.servers import (
     throttling_readable,
 )
 from proof.measuring.steal import PROBE_S, stolen_share, wait_for_calm
+from proof.plans.claim_digest import digest_claim
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.restart import RestartSpec
@@ -76,6 +78,7 @@ from proof.reports import report
 from proof.verdict import identity
 from proof.verdict.judge import judge_lines
 from proof.verdict.schema import Verdict
+from service.artifact import read_artifact
 
 DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
 """Files that follow from the rows, and are written again when a run is resumed."""
@@ -99,12 +102,14 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     """
     plan = read_plan(path)
     _check_runnable(plan)
+    artifacts = _check_copies(plan)
     compared = _compare_arms(plan)
     if plan.instances:
         pod_instances.check_enough(plan)
     folder = evidence / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{plan.name}"
     folder.mkdir(parents=True)
-    _append_to_index(evidence, folder, plan)
+    claim = digest_claim(plan, artifacts, plan.texts.read_bytes())
+    _write_json(folder / "run.json", index.append_run(evidence, folder, plan, claim))
     shutil.copy(path, folder / "plan.toml")
     shutil.copy(plan.texts, folder / "texts.txt")
     if plan.pilot is not None:
@@ -200,8 +205,13 @@ def _execute(folder: Path) -> Verdict:
                     f" {resume}",
                     flush=True,
                 )
+        # Whatever is wrong with the index must not hide why the run ended.
+        with contextlib.suppress(OSError, CommandError):
+            index.record_outcome(folder, index.STOPPED)
         raise
-    return finish_run(folder)
+    verdict = finish_run(folder)
+    index.record_outcome(folder, verdict.verdict)
+    return verdict
 
 
 def _has_rows(folder: Path) -> bool:
@@ -275,7 +285,7 @@ def _measure_restart(plan: Plan, attempt: int, slot: int, run: str, folder: Path
     dropped, interrupted, is_raising = INTERRUPTED, False, True
     try:
         with serve_arms(plan, order, log, *_measured_instances(folder)) as served:
-            _record_environment(plan, served.info, folder)
+            _record_environment(plan, served, folder)
             with watch_throttling(served.with_gpus, slowed):
                 spec = RestartSpec(
                     plan=plan.path,
@@ -375,13 +385,44 @@ def finish_run(folder: Path) -> Verdict:
         facts.unlink()  # of a generator whose run was killed
     starts = read_starts(folder)
     seal(folder)
-    lines = audit_rows(folder, plan, starts)
+    texts = TextRatios(plan)
+    lines = audit_rows(folder, plan, starts, texts.add)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
-    verdict = judge_lines(folder, plan, starts, lines)
+    verdict = judge_lines(folder, plan, starts, lines, texts)
     (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.write(folder, verdict)
     write_manifest(folder)
     return verdict
+
+
+def _check_copies(plan: Plan) -> dict[str, str]:
+    """Return the digest of each arm's artifact, by the arm's name.
+
+    Raise BadInput unless both arms of a role load one artifact: from one folder, or from a copy
+    that has files of its own.
+    """
+    artifacts = {
+        arm.name: read_artifact(Path(arm.artifact)) for arm in plan.arms if arm.artifact is not None
+    }
+    for role in ("reference", "candidate"):
+        first, second = (artifacts.get(arm.name) for arm in plan.arms if arm.role == role)
+        if first is None or second is None or first.directory == second.directory:
+            continue
+        folders = f"{first.directory} and {second.directory}"
+        if first.digest != second.digest:
+            raise BadInput(
+                f"{plan.path}: {folders} are two artifacts ({first.digest[:12]} and"
+                f" {second.digest[:12]}); the two arms that are {role} load one, or copies of it."
+            )
+        shared = [
+            name for name in first.manifest.files if first.path(name).samefile(second.path(name))
+        ]
+        if shared:
+            raise BadInput(
+                f"{plan.path}: {folders} share the file {shared[0]}; copy the folder with `cp -r`,"
+                " or name one folder twice."
+            )
+    return {name: artifact.digest for name, artifact in artifacts.items()}
 
 
 def _compare_arms(plan: Plan) -> dict[str, Any]:
@@ -391,7 +432,7 @@ def _compare_arms(plan: Plan) -> dict[str, Any]:
     """
     if not plan.starts_servers:
         return {}
-    # The plan's reader has checked that both arms of a role name one artifact.
+    # Both arms of a role load one artifact, or copies of it.
     reference = Path(plan.arms[plan.indices("reference")[0]].artifact or "")
     others = [plan.indices("candidate")[0], *plan.indices("control")]
     return {
@@ -400,12 +441,12 @@ def _compare_arms(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _record_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
+def _record_environment(plan: Plan, served: Served, folder: Path) -> None:
     """Write environment.json at the first start.
 
     Raise BadInput at a later one if the machine or an artifact is another than at the first.
     """
-    path, here = folder / "environment.json", _environment(plan, info)
+    path, here = folder / "environment.json", _environment(plan, served)
     if not path.exists():
         _write_json(path, here)
         return
@@ -427,10 +468,11 @@ def _record_environment(plan: Plan, info: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
+def _environment(plan: Plan, served: Served) -> dict[str, Any]:
     packages = (
         "openvino",
         "onnxruntime",
+        "onnxruntime-gpu",
         "tokenizers",
         "fastapi",
         "uvicorn",
@@ -447,9 +489,14 @@ def _environment(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
         "generator_cpus": sorted(pinned_cpus(plan)[1]),
         "throttling_readable": throttling_readable(),
         "packages": {name: version for name in packages if (version := _version(name))},
+        "drbert_serve": _version("drbert-serve"),
         "commit": _commit(),
+        # One server holds every arm, so its memory does not tell them apart.
+        "resident_bytes_of_all_arms_together": served.resident_bytes,
         "server": {
-            key: value for key, value in info.items() if key not in ("instance_id", "started")
+            key: value
+            for key, value in served.info.items()
+            if key not in ("instance_id", "started")
         },
     }
 
@@ -484,23 +531,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
-
-
-def _append_to_index(evidence: Path, folder: Path, plan: Plan) -> None:
-    """Add the run to evidence/index.json before it begins, so that no bad end is forgotten."""
-    path = evidence / "index.json"
-    with (evidence / ".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = read_json(path) if path.exists() else []
-        number = 1 + sum(entry["plan_digest"] == plan.digest for entry in runs)
-        entry = {
-            "run": folder.name,
-            "plan": plan.name,
-            "plan_digest": plan.digest,
-            "number_for_this_plan": number,
-        }
-        _write_json(path, [*runs, entry])
-    _write_json(folder / "run.json", entry)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -66,6 +66,8 @@ class Served:
     """URLs by arm, where they are not the plan's."""
     with_gpus: frozenset[str] = frozenset()
     """URLs of servers that report on GPUs."""
+    resident_bytes: int | None = None
+    """Resident memory of the server once it is warm, of all copies together; None if unknown."""
 
 
 @contextmanager
@@ -91,10 +93,20 @@ def serve_arms(
         with running(_server_command(plan, order, log)) as server:
             with urllib.request.urlopen(f"{server.url}/info", timeout=10) as response:
                 info = json.load(response)
-            yield Served(info, with_gpus=frozenset([server.url] if info.get("gpus") else ()))
+            gpus = frozenset([server.url] if info.get("gpus") else ())
+            yield Served(info, with_gpus=gpus, resident_bytes=_resident_bytes(server.process.pid))
     else:
         _run_restart_command(plan, order, log)
         yield Served({})
+
+
+def _resident_bytes(pid: int) -> int | None:
+    """Return the resident memory of a process; None where the system does not tell."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _server_command(plan: Plan, order: list[int], log: Path) -> ServerCommand:

@@ -520,15 +520,17 @@ def _check_arms(plan: Plan) -> None:
 
 
 def _check_pair(plan: Plan, role: Role) -> None:
-    """Raise BadInput unless two arms have the role, and both load the same model."""
+    """Raise BadInput unless two arms have the role, and both load the same model.
+
+    Their artifacts may be copies of one folder; the run compares them.
+    """
     arms = [plan.arms[i] for i in plan.indices(role)]
     if len(arms) != 2:
         raise BadInput(f"{plan.path}: {len(arms)} arms are {role}; each is loaded twice.")
-    models = {(arm.artifact, arm.model, arm.dialect) for arm in arms}
-    if len(models) > 1:
+    if len({(arm.model, arm.dialect) for arm in arms}) > 1:
         raise BadInput(
-            f"{plan.path}: the two arms that are {role} name different artifacts, models or"
-            " dialects; they are two loads of one."
+            f"{plan.path}: the two arms that are {role} name different models or dialects; they are"
+            " two loads of one."
         )
 
 

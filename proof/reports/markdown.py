@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from proof.reports.formatting import format_difference, format_range
 from proof.verdict.schema import Control, LevelVerdict, Verdict, describe_statistic, metric_label
+from proof.verdict.scope import describe_scope
 
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
@@ -18,12 +19,14 @@ def render(verdict: Verdict) -> str:
     A level has a table of its statistics, its controls, and its gates.
     """
     lines = [f"**{verdict.verdict}** {_escape(verdict.sentence)}"]
+    if verdict.scope is not None:
+        lines += ["", *(f"- {_escape(line)}" for line in describe_scope(verdict.scope))]
     for name, level in verdict.levels.items():
         lines += ["", *_level_lines(name, level, verdict.claim)]
     run = verdict.run
     lines += [
         "",
-        f"Run `{run.run}`, number {run.number_for_this_plan} of plan {_escape(verdict.plan.name)}"
+        f"Run `{_escape(run.run)}`, {run.numbers}: {_escape(verdict.plan.name)}"
         f" `{verdict.plan.digest}`",
     ]
     return "\n".join(lines)
@@ -75,6 +78,11 @@ def _describe_control(arm: str, controls: Sequence[Control]) -> str:
 
 def _describe_gates(level: LevelVerdict) -> str:
     failed = [gate for gate in level.gates if not gate.passed]
+    undecided = [gate for gate in level.gates if gate.undecided]
+    if not failed and undecided:
+        return "Gates that cannot tell: " + "; ".join(
+            f"{_escape(gate.name)}: {_escape(gate.measured)}" for gate in undecided
+        )
     if not failed:
         return f"All {len(level.gates)} gates hold."
     return "Gates that failed: " + "; ".join(

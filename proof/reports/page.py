@@ -7,6 +7,8 @@ carry the same information.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from proof.reports.formatting import escape_text
+from proof.verdict.schema import SCHEMA_VERSION
 
 Tone = Literal["good", "bad", "open"]
 """Colour of a judgement: it holds, it fails, it is undecided."""
@@ -37,6 +40,21 @@ ENVIRONMENT.globals["style_sheet"] = Markup((HERE / "style.css").read_text(encod
 def render(template: str, **variables: object) -> str:
     """Return a template of templates/, rendered; a variable that it misses is an error."""
     return ENVIRONMENT.get_template(template).render(variables)
+
+
+@functools.cache
+def renderer_version() -> str:
+    """Return 16 digits that change with this package's code, templates and styles.
+
+    Every page names the version that made it: the same version makes the same page from the same
+    evidence, byte for byte.
+    """
+    files = (path for path in HERE.rglob("*") if path.suffix in (".py", ".j2", ".css"))
+    digest = hashlib.sha256(f"schema {SCHEMA_VERSION}".encode())
+    for path in sorted(files):
+        digest.update(f"\n{path.relative_to(HERE).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

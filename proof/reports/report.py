@@ -9,16 +9,18 @@ This module and the modules of sections compute the data; templates/ holds text 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from proof.evidence.audit import read_json
+from proof.evidence.store import EvidenceRejected
 from proof.plans.plan import Level
 from proof.reports import chart_sections, table_sections
 from proof.reports.chart_sections import LevelDifferences, LevelPhases
 from proof.reports.distributions import PHASES, TIME_COURSE_PARTS
-from proof.reports.page import Figure, Table, render
+from proof.reports.page import Figure, Table, render, renderer_version
 from proof.reports.report_environment import (
     ArtifactComparison,
     EnvironmentSection,
@@ -34,6 +36,10 @@ from proof.reports.reported_run import (
 )
 from proof.reports.table_sections import LevelNumbers, StartsSection
 from proof.verdict.schema import Verdict
+from proof.verdict.scope import describe_scope
+
+PAGE = "report.html"
+_GENERATOR = re.compile(r'<meta name="generator" content="drbert-prove report ([0-9a-f]{16})"/>')
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ class LevelSummary:
 class Report:
     """The variables of templates/report.html.j2."""
 
-    folder: str
-    """Name of the folder that holds the evidence."""
+    version: str
+    """Version of the renderer."""
     verdict: Verdict
     style: OutcomeStyle
     """How the verdict is shown."""
+    scope: Sequence[str]
+    """What was claimed, not claimed and measured, in lines."""
     pilot: str | None
     """SHA-256 of the plan's pilot, if it has one."""
     reference: Sequence[str]
@@ -93,18 +101,48 @@ def write(folder: Path, verdict: Verdict, path: Path | None = None) -> Path:
 
     Raises EvidenceRejected if the evidence cannot be read.
     """
-    path = path or folder / "report.html"
-    report = build_report(read_reported_run(folder, verdict))
-    path.write_text(render("report.html.j2", **vars(report)), encoding="utf-8")
+    path = path or folder / PAGE
+    path.write_text(_render(folder, verdict), encoding="utf-8")
     return path
+
+
+def check_page(folder: Path, verdict: Verdict) -> str:
+    """Render the sealed report.html of a run again and compare the two.
+
+    Return an empty string if they are equal, or a sentence if the page says that another version
+    made it, or says nothing: it is then not compared. Raise EvidenceRejected if it differs.
+    """
+    path = folder / PAGE
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
+    version = _GENERATOR.search(page)
+    if version is None or version[1] != renderer_version():
+        return (
+            f"{path} does not say that this version made it, so it was NOT compared with the"
+            f" evidence; `drbert-prove report {folder}` renders it anew."
+        )
+    if page != _render(folder, verdict):
+        raise EvidenceRejected(
+            f"{path} is not the page that follows from the evidence; `drbert-prove report"
+            f" {folder}` renders it anew."
+        )
+    return ""
+
+
+def _render(folder: Path, verdict: Verdict) -> str:
+    report = build_report(read_reported_run(folder, verdict))
+    return render("report.html.j2", **vars(report))
 
 
 def build_report(run: ReportedRun) -> Report:
     """Return the data of every section."""
     return Report(
-        folder=run.folder.name,
+        version=renderer_version(),
         verdict=run.verdict,
         style=OUTCOME_STYLES[run.verdict.verdict],
+        scope=[] if run.verdict.scope is None else list(describe_scope(run.verdict.scope)),
         pilot=run.plan.pilot,
         reference=run.arms("reference"),
         candidate=run.arms("candidate"),
@@ -142,6 +180,11 @@ def _summarize_level(level: ReportedLevel) -> LevelSummary:
 
 def _describe_load(level: Level) -> str:
     arrivals = f"Poisson arrivals at {level.percent} % of the reference's capacity"
+    if level.rate_per_s:
+        arrivals = (
+            f"{level.rate_per_s:.4g} Poisson arrivals a second, to keep the engine busy"
+            f" {level.percent} % of the time"
+        )
     descriptions = {
         "unloaded": (
             "one request in flight, a pause after each answer; each text goes once to every arm"

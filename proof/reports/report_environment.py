@@ -19,6 +19,7 @@ MODEL_FIELDS = (
     "runtime",
     "device",
     "precision",
+    "packs",
     "parameters",
     "encoder_digest",
 )
@@ -69,7 +70,7 @@ def _graphs(name: str, result: Mapping[str, Any]) -> Table | None:
     rows: list[Row] = []
     for variant, parts in result.get("variants", {}).items():
         rows += [_graph_row(variant, part, value) for part, value in parts.items()]
-    for field in ("parameters", "flops_per_token"):
+    for field in ("parameters", "flops_per_token", "artifact_bytes"):
         if field in result:
             rows.append(_pair_row(_spaced(field), result[field]))
     caption = f"Graphs of the reference and of {name}"

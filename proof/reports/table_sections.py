@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proof.evidence.store import RestartRecord
+from proof.plans.plan import DILATION
 from proof.reports.chart_sections import claim_marker
 from proof.reports.formatting import format_difference, format_range, with_minus_sign
 from proof.reports.page import Cell, Column, Row, Table, Tone, optional_table
 from proof.reports.reported_run import ReportedLevel, ReportedRun
 from proof.verdict.schema import (
+    BusyShare,
     Contrast,
     Control,
     Gate,
+    LevelTexts,
     Statistic,
     describe_statistic,
     metric_label,
 )
+from proof.verdict.terminal import describe_load
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class LevelNumbers:
     """Texts per second of one reference arm; empty where capacity was not measured."""
     controls: Table | None
     same_model: Table | None
+    texts: Table | None
+    """Ratios by text."""
+    load: str
+    """How busy the engine was, in a sentence; empty where it is not known."""
 
 
 def build_numbers(run: ReportedRun) -> list[LevelNumbers]:
@@ -51,7 +59,23 @@ def _level_numbers(level: ReportedLevel, claim: str) -> LevelNumbers:
         texts_per_s=texts_per_s,
         controls=_controls_table(level.name, verdict.controls),
         same_model=_same_model_table(level.name, verdict.same_model),
+        texts=None if verdict.texts is None else _texts_table(level.name, verdict.texts),
+        load=_describe_load(level.name, verdict.busy_share),
     )
+
+
+def _reference(item: Statistic) -> str:
+    """Return the reference's statistic: a time, or how much longer than its CPU time it took."""
+    if item.metric == DILATION:
+        return f"× {item.reference_us:.3f}"
+    return f"{item.reference_us / 1000:.3f} ms"
+
+
+def _describe_load(level: str, share: BusyShare | None) -> str:
+    if share is None:
+        return ""
+    words = describe_load(share)
+    return f"At {level} {words}."
 
 
 def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> Table | None:
@@ -62,16 +86,18 @@ def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> T
         Column("90 % interval", is_numeric=True),
         Column("margin", is_numeric=True),
         Column("sign flip p", is_numeric=True),
+        Column("autocorrelation", is_numeric=True),
         Column("reading"),
     ]
     rows: list[Row] = [
         [
             _statistic_name(item),
-            f"{item.reference_us / 1000:.3f} ms",
+            _reference(item),
             format_difference(item.ratio),
             format_range(*item.interval),
             _margin(item),
             f"{item.sign_flip_p:.3f}",
+            _correlation(item.autocorrelation),
             Cell(describe_statistic(item, claim), _tone(item, claim)),
         ]
         for item in statistics
@@ -81,6 +107,10 @@ def _claimed_table(level: str, statistics: Sequence[Statistic], claim: str) -> T
 
 def _statistic_name(item: Statistic | Control | Contrast) -> str:
     return f"{metric_label(item.metric)} {item.statistic}"
+
+
+def _correlation(value: float | None) -> str:
+    return "" if value is None else with_minus_sign(f"{value:+.2f}")
 
 
 def _margin(item: Statistic) -> str:
@@ -144,6 +174,30 @@ def _same_model_reading(item: Contrast) -> str | Cell:
     return "equivalent" if item.equivalent else "undecided"
 
 
+def _texts_table(level: str, texts: LevelTexts) -> Table:
+    columns = [
+        Column("by text"),
+        Column("furthest median", is_numeric=True),
+        Column("text", is_numeric=True),
+        Column("tokens", is_numeric=True),
+        Column("longest over shortest", is_numeric=True),
+    ]
+    rows: list[Row] = [
+        [
+            name,
+            format_difference(text.ratio),
+            str(text.text_id),
+            str(text.tokens) if text.tokens > 0 else "",
+            "" if text.trend is None else format_difference(text.trend),
+        ]
+        for name, text in (
+            ("candidate over reference", texts.candidate),
+            ("A/A, second copies over first", texts.same_model),
+        )
+    ]
+    return Table(f"{level}: medians of {texts.texts} texts, which decide nothing", columns, rows)
+
+
 def build_gates(run: ReportedRun) -> list[Table]:
     """Return the gates, level by level."""
     return [_gates_table(level.name, level.verdict.gates) for level in run.levels]
@@ -153,13 +207,20 @@ def _gates_table(level: str, gates: Sequence[Gate]) -> Table:
     columns = [Column(""), Column("gate"), Column("measured")]
     rows: list[Row] = [
         [
-            Cell("holds", "good") if gate.passed else Cell("FAILED", "bad"),
+            _gate_status(gate),
             gate.name,
-            _with_minus_signs(gate.measured),
+            _with_minus_signs(gate.measured)
+            + (f"; cannot tell: {gate.undecided}" if gate.undecided else ""),
         ]
         for gate in gates
     ]
     return Table(f"Gates at {level}", columns, rows, layout="plain")
+
+
+def _gate_status(gate: Gate) -> Cell:
+    if not gate.passed:
+        return Cell("FAILED", "bad")
+    return Cell("cannot tell", "open") if gate.undecided else Cell("holds", "good")
 
 
 def _with_minus_signs(sentence: str) -> str:

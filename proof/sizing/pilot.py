@@ -323,7 +323,7 @@ def _pilot_level(plan: Plan, level: Level, readings: Readings, samples: _Samples
             beta=level.betas.get(metric, {}).get(name),
         )
     seconds = float(np.mean(samples.seconds))
-    shares = readings.busy_shares
+    shares = readings.busy_shares[:, 0]
     busy_share = float(shares.mean()) if len(shares) else math.nan
     return PilotLevel(level, seconds, keys, noise, contrasts, within, busy_share)
 

@@ -66,7 +66,13 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "encoder_digest": [first.manifest.encoder_digest, second.manifest.encoder_digest],
         "parameters": [first.manifest.parameters, second.manifest.parameters],
         "flops_per_token": [first.manifest.flops_per_token, second.manifest.flops_per_token],
+        # Compared and reported. They are no work: of equal graphs, one may record what was dropped.
+        "artifact_bytes": [_total_bytes(first), _total_bytes(second)],
     }
+
+
+def _total_bytes(artifact: Artifact) -> int:
+    return sum(artifact.path(name).stat().st_size for name in artifact.manifest.files)
 
 
 def _facts(a: Artifact, b: Artifact) -> Iterator[Difference]:

@@ -22,7 +22,10 @@ import numpy as np
 from proof.evidence.audit import (
     audit_rows,
     check_documents,
+    check_identity,
     check_restarts,
+    loaded_models,
+    read_json,
     read_sealed_plan,
 )
 from proof.evidence.gates import MOST_DROPPED
@@ -31,11 +34,16 @@ from proof.evidence.statistics import (
     Estimate,
     Matrix,
     adjusted_contrast,
+    lag_one_autocorrelation,
     plain_contrast,
     sign_flip_p,
 )
 from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
-from proof.plans.plan import ADJUSTED, FEWEST_RESTARTS, MOST_GAIN, Level, Plan, Role
+from proof.evidence.text_ratios import FurthestText, TextRatios
+from proof.plans.claim_digest import digest_claim
+from proof.plans.plan import ADJUSTED, MOST_GAIN, Level, Plan, Role
+from proof.verdict import schema
+from proof.verdict.outcome import level_outcome, worst_outcome
 from proof.verdict.schema import (
     SCHEMA_VERSION,
     Contrast,
@@ -43,7 +51,6 @@ from proof.verdict.schema import (
     Gate,
     Interval,
     LevelVerdict,
-    Outcome,
     PlanName,
     RunName,
     Statistic,
@@ -53,6 +60,7 @@ from proof.verdict.schema import (
     metric_label,
     read_run,
 )
+from proof.verdict.scope import build_scope, write_sentence
 
 CONFIDENCE = 0.90
 """Two one-sided tests at 5 % are one two-sided interval at 90 %."""
@@ -67,14 +75,6 @@ DRIFT_CONFIDENCE = 0.99
 FEWEST_FOR_INTERVAL = 4
 """Fewest restarts for which intervals are estimated."""
 
-OUTCOMES_BY_SEVERITY: tuple[Outcome, ...] = (
-    "equivalent",
-    "not-slower",
-    "inconclusive",
-    "not-equivalent",
-    "invalid",
-)
-
 
 def judge_run(folder: Path) -> Verdict:
     """Return the verdict on the sealed evidence in `folder`, recomputed from its rows.
@@ -86,36 +86,88 @@ def judge_run(folder: Path) -> Verdict:
     check_manifest(folder)
     check_documents(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit_rows(folder, plan, starts)
+    check_identity(folder, plan)
+    texts = TextRatios(plan)
+    lines = audit_rows(folder, plan, starts, texts.add)
     check_restarts(folder, lines)
-    return judge_lines(folder, plan, starts, lines)
+    return judge_lines(folder, plan, starts, lines, texts)
 
 
 def judge_lines(
-    folder: Path, plan: Plan, starts: Sequence[RestartRecord], lines: Sequence[Mapping[str, Any]]
+    folder: Path,
+    plan: Plan,
+    starts: Sequence[RestartRecord],
+    lines: Sequence[Mapping[str, Any]],
+    texts: TextRatios,
 ) -> Verdict:
-    """Return the verdict that follows from the lines of restarts.csv."""
+    """Return the verdict that follows from the lines of restarts.csv.
+
+    `texts` holds what describes the verdict and decides nothing.
+    """
     run = read_run(folder / "run.json", plan.digest)
+    _check_claim(folder, plan, run)
     readings = {level.name: collect_readings(plan, level, lines) for level in plan.levels}
-    return judge_readings(plan, starts, readings, run)
-
-
-def judge_readings(
-    plan: Plan, starts: Sequence[RestartRecord], readings: Mapping[str, Readings], run: RunName
-) -> Verdict:
-    """Return the verdict that follows from each level's numbers."""
     levels = {
-        level.name: judge_level(plan, level, readings[level.name], starts) for level in plan.levels
+        level.name: judge_level(plan, level, readings[level.name], starts).model_copy(
+            update={
+                "texts": _describe_texts(texts, level),
+                "busy_share": _describe_load(readings[level.name]),
+            }
+        )
+        for level in plan.levels
     }
-    worst = max((level.verdict for level in levels.values()), key=OUTCOMES_BY_SEVERITY.index)
-    return Verdict(
+    verdict = Verdict(
         schema_version=SCHEMA_VERSION,
-        verdict=worst,
-        sentence=_sentence(plan, worst, levels),
+        verdict=worst_outcome(levels),
+        sentence="",
         claim=plan.claim,
         plan=PlanName(name=plan.name, digest=plan.digest),
         run=run,
         levels=levels,
+        scope=build_scope(plan, read_json(folder / "environment.json"), texts.tokens),
+    )
+    return verdict.model_copy(update={"sentence": write_sentence(verdict)})
+
+
+def _check_claim(folder: Path, plan: Plan, run: RunName) -> None:
+    """Reject a run.json that counts the runs of another claim."""
+    if run.claim_digest is None:
+        return
+    models = loaded_models(folder) if plan.starts_servers else {}
+    artifacts = {name: str(model.get("digest")) for name, model in models.items()}
+    expected = digest_claim(plan, artifacts, plan.texts.read_bytes())
+    if run.claim_digest != expected:
+        raise EvidenceRejected(
+            f"{folder / 'run.json'} counts runs of another claim ({run.claim_digest[:16]}) than the"
+            f" plan's on what was loaded ({expected[:16]})."
+        )
+
+
+def _describe_load(readings: Readings) -> schema.BusyShare | None:
+    shares = readings.busy_shares
+    if not len(shares):
+        return None
+    mean, least, most = float(shares[:, 0].mean()), float(shares[:, 1].min()), shares[:, 2].max()
+    return schema.BusyShare(mean=mean, least=least, most=float(most))
+
+
+def _describe_texts(texts: TextRatios, level: Level) -> schema.LevelTexts | None:
+    ratios = texts.of_level(level.name)
+    if ratios is None:
+        return None
+
+    def furthest(text: FurthestText) -> schema.FurthestText:
+        return schema.FurthestText(
+            ratio=math.exp(text.median),
+            text_id=text.text_id,
+            tokens=text.tokens,
+            trend=None if text.trend is None else math.exp(text.trend),
+        )
+
+    return schema.LevelTexts(
+        texts=ratios.texts,
+        candidate=furthest(ratios.candidate),
+        same_model=furthest(ratios.same_model),
     )
 
 
@@ -147,18 +199,8 @@ def judge_level(
         outside -= {"faster"}
     not_slower = bool(statistics) and all(item.not_slower for item in statistics)
     equivalent = bool(statistics) and all(item.equivalent for item in statistics)
-    enough = counted >= FEWEST_RESTARTS and counted >= plan.restarts
-    outcome: Outcome = "inconclusive"
-    if breached:
-        outcome = "invalid"
-    elif outside:
-        outcome = "not-equivalent"
-    elif enough and plan.claim == "equivalence" and equivalent:
-        outcome = "equivalent"
-    elif enough and plan.claim == "non-inferiority" and not_slower:
-        outcome = "not-slower"
-    return LevelVerdict(
-        verdict=outcome,
+    level_verdict = LevelVerdict(
+        verdict="inconclusive",
         not_slower=not_slower,
         equivalent=equivalent,
         direction="/".join(sorted(outside)) or None,
@@ -171,6 +213,7 @@ def judge_level(
         controls=controls,
         gates=gates,
     )
+    return level_verdict.model_copy(update={"verdict": level_outcome(level_verdict, plan.claim)})
 
 
 def _contrast(
@@ -220,6 +263,7 @@ def _statistic(
         equivalent=-bound < low and high < bound,
         sign_flip_p=sign_flip_p(differences, bound),
         outside="slower" if strict_low > bound else "faster" if strict_high < -bound else None,
+        autocorrelation=lag_one_autocorrelation(differences),
     )
 
 
@@ -433,9 +477,19 @@ def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
                     measured=f"made {format_percent(1 + plan.delay)}"
                     + ("; 99.5 %: " if is_unloaded else " × gain; 99.5 %: ")
                     + "; ".join(intervals),
+                    undecided=_why_undecided(of_known_size),
                 )
             )
     return gates
+
+
+def _why_undecided(controls: Sequence[Control]) -> str:
+    """Return why intervals that hold the delay tell nothing of it; empty if one tells."""
+    for control in controls:
+        low, high = control.wide_interval
+        if not control.as_expected or not low <= 1 <= high:
+            return ""
+    return "the intervals hold no delay at all, too"
 
 
 def _drift_gate(level: Level, readings: Readings) -> list[Gate]:
@@ -496,41 +550,4 @@ def _dropped_gate(starts: Sequence[RestartRecord]) -> Gate:
         name="few restarts dropped",
         passed=dropped / max(1, len(starts)) <= MOST_DROPPED,
         measured=f"{dropped} of {len(starts)} (at most {MOST_DROPPED:.0%})",
-    )
-
-
-def _sentence(plan: Plan, worst: Outcome, levels: Mapping[str, LevelVerdict]) -> str:
-    reference = plan.arms[plan.indices("reference")[0]].name
-    candidate = plan.arms[plan.indices("candidate")[0]].name
-    counted = min(level.restarts_kept for level in levels.values())
-    if worst == "equivalent":
-        return (
-            f"{candidate} is as fast as {reference}, within every margin claimed ({counted}"
-            " restarts)."
-        )
-    if worst == "not-slower":
-        return (
-            f"{candidate} is not slower than {reference}, within every margin claimed ({counted}"
-            " restarts)."
-        )
-    names = [name for name, level in levels.items() if level.verdict == worst]
-    at_levels = f" at {' and '.join(names)}" if len(levels) > 1 else ""
-    if worst == "not-equivalent":
-        direction = "/".join(sorted({levels[name].direction or "" for name in names}))
-        # Two models that do the same work cannot differ in speed.
-        doubt = (
-            " Where both do the same work, that shows a broken instrument."
-            if direction == "faster"
-            else ""
-        )
-        return (
-            f"{candidate} is {direction} than {reference} by more than a claimed margin"
-            f"{at_levels}.{doubt}"
-        )
-    if worst == "invalid":
-        breached = dict.fromkeys(gate for name in names for gate in levels[name].breached)
-        return f"This run shows nothing{at_levels}, for it breached: {'; '.join(breached)}."
-    return (
-        f"{counted} restarts do not decide{at_levels} whether {candidate} is as fast as"
-        f" {reference}; more restarts or longer ones would."
     )

@@ -1,13 +1,13 @@
 """
 The verdict: the schema of verdict.json, its outcomes, and their exit codes.
 
-The judge and every reader share these classes; an unknown field or version is rejected.
+The judge and every reader share these classes; an unknown field or version is rejected. Verdicts of
+schema 2 lack the fields of ADDED_IN_3 and are still read (proof/verdict/committed.py).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from proof.evidence.store import EvidenceRejected
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 Outcome = Literal["equivalent", "not-slower", "inconclusive", "not-equivalent", "invalid"]
 EXIT_CODES: dict[Outcome, int] = {
     "equivalent": 0,
@@ -25,6 +26,18 @@ EXIT_CODES: dict[Outcome, int] = {
     "invalid": 3,
 }
 Interval = tuple[float, float]
+ADDED_IN_3 = frozenset(
+    {
+        "undecided",
+        "autocorrelation",
+        "texts",
+        "busy_share",
+        "scope",
+        "claim_digest",
+        "number_for_this_claim",
+    }
+)
+"""Keys, at any depth, that verdicts of schema 2 do not have."""
 
 
 class _Part(BaseModel):
@@ -45,6 +58,10 @@ class Gate(_Part):
     passed: bool
     measured: str = _field_of_key("found")
     """The numbers that decided it, as text."""
+    undecided: str = ""
+    """Why it holds without telling anything; empty if it tells. With such a gate a level is
+    inconclusive at best.
+    """
 
 
 class Contrast(_Part):
@@ -84,7 +101,8 @@ class Statistic(_Part):
     "not equivalent".
     """
     reference_us: float
-    """Geometric mean of the references' statistic over restarts, in microseconds.
+    """Geometric mean of the references' statistic over restarts, in microseconds; of the metric
+    `dilation`, a ratio.
 
     Arms are interleaved, so caches are colder than in production: compare, do not quote.
     """
@@ -98,6 +116,10 @@ class Statistic(_Part):
     """Direction, if the strict interval lies wholly beyond the margin."""
     sign_flip_p: float
     """p-value for equivalence that assumes no normal distribution; small says equivalent."""
+    autocorrelation: float | None = None
+    """Lag-1 autocorrelation of the log ratios over restarts, which should be about 0 ± 1/√restarts.
+    It decides nothing.
+    """
 
 
 class Control(_Part):
@@ -122,6 +144,38 @@ class Control(_Part):
     """Whether the wide interval holds the expected ratio."""
 
 
+class FurthestText(_Part):
+    """The text whose median ratio is furthest from 1, and the trend with length."""
+
+    ratio: float
+    """Its median ratio."""
+    text_id: int
+    tokens: int
+    trend: float | None
+    """Ratio of the longest text over that of the shortest, by a straight line through all texts;
+    None if their lengths are unknown or equal.
+    """
+
+
+class LevelTexts(_Part):
+    """Ratios by text at one level. They decide nothing."""
+
+    texts: int
+    """Number of different texts."""
+    candidate: FurthestText
+    """Candidate over reference."""
+    same_model: FurthestText
+    """A/A, the second copies over the first: the yardstick."""
+
+
+class BusyShare(_Part):
+    """Share of time in which the engine was busy, over all slices of all restarts."""
+
+    mean: float
+    least: float
+    most: float
+
+
 class LevelVerdict(_Part):
     """The verdict at one level, with everything that it rests on."""
 
@@ -142,6 +196,10 @@ class LevelVerdict(_Part):
     same_model: list[Contrast]
     controls: list[Control]
     gates: list[Gate]
+    texts: LevelTexts | None = None
+    """Ratios by text; None where arms are not interleaved."""
+    busy_share: BusyShare | None = None
+    """Load at a level under Poisson arrivals; None where it is not known."""
 
 
 class PlanName(_Part):
@@ -161,6 +219,53 @@ class RunName(_Part):
     """Number of the run among those of its plan: a repeated run after `inconclusive` or `invalid`
     is a new one.
     """
+    claim_digest: str | None = None
+    """Digest of the claim (proof/plans/claim_digest.py); None in runs of earlier versions."""
+    number_for_this_claim: int | None = Field(None, ge=1)
+    """Number of the run among those of its claim, whatever else in the plan has changed."""
+
+    @property
+    def numbers(self) -> str:
+        """Which attempt the run is, in words."""
+        of_claim = self.number_for_this_claim
+        claim = "runs of its claim not counted" if of_claim is None else f"{of_claim} of its claim"
+        return f"run {self.number_for_this_plan} of this plan, {claim}"
+
+
+class ServedModel(_Part):
+    """How one model was served, as the server reported it; None for what it did not report."""
+
+    variant: str | None
+    precision: str | None
+    runtime: str | None
+    engine_version: str | None
+    """Release of the engine's package."""
+    packs: bool | None
+    """Whether several texts share a row."""
+
+
+class Scope(_Part):
+    """What a verdict is about, and what it leaves open."""
+
+    reference: str
+    """Name of the reference's first arm."""
+    candidate: str
+    claimed: dict[str, dict[str, list[str]]]
+    """Claimed statistics, by level and metric."""
+    not_claimed: dict[str, dict[str, list[str]]]
+    """Statistics of the same levels that could have been claimed."""
+    widest_margin: float
+    """Widest margin of all, with its gain."""
+    tokens: tuple[int, int] | None
+    """Fewest and most tokens of a measured text; None if no server reported them."""
+    served: dict[str, ServedModel]
+    """By role, reference and candidate."""
+    service_version: str | None
+    """Version of drbert-serve; None if it did not serve, or did not say."""
+    own_files: bool | None
+    """Whether the two copies of each model were loaded from folders of their own; None if the run
+    did not start the servers.
+    """
 
 
 class Verdict(_Part):
@@ -175,6 +280,8 @@ class Verdict(_Part):
     run: RunName
     levels: dict[str, LevelVerdict]
     """Verdicts by level."""
+    scope: Scope | None = None
+    """None in verdicts of schema 2."""
 
 
 def read_run(path: Path, plan_digest: str) -> RunName:
@@ -198,7 +305,7 @@ def read_verdict(path: Path) -> Verdict:
         version = values.get("schema_version")
     except (OSError, ValueError, AttributeError) as error:
         raise EvidenceRejected(f"{path} cannot be read: {error}.") from None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise EvidenceRejected(
             f"{path}: schema_version {version!r} is unknown; this judge writes {SCHEMA_VERSION}."
         )
@@ -209,45 +316,6 @@ def read_verdict(path: Path) -> Verdict:
         raise EvidenceRejected(
             f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}."
         ) from None
-
-
-def check_committed(path: Path, verdict: Verdict) -> None:
-    """Raise EvidenceRejected if the committed verdict is not the one that the evidence gives."""
-    committed = read_verdict(path)
-    if committed.verdict != verdict.verdict:
-        raise EvidenceRejected(
-            f"{path} says {committed.verdict}, the evidence says {verdict.verdict}."
-        )
-    difference = first_difference(committed.model_dump(), verdict.model_dump())
-    if difference is not None:
-        raise EvidenceRejected(f"{path} does not follow from the evidence: {difference}.")
-
-
-def first_difference(before: Any, after: Any, path: str = "verdict") -> str | None:
-    """Return the first path at which two verdicts differ, or None.
-
-    Floats may differ by 1e-9, because they are recomputed.
-    """
-    if isinstance(before, dict) and isinstance(after, dict):
-        if before.keys() != after.keys():
-            return f"{path}: {', '.join(sorted(before.keys() ^ after.keys()))}"
-        parts = [(before[key], after[key], f"{path}.{key}") for key in before]
-    elif _are_lists(before, after) and len(before) == len(after):
-        pairs = enumerate(zip(before, after, strict=True))
-        parts = [(left, right, f"{path}[{i}]") for i, (left, right) in pairs]
-    elif isinstance(before, float) and isinstance(after, int | float):
-        return None if math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-9) else path
-    else:
-        return None if before == after else path
-    for left, right, inner_path in parts:
-        difference = first_difference(left, right, inner_path)
-        if difference is not None:
-            return difference
-    return None
-
-
-def _are_lists(*values: Any) -> bool:
-    return all(isinstance(value, list | tuple) for value in values)
 
 
 def format_percent(ratio: float) -> str:
@@ -273,35 +341,3 @@ def describe_statistic(item: Statistic, claim: str) -> str:
     if claim == "non-inferiority" and item.not_slower:
         return "not slower"
     return f"outside: {item.outside}" if item.outside else "undecided"
-
-
-def describe(verdict: Verdict) -> str:
-    """Return the verdict with every claimed interval, as lines for a terminal."""
-    lines = []
-    for name, level in verdict.levels.items():
-        lines.append(
-            f"level {name}: {level.verdict}; {level.restarts_kept} restarts count,"
-            f" {level.restarts_dropped} dropped"
-        )
-        for item in level.statistics:
-            lines.append(
-                f"  {metric_label(item.metric):<13} {item.statistic:<5}"
-                f" {format_percent(item.ratio):>8}   90 % interval"
-                f" {format_interval(item.interval)}   margin ±{100 * item.margin:.3g} %  "
-                f" {describe_statistic(item, verdict.claim)}"
-            )
-        for control in level.controls:
-            detected = "detected" if control.detected else "not detected"
-            expected = f", expected {format_percent(control.expected)}" if control.expected else ""
-            lines.append(
-                f"  control {control.arm} {metric_label(control.metric)} {control.statistic}:"
-                f" {format_percent(control.ratio)} ({format_interval(control.interval)}){expected},"
-                f" {detected}"
-            )
-        for gate in level.gates:
-            lines.append(f"  gate {'ok  ' if gate.passed else 'FAIL'} {gate.name}: {gate.measured}")
-    lines.append(
-        f"verdict: {verdict.verdict}. {verdict.sentence} (run {verdict.run.number_for_this_plan} of"
-        " this plan)"
-    )
-    return "\n".join(lines)

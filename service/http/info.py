@@ -4,12 +4,18 @@ The answer of GET /info: what is loaded, how, and under which limits.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
 from dataclasses import asdict
 from typing import Any
 
 from service.host import gpus
 from service.registry import LoadedModel
 from service.state import ServiceState
+
+ENGINES = ("openvino", "onnxruntime", "onnxruntime-gpu")
+"""Packages of engines."""
 
 
 def service_info(service: ServiceState) -> dict[str, Any]:
@@ -25,6 +31,7 @@ def service_info(service: ServiceState) -> dict[str, Any]:
         "instance_id": service.instance_id,
         "started": service.started,
         "state": service.lifecycle.state,
+        "engines": engine_versions(),
         "threads": service.threads,
         "gpus": [gpu.to_dict() for gpu in gpus.visible()],
         "settings": service.settings.to_dict(),
@@ -36,6 +43,16 @@ def service_info(service: ServiceState) -> dict[str, Any]:
         "default_model": registry.default if registry.default in registry.loaded else None,
         "models": {name: model_info(model) for name, model in registry.loaded.items()},
     }
+
+
+@functools.cache
+def engine_versions() -> dict[str, str]:
+    """Return the release of every engine's package that is installed."""
+    versions = {}
+    for package in ENGINES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def model_info(model: LoadedModel) -> dict[str, Any]:

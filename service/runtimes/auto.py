@@ -137,11 +137,9 @@ def load(
     model = artifact.path(variant.files[0])
     if choice.runtime == "openvino":
         from service.runtimes.openvino import OpenVinoRuntime
-        from service.runtimes.packed import FAMILIES
 
-        packs = manifest.padding_invariant and manifest.family in FAMILIES
         lowest = unquantized_precision or variant.lowest_unquantized_precision
-        return OpenVinoRuntime(model, variant.precision, threads, lowest, packs)
+        return OpenVinoRuntime(model, variant.precision, threads, lowest, manifest.can_pack)
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 

@@ -21,10 +21,6 @@ from openvino import opset13 as ops
 
 from service.batching.packing import MAX_ROW_TOKENS
 
-FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""Families whose tokens meet only in attention, with positions added to the word embeddings."""
-
-
 _MASK_STEPS = ("Convert", "Reshape", "Unsqueeze")
 """Operators that may give a mask its four dimensions; none of them changes its values."""
 

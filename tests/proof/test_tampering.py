@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +29,7 @@ DEEP = "[" * 100_000
 LONG = "x" * 200_000
 
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 """Changes the evidence in a folder."""
 
 
@@ -75,6 +77,31 @@ def faster_candidate(values: list[object]) -> list[object]:
 
 def halved(values: list[object]) -> list[object]:
     return [2 if i % 3 == 0 else value for i, value in enumerate(values)]
+
+
+def change_verdict(change: Callable[[dict[str, Any]], object]) -> Change:
+    def apply(folder: Path) -> None:
+        path = folder / "verdict.json"
+        verdict = json.loads(path.read_text())
+        change(verdict)
+        path.write_text(json.dumps(verdict))
+
+    return apply
+
+
+def repeat_times(folder: Path) -> None:
+    """Give each arm in restart 5 the times that it had in restart 2, under its own ids."""
+    table = pq.read_table(folder / "requests.parquet")
+    rows = table.to_pylist()
+    for arm in {row["arm"] for row in rows}:
+        best, worst = (
+            [row for row in rows if row["arm"] == arm and row["restart"] == restart]
+            for restart in (2, 5)
+        )
+        for source, target in zip(best, worst, strict=True):
+            target["inference_us"], target["total_us"] = source["inference_us"], source["total_us"]
+            target["done_ns"] = target["sent_ns"] + source["done_ns"] - source["sent_ns"]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "requests.parquet")
 
 
 # What was changed, how, and what the judge's line says. The manifest is written again each time.
@@ -127,6 +154,56 @@ TAMPERED: list[tuple[str, Change, str]] = [
         "a restart is dropped",
         replace_in("restarts.csv", "\nunloaded", "\nelsewhere"),
         "follow from",
+    ),
+    (
+        "the page says the opposite",
+        replace_in("report.html", "Equivalent", "Not equivalent"),
+        "report.html is not the page that follows from the evidence",
+    ),
+    (
+        "the page has a script",
+        replace_in("report.html", "</body>", "<script>alert()</script></body>"),
+        "report.html is not the page that follows",
+    ),
+    ("the page is no text", lambda folder: (folder / "report.html").write_bytes(b"\xff"), "utf-8"),
+    (
+        "the sentence says more",
+        replace_in("verdict.json", "p50 and mean of end to end", "everything"),
+        "does not follow from the evidence: verdict.sentence",
+    ),
+    (
+        "the scope is narrower",
+        replace_in("verdict.json", '"widest_margin": 0.1', '"widest_margin": 0.02'),
+        "verdict.scope.widest_margin",
+    ),
+    (
+        "an autocorrelation is hidden",
+        change_verdict(lambda v: v["levels"]["unloaded"]["statistics"][0].pop("autocorrelation")),
+        "verdict.levels.unloaded.statistics",
+    ),
+    (
+        "the verdict says that it is of an earlier schema",
+        change_verdict(lambda v: v.update(schema_version=2)),
+        "does not follow from the evidence: verdict: scope",
+    ),
+    (
+        "the engine is another",
+        overwrite("environment.json", '{"packages": {}, "server": {"version": "9"}}'),
+        "verdict.scope.service_version",
+    ),
+    (
+        "a restart repeats another's times",
+        repeat_times,
+        "restart 5: bert took exactly the times of restart 2",
+    ),
+    (
+        "run.json counts runs of another claim",
+        replace_in(
+            "run.json",
+            '"number_for_this_plan": 1',
+            f'"number_for_this_plan": 1, "claim_digest": "{"0" * 64}", "number_for_this_claim": 1',
+        ),
+        "run.json counts runs of another claim",
     ),
     ("texts are gone", remove("texts.txt"), "does not list texts.txt"),
     ("rows are gone", remove("requests.parquet"), "does not list requests.parquet"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from command import BadInput, Unavailable
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
-from proof.measuring import run
+from proof.evidence.store import EvidenceRejected
+from proof.measuring import index, run
 from proof.measuring.launch import free_port
 from proof.measuring.run import drop_reason
+from proof.plans.claim_digest import digest_claim
 from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
@@ -40,7 +43,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def honest_artifact(folder: Path) -> Artifact:
+def honest_artifact(folder: Path, **changes: Any) -> Artifact:
     """With the digests that its graph really has."""
     draft = write_artifact(folder.with_name(f"{folder.name}-draft"))
     encoder, head = split(read_graph(draft.path("model.onnx")))
@@ -52,6 +55,7 @@ def honest_artifact(folder: Path) -> Artifact:
         encoder_digest=encoder.digest,
         head_digest=head.digest,
         variants={"cpu-fp32": variant},
+        **changes,
     )
 
 
@@ -131,7 +135,18 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     assert all(row["batch_id"] > 0 for row in rows)
     assert len({row["instance"] for row in rows}) == starts
     [entry] = json.loads((tmp_path / "evidence/index.json").read_text())
-    assert entry["number_for_this_plan"] == 1
+    assert entry.pop("outcome") == verdict["verdict"]
+    assert entry == json.loads((folder / "run.json").read_text())
+    assert (entry["number_for_this_plan"], entry["number_for_this_claim"]) == (1, 1)
+    assert "run 1 of this plan, 1 of its claim" in printed
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["resident_bytes_of_all_arms_together"] > 20e6
+    assert environment["server"]["engines"]["openvino"]
+    assert verdict["scope"]["served"]["candidate"]["packs"] in (True, False)
+    assert verdict["scope"]["service_version"]
+    assert verdict["scope"]["own_files"] is False
+    identity = json.loads((folder / "identity.json").read_text())
+    assert identity["b"]["artifact_bytes"][0] == identity["b"]["artifact_bytes"][1] > 1000
     report = (folder / "report.html").read_text()
     assert "http://" not in report
     assert "https://" not in report
@@ -175,6 +190,8 @@ def test_an_interrupted_run_is_sealed_with_what_was_measured(
     plan.write_text(plan.read_text().replace("tuples = 32", "tuples = 4000", 1))
     code, printed = stopped_after(20_000, "*.csv", sent, plan)
     assert code == 130
+    [entry] = json.loads((tmp_path / "evidence/index.json").read_text())
+    assert entry["outcome"] == "stopped"
     assert "what was measured is sealed in" in printed
     assert "--resume" in printed
     [folder] = [path for path in (tmp_path / "evidence").iterdir() if path.is_dir()]
@@ -251,6 +268,13 @@ def test_rows_survive_a_full_disk_and_the_run_reports_it(plan: Path, tmp_path: P
 
 
 def test_all_levels_run_and_are_audited(plan: Path, tmp_path: Path) -> None:
+    # The second copy of each model has files of its own.
+    before, *arms = plan.read_text().split("[[arm]]")
+    for number in (1, 3):
+        arms[number] = arms[number].replace('artifact"', 'copy"')
+    shutil.copytree(tmp_path / "artifact", tmp_path / "copy")
+    plan.write_text("[[arm]]".join([before, *arms]))
+    assert read_plan(plan).arms[1].artifact == str(tmp_path / "copy")
     plan.write_text(
         plan.read_text()
         .replace(
@@ -282,6 +306,8 @@ margins = { time_per_text = { mean = 0.5 } }
     assert main(["judge", str(folder)]) == done.returncode
     rows = read_rows(folder)
     assert {row["level"] for row in rows} == {"unloaded", "mixed-50", "switchback-50", "capacity"}
+    scope = json.loads((folder / "verdict.json").read_text())["scope"]
+    assert scope["own_files"] is True
     delayed = [row for row in rows if row["arm"] == "slow" and row["level"] == "unloaded"]
     assert len(delayed) == len({row["restart"] for row in rows}) * 16
 
@@ -424,3 +450,60 @@ def test_resuming_a_run_that_cannot_become_valid_says_so(
     monkeypatch.setattr(run, "_execute", lambda _: None)
     run.resume_run(folder)
     assert "3 restarts of this run were dropped. Of 7 in all" in capsys.readouterr().out
+
+
+def test_the_copies_of_a_model_may_have_files_of_their_own(plan: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "artifact", tmp_path / "copy"
+    assert len(set(run._check_copies(read_plan(plan)).values())) == 1
+    plan.write_text(plan.read_text().replace(str(first), str(second), 1))
+    shutil.copytree(first, second)
+    assert len(set(run._check_copies(read_plan(plan)).values())) == 1
+    shutil.rmtree(second)
+    second.symlink_to(first)
+    with pytest.raises(BadInput, match=r"share the file .*; copy the folder with `cp -r`"):
+        run._check_copies(read_plan(plan))
+    second.unlink()
+    honest_artifact(second, name="another")
+    with pytest.raises(BadInput, match=r"are two artifacts \(\w{12} and \w{12}\)"):
+        run._check_copies(read_plan(plan))
+
+
+def test_runs_of_a_claim_are_counted_whatever_byte_of_the_plan_changed(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan", control=False)
+    renamed = tmp_path / "plan/other.toml"
+    renamed.write_text(
+        plan.path.read_text().replace('"small"', '"other"').replace("seed = 7", "seed = 8")
+    )
+    wider = tmp_path / "plan/wider.toml"
+    wider.write_text(plan.path.read_text().replace("p99 = 0.10", "p99 = 0.11"))
+    evidence = tmp_path / "evidence"
+    evidence.mkdir()
+
+    def begin(path: Path, name: str, artifact: str = "1") -> tuple[int, int]:
+        begun = read_plan(path)
+        artifacts = dict.fromkeys((arm.name for arm in begun.arms), artifact)
+        claim = digest_claim(begun, artifacts, b"texts")
+        entry = index.append_run(evidence, evidence / name, begun, claim)
+        return entry["number_for_this_plan"], entry["number_for_this_claim"]
+
+    assert begin(plan.path, "a") == (1, 1)
+    assert begin(renamed, "b") == (1, 2)
+    assert begin(plan.path, "c") == (2, 3)
+    assert begin(wider, "d") == (1, 1)
+    assert begin(plan.path, "e", artifact="2") == (3, 1)
+    index.record_outcome(evidence / "b", "stopped")
+    runs = json.loads((evidence / "index.json").read_text())
+    assert [entry["outcome"] for entry in runs] == [
+        "started",
+        "stopped",
+        "started",
+        "started",
+        "started",
+    ]
+    # A new checkout begins with the published runs.
+    (evidence / "published").mkdir()
+    (evidence / "index.json").rename(evidence / "published/index.json")
+    assert begin(plan.path, "f") == (4, 4)
+    (evidence / "index.json").write_text("{}")
+    with pytest.raises(EvidenceRejected, match="is no list of runs"):
+        begin(plan.path, "g")

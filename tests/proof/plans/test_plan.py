@@ -229,8 +229,8 @@ def test_the_schedule_is_the_one_that_published_evidence_was_measured_with(plan:
         ('artifact = "c"', 'model = "c"', "needs an artifact to start"),
         (
             'name = "bert-again", role = "reference", artifact = "a"',
-            'name = "x", role = "reference", artifact = "slow"',
-            "name different artifacts",
+            'name = "x", role = "reference", url = "http://h", model = "slow"',
+            "name different models or dialects",
         ),
         ("seed = 7", 'seed = 7\nserver = { cpus = ["x"] }', "cpus holds 'x'"),
         ("p99 = 0.10", "p98 = 0.10", "has no key 'p98'"),

@@ -14,7 +14,7 @@ import pytest
 
 from proof.commands import main
 from proof.evidence.audit import read_sealed_plan
-from proof.evidence.store import Requests, read_starts
+from proof.evidence.store import Requests, read_starts, write_manifest
 from proof.reports import markdown, report
 from proof.reports.distributions import (
     Distribution,
@@ -24,7 +24,7 @@ from proof.reports.distributions import (
 )
 from proof.reports.drawing import Scale, draw_chart, draw_label, ratio_ticks, time_ticks
 from proof.reports.formatting import escape_text, format_difference
-from proof.reports.page import render
+from proof.reports.page import render, renderer_version
 from proof.reports.report_environment import build_comparisons, build_environment
 from proof.reports.reported_run import OUTCOME_STYLES
 from proof.verdict.judge import judge_run
@@ -100,7 +100,7 @@ def test_a_report_shows_everything_the_verdict_rests_on(evidence: Path, page: st
             assert gate.name in text
     assert "with status 503" in text
     assert verdict.plan.digest in text
-    assert f"number {verdict.run.number_for_this_plan} of this plan" in text
+    assert f"run {verdict.run.number_for_this_plan} of this plan" in text
     assert "drbert-prove judge run" in text
     assert "(gain 1.50)" in text
 
@@ -332,7 +332,46 @@ def test_a_pull_request_gets_a_table_for_each_level(
     )
     assert sum(line.startswith("| end to end p50 |") for line in printed.splitlines()) == 2
     assert "Control bert-delayed: expected +6.00%, detected" in printed
-    assert f"number 1 of plan small `{verdict.plan.digest}`" in printed
+    assert (
+        f"run 1 of this plan, runs of its claim not counted: small `{verdict.plan.digest}`"
+        in printed
+    )
+
+
+def test_a_report_says_what_was_claimed_and_what_was_not(page: str) -> None:
+    text = visible_text(page)
+    assert "claimed: p50 and mean of end to end and p50, mean and p99 of inference" in text
+    assert "not claimed: p95 and p99 of end to end" in text
+    assert "variant, precision, engine and packing are unknown" in text
+    assert "texts of 5 to 5 tokens" in text
+
+
+def test_a_report_describes_single_texts_next_to_the_same_model(evidence: Path, page: str) -> None:
+    texts = judge_run(evidence).levels["unloaded"].texts
+    assert texts is not None
+    text = visible_text(page)
+    assert "unloaded: medians of 2 texts, which decide nothing" in text
+    assert f"candidate over reference {format_difference(texts.candidate.ratio)}" in text
+
+
+def test_a_page_is_the_same_wherever_its_folder_lies(evidence: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(evidence, tmp_path / "elsewhere")
+    assert report.check_page(copy, judge_run(copy)) == ""
+
+
+def test_a_page_of_another_version_is_not_compared_and_the_judge_says_so(
+    evidence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(evidence, tmp_path / "run")
+    path = copy / "report.html"
+    path.write_text(path.read_text().replace(renderer_version(), "0" * 16, 1))
+    write_manifest(copy)
+    for command in (["judge", str(copy)], ["report", str(copy), "--out", str(tmp_path / "x")]):
+        assert main(command) == 0
+        assert (
+            "does not say that this version made it, so it was NOT compared"
+            in capsys.readouterr().out
+        )
 
 
 def test_a_pull_request_shows_the_gates_that_failed(evidence: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from command import CommandError
 from proof.commands import main
-from proof.evidence.store import EvidenceRejected, read_manifest_digest, write_manifest
+from proof.evidence.store import EvidenceRejected, read_manifest_digest
+from proof.measuring.run import finish_run
+from proof.verdict.identity import compare
 from service.artifact import Artifact
 from tests.proof.factories import write_evidence
 from tests.proof.measuring.test_run import honest_artifact
@@ -31,10 +35,17 @@ def evidence_of(folder: Path, reference: Artifact, candidate: Artifact, **how: o
             "encoder_digest": variant.encoder_digest,
             "head_digest": variant.head_digest,
             "precision": variant.precision,
+            "runtime": "openvino",
+            "packs": artifact.manifest.can_pack,
         }
         models |= dict.fromkeys(names, described)
-    (folder / "environment.json").write_text(json.dumps({"server": {"models": models}}))
-    write_manifest(folder)
+    server = {
+        "version": importlib.metadata.version("drbert-serve"),
+        "engines": {"openvino": importlib.metadata.version("openvino")},
+        "models": models,
+    }
+    (folder / "environment.json").write_text(json.dumps({"server": server}))
+    finish_run(folder)
     return folder
 
 
@@ -70,9 +81,10 @@ def test_other_weights_pass_and_are_reported(
 ) -> None:
     evidence = evidence_of(tmp_path / "run", *twins)
     environment = json.loads((evidence / "environment.json").read_text())
-    environment["server"]["models"]["drbert"]["digest"] = "0" * 64
+    for name in ("drbert", "drbert-again"):
+        environment["server"]["models"][name]["digest"] = "0" * 64
     (evidence / "environment.json").write_text(json.dumps(environment))
-    write_manifest(evidence)
+    finish_run(evidence)
     assert verify(twins, evidence) == 0
     assert "other weights than those measured: candidate" in capsys.readouterr().out
 
@@ -84,8 +96,10 @@ def test_other_weights_pass_and_are_reported(
             {"encoder_digest": "0" * 64},
             "measured another candidate than .*encoder digest is 000000000000",
         ),
-        ({"precision": "bf16"}, "its precision is bf16, not f32"),
-        ({"variant": "cpu-int8"}, "measured the variant cpu-int8, which"),
+        ({"precision": "bf16"}, "with candidate in bf16, here in f32. .* pass --allow precision"),
+        ({"variant": "cpu-int8"}, "with candidate cpu-int8, which .* has not; .*--allow variant"),
+        ({"packs": None}, "with unknown packing, here (un)?packed rows. .*--allow packing"),
+        ({"runtime": "cuda"}, "cuda of an unknown release, here .*--allow engine"),
         (None, "does not say what arm drbert had loaded"),
     ],
 )
@@ -95,11 +109,12 @@ def test_evidence_of_other_graphs_is_refused(
     evidence = evidence_of(tmp_path / "run", *twins)
     environment = json.loads((evidence / "environment.json").read_text())
     models = environment["server"]["models"]
-    models["drbert"] = models["drbert"] | change if change else None
-    if change is None:
-        del models["drbert"]
+    for name in ("drbert", "drbert-again"):
+        models[name] = models[name] | change if change else None
+        if change is None:
+            del models[name]
     (evidence / "environment.json").write_text(json.dumps(environment))
-    write_manifest(evidence)
+    finish_run(evidence)
     with pytest.raises(EvidenceRejected, match=words):
         verify(twins, evidence)
 
@@ -110,8 +125,11 @@ def test_the_claim_is_printed_with_what_it_covers_and_its_digests(
     evidence = evidence_of(tmp_path / "run", *twins)
     assert verify(twins, evidence) == 0
     printed = capsys.readouterr().out
-    assert "measured reference: cpu-fp32 in f32 by an unknown engine, unpacked rows" in printed
-    assert "claimed at unloaded: end to end p50 ±2 %, end to end mean ±2 %," in printed
+    engine = f"openvino {importlib.metadata.version('openvino')}"
+    assert re.search(f"measured reference: cpu-fp32 in f32 by {engine}, .* ?rows?", printed)
+    assert "margins at unloaded: end to end p50 ±2 %, end to end mean ±2 %," in printed
+    assert "claimed: p50 and mean of end to end and p50, mean and p99 of inference" in printed
+    assert "artifacts: " in printed
     assert f"manifest {read_manifest_digest(evidence)}" in printed
     assert main(["judge", str(evidence)]) == 0
     assert f"manifest {read_manifest_digest(evidence)}" in capsys.readouterr().out
@@ -131,3 +149,68 @@ def test_other_evidence_than_the_published_digests_name_is_rejected(
         main([*command, "--plan", "0" * 64])
     with pytest.raises(CommandError, match="16 to 64 hexadecimal digits"):
         main([*command, "--plan", "abc"])
+
+
+def test_another_installation_is_refused_unless_it_is_allowed(
+    twins: tuple[Artifact, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    environment = json.loads((evidence / "environment.json").read_text())
+    environment["server"]["engines"]["openvino"] = "2020.1"
+    del environment["server"]["version"]
+    for model in environment["server"]["models"].values():
+        model["packs"] = not model["packs"]
+    (evidence / "environment.json").write_text(json.dumps(environment))
+    finish_run(evidence)
+    command = ["verify-claim", str(twins[0].directory), str(twins[1].directory), str(evidence)]
+    with pytest.raises(EvidenceRejected) as refused:
+        main(command)
+    assert "openvino 2020.1, here 20" in str(refused.value)
+    assert "drbert-serve of an unknown version, here" in str(refused.value)
+    assert "pass --allow packing --allow engine --allow version." in str(refused.value)
+    allowed = ["--allow", "packing", "--allow", "engine"]
+    with pytest.raises(EvidenceRejected, match=r"pass --allow version\.$"):
+        main([*command, *allowed])
+    assert main([*command, *allowed, "--allow", "version"]) == 0
+    assert "allowed, measured with: " in capsys.readouterr().out
+    with pytest.raises(CommandError, match="invalid choice"):
+        main([*command, "--allow", "everything"])
+
+
+def test_a_variant_that_the_artifact_lacks_may_be_allowed_for_the_same_graph(
+    twins: tuple[Artifact, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    path = evidence / "environment.json"
+    path.write_text(path.read_text().replace("cpu-fp32", "cpu-other"))
+    finish_run(evidence)
+    command = ["verify-claim", str(twins[0].directory), str(twins[1].directory), str(evidence)]
+    assert main([*command, "--allow", "variant"]) == 0
+    assert "not measured: the variants cpu-fp32" in capsys.readouterr().out
+    path.write_text(path.read_text().replace(twins[0].manifest.encoder_digest, "0" * 64))
+    finish_run(evidence)
+    with pytest.raises(EvidenceRejected, match="encoder digest is 000000000000"):
+        main([*command, "--allow", "variant"])
+
+
+def test_copies_that_differ_are_refused(twins: tuple[Artifact, Artifact], tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    environment = json.loads((evidence / "environment.json").read_text())
+    environment["server"]["models"]["bert-again"]["digest"] = "0" * 64
+    (evidence / "environment.json").write_text(json.dumps(environment))
+    finish_run(evidence)
+    with pytest.raises(EvidenceRejected, match="copies of the reference differ in their digest"):
+        verify(twins, evidence)
+
+
+def test_an_invented_identity_is_refused(twins: tuple[Artifact, Artifact], tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path / "run", *twins)
+    compared = compare(twins[0].directory, twins[1].directory)
+    (evidence / "identity.json").write_text(json.dumps({"drbert": compared}))
+    finish_run(evidence)
+    assert verify(twins, evidence) == 0
+    compared["variants"]["cpu-fp32"]["encoder"]["digests"] = ["0" * 64, "0" * 64]
+    (evidence / "identity.json").write_text(json.dumps({"drbert": compared}))
+    finish_run(evidence)
+    with pytest.raises(EvidenceRejected, match=r"compared another encoder of bert than"):
+        main(["judge", str(evidence)])

@@ -16,10 +16,21 @@ import pytest
 from scipy import stats
 
 from proof.commands import main
-from proof.evidence.statistics import adjusted_contrast, plain_contrast, slope, summarize_latencies
+from proof.evidence.audit import read_sealed_plan
+from proof.evidence.statistics import (
+    adjusted_contrast,
+    lag_one_autocorrelation,
+    plain_contrast,
+    slope,
+    summarize_latencies,
+)
 from proof.evidence.store import EvidenceRejected, read_starts, write_csv, write_manifest
 from proof.measuring.run import finish_run, resume_run
+from proof.verdict import judge
 from proof.verdict.judge import judge_run
+from proof.verdict.outcome import level_outcome
+from proof.verdict.scope import write_sentence
+from proof.verdict.terminal import describe
 from tests.proof.factories import write_evidence
 
 
@@ -690,3 +701,80 @@ def test_a_claim_on_cpu_time_that_no_server_reported_drops_the_restarts(tmp_path
     folder = write_evidence(tmp_path / "run", levels=("unloaded-cpu",), sealed=False, restarts=4)
     dropped = [start.dropped for start in read_starts(folder)]
     assert set(dropped) == {"answers without the CPU time of inference, which the plan claims"}
+
+
+def test_a_control_that_cannot_tell_makes_a_level_inconclusive_at_best(tmp_path: Path) -> None:
+    folder = write_evidence(tmp_path / "run")
+    level = judge_run(folder).levels["unloaded"]
+    assert level.verdict == "equivalent"
+    assert not any(gate.undecided for gate in level.gates)
+    wide = [
+        control.model_copy(update={"wide_interval": (0.9, 1.2), "as_expected": True})
+        if control.expected
+        else control
+        for control in level.controls
+    ]
+    [known] = [
+        gate
+        for gate in judge._control_gates(read_sealed_plan(folder), wide)
+        if gate.name.endswith("as slow as it was made")
+    ]
+    assert known.passed
+    assert known.undecided == "the intervals hold no delay at all, too"
+    undecided = level.model_copy(update={"gates": [*level.gates, known]})
+    assert level_outcome(undecided, "equivalence") == "inconclusive"
+    assert level_outcome(undecided, "equivalence", may_be_undecided=False) == "equivalent"
+    verdict = judge_run(folder)
+    changed = undecided.model_copy(update={"verdict": "inconclusive"})
+    sentence = write_sentence(
+        verdict.model_copy(update={"verdict": "inconclusive", "levels": {"unloaded": changed}})
+    )
+    assert "Gates that cannot tell: bert-delayed is as slow as it was made" in sentence
+    # One statistic that tells is enough, as for detection.
+    narrow = [*wide[:1], level.controls[1], *wide[2:]]
+    assert not any(
+        gate.undecided for gate in judge._control_gates(read_sealed_plan(folder), narrow)
+    )
+
+
+def test_a_sentence_names_what_was_claimed(tmp_path: Path) -> None:
+    verdict = judge_run(write_evidence(tmp_path / "run"))
+    assert verdict.sentence == (
+        "drbert is as fast as bert in p50 and mean of end to end and p50, mean and p99 of inference"
+        " at unloaded, within ±2 % to ±10 % (8 restarts)."
+    )
+    assert verdict.scope is not None
+    assert verdict.scope.not_claimed["unloaded"]["end_to_end"] == ["p95", "p99"]
+    assert verdict.scope.tokens == (5, 5)
+    printed = describe(verdict)
+    assert "measured: variant, precision, engine and packing are unknown" in printed
+    assert "both copies of a model from one folder: these two files on this boot" in printed
+
+
+def test_autocorrelation_over_restarts_is_reported(tmp_path: Path) -> None:
+    verdict = judge_run(write_evidence(tmp_path / "run"))
+    item = verdict.levels["unloaded"].statistics[0]
+    logs = np.log(item.restart_ratios) - np.log(item.restart_ratios).mean()
+    assert item.autocorrelation == pytest.approx((logs[1:] @ logs[:-1]) / (logs @ logs))
+    assert "lag-1 autocorrelation over restarts" in describe(verdict)
+    assert lag_one_autocorrelation(np.ones(5)) is None
+    assert lag_one_autocorrelation(np.array([1.0, -1.0] * 4)) == pytest.approx(-7 / 8)
+
+
+def test_a_text_that_is_slower_is_seen_next_to_the_same_model(tmp_path: Path) -> None:
+    def slow_for_one_text(row: dict[str, Any]) -> None:
+        row["tokens"] = 4 + 10 * row["text_id"]
+        row["batch_tokens"] = 30
+        if row["text_id"] == 1 and row["arm"].startswith("drbert"):
+            row["inference_us"] *= 1.1
+            row["total_us"] += row["inference_us"]
+            row["done_ns"] += int(row["inference_us"] * 1000)
+
+    verdict = judge_run(write_evidence(tmp_path / "run", noise=0.02, change=slow_for_one_text))
+    texts = verdict.levels["unloaded"].texts
+    assert texts is not None
+    assert (texts.texts, texts.candidate.text_id, texts.candidate.tokens) == (2, 1, 14)
+    assert texts.candidate.ratio == pytest.approx(1.1, abs=0.01)
+    assert texts.candidate.trend == pytest.approx(1.1, abs=0.01)
+    assert texts.same_model.ratio == pytest.approx(1, abs=0.01)
+    assert "from the shortest to the longest text +" in describe(verdict)

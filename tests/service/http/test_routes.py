@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
@@ -527,6 +528,7 @@ async def test_info_lists_the_loaded_models_and_the_reasons(artifact: Artifact) 
     )
     assert model["flush_to_zero"] is True
     assert model["digest"] == artifact.digest
+    assert info["engines"]["openvino"] == importlib.metadata.version("openvino")
     assert info["instance_id"] == service.instance_id
     assert [entry["id"] for entry in listed["data"]] == ["reviews"]
 
