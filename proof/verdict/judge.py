@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from proof.evidence.answers import AnswerAudit, AnswerCheck
 from proof.evidence.audit import (
     audit_rows,
     check_documents,
@@ -36,6 +37,7 @@ from proof.evidence.statistics import (
 )
 from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
 from proof.plans.plan import ADJUSTED, FEWEST_RESTARTS, MOST_GAIN, Level, Plan, Role
+from proof.verdict.run_gates import answer_gates, cache_gates
 from proof.verdict.schema import (
     SCHEMA_VERSION,
     Contrast,
@@ -86,26 +88,40 @@ def judge_run(folder: Path) -> Verdict:
     check_manifest(folder)
     check_documents(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit_rows(folder, plan, starts)
+    answers = AnswerAudit(folder, plan)
+    lines = audit_rows(folder, plan, starts, answers.add)
     check_restarts(folder, lines)
-    return judge_lines(folder, plan, starts, lines)
+    return judge_lines(folder, plan, starts, lines, answers.result())
 
 
 def judge_lines(
-    folder: Path, plan: Plan, starts: Sequence[RestartRecord], lines: Sequence[Mapping[str, Any]]
+    folder: Path,
+    plan: Plan,
+    starts: Sequence[RestartRecord],
+    lines: Sequence[Mapping[str, Any]],
+    answers: AnswerCheck | None,
 ) -> Verdict:
-    """Return the verdict that follows from the lines of restarts.csv."""
+    """Return the verdict that follows from the lines of restarts.csv and from the answers."""
     run = read_run(folder / "run.json", plan.digest)
     readings = {level.name: collect_readings(plan, level, lines) for level in plan.levels}
-    return judge_readings(plan, starts, readings, run)
+    return judge_readings(plan, starts, readings, run, answer_gates(answers))
 
 
 def judge_readings(
-    plan: Plan, starts: Sequence[RestartRecord], readings: Mapping[str, Readings], run: RunName
+    plan: Plan,
+    starts: Sequence[RestartRecord],
+    readings: Mapping[str, Readings],
+    run: RunName,
+    gates: Sequence[Gate] = (),
 ) -> Verdict:
-    """Return the verdict that follows from each level's numbers."""
+    """Return the verdict that follows from each level's numbers.
+
+    `gates` are those of the whole run: one that fails makes every level invalid.
+    """
+    gates = [*gates, *cache_gates(plan, readings)]
     levels = {
-        level.name: judge_level(plan, level, readings[level.name], starts) for level in plan.levels
+        level.name: judge_level(plan, level, readings[level.name], starts, gates)
+        for level in plan.judged_levels
     }
     worst = max((level.verdict for level in levels.values()), key=OUTCOMES_BY_SEVERITY.index)
     return Verdict(
@@ -120,11 +136,15 @@ def judge_readings(
 
 
 def judge_level(
-    plan: Plan, level: Level, readings: Readings, starts: Sequence[RestartRecord]
+    plan: Plan,
+    level: Level,
+    readings: Readings,
+    starts: Sequence[RestartRecord],
+    run_gates: Sequence[Gate] = (),
 ) -> LevelVerdict:
     """Return one level's verdict, with everything that it rests on."""
     counted = len(readings.restarts)
-    gates = [_dropped_gate(starts)]
+    gates = [_dropped_gate(starts), *run_gates]
     statistics: list[Statistic] = []
     same_model: list[Contrast] = []
     controls: list[Control] = []
