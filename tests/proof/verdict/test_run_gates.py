@@ -54,6 +54,16 @@ def test_a_cache_is_found_by_its_fast_repeats(
     assert "reference -" in gate.measured or "reference +" in gate.measured
 
 
+def test_an_interval_that_is_too_wide_says_so(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        repeats_take(0.4 if row["restart"] % 2 else 1.0)(row)
+
+    folder = write_evidence(tmp_path / "run", levels=("unloaded", "repeat"), change=change)
+    [gate] = [gate for gate in judge_run(folder).levels["unloaded"].gates if gate.name == CACHE]
+    assert gate.passed
+    assert gate.measured.count(", cannot tell)") == 2
+
+
 def test_the_schedule_sends_first_answers_and_repeats_alike(tmp_path: Path) -> None:
     plan = write_plan(tmp_path / "plan", levels=("unloaded", "repeat"))
     level = plan.level("repeat")
