@@ -12,6 +12,7 @@ millisecond or more, so the rows are written here. Locust's page shows the arms 
     unloaded            one request in flight: send, read, pause
     mixed, switchback   open loop: each request is sent at its time, whatever has been answered
     capacity            closed loop: a fixed number in flight for some seconds
+    repeat              one request in flight; new texts, each of which is sent several times
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command import BUG, BadInput, BadUsage, CommandError, Unavailable
 from proof.evidence.store import UNKNOWN, Row, RowFile
-from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing, tokens_of
+from proof.plans.answers import read_answer
+from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing
+from proof.plans.new_texts import make_new
 from proof.plans.plan import Arm, Level, Plan, plan_for_two
 from proof.plans.restart import RestartSpec
 from proof.plans.schedule import (
@@ -158,6 +161,7 @@ class Restart:
             "mixed": self.send_open_loop,
             "switchback": self.send_slices,
             "capacity": self.send_closed_loop,
+            "repeat": self.send_one_at_a_time,
         }
         cpu_shares = {}
         for level in self.plan.levels:
@@ -278,13 +282,19 @@ class Restart:
             text = int(schedule.text[i])
         slice_id, position = int(schedule.slice_id[i]), int(schedule.position[i])
         request_id = f"{level.name}.{self.restart_number}.{slice_id}.{block_id}.{position}"
-        columns = {
+        columns: dict[str, Any] = {
             "level": level.name,
+            "chars": len(self.texts[text]),
             "slice_id": slice_id,
             "block_id": block_id,
             "position": position,
         }
-        return ArmRequest(self._client(schedule, i), text, request_id, columns)
+        arm = self._client(schedule, i)
+        if level.kind == "repeat":
+            new_text = make_new(self.texts[text], self.run, self.restart_number, block_id, arm.name)
+            columns["chars"] = len(new_text)
+            return ArmRequest(arm, text, request_id, columns, arm.body(new_text))
+        return ArmRequest(arm, text, request_id, columns)
 
     def send_and_record(self, request: ArmRequest) -> Row:
         """Send a request that is due at once, wait for its answer and append its row."""
@@ -317,6 +327,7 @@ class Restart:
     def _row(self, request: ArmRequest, scheduled_ns: int) -> Row:
         timing = parse_server_timing(request.response_headers.get("server-timing", ""))
         phases_us = {phase: 1000 * ms for phase, ms in timing.phases_ms.items()}
+        answer = read_answer(request.content)
         return Row(
             run=self.run,
             restart=self.restart_number,
@@ -325,8 +336,7 @@ class Restart:
             arm=request.arm.name,
             load_position=request.arm.load_position,
             text_id=request.text,
-            chars=len(self.texts[request.text]),
-            tokens=tokens_of(request.content),
+            tokens=answer.tokens,
             scheduled_ns=scheduled_ns,
             sent_ns=request.sent_ns,
             done_ns=request.done_ns,
@@ -341,6 +351,10 @@ class Restart:
             inference_cpu_us=phases_us.get("cpu", UNKNOWN),
             batch_id=timing.batch_id,
             first_of_shape=timing.first_of_shape,
+            label=answer.label,
+            score=answer.score,
+            score_count=answer.score_count,
+            score_checksum=answer.score_checksum,
             **request.schedule_columns,
         )
 
@@ -364,7 +378,8 @@ class ArmClient:
         self.load_position = load_position
         self.pool = pool
         self.path = pool.path + dialect.path.format(model=model)
-        self.bodies = [json.dumps(dialect.body(model, text)).encode() for text in texts]
+        self._dialect, self._model = dialect, model
+        self.bodies = [self.body(text) for text in texts]
         self.headers = {"Content-Type": "application/json"} | headers_from(copy.headers_env)
         self.client_delay_share = 0.0
         """Share of its own duration by which the client delays each answer."""
@@ -376,15 +391,25 @@ class ArmClient:
             else:
                 self.client_delay_share = delay
 
+    def body(self, text: str) -> bytes:
+        """Return the body of a request for one text."""
+        return json.dumps(self._dialect.body(self._model, text)).encode()
+
 
 class ArmRequest:
     """One request to an arm: connect, send, receive. Without an answer its status stays 0."""
 
     def __init__(
-        self, arm: ArmClient, text: int, request_id: str, schedule_columns: dict[str, Any]
+        self,
+        arm: ArmClient,
+        text: int,
+        request_id: str,
+        schedule_columns: dict[str, Any],
+        body: bytes | None = None,
     ) -> None:
         self.arm = arm
         self.text = text
+        self.body = arm.bodies[text] if body is None else body
         self.request_id = request_id
         self.schedule_columns = schedule_columns
         """Columns of its row that identify it in the schedule."""
@@ -406,7 +431,7 @@ class ArmRequest:
         """Send the request."""
         self.sent_ns = time.monotonic_ns()
         try:
-            self.connection.request("POST", self.arm.path, self.arm.bodies[self.text], self.headers)
+            self.connection.request("POST", self.arm.path, self.body, self.headers)
         except (OSError, HTTPException):
             self._fail()
 

@@ -6,6 +6,7 @@
     runtimes      engines: OpenVINO, ONNX Runtime, CUDA, TensorRT
     telemetry     metrics, spans, logs
     host          processors, GPUs, memory, files, threads
+    plain         answers without a server, to compare the service's with
 
 It needs neither torch nor transformers, and does not know how artifacts are made or measured.
 tests/test_layers.py holds which sub-package may import which.

@@ -4,6 +4,7 @@ The time and memory that the judge takes for a simulated run of 100 restarts × 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from proof.evidence.answers import ANSWERS, ExpectedAnswers, ExpectedModel
 from proof.evidence.store import (
     ROW_FIELDS,
     RestartRecord,
@@ -23,6 +25,7 @@ from proof.evidence.store import (
     parquet_options,
     row_schema,
 )
+from proof.measuring.expected_answers import expected_answer
 from proof.measuring.run import finish_run
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
@@ -30,6 +33,8 @@ from proof.plans.schedule import build_schedule, load_order, load_positions
 
 # 4 × tuples, and 5 × a quarter of them in the closing block: 120,000 rows per restart.
 RESTARTS, TUPLES = 100, 22_857
+LABELS, SCORES = ["NEGATIVE", "POSITIVE"], [0.1, 0.9]
+"""What every text is answered."""
 
 PLAN = """
 name = "large"
@@ -107,8 +112,26 @@ def write(folder: Path, restarts: int, tuples: int) -> int:
     (folder / "run.json").write_text(json.dumps(entry))
     for name in ("identity.json", "environment.json"):
         (folder / name).write_text("{}")
+    (folder / ANSWERS).write_text(_answers(plan).model_dump_json())
     finish_run(folder)
     return count
+
+
+def _answers(plan: Plan) -> ExpectedAnswers:
+    """Return one answer for every text and every artifact."""
+    texts = plan.read_texts()
+    models = [
+        ExpectedModel(
+            artifact=arm.artifact or "",
+            arms=[other.name for other in plan.arms if other.artifact == arm.artifact],
+            variant="cpu-fp32",
+            tolerance=0.01,
+            answers=[expected_answer(LABELS, SCORES)] * len(texts),
+        )
+        for arm in {arm.artifact: arm for arm in plan.arms if arm.artifact is not None}.values()
+    ]
+    texts_sha256 = hashlib.sha256(plan.texts.read_bytes()).hexdigest()
+    return ExpectedAnswers(schema_version=1, texts_sha256=texts_sha256, models=models)
 
 
 def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
@@ -117,6 +140,7 @@ def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
     slots = build_schedule(plan, level, restart, len(texts))
     positions = load_positions(plan, restart)
     count = len(slots)
+    answer = expected_answer(LABELS, SCORES)
     factor = np.array([1.0, 1.0, 1.0, 1.0, 1 + plan.delay, 1.4])[slots.arm]
     inference = np.round(5_000_000 * factor * np.exp(0.05 * rng.standard_normal(count))) / 1000
     scheduled = restart * 10**13 + np.arange(count) * 20_000_000
@@ -152,5 +176,9 @@ def _restart(plan: Plan, restart: int, rng: np.random.Generator) -> pa.Table:
         "bytes": np.full(count, 300),
         "batch_id": np.arange(count),
         "first_of_shape": np.zeros(count, np.int64),
+        "label": pa.array([answer.label] * count),
+        "score": np.full(count, answer.score),
+        "score_count": np.full(count, answer.score_count),
+        "score_checksum": np.full(count, answer.score_checksum),
     }
     return pa.table([columns[name] for name in ROW_FIELDS], schema=row_schema())

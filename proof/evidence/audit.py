@@ -27,7 +27,8 @@ from proof.evidence.categorical import Categorical
 from proof.evidence.gates import ENDED_EARLY, restart_breach
 from proof.evidence.readings import read_restart
 from proof.evidence.store import UNKNOWN, EvidenceRejected, Requests, RestartRecord, at_level
-from proof.plans.plan import Level, Plan
+from proof.plans.new_texts import PREFIX_CHARS
+from proof.plans.plan import ONE_IN_FLIGHT, Level, Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.schedule import (
     CLOSED_LOOP_TEXTS,
@@ -170,11 +171,11 @@ def audit_rows(
     folder: Path,
     plan: Plan,
     starts: Sequence[RestartRecord],
-    observe: Callable[[Mapping[str, Any]], None] = lambda rows: None,
+    observe: Callable[[RestartRecord, Mapping[str, Any]], None] = lambda start, rows: None,
 ) -> list[dict[str, Any]]:
     """Return the lines of restarts.csv that follow from the rows.
 
-    `observe` is called with the rows of every restart that counts, once they are audited. Raise
+    `observe` is called with each restart that counts and its rows, once they are audited. Raise
     EvidenceRejected, naming the contradiction, if rows or starts cannot be what they claim.
     """
     requests = Requests(folder)
@@ -209,7 +210,7 @@ def audit_rows(
         for level in plan.levels:
             restart.check_schedule(level, at_level(rows, level.name))
             lines += read_restart(plan, level, start.restart, restart.positions, rows)
-        observe(rows)
+        observe(start, rows)
     _check_run_name(folder, plan, runs)
     for arm in plan.arms:
         if counted and arm.name not in measured_arms:
@@ -369,7 +370,7 @@ class _Restart:
             raise EvidenceRejected(f"{self._name}: a batch has fewer tokens than its text.")
         if (rows["batch_size"][is_answered] < 1).any() or (rows["bytes"][is_answered] < 1).any():
             raise EvidenceRejected(f"{self._name}: an answer has no batch, or no bytes.")
-        unloaded = [level.name for level in self._plan.levels if level.kind == "unloaded"]
+        unloaded = [level.name for level in self._plan.levels if level.kind in ONE_IN_FLIGHT]
         for name in unloaded:
             if (rows["batch_size"][is_answered & (rows["level"] == name)] != 1).any():
                 raise EvidenceRejected(
@@ -378,7 +379,14 @@ class _Restart:
                 )
 
     def _check_tokens(self, rows: Mapping[str, Any], chosen: npt.NDArray[np.bool_]) -> None:
-        text_ids, tokens = rows["text_id"][chosen], rows["tokens"][chosen]
+        text_ids, tokens = rows["text_id"].copy(), rows["tokens"][chosen]
+        for level in self._plan.levels:
+            if level.kind == "repeat":  # Each block has a text of its own for each arm.
+                is_level = rows["level"] == level.name
+                arms = rows["arm"].codes_in([arm.name for arm in self._plan.arms])
+                own_texts = rows["block_id"] * len(self._plan.arms) + arms
+                text_ids[is_level] = len(self._chars) + own_texts[is_level]
+        text_ids = text_ids[chosen]
         order = np.lexsort((tokens, text_ids))
         text_ids, tokens = text_ids[order], tokens[order]
         differs = (text_ids[1:] == text_ids[:-1]) & (tokens[1:] != tokens[:-1])
@@ -423,7 +431,7 @@ class _Restart:
         else:
             expected = self._expected(level)
         self._check_columns(level, rows, expected)
-        if level.kind == "unloaded" and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
+        if level.kind in ONE_IN_FLIGHT and (rows["sent_ns"][1:] < rows["done_ns"][:-1]).any():
             raise EvidenceRejected(
                 f"{self._name}: a request was sent before the one before it was answered."
             )
@@ -483,7 +491,8 @@ class _Restart:
     def _check_columns(
         self, level: Level, rows: Mapping[str, Any], expected: dict[str, Any]
     ) -> None:
-        expected["chars"] = self._chars[expected["text_id"]]
+        prefix = PREFIX_CHARS if level.kind == "repeat" else 0
+        expected["chars"] = self._chars[expected["text_id"]] + prefix
         expected["request_id"] = _request_ids(level, self._start.restart, expected)
         for name, values in expected.items():
             if not (rows[name] == values).all():

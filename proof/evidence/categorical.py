@@ -50,6 +50,12 @@ class Categorical:
         """Return (n,): where the word is one of these."""
         return np.isin(self._codes, [self._code(word) for word in words])
 
+    def codes_in(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return (n,): the index of each word in `words`, or -1."""
+        index = {word: i for i, word in enumerate(words)}
+        codes = np.array([index.get(word, -1) for word in self._words], np.int64)
+        return codes[self._codes] if len(codes) else np.zeros(0, np.int64)
+
     def unique(self) -> list[str]:
         """Return the words that occur, sorted."""
         return sorted(self._words[code] for code in np.flatnonzero(np.bincount(self._codes)))

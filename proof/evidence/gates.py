@@ -73,7 +73,7 @@ def restart_breach(
         return f"request {first} took less than its server says it spent"
     if breach := _machine_breach(generator_cpu_share, throttled_us, gpu_slowed):
         return breach
-    breaches = (_load_breach(plan, level, rows) for level in plan.levels)
+    breaches = (_load_breach(plan, level, rows) for level in plan.judged_levels)
     return next((breach for breach in breaches if breach), "")
 
 

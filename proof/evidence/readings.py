@@ -18,8 +18,8 @@ import numpy.typing as npt
 from proof.evidence.slices import busy_share, read_slices, tails, without_late_sets
 from proof.evidence.statistics import Matrix, slope, summarize_latencies
 from proof.evidence.store import at_level
-from proof.plans.plan import CLAIMABLE, Level, Plan
-from proof.plans.schedule import CLOSING, CONTROL, PLAIN
+from proof.plans.plan import CLAIMABLE, ONE_IN_FLIGHT, Level, Plan
+from proof.plans.schedule import CLOSING, CONTROL, FIRST, PLAIN, REPEATED
 
 COLUMNS = (
     "level",
@@ -38,6 +38,8 @@ NO_POSITION = -1
 """Load position of a line that belongs to no copy."""
 BLOCKS: Mapping[str, int] = {"plain": PLAIN, "control": CONTROL, "closing": CLOSING}
 """Kinds of blocks in restarts.csv, and their slice_id in the rows."""
+REPEAT_BLOCKS: Mapping[str, int] = {"first": FIRST, "repeat": REPEATED}
+"""The same of the level `repeat`."""
 
 DELAY = "delay"
 """Kind of block of the delayed arm in schedule 2: its log ratio to copies that are not delayed."""
@@ -101,7 +103,7 @@ def read_restart(
     if level.kind == "capacity":
         return list(_capacity_lines(plan, level, restart, all_positions, level_rows))
     lines = _block_lines(plan, level, restart, all_positions, level_rows, latencies)
-    if plan.schedule_version > 1:
+    if plan.schedule_version > 1 and level.kind != "repeat":
         lines += _delay_lines(plan, level, restart, positions, level_rows, latencies)
         if level.kind == "mixed":
             lines += _busy_lines(plan, level, restart, np.array([busy_share(level_rows)]))
@@ -122,10 +124,11 @@ def _block_lines(
     if level.kind == "switchback":
         blocks = {"plain": level_rows["slice_id"] >= PLAIN}
     else:
+        kinds = REPEAT_BLOCKS if level.kind == "repeat" else BLOCKS
         blocks = {
             name: level_rows["slice_id"] == kind
-            for name, kind in BLOCKS.items()
-            if plan.schedule_version == 1 or kind != CONTROL
+            for name, kind in kinds.items()
+            if plan.schedule_version == 1 or name != "control"
         }
     lines = []
     for block, is_block in blocks.items():
@@ -239,7 +242,7 @@ def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDAr
     if metric == "inference_cpu":
         inference_cpu_us: npt.NDArray[np.float64] = rows["inference_cpu_us"]
         return inference_cpu_us
-    begin = rows["sent_ns"] if level.kind == "unloaded" else rows["scheduled_ns"]
+    begin = rows["sent_ns"] if level.kind in ONE_IN_FLIGHT else rows["scheduled_ns"]
     return np.asarray((rows["done_ns"] - begin) / 1000, np.float64)
 
 

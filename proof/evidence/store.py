@@ -46,7 +46,7 @@ REQUIRED = (
     "report.html",
 )
 """Files that every sealed run has."""
-ROWS_SCHEMA_VERSION = 3
+ROWS_SCHEMA_VERSION = 4
 """Version of the columns, in the metadata of requests.parquet; versions 1 and 2 have none there."""
 _OLD_NAMES = {"slice": "slice_id", "tuple": "block_id", "place": "position"}
 """Columns that were renamed in version 3, and their names since."""
@@ -103,10 +103,28 @@ class Row:
     """Number of its batch in the server's process; -1 if the server does not report it."""
     first_of_shape: int = -1
     """1 if its arm had not run a batch of that shape before, else 0; -1 if it is not reported."""
+    label: str = ""
+    """Label with the highest score; empty if the answer is no classification."""
+    score: float = 0.0
+    """Score of that label, with five digits."""
+    score_count: int = -1
+    """Number of labels that the answer scores; -1 if answers were not recorded."""
+    score_checksum: float = 0.0
+    """Weighted sum of all scores, with five digits (proof/plans/answers.py)."""
 
 
-ADDED: Mapping[str, float] = {"inference_cpu_us": UNKNOWN, "batch_id": -1, "first_of_shape": -1}
-"""Columns that rows of schemas 1 and 2 do not have, and what they read as there."""
+ADDED: Mapping[str, float | str] = {
+    "inference_cpu_us": UNKNOWN,
+    "batch_id": -1,
+    "first_of_shape": -1,
+    "label": "",
+    "score": 0.0,
+    "score_count": -1,
+    "score_checksum": 0.0,
+}
+"""Columns that rows of earlier schemas do not have, and what they read as there."""
+_ADDED_IN_4 = ("label", "score", "score_count", "score_checksum")
+"""Those that schema 4 added; the others were added in schema 3."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +368,7 @@ def parquet_options() -> dict[str, Any]:
 class Requests:
     """The rows of a sealed run, read one restart at a time: a long run does not fit into memory.
 
-    Columns have the names of schema 3, whatever version wrote them.
+    Columns are those of the newest schema, whatever version wrote them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -362,8 +380,11 @@ class Requests:
         if not self.path.is_file():
             raise EvidenceRejected(f"{folder} has no {REQUESTS}; the run was not sealed.")
         try:
+            names = set(pq.read_schema(self.path).names)
             repeating = [
-                name for name, kind in _TYPES.items() if kind == "str" and name != "request_id"
+                name
+                for name, kind in _TYPES.items()
+                if kind == "str" and name != "request_id" and name in names
             ]
             self._file = pq.ParquetFile(self.path, read_dictionary=repeating)
             self._check_schema(pa)
@@ -416,14 +437,15 @@ class Requests:
     def _check_schema(self, pa: Any) -> None:
         schema = self._file.schema_arrow
         version = (schema.metadata or {}).get(b"rows_schema_version", b"").decode()
-        if version not in ("", str(ROWS_SCHEMA_VERSION)):
+        if version not in ("", "3", str(ROWS_SCHEMA_VERSION)):
             raise EvidenceRejected(
                 f"{self.path}: its rows have schema {version}, this version reads up to"
                 f" {ROWS_SCHEMA_VERSION}; judge it with the version that wrote it."
             )
         types = {_OLD_NAMES.get(field.name, field.name): field.type for field in schema}
         for column in row_schema():
-            if column.name not in types and column.name in ADDED and not version:
+            may_lack = {"": tuple(ADDED), "3": _ADDED_IN_4}.get(version, ())
+            if column.name not in types and column.name in may_lack:
                 continue
             if column.name not in types:
                 raise EvidenceRejected(

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from atomic import write_text_atomic
 from command import BadInput, CommandError, Unavailable
+from proof.evidence.answers import ANSWERS
 from proof.evidence.audit import (
     audit_rows,
     expected_requests,
@@ -41,6 +42,7 @@ from proof.evidence.gates import (
     NOT_STARTED,
     restart_breach,
 )
+from proof.evidence.observed import Observed
 from proof.evidence.readings import COLUMNS
 from proof.evidence.store import (
     MANIFEST,
@@ -55,8 +57,8 @@ from proof.evidence.store import (
     write_csv,
     write_manifest,
 )
-from proof.evidence.text_ratios import TextRatios
 from proof.measuring import index, pod_instances
+from proof.measuring.expected_answers import expect_answers
 from proof.measuring.gpu_throttling import watch_throttling
 from proof.measuring.launch import ServerNotStarted
 from proof.measuring.servers import (
@@ -106,6 +108,7 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     compared = _compare_arms(plan)
     if plan.instances:
         pod_instances.check_enough(plan)
+    expected = expect_answers(plan) if plan.starts_servers else None
     folder = evidence / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{plan.name}"
     folder.mkdir(parents=True)
     claim = digest_claim(plan, artifacts, plan.texts.read_bytes())
@@ -115,6 +118,8 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     if plan.pilot is not None:
         shutil.copy(plan.pilot_path, folder / "pilot.json")
     _write_json(folder / "identity.json", compared)
+    if expected is not None:
+        write_text_atomic(folder / ANSWERS, expected.model_dump_json() + "\n")
     return folder, _execute(folder)
 
 
@@ -148,7 +153,12 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
     if sealed:
         check_manifest(folder)
     plan = read_sealed_plan(folder)
-    if sealed and _count_restarts(folder) >= plan.restarts:
+    is_whole = _count_restarts(folder) >= plan.restarts
+    if plan.starts_servers and not is_whole and not (folder / ANSWERS).exists():
+        raise BadInput(
+            f"{folder} was begun by a version that recorded no answers; begin a new run."
+        )
+    if sealed and is_whole:
         raise BadInput(
             f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with."
         )
@@ -385,10 +395,10 @@ def finish_run(folder: Path) -> Verdict:
         facts.unlink()  # of a generator whose run was killed
     starts = read_starts(folder)
     seal(folder)
-    texts = TextRatios(plan)
-    lines = audit_rows(folder, plan, starts, texts.add)
+    observed = Observed(folder, plan)
+    lines = audit_rows(folder, plan, starts, observed.add)
     write_csv(folder / "restarts.csv", COLUMNS, lines)
-    verdict = judge_lines(folder, plan, starts, lines, texts)
+    verdict = judge_lines(folder, plan, starts, lines, observed)
     (folder / "verdict.json").write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.write(folder, verdict)
     write_manifest(folder)

@@ -32,6 +32,7 @@ from proof.measuring.launch import (
     tied_to_caller,
 )
 from proof.plans.dialects import DIALECTS, headers_from
+from proof.plans.new_texts import PREFIX_TOKENS
 from proof.plans.plan import Arm, Plan
 from proof.plans.restart import RestartSpec
 from service.artifact import TOKENIZER
@@ -142,14 +143,14 @@ def _warm_up_settings(plan: Plan) -> dict[str, str]:
     what the plan says about warming up is replaced.
     """
     texts = plan.read_texts()
-    longest = 1
+    longest, added = 1, PREFIX_TOKENS if plan.levels != plan.judged_levels else 0
     for artifact in {arm.artifact for arm in plan.arms if arm.artifact is not None}:
         tokenizer = Tokenizer.from_file(str(Path(artifact) / TOKENIZER))
         tokenizer.no_truncation()
         longest = max(longest, *(len(each.ids) for each in tokenizer.encode_batch(texts)))
     return {
         "DRBERT_WARM_UP_S": str(WARM_UP_WITHIN_S),
-        "DRBERT_WARM_UP_MAX_TOKENS": str(longest),
+        "DRBERT_WARM_UP_MAX_TOKENS": str(longest + added),
     }
 
 

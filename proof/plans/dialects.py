@@ -1,14 +1,13 @@
 """
 API dialects of the servers that a plan can measure.
 
-A dialect is a path and the body of one text; of the answer only the number of tokens is read.
+A dialect is a path and the body of one text. Answers are read in proof/plans/answers.py.
 Our own service reports in `Server-Timing` how long each phase took. With other servers nothing but
 the time end to end can be claimed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -47,15 +46,6 @@ DIALECTS: Mapping[DialectName, Dialect] = {
     "hf": Dialect("/", lambda model, text: {"inputs": text}),
     "kserve-v1": Dialect("/v1/models/{model}:predict", lambda model, text: {"instances": [text]}),
 }
-
-
-def tokens_of(answer: bytes) -> int:
-    """Return the number of tokens that an answer reports, or 0."""
-    try:
-        usage = json.loads(answer)["usage"]
-        return int(usage["prompt_tokens"])
-    except (ValueError, KeyError, TypeError):
-        return 0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from proof.plans.dialects import DIALECTS, DialectName
 
 Claim = Literal["equivalence", "non-inferiority"]
 Role = Literal["reference", "candidate", "delayed", "control"]
-Kind = Literal["unloaded", "mixed", "switchback", "capacity"]
+Kind = Literal["unloaded", "mixed", "switchback", "capacity", "repeat"]
 By = Literal["server", "client"]
 
 METRICS = (
@@ -38,6 +38,8 @@ STATISTICS = ("p50", "mean", "p95", "p99")
 MEAN_OF_SLICES = ("p50", "mean")
 """Statistics that a slice has enough requests for (proof/evidence/slices.py)."""
 
+ONE_IN_FLIGHT: tuple[Kind, ...] = ("unloaded", "repeat")
+"""Kinds of levels that send a request when the one before it is answered."""
 CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
     "unloaded": {
         "end_to_end": STATISTICS,
@@ -52,6 +54,7 @@ CLAIMABLE: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {
         DILATION: ("mean",),
     },
     "capacity": {"time_per_text": ("mean",)},
+    "repeat": {},
 }
 """Statistics that can be claimed, by kind of level and metric.
 
@@ -88,6 +91,12 @@ In runs they seldom share the queue with plain blocks under load.
 """
 PROBE_REQUESTS = 20
 """Requests in each slice of a measurement of busy shares."""
+REPEAT_GROUP = 4
+"""Texts at the level `repeat` that are sent in turn, and then in turn again.
+
+An answer takes a quarter longer when the one before it had a text of another length (minis: 2.7
+and 2.0 ms of CPU). So first answers and repeats must both follow other texts.
+"""
 FEWEST_IN_SLICE = 10
 """Fewest requests in one slice.
 
@@ -144,6 +153,10 @@ class Level:
     """`capacity`: duration of a slice in seconds."""
     in_flight: int = 1
     """`capacity`: requests in flight; twice the server's largest batch."""
+    texts: int = 0
+    """`repeat`: number of texts, each new to the servers; a multiple of REPEAT_GROUP."""
+    repeats: int = 0
+    """`repeat`: requests to each arm for a text, after the first one."""
     margins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Claimed margins by metric and statistic, before any gain."""
     gains: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -182,6 +195,8 @@ class Level:
         """
         closing = self.tuples // 4
         blocks = self.warm_up_tuples + self.tuples + closing if self.tuples else 0
+        if self.kind == "repeat":
+            blocks = (REPEAT_GROUP + self.texts) * (1 + self.repeats)
         return (blocks + self.slice_requests * self.sets) * arms
 
     def arrivals_per_s(self, plan: Plan) -> float:
@@ -255,6 +270,11 @@ class Plan:
     def claimed_arms(self) -> list[int]:
         """Indices of references and candidates, in the plan's order."""
         return [i for i, arm in enumerate(self.arms) if arm.role in ("reference", "candidate")]
+
+    @property
+    def judged_levels(self) -> tuple[Level, ...]:
+        """Levels that get a verdict: all but `repeat`, which is a check of the others."""
+        return tuple(level for level in self.levels if level.kind != "repeat")
 
     def indices(self, role: Role) -> list[int]:
         """Return the indices of the arms with a role, in the plan's order."""

@@ -29,6 +29,7 @@ from proof.plans.plan import (
     FROM_SERVER,
     MOST_GAIN,
     NEWEST_SCHEDULE,
+    REPEAT_GROUP,
     Arm,
     By,
     Claim,
@@ -49,6 +50,7 @@ LEVEL_KEYS: Mapping[Kind, tuple[str, ...]] = {
     "mixed": ("rate_per_s", "tuples", "warm_up_tuples"),
     "switchback": ("rate_per_s", "slice_requests", "sets"),
     "capacity": ("slice_s", "sets", "in_flight"),
+    "repeat": ("texts", "repeats"),
 }
 """Keys that state the size of a level, by kind."""
 
@@ -103,7 +105,12 @@ class _CapacityTable(_Table):
     margins: Margins = {}
 
 
-_LevelTable = _InterleavedTable | _MixedTable | _SwitchbackTable | _CapacityTable
+class _RepeatTable(_Table):
+    texts: Annotated[int, Field(ge=REPEAT_GROUP, multiple_of=REPEAT_GROUP)] = 16
+    repeats: Count = 4
+
+
+_LevelTable = _InterleavedTable | _MixedTable | _SwitchbackTable | _CapacityTable | _RepeatTable
 
 
 class _LevelTables(_Table):
@@ -113,6 +120,7 @@ class _LevelTables(_Table):
     switchback_50: _SwitchbackTable | None = Field(None, alias="switchback-50")
     switchback_80: _SwitchbackTable | None = Field(None, alias="switchback-80")
     capacity: _CapacityTable | None = None
+    repeat: _RepeatTable | None = None
 
 
 class _ServerTable(_Table):
@@ -230,6 +238,8 @@ def _check_keys(
 
 
 def _check_size(path: Path, level: Level) -> None:
+    if level.kind == "repeat":
+        return
     if not any(level.margins.values()):
         raise BadInput(f"{path}: [level.{level.name}] claims nothing; give it margins.")
     if level.kind != "switchback":
@@ -298,6 +308,8 @@ _LIMITS: Mapping[str, str] = {
     "port": "is no port; give 1 to 65535",
     "tuples": "is fewer than 4",
     "warm_up_tuples": "is less than 1",
+    "texts": f"is no multiple of {REPEAT_GROUP}, the texts that are sent in turn",
+    "repeats": "is less than 1",
     "sets": "is less than 1",
     "in_flight": "is less than 1",
     "slice_s": "is no number of 0 or above",
@@ -364,6 +376,8 @@ def _known_keys(loc: tuple[str, ...]) -> list[str]:
             table = _LevelTables
         case ("level", "capacity"):
             table = _CapacityTable
+        case ("level", "repeat"):
+            table = _RepeatTable
         case ("level", "switchback-50" | "switchback-80"):
             table = _SwitchbackTable
         case ("level", "mixed-50" | "mixed-80"):
@@ -425,7 +439,8 @@ def _level_values(level: Level) -> dict[str, Any]:
     values = {key: getattr(level, key) for key in LEVEL_KEYS[level.kind]}
     if not level.rate_per_s:
         values.pop("rate_per_s", None)
-    values["margins"] = {metric: dict(margins) for metric, margins in level.margins.items()}
+    if level.margins:
+        values["margins"] = {metric: dict(margins) for metric, margins in level.margins.items()}
     for key in ("gains", "betas"):
         by_metric: Mapping[str, Mapping[str, float]] = getattr(level, key)
         if by_metric:
@@ -468,8 +483,10 @@ def _check(plan: Plan) -> None:
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{plan.path}: two arms are called {name!r}.")
-    if not plan.levels:
-        raise BadInput(f"{plan.path}: there is no level; give it a [level.unloaded].")
+    if not plan.judged_levels:
+        raise BadInput(
+            f"{plan.path}: there is no level that claims anything; give it a [level.unloaded]."
+        )
     _check_arms(plan)
     _check_delay(plan)
     if plan.indices("control") and not any(level.kind == "unloaded" for level in plan.levels):
@@ -591,7 +608,7 @@ def _check_delay(plan: Plan) -> None:
             f"{plan.path}: the delayed arm {arm.name!r} is no copy of its own; it takes neither"
             " artifact, url nor model."
         )
-    if arm.by == "client" and any(level.kind != "unloaded" for level in plan.levels):
+    if arm.by == "client" and any(level.kind != "unloaded" for level in plan.judged_levels):
         raise BadInput(
             f"{plan.path}: a client's delay loads no queue, so it is a control at the level"
             " unloaded only."
@@ -601,7 +618,7 @@ def _check_delay(plan: Plan) -> None:
             f'{plan.path}: servers of another dialect cannot delay; set by = "client" for the arm'
             f" {arm.name!r}."
         )
-    for level in plan.levels:
+    for level in plan.judged_levels:
         if level.tightest_margin >= plan.delay:
             raise BadInput(
                 f"{plan.path}: the delay is {plan.delay:.1%}, three times the tightest margin of"

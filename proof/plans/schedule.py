@@ -11,6 +11,7 @@ plan names the version of its schedule.
     switchback   Poisson arrivals, one arm in each slice; the arms of a set replay the same gaps
                  and texts
     capacity     a fixed number in flight, one arm in each slice; the number of answers is measured
+    repeat       one request in flight; groups of new texts, which are sent several times in turn
 
     version 1    the delayed arm is always the second reference; rates in percent of a capacity
     version 2    it is each copy in turn, so all copies are used equally often; rates of the level's
@@ -26,12 +27,15 @@ import numpy as np
 import numpy.typing as npt
 
 from proof.plans.counterbalance import balanced_orders
-from proof.plans.plan import CONTROL_RUN, Level, Plan
+from proof.plans.plan import CONTROL_RUN, REPEAT_GROUP, Level, Plan
 
 Integers = npt.NDArray[np.int64]
 
 # Values of the column `slice_id` at the levels unloaded and mixed: the kind of the block.
 WARM_UP, PLAIN, CONTROL, CLOSING = -1, 0, 1, 2
+
+# Values of `slice_id` at the level repeat, apart from WARM_UP.
+FIRST, REPEATED = 0, 1
 
 CLOSED_LOOP_TEXTS = 4096
 """Texts drawn for a slice of a closed loop, which goes through them again and again."""
@@ -59,7 +63,7 @@ class Schedule:
     text: Integers
     """Index into the plan's texts."""
     pause: npt.NDArray[np.float64]
-    """`unloaded`: pause after the answer, in service times. Elsewhere zero."""
+    """`unloaded`, `repeat`: pause after the answer, in service times. Elsewhere zero."""
     offset_ns: Integers
     """`mixed`, `switchback`: scheduled time after the start of the level or of the slice.
     Elsewhere zero.
@@ -93,6 +97,8 @@ def build_schedule(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
         return _switchback(plan, level, slot, texts)
     if level.kind == "capacity":
         return _capacity(plan, level, slot)
+    if level.kind == "repeat":
+        return _repeats(plan, level, slot, texts)
     return _interleaved(plan, level, slot, texts)
 
 
@@ -214,6 +220,37 @@ def _capacity(plan: Plan, level: Level, slot: int) -> Schedule:
         text=zeros,
         pause=np.zeros(count),
         offset_ns=zeros,
+    )
+
+
+def _repeats(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
+    """Return blocks of one text each: once to every claimed arm, then again and again.
+
+    Every round through the blocks of a group has orders of arms of its own, so that an arm's first
+    answers and its repeats follow the same other arms and texts.
+    """
+    rng = _random(plan, level.name, slot)
+    claimed, rounds = np.array(plan.claimed_arms), 1 + level.repeats
+    arms, blocks = len(claimed), REPEAT_GROUP + level.texts
+    count = blocks * rounds
+    orders = claimed[balanced_orders(arms, count, rng)[:count]]
+    # (groups, rounds, blocks of a group) in the order of sending.
+    groups = blocks // REPEAT_GROUP
+    grouped = np.arange(blocks).reshape(groups, 1, REPEAT_GROUP)
+    block_ids = np.broadcast_to(grouped, (groups, rounds, REPEAT_GROUP)).reshape(count, 1)
+    round_numbers = np.tile(np.repeat(np.arange(rounds), REPEAT_GROUP), groups).reshape(count, 1)
+    kinds = np.where(round_numbers == 0, FIRST, REPEATED)
+    kinds = np.where(block_ids < REPEAT_GROUP, WARM_UP, kinds)
+    chosen = _draw(texts, blocks, rng)
+    return Schedule(
+        slice_id=np.repeat(kinds, arms),
+        block_id=np.repeat(block_ids, arms),
+        position=(round_numbers * arms + np.arange(arms)).ravel(),
+        arm=orders.ravel(),
+        copy=orders.ravel(),
+        text=chosen[np.repeat(block_ids, arms)],
+        pause=0.5 + rng.random_sample(count * arms),
+        offset_ns=np.zeros(count * arms, np.int64),
     )
 
 

@@ -158,6 +158,8 @@ def read_pilot(folder: Path) -> Pilot:
     _check_is_a_a(folder, plan)
     lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
+    # What a level without a verdict takes, every restart takes: it counts as the start.
+    plan = replace(plan, levels=plan.judged_levels)
     counted = [start for start in starts if not start.dropped]
     if len(counted) < FEWEST_PILOT_RESTARTS:
         raise BadInput(

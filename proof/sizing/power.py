@@ -61,7 +61,8 @@ def size_plan(
     `floor_us` is a lower bound for every margin, in microseconds. Raise BadInput if the size takes
     more than `minutes`; the message states what would be needed.
     """
-    plan = _with_gains_and_floor(pilot, template, floor_us)
+    judged = replace(template, levels=template.judged_levels)
+    plan = _with_gains_and_floor(pilot, judged, floor_us)
     sizes = [_smallest_size(pilot, plan, restarts, power) for restarts in RESTARTS]
     sufficient = [size for size in sizes if size.power >= power]
     if sufficient:
@@ -77,10 +78,11 @@ def size_plan(
             f" {weakest} ({best.power_by_part[weakest]:.0%} alone): widen its margin, leave it out,"
             " or allow more --minutes."
         )
-    levels = tuple(
-        _sized(level, pilot.levels[level.name].level, best.sizes[level.name])
+    sized_levels = {
+        level.name: _sized(level, pilot.levels[level.name].level, best.sizes[level.name])
         for level in plan.levels
-    )
+    }
+    levels = tuple(sized_levels.get(level.name, level) for level in template.levels)
     texts_sha256 = None
     if template.texts.is_file():
         texts_sha256 = hashlib.sha256(template.texts.read_bytes()).hexdigest()

@@ -29,6 +29,7 @@ from proof.evidence.audit import (
     read_sealed_plan,
 )
 from proof.evidence.gates import MOST_DROPPED
+from proof.evidence.observed import Observed
 from proof.evidence.readings import DELAY, Key, Readings, collect_readings
 from proof.evidence.statistics import (
     Estimate,
@@ -44,6 +45,7 @@ from proof.plans.claim_digest import digest_claim
 from proof.plans.plan import ADJUSTED, MOST_GAIN, Level, Plan, Role
 from proof.verdict import schema
 from proof.verdict.outcome import level_outcome, worst_outcome
+from proof.verdict.run_gates import answer_gates, cache_gates
 from proof.verdict.schema import (
     SCHEMA_VERSION,
     Contrast,
@@ -87,10 +89,10 @@ def judge_run(folder: Path) -> Verdict:
     check_documents(folder)
     plan, starts = read_sealed_plan(folder), read_starts(folder)
     check_identity(folder, plan)
-    texts = TextRatios(plan)
-    lines = audit_rows(folder, plan, starts, texts.add)
+    observed = Observed(folder, plan)
+    lines = audit_rows(folder, plan, starts, observed.add)
     check_restarts(folder, lines)
-    return judge_lines(folder, plan, starts, lines, texts)
+    return judge_lines(folder, plan, starts, lines, observed)
 
 
 def judge_lines(
@@ -98,23 +100,22 @@ def judge_lines(
     plan: Plan,
     starts: Sequence[RestartRecord],
     lines: Sequence[Mapping[str, Any]],
-    texts: TextRatios,
+    observed: Observed,
 ) -> Verdict:
-    """Return the verdict that follows from the lines of restarts.csv.
-
-    `texts` holds what describes the verdict and decides nothing.
-    """
+    """Return the verdict that follows from the lines of restarts.csv and from what was observed."""
     run = read_run(folder / "run.json", plan.digest)
     _check_claim(folder, plan, run)
     readings = {level.name: collect_readings(plan, level, lines) for level in plan.levels}
+    # Gates of the whole run: one that fails makes every level invalid.
+    gates = [*answer_gates(observed.answers.result()), *cache_gates(plan, readings)]
     levels = {
-        level.name: judge_level(plan, level, readings[level.name], starts).model_copy(
+        level.name: judge_level(plan, level, readings[level.name], starts, gates).model_copy(
             update={
-                "texts": _describe_texts(texts, level),
+                "texts": _describe_texts(observed.texts, level),
                 "busy_share": _describe_load(readings[level.name]),
             }
         )
-        for level in plan.levels
+        for level in plan.judged_levels
     }
     verdict = Verdict(
         schema_version=SCHEMA_VERSION,
@@ -124,7 +125,7 @@ def judge_lines(
         plan=PlanName(name=plan.name, digest=plan.digest),
         run=run,
         levels=levels,
-        scope=build_scope(plan, read_json(folder / "environment.json"), texts.tokens),
+        scope=build_scope(plan, read_json(folder / "environment.json"), observed.texts.tokens),
     )
     return verdict.model_copy(update={"sentence": write_sentence(verdict)})
 
@@ -172,11 +173,15 @@ def _describe_texts(texts: TextRatios, level: Level) -> schema.LevelTexts | None
 
 
 def judge_level(
-    plan: Plan, level: Level, readings: Readings, starts: Sequence[RestartRecord]
+    plan: Plan,
+    level: Level,
+    readings: Readings,
+    starts: Sequence[RestartRecord],
+    run_gates: Sequence[Gate] = (),
 ) -> LevelVerdict:
     """Return one level's verdict, with everything that it rests on."""
     counted = len(readings.restarts)
-    gates = [_dropped_gate(starts)]
+    gates = [_dropped_gate(starts), *run_gates]
     statistics: list[Statistic] = []
     same_model: list[Contrast] = []
     controls: list[Control] = []

@@ -126,11 +126,13 @@ def load(
     threads: int,
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
     unquantized_precision: UnquantizedPrecision | None = None,
+    packs: bool = True,
 ) -> Runtime:
     """Return the runtime of a choice; RuntimeUnavailable if the engine would run anything else.
 
     `unquantized_precision` is the lowest precision for what an int8 graph does not quantize, by
-    default the precision in which the variant was verified.
+    default the precision in which the variant was verified. Without `packs`, a row of a batch is
+    always one text.
     """
     manifest = artifact.manifest
     variant = manifest.variants[choice.variant]
@@ -139,7 +141,9 @@ def load(
         from service.runtimes.openvino import OpenVinoRuntime
 
         lowest = unquantized_precision or variant.lowest_unquantized_precision
-        return OpenVinoRuntime(model, variant.precision, threads, lowest, manifest.can_pack)
+        return OpenVinoRuntime(
+            model, variant.precision, threads, lowest, packs and manifest.can_pack
+        )
     if choice.runtime == "cuda":
         from service.runtimes.cuda import CudaRuntime
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from proof.evidence.answers import ExpectedAnswers, ExpectedModel
 from proof.evidence.audit import expected_requests
 from proof.evidence.gates import restart_breach
 from proof.evidence.store import RestartRecord, Row, RowFile, append_start, read_columns
+from proof.measuring.expected_answers import expected_answer
 from proof.measuring.run import finish_run
-from proof.plans.plan import Level, Plan
+from proof.plans.answers import summarize
+from proof.plans.new_texts import PREFIX_CHARS
+from proof.plans.plan import ONE_IN_FLIGHT, Level, Plan
 from proof.plans.plan_file import read_plan
 from proof.plans.schedule import Schedule, build_schedule, load_order, load_positions, slice_texts
 
@@ -105,6 +110,13 @@ end_to_end_adjusted = { p50 = 1.0, mean = 1.0 }
 
 [level.switchback-50.betas]
 end_to_end_adjusted = { p50 = 0.8, mean = 0.8 }
+"""
+    ),
+    "repeat": (
+        """
+[level.repeat]
+texts = 8
+repeats = 2
 """
     ),
     "capacity": (
@@ -197,12 +209,13 @@ def _write_evidence(
     waits: Mapping[str, float] | None = None,
     change: Callable[[dict[str, Any]], None] = lambda row: None,
     sealed: bool = True,
+    answers: bool = False,
 ) -> Path:
     """Write a run whose arms take `factors` times 1 ms of inference.
 
     In the restarts `dropped` one answer is missing. In schedule 2 each slice is dilated by noise,
     and the arms in `waits` wait for that share of their computing time. `change` may change each
-    row.
+    row. With `answers`, rows hold what their text was answered, as they do since schema 4.
     """
     plan = write_plan(folder, planned or restarts, claim, control, levels, schedule_version)
     texts = plan.read_texts()
@@ -242,6 +255,7 @@ def _write_evidence(
                     inference *= dilations[key]
                     row |= {"inference_cpu_us": float(computed), "batch_id": batch}
                 total = inference + overhead_us
+                latency_us = total + overhead_us * 2 / 3
                 row |= {
                     "run": f"{folder.name}-{plan.digest[:16]}",
                     "restart": restart,
@@ -250,10 +264,10 @@ def _write_evidence(
                         f"{level.name}.{restart}.{row['slice_id']}.{row['block_id']}.{row['position']}"
                     ),
                     "load_position": positions[copy],
-                    "chars": len(texts[row["text_id"]]),
+                    "chars": len(texts[row["text_id"]]) + PREFIX_CHARS * (level.kind == "repeat"),
                     "tokens": 5,
                     "sent_ns": row["scheduled_ns"] + 1000,
-                    "done_ns": row["scheduled_ns"] + 1000 + int((total + overhead_us * 2 / 3) * 1000),
+                    "done_ns": row["scheduled_ns"] + 1000 + int(latency_us * 1000),
                     "status": 200,
                     "tokenize_us": overhead_us / 3,
                     "queue_us": overhead_us / 6,
@@ -263,6 +277,7 @@ def _write_evidence(
                     "batch_tokens": 6,
                     "bytes": 300,
                 }
+                row |= answer_columns(row["text_id"]) if answers else {}
                 if restart in dropped and level is plan.levels[0] and row["block_id"] == 9:
                     row["status"] = 503
                 change(row)
@@ -279,6 +294,15 @@ def _write_evidence(
         start = RestartRecord(restart, counted, order, f"i{restart}", 3.0, 0.2, 0, breach)
         append_start(folder, start)
         counted += not breach
+    _write_documents(folder, plan)
+    if answers:
+        write_answers(folder, plan)
+    if sealed:
+        finish_run(folder)
+    return folder
+
+
+def _write_documents(folder: Path, plan: Plan) -> None:
     (folder / "plan.pilot.json").unlink(missing_ok=True)
     entry = {
         "run": folder.name,
@@ -289,9 +313,38 @@ def _write_evidence(
     (folder / "run.json").write_text(json.dumps(entry))
     for name in ("identity.json", "environment.json"):
         (folder / name).write_text("{}")
-    if sealed:
-        finish_run(folder)
-    return folder
+
+
+SCORES = (
+    [("NEGATIVE", 0.2), ("POSITIVE", 0.8)],
+    [("NEGATIVE", 0.505), ("POSITIVE", 0.495)],
+)
+"""The scores of "a good film", and of "a bad film", whose labels are close to each other."""
+
+
+def answer_columns(text_id: int) -> dict[str, Any]:
+    """Return the columns of a row that hold its answer."""
+    answer = dataclasses.asdict(summarize(SCORES[text_id]))
+    del answer["tokens"]
+    return answer
+
+
+def write_answers(folder: Path, plan: Plan) -> None:
+    """Write answers.json, as if every artifact gave the SCORES within 0.01."""
+    arms: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        if arm.artifact is not None:
+            arms.setdefault(arm.artifact, []).append(arm.name)
+    expected = [expected_answer(*map(list, zip(*scores, strict=True))) for scores in SCORES]
+    models = [
+        ExpectedModel(
+            artifact=name, arms=names, variant="cpu-fp32", tolerance=0.01, answers=expected
+        )
+        for name, names in arms.items()
+    ]
+    texts_sha256 = hashlib.sha256((folder / "texts.txt").read_bytes()).hexdigest()
+    answers = ExpectedAnswers(schema_version=1, texts_sha256=texts_sha256, models=models)
+    (folder / "answers.json").write_text(answers.model_dump_json())
 
 
 def _level_rows(
@@ -310,7 +363,7 @@ def _level_rows(
         return
     begin = now
     for i in range(len(schedule)):
-        if level.kind == "unloaded":
+        if level.kind in ONE_IN_FLIGHT:
             yield _scheduled_row(plan, level, schedule, i, now + i * 5_000_000)
         elif level.kind == "mixed":
             yield _scheduled_row(plan, level, schedule, i, now + int(schedule.offset_ns[i]))

@@ -212,6 +212,85 @@ TAMPERED: list[tuple[str, Change, str]] = [
 ]
 
 
+def answered_as(column: str, value: object) -> Change:
+    """Give the first row another answer."""
+    return change_rows(column, lambda values: [value, *values[1:]])
+
+
+# The same of what rows and answers.json say of the answers.
+TAMPERED_ANSWERS: list[tuple[str, Change, str]] = [
+    (
+        "a label is garbage",
+        answered_as("label", "garbage"),
+        "says equivalent, the evidence .* invalid",
+    ),
+    ("a label is empty", answered_as("label", ""), "evidence says invalid"),
+    ("a score is another", answered_as("score", 0.77), "evidence says invalid"),
+    ("a score is not a number", answered_as("score", float("nan")), "evidence says invalid"),
+    ("a score is missing", answered_as("score_count", 1), "evidence says invalid"),
+    ("an answer is unreadable", answered_as("score_count", 0), "evidence says invalid"),
+    ("other scores changed", answered_as("score_checksum", 9.0), "evidence says invalid"),
+    ("one answer is not recorded", answered_as("score_count", -1), "some do not"),
+    (
+        "no answer is recorded",
+        change_rows("score_count", lambda values: [-1 for _ in values]),
+        "it lacks the answers in its rows",
+    ),
+    ("answers.json is gone", remove("answers.json"), "it lacks answers.json"),
+    ("answers.json is no JSON", overwrite("answers.json", "["), "answers.json cannot be read"),
+    ("answers.json is nested deeply", overwrite("answers.json", DEEP), "answers.json cannot be"),
+    (
+        "answers.json has another answer",
+        replace_in("answers.json", '"score":0.8', '"score":0.7'),
+        "evidence says invalid",
+    ),
+    (
+        "answers.json has another label",
+        replace_in("answers.json", '"label":"POSITIVE"', '"label":"SPAM"'),
+        "evidence says invalid",
+    ),
+    (
+        "answers.json allows everything",
+        replace_in("answers.json", '"tolerance":0.01', '"tolerance":2'),
+        "answers.json cannot be read: models.0.tolerance",
+    ),
+    (
+        "answers.json is of other texts",
+        replace_in("answers.json", '"texts_sha256":"', '"texts_sha256":"0'),
+        "the answers to other texts",
+    ),
+    (
+        "answers.json is of other arms",
+        replace_in("answers.json", '"bert-again"', '"bert-2"'),
+        "the answers of other arms",
+    ),
+    (
+        "answers.json is of another artifact",
+        overwrite("environment.json", '{"server": {"models": {"bert": {"digest": "other"}}}}'),
+        "the digest a, arm bert had loaded other",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [case[1:] for case in TAMPERED_ANSWERS],
+    ids=[case[0] for case in TAMPERED_ANSWERS],
+)
+def test_changed_answers_are_rejected_in_one_line(
+    tmp_path: Path, change: Change, words: str
+) -> None:
+    folder = write_evidence(tmp_path / "run", answers=True)
+    assert main(["judge", str(folder)]) == 0
+    change(folder)
+    write_manifest(folder)
+    with pytest.raises(CommandError) as rejected:
+        main(["judge", str(folder)])
+    assert rejected.value.exit_code == INVALID
+    assert re.search(words, str(rejected.value)), str(rejected.value)
+    assert "\n" not in str(rejected.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"), [case[1:] for case in TAMPERED], ids=[case[0] for case in TAMPERED]
 )

@@ -72,13 +72,13 @@ def test_a_run_that_was_begun_before_a_fact_was_recorded_is_resumed_without_it(
     assert read_starts(tmp_path) == [start, replace(start, restart=1)]
 
 
-def test_new_evidence_has_the_columns_of_schema_3(tmp_path: Path) -> None:
+def test_new_evidence_has_the_columns_of_schema_4(tmp_path: Path) -> None:
     write_evidence(tmp_path / "sealed")
     sealed = pq.read_schema(tmp_path / "sealed" / "requests.parquet")
     assert tuple(sealed.names) == ROW_FIELDS
     assert {"slice_id", "block_id", "position"} < set(ROW_FIELDS)
     assert not set(OLD_NAMES.values()) & set(ROW_FIELDS)
-    assert sealed.metadata[b"rows_schema_version"] == b"3"
+    assert sealed.metadata[b"rows_schema_version"] == b"4"
     write_evidence(tmp_path / "growing", sealed=False)
     with (tmp_path / "growing/rows/000.csv").open() as file:
         assert tuple(next(csv.reader(file))) == ROW_FIELDS
@@ -122,8 +122,8 @@ def test_a_sealed_run_with_the_old_columns_takes_further_rows(tmp_path: Path) ->
 def test_rows_of_a_newer_schema_are_rejected_by_its_number(tmp_path: Path) -> None:
     folder = write_evidence(tmp_path / "run")
     table = pq.read_table(folder / "requests.parquet")
-    newer = table.replace_schema_metadata({"rows_schema_version": "4"})
+    newer = table.replace_schema_metadata({"rows_schema_version": "5"})
     pq.write_table(newer, folder / "requests.parquet")
     write_manifest(folder)
-    with pytest.raises(EvidenceRejected, match=r"rows have schema 4.* reads up to 3"):
+    with pytest.raises(EvidenceRejected, match=r"rows have schema 5.* reads up to 4"):
         main(["judge", str(folder)])

@@ -25,11 +25,14 @@ from command import BadInput, Unavailable
 from graphs.canonical import split
 from graphs.files import read_graph
 from proof.commands import main
+from proof.evidence.answers import ExpectedAnswers
 from proof.evidence.store import EvidenceRejected
 from proof.measuring import index, run
+from proof.measuring.expected_answers import expect_answers
 from proof.measuring.launch import free_port
 from proof.measuring.run import drop_reason
 from proof.plans.claim_digest import digest_claim
+from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
@@ -117,6 +120,7 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
         "verdict.json",
         "report.html",
         "run.json",
+        "answers.json",
         "MANIFEST.sha256",
     }
     rows = read_rows(folder)
@@ -132,6 +136,15 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     )
     assert all(row["inference_cpu_us"] > 0 for row in rows)
     assert {row["first_of_shape"] for row in rows} == {0}, "every shape was warmed up"
+    assert {(row["text_id"], row["label"]) for row in rows} == {(0, "POSITIVE"), (1, "NEGATIVE")}
+    assert {row["score_count"] for row in rows} == {2}
+    answers = next(
+        gate
+        for gate in verdict["levels"]["unloaded"]["gates"]
+        if gate["name"].startswith("answers")
+    )
+    assert answers["passed"]
+    assert answers["found"].startswith(f"0 of {4 * 4 * (2 + 32)} answers differ")
     assert all(row["batch_id"] > 0 for row in rows)
     assert len({row["instance"] for row in rows}) == starts
     [entry] = json.loads((tmp_path / "evidence/index.json").read_text())
@@ -150,6 +163,26 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     report = (folder / "report.html").read_text()
     assert "http://" not in report
     assert "https://" not in report
+
+
+def test_a_server_that_answers_garbage_is_invalid(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The artifact is exchanged after its answers were computed, as by a server that cheats.
+    def cheat(checked: Plan) -> ExpectedAnswers:
+        expected = expect_answers(checked).model_dump()
+        for answer in expected["models"][0]["answers"]:
+            answer["label"] = {"POSITIVE": "NEGATIVE", "NEGATIVE": "POSITIVE"}[answer["label"]]
+        return ExpectedAnswers.model_validate(expected)
+
+    plan.write_text(plan.read_text().replace("[server]", "[level.repeat]\ntexts = 4\n[server]"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "expect_answers", cheat)
+        code = main(["run", str(plan), "--evidence", str(tmp_path / "evidence")])
+    assert code == EXIT_CODES["invalid"]
+    printed = capsys.readouterr().out
+    assert "FAIL answers are the artifact's own: 544 of 1,184 answers differ" in printed
+    assert "no cache answers repeated texts: repeated over first answers" in printed
 
 
 def stopped_after(written: int, rows: str, sent: signal.Signals, plan: Path) -> tuple[int, str]:

@@ -13,13 +13,13 @@ import pytest
 from command import BadInput
 from proof.commands import main
 from proof.measuring.launch import free_port
+from proof.plans.answers import read_answer
 from proof.plans.dialects import (
     DIALECTS,
     DialectName,
     ServerTiming,
     headers_from,
     parse_server_timing,
-    tokens_of,
 )
 from proof.plans.plan_file import read_plan
 from tests.proof.measuring.test_run import read_rows
@@ -44,9 +44,9 @@ def test_a_dialect_has_its_servers_path_and_body(
 
 
 def test_tokens_are_read_where_an_answer_reports_them() -> None:
-    assert tokens_of(b'{"usage": {"prompt_tokens": 7}}') == 7
-    assert tokens_of(b'[{"label": "POSITIVE", "score": 0.9}]') == 0
-    assert tokens_of(b"<html>") == 0
+    assert read_answer(b'{"usage": {"prompt_tokens": 7}}').tokens == 7
+    assert read_answer(b'[{"label": "POSITIVE", "score": 0.9}]').tokens == 0
+    assert read_answer(b"<html>").tokens == 0
 
 
 @pytest.mark.parametrize(
