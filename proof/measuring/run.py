@@ -76,6 +76,7 @@ from proof.reports import report
 from proof.verdict import identity
 from proof.verdict.judge import judge_lines
 from proof.verdict.schema import Verdict
+from proof.work.sealed import check_countable, count_for_run, lacks_work
 
 DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
 """Files that follow from the rows, and are written again when a run is resumed."""
@@ -116,6 +117,7 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
 def _check_runnable(plan: Plan) -> None:
     """Raise BadInput or Unavailable if something that the run needs is missing."""
     plan.read_texts()
+    check_countable(plan)
     for level in plan.levels:
         if level.percent:
             level.rate_per_s(plan)
@@ -143,7 +145,7 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
     if sealed:
         check_manifest(folder)
     plan = read_sealed_plan(folder)
-    if sealed and _count_restarts(folder) >= plan.restarts:
+    if sealed and _count_restarts(folder) >= plan.restarts and not lacks_work(plan, folder):
         raise BadInput(
             f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with."
         )
@@ -187,7 +189,9 @@ def _execute(folder: Path) -> Verdict:
     """Measure the missing restarts and return the verdict; seal what there is, whatever happens."""
     try:
         with _sigterm_as_interrupt():
-            _measure_restarts(read_sealed_plan(folder), folder)
+            plan = read_sealed_plan(folder)
+            _measure_restarts(plan, folder)
+            count_for_run(plan, folder)
     except BaseException:
         if _has_rows(folder):
             resume = f"`drbert-prove run --resume {folder}` continues it"

@@ -53,6 +53,7 @@ from proof.verdict.schema import (
     metric_label,
     read_run,
 )
+from proof.work.sealed import check_sealed
 
 CONFIDENCE = 0.90
 """Two one-sided tests at 5 % are one two-sided interval at 90 %."""
@@ -84,6 +85,8 @@ def judge_run(folder: Path) -> Verdict:
     plan, starts = read_sealed_plan(folder), read_starts(folder)
     lines = audit_rows(folder, plan, starts)
     check_restarts(folder, lines)
+    counted = sum(not start.dropped for start in starts)
+    check_sealed(plan, folder, is_complete=counted >= plan.restarts)
     return judge_lines(folder, plan, starts, lines)
 
 
