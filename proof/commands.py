@@ -36,9 +36,11 @@ from command import BadUsage, Parser
 from proof.evidence.store import read_manifest_digest
 from proof.reports import markdown, report
 from proof.verdict import claim, identity, judge, schema
-from proof.work.schema import DEFAULT_MARGIN, write_work
+from proof.work.schema import DEFAULT_MARGIN, read_work, write_work
 from proof.work.schema import EXIT_CODES as WORK_EXIT_CODES
 from proof.work.schema import describe as describe_work
+from proof.work.schema import sentence as work_sentence
+from proof.work.sealed import WORK
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -267,6 +269,8 @@ def _work(options: argparse.Namespace) -> int:
 
     if options.texts is not None and options.lengths:
         raise BadUsage("Give --texts or --lengths, not both: the texts have lengths of their own.")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise BadUsage(f"{options.json} cannot be written: its folder does not exist.")
     counted = count_work(
         options.a,
         options.b,
@@ -337,6 +341,7 @@ def _run(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     verified = claim.verify(options.a, options.b, options.evidence, options.manifest, options.plan)
     print(claim.describe(verified, options.evidence))
+    _print_sealed_work(options.evidence)
     if not options.work:
         return verified.exit_code
     from proof.work.counting import CountOptions, count_work
@@ -350,15 +355,26 @@ def _judge(options: argparse.Namespace) -> int:
     verdict = judge.judge_run(options.evidence)
     schema.check_committed(options.evidence / "verdict.json", verdict)
     print(schema.describe(verdict))
+    _print_sealed_work(options.evidence)
     print(f"manifest {read_manifest_digest(options.evidence)}")
     print(f"plan {verdict.plan.digest}")
     return schema.EXIT_CODES[verdict.verdict]
+
+
+def _print_sealed_work(evidence: Path) -> None:
+    """Print the counts of a run that has some."""
+    path = evidence / WORK
+    if path.exists():
+        print(describe_work(read_work(path)))
 
 
 def _report(options: argparse.Namespace) -> int:
     verdict = judge.judge_run(options.evidence)
     if options.markdown:
         print(markdown.render(verdict))
+        if (options.evidence / WORK).exists():
+            counted = read_work(options.evidence / WORK)
+            print(f"\n**{counted.verdict} work** {markdown.escape(work_sentence(counted))}")
     else:
         path = options.out or Path(f"{options.evidence.resolve().name}.html")
         print(report.write(options.evidence, verdict, path))

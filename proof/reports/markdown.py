@@ -17,13 +17,13 @@ def render(verdict: Verdict) -> str:
 
     A level has a table of its statistics, its controls, and its gates.
     """
-    lines = [f"**{verdict.verdict}** {_escape(verdict.sentence)}"]
+    lines = [f"**{verdict.verdict}** {escape(verdict.sentence)}"]
     for name, level in verdict.levels.items():
         lines += ["", *_level_lines(name, level, verdict.claim)]
     run = verdict.run
     lines += [
         "",
-        f"Run `{run.run}`, number {run.number_for_this_plan} of plan {_escape(verdict.plan.name)}"
+        f"Run `{run.run}`, number {run.number_for_this_plan} of plan {escape(verdict.plan.name)}"
         f" `{verdict.plan.digest}`",
     ]
     return "\n".join(lines)
@@ -78,11 +78,11 @@ def _describe_gates(level: LevelVerdict) -> str:
     if not failed:
         return f"All {len(level.gates)} gates hold."
     return "Gates that failed: " + "; ".join(
-        f"{_escape(gate.name)}: {_escape(gate.measured)}" for gate in failed
+        f"{escape(gate.name)}: {escape(gate.measured)}" for gate in failed
     )
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return text that cannot end a table's cell, begin a tag, or steer a terminal."""
     printable = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from command import BadInput, Unavailable
+from command import INTERRUPTED, BadInput, Unavailable
 from proof.work.schema import (
     DEFAULT_MARGIN,
     SCHEMA_VERSION,
@@ -222,11 +223,14 @@ def _count_copies(
 ) -> list[list[float]]:
     """Return instructions for one text: of each batch, in each copy of the first, then second."""
     workloads: list[Workload] = []
+    stopping = threading.Event()
     with tqdm(total=len(loadings) * COPIES * len(batches), desc="work", unit="count") as bar:
 
         def count(index: int) -> list[float]:
             with running(loadings[index], method) as workload:
                 workloads.append(workload)
+                if stopping.is_set():  # it was loading when the others were killed
+                    raise WorkloadFailed("The count was stopped.", INTERRUPTED)
                 return _count_batches(workload, batches, answers[index], repetitions, bar.update)
 
         processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
@@ -243,6 +247,7 @@ def _count_copies(
                 if failed:
                     failed[0].result()
             except BaseException:
+                stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for workload in workloads:
                     workload.kill()

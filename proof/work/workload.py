@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from command import CommandError, Unavailable
 from proof.work.counters import Counter, unavailable_reason
@@ -75,24 +75,34 @@ def method_version(method: Method) -> str:
 class Workload:
     """A running process with one loaded artifact; without a method it counts nothing."""
 
-    def __init__(self, loading: Loading, method: Method | None, profiles: Path) -> None:
-        """Start the process and wait until the artifact is loaded.
+    def __init__(
+        self, loading: Loading, method: Method | None, profiles: Path, errors: IO[str]
+    ) -> None:
+        """Start the process.
 
-        Raise WorkloadFailed if it cannot be. `profiles` is an empty folder for Valgrind's files.
+        `profiles` is an empty folder for Valgrind's files; `errors` takes its standard error.
         """
+        self._loading = loading
         self._method = method
         self._profiles = profiles
+        self._errors = errors
         self._runs = 0
         self._counter: Counter | None = None
-        self._errors = (profiles / "stderr.txt").open("w+", encoding="utf-8")
+        self.loaded: dict[str, Any] = {}
+        """What was loaded, as the process describes it; empty until then."""
         self._process = self._start(loading, counts_at_start=False)
+
+    def wait_until_loaded(self) -> None:
+        """Return as soon as the artifact is loaded and the counter counts.
+
+        Raise WorkloadFailed if the artifact cannot be loaded.
+        """
         self.loaded = self._read_answer()
-        """What was loaded, as the process describes it."""
-        if method == "counters":
+        if self._method == "counters":
             self._counter = Counter(self._process.pid)
-        elif method == "valgrind" and not _start_counting(self._process.pid):
+        elif self._method == "valgrind" and not _start_counting(self._process.pid):
             self._end()
-            self._process = self._start(loading, counts_at_start=True)
+            self._process = self._start(self._loading, counts_at_start=True)
             self.loaded = self._read_answer()
 
     def _start(self, loading: Loading, counts_at_start: bool) -> subprocess.Popen[str]:
@@ -156,7 +166,6 @@ class Workload:
         if self._counter:
             self._counter.close()
         self._end()
-        self._errors.close()
 
     def _end(self) -> None:
         # Its result is not needed, and under Valgrind an orderly end takes seconds.
@@ -230,11 +239,13 @@ def _read_total(profile: Path) -> int:
 @contextlib.contextmanager
 def running(loading: Loading, method: Method | None) -> Iterator[Workload]:
     """Run a workload, and end it however the block ends."""
-    with tempfile.TemporaryDirectory(prefix="drbert-work-") as folder:
-        workload = None
+    with (
+        tempfile.TemporaryDirectory(prefix="drbert-work-") as folder,
+        (Path(folder) / "stderr.txt").open("w+", encoding="utf-8") as errors,
+    ):
+        workload = Workload(loading, method, Path(folder), errors)
         try:
-            workload = Workload(loading, method, Path(folder))
+            workload.wait_until_loaded()
             yield workload
         finally:
-            if workload is not None:
-                workload.close()
+            workload.close()

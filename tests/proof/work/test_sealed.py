@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from command import CommandError
+from command import BadInput, CommandError
 from proof.commands import main
 from proof.evidence.store import EvidenceRejected, read_starts, write_manifest
 from proof.measuring.run import finish_run
+from proof.plans.plan import WorkCount
 from proof.plans.plan_file import read_plan, to_toml
 from proof.reports import report
 from proof.verdict.judge import judge_run
+from proof.work.counting import CountOptions
 from proof.work.schema import Work, write_work
+from proof.work.sealed import check_countable, count_for_run, lacks_work
 from tests.proof.factories import write_evidence, write_plan
 from tests.proof.work.test_schema import KEPT_DECODER, TWINS, work_of
 
@@ -50,6 +54,48 @@ def test_counts_are_judged_with_the_run_and_shown_in_its_report(evidence: Path) 
     assert "executes as many instructions for a text as bert" in page
     assert "Valgrind emulates a processor without AVX-512" in page
     assert "work.json" in (evidence / "MANIFEST.sha256").read_text()
+
+
+def test_the_judge_and_the_pull_request_show_the_counts(
+    evidence: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["judge", str(evidence)]) == 0
+    assert "work: same. drbert executes as many instructions" in capsys.readouterr().out
+    assert main(["report", str(evidence), "--markdown"]) == 0
+    assert "**same work** drbert executes" in capsys.readouterr().out
+
+
+def test_a_run_counts_once_and_without_a_table_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[Path, Path, CountOptions]] = []
+
+    def count(first: Path, second: Path, options: CountOptions) -> Work:
+        counted.append((first, second, options))
+        return work_of([TWINS])
+
+    monkeypatch.setattr("proof.work.counting.count_work", count)
+    plan = write_plan(tmp_path)
+    count_for_run(plan, tmp_path)
+    assert not counted
+    plan.path.write_text(plan.path.read_text() + TABLE)
+    plan = read_plan(plan.path)
+    assert lacks_work(plan, tmp_path)
+    for _ in range(2):
+        count_for_run(plan, tmp_path)
+    assert counted == [(Path("a"), Path("b"), CountOptions(lengths=(8, 32)))]
+    assert not lacks_work(plan, tmp_path)
+
+
+def test_a_plan_whose_servers_are_its_own_cannot_have_work_counted(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    plan = dataclasses.replace(
+        plan,
+        work=WorkCount(),
+        arms=tuple(dataclasses.replace(arm, artifact=None, url="http://a") for arm in plan.arms),
+    )
+    with pytest.raises(BadInput, match="its arms are servers of your own"):
+        check_countable(plan)
 
 
 def test_a_run_without_counts_has_no_such_section(tmp_path: Path) -> None:
