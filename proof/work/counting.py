@@ -46,6 +46,7 @@ TEXT = "a charming and often affecting journey through the past that never loses
 SHARES = (0.1, 0.5, 0.9)
 """Which texts of a file are counted: those at these shares of all, sorted by length."""
 MOST_PROCESSES = 4
+MOST_REPETITIONS = 100
 PACKAGES = ("openvino", "onnxruntime", "numpy", "tokenizers")
 TOLERANCES = {"f32": 0.01, "bf16": 0.5, "i8": 0.5}
 """Largest difference of a logit from a plain process, by precision. It detects code that does not
@@ -61,17 +62,20 @@ class Sizes:
     """Tokens of the texts, special tokens included."""
     batch_tokens: int
     """Tokens of a batch of several texts, as many as fit."""
-    repetitions: int = 1
+    instructions: int
+    """Batches are repeated until so many are counted. Two threads wake each other in every run,
+    which takes a few thousand instructions, not always the same number.
+    """
 
 
 DEFAULT_SIZES: dict[Method, Sizes] = {
-    "counters": Sizes((8, 32, 128), batch_tokens=512, repetitions=20),
+    "counters": Sizes((8, 32, 128), batch_tokens=512, instructions=10**9),
     # Valgrind takes 0.1 to 0.2 s for a token of a mini model.
-    "valgrind": Sizes((8, 32, 64), batch_tokens=64),
+    "valgrind": Sizes((8, 32, 64), batch_tokens=64, instructions=20 * 10**6),
 }
 QUICK_SIZES: dict[Method, Sizes] = {
-    "counters": Sizes((8, 32), batch_tokens=128, repetitions=10),
-    "valgrind": Sizes((8,), batch_tokens=32),
+    "counters": Sizes((8, 32), batch_tokens=128, instructions=10**9),
+    "valgrind": Sizes((8,), batch_tokens=32, instructions=20 * 10**6),
 }
 
 
@@ -117,7 +121,7 @@ def count_work(first: Path, second: Path, options: CountOptions) -> Work:
     texts = None if options.texts is None else _read_texts(options.texts)
     sizes = (QUICK_SIZES if options.quick else DEFAULT_SIZES)[method]
     loaded, batches, answers = _look(loadings, texts, options.lengths or sizes.lengths, sizes)
-    counts = _count_copies(loadings, method, batches, answers, sizes.repetitions)
+    counts = _count_copies(loadings, method, batches, answers, sizes.instructions)
     for artifact in artifacts:
         artifact.check_unchanged()
     measurements = [
@@ -219,7 +223,7 @@ def _count_copies(
     method: Method,
     batches: Sequence[Batch],
     answers: Sequence[Sequence[dict[str, Any]]],
-    repetitions: int,
+    instructions: int,
 ) -> list[list[float]]:
     """Return instructions for one text: of each batch, in each copy of the first, then second."""
     workloads: list[Workload] = []
@@ -231,7 +235,7 @@ def _count_copies(
                 workloads.append(workload)
                 if stopping.is_set():  # it was loading when the others were killed
                     raise WorkloadFailed("The count was stopped.", INTERRUPTED)
-                return _count_batches(workload, batches, answers[index], repetitions, bar.update)
+                return _count_batches(workload, batches, answers[index], instructions, bar.update)
 
         processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
         with ThreadPoolExecutor(processes) as pool:
@@ -259,10 +263,10 @@ def _count_batches(
     workload: Workload,
     batches: Sequence[Batch],
     answers: Sequence[dict[str, Any]],
-    repetitions: int,
+    instructions: int,
     advance: Callable[[], object],
 ) -> list[float]:
-    counts = []
+    counts: list[float] = []
     if workload.count(0) <= 0:
         raise Unavailable("The counter did not count.")
     for batch, expected in zip(batches, answers, strict=True):
@@ -270,8 +274,10 @@ def _count_batches(
         _check_answer(workload, answer, expected)
         # Asking for runs takes some instructions itself.
         idle = workload.count(0)
-        counted = workload.count(repetitions) - idle
-        counts.append(counted / repetitions / batch.copies)
+        single = max(1, workload.count(1) - idle)
+        repetitions = max(1, min(MOST_REPETITIONS, instructions // single))
+        total = single if repetitions == 1 else max(1, workload.count(repetitions) - idle)
+        counts.append(total / repetitions / batch.copies)
         advance()
     return counts
 
