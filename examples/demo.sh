@@ -1,5 +1,5 @@
 #!/bin/sh
-# A tour of a few minutes: serve both twins, classify a sentence, compare their graphs, compare their latency.
+# A tour of a few minutes: serve both twins, classify a sentence, compare their graphs, count their work, compare their latency.
 # `make demo` exports the artifacts and runs it.
 set -eu
 PORT=${PORT:-8000}
@@ -40,6 +40,15 @@ code=0
 if [ "$code" -ne 1 ]; then
     echo "identity should have detected the kept decoder (exit 1), but it ended with $code." >&2
     exit 70
+fi
+
+echo
+echo "== Do they execute the same instructions? (counted, about a minute)"
+code=0
+"$BIN/python" -m proof work --quick artifacts/bert artifacts/drbert || code=$?
+# 69 means that nothing here can count (the line above names the remedy), 2 that copies disagree; the demo goes on.
+if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "$code" -ne 69 ]; then
+    exit "$code"
 fi
 
 echo

@@ -4,6 +4,7 @@
     sizing     how many restarts a claim needs
     measuring  servers, the load generator, a run
     evidence   rows of requests, sealed and audited
+    work       instructions for a text, counted
     verdict    the judge
     reports    HTML and Markdown
 

@@ -3,6 +3,8 @@ Prove that a model swap adds no latency, or that it does.
 
     drbert-prove identity artifacts/bert artifacts/drbert
         do two artifacts do the same work? 0 same, 1 different
+    drbert-prove work artifacts/bert artifacts/drbert
+        as many instructions for a text? 0 same, 1 different, 2 cannot tell
     drbert-prove capacity PLAN
         how many texts per second can the reference answer?
     drbert-prove plan evidence/<A/A run> --template PLAN --out PLAN
@@ -34,6 +36,11 @@ from command import BadUsage, Parser
 from proof.evidence.store import read_manifest_digest
 from proof.reports import markdown, report
 from proof.verdict import claim, committed, identity, judge, schema, terminal
+from proof.work.schema import DEFAULT_MARGIN, read_work, write_work
+from proof.work.schema import EXIT_CODES as WORK_EXIT_CODES
+from proof.work.schema import describe as describe_work
+from proof.work.schema import sentence as work_sentence
+from proof.work.sealed import WORK
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     handlers: dict[str, Callable[[argparse.Namespace], int]] = {
         "identity": _identity,
+        "work": _work,
         "capacity": _capacity,
         "plan": _plan,
         "run": _run,
@@ -58,6 +66,7 @@ def _parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     _add_identity(commands)
+    _add_work(commands)
     _add_capacity(commands)
     _add_plan(commands)
     _add_run(commands)
@@ -73,6 +82,47 @@ def _add_identity(commands: Any) -> None:
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
     parser.add_argument("--json", action="store_true", help="print everything that was compared")
+
+
+def _add_work(commands: Any) -> None:
+    parser = commands.add_parser(
+        "work", help="count the instructions that two artifacts execute for a text"
+    )
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        help="file with one text on each line (default: texts of some lengths)",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=token_counts,
+        default=(),
+        help="tokens of the texts, such as 8,32 (default: as many as the method affords)",
+    )
+    parser.add_argument("--quick", action="store_true", help="count fewer and shorter batches")
+    _add_variant(parser)
+    parser.add_argument("--runtime", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    parser.add_argument(
+        "--method",
+        choices=("auto", "counters", "valgrind"),
+        default="auto",
+        help="hardware counters or Valgrind (default: counters where there are any)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=probability,
+        default=DEFAULT_MARGIN,
+        help="largest relative difference of the same work (default: 0.001)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts to this file")
+
+
+def _add_variant(parser: Any) -> None:
+    parser.add_argument(
+        "--variant", default="cpu-fp32", help="variant that is counted (default: cpu-fp32)"
+    )
 
 
 def _add_capacity(commands: Any) -> None:
@@ -107,6 +157,14 @@ def probability(text: str) -> float:
 def non_negative(text: str) -> float:
     """Return a finite number of 0 or above, for argparse."""
     return 0.0 if float(text) == 0 else positive(text)
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """Return numbers of 1 to 100,000, separated by commas, for argparse."""
+    counts = tuple(map(int, text.split(",")))
+    if not all(1 <= count <= 100_000 for count in counts):
+        raise argparse.ArgumentTypeError(f"{text} has a length outside 1 to 100,000")
+    return counts
 
 
 def digest(text: str) -> str:
@@ -191,6 +249,10 @@ def _add_verify_claim(commands: Any) -> None:
         help="accept evidence of another variant, precision, packing, engine or version than here;"
         " repeat it for several",
     )
+    parser.add_argument(
+        "--work", action="store_true", help="also count both artifacts' instructions, here and now"
+    )
+    _add_variant(parser)
 
 
 def _add_report(commands: Any) -> None:
@@ -209,6 +271,32 @@ def _identity(options: argparse.Namespace) -> int:
     result = identity.compare(options.a, options.b)
     print(json.dumps(result, indent=2) if options.json else identity.describe(result))
     return 0 if result["same"] else 1
+
+
+def _work(options: argparse.Namespace) -> int:
+    from proof.work.counting import CountOptions, count_work
+
+    if options.texts is not None and options.lengths:
+        raise BadUsage("Give --texts or --lengths, not both: the texts have lengths of their own.")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise BadUsage(f"{options.json} cannot be written: its folder does not exist.")
+    counted = count_work(
+        options.a,
+        options.b,
+        CountOptions(
+            variant=options.variant,
+            runtime=options.runtime,
+            method=options.method,
+            margin=options.margin,
+            lengths=options.lengths,
+            texts=options.texts,
+            quick=options.quick,
+        ),
+    )
+    if options.json is not None:
+        write_work(options.json, counted)
+    print(describe_work(counted))
+    return WORK_EXIT_CODES[counted.verdict]
 
 
 def _capacity(options: argparse.Namespace) -> int:
@@ -274,12 +362,20 @@ def _verify(options: argparse.Namespace) -> int:
     note = report.check_page(options.evidence, verified.verdict)
     print(claim.describe(verified, options.evidence))
     _print_note(note)
-    return verified.exit_code
+    _print_sealed_work(options.evidence)
+    if not options.work:
+        return verified.exit_code
+    from proof.work.counting import CountOptions, count_work
+
+    counted = count_work(options.a, options.b, CountOptions(variant=options.variant))
+    print(describe_work(counted))
+    return verified.exit_code or WORK_EXIT_CODES[counted.verdict]
 
 
 def _judge(options: argparse.Namespace) -> int:
     verdict, note = _judge_again(options.evidence)
     print(terminal.describe(verdict))
+    _print_sealed_work(options.evidence)
     print(f"manifest {read_manifest_digest(options.evidence)}")
     print(f"plan {verdict.plan.digest}")
     _print_note(note)
@@ -301,10 +397,20 @@ def _print_note(note: str) -> None:
         print(f"note: {note}")
 
 
+def _print_sealed_work(evidence: Path) -> None:
+    """Print the counts of a run that has some."""
+    path = evidence / WORK
+    if path.exists():
+        print(describe_work(read_work(path)))
+
+
 def _report(options: argparse.Namespace) -> int:
     verdict, note = _judge_again(options.evidence)
     if options.markdown:
         print(markdown.render(verdict))
+        if (options.evidence / WORK).exists():
+            counted = read_work(options.evidence / WORK)
+            print(f"\n**{counted.verdict} work** {markdown.escape(work_sentence(counted))}")
         if note:
             print(f"\n{note}")
         return 0

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from proof.work.counters import unavailable_reason
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CRDS = SHARED.with_name("crds")
 
@@ -35,6 +37,10 @@ no_gpu = pytest.mark.skipif(
 chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium, in which reports are opened")
 strace = pytest.mark.skipif(
     shutil.which("strace") is None, reason="needs strace, which records system calls"
+)
+counted_instructions = pytest.mark.skipif(
+    shutil.which("valgrind") is None and unavailable_reason() is not None,
+    reason="needs hardware counters of instructions, or Valgrind from Debian",
 )
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 

@@ -43,6 +43,7 @@ def test_the_reasons_for_a_skip_are_known() -> None:
         "containers",
         "grafana",
         "strace",
+        "counted_instructions",
         "sbom",
         "transformers_5",
     }

@@ -80,6 +80,7 @@ from proof.reports import report
 from proof.verdict import identity
 from proof.verdict.judge import judge_lines
 from proof.verdict.schema import Verdict
+from proof.work.sealed import check_countable, count_for_run, lacks_work
 from service.artifact import read_artifact
 
 DERIVED = (MANIFEST, "restarts.csv", "verdict.json", "report.html")
@@ -126,6 +127,7 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
 def _check_runnable(plan: Plan) -> None:
     """Raise BadInput or Unavailable if something that the run needs is missing."""
     plan.read_texts()
+    check_countable(plan)
     for level in plan.levels:
         if level.percent:
             level.arrivals_per_s(plan)
@@ -158,7 +160,7 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
         raise BadInput(
             f"{folder} was begun by a version that recorded no answers; begin a new run."
         )
-    if sealed and is_whole:
+    if sealed and is_whole and not lacks_work(plan, folder):
         raise BadInput(
             f"{folder} holds all {plan.restarts} restarts; there is nothing to go on with."
         )
@@ -202,7 +204,9 @@ def _execute(folder: Path) -> Verdict:
     """Measure the missing restarts and return the verdict; seal what there is, whatever happens."""
     try:
         with _sigterm_as_interrupt():
-            _measure_restarts(read_sealed_plan(folder), folder)
+            plan = read_sealed_plan(folder)
+            _measure_restarts(plan, folder)
+            count_for_run(plan, folder)
     except BaseException:
         if _has_rows(folder):
             resume = f"`drbert-prove run --resume {folder}` continues it"

@@ -220,6 +220,17 @@ class Level:
 
 
 @dataclass(frozen=True)
+class WorkCount:
+    """What a run counts of both artifacts' work, in addition to their time (proof/work)."""
+
+    variant: str = "cpu-fp32"
+    lengths: tuple[int, ...] = ()
+    """Tokens of the counted texts; empty: as many as the method affords."""
+    margin: float = 0.001
+    """Largest relative difference of instructions that counts as the same work."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A claim and its measurement, as read from a TOML file."""
 
@@ -265,6 +276,8 @@ class Plan:
     """
     settings: Mapping[str, str] = field(default_factory=dict)
     """DRBERT_* variables of the servers that the run starts."""
+    work: WorkCount | None = None
+    """What the run counts of the artifacts' work; None: nothing."""
 
     @property
     def claimed_arms(self) -> list[int]:

@@ -37,6 +37,7 @@ from proof.plans.plan import (
     Level,
     Plan,
     Role,
+    WorkCount,
 )
 
 NAME = re.compile(r"(?!\.)[^/\x00-\x1f\x7f]{1,80}")
@@ -135,6 +136,12 @@ class _GeneratorTable(_Table):
     cpus: list[Cpu] = []
 
 
+class _WorkTable(_Table):
+    variant: str = "cpu-fp32"
+    lengths: list[Count] = []
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
 class _PlanTable(_Table):
     name: str
     claim: Claim = "equivalence"
@@ -150,6 +157,7 @@ class _PlanTable(_Table):
     level: _LevelTables
     server: _ServerTable = _ServerTable()
     generator: _GeneratorTable = _GeneratorTable()
+    work: _WorkTable | None = None
 
 
 def read_plan(path: Path, is_template: bool = False) -> Plan:
@@ -210,7 +218,12 @@ def _to_plan(path: Path, digest: str, table: _PlanTable, level_names: list[str])
         restart_command=server.restart,
         instances=server.instances,
         settings={f"DRBERT_{key.upper()}": str(value) for key, value in server.settings.items()},
+        work=None if table.work is None else _to_work(table.work),
     )
+
+
+def _to_work(table: _WorkTable) -> WorkCount:
+    return WorkCount(table.variant, tuple(table.lengths), table.margin)
 
 
 def _to_level(path: Path, name: str, table: _LevelTable) -> Level:
@@ -312,6 +325,7 @@ _LIMITS: Mapping[str, str] = {
     "repeats": "is less than 1",
     "sets": "is less than 1",
     "in_flight": "is less than 1",
+    "margin": "is not between 0 and 1",
     "slice_s": "is no number of 0 or above",
     "capacity_per_s": "is no number of 0 or above",
     "wait_for_calm_s": "is no number of 0 or above",
@@ -348,6 +362,8 @@ def _complaint(error: ErrorDetails) -> str:
             return f"the arm's name {value!r} may hold letters, digits, '-', '_' and '.' only."
     if "cpus" in loc[:-1]:
         return f"cpus holds {value!r}, which is no processor's number."
+    if "lengths" in loc[:-1]:
+        return f"lengths holds {value!r}, which is no number of tokens."
     if "margins" in loc:
         return f"{'.'.join(loc[2:])} = {value!r} is not between 0 and 1."
     if "gains" in loc:
@@ -372,6 +388,8 @@ def _known_keys(loc: tuple[str, ...]) -> list[str]:
             table = _ServerTable
         case ("generator",):
             table = _GeneratorTable
+        case ("work",):
+            table = _WorkTable
         case ("level",):
             table = _LevelTables
         case ("level", "capacity"):
@@ -422,6 +440,12 @@ def to_toml(plan: Plan, comment: str) -> str:
     values["level"] = {level.name: _level_values(level) for level in plan.levels}
     values["server"] = _server_values(plan)
     values["generator"] = {"cpus": list(plan.generator_cpus)}
+    if plan.work is not None:
+        values["work"] = {
+            "variant": plan.work.variant,
+            "lengths": list(plan.work.lengths),
+            "margin": plan.work.margin,
+        }
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
     return "\n".join([*lines, "", tomli_w.dumps(values)])
 

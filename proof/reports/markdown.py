@@ -18,15 +18,15 @@ def render(verdict: Verdict) -> str:
 
     A level has a table of its statistics, its controls, and its gates.
     """
-    lines = [f"**{verdict.verdict}** {_escape(verdict.sentence)}"]
+    lines = [f"**{verdict.verdict}** {escape(verdict.sentence)}"]
     if verdict.scope is not None:
-        lines += ["", *(f"- {_escape(line)}" for line in describe_scope(verdict.scope))]
+        lines += ["", *(f"- {escape(line)}" for line in describe_scope(verdict.scope))]
     for name, level in verdict.levels.items():
         lines += ["", *_level_lines(name, level, verdict.claim)]
     run = verdict.run
     lines += [
         "",
-        f"Run `{_escape(run.run)}`, {run.numbers}: {_escape(verdict.plan.name)}"
+        f"Run `{escape(run.run)}`, {run.numbers}: {escape(verdict.plan.name)}"
         f" `{verdict.plan.digest}`",
     ]
     return "\n".join(lines)
@@ -81,16 +81,16 @@ def _describe_gates(level: LevelVerdict) -> str:
     undecided = [gate for gate in level.gates if gate.undecided]
     if not failed and undecided:
         return "Gates that cannot tell: " + "; ".join(
-            f"{_escape(gate.name)}: {_escape(gate.measured)}" for gate in undecided
+            f"{escape(gate.name)}: {escape(gate.measured)}" for gate in undecided
         )
     if not failed:
         return f"All {len(level.gates)} gates hold."
     return "Gates that failed: " + "; ".join(
-        f"{_escape(gate.name)}: {_escape(gate.measured)}" for gate in failed
+        f"{escape(gate.name)}: {escape(gate.measured)}" for gate in failed
     )
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return text that cannot end a table's cell, begin a tag, or steer a terminal."""
     printable = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text

@@ -35,6 +35,7 @@ from proof.reports.reported_run import (
     read_reported_run,
 )
 from proof.reports.table_sections import LevelNumbers, StartsSection
+from proof.reports.work_section import WorkSection, build_work
 from proof.verdict.schema import Verdict
 from proof.verdict.scope import describe_scope
 
@@ -94,6 +95,8 @@ class Report:
     starts: StartsSection
     comparisons: Sequence[ArtifactComparison]
     environment: EnvironmentSection
+    work: WorkSection | None
+    """Counted instructions; None where the run counted none."""
 
 
 def write(folder: Path, verdict: Verdict, path: Path | None = None) -> Path:
@@ -161,6 +164,7 @@ def build_report(run: ReportedRun) -> Report:
         starts=table_sections.build_starts(run),
         comparisons=build_comparisons(read_json(run.folder / "identity.json"), run.arms("control")),
         environment=build_environment(read_json(run.folder / "environment.json")),
+        work=build_work(run.folder),
     )
 
 

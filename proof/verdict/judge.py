@@ -63,6 +63,7 @@ from proof.verdict.schema import (
     read_run,
 )
 from proof.verdict.scope import build_scope, write_sentence
+from proof.work.sealed import check_sealed
 
 CONFIDENCE = 0.90
 """Two one-sided tests at 5 % are one two-sided interval at 90 %."""
@@ -92,6 +93,8 @@ def judge_run(folder: Path) -> Verdict:
     observed = Observed(folder, plan)
     lines = audit_rows(folder, plan, starts, observed.add)
     check_restarts(folder, lines)
+    counted = sum(not start.dropped for start in starts)
+    check_sealed(plan, folder, is_complete=counted >= plan.restarts)
     return judge_lines(folder, plan, starts, lines, observed)
 
 
