@@ -77,8 +77,11 @@ class TextRatios:
 
     def add(self, rows: Mapping[str, Any]) -> None:
         """Add the rows of one restart that counts."""
-        text_ids, first = np.unique(rows["text_id"], return_index=True)
-        self._tokens |= zip(text_ids.tolist(), rows["tokens"][first].tolist(), strict=True)
+        # Texts of the level `repeat` have letters in front of those of the plan.
+        is_of_plan = rows["level"].isin([level.name for level in self._plan.judged_levels])
+        text_ids, first = np.unique(rows["text_id"][is_of_plan], return_index=True)
+        tokens = rows["tokens"][is_of_plan][first]
+        self._tokens |= zip(text_ids.tolist(), tokens.tolist(), strict=True)
         for level in self._plan.levels:
             if level.tuples:
                 self._add_level(level, at_level(dict(rows), level.name))

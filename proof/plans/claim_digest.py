@@ -27,7 +27,7 @@ def digest_claim(plan: Plan, artifacts: Mapping[str, str], texts: bytes) -> str:
             role: sorted({_subject(arm, artifacts) for arm in plan.arms if arm.role == role})
             for role in ("reference", "candidate")
         },
-        "levels": {level.name: _margins(level.margins) for level in plan.levels},
+        "levels": {level.name: _margins(level.margins) for level in plan.judged_levels},
         "texts": hashlib.sha256(texts).hexdigest(),
     }
     return hashlib.sha256(json.dumps(claim, sort_keys=True).encode()).hexdigest()

@@ -33,9 +33,9 @@ def build_scope(
     return Scope(
         reference=plan.arms[plan.indices("reference")[0]].name,
         candidate=plan.arms[plan.indices("candidate")[0]].name,
-        claimed={level.name: _claimed(level) for level in plan.levels},
-        not_claimed={level.name: _not_claimed(level) for level in plan.levels},
-        widest_margin=max(margin for level in plan.levels for _, _, margin in level.claimed),
+        claimed={level.name: _claimed(level) for level in plan.judged_levels},
+        not_claimed={level.name: _not_claimed(level) for level in plan.judged_levels},
+        widest_margin=max(margin for level in plan.judged_levels for _, _, margin in level.claimed),
         tokens=tokens,
         served=served,
         service_version=_text(server.get("version")),

@@ -10,6 +10,7 @@ import pytest
 
 from command import BadInput
 from proof.commands import main
+from proof.plans.claim_digest import digest_claim
 from proof.plans.plan_file import read_plan, to_toml
 from proof.plans.schedule import FIRST, REPEATED, WARM_UP, build_schedule
 from proof.verdict.judge import judge_run
@@ -105,3 +106,23 @@ def test_a_level_that_repeats_nothing_or_stands_alone_is_refused(
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadInput, match=words):
         read_plan(path)
+
+
+def test_the_level_changes_neither_the_claim_nor_what_the_verdict_says_of_its_texts(
+    tmp_path: Path,
+) -> None:
+    def lengthen(row: dict[str, Any]) -> None:
+        row["tokens"] = row["batch_tokens"] = 21 if row["level"] == "repeat" else 5
+
+    # The level comes first, so that its texts are the first ones with their numbers.
+    levels = ("repeat", "unloaded")
+    verdict = judge_run(
+        write_evidence(tmp_path / "run", control=True, levels=levels, change=lengthen)
+    )
+    assert verdict.scope is not None
+    assert list(verdict.scope.claimed) == list(verdict.scope.not_claimed) == ["unloaded"]
+    assert verdict.scope.tokens == (5, 5)
+    plain = write_plan(tmp_path / "plain")
+    repeating = write_plan(tmp_path / "repeating", levels=levels)
+    artifacts = {arm.name: "a" for arm in plain.arms}
+    assert digest_claim(repeating, artifacts, b"") == digest_claim(plain, artifacts, b"")
