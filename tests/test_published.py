@@ -61,11 +61,12 @@ def test_the_published_index_lists_every_published_run_and_what_became_of_it() -
             assert entry[f"number_for_this_{key}"] == earlier[entry[f"{key}_digest"]]
 
 
-def test_the_readme_shows_each_verdict_and_the_digest_of_its_manifest() -> None:
-    readme = Path("README.md").read_text()
+def test_readme_or_archive_show_each_verdict_and_the_digest_of_its_manifest() -> None:
+    pages = [Path("README.md"), Path("docs/proof-archive.md")]
+    lines = [line for page in pages for line in page.read_text().splitlines()]
     for folder in PUBLISHED:
         verdict = read_verdict(folder / "verdict.json")
         digest = hashlib.sha256((folder / "MANIFEST.sha256").read_bytes()).hexdigest()
-        [line] = [line for line in readme.splitlines() if re.search(rf"\[{folder.name}\]\(", line)]
+        [line] = [line for line in lines if re.search(rf"^\| \[{folder.name}\]\(", line)]
         assert f"**{verdict.verdict}**" in line
         assert digest[:16] in line

@@ -164,6 +164,8 @@ def _delay_lines(
             ratios: dict[str, list[float]] = {"p50": [], "mean": []}
             for copy in plan.claimed_arms:
                 slowed = is_delayed & (rows["load_position"] == positions[copy])
+                if not slowed.any():  # Its turn is in another restart.
+                    continue
                 in_blocks = is_control & np.isin(rows["block_id"], rows["block_id"][slowed])
                 others = [
                     values[in_blocks & (rows["arm"] == plan.arms[other].name)]

@@ -64,7 +64,7 @@ def _answer_alone(plan: Plan, folder: Path, texts: list[str]) -> dict[str, Any]:
     """Return what `service.plain` prints."""
     done = subprocess.run(
         # -P: a folder named service where the run is started is not ours.
-        [sys.executable, "-P", "-m", "service.plain", str(folder)],
+        [sys.executable, "-P", "-m", "service.plain", str(folder), "--variant", plan.variant],
         input=json.dumps(texts),
         capture_output=True,
         text=True,

@@ -52,6 +52,8 @@ class ServerCommand:
     """Variables added to the caller's environment."""
     cpus: Collection[int] = ()
     """Processors that it is pinned to; all that the caller may use if empty."""
+    nice: int = 0
+    """Its nice value, where the caller may set it: below 0, before other processes."""
     ready_path: str = "/readyz"
     """Path that answers GET with a 2xx status as soon as the server is ready."""
     ready_within_s: float = 120.0
@@ -144,6 +146,9 @@ def start(spec: ServerCommand) -> ServerProcess:
             start_new_session=spec.own_group,
             preexec_fn=pin(spec.cpus) if spec.own_group else tied_to_caller(pin(spec.cpus)),
         )
+    if spec.nice:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, spec.nice)
     return ServerProcess(spec, process, offset)
 
 

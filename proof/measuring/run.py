@@ -507,6 +507,7 @@ def _environment(plan: Plan, served: Served) -> dict[str, Any]:
         "commit": _commit(),
         # One server holds every arm, so its memory does not tell them apart.
         "resident_bytes_of_all_arms_together": served.resident_bytes,
+        "server_nice": served.nice,
         "server": {
             key: value
             for key, value in served.info.items()

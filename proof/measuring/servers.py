@@ -57,6 +57,14 @@ class GeneratorFailed(Unavailable):
         self.lasting = lasting
 
 
+SERVER_NICE = -10
+"""Nice value of the servers that a run starts, where that is permitted.
+
+Other processes then hardly ever take their processor. All arms are in the server, so it favours
+none of them.
+"""
+
+
 @dataclass(frozen=True)
 class Served:
     """The servers of one restart."""
@@ -69,6 +77,8 @@ class Served:
     """URLs of servers that report on GPUs."""
     resident_bytes: int | None = None
     """Resident memory of the server once it is warm, of all copies together; None if unknown."""
+    nice: int | None = None
+    """Nice value of the server; None if it was not started here."""
 
 
 @contextmanager
@@ -95,7 +105,9 @@ def serve_arms(
             with urllib.request.urlopen(f"{server.url}/info", timeout=10) as response:
                 info = json.load(response)
             gpus = frozenset([server.url] if info.get("gpus") else ())
-            yield Served(info, with_gpus=gpus, resident_bytes=_resident_bytes(server.process.pid))
+            pid = server.process.pid
+            nice = os.getpriority(os.PRIO_PROCESS, pid)
+            yield Served(info, with_gpus=gpus, resident_bytes=_resident_bytes(pid), nice=nice)
     else:
         _run_restart_command(plan, order, log)
         yield Served({})
@@ -121,6 +133,8 @@ def _server_command(plan: Plan, order: list[int], log: Path) -> ServerCommand:
         *(f"{arm.name}={arm.artifact}" for arm in arms),
         "--port",
         str(plan.port),
+        "--variant",
+        plan.variant,
     ]
     delayed_by_server = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
     delay_allowed = {"DRBERT_BUSY_WAIT": "loopback"} if delayed_by_server else {}
@@ -130,6 +144,7 @@ def _server_command(plan: Plan, order: list[int], log: Path) -> ServerCommand:
         log,
         environment={**delay_allowed, **plan.settings, **_warm_up_settings(plan)},
         cpus=pinned_cpus(plan)[0],
+        nice=SERVER_NICE,
         ready_within_s=READY_WITHIN_S,
         # A SIGKILL to the run's group also ends the server, which frees the port.
         own_group=False,

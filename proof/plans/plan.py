@@ -265,6 +265,8 @@ class Plan:
     """Port of the server that the run starts."""
     server_cpus: tuple[int, ...] = ()
     generator_cpus: tuple[int, ...] = ()
+    variant: str = "auto"
+    """Variant of the artifacts that the servers of a run load; auto is the fastest one here."""
     restart_command: str | None = None
     """Shell command that restarts servers which the run does not start.
 

@@ -128,6 +128,7 @@ class _ServerTable(_Table):
     port: Annotated[int, Field(gt=0, lt=65536)] = 8008
     cpus: list[Cpu] = []
     settings: dict[str, Any] = {}
+    variant: str = "auto"
     restart: str | None = None
     instances: bool = False
 
@@ -215,6 +216,7 @@ def _to_plan(path: Path, digest: str, table: _PlanTable, level_names: list[str])
         port=server.port,
         server_cpus=tuple(server.cpus),
         generator_cpus=tuple(table.generator.cpus),
+        variant=server.variant,
         restart_command=server.restart,
         instances=server.instances,
         settings={f"DRBERT_{key.upper()}": str(value) for key, value in server.settings.items()},
@@ -477,6 +479,8 @@ def _server_values(plan: Plan) -> dict[str, Any]:
     values["settings"] = {
         key.removeprefix("DRBERT_").lower(): value for key, value in plan.settings.items()
     }
+    if plan.variant != "auto":
+        values["variant"] = plan.variant
     if plan.restart_command:
         values["restart"] = plan.restart_command
     if plan.instances:

@@ -114,7 +114,7 @@ def slice_texts(
 
 def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
     rng = _random(plan, level.name, slot)
-    groups = _block_orders(plan, level, rng)
+    groups = _block_orders(plan, level, slot, rng)
     kinds = np.concatenate([kinds for kinds, *_ in groups])
     sizes = np.concatenate([np.full(len(orders), orders.shape[1]) for _, orders, _ in groups])
     block_ids = np.repeat(np.arange(len(sizes)), sizes)
@@ -142,7 +142,7 @@ def _interleaved(plan: Plan, level: Level, slot: int, texts: int) -> Schedule:
 
 
 def _block_orders(
-    plan: Plan, level: Level, rng: np.random.RandomState
+    plan: Plan, level: Level, slot: int, rng: np.random.RandomState
 ) -> list[tuple[Integers, Integers, Integers]]:
     """Return kinds (blocks,), arms and copies (blocks, arms in order) of each group of blocks."""
     claimed = np.array(plan.claimed_arms)
@@ -154,11 +154,12 @@ def _block_orders(
     measured, is_control = copies.copy(), np.zeros(level.tuples, bool)
     for delayed in plan.indices("delayed"):
         is_control = _control_blocks(level.tuples, rng)
-        measured[is_control] = np.where(
-            copies[is_control] == _delayed_copies(plan, int(is_control.sum()))[:, None],
-            delayed,
-            copies[is_control],
-        )
+        # One copy for a whole run: only requests with the same delay share a batch, and a delayed
+        # one must meet as many of its kind as the others do.
+        runs = int(is_control.sum()) // CONTROL_RUN
+        slowed = np.repeat(_delayed_copies(plan, runs, slot * runs), CONTROL_RUN)
+        orders = copies[is_control]
+        measured[is_control] = np.where(orders == slowed[:, None], delayed, orders)
     groups = [
         (np.full(len(warm_up), WARM_UP), warm_up, warm_up),
         (np.where(is_control, CONTROL, PLAIN), measured, copies),
@@ -176,7 +177,7 @@ def _orders(arms: Integers, count: int, rng: np.random.RandomState) -> Integers:
 
 
 def _delayed_copies(plan: Plan, count: int, first: int = 0) -> Integers:
-    """Return the copy that is delayed in each of `count` control blocks or sets."""
+    """Return the copy that is delayed in each of `count` runs of control blocks, or sets."""
     if plan.schedule_version == 1:
         return np.full(count, plan.indices("reference")[1])
     claimed = np.array(plan.claimed_arms)

@@ -1,7 +1,7 @@
 """
 Answers texts without a server: one at a time, unpacked, by the engine that the server would choose.
 
-    python -m service.plain ARTIFACT < texts.json > answers.json
+    python -m service.plain ARTIFACT [--variant NAME] < texts.json > answers.json
 
 The input is a JSON list of texts. The output is one JSON object: `variant`, `labels`, and `scores`,
 a list for each text in the order of the labels. `drbert-prove` compares a server's answers with
@@ -34,12 +34,13 @@ def main(arguments: Sequence[str]) -> int:
     """Answer the texts of standard input on standard output; return the exit code."""
     parser = Parser(prog="python -m service.plain", description="Answer texts without a server.")
     parser.add_argument("artifact", type=Path)
+    parser.add_argument("--variant", default="auto", help="a variant of the artifact, or auto")
     options = parser.parse_args(arguments)
     try:
         texts = json.load(sys.stdin)
     except ValueError as error:
         raise BadInput(f"Standard input is no JSON list of texts: {error}.") from None
-    variant, classifier = load_plain(options.artifact)
+    variant, classifier = load_plain(options.artifact, options.variant)
     activation = default_activation(classifier.manifest)
     scores = []
     for text in texts:
@@ -50,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def load_plain(folder: Path) -> tuple[str, Classifier]:
-    """Return the variant that a server would choose for an artifact, and it, loaded unpacked."""
+def load_plain(folder: Path, variant: str = "auto") -> tuple[str, Classifier]:
+    """Return a variant's name, by default that of the server's choice, and it, loaded unpacked."""
     artifact = read_artifact(folder)
-    options = LoadOptions.from_settings(read_settings("127.0.0.1"), "auto")
+    options = LoadOptions.from_settings(read_settings("127.0.0.1"), variant)
     options = replace(options, warm_up_s=0.0)
     engine = load_engine(folder.name, artifact, options, lambda: False)
     if engine.classifier.packing is None:

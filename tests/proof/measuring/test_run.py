@@ -31,6 +31,7 @@ from proof.measuring import index, run
 from proof.measuring.expected_answers import expect_answers
 from proof.measuring.launch import free_port
 from proof.measuring.run import drop_reason
+from proof.measuring.servers import SERVER_NICE
 from proof.plans.claim_digest import digest_claim
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
@@ -154,6 +155,8 @@ def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     assert "run 1 of this plan, 1 of its claim" in printed
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["resident_bytes_of_all_arms_together"] > 20e6
+    # Root may set it; without the right to, the server runs at the usual 0.
+    assert environment["server_nice"] in (SERVER_NICE, 0)
     assert environment["server"]["engines"]["openvino"]
     assert verdict["scope"]["served"]["candidate"]["packs"] in (True, False)
     assert verdict["scope"]["service_version"]

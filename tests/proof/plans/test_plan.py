@@ -92,13 +92,24 @@ def newer_plan(tmp_path: Path) -> Plan:
 def test_in_schedule_2_every_copy_is_delayed_and_used_equally_often(
     newer_plan: Plan, level: str
 ) -> None:
-    schedule = build_schedule(newer_plan, newer_plan.level(level), 1, 2)
-    delayed = Counter(schedule.copy[schedule.arm == 4].tolist())
+    delayed: Counter[int] = Counter()
+    used: Counter[int] = Counter()
+    for slot in range(4):
+        schedule = build_schedule(newer_plan, newer_plan.level(level), slot, 2)
+        delayed.update(schedule.copy[schedule.arm == 4].tolist())
+        used.update(schedule.copy[(schedule.slice_id >= PLAIN) & (schedule.copy < 4)].tolist())
+        assert np.array_equal(schedule.copy[schedule.arm < 4], schedule.arm[schedule.arm < 4])
     assert set(delayed) == {0, 1, 2, 3}
     assert len(set(delayed.values())) == 1
-    used = Counter(schedule.copy[(schedule.slice_id >= PLAIN) & (schedule.copy < 4)].tolist())
     assert len(set(used.values())) == 1
-    assert np.array_equal(schedule.copy[schedule.arm < 4], schedule.arm[schedule.arm < 4])
+
+
+def test_in_schedule_2_a_run_of_control_blocks_delays_one_copy(newer_plan: Plan) -> None:
+    # Only requests with the same delay share a batch.
+    schedule = build_schedule(newer_plan, newer_plan.level("mixed-50"), 0, 2)
+    slowed = schedule.copy[schedule.arm == 4]
+    assert slowed.reshape(-1, CONTROL_RUN).std() > 0
+    assert (slowed.reshape(-1, CONTROL_RUN).std(axis=1) == 0).all()
 
 
 def test_in_schedule_2_the_kept_decoder_is_warmed_up_like_the_others(newer_plan: Plan) -> None:

@@ -230,7 +230,8 @@ def test_a_process_that_has_ended_has_no_counter() -> None:
 @counted_instructions
 def test_real_counts_agree_for_twins_and_differ_for_more_labels(tmp_path: Path) -> None:
     a, b = honest_artifact(tmp_path / "a"), honest_artifact(tmp_path / "b")
-    options = CountOptions(lengths=(8,), quick=True)
+    # Python's own work is a large and less regular share of so small a model's.
+    options = CountOptions(lengths=(8,), quick=True, margin=0.01)
     assert count_work(a.directory, b.directory, options).verdict == "same"
     wide = write_artifact(tmp_path / "wide", labels=MANY_LABELS)
     counted = count_work(a.directory, wide.directory, options)
