@@ -6,7 +6,7 @@ Prove that a model swap adds no latency, or that it does.
     drbert-prove work artifacts/bert artifacts/drbert
         as many instructions for a text? 0 same, 1 different, 2 cannot tell
     drbert-prove capacity PLAN
-        how many texts per second can the reference answer?
+        how many texts per second can the reference answer, and at which rates is it half busy?
     drbert-prove plan evidence/<A/A run> --template PLAN --out PLAN
         how many restarts does the claim need here?
     drbert-prove run examples/plans/demo.toml
@@ -127,14 +127,15 @@ def _add_variant(parser: Any) -> None:
 
 def _add_capacity(commands: Any) -> None:
     parser = commands.add_parser(
-        "capacity", help="measure the reference's capacity, of which a plan's rates are percentages"
+        "capacity",
+        help="measure the reference's capacity, and the arrival rates of a plan's levels",
     )
     parser.add_argument("plan", type=Path)
     parser.add_argument(
         "--seconds",
         type=positive,
         default=5.0,
-        help="duration of each slice of one arm (default: 5)",
+        help="duration of each slice of one arm, and of each rate, in seconds (default: 5)",
     )
 
 
