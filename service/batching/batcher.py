@@ -440,9 +440,11 @@ class Batcher:
         begun_ns = max(running.started_ns, self._finished_ns)
         begun_cpu_ns = max(running.started_cpu_ns, self._finished_cpu_ns)
         if batch.first.injected_delay:
+            # What it takes to find out how long to compute is a part of it.
+            spin_from_ns = time.thread_time_ns()
             wall_ns = time.monotonic_ns() - begun_ns
             computed_ns = _computed_ns(wall_ns, self.cpu_clock() - begun_cpu_ns)
-            _spin(int(batch.first.injected_delay * computed_ns))
+            _spin(spin_from_ns + int(batch.first.injected_delay * computed_ns))
         now, cpu_now = time.monotonic_ns(), self.cpu_clock()
         inference_ns = now - begun_ns
         self._batches += 1
@@ -530,16 +532,13 @@ def _computed_ns(wall_ns: int, cpu_ns: int) -> int:
     return min(wall_ns, cpu_ns) if cpu_ns > wall_ns / 4 else wall_ns
 
 
-def _spin(duration_ns: int) -> None:
-    """Compute in this thread for that long, by its CPU clock, as a slower model would.
+def _spin(end_ns: int) -> None:
+    """Compute in this thread until that time of its CPU clock, as a slower model would.
 
     A sleep would leave the processor to others. By the wall clock, time in which others have the
     processor would count as computed.
     """
-    now = time.thread_time_ns()
-    end = now + duration_ns
-    while now < end:
-        if end - now > 20_000:
+    while (now := time.thread_time_ns()) < end_ns:
+        if end_ns - now > 20_000:
             # The last 20 µs only read the clock: a hash could overshoot.
             hashlib.sha256(_SPIN_WORK)
-        now = time.thread_time_ns()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from proof.evidence.audit import read_sealed_plan
+from proof.evidence.readings import collect_readings
 from proof.evidence.store import EvidenceRejected, read_starts
-from proof.verdict.judge import judge_run
+from proof.verdict.judge import judge_level, judge_run
 from proof.verdict.schema import LevelVerdict
 from tests.proof.factories import write_evidence, write_plan
 
@@ -140,3 +143,19 @@ def test_a_beta_that_is_not_the_pilots_is_refused(tmp_path: Path) -> None:
     plan.write_text(plan.read_text().replace("{ p50 = 0.8,", "{ p50 = 0.3,"))
     with pytest.raises(EvidenceRejected, match=r"the β 0.3 of .* p50 is not its pilot's \(0.8\)"):
         read_sealed_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("delayed", "breached"), [(1.064, []), (1.08, ["bert-delayed is as slow as it was made"])]
+)
+def test_a_delay_is_read_as_it_was_made_within_the_accuracy_that_margins_need(
+    tmp_path: Path, delayed: float, breached: list[str]
+) -> None:
+    folder = write_run(tmp_path / "run", levels=("unloaded",), control=False)
+    plan, starts = read_sealed_plan(folder), read_starts(folder)
+    with (folder / "restarts.csv").open() as file:
+        readings = collect_readings(plan, plan.level("unloaded"), list(csv.DictReader(file)))
+    # So many rows that the interval is narrower than what a server can keep to.
+    exact = math.log(delayed) + 1e-4 * np.resize([-1.0, 1.0], len(readings.restarts))
+    narrow = replace(readings, delays=dict.fromkeys(readings.delays, exact))
+    assert judge_level(plan, plan.level("unloaded"), narrow, starts).breached == breached
