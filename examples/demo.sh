@@ -54,7 +54,7 @@ case $code in
 esac
 
 echo
-echo "== Do they take the same time? (eight starts of a server, about three minutes)"
+echo "== Do they take the same time? (sixteen starts of a server, about four minutes)"
 code=0
 judged=$(mktemp)
 trap 'rm -f "$log" "$judged"' EXIT

@@ -64,7 +64,8 @@ def _in_short(items: list[Statistic], claim: str) -> str:
     if len(words) == 1:
         [word] = words
         widest = 100 * max(item.margin for item in items)
-        return f"{word} in all {len(items)} claimed statistics, within ±{widest:.3g} %"
+        among = f"all {len(items)} claimed statistics" if len(items) > 1 else "what is claimed"
+        return f"{word} in {among}, margin ±{widest:.3g} %"
     return ", ".join(f"{word} in {count}" for word, count in words.most_common())
 
 
