@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,11 @@ from command import BadInput, Parser
 from proof.evidence.store import Requests
 from proof.measuring.run import run_plan
 from proof.measuring.servers import pinned_cpus
-from proof.plans.plan import Arm, Plan
+from proof.plans.plan import Arm, Level, Plan
 from proof.plans.plan_file import read_plan, to_toml
-from proof.verdict.schema import Verdict, format_percent
+from proof.verdict.schema import Verdict, format_percent, metric_label
 
-SHARES = (0.0, 0.01, 0.02, 0.03, 0.05)
+SHARES = (0.0, 0.01, 0.02, 0.03, 0.06)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str]) -> int:
         description="Add delays of known size from outside and judge them.",
     )
     parser.add_argument(
-        "plan", type=Path, help="plan whose arms are all one artifact, at the level unloaded"
+        "plan", type=Path, help="plan whose arms are all one artifact, and claim end to end"
     )
     parser.add_argument(
         "--shares",
         type=float,
         nargs="+",
         default=SHARES,
-        help="delays of the candidates, as shares (default: 0 0.01 0.02 0.03 0.05)",
+        help="delays of the candidates, as shares (default: 0 0.01 0.02 0.03 0.06)",
     )
     parser.add_argument(
         "--evidence", type=Path, default=Path("evidence"), help="folder of runs (default: evidence)"
@@ -93,8 +93,12 @@ def measure(plan: Plan, share: float, evidence: Path) -> Outcome:
     ):
         arms = tuple(_through(arm, ports) for arm in plan.arms)
         path = Path(temporary) / "plan.toml"
-        # The pilot sized the original plan; each share is a plan of its own.
-        changed = dataclasses.replace(plan, name=f"{plan.name}-{share:g}", arms=arms, pilot=None)
+        # The pilot sized the original plan; each share is a plan of its own. The proxy delays
+        # answers, which no queue multiplies, so margins have no gain.
+        levels = tuple(dataclasses.replace(level, gains={}) for level in plan.levels)
+        changed = dataclasses.replace(
+            plan, name=f"{plan.name}-{share:g}", arms=arms, levels=levels, pilot=None
+        )
         path.write_text(
             to_toml(changed, f"{plan.name} with the candidates {share:.0%} slower, by a proxy.")
         )
@@ -123,42 +127,51 @@ def _true_ratio(plan: Plan, folder: Path, stats: ProxyStats) -> float:
 
 def holds(plan: Plan, outcomes: Sequence[Outcome]) -> bool:
     """Return whether no delay is equivalent and no delay of the margin or more is."""
-    margin = plan.levels[0].tightest_margin
-    for outcome in outcomes:
-        verdict = outcome.verdict.verdict
-        if outcome.share == 0 and verdict != "equivalent":
-            return False
-        if outcome.share >= margin and verdict not in ("not-equivalent", "inconclusive"):
-            return False
+    for level in plan.judged_levels:
+        for outcome in outcomes:
+            verdict = outcome.verdict.levels[level.name].verdict
+            if outcome.share == 0 and verdict != "equivalent":
+                return False
+            slow = outcome.share >= level.tightest_margin
+            if slow and verdict not in ("not-equivalent", "inconclusive"):
+                return False
     return True
 
 
 def table(plan: Plan, outcomes: Sequence[Outcome]) -> str:
-    """Return the Markdown table of the outcomes, with a sentence before it."""
-    level = plan.levels[0]
-    claimed = [(m, s) for m, s, _ in level.claimed]
-    lines = [
+    """Return a Markdown table of the outcomes for each level, with a sentence before it."""
+    tables = [
         (
-            f"One model on both sides, {plan.restarts} restarts × {level.tuples} tuples, margins of"
-            f" {level.tightest_margin:.0%}; a proxy adds a share of each answer's own time to one"
-            " side."
-        ),
-        "",
-        "| added | true ratio of means | "
-        + " | ".join(f"{m.replace('_', ' ')} {s}" for m, s in claimed)
-        + " | verdict |",
-        "|--:|--:|" + "--:|" * len(claimed) + "---|",
-    ]
-    for outcome in outcomes:
-        estimates = outcome.verdict.levels[level.name].statistics
-        intervals = {}
-        for estimate in estimates:
-            low, high = (format_percent(bound) for bound in estimate.interval)
-            cell = f"{format_percent(estimate.ratio)} ({low} to {high})"
-            intervals[estimate.metric, estimate.statistic] = cell
-        cells = [intervals.get(key, "") for key in claimed]
-        lines.append(
-            f"| {outcome.share:.0%} | {format_percent(outcome.true_ratio)} | {' | '.join(cells)} |"
-            f" {outcome.verdict.verdict} |"
+            f"One model on both sides, {plan.restarts} restarts. A proxy adds a share of each"
+            " answer's own time to one side."
         )
-    return "\n".join(lines)
+    ]
+    for level in plan.judged_levels:
+        tables.append("\n".join(_level_table(level, outcomes)))
+    return "\n\n".join(tables)
+
+
+def _level_table(level: Level, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield the lines of one level's table."""
+    claimed = [(metric, name) for metric, name, _ in level.claimed]
+    size = (
+        f"{level.tuples} blocks"
+        if level.tuples
+        else f"{level.sets} sets of slices of {level.slice_requests}"
+    )
+    titles = [f"{metric_label(metric)} {name}" for metric, name in claimed]
+    yield f"Level {level.name}, {size} in a restart, margins of {level.tightest_margin:.0%}:"
+    yield ""
+    yield f"| added | true ratio of means | {' | '.join(titles)} | verdict |"
+    yield "|--:|--:|" + "--:|" * len(claimed) + "---|"
+    for outcome in outcomes:
+        verdict = outcome.verdict.levels[level.name]
+        cells = []
+        for estimate in verdict.statistics:
+            low, high = (format_percent(bound) for bound in estimate.interval)
+            cells.append(f"{format_percent(estimate.ratio)} ({low} to {high})")
+        cells = cells or [""] * len(claimed)
+        yield (
+            f"| {outcome.share:.0%} | {format_percent(outcome.true_ratio)} | {' | '.join(cells)} |"
+            f" {verdict.verdict} |"
+        )

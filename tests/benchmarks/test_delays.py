@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.harness.proxy import proxy
 from benchmarks.proving.delays import Outcome, holds, measure, table
 from proof.plans.plan_file import read_plan
-from proof.verdict.schema import Verdict
+from proof.verdict.schema import LevelVerdict, Verdict
 from service.artifact import Artifact
 from tests.proof.measuring.test_run import plan as plan
 from tests.service.test_server import serving
@@ -45,10 +45,12 @@ def test_a_delay_is_measured_through_the_whole_run(plan: Path, tmp_path: Path) -
 
 
 def test_only_no_delay_at_all_must_be_equivalent(plan: Path) -> None:
-    def outcome(share: float, word: str) -> Outcome:
-        return Outcome(share, 1 + share, Verdict.model_construct(verdict=word))
-
     read = read_plan(plan)  # its tightest margin is 50 %
+
+    def outcome(share: float, word: str) -> Outcome:
+        levels = {level.name: LevelVerdict.model_construct(verdict=word) for level in read.levels}
+        return Outcome(share, 1 + share, Verdict.model_construct(levels=levels))
+
     assert holds(
         read,
         [
