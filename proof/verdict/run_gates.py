@@ -20,8 +20,8 @@ from proof.verdict.schema import Gate, Interval, format_interval, format_percent
 MOST_GAIN_OF_REPEATS = 0.15
 """Largest share by which repeated answers may be faster than first ones.
 
-Without a cache they take as much CPU time, within 1 %, and on a busy machine the wall clock of one
-run is up to 10 % off. docs/proof.md has the measurement.
+Without a cache they compute as much, but on a busy machine the wall clock of a run is several
+percent off.
 """
 CACHE_CONFIDENCE = 0.98
 """Confidence of the interval of repeats over firsts: one side of it is 99 %."""
