@@ -22,7 +22,7 @@ def test_some_evidence_is_published() -> None:
     assert PUBLISHED
     assert (
         sum(file.stat().st_size for file in Path("evidence/published").rglob("*") if file.is_file())
-        < 20e6
+        < 40e6
     )
 
 

@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.peers.chart import draw, read_rates
 from export.pipeline import export
 from service.artifact import Artifact, read_artifact
 from tests.service.test_server import running
 from training.card import write_card
 
 README = Path("README.md").read_text()
+PERFORMANCE = Path("docs/performance.md").read_text()
+TRAINING = Path("docs/training.md").read_text()
 CHECKPOINTS = Path("examples/checkpoints")
 TWINS = ("bert-mini-sst2", "drbert-mini-sst2")
 EXAMPLES = {"bert-mini-sst2": 872, "drbert-mini-sst2": 872, "drbert-mini-clinc150": 3000}
@@ -47,7 +50,8 @@ def serving_fp32(
 def answer(drbert: Artifact) -> Iterator[dict[str, Any]]:
     command = re.search(r"^\$ (curl .*localhost:8000/classify.*)$", README, re.M)
     assert command, "the README shows no request"
-    with serving_fp32(drbert) as (url, _):
+    served = f"drbert-mini-sst2={drbert.directory}"
+    with running(served, "--variant", "cpu-fp32") as (url, _):
         arguments = shlex.split(command[1].replace("localhost:8000", url.removeprefix("http://")))
         yield json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
 
@@ -106,7 +110,7 @@ def test_every_make_target_the_readme_names_exists() -> None:
         for line in re.findall(r"(?:^|`|\$ )make ([a-z/. -]+)", README, re.M)
         for target in line.split("  ")[0].split()
     }
-    assert {"demo", "test", "artifacts/bert/manifest.json"} <= named <= targets
+    assert {"install", "wheel", "demo", "test"} <= named <= targets
 
 
 def test_every_python_command_the_readme_names_exists() -> None:
@@ -122,7 +126,7 @@ def test_every_console_script_the_readme_names_exists() -> None:
     code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", README, re.M | re.S)
     named = set(re.findall(r"(?<![\w/=-])drbert-[a-z]+\b(?![\w/.-])", " ".join(map("".join, code))))
     # An image and a wheel have names of this form, too.
-    assert {"drbert-serve", "drbert-export", "drbert-prove", "drbert-classify"} <= named
+    assert {"drbert-serve", "drbert-compare", "drbert-prove", "drbert-classify"} <= named
     assert named <= scripts.keys()
     for script in sorted(named):
         done = subprocess.run(
@@ -144,7 +148,7 @@ def test_a_card_says_what_was_measured_through_the_service(name: str, examples: 
     assert f"**{measured['accuracy']:.4f} ({measured['date']})**" in card
     assert (
         f"{measured['accuracy']:.2%} ({round(measured['accuracy'] * examples):,} of {examples:,})"
-        in README
+        in TRAINING
     )
     assert "## Limitations" in card
 
@@ -200,7 +204,7 @@ def test_the_peers_table_is_what_the_benchmark_measured() -> None:
     rows = re.findall(
         r"^\| ([^|]+) \| (fp32|int8|bf16) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|"
         r" ([^|]*) \|$",
-        README,
+        PERFORMANCE,
         re.M,
     )
     assert len(rows) == len(measured["peers mini"][0]["rows"])
@@ -219,3 +223,12 @@ def test_the_peers_table_is_what_the_benchmark_measured() -> None:
                 server,
                 size,
             )
+
+
+def test_the_chart_shows_what_the_benchmark_measured() -> None:
+    results = json.loads(Path("benchmarks/RESULTS.json").read_text())
+    assert draw(read_rates(results)) == Path("docs/peers.svg").read_text()
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len(README.splitlines()) <= 150
