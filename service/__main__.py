@@ -1,11 +1,11 @@
 """
-Serves artifacts over HTTP.
+Serves classifiers over HTTP.
 
-    drbert-serve artifacts/drbert
+    drbert-serve my-checkpoint
     drbert-serve bert=artifacts/bert drbert=artifacts/drbert --port 8000
 
-Environment variables DRBERT_* set everything else (service/settings.py). The exit code is 0 after
-SIGTERM, SIGINT or SIGHUP.
+A checkpoint is exported first (service/checkpoints). Environment variables DRBERT_* set everything
+else (service/settings.py). The exit code is 0 after SIGTERM, SIGINT or SIGHUP.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 # Before tokenizers is imported: its own threads would compete with the engine's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from command import BadUsage, Parser, finish
 from service import server
-from service.artifact import Task, read_artifact
+from service.artifact import Task
+from service.checkpoints.cache import CheckpointCache
+from service.checkpoints.exporter import ExportOptions
+from service.checkpoints.source import ModelSource
 from service.settings import Settings, deprecated_variables, likely_misspelt, read_settings
 from service.shadow import Pairing
 from service.state import ServiceState
@@ -44,10 +48,16 @@ def serve(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     server.ignore_signals()
     settings = read_settings(options.host)
-    logs.set_up(settings.log_level)
+    logs.set_up(settings.log_level, settings.log_format)
     warn_of_variables(settings, os.environ)
-    folders = artifact_folders(options.artifacts)
-    artifacts = {name: read_artifact(path) for name, path in folders.items()}
+    sources = model_sources(options.models)
+    check_export_options(options, sources)
+    # A taken port is reported before an export, which takes half a minute.
+    server.bind(options.host, options.port).close()
+    checkpoints = CheckpointCache(
+        settings.artifact_cache, ExportOptions(options.task, options.calibration, options.gate)
+    )
+    artifacts = {name: checkpoints.open(source) for name, source in sources.items()}
     tasks: dict[str, Task] = {}
     for name, artifact in artifacts.items():
         # The score of a single label is a number: as a label it would always agree.
@@ -57,19 +67,28 @@ def serve(arguments: Sequence[str]) -> int:
     admin = None
     if settings.admin_port is not None:
         admin = server.bind(settings.admin_host, settings.admin_port, "DRBERT_ADMIN_PORT")
-    service = ServiceState(artifacts, settings, options.variant)
+    service = ServiceState(artifacts, settings, options.variant, checkpoints)
     server.run(service, server.bind(options.host, options.port), admin, pairing)
     return 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the command line's options; raises BadUsage."""
-    parser = Parser(prog="drbert-serve", description="Serve exported classifiers over HTTP.")
+    parser = Parser(
+        prog="drbert-serve",
+        description="Serve classifiers over HTTP.",
+        results="  0   ended by SIGTERM, SIGINT or SIGHUP, with every accepted request answered",
+        notes="Environment variables DRBERT_* configure the service: docs/configuration.md.",
+    )
     parser.add_argument(
-        "artifacts",
+        "models",
         nargs="+",
-        metavar="[NAME=]ARTIFACT",
-        help="folders made by drbert-export; the first is the default model",
+        metavar="[NAME=]MODEL",
+        help=(
+            "a folder made by drbert-export, a Hugging Face checkpoint's folder, or a hub id"
+            " (owner/model[@revision]); checkpoints are exported once, into a cache. The first is"
+            " the default model"
+        ),
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
@@ -94,6 +113,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=0.1,
         help="the share of that model's requests, 0 to 1 (default: 0.1)",
+    )
+    export = parser.add_argument_group("checkpoints", "options of drbert-export, for checkpoints")
+    export.add_argument(
+        "--task", choices=get_args(Task), help="task of the models (default: by their config.json)"
+    )
+    export.add_argument(
+        "--gate",
+        type=Path,
+        metavar="TEXTS",
+        help="build cpu-int8 too, which must agree with fp32 on these texts, at least 5,000",
+    )
+    export.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="TEXTS",
+        help="texts to calibrate cpu-int8 with (default: bundled)",
     )
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
@@ -149,24 +184,34 @@ def shadow_pairing(
     return Pairing(shadow, of, fraction)
 
 
-def artifact_folders(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return the folders by model name: the text before `=`, or the folder's own name."""
-    models: dict[str, Path] = {}
+def model_sources(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the models' sources by name: the text before `=`, or the source's own name."""
+    models: dict[str, str] = {}
     for argument in arguments:
-        name, equals, path = argument.partition("=")
-        directory = Path(path if equals else argument)
-        name = name if equals else directory.resolve().name
+        name, equals, source = argument.partition("=")
+        source = source if equals else argument
+        name = name if equals else ModelSource.parse(source).name
         # UTF-8 whatever the locale: in the locale C, non-ASCII letters are bytes that no answer
         # could hold.
         name = os.fsencode(name).decode("utf-8", "replace")
         if not name:
-            raise BadUsage(f"{argument!r} gives an empty model name; write NAME=ARTIFACT.")
+            raise BadUsage(f"{argument!r} gives an empty model name; write NAME=MODEL.")
         if name in models:
-            raise BadUsage(
-                f"Two models are called {name!r}; write NAME=ARTIFACT to tell them apart."
-            )
-        models[name] = directory
+            raise BadUsage(f"Two models are called {name!r}; write NAME=MODEL to tell them apart.")
+        models[name] = source
     return models
+
+
+def check_export_options(options: argparse.Namespace, sources: Mapping[str, str]) -> None:
+    """Raise BadUsage for an option of export where no model is a checkpoint."""
+    if any(ModelSource.parse(source).is_checkpoint for source in sources.values()):
+        return
+    for option in ("task", "gate", "calibration"):
+        if getattr(options, option) is not None:
+            raise BadUsage(
+                f"--{option} is for the export of checkpoints, and {', '.join(sources.values())}"
+                " was exported already; pass it to drbert-export."
+            )
 
 
 def run() -> None:

@@ -445,10 +445,7 @@ def _check_place(directory: Path) -> None:
     if not _is_there(directory):
         hint = ""
         if HUB_ID.fullmatch(str(directory)) and not directory.parent.exists():
-            hint = (
-                f" If {directory} is a model of Hugging Face's hub: `drbert-export {directory}"
-                f" artifacts/{directory.name}`."
-            )
+            hint = f" If {directory} is a model of Hugging Face's hub, write {directory}@main."
         raise ArtifactMissing(
             f"{directory} does not exist; `drbert-export CHECKPOINT {directory}` makes it.{hint}"
         )

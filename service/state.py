@@ -4,16 +4,15 @@ What one process of the service consists of, apart from its connections.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
-import tomllib
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from command import installed_version
 from service.artifact import Artifact
+from service.checkpoints.cache import CheckpointCache
 from service.host.executors import Executors
 from service.lifecycle import Lifecycle
 from service.loading import LoadOptions
@@ -27,9 +26,15 @@ class ServiceState:
     """Settings, metrics, threads, the models with their batcher, and the life cycle."""
 
     def __init__(
-        self, artifacts: Mapping[str, Artifact], settings: Settings, variant: str = "auto"
+        self,
+        artifacts: Mapping[str, Artifact],
+        settings: Settings,
+        variant: str = "auto",
+        checkpoints: CheckpointCache | None = None,
     ) -> None:
         self.settings = settings
+        self.checkpoints = checkpoints or CheckpointCache(settings.artifact_cache)
+        """Opens the models that are loaded later."""
         self.instance_id = uuid.uuid4().hex
         self.started = int(time.time())
         """Seconds since 1970."""
@@ -55,15 +60,3 @@ class ServiceState:
         """
         self.lifecycle.check_accepting()
         return self.registry.acquire(name)
-
-
-def installed_version() -> str:
-    """Return the version of the installed package, or of the checkout that runs as it is."""
-    try:
-        return importlib.metadata.version("drbert-serve")
-    except importlib.metadata.PackageNotFoundError:
-        pyproject = Path(__file__).parent.parent / "pyproject.toml"
-        if not pyproject.is_file():
-            return "unknown"
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-        return str(project["version"])

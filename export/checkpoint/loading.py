@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from command import BadInput, BadUsage, Unavailable, first_line
 from export.checkpoint.config import plain_functions, read_config
 from export.checkpoint.tokenizer import SLOW_TOKENIZERS
 from service.artifact import sha256
+from service.checkpoints.source import ModelSource
 
 DECODER_PREFIX = "pretraining_decoder."
 # Output layers of pretraining, which some trainers leave in the file of a classifier.
@@ -114,18 +114,8 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
     Raises Unavailable if a file is missing, and BadInput if one cannot be used.
     """
-    directory = Path(source)
-    if (
-        not directory.exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-        and not directory.parent.exists()
-    ):
-        if revision is None and (similar := _similar_folder(directory)) is not None:
-            raise Unavailable(
-                f"{source} does not exist; did you mean {similar}? If it is a hub id, pass"
-                " --revision main."
-            )
-        directory = _download(source, revision)
+    named = ModelSource.parse(source) if revision is None else ModelSource(source, revision)
+    directory = named.folder()
     if not directory.is_dir():
         raise Unavailable(
             f"{source} does not exist; pass a folder with config.json, model.safetensors and"
@@ -146,21 +136,6 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 def _byte_size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _similar_folder(directory: Path) -> Path | None:
-    """Return a folder with almost the same path, for a path that may be misspelt."""
-    for parent in get_close_matches(directory.parent.name, _folders(Path()), cutoff=0.7):
-        for child in get_close_matches(directory.name, _folders(Path(parent)), n=1, cutoff=0.7):
-            return Path(parent, child)
-    return None
-
-
-def _folders(directory: Path) -> list[str]:
-    try:
-        return [child.name for child in directory.iterdir() if child.is_dir()]
-    except OSError:
-        return []
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -411,21 +386,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", *SLOW_TOKENIZERS, "merges.txt"],
-            )
-        )
-    except Exception as error:
-        raise Unavailable(
-            f"{hub_id} is not a folder, and it could not be downloaded from the hub:"
-            f" {first_line(error)}"
-        ) from None

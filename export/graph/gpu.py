@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from command import Unavailable
+from command import Unavailable, how_to_install
 
 FUSED = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "distilbert")
 """Families of which every layer is fused."""
@@ -83,8 +83,8 @@ def _onnxruntime() -> Any:
         from onnxruntime.transformers import onnx_model, optimizer  # noqa: F401
     except ImportError:
         raise Unavailable(
-            "onnxruntime, which builds the variants for GPUs, is not installed; pip install"
-            " 'drbert-serve[portable]', or 'drbert-serve[gpu]' on a host with a GPU."
+            "onnxruntime, which builds the variants for GPUs, is not installed;"
+            f" {how_to_install('portable')}, or with [gpu] on a host with a GPU."
         ) from None
     return transformers
 

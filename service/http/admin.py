@@ -2,7 +2,7 @@
 The private port: loads, reloads and unloads models while the public port answers requests.
 
     POST   /models/NAME   {"artifact": "/models/reviews-4"}   loads a model, or replaces NAME
-    POST   /models/NAME   {}                                  loads the folder of NAME again
+    POST   /models/NAME   {}                                  loads the source of NAME again
     POST   /models/NAME   {"default": true}                   makes NAME the default model
     DELETE /models/NAME                                       unloads it
 
@@ -16,7 +16,6 @@ import asyncio
 import ipaddress
 import logging
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -28,7 +27,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from command import BadInput, CommandError
-from service.artifact import read_artifact
 from service.errors import (
     BodyTooSlow,
     Forbidden,
@@ -41,9 +39,10 @@ from service.http.context import HttpContext
 from service.http.info import service_info
 from service.http.keys import Keys
 from service.http.load_jobs import LoadJobs, LoadTicket
-from service.http.middleware import HeadAsGetMiddleware
+from service.http.middleware import AccessLogMiddleware, HeadAsGetMiddleware
 from service.http.transport.request import ByteBudget, ClientDisconnected, read_body
 from service.registry import LoadedModel, ModelRegistry
+from service.state import ServiceState
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +59,12 @@ class LoadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    artifact: Path | None = Field(
+    artifact: str | None = Field(
         default=None,
-        description="An artifact's folder; by default the one that the model was loaded from.",
+        description=(
+            "An artifact's folder, a checkpoint's folder or a hub id (owner/model@revision); by"
+            " default what the model was loaded from. A checkpoint is exported first."
+        ),
     )
     digest: str | None = Field(
         default=None, max_length=64, description="What its digest must be; another one is refused."
@@ -115,16 +117,16 @@ def build_admin(context: HttpContext, keys: Keys | None) -> ASGIApp:
             registry.set_default(model)
             current = registry.loaded[model]
             return change(registry, model, current, current, started)
-        folder = request.artifact
-        if folder is None:
+        source = request.artifact
+        if source is None:
             if model not in registry.loaded:
                 raise InvalidInput(
                     "artifact is missing: there is no model of that name to load again.",
                     param="artifact",
                 )
-            folder = registry.loaded[model].artifact.directory
+            source = service.checkpoints.source_of(registry.loaded[model].artifact)
         new, old = await jobs.run(
-            model, lambda ticket: load(registry, model, folder, request.digest, ticket)
+            model, lambda ticket: load(service, model, source, request.digest, ticket)
         )
         if old is not None:
             release(old)
@@ -143,7 +145,10 @@ def build_admin(context: HttpContext, keys: Keys | None) -> ASGIApp:
 
     add_operation(app, context)
     add_error_handlers(app)
-    return AdminGuardMiddleware(HeadAsGetMiddleware(app), keys, service.settings.request_timeout_s)
+    guarded = AdminGuardMiddleware(
+        HeadAsGetMiddleware(app), keys, service.settings.request_timeout_s
+    )
+    return AccessLogMiddleware(guarded) if service.settings.access_log else guarded
 
 
 def change(
@@ -242,26 +247,27 @@ def invalid_request(error: RequestValidationError) -> ServiceError:
 
 
 def load(
-    registry: ModelRegistry, name: str, folder: Path, digest: str | None, ticket: LoadTicket
+    service: ServiceState, name: str, source: str, digest: str | None, ticket: LoadTicket
 ) -> tuple[LoadedModel, LoadedModel | None]:
-    """Load an artifact; return its model, which answers requests, and the one that it replaced.
+    """Load an artifact or a checkpoint, which is exported first.
 
-    Raises InvalidInput if it cannot be loaded, with the reason.
+    Return its model, which answers requests, and the one that it replaced. Raises InvalidInput if
+    it cannot be loaded, with the reason.
     """
     try:
-        artifact = read_artifact(folder)
+        artifact = service.checkpoints.open(source)
         if digest is not None and artifact.digest != digest:
             raise BadInput(
-                f"The digest of {folder} is {artifact.digest}; the request names {digest}."
+                f"The digest of {source} is {artifact.digest}; the request names {digest}."
             )
-        return registry.add(name, artifact, ticket.claim)
+        return service.registry.add(name, artifact, ticket.claim)
     # An artifact may make a library raise anything, panics of Rust included. The thread is its own.
     except BaseException as error:
         expected = isinstance(error, CommandError | ServiceError)
         reason = str(error)
         if not expected:
             reason = (
-                f"{folder} cannot be loaded ({type(error).__name__}: {error}); export it again."
+                f"{source} cannot be loaded ({type(error).__name__}: {error}); export it again."
             )
         if len(reason) > MESSAGE_CHARS:
             reason = f"{reason[:MESSAGE_CHARS]}…"
@@ -270,7 +276,7 @@ def load(
             exc_info=error.__cause__ if expected else error,
             extra={
                 "model": name,
-                "artifact": str(folder)[:MESSAGE_CHARS],
+                "artifact": source[:MESSAGE_CHARS],
                 "why": reason,
             },
         )

@@ -560,7 +560,7 @@ def test_an_invalid_address_is_refused_with_the_remedy(host: str) -> None:
     ("arguments", "code", "words"),
     [
         (["nowhere"], 69, "drbert-export CHECKPOINT nowhere"),
-        ([], 64, "ARTIFACT"),
+        ([], 64, "MODEL"),
         (["--no-such-option"], 64, "usage"),
         (["a=x", "a=y"], 64, "Two models are called 'a'"),
         (["a", "--port", "99999"], 64, "--port 99999 is not a port"),

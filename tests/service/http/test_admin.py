@@ -24,7 +24,7 @@ import pytest
 from command import BadInput, BadUsage
 from service import loading
 from service.artifact import Artifact, read_artifact
-from service.http import admin as admin_module
+from service.checkpoints import cache
 from service.http.admin import build_admin
 from service.http.context import HttpContext
 from service.http.info import service_info
@@ -488,7 +488,7 @@ async def test_a_load_that_hangs_is_abandoned_and_blocks_no_other(
             return other
         return read_artifact(folder)
 
-    monkeypatch.setattr(admin_module, "read_artifact", hang_or_read)
+    monkeypatch.setattr(cache, "read_artifact", hang_or_read)
     async with both_ports(artifact, admin_load_timeout_s=1.5) as (client, admin, service):
         hanging = asyncio.create_task(admin.post("/models/first", json={"artifact": "/mnt/gone"}))
         await asyncio.sleep(0.2)
@@ -627,7 +627,7 @@ async def test_with_keys_every_host_name_is_accepted(artifact: Artifact, tmp_pat
             b'{"artifact": {"zanzibar": 1}}',
             "application/json",
             422,
-            "artifact: Input is not a valid path",
+            "artifact: Input should be a valid string",
         ),
         (
             b'{"digest": "' + b"zanzibar" * 10 + b'"}',
