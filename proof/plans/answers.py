@@ -53,7 +53,7 @@ def read_answer(content: bytes) -> Answer:
         return Answer()
     tokens = _tokens_of(body)
     try:
-        scores, label = _scores_of(body)
+        scores, label = read_scores(body)
         return summarize(scores, label, tokens)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return Answer(tokens)
@@ -96,8 +96,10 @@ def _tokens_of(body: Any) -> int:
         return 0
 
 
-def _scores_of(body: Any) -> tuple[Scores, str | None]:
+def read_scores(body: Any) -> tuple[Scores, str | None]:
     """Return the scores of the one text that was sent, and the label that the answer names, if any.
+
+    Raises KeyError, TypeError, ValueError, IndexError or OverflowError if it is no classification.
 
     drbert      {"data": [{"label": …, "scores": [{"label": …, "score": …}, …]}]}
     vllm        {"data": [{"label": …, "probs": […]}]}

@@ -278,7 +278,7 @@ def test_an_interrupt_ends_a_client_that_waits_for_a_retry() -> None:
             server.shutdown()
             thread.join()
     assert time.monotonic() - interrupted < 5
-    assert (process.returncode, errors) == (130, "client: interrupted\n")
+    assert (process.returncode, errors) == (130, "drbert-classify: interrupted\n")
 
 
 def test_no_more_is_read_ahead_than_the_pending_requests_need() -> None:
