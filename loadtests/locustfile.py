@@ -3,9 +3,8 @@ Sends a plan's requests to its arms and appends a row of evidence for each.
 
     PLAN=examples/plans/demo.toml locust -f loadtests/ --headless
         one restart of a plan, with servers that are running
-    locust -f loadtests/ --headless --host http://127.0.0.1:8000
-        a quick run, without a plan, over the first two models of one server
 
+Without a plan, users.py tests the load of one server.
 `drbert-prove run` starts it once for each restart. Locust rounds its own percentiles to a
 millisecond or more, so the rows are written here. Locust's page shows the arms while they run.
 
@@ -21,10 +20,10 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 import sys
 import time
 import traceback
-import urllib.request
 import uuid
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -45,8 +44,8 @@ from proof.evidence.store import UNKNOWN, Row, RowFile
 from proof.plans.answers import read_answer
 from proof.plans.dialects import DIALECTS, headers_from, parse_server_timing
 from proof.plans.new_texts import make_new
-from proof.plans.plan import Arm, Level, Plan, plan_for_two
-from proof.plans.restart import RestartSpec
+from proof.plans.plan import Arm, Level, Plan
+from proof.plans.restart import RestartSpec, is_given
 from proof.plans.schedule import (
     CLOSED_LOOP_TEXTS,
     SLICE_WARM_UP,
@@ -68,14 +67,16 @@ IDLE_S = 4.0
 """
 ANSWERED_WITHIN_S = 60.0
 """Longest wait for one answer."""
+CONNECT_WITHIN_S = 5.0
+"""Longest wait for a connection to a server that a plan wants."""
 START_AFTER_NS = 5_000_000
 """Time between the preparation of an open loop and its first request."""
-LOOK_TEXTS = Path(__file__).with_name("sentences.txt")
 
 
 class Dispatcher(User):
     """Sends the schedule of one restart. There is exactly one: a second would send it twice."""
 
+    abstract = not is_given()
     fixed_count = 1
 
     @task
@@ -87,6 +88,8 @@ class Dispatcher(User):
         spec = None
         try:
             spec = RestartSpec.from_environment()
+            if spec is None:
+                raise BadUsage("PLAN is not set any more; set it to a plan's file.")
             self._send_restart(spec)
         except CommandError as error:
             print(error, file=sys.stderr)
@@ -99,12 +102,10 @@ class Dispatcher(User):
         finally:
             self.environment.runner.quit()
 
-    def _send_restart(self, spec: RestartSpec | None) -> None:
-        if spec is None:
-            plan = _plan_of_host(self.environment.host)
-            spec = RestartSpec(plan=plan.path)
-        else:
-            plan = spec.read_plan()
+    def _send_restart(self, spec: RestartSpec) -> None:
+        plan = spec.read_plan()
+        if spec.rows is None:
+            check_servers(plan)
         run = spec.run or f"look-{plan.digest[:16]}"
         if not run.endswith(plan.digest[:16]):
             raise BadInput(
@@ -124,14 +125,31 @@ class Dispatcher(User):
         print(f"{path}: one row per request; CPU of the generator: {shares}", file=sys.stderr)
 
 
-def _plan_of_host(host: str | None) -> Plan:
-    if not host:
-        raise BadUsage(
-            "Set PLAN=plan.toml, or pass --host URL for a quick run over its first two models."
+def check_servers(plan: Plan) -> None:
+    """Raise Unavailable, with the command that starts it, if a server of the plan is missing."""
+    for url in dict.fromkeys(arm.url for arm in plan.arms if arm.url is not None):
+        _check_server(url, "start it, or correct the plan's url")
+    artifacts = [arm for arm in plan.arms if arm.artifact is not None]
+    if artifacts:
+        models = " ".join(f"{arm.name}={arm.artifact}" for arm in artifacts)
+        delayed = any(plan.arms[i].by == "server" for i in plan.indices("delayed"))
+        start = f"{'DRBERT_BUSY_WAIT=loopback ' if delayed else ''}drbert-serve {models}"
+        _check_server(
+            f"http://127.0.0.1:{plan.port}",
+            f"start it with `{start} --port {plan.port}`. `drbert-prove run {plan.path}` starts and"
+            " restarts it by itself",
         )
-    with urllib.request.urlopen(f"{host.rstrip('/')}/v1/models", timeout=10) as response:
-        models = [model["id"] for model in json.load(response)["data"]][:2]
-    return plan_for_two(host.rstrip("/"), models, LOOK_TEXTS)
+
+
+def _check_server(url: str, remedy: str) -> None:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "127.0.0.1", port), CONNECT_WITHIN_S).close()
+    except OSError as error:
+        raise Unavailable(
+            f"The plan's server at {url} did not answer ({error.strerror or error}); {remedy}."
+        ) from None
 
 
 class Restart:
@@ -514,5 +532,5 @@ def _wait_until(due_ns: int) -> None:
 @events.init.add_listener
 def limit_to_one_dispatcher(environment: Any, **_: Any) -> None:
     """Set the number of users to one: further dispatchers would send everything again."""
-    if environment.parsed_options is not None:
+    if is_given() and environment.parsed_options is not None:
         environment.parsed_options.num_users = 1

@@ -413,13 +413,3 @@ def measuring_busy_share(plan: Plan, kind: Kind, rates: Sequence[float], seconds
             )
         levels.append(level)
     return replace(plan, levels=tuple(levels))
-
-
-def plan_for_two(host: str, models: list[str], texts: Path) -> Plan:
-    """Return a plan that looks at two models of a running server; it can claim nothing."""
-    roles: tuple[Role, ...] = ("reference", "candidate")
-    arms = tuple(
-        Arm(name, role, url=host, model=name) for name, role in zip(models, roles, strict=False)
-    )
-    level = Level("unloaded", "unloaded", tuples=250)
-    return Plan(Path("-"), "0" * 64, "look", "equivalence", 0, texts, arms, 1, (level,))

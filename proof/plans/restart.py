@@ -19,6 +19,11 @@ VARIABLE = "DRBERT_RESTART"
 """The environment variable that holds a RestartSpec as JSON."""
 
 
+def is_given() -> bool:
+    """Return whether the environment names a restart or a plan to send."""
+    return VARIABLE in os.environ or bool(os.environ.get("PLAN"))
+
+
 class RestartSpec(BaseModel):
     """One restart to send: everything the load generator needs beyond the plan's own file."""
 

@@ -39,7 +39,6 @@ from proof.verdict.schema import EXIT_CODES
 from service.artifact import Artifact
 from tests.factories import write_artifact
 from tests.proof.factories import write_evidence, write_plan
-from tests.service.test_server import serving
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -416,33 +415,6 @@ def test_an_artifact_that_is_not_there_is_named_before_anything_runs(
     assert done.returncode == 69
     assert "has no manifest.json" in done.stderr
     assert not (tmp_path / "evidence").exists()
-
-
-def test_locust_alone_looks_at_a_running_server(artifact: Artifact, tmp_path: Path) -> None:
-    with serving(artifact) as (url, _):
-        command = [
-            sys.executable,
-            "-m",
-            "locust",
-            "-f",
-            str(Path("loadtests").resolve()),
-            "--headless",
-            "--only-summary",
-            "--host",
-            url,
-        ]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-        )
-    assert done.returncode == 0, done.stderr
-    [rows] = (tmp_path / "evidence" / "looks").glob("*.csv")
-    lines = rows.read_text().splitlines()
-    assert lines[0].startswith("run,level,restart,instance")
-    assert len(lines) > 250
 
 
 def test_a_plan_for_servers_of_ones_own_is_not_restarted(plan: Path, tmp_path: Path) -> None:
