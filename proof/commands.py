@@ -42,6 +42,22 @@ from proof.work.schema import describe as describe_work
 from proof.work.schema import sentence as work_sentence
 from proof.work.sealed import WORK
 
+ARTIFACT = "an artifact's folder, made by drbert-export"
+EVIDENCE = "a run's folder, as in evidence/published"
+SAME = """\
+  0   the same work
+  1   different work
+"""
+CAN_TELL = f"""{SAME}\
+  2   cannot tell
+"""
+VERDICTS = """\
+  0   equivalent, or not slower where that was claimed
+  1   not equivalent
+  2   inconclusive
+  3   invalid, or the evidence was changed
+"""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command of `proof` and return its exit code."""
@@ -71,25 +87,27 @@ def _parser() -> Parser:
     _add_plan(commands)
     _add_run(commands)
     _add_verify_claim(commands)
-    judging = commands.add_parser("judge", help="judge a sealed run again")
-    judging.add_argument("evidence", type=Path)
+    judging = commands.add_parser("judge", help="judge a sealed run again", results=VERDICTS)
+    judging.add_argument("evidence", type=Path, help=EVIDENCE)
     _add_report(commands)
     return parser
 
 
 def _add_identity(commands: Any) -> None:
-    parser = commands.add_parser("identity", help="compare what two artifacts compute")
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
+    parser = commands.add_parser(
+        "identity", help="compare what two artifacts compute", results=SAME
+    )
+    _add_artifacts(parser)
     parser.add_argument("--json", action="store_true", help="print everything that was compared")
 
 
 def _add_work(commands: Any) -> None:
     parser = commands.add_parser(
-        "work", help="count the instructions that two artifacts execute for a text"
+        "work",
+        help="count the instructions that two artifacts execute for a text",
+        results=CAN_TELL,
     )
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
+    _add_artifacts(parser)
     parser.add_argument(
         "--texts",
         type=Path,
@@ -103,7 +121,12 @@ def _add_work(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="count fewer and shorter batches")
     _add_variant(parser)
-    parser.add_argument("--runtime", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "openvino", "onnxruntime"),
+        default="auto",
+        help="engine that is counted (default: auto, as the service chooses it)",
+    )
     parser.add_argument(
         "--method",
         choices=("auto", "counters", "valgrind"),
@@ -119,6 +142,11 @@ def _add_work(commands: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts to this file")
 
 
+def _add_artifacts(parser: Any) -> None:
+    parser.add_argument("a", type=Path, metavar="REFERENCE", help=ARTIFACT)
+    parser.add_argument("b", type=Path, metavar="CANDIDATE", help=ARTIFACT)
+
+
 def _add_variant(parser: Any) -> None:
     parser.add_argument(
         "--variant", default="cpu-fp32", help="variant that is counted (default: cpu-fp32)"
@@ -130,7 +158,7 @@ def _add_capacity(commands: Any) -> None:
         "capacity",
         help="measure the reference's capacity, and the arrival rates of a plan's levels",
     )
-    parser.add_argument("plan", type=Path)
+    parser.add_argument("plan", type=Path, help="a plan, as in examples/plans")
     parser.add_argument(
         "--seconds",
         type=positive,
@@ -209,8 +237,10 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="execute a plan, judge it and report")
-    parser.add_argument("plan", type=Path, nargs="?")
+    parser = commands.add_parser(
+        "run", help="execute a plan, judge it and report", results=VERDICTS
+    )
+    parser.add_argument("plan", type=Path, nargs="?", help="a plan, as in examples/plans")
     parser.add_argument(
         "--resume", type=Path, metavar="EVIDENCE", help="continue an interrupted run instead"
     )
@@ -224,11 +254,12 @@ def _add_run(commands: Any) -> None:
 
 def _add_verify_claim(commands: Any) -> None:
     parser = commands.add_parser(
-        "verify-claim", help="identity and judge in one: the gate for a pipeline"
+        "verify-claim",
+        help="identity and judge in one: the gate for a pipeline",
+        results=VERDICTS,
     )
-    parser.add_argument("a", type=Path, metavar="REFERENCE")
-    parser.add_argument("b", type=Path, metavar="CANDIDATE")
-    parser.add_argument("evidence", type=Path)
+    _add_artifacts(parser)
+    parser.add_argument("evidence", type=Path, help=EVIDENCE)
     parser.add_argument(
         "--manifest",
         type=digest,
@@ -260,7 +291,7 @@ def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report", help="write a run's report again, outside its sealed folder"
     )
-    parser.add_argument("evidence", type=Path)
+    parser.add_argument("evidence", type=Path, help=EVIDENCE)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--out", type=Path, help="the file to write (default: <run>.html here)")
     form.add_argument(

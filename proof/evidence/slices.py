@@ -89,7 +89,6 @@ def read_slices(
     slice_ids = rows["slice_id"]
     sent = np.unique(slice_ids)
     count = len(sent)
-    arms_of_set = len(plan.claimed_arms) + len(plan.indices("delayed"))
     names = np.array([arm.name for arm in plan.arms])
     copies_by_position = {position: arm for arm, position in positions.items()}
     arm, copy = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -127,17 +126,27 @@ def read_slices(
                 logs[ADJUSTED, name][i] = logs["end_to_end", name][i] - beta * z
     if level.kind == "capacity":
         logs = {("time_per_text", "mean"): logs["time_per_text", "mean"]}
-    return Slices(arm, copy, sent // arms_of_set, logs, busy_shares)
+    return Slices(arm, copy, _sets(plan, sent), logs, busy_shares)
 
 
 def is_punctual(plan: Plan, rows: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     """Return for each row of a level `switchback` whether its whole set was sent in time."""
     slice_ids = rows["slice_id"]
-    arms_of_set = len(plan.claimed_arms) + len(plan.indices("delayed"))
+    sets = _sets(plan, slice_ids)
     lag = np.bincount(slice_ids, rows["sent_ns"] - rows["scheduled_ns"])
     latency = np.bincount(slice_ids, rows["done_ns"] - rows["sent_ns"])
-    late_sets = np.unique(np.flatnonzero(lag > MOST_SEND_LAG * latency) // arms_of_set)
-    return ~np.isin(slice_ids // arms_of_set, late_sets)
+    late_sets = _sets(plan, np.flatnonzero(lag > MOST_SEND_LAG * latency))
+    return ~np.isin(sets, late_sets)
+
+
+def count_sets(plan: Plan, slice_ids: Integers) -> int:
+    """Return in how many sets these slices are."""
+    return len(np.unique(_sets(plan, slice_ids)))
+
+
+def _sets(plan: Plan, slice_ids: Integers) -> Integers:
+    """Return the set of each slice: one slice for each copy and one for each delayed arm."""
+    return slice_ids // (len(plan.claimed_arms) + len(plan.indices("delayed")))
 
 
 def without_late_sets(plan: Plan, level: Level, rows: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proof.evidence.readings import latencies_us
+from proof.evidence.slices import count_sets, without_late_sets
 from proof.evidence.statistics import Estimate, Matrix, adjusted_contrast
 from proof.evidence.store import Requests, RestartRecord, at_level
 from proof.plans.plan import Level, Plan, Role
@@ -83,7 +84,11 @@ class LevelProfile:
     """The requests of one level, over all restarts that count."""
 
     requests: int = 0
-    """Number of requests, warm-up excluded."""
+    """Number of requests, without warm-up and late sets."""
+    sets: int = 0
+    """Number of sets of short slices that were sent."""
+    late_sets: int = 0
+    """Number of sets that are left out, because they were not sent in time."""
     distributions: dict[tuple[Role, str], Distribution] = field(default_factory=dict)
     """Latencies by (role, claimed metric)."""
     log_deciles: dict[str, list[Matrix]] = field(default_factory=dict)
@@ -110,11 +115,26 @@ def profile_levels(
             continue
         rows = requests.of(start.restart)
         for level in plan.levels:
-            level_rows = at_level(rows, level.name)
+            profile, level_rows = profiles[level.name], at_level(rows, level.name)
+            if plan.schedule_version > 1 and level.kind == "switchback":
+                level_rows = _measured_in_time(plan, level, level_rows, profile)
             if len(level_rows["arm"]):
                 restart = _RestartRows(plan, level, level_rows)
-                restart.add_to(profiles[level.name], load_positions(plan, start.slot))
+                restart.add_to(profile, load_positions(plan, start.slot))
     return profiles
+
+
+def _measured_in_time(
+    plan: Plan, level: Level, rows: Mapping[str, Any], profile: LevelProfile
+) -> dict[str, Any]:
+    """Return the rows that the verdict rests on, and count the sets in the level's profile."""
+    is_measured = rows["slice_id"] >= PLAIN
+    measured = {name: values[is_measured] for name, values in rows.items()}
+    in_time = without_late_sets(plan, level, measured)
+    sets, kept = (count_sets(plan, part["slice_id"]) for part in (measured, in_time))
+    profile.sets += sets
+    profile.late_sets += sets - kept
+    return in_time
 
 
 def per_request_metrics(level: Level) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from proof.reports.formatting import format_difference, format_range
+from proof.verdict.failures import describe_failure
 from proof.verdict.schema import Control, LevelVerdict, Verdict, describe_statistic, metric_label
 from proof.verdict.scope import describe_scope
 
@@ -85,8 +86,8 @@ def _describe_gates(level: LevelVerdict) -> str:
         )
     if not failed:
         return f"All {len(level.gates)} gates hold."
-    return "Gates that failed: " + "; ".join(
-        f"{escape(gate.name)}: {escape(gate.measured)}" for gate in failed
+    return "Failed: " + "; ".join(
+        f"{escape(describe_failure(gate.name))} ({escape(gate.measured)})" for gate in failed
     )
 
 

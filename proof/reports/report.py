@@ -19,13 +19,14 @@ from proof.evidence.store import EvidenceRejected
 from proof.plans.plan import Level
 from proof.reports import chart_sections, table_sections
 from proof.reports.chart_sections import LevelDifferences, LevelPhases
-from proof.reports.distributions import PHASES, TIME_COURSE_PARTS
+from proof.reports.distributions import PHASES, TIME_COURSE_PARTS, LevelProfile
 from proof.reports.page import Figure, Table, render, renderer_version
 from proof.reports.report_environment import (
     ArtifactComparison,
     EnvironmentSection,
     build_comparisons,
     build_environment,
+    describe_machine,
 )
 from proof.reports.reported_run import (
     OUTCOME_STYLES,
@@ -36,6 +37,7 @@ from proof.reports.reported_run import (
 )
 from proof.reports.table_sections import LevelNumbers, StartsSection
 from proof.reports.work_section import WorkSection, build_work
+from proof.verdict.failures import describe_failures
 from proof.verdict.schema import Verdict
 from proof.verdict.scope import describe_scope
 
@@ -58,7 +60,7 @@ class LevelSummary:
     load: str
     """How requests were sent."""
     failed_gates: str
-    """Names of the gates that failed; empty if none did."""
+    """What happened where gates failed; empty if none did."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Report:
     verdict: Verdict
     style: OutcomeStyle
     """How the verdict is shown."""
+    when: str
+    """Date and time of the run's start; empty if its name does not say."""
+    where: str
+    """Processor and number of processors; empty if environment.json does not say."""
     scope: Sequence[str]
     """What was claimed, not claimed and measured, in lines."""
     pilot: str | None
@@ -141,10 +147,13 @@ def _render(folder: Path, verdict: Verdict) -> str:
 
 def build_report(run: ReportedRun) -> Report:
     """Return the data of every section."""
+    environment = read_json(run.folder / "environment.json")
     return Report(
         version=renderer_version(),
         verdict=run.verdict,
         style=OUTCOME_STYLES[run.verdict.verdict],
+        when=describe_start(run.verdict.run.run),
+        where=describe_machine(environment),
         scope=[] if run.verdict.scope is None else list(describe_scope(run.verdict.scope)),
         pilot=run.plan.pilot,
         reference=run.arms("reference"),
@@ -163,9 +172,18 @@ def build_report(run: ReportedRun) -> Report:
         gates=table_sections.build_gates(run),
         starts=table_sections.build_starts(run),
         comparisons=build_comparisons(read_json(run.folder / "identity.json"), run.arms("control")),
-        environment=build_environment(read_json(run.folder / "environment.json")),
+        environment=build_environment(environment),
         work=build_work(run.folder),
     )
+
+
+def describe_start(run: str) -> str:
+    """Return the date and time that a run's name begins with; empty if it has none."""
+    match = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)\d\d-", run)
+    if match is None:
+        return ""
+    year, month, day, hour, minute = match.groups()
+    return f"{year}-{month}-{day} {hour}:{minute} UTC"
 
 
 def _summarize_level(level: ReportedLevel) -> LevelSummary:
@@ -177,9 +195,16 @@ def _summarize_level(level: ReportedLevel) -> LevelSummary:
         restarts_planned=verdict.restarts_planned,
         restarts_dropped=verdict.restarts_dropped,
         requests=f"{level.profile.requests:,}",
-        load=_describe_load(level.plan),
-        failed_gates="; ".join(verdict.breached),
+        load=_describe_load(level.plan) + _describe_late_sets(level.profile),
+        failed_gates=describe_failures(verdict.breached),
     )
+
+
+def _describe_late_sets(profile: LevelProfile) -> str:
+    """Return how many sets were left out, to follow `_describe_load`; empty without sets."""
+    if not profile.sets:
+        return ""
+    return f"; {profile.late_sets:,} of {profile.sets:,} sets were sent late and are left out"
 
 
 def _describe_load(level: Level) -> str:

@@ -110,6 +110,14 @@ def build_environment(environment: Mapping[str, Any]) -> EnvironmentSection:
     return EnvironmentSection(list(_facts(environment)), _models_table(models))
 
 
+def describe_machine(environment: Mapping[str, Any]) -> str:
+    """Return the processor and how many of it there were; empty if it is not known."""
+    processor, count = environment.get("processor"), environment.get("processors")
+    if not isinstance(processor, str):
+        return ""
+    return f"{count} × {processor}" if isinstance(count, int) else processor
+
+
 def _facts(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in environment.items():
         if name != "server":

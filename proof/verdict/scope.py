@@ -8,7 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from proof.plans.plan import CLAIMABLE, Level, Plan, Role
-from proof.verdict.schema import Outcome, Scope, ServedModel, Verdict, metric_label
+from proof.verdict.failures import describe_failures
+from proof.verdict.schema import (
+    Outcome,
+    Scope,
+    ServedModel,
+    Verdict,
+    describe_statistic,
+    format_interval,
+    metric_label,
+)
 
 ENGINE_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
@@ -96,8 +105,12 @@ def write_sentence(verdict: Verdict) -> str:
     """Return what a verdict says, in a sentence that names what was claimed."""
     scope = verdict.scope
     verb = _POSITIVE.get(verdict.verdict)
+    if scope is not None and verdict.verdict == "invalid":
+        return _invalid_sentence(verdict)
+    if scope is not None and verdict.verdict == "inconclusive":
+        return _inconclusive_sentence(verdict, scope) + _undecided_gates(verdict)
     if scope is None or verb is None:
-        return sentence_of_version_2(verdict) + _undecided_gates(verdict)
+        return sentence_of_version_2(verdict)
     margins = [item.margin for level in verdict.levels.values() for item in level.statistics]
     narrowest = f"±{100 * min(margins):.3g} %"
     widest = f"±{100 * scope.widest_margin:.3g} %"
@@ -105,6 +118,44 @@ def write_sentence(verdict: Verdict) -> str:
     return (
         f"{scope.candidate} {verb} {scope.reference} in {_by_level(scope.claimed)}, within {within}"
         f" ({_fewest_restarts(verdict)} restarts)."
+    )
+
+
+def _invalid_sentence(verdict: Verdict) -> str:
+    """Return why a run supports no claim, level by level."""
+    reasons = [
+        f"at {name} {describe_failures(level.breached)}"
+        for name, level in verdict.levels.items()
+        if level.verdict == "invalid"
+    ]
+    return f"This run supports no claim: {'. '.join(reasons)}."
+
+
+def _inconclusive_sentence(verdict: Verdict, scope: Scope) -> str:
+    """Return how many statistics are decided, and the first that is not."""
+    items = [
+        (name, item)
+        for name, level in verdict.levels.items()
+        if level.verdict == "inconclusive"
+        for item in level.statistics
+    ]
+    undecided = [
+        (name, item)
+        for name, item in items
+        if describe_statistic(item, verdict.claim) not in _DECIDED
+    ]
+    beginning = (
+        f"Undecided after {_fewest_restarts(verdict)} restarts whether {scope.candidate} is as fast"
+        f" as {scope.reference}"
+    )
+    if not undecided:
+        return f"{beginning}: more restarts or longer ones would decide."
+    name, item = undecided[0]
+    return (
+        f"{beginning}: {len(items) - len(undecided)} of {len(items)} statistics are within their"
+        f" margins, and {metric_label(item.metric)} {item.statistic} at {name}"
+        f" ({format_interval(item.interval)}) is not within ±{100 * item.margin:.3g} %. More"
+        " restarts or longer ones would decide."
     )
 
 
@@ -119,6 +170,7 @@ def _undecided_gates(verdict: Verdict) -> str:
     return f" Gates that cannot tell: {'; '.join(gates)}." if gates else ""
 
 
+_DECIDED = ("equivalent", "not slower")
 _POSITIVE: Mapping[Outcome, str] = {
     "equivalent": "is as fast as",
     "not-slower": "is not slower than",

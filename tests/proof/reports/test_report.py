@@ -101,7 +101,7 @@ def test_a_report_shows_everything_the_verdict_rests_on(evidence: Path, page: st
     assert "with status 503" in text
     assert verdict.plan.digest in text
     assert f"run {verdict.run.number_for_this_plan} of this plan" in text
-    assert "drbert-prove judge run" in text
+    assert "drbert-prove judge ." in text
     assert "(gain 1.50)" in text
 
 
@@ -381,7 +381,7 @@ def test_a_pull_request_shows_the_gates_that_failed(evidence: Path) -> None:
         gate["passed"] = gate["name"] != "few restarts dropped"
     values["levels"] = {"unloaded": unloaded | {"statistics": []}}
     printed = markdown.render(Verdict.model_validate(values))
-    assert "Gates that failed: few restarts dropped: 1 of 9 (at most 20%)" in printed
+    assert "Failed: too many restarts were dropped (1 of 9 (at most 20%))" in printed
     assert "8 restarts are too few" in printed
 
 

@@ -33,6 +33,10 @@ def slices_of(folder: Path, **options: Any) -> LevelVerdict:
     return judge_run(write_run(folder, **options)).levels["switchback-50"]
 
 
+def page_of(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
 def ratio(level: LevelVerdict, metric: str, statistic: str = "mean") -> float:
     return next(
         item.ratio
@@ -116,6 +120,8 @@ def test_a_set_that_was_sent_late_is_left_out_for_all_arms(tmp_path: Path) -> No
     level = slices_of(tmp_path / "late", change=late)
     assert not level.restarts_dropped
     assert ratio(level, "end_to_end") == pytest.approx(ratio(usual, "end_to_end"), abs=0.005)
+    assert "; 8 of 128 sets were sent late and are left out" in page_of(tmp_path / "late")
+    assert "; 0 of 128 sets were sent late and are left out" in page_of(tmp_path / "usual")
 
 
 def test_a_restart_that_was_mostly_sent_late_is_dropped(tmp_path: Path) -> None:
