@@ -2,6 +2,7 @@
 #
 #   make install   create .venv with everything; TORCH_INDEX=https://… takes torch from another index, for example of CPU builds
 #   make demo      export the two example models, serve them, classify a sentence, compare their latency
+#   make wheel     build the wheel in dist; `pip install dist/*.whl` installs it anywhere
 #   make serve     serve the two example models on http://127.0.0.1:8000, until Ctrl-C
 #   make test      run all tests
 #   make quick     run the tests that need no torch and start no process
@@ -26,7 +27,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install demo serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install wheel demo serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -52,20 +53,24 @@ install: .venv/.installed
 demo: install $(ARTIFACTS:=/manifest.json)
 	@BIN=$(BIN) sh examples/demo.sh
 
+# setuptools warns about folders with data and no modules.
+wheel: install
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip --quiet wheel --no-deps --no-build-isolation --wheel-dir dist .
+
 serve: install $(ARTIFACTS:=/manifest.json)
-	$(BIN)/python -m service bert=artifacts/bert drbert=artifacts/drbert
+	$(BIN)/drbert-serve bert=artifacts/bert drbert=artifacts/drbert
 
 artifacts/bert/manifest.json: $(CHECKPOINTS)/bert-mini-sst2/model.safetensors | install
-	$(BIN)/python -m export $(CHECKPOINTS)/bert-mini-sst2 artifacts/bert
+	$(BIN)/drbert-export $(CHECKPOINTS)/bert-mini-sst2 artifacts/bert
 
 artifacts/drbert/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
-	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert
+	$(BIN)/drbert-export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert
 
 artifacts/intents/manifest.json: $(CHECKPOINTS)/drbert-mini-clinc150/model.safetensors | install
-	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-clinc150 artifacts/intents
+	$(BIN)/drbert-export $(CHECKPOINTS)/drbert-mini-clinc150 artifacts/intents
 
 artifacts/drbert-with-decoder/manifest.json: $(CHECKPOINTS)/drbert-mini-sst2/model.safetensors | install
-	$(BIN)/python -m export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
+	$(BIN)/drbert-export $(CHECKPOINTS)/drbert-mini-sst2 artifacts/drbert-with-decoder --keep-decoder
 
 .venv/.debian: tests/debian.sh .venv/.prometheus | install
 	@# If something could not be downloaded, the next make tries again.

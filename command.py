@@ -17,13 +17,18 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import functools
 import importlib
+import importlib.metadata
 import io
 import os
 import sys
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
 
 # No command sends telemetry. Every command imports this module before the libraries that would.
 # OpenVINO and NNCF start a child process that reports to a foreign host, stores an id in the home
@@ -40,6 +45,28 @@ UNAVAILABLE = 69
 BUG = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+SCRIPTS = {
+    "service": "drbert-serve",
+    "export": "drbert-export",
+    "client": "drbert-classify",
+    "client.compare": "drbert-compare",
+    "proof": "drbert-prove",
+    "training.pretrain": "drbert-pretrain",
+    "training.finetune": "drbert-finetune",
+    "training.evaluate": "drbert-evaluate",
+    "training.experiment": "drbert-experiment",
+    "training.curves": "drbert-curves",
+}
+"""Console script of each command, by its module."""
+FAILURES = f"""\
+  {USAGE}   the command line is wrong
+  {BAD_INPUT}   a file or a value cannot be used
+  {UNAVAILABLE}   a file, a port, a package or memory is missing
+  {BUG}   a bug
+  {INTERRUPTED}  interrupted (Ctrl-C)
+"""
+"""The lines of the exit codes that every command has."""
 
 Main = Callable[[Sequence[str]], int]
 """A command: it takes its arguments and returns its exit code."""
@@ -76,12 +103,85 @@ def first_line(error: Exception) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors end with 64 instead of argparse's 2."""
+    """An argument parser whose errors end with 64 instead of argparse's 2.
+
+    It has --version, and its help ends with the exit codes. `results` are lines about the codes
+    below 64, and `notes` follow the exit codes.
+    """
+
+    def __init__(
+        self, prog: str | None = None, *, results: str = "  0   done", notes: str = "", **more: Any
+    ) -> None:
+        codes = f"exit codes:\n{results.rstrip()}\n{FAILURES}"
+        more["epilog"] = "\n".join(filter(None, (codes, notes)))
+        more["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, **more)
+        self.add_argument(
+            "--version",
+            action="version",
+            version=f"DrBERT Serve {installed_version()}",
+            help="print the version and exit",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and raise BadUsage."""
         self.print_usage(sys.stderr)
         raise BadUsage(message)
+
+
+@functools.cache
+def installed_version() -> str:
+    """Return the version of the installed package, or of the checkout that runs as it is."""
+    try:
+        return importlib.metadata.version("drbert-serve")
+    except importlib.metadata.PackageNotFoundError:
+        pyproject = Path(__file__).with_name("pyproject.toml")
+        if not pyproject.is_file():
+            return "unknown"
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        return str(project["version"])
+
+
+def how_to_install(extra: str) -> str:
+    """Return how to install an extra, as the end of a sentence.
+
+    It names no package of an index: this one is not on PyPI, where anybody could take its name.
+    """
+    target = f"'.[{extra}]'" if extra else "."
+    return f"run `pip install {target}` in the checkout of DrBERT Serve"
+
+
+def program_name(module: str) -> str:
+    """Return the command that a module implements: its console script, or `python -m MODULE`."""
+    name = module.removesuffix(".__main__")
+    while name:
+        if name in SCRIPTS:
+            return SCRIPTS[name]
+        name = name.rpartition(".")[0]
+    return f"python -m {module.removesuffix('.__main__')}"
+
+
+def report_missing_packages(package: str) -> None:
+    """Let the command that is starting end with one line and 69 if an import of its fails.
+
+    A package whose commands import others at the top of their module calls this in its
+    `__init__.py`, which runs before. Without a command that is starting, nothing changes.
+    """
+    if Path(sys.argv[0] if sys.argv else "").name not in ("-m", *SCRIPTS.values()):
+        return
+    hook = sys.excepthook
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, ModuleNotFoundError):
+            hook(kind, error, trace)
+            return
+        code, message = _failure(error, package)
+        print(f"{program_name(package)}: {message}", file=sys.stderr)
+        sys.exit(code)
+
+    sys.excepthook = report
 
 
 def use_utf8() -> None:
@@ -102,7 +202,7 @@ def finish(main: Main | str, arguments: Sequence[str] | None = None) -> NoReturn
     """
     module = main.partition(":")[0] if isinstance(main, str) else main.__module__
     spec = sys.modules["__main__"].__spec__
-    name = (spec.name if spec else module).removesuffix(".__main__")
+    name = program_name(spec.name if spec else module)
     code: int | None = None
     use_utf8()
     try:
@@ -137,10 +237,9 @@ def _failure(error: BaseException, module: str) -> tuple[int, str]:
             return error.exit_code, str(error)
         case ModuleNotFoundError():
             package = (error.name or "?").partition(".")[0]
-            extra = module.partition(".")[0]
-            return UNAVAILABLE, (
-                f"the package {package} is not installed; pip install 'drbert-serve[{extra}]'"
-            )
+            # What the service needs is the base install.
+            extra = module.partition(".")[0].removeprefix("service")
+            return UNAVAILABLE, f"the package {package} is not installed; {how_to_install(extra)}"
         case KeyboardInterrupt():
             return INTERRUPTED, "interrupted"
         case MemoryError():

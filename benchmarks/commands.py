@@ -79,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()
         return 0
+    if arguments[0] == "--version":
+        parser.parse_args(arguments)
     name, *rest = arguments
     if name not in BENCHMARKS:
         raise BadUsage(f"Unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")

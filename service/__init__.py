@@ -11,3 +11,7 @@
 It needs neither torch nor transformers, and does not know how artifacts are made or measured.
 tests/test_layers.py holds which sub-package may import which.
 """
+
+from command import report_missing_packages
+
+report_missing_packages("service")

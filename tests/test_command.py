@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from command import BadInput, Parser, Unavailable, finish
+from command import BadInput, Parser, Unavailable, finish, installed_version
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,12 @@ COMMANDS = {
     "export": "drbert-export",
     "proof": "drbert-prove",
     "client": "drbert-classify",
+    "client.compare": "drbert-compare",
     "training.pretrain": "drbert-pretrain",
     "training.finetune": "drbert-finetune",
-    "training.evaluate": "python -m training.evaluate",
-    "training.experiment": "python -m training.experiment",
-    "training.curves": "python -m training.curves",
+    "training.evaluate": "drbert-evaluate",
+    "training.experiment": "drbert-experiment",
+    "training.curves": "drbert-curves",
     "benchmarks": "python -m benchmarks",
 }
 """Each command's module, and the name that its help page shows."""
@@ -88,7 +89,22 @@ def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(
         [sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 64
-    assert wrong.stderr.splitlines()[-1].startswith(f"{module}: ")
+    assert wrong.stderr.splitlines()[-1].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(("module", "name"), COMMANDS.items())
+def test_every_command_has_a_version_and_help_that_lists_the_exit_codes(
+    module: str, name: str
+) -> None:
+    version = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout == f"DrBERT Serve {installed_version()}\n"
+    helped = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+    )
+    for code in ("64   the command line is wrong", "69   a file, a port, a package"):
+        assert code in helped.stdout
 
 
 MISSING = """
@@ -112,10 +128,7 @@ def test_a_missing_package_ends_with_69_and_not_with_a_verdict(extra: str, packa
     code = MISSING.format(extra=extra, package=package)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69
-    assert (
-        f"the package {package} is not installed; pip install 'drbert-serve[{extra}]'"
-        in done.stderr
-    )
+    assert f"the package {package} is not installed; run `pip install '.[{extra}]'`" in done.stderr
 
 
 @pytest.mark.parametrize(

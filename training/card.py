@@ -43,7 +43,7 @@ drbert-pretrain CONFIG --data DATA --out build/training/{pretrained} --threads {
 drbert-finetune --encoder build/training/{pretrained}/checkpoint --task {task} --data \
 DATA --out {name} \\
     {recipe}
-python -m training.evaluate {name} --task {task} --data DATA --url http://127.0.0.1:8000 --model \
+drbert-evaluate {name} --task {task} --data DATA --url http://127.0.0.1:8000 --model \
 {name}
 ```
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from atomic import atomic_directory
-from command import BadInput, Unavailable
+from command import BadInput, Unavailable, how_to_install
 from training.config import Data
 from training.vocabulary import Vocabulary, read_tokenizer, train_tokenizer
 
@@ -186,7 +186,7 @@ class Dataset:
             import datasets
         except ModuleNotFoundError:
             raise Unavailable(
-                "The package datasets is not installed; pip install 'drbert-serve[training]'."
+                f"The package datasets is not installed; {how_to_install('training')}."
             ) from None
         self._data = data
         try:

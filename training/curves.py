@@ -1,7 +1,7 @@
 """
 Draws the losses of pretraining runs over the tokens they saw.
 
-    python -m training.curves build/training/bert-mini build/training/drbert-mini --out losses.svg
+    drbert-curves build/training/bert-mini build/training/drbert-mini --out losses.svg
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def read_log(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(
-        prog="python -m training.curves", description="Draw the losses of pretraining runs."
-    )
+    parser = Parser(prog="drbert-curves", description="Draw the losses of pretraining runs.")
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of training.pretrain")
     parser.add_argument("--out", type=Path, required=True, help="the SVG file to write")
     options = parser.parse_args(arguments)
@@ -140,5 +138,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the console script drbert-curves."""
     finish(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,7 +1,7 @@
 """
 Evaluates a classifier through the running service, as its users get it.
 
-    python -m training.evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR \\
+    drbert-evaluate examples/checkpoints/bert-mini-sst2 --task sst2 --data DIR \\
         --url http://127.0.0.1:8000 --model bert
 
 The result is written to the checkpoint's evaluation.json and model card.
@@ -92,7 +92,7 @@ def classify(url: str, model: str, items: list[str | dict[str, str]]) -> list[di
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     parser = Parser(
-        prog="python -m training.evaluate",
+        prog="drbert-evaluate",
         description="Measure a classifier through the running service.",
     )
     parser.add_argument(
@@ -116,5 +116,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the console script drbert-evaluate."""
     finish(main)
+
+
+if __name__ == "__main__":
+    run()

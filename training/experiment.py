@@ -2,9 +2,9 @@
 Compares pretraining designs: pretrains each at one budget, fine-tunes each on several tasks with
 several seeds, and writes a report.
 
-    python -m training.experiment training/experiments/mini.toml --data DIR \\
+    drbert-experiment training/experiments/mini.toml --data DIR \\
         --out build/experiment --threads 1
-    python -m training.experiment training/experiments/mini.toml --data DIR \\
+    drbert-experiment training/experiments/mini.toml --data DIR \\
         --out build/experiment --report training/RESULTS.md
 
 A unit is one pretraining or one fine-tuning. Units that are done are skipped, interrupted ones
@@ -249,7 +249,7 @@ def collect_records(
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     parser = Parser(
-        prog="python -m training.experiment",
+        prog="drbert-experiment",
         description="Compare pretraining designs at one budget, on several tasks and seeds.",
     )
     parser.add_argument("experiment", type=Path, help="a TOML file, see training/experiments")
@@ -298,5 +298,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the console script drbert-experiment."""
     finish(main)
+
+
+if __name__ == "__main__":
+    run()

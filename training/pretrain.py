@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from atomic import atomic_directory, recover_directory
-from command import BadInput, Parser, Unavailable, finish
+from command import BadInput, Parser, Unavailable, finish, how_to_install
 from training.checkpoint import (
     library_versions,
     load_progress,
@@ -659,7 +659,7 @@ def open_board(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise Unavailable(
-            "--tensorboard needs TensorBoard: pip install 'drbert-serve[tensorboard]'."
+            f"--tensorboard needs TensorBoard; {how_to_install('tensorboard')}."
         ) from None
     return SummaryWriter(str(folder), purge_step=first_step + 1)
 

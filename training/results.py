@@ -134,7 +134,7 @@ class Report:
             "# Comparison of pretraining decoders",
             "",
             (
-                "Made by `python -m training.experiment"
+                "Made by `drbert-experiment"
                 f" training/experiments/{self.experiment.name} --data DATA --out OUT`, and"
                 f" `--report {name}` with the same options."
             ),

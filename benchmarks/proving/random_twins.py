@@ -27,13 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("out", type=Path, help="folder for the artifacts bert and drbert")
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
+    parser.add_argument(
+        "--variants",
+        default="cpu-fp32",
+        help="comma-separated variants to export (default: cpu-fp32)",
+    )
     options = parser.parse_args(arguments)
     for seed, name in enumerate(("bert", "drbert")):
         with tempfile.TemporaryDirectory() as temporary:
             export(
                 str(write_checkpoint(Path(temporary) / name, options.size, seed)),
                 options.out / name,
-                variants=("cpu-fp32",),
+                variants=tuple(options.variants.split(",")),
             )
     compared = identity.compare(options.out / "bert", options.out / "drbert")
     print(identity.describe(compared))

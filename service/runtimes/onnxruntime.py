@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from command import how_to_install
 from service.batching.shapes import CPU
 from service.host import gpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
@@ -27,7 +28,7 @@ from service.runtimes import Inputs, Logits, RuntimeUnavailable
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # How to install the libraries that a provider is linked with.
 _REMEDIES = {
-    "cuda": "pip install 'drbert-serve[gpu]', which brings CUDA 13 and cuDNN 9",
+    "cuda": f"{how_to_install('gpu')}, which brings CUDA 13 and cuDNN 9",
     "tensorrt": "pip install tensorrt-cu13==10.16.1.11 from NVIDIA's package index",
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from command import Unavailable
+from command import Unavailable, how_to_install
 
 # Callers choose the path, so an attribute holds only its first characters.
 PATH_CHARS = 200
@@ -52,7 +52,7 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise Unavailable(
-                "DRBERT_TRACING needs OpenTelemetry: pip install 'drbert-serve[tracing]'."
+                f"DRBERT_TRACING needs OpenTelemetry; {how_to_install('tracing')}."
             ) from None
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": "drbert-serve", "service.version": version}),

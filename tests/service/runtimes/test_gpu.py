@@ -64,7 +64,10 @@ def test_an_onnxruntime_for_cpus_is_reported_with_the_remedy(
     monkeypatch.setattr(gpus, "visible", lambda: (H100,))
     reason = onnxruntime.missing_requirement("cuda")
     assert reason is not None
-    assert "pip uninstall onnxruntime, then pip install 'drbert-serve[gpu]'" in reason
+    assert (
+        "pip uninstall onnxruntime, then run `pip install '.[gpu]'` in the checkout of DrBERT Serve"
+        in reason
+    )
 
 
 @pytest.mark.usefixtures("uncached_libraries")
@@ -78,8 +81,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert (
         onnxruntime._missing_library("cuda")
-        == "libcublasLt.so.13 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA"
-        " 13 and cuDNN 9"
+        == "libcublasLt.so.13 cannot be loaded; run `pip install '.[gpu]'` in the checkout of"
+        " DrBERT Serve, which brings CUDA 13 and cuDNN 9"
     )
 
 
@@ -130,8 +133,8 @@ def test_a_missing_cudnn_is_reported_though_the_provider_runs_without_it(
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert (
         onnxruntime._missing_library("cuda")
-        == "libcudnn.so.9 cannot be loaded; pip install 'drbert-serve[gpu]', which brings CUDA 13"
-        " and cuDNN 9"
+        == "libcudnn.so.9 cannot be loaded; run `pip install '.[gpu]'` in the checkout of"
+        " DrBERT Serve, which brings CUDA 13 and cuDNN 9"
     )
 
 

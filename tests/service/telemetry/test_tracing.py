@@ -152,4 +152,4 @@ def test_without_the_extra_the_error_names_what_to_install() -> None:
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    assert "pip install 'drbert-serve[tracing]'" in process.stderr
+    assert "pip install '.[tracing]'" in process.stderr
