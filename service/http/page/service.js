@@ -1,0 +1,71 @@
+// Requests to the service that this page comes from.
+
+import {byId} from "./dom.js";
+
+const UNREACHABLE = "The service cannot be reached.";
+const KEY_REQUIRED = "The service requires an API key.";
+const KEY_REFUSED = "The service does not accept this API key.";
+
+export let models = [];       // names of the loaded models, the default one first
+export let isLocked = false;  // whether the last request was refused for its key
+
+function headers() {
+  const key = byId("key").value;
+  const json = {"content-type": "application/json"};
+  return key ? {...json, authorization: `Bearer ${key}`} : json;
+}
+
+export async function call(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, {headers: headers(), ...options});
+  } catch {
+    throw new Error(UNREACHABLE);
+  }
+  isLocked = response.status === 401;
+  if (isLocked) byId("key-row").hidden = false;  // the focus stays where someone is typing
+  return response;
+}
+
+export async function classify(request) {
+  const started = performance.now();
+  const response = await call("v1/classify", {method: "POST", body: JSON.stringify(request)});
+  if (response.status === 401) throw new Error(byId("key").value ? KEY_REFUSED : KEY_REQUIRED);
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    throw new Error(answer.error?.message ?? `The service answered ${response.status}.`);
+  }
+  const timing = parseTiming(response.headers.get("server-timing") ?? "");
+  return {results: answer.data, timing, elapsedMs: performance.now() - started};
+}
+
+function parseTiming(header) {
+  const metrics = header.matchAll(/(\w+);dur=([\d.]+)/g);
+  return Object.fromEntries([...metrics].map(([, name, ms]) => [name, Number(ms)]));
+}
+
+// Reads /info, shows the state, and returns whether the list of models has changed.
+export async function loadModels() {
+  try {
+    const response = await call("info");
+    if (response.status === 401) {
+      showState("waiting", byId("key").value ? KEY_REFUSED : KEY_REQUIRED);
+      return false;
+    }
+    const info = await response.json();
+    const names = Object.keys(info.models);
+    const variants = names.map(name => `${name} (${info.models[name].variant})`);
+    showState(info.state === "ready" ? "good" : "waiting", `${info.state}: ${variants.join(", ")}`);
+    const changed = names.join("\n") !== models.join("\n");
+    models = names;
+    return changed;
+  } catch {
+    showState("bad", "not reachable");
+    return false;
+  }
+}
+
+function showState(kind, textContent) {
+  byId("state").className = kind;
+  if (byId("state").textContent !== textContent) byId("state").textContent = textContent;
+}
