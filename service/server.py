@@ -290,6 +290,7 @@ async def serve(
                 certificate.watch(contexts, loop)
             ready: dict[str, Any] = {
                 "url": urls[0],
+                "docs": f"{urls[0]}/docs",
                 "instance": service.instance_id,
                 "models": list(service.registry.loaded),
             }

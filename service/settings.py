@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     """
     gpu_cache: Path | None = None
     """Folder of the engines that TensorRT built; by default in the user's cache folder."""
+    artifact_cache: Path | None = None
+    """Folder of the artifacts that the service made of checkpoints; by default in the user's cache
+    folder. Artifacts that are not needed any more can be deleted.
+    """
     max_batch_size: int | None = Field(default=None, ge=1, le=128)
     """Texts in a batch; by default 16 on a CPU, 32 on a CPU with packing, and 128 on a GPU. The
     default is also the largest value in effect.
@@ -147,6 +151,11 @@ class Settings(BaseSettings):
     """The certificate and its chain, in PEM form; requires DRBERT_TLS_KEY."""
     tls_key: Path | None = None
     """The certificate's private key, in PEM form. With both, both ports serve https."""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """The path under which a proxy offers the service, as /nlp; /openapi.json then names it, and
+    requests are accepted with and without it. A proxy that removes the path may send it in
+    X-Forwarded-Prefix instead.
+    """
     cors_origins: str = ""
     """Origins whose pages may call the service from a browser, separated by commas; none by
     default.
@@ -155,6 +164,13 @@ class Settings(BaseSettings):
     """Whether each classification is an OpenTelemetry span; OTEL_* variables name the receiver."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """The lowest severity that is logged."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """One line of JSON for each event, or text for people; `auto` is text if the log is a terminal.
+    """
+    access_log: bool = False
+    """Whether each request is logged, with its id, status, duration, model and tokens, and never
+    with its text.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, those of FORMER_NAMES under both of their names.

@@ -95,8 +95,9 @@ def values_of(field: FieldInfo) -> str:
     words = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
     bounds = []
     for bound in field.metadata:
-        attribute, sign = BOUNDS[type(bound)]
-        bounds.append(f"{sign} {getattr(bound, attribute):,}")
+        if type(bound) in BOUNDS:  # The others are patterns, which the description explains.
+            attribute, sign = BOUNDS[type(bound)]
+            bounds.append(f"{sign} {getattr(bound, attribute):,}")
     return " ".join([words[kind], *bounds])
 
 

@@ -77,7 +77,8 @@ class _Call:
 class ClassifyEndpoint:
     """The ASGI application of one dialect.
 
-    `scope["state"]` holds the request's id, and the model if the path names one.
+    `scope["state"]` holds the request's id, and the model if the path names one. It gets the
+    request's `stats`, for the access log.
     """
 
     def __init__(self, context: HttpContext, dialect: Dialect) -> None:
@@ -89,6 +90,7 @@ class ClassifyEndpoint:
         metrics, lifecycle = self._service.metrics, self._service.lifecycle
         # Filled in step by step: once the model is known, a failure counts under its name.
         stats = RequestStats()
+        scope["state"]["stats"] = stats
         wall_started_ns = time.time_ns()
         lifecycle.active_requests += 1
         try:

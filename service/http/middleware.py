@@ -1,12 +1,15 @@
 """
-Middleware of both ports: request ids, keys, and HEAD.
+Middleware of both ports: a proxy's path prefix, access log, request ids, keys, and HEAD.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Awaitable
 from random import getrandbits
+from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,9 +20,16 @@ from service.http.dialects.native import Native
 from service.http.keys import Keys
 from service.http.openapi import PLAIN_ERROR_PATHS, PUBLIC_PATHS
 from service.http.router import ClassifyRouter
+from service.telemetry.tracing import RequestStats
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 """A client's X-Request-Id that is used as it is; any other is replaced."""
+
+
+PREFIX = re.compile(rb"(/[A-Za-z0-9._~-]{1,100}){1,10}")
+"""A path in X-Forwarded-Prefix; any other value is ignored."""
 
 
 class HeadAsGetMiddleware:
@@ -42,6 +52,71 @@ class HeadAsGetMiddleware:
             )
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+class PathPrefixMiddleware:
+    """Middleware that notes in the scope's state under which path a proxy offers the service.
+
+    It is `root_path`, which is removed from requests that have it, or the header
+    X-Forwarded-Prefix, which proxies send when they have removed it.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            prefix = self._root_path or _forwarded_prefix(scope)
+            if prefix:
+                scope.setdefault("state", {})["prefix"] = prefix
+            if self._root_path and scope["path"].startswith(f"{self._root_path}/"):
+                scope = {**scope, "path": scope["path"].removeprefix(self._root_path)}
+        await self._app(scope, receive, send)
+
+
+def _forwarded_prefix(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-forwarded-prefix" and PREFIX.fullmatch(value):
+            prefix: str = value.decode()
+            return prefix
+    return ""
+
+
+class AccessLogMiddleware:
+    """Middleware that logs each request when it is answered, without its texts and its query."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_ns = time.monotonic_ns()
+        state: dict[str, Any] = scope.setdefault("state", {})
+        status = 0
+
+        def send_noting_status(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            facts = {
+                "request_id": state.get("request_id"),
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round((time.monotonic_ns() - started_ns) / 1e6, 3),
+            }
+            stats: RequestStats | None = state.get("stats")
+            if stats is not None:
+                facts |= {"model": stats.model, "texts": stats.texts, "tokens": stats.tokens}
+            log.info("request", extra=facts)
 
 
 class RequestIdMiddleware:

@@ -14,10 +14,30 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from service.http.dialects import huggingface, infinity, kserve, open_inference, tei
 from service.schemas import ClassifyAnswer, ClassifyRequest, LabelScore
+
+DESCRIPTION = """\
+Text classification with BERT-family models.
+
+`POST /classify` is a superset of vLLM's endpoint. The same models answer under the paths of Text
+Embeddings Inference, Infinity, Hugging Face's Inference API, KServe and Triton, so that their
+clients only need this address.
+
+Every answer has `X-Request-Id`, and classifications have `Server-Timing`. An error names the field
+and the limit, and never repeats a text.
+"""
+TAGS: dict[str, str] = {
+    "classification": "Texts to labels.",
+    "compatibility": "The same in the formats of other servers.",
+    "models": "What is loaded.",
+    "health": "Probes for orchestrators and load balancers.",
+    "operation": "Settings in use, and metrics.",
+}
+"""Groups of the operations, in the order in which they are shown."""
+HEALTH_PATHS = re.compile(r"/(livez|readyz|health|v2/health/.+|.*/ready)")
 
 ERROR_DESCRIPTIONS: dict[int | str, str] = {
     400: "not JSON, not UTF-8, or not HTTP",
@@ -180,13 +200,26 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, routes=app.routes
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+                routes=app.routes,
             )
             _complete(app.openapi_schema, schemas, keyed)
+            _group(
+                app.openapi_schema, {path for path, used_as in used.items() if used_as != NATIVE}
+            )
         return app.openapi_schema
 
     # FastAPI's documentation recommends this assignment.
     app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description(request: Request) -> Response:
+        prefix = request.scope["state"].get("prefix")
+        servers = {"servers": [{"url": prefix}]} if prefix else {}
+        return JSONResponse({**openapi(), **servers}, headers={"vary": "x-forwarded-prefix"})
 
 
 def refusals(operation: Operation) -> dict[int | str, dict[str, Any]]:
@@ -246,3 +279,31 @@ def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], k
                 )
     if keyed:
         components["securitySchemes"] = SCHEMES
+
+
+def _group(description: dict[str, Any], compatible: set[str]) -> None:
+    """Give every operation a tag and a summary, and sort the paths by their tags.
+
+    `compatible` are the paths that classify in the formats of other servers.
+    """
+    order = list(TAGS)
+    ranks: dict[str, int] = {}
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            if method == "post":
+                tag = "compatibility" if path in compatible else "classification"
+            elif HEALTH_PATHS.fullmatch(path):
+                tag = "health"
+            elif "models" in path or path == "/v2":
+                tag = "models"
+            else:
+                tag = "operation"
+            operation["tags"] = [tag]
+            ranks[path] = min(ranks.get(path, len(order)), order.index(tag))
+            # FastAPI makes summaries of functions' names; their documentation says more.
+            text = operation.get("description", "")
+            if method != "post" and text:
+                operation["summary"] = text.partition("\n")[0].removesuffix(".")
+    description["paths"] = dict(
+        sorted(description["paths"].items(), key=lambda item: ranks[item[0]])
+    )

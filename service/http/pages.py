@@ -70,12 +70,13 @@ def add_pages(app: FastAPI) -> None:
     async def root(request: Request) -> Response:
         """Return a page to classify texts to a browser, and the main paths to other clients."""
         if "text/html" not in request.headers.get("accept", ""):
+            prefix = request.scope["state"].get("prefix", "")
             return JSONResponse(
                 {
                     "service": "drbert-serve",
-                    "classify": "POST /classify",
-                    "docs": "/docs",
-                    "info": "/info",
+                    "classify": f"POST {prefix}/classify",
+                    "docs": f"{prefix}/docs",
+                    "info": f"{prefix}/info",
                 }
             )
         return FileResponse(PAGE / "index.html", headers=HEADERS)

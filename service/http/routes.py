@@ -24,9 +24,15 @@ from starlette.types import ASGIApp, Scope
 from service.errors import ServiceError
 from service.http.context import HttpContext
 from service.http.info import service_info
-from service.http.middleware import HeadAsGetMiddleware, RequestIdMiddleware, error_answer
+from service.http.middleware import (
+    AccessLogMiddleware,
+    HeadAsGetMiddleware,
+    PathPrefixMiddleware,
+    RequestIdMiddleware,
+    error_answer,
+)
 from service.http.model_endpoints import add_model_endpoints, check_ready
-from service.http.openapi import ERROR_DESCRIPTIONS, PLAIN_ERROR_PATHS, describe
+from service.http.openapi import DESCRIPTION, ERROR_DESCRIPTIONS, PLAIN_ERROR_PATHS, describe
 from service.http.pages import add_pages
 from service.http.router import ClassifyRouter
 
@@ -40,7 +46,9 @@ def build_app(context: HttpContext) -> ASGIApp:
     # No redirects: behind a proxy they would lose its scheme, host and prefix, and a POST its body.
     app = FastAPI(
         title="DrBERT Serve",
+        description=DESCRIPTION,
         version=service.version,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -87,7 +95,8 @@ def build_app(context: HttpContext) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "X-Instance-Id", "Server-Timing", "Retry-After"],
         )
-    return application
+    application = PathPrefixMiddleware(application, settings.root_path)
+    return AccessLogMiddleware(application) if settings.access_log else application
 
 
 def add_operation(app: FastAPI, context: HttpContext) -> None:

@@ -1,5 +1,6 @@
 """
-Logs: one line of JSON for each event, with its facts as fields. Texts and keys are never logged.
+Logs: one line for each event, with its facts: JSON, or text for a person at a terminal. Texts and
+keys are never logged.
 
 A thread of its own writes the lines, so a stuck collector (a full pipe that nobody reads) blocks
 nothing else. When its queue is full, the oldest lines are dropped and counted. Warnings and errors
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,16 @@ LOST = {"queue_full": 0, "write_failed": 0, "rate_limited": 0}
 """Number of lines since the start that were not written, by reason; /metrics shows it."""
 
 
-class JsonLines(logging.Formatter):
-    """Formats a log record as one line of JSON."""
+LineFormat = Callable[[float, dict[str, Any]], str]
+"""Formats an event: the time in seconds since 1970, and the fields, `level` and `event` first."""
+
+
+class EventFormatter(logging.Formatter):
+    """Formats a log record as the line of its event."""
+
+    def __init__(self, line: LineFormat) -> None:
+        super().__init__()
+        self.line = line
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's level, event and extra fields, and its traceback if it has one."""
@@ -51,7 +60,7 @@ class JsonLines(logging.Formatter):
         fields |= {name: value for name, value in vars(record).items() if name not in _ORDINARY}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json_line(record.created, fields)
+        return self.line(record.created, fields)
 
 
 def json_line(at: float, fields: dict[str, Any]) -> str:
@@ -60,6 +69,37 @@ def json_line(at: float, fields: dict[str, Any]) -> str:
     return json.dumps(
         {"time": stamp} | {name: _bounded(value) for name, value in fields.items()},
         default=_bounded_text,
+    )
+
+
+def text_line(at: float, fields: dict[str, Any]) -> str:
+    """Return one event for a person; `at` is in seconds since 1970, shown in local time.
+
+    Control characters are escaped, so that no value can move a terminal's cursor.
+    """
+    fields = dict(fields)
+    level, event = fields.pop("level"), fields.pop("event")
+    trace = fields.pop("traceback", None)
+    facts = [f"{name}={_plain(value)}" for name, value in fields.items()]
+    stamp = time.strftime("%H:%M:%S", time.localtime(at))
+    line = " ".join([stamp, level.upper().ljust(7), _printable(_bounded_text(event)), *facts])
+    if trace is None:
+        return line
+    rows = (_printable(row) for row in _bounded_text(trace).splitlines())
+    return "\n    ".join([line, *rows])
+
+
+def _plain(value: Any) -> str:
+    """Return a fact as it is, or quoted if it has spaces or control characters."""
+    text = value if isinstance(value, str) else json.dumps(value, default=_bounded_text)
+    text = _bounded_text(text)
+    is_plain = text.isprintable() and " " not in text and text != ""
+    return text if is_plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
 
 
@@ -144,9 +184,15 @@ class LineWriter(logging.Handler):
     could hold sys.stderr's lock when the process ends.
     """
 
-    def __init__(self, descriptor: int = 2, limit: RateLimit | None = None) -> None:
+    def __init__(
+        self,
+        descriptor: int = 2,
+        limit: RateLimit | None = None,
+        line: LineFormat = json_line,
+    ) -> None:
         super().__init__()
-        self.setFormatter(JsonLines())
+        self.setFormatter(EventFormatter(line))
+        self._line = line
         self._limit = limit or RateLimit()
         self.addFilter(self._limit)
         self._descriptor = descriptor
@@ -173,7 +219,7 @@ class LineWriter(logging.Handler):
         self.acquire()
         try:
             for fields in self._limit.summaries():
-                self._put(json_line(time.time(), fields))
+                self._put(self._line(time.time(), fields))
             target = self._queued
         finally:
             self.release()
@@ -215,14 +261,14 @@ class LineWriter(logging.Handler):
             if time.monotonic() >= next_summary:
                 next_summary = time.monotonic() + SUMMARY_EVERY_S
                 for fields in self._limit.summaries():
-                    self._write(json_line(time.time(), fields))
+                    self._write(self._line(time.time(), fields))
 
     def _report_dropped(self) -> None:
         dropped = self._dropped
         if dropped > self._reported:
             lost = {"lines": dropped - self._reported, "why": "nobody read them in time"}
             self._write(
-                json_line(time.time(), {"level": "warning", "event": "log lines dropped"} | lost)
+                self._line(time.time(), {"level": "warning", "event": "log lines dropped"} | lost)
             )
             self._reported = dropped
 
@@ -239,12 +285,15 @@ class LineWriter(logging.Handler):
                 return
 
 
-def set_up(level: str) -> None:
-    """Write every log line of the process to stderr as JSON.
+def set_up(level: str, log_format: Literal["auto", "json", "text"] = "json") -> None:
+    """Write every log line of the process to stderr.
 
-    Python's warnings and uncaught exceptions of threads are included.
+    `auto` is text if stderr is a terminal, and JSON otherwise. Python's warnings and uncaught
+    exceptions of threads are included.
     """
-    logging.basicConfig(level=level, handlers=[LineWriter()], force=True)
+    is_text = log_format == "text" or (log_format == "auto" and os.isatty(2))
+    writer = LineWriter(line=text_line if is_text else json_line)
+    logging.basicConfig(level=level, handlers=[writer], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"

@@ -101,7 +101,7 @@ def test_an_artifact_that_fails_ends_the_command_with_69(artifact: Artifact) -> 
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 69
     assert output.splitlines()[-1].startswith(
-        "service: cpu-fp32 answers differently on this processor"
+        "drbert-serve: cpu-fp32 answers differently on this processor"
     )
 
 

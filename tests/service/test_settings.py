@@ -106,7 +106,7 @@ def test_a_server_with_a_misspelt_variable_does_not_start() -> None:
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 64
     assert (
-        output == "service: DRBERT_API_KEY_FILE is no setting of this service; did you mean"
+        output == "drbert-serve: DRBERT_API_KEY_FILE is no setting of this service; did you mean"
         " DRBERT_API_KEYS_FILE?\n"
     )
 
@@ -158,7 +158,7 @@ def test_a_setting_under_both_of_its_names_does_not_start() -> None:
     assert process.returncode == 64
     assert (
         output
-        == "service: DRBERT_MAX_WAITING is the former name of DRBERT_MAX_QUEUE_SIZE, and both"
+        == "drbert-serve: DRBERT_MAX_WAITING is the former name of DRBERT_MAX_QUEUE_SIZE, and both"
         " are set; remove DRBERT_MAX_WAITING.\n"
     )
 

@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from service.telemetry.logs import (
     FIELD_CHARS,
     LINES_PER_S,
     QUEUED_LINES,
-    JsonLines,
+    EventFormatter,
     LineWriter,
     RateLimit,
+    json_line,
+    text_line,
 )
 from tests.service.test_server import classify, free_port, ready, serving
 
@@ -314,7 +317,9 @@ def test_a_descriptor_that_does_not_block_gets_whole_lines() -> None:
 
 def test_a_long_field_keeps_its_beginning_and_its_end() -> None:
     line = json.loads(
-        JsonLines().format(record("a" + "x" * 100_000 + "z", path=Path("p" * 100_000)))
+        EventFormatter(json_line).format(
+            record("a" + "x" * 100_000 + "z", path=Path("p" * 100_000))
+        )
     )
     assert line["event"].startswith("ax")
     assert line["event"].endswith("xz")
@@ -340,3 +345,61 @@ logs.flush()
         [sys.executable, "-c", code], capture_output=True, check=True, timeout=120
     )
     assert parsed(process.stderr)[-1]["event"] == "the end"
+
+
+def test_a_line_for_people_has_the_time_the_level_the_event_and_the_facts() -> None:
+    line = text_line(0.0, {"level": "info", "event": "ready", "url": "http://x", "models": ["a"]})
+    assert line[2:].split(" ", 1)[1] == 'INFO    ready url=http://x models=["a"]'
+    quoted = text_line(0.0, {"level": "error", "event": "x", "why": "not found", "none": None})
+    assert quoted.endswith('ERROR   x why="not found" none=null')
+
+
+def test_a_line_for_people_keeps_a_traceback_readable_and_a_terminal_safe() -> None:
+    fields = {"level": "error", "event": "bug\x1b[2J", "path": "/a\nb", "traceback": "one\n\ttwo"}
+    first, *rows = text_line(0.0, fields).splitlines()
+    assert first.endswith('bug\\x1b[2J path="/a\\nb"')
+    assert rows == ["    one", "    \\ttwo"]
+
+
+def test_logs_are_text_at_a_terminal_and_json_elsewhere(artifact: Artifact) -> None:
+    leader, follower = os.openpty()
+    port = str(free_port())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", str(artifact.directory), "--port", port],
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    try:
+        while not ready(f"http://127.0.0.1:{port}"):
+            time.sleep(0.05)
+        process.terminate()
+        process.wait(30)
+        output = b""
+        with suppress(OSError):  # the end of a terminal's output
+            while piece := os.read(leader, 65536):
+                output += piece
+    finally:
+        process.kill()
+        os.close(leader)
+    lines = output.decode().splitlines()
+    assert any(f" INFO    ready url=http://127.0.0.1:{port} docs=http" in line for line in lines)
+    assert not any(line.startswith("{") for line in lines)
+
+
+def test_the_access_log_names_each_request_and_never_its_text(artifact: Artifact) -> None:
+    with serving(artifact, DRBERT_ACCESS_LOG="true") as (url, process):
+        assert classify(url, "secret")["data"]
+        with suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{url}/nowhere?secret=1")
+        process.terminate()
+        output = process.communicate(timeout=30)[0]
+    events = [json.loads(line) for line in output.splitlines()]
+    requests = {event["path"]: event for event in events if event["event"] == "request"}
+    answered = requests["/classify"]
+    assert (answered["status"], answered["model"], answered["texts"]) == (200, "reviews", 1)
+    assert answered["tokens"] > 0
+    assert answered["ms"] > 0
+    assert len(answered["request_id"]) == 32
+    assert requests["/nowhere"]["status"] == 404
+    assert "secret" not in output
