@@ -59,20 +59,23 @@ VERDICTS = """\
 """
 
 
+COMMANDS = ("identity", "work", "capacity", "plan", "run", "verify-claim", "judge", "report")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command of `proof` and return its exit code."""
     options = _parser().parse_args(arguments)
-    handlers: dict[str, Callable[[argparse.Namespace], int]] = {
-        "identity": _identity,
-        "work": _work,
-        "capacity": _capacity,
-        "plan": _plan,
-        "run": _run,
-        "verify-claim": _verify,
-        "judge": _judge,
-        "report": _report,
-    }
-    return handlers[options.command](options)
+    handlers: tuple[Callable[[argparse.Namespace], int], ...] = (
+        _identity,
+        _work,
+        _capacity,
+        _plan,
+        _run,
+        _verify,
+        _judge,
+        _report,
+    )
+    return dict(zip(COMMANDS, handlers, strict=True))[options.command](options)
 
 
 def _parser() -> Parser:

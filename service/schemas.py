@@ -6,6 +6,7 @@ Every refusal names the field, such as `input[3]`, and the limit. None repeats t
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -147,7 +148,6 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
-        json_schema_extra={"example": {"input": "a charming and often affecting journey"}},
     )
 
     input: Annotated[tuple[Text, ...], PlainValidator(_texts), WithJsonSchema(_INPUT_SCHEMA)]
@@ -293,16 +293,33 @@ def read_object(body: bytes, limits: Limits) -> dict[str, Any]:
     return values
 
 
+NAMES_OF_TEXTS = frozenset(
+    {"content", "document", "inputs", "instances", "prompt", "query", "sentence", "sentences"}
+    | {"sequence", "sequences", "text", "text_pair", "texts"}
+)
+"""Names that other services have for the texts of a request."""
+
+
 def known_fields(values: dict[str, Any], known: Collection[str], field: str = "") -> dict[str, Any]:
     """Return `values`; raises InvalidInput if one of them is not a known field."""
     # Not by pydantic, which would make an error object for each of a million unknown fields.
     unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
+        name = unknown[:64]
+        meant = _likely_field(name, known)
+        hint = f"did you mean {field}{meant}? Known" if meant else "known"
         raise InvalidInput(
-            f"{field}{unknown[:64]} is not a field of this request; known are {', '.join(known)}.",
-            param=f"{field}{unknown[:64]}",
+            f"{field}{name} is not a field of this request; {hint} are {', '.join(known)}.",
+            param=f"{field}{name}",
         )
     return values
+
+
+def _likely_field(name: str, known: Collection[str]) -> str | None:
+    """Return the field that an unknown name probably means; None if none is close."""
+    if name.lower() in NAMES_OF_TEXTS:
+        return next((each for each in ("input", "inputs", "instances") if each in known), None)
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
 
 
 def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:

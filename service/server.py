@@ -122,15 +122,11 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
         ) from None
     except OSError as error:
         sock.close()
-        taken = (
-            "; another server listens there: stop it, or"
-            if error.errno == errno.EADDRINUSE
-            else ";"
-        )
-        raise Unavailable(
-            f"Port {port} of {host} cannot be had ({error.strerror}){taken} choose another with"
-            f" {option}."
-        ) from None
+        if error.errno == errno.EADDRINUSE:
+            reason = "is in use: another server listens there. Stop it, or"
+        else:
+            reason = f"cannot be opened ({error.strerror});"
+        raise Unavailable(f"Port {port} of {host} {reason} choose another with {option}.") from None
     return sock
 
 

@@ -1,5 +1,6 @@
 """
-Generates docs/configuration.md and docs/metrics.md from the code that they describe.
+Generates the reference pages of docs/ from the code that they describe: settings, metrics, log
+events and commands.
 
     python -m tests.reference_pages
 """
@@ -8,6 +9,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +21,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic.fields import FieldInfo
 
+from command import SCRIPTS
+from proof.commands import COMMANDS as PROOF_COMMANDS
 from service.settings import PREFIX, Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.nvml import Reading
 
 CONFIGURATION = Path("docs/configuration.md")
 METRICS = Path("docs/metrics.md")
+LOGS = Path("docs/logs.md")
+COMMANDS = Path("docs/commands.md")
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+HELP_COLUMNS = "100"
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 PROCESS = "process_"
 """Prefix of prometheus_client's metrics of the process, which the page leaves out."""
@@ -68,6 +78,137 @@ def metrics_page() -> str:
         label_names = ", ".join(f"`{label}`" for label in labels) or "–"
         lines.append(f"| `{name}` | {kind} | {label_names} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def logs_page() -> str:
+    """Return the page of all events that the service logs."""
+    lines = [
+        "# Log events",
+        "",
+        "Every event of the service's log, with its fields besides `time`, `level` and `event`."
+        " [Operations](operations.md#logs) describes the log itself. This page is generated:"
+        " `python -m tests.reference_pages`.",
+        "",
+        "| event | level | fields |",
+        "|---|---|---|",
+    ]
+    for event, levels, fields in log_events():
+        names = ", ".join(f"`{field}`" for field in fields) or "–"
+        lines.append(f"| {event} | {', '.join(levels)} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
+def log_events() -> list[tuple[str, list[str], list[str]]]:
+    """Return (event, levels, fields) of every event that is named where it is logged."""
+    events: dict[str, tuple[set[str], set[str]]] = {}
+    for path in sorted(Path("service").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+        for function in functions:
+            for event, level, fields in events_of(function):
+                levels, known = events.setdefault(event, (set(), set()))
+                levels.add(level)
+                known |= fields
+    return [(name, sorted(both[0]), sorted(both[1])) for name, both in sorted(events.items())]
+
+
+def events_of(function: ast.AST) -> Iterator[tuple[str, str, set[str]]]:
+    """Yield (event, level, fields) of each event that a function logs."""
+    variables = dictionaries_of(function)
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="log"), attr=level),
+                args=[event, *_],
+                keywords=keywords,
+            ) if level in LEVELS:
+                fields = {key for word in keywords for key in keys_of(word, variables)}
+                if level == "exception":
+                    level, fields = "error", fields | {"traceback"}
+                for name in constants(event):
+                    yield name, level, fields
+
+
+def dictionaries_of(function: ast.AST) -> dict[str, set[str]]:
+    """Return the keys of each dictionary that a function builds in a variable."""
+    variables: dict[str, set[str]] = {}
+    for node in ast.walk(function):
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict() as value)
+                | ast.AugAssign(target=ast.Name(id=name), value=ast.Dict() as value)
+            ):
+                variables.setdefault(name, set()).update(keys_in(value))
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key)))]
+            ):
+                variables.setdefault(name, set()).add(key)
+    return variables
+
+
+def constants(node: ast.expr) -> list[str]:
+    """Return the texts that an expression may have; none for what is computed."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.IfExp(body=body, orelse=orelse):
+            return constants(body) + constants(orelse)
+    return []
+
+
+def keys_of(word: ast.keyword, variables: dict[str, set[str]]) -> set[str]:
+    """Return the fields that an argument of a logging call adds."""
+    if word.arg == "exc_info":
+        return {"traceback"}
+    if word.arg != "extra":
+        return set()
+    names = {node.id for node in ast.walk(word.value) if isinstance(node, ast.Name)}
+    return keys_in(word.value).union(*(variables.get(name, set()) for name in names))
+
+
+def keys_in(node: ast.expr) -> set[str]:
+    """Return the constant keys of the dictionaries in an expression."""
+    return {
+        key.value
+        for dictionary in ast.walk(node)
+        if isinstance(dictionary, ast.Dict)
+        for key in dictionary.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    }
+
+
+def commands_page() -> str:
+    """Return the page of all commands: the help of each console script."""
+    lines = [
+        "# Commands",
+        "",
+        "The help of every console script. This page is generated: `python -m"
+        " tests.reference_pages`.",
+    ]
+    for module, script in SCRIPTS.items():
+        lines += ["", f"## {script}", "", "```", help_of([module, "--help"]), "```"]
+        if module == "proof":
+            for name in PROOF_COMMANDS:
+                lines += ["", f"### {script} {name}", "", "```"]
+                lines += [help_of([module, name, "--help"]), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def help_of(arguments: list[str]) -> str:
+    """Return what a module prints as its help."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": HELP_COLUMNS},
+        check=True,
+    )
+    return done.stdout.rstrip()
 
 
 def field_descriptions(model: type[Settings]) -> dict[str, str]:
@@ -138,6 +279,8 @@ def metric_rows() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 def main() -> None:
     CONFIGURATION.write_text(configuration_page(), encoding="utf-8")
     METRICS.write_text(metrics_page(), encoding="utf-8")
+    LOGS.write_text(logs_page(), encoding="utf-8")
+    COMMANDS.write_text(commands_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@ import pytest
 
 from service.settings import Settings
 from tests.reference_pages import (
+    COMMANDS,
     CONFIGURATION,
+    LOGS,
     METRICS,
+    commands_page,
     configuration_page,
     field_descriptions,
+    log_events,
+    logs_page,
     metrics_page,
 )
 
@@ -21,11 +26,25 @@ def test_every_setting_has_a_description() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "page"), [(CONFIGURATION, configuration_page), (METRICS, metrics_page)], ids=str
+    ("path", "page"),
+    [
+        (CONFIGURATION, configuration_page),
+        (METRICS, metrics_page),
+        (LOGS, logs_page),
+        (COMMANDS, commands_page),
+    ],
+    ids=str,
 )
 def test_a_generated_page_is_up_to_date(path: Path, page: object) -> None:
     assert callable(page)
     assert path.read_text(encoding="utf-8") == page(), "python -m tests.reference_pages writes it"
+
+
+def test_the_page_of_the_log_has_its_events_and_their_fields() -> None:
+    events = {event: (levels, fields) for event, levels, fields in log_events()}
+    assert events["keys reloaded"] == (["info"], ["file", "keys"])
+    assert "traceback" in events["a model could not be loaded"][1]
+    assert len(events) > 35
 
 
 def test_the_index_names_every_page() -> None:

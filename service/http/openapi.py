@@ -7,6 +7,7 @@ described here by hand.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,6 +153,73 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
+_TEXT = "a charming and often affecting journey"
+_SCORES = [
+    {"label": "POSITIVE", "score": 0.9830798685095334},
+    {"label": "NEGATIVE", "score": 0.01692013149046665},
+]
+_USAGE = {"prompt_tokens": 10, "total_tokens": 10}
+EXAMPLES: dict[str, Any] = {
+    "ClassifyRequest": {"input": _TEXT},
+    "ClassifyAnswer": {
+        "id": "classify-d662724b2fce02c636337dec5e00ad0a",
+        "object": "list",
+        "created": 1795401449,
+        "model": "drbert",
+        "data": [
+            {
+                "index": 0,
+                "label": "POSITIVE",
+                "score": 0.9830798685095334,
+                "probs": [0.01692013149046665, 0.9830798685095334],
+                "num_classes": 2,
+                "scores": _SCORES,
+                "tokens": 10,
+                "truncated": False,
+            }
+        ],
+        "usage": {**_USAGE, "completion_tokens": 0},
+    },
+    "InfinityRequest": {"input": [_TEXT]},
+    "InfinityAnswer": {
+        "object": "classify",
+        "model": "drbert",
+        "usage": _USAGE,
+        "id": "infinity-4877af98840113a087c67741c403fc0b",
+        "created": 1795401452,
+        "data": [_SCORES],
+    },
+    "TeiRequest": {"inputs": _TEXT},
+    "TeiAnswer": _SCORES,
+    "HuggingFaceRequest": {"inputs": _TEXT},
+    "HuggingFaceAnswer": [_SCORES],
+    "KServeRequest": {"instances": [_TEXT]},
+    "KServeAnswer": {"predictions": [{each["label"]: each["score"] for each in _SCORES}]},
+    "OpenInferenceRequest": {
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [_TEXT]}]
+    },
+    "OpenInferenceAnswer": {
+        "model_name": "drbert",
+        "model_version": "1",
+        "id": "a5d69bd60a040b86fd27b29f84b533f8",
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["POSITIVE"]},
+            {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9830798685095334]},
+        ],
+    },
+    "Error": {
+        "error": {
+            "message": "input[3] is empty.",
+            "type": "invalid_request_error",
+            "param": "input[3]",
+            "code": "invalid_input",
+        }
+    },
+    "PlainError": {"error": "inputs[3] is empty."},
+}
+"""An example of each schema; those of requests can be sent as they are."""
+
+
 def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]:
     """Return the paths that classify, by the dialects of the settings."""
     return {
@@ -196,6 +264,10 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
     schemas |= _with_parts("ClassifyRequest", ClassifyRequest) | _with_parts(
         "ClassifyAnswer", ClassifyAnswer
     )
+
+    for name, example in EXAMPLES.items():
+        if name in schemas:
+            schemas[name] = {**schemas[name], "example": example}
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -255,7 +327,23 @@ def _with_parts(
     """Return a model's schema and those of its parts, by name."""
     schema = model.model_json_schema(ref_template=COMPONENTS)
     parts: dict[str, dict[str, Any]] = schema.pop("$defs", {})
-    return {name: schema, **parts}
+    schemas = {name: schema, **parts}
+    for each in schemas.values():
+        _describe_defaults(each)
+    return schemas
+
+
+def _describe_defaults(schema: dict[str, Any]) -> None:
+    """Move the defaults of a schema's properties to their descriptions.
+
+    openapi-typescript takes a property with a default for one that is always there, in requests
+    too.
+    """
+    for field_schema in schema.get("properties", {}).values():
+        default = field_schema.pop("default", None)
+        if default is not None:
+            description = field_schema.get("description", "")
+            field_schema["description"] = f"{description} Default: {json.dumps(default)}.".strip()
 
 
 def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], keyed: bool) -> None:

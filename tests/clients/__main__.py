@@ -47,6 +47,11 @@ CLIENTS = {
     "kserve": Client(("kserve",), "kserve_client.py"),
     "infinity_client": Client(("infinity_client",), "infinity_client_.py", "infinity"),
     "openapi-python-client": Client(("openapi-python-client", "ruff"), "openapi_client.py"),
+    "openapi-typescript": Client(
+        # openapi-typescript requires TypeScript 5.
+        ("openapi-typescript", "openapi-fetch", "typescript@5"),
+        "openapi_typescript.mjs",
+    ),
 }
 
 
@@ -114,7 +119,7 @@ def _environment(name: str, client: Client) -> list[str]:
                 "--ignore-scripts",
                 "--prefix",
                 str(folder),
-                *(f"{package}@latest" for package in client.packages),
+                *(name if "@" in name[1:] else f"{name}@latest" for name in client.packages),
             ]
         )
         # node resolves imports from the folder of the script.

@@ -42,7 +42,8 @@ with tempfile.TemporaryDirectory() as folder:
 
     sys.path.insert(0, folder)
     from reviews_client import Client
-    from reviews_client.api.default import classify, predict
+    from reviews_client.api.classification import classify
+    from reviews_client.api.compatibility import predict
     from reviews_client.models import ClassifyRequest, Error, TeiRequest
 
     client = Client(base_url=url)

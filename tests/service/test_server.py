@@ -525,7 +525,7 @@ def test_of_two_servers_started_on_one_port_one_serves_and_the_other_exits_with_
         [refused] = [process for process in both if process.poll() is not None]
         output = refused.communicate(timeout=60)[0]
         assert refused.returncode == 69
-        assert f"Port {port} of 127.0.0.1 cannot be had" in output
+        assert f"Port {port} of 127.0.0.1 is in use" in output
         assert "choose another with --port" in output
         assert classify(f"http://127.0.0.1:{port}", "good")["data"][0]["label"] == "POSITIVE"
     finally:

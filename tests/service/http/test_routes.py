@@ -191,6 +191,8 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     ("half a pair", {"input": {"text_pair": "a"}}, 422, "input.text", "input.text is null"),
     ("a pair with more", {"input": {"text": "a", "label": "b"}}, 422, "input", "unknown field"),
     ("an unknown field", {"input": "a", "colour": 1}, 422, "colour", "colour is not a field"),
+    ("a text by another name", {"text": "a"}, 422, "text", "did you mean input? Known are"),
+    ("a misspelt field", {"input": "a", "modell": "b"}, 422, "modell", "did you mean model?"),
     ("both names", {"input": "a", "inputs": "b"}, 422, "inputs", "the same field"),
     ("top_k of nothing", {"input": "a", "top_k": 0}, 422, "top_k", "greater than or equal to 1"),
     ("top_k in words", {"input": "a", "top_k": "two"}, 422, "top_k", "valid integer"),

@@ -1,4 +1,4 @@
-"""Behind a proxy that offers the service under a path, everything names the right addresses."""
+"""The description of the API: groups, examples, and the right addresses behind a proxy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 
 from command import BadUsage
 from service.artifact import Artifact
@@ -79,3 +80,25 @@ async def test_the_description_groups_the_operations_and_explains_them(artifact:
             assert " " in operation["summary"], (method, path, operation["summary"])
     assert described["paths"]["/livez"]["get"]["tags"] == ["health"]
     assert described["paths"]["/v2/models/{model}/ready"]["get"]["tags"] == ["health"]
+
+
+@pytest.mark.parametrize("dialect", ["native", "infinity"])
+async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
+    artifact: Artifact, dialect: str
+) -> None:
+    async with client(artifact, classify_dialect=dialect) as http:
+        described = (await http.get("/openapi.json")).json()
+        schemas = described["components"]["schemas"]
+        for name, schema in schemas.items():
+            if "example" in schema:
+                validator = Draft202012Validator(
+                    {"$ref": f"#/components/schemas/{name}"} | described
+                )
+                validator.validate(schema["example"])
+        for path, methods in described["paths"].items():
+            if "post" not in methods:
+                continue
+            content = methods["post"]["requestBody"]["content"]["application/json"]
+            example = schemas[content["schema"]["$ref"].rpartition("/")[2]]["example"]
+            filled = path.replace("{model}", "reviews").replace("{version}", "1")
+            assert (await http.post(filled, json=example)).status_code == 200, path
