@@ -42,7 +42,8 @@ from proof.evidence.statistics import Estimate, adjusted_contrast
 from proof.evidence.store import RestartRecord, check_manifest, read_starts
 from proof.plans.plan import STATISTICS
 from proof.sizing.power import size_plan
-from proof.verdict.judge import CONFIDENCE, judge_level
+from proof.verdict.contrasts import CONFIDENCE
+from proof.verdict.judge import judge_level
 
 MARGIN = 0.02
 ROWS = 200

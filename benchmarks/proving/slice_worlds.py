@@ -19,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.proving.noise import INSTANCE_SD, POSITION
 from proof.evidence.statistics import Estimate, adjusted_contrast
 from proof.plans.counterbalance import balanced_orders
-from proof.verdict.judge import CONFIDENCE
+from proof.verdict.contrasts import CONFIDENCE
 
 Array = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,142 +95,179 @@ def read_restart(
         metric: latencies_us(level, metric, level_rows)
         for metric in measured_metrics(plan, level, level_rows)
     }
+    part = _LevelOfRestart(plan, level, restart, positions, level_rows, latencies)
     if plan.schedule_version > 1 and has_slices:
-        return list(_slice_lines(plan, level, restart, positions, level_rows, latencies))
+        return list(part.slice_lines())
     second_reference = plan.indices("reference")[-1]
     of_delayed = dict.fromkeys(plan.indices("delayed"), positions[second_reference])
-    all_positions = {**positions, **of_delayed}
+    with_delayed = replace(part, positions={**positions, **of_delayed})
     if level.kind == "capacity":
-        return list(_capacity_lines(plan, level, restart, all_positions, level_rows))
-    lines = _block_lines(plan, level, restart, all_positions, level_rows, latencies)
+        return list(with_delayed.capacity_lines())
+    lines = list(with_delayed.block_lines())
     if plan.schedule_version > 1 and level.kind != "repeat":
-        lines += _delay_lines(plan, level, restart, positions, level_rows, latencies)
+        lines += part.delay_lines()
         if level.kind == "mixed":
-            lines += _busy_lines(plan, level, restart, np.array([busy_share(level_rows)]))
+            lines += part.busy_lines(np.array([busy_share(level_rows)]))
     if level.tuples:
-        lines.append(_drift_line(plan, level, restart, positions, level_rows, latencies))
+        lines.append(part.drift_line())
     return lines
 
 
-def _block_lines(
-    plan: Plan,
-    level: Level,
-    restart: int,
-    positions: Mapping[int, int],
-    level_rows: Mapping[str, Any],
-    latencies: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Return the lines of each kind of block; in schedule 2, control blocks have `_delay_lines`."""
-    if level.kind == "switchback":
-        blocks = {"plain": level_rows["slice_id"] >= PLAIN}
-    else:
-        kinds = REPEAT_BLOCKS if level.kind == "repeat" else BLOCKS
-        blocks = {
-            name: level_rows["slice_id"] == kind
-            for name, kind in kinds.items()
-            if plan.schedule_version == 1 or name != "control"
-        }
-    lines = []
-    for block, is_block in blocks.items():
-        for a, arm in enumerate(plan.arms):
-            chosen = is_block & (level_rows["arm"] == arm.name)
-            count = int(chosen.sum())
+@dataclass(frozen=True)
+class _LevelOfRestart:
+    """The rows of one level of one restart, and the lines of restarts.csv that follow from them."""
+
+    plan: Plan
+    level: Level
+    restart: int
+    positions: Mapping[int, int]
+    """Load positions by arm."""
+    rows: Mapping[str, Any]
+    latencies: Mapping[str, Any]
+    """(n,) microseconds of each row, by metric."""
+
+    def block_lines(self) -> Iterable[dict[str, Any]]:
+        """Yield the lines of each kind of block; `delay_lines` has control blocks of schedule 2."""
+        slice_ids = self.rows["slice_id"]
+        if self.level.kind == "switchback":
+            blocks = {"plain": slice_ids >= PLAIN}
+        else:
+            kinds = REPEAT_BLOCKS if self.level.kind == "repeat" else BLOCKS
+            blocks = {
+                name: slice_ids == kind
+                for name, kind in kinds.items()
+                if self.plan.schedule_version == 1 or name != "control"
+            }
+        for block, is_block in blocks.items():
+            for a, arm in enumerate(self.plan.arms):
+                chosen = is_block & self._is_arm(a)
+                count = int(chosen.sum())
+                if not count:
+                    continue
+                for metric, values in self.latencies.items():
+                    for name, us in summarize_latencies(values[chosen]).items():
+                        yield self._line(
+                            (block, metric, name), arm.name, self.positions[a], count, us
+                        )
+
+    def delay_lines(self) -> Iterable[dict[str, Any]]:
+        """Yield the delayed arm's log ratio to the other copies in its control blocks.
+
+        Each copy is delayed in a quarter of the control blocks and compared there with the others;
+        the mean over the copies cancels every difference between them.
+        """
+        is_control = self.rows["slice_id"] == CONTROL
+        for delayed in self.plan.indices("delayed"):
+            is_delayed = is_control & self._is_arm(delayed)
+            name, count = self.plan.arms[delayed].name, int(is_delayed.sum())
+            for metric, values in self.latencies.items():
+                for statistic, ratios in self._delays(is_control, is_delayed, values).items():
+                    value = math.exp(float(np.mean(ratios)))
+                    yield self._line((DELAY, metric, statistic), name, NO_POSITION, count, value)
+
+    def _delays(self, is_control: Any, is_delayed: Any, values: Any) -> dict[str, list[float]]:
+        """Return, by statistic, the log ratio of each copy that is delayed to the others."""
+        ratios: dict[str, list[float]] = {"p50": [], "mean": []}
+        for copy in self.plan.claimed_arms:
+            slowed = is_delayed & (self.rows["load_position"] == self.positions[copy])
+            if not slowed.any():  # Its turn is in another restart.
+                continue
+            block_ids = self.rows["block_id"]
+            in_blocks = is_control & np.isin(block_ids, block_ids[slowed])
+            others = [
+                values[in_blocks & self._is_arm(other)]
+                for other in self.plan.claimed_arms
+                if other != copy
+            ]
+            for name, of_ratios in ratios.items():
+                log_of_others = float(np.mean([_log_statistic(name, each) for each in others]))
+                of_ratios.append(_log_statistic(name, values[slowed]) - log_of_others)
+        return ratios
+
+    def slice_lines(self) -> Iterable[dict[str, Any]]:
+        """Yield the lines of a level of slices: means over slices, tails over all of an arm's."""
+        slices = read_slices(self.plan, self.level, self.positions, self.rows, self.latencies)
+        for arm in self.plan.claimed_arms:
+            is_arm, position = self._is_arm(arm), self.positions[arm]
+            name, count = self.plan.arms[arm].name, int(is_arm.sum())
+            for key, logs in slices.logs.items():
+                value = math.exp(float(logs[slices.arm == arm].mean()))
+                yield self._line(("plain", *key), name, position, count, value)
+            if self.level.kind == "capacity":
+                continue
+            for metric, values in self.latencies.items():
+                for statistic, us in tails(values[is_arm]).items():
+                    yield self._line(("plain", metric, statistic), name, position, count, us)
+        for delayed in self.plan.indices("delayed"):
+            name, count = self.plan.arms[delayed].name, int(self._is_arm(delayed).sum())
+            for key in slices.logs:
+                value = math.exp(slices.delay(key, delayed))
+                yield self._line((DELAY, *key), name, NO_POSITION, count, value)
+        if self.level.kind == "switchback":
+            yield from self.busy_lines(slices.busy_shares)
+
+    def busy_lines(self, shares: Matrix) -> Iterable[dict[str, Any]]:
+        """Yield the busy share of the slices under the first reference's name; none if unknown."""
+        if np.isnan(shares).any():
+            return
+        arm = self.plan.arms[self.plan.indices("reference")[0]].name
+        for name, statistic in OF_SLICES.items():
+            key = ("plain", BUSY_SHARE, name)
+            yield self._line(key, arm, NO_POSITION, len(shares), statistic(shares))
+
+    def drift_line(self) -> dict[str, Any]:
+        """Return how far the ratio of both references changed from the first to the last block."""
+        first, second = self.plan.indices("reference")
+        metric = "inference" if "inference" in self.latencies else "end_to_end"
+        is_plain = self.rows["slice_id"] == PLAIN
+        first_us, second_us = (
+            self.latencies[metric][is_plain & self._is_arm(a)] for a in (first, second)
+        )
+        change = slope(np.log(second_us) - np.log(first_us))
+        name, position = self.plan.arms[second].name, self.positions[second]
+        key = ("plain", metric, DRIFT)
+        return self._line(key, name, position, len(first_us), math.exp(change))
+
+    def capacity_lines(self) -> Iterable[dict[str, Any]]:
+        """Yield the time per text of each arm, over all of its slices."""
+        for a, arm in enumerate(self.plan.arms):
+            is_arm = self._is_arm(a)
+            count = int(is_arm.sum())
             if not count:
                 continue
-            for metric, values in latencies.items():
-                for name, us in summarize_latencies(values[chosen]).items():
-                    key = (block, metric, name)
-                    lines.append(_line(level, key, restart, arm.name, positions[a], count, us))
-    return lines
+            duration_ns = 0
+            for slice_id in np.unique(self.rows["slice_id"][is_arm]):
+                in_slice = is_arm & (self.rows["slice_id"] == slice_id)
+                done, sent = (self.rows[name][in_slice] for name in ("done_ns", "sent_ns"))
+                duration_ns += int(done.max() - sent.min())
+            us = duration_ns / 1000 / count
+            key = ("plain", "time_per_text", "mean")
+            yield self._line(key, arm.name, self.positions[a], count, us)
 
+    def _is_arm(self, arm: int) -> Any:
+        """Return which rows are an arm's."""
+        return self.rows["arm"] == self.plan.arms[arm].name
 
-def _delay_lines(
-    plan: Plan,
-    level: Level,
-    restart: int,
-    positions: Mapping[int, int],
-    rows: Mapping[str, Any],
-    latencies: Mapping[str, Any],
-) -> Iterable[dict[str, Any]]:
-    """Yield the delayed arm's log ratio to the other copies in its control blocks.
-
-    Each copy is delayed in a quarter of the control blocks and compared there with the others; the
-    mean over the copies cancels every difference between them.
-    """
-    is_control = rows["slice_id"] == CONTROL
-    for delayed in plan.indices("delayed"):
-        is_delayed = is_control & (rows["arm"] == plan.arms[delayed].name)
-        for metric, values in latencies.items():
-            ratios: dict[str, list[float]] = {"p50": [], "mean": []}
-            for copy in plan.claimed_arms:
-                slowed = is_delayed & (rows["load_position"] == positions[copy])
-                if not slowed.any():  # Its turn is in another restart.
-                    continue
-                in_blocks = is_control & np.isin(rows["block_id"], rows["block_id"][slowed])
-                others = [
-                    values[in_blocks & (rows["arm"] == plan.arms[other].name)]
-                    for other in plan.claimed_arms
-                    if other != copy
-                ]
-                for name, of_ratios in ratios.items():
-                    log_of_others = float(np.mean([_log_statistic(name, each) for each in others]))
-                    of_ratios.append(_log_statistic(name, values[slowed]) - log_of_others)
-            for name, of_ratios in ratios.items():
-                yield _line(
-                    level,
-                    (DELAY, metric, name),
-                    restart,
-                    plan.arms[delayed].name,
-                    NO_POSITION,
-                    int(is_delayed.sum()),
-                    math.exp(float(np.mean(of_ratios))),
-                )
+    def _line(
+        self, key: Key, arm: str, position: int, requests: int, value: float
+    ) -> dict[str, Any]:
+        block, metric, name = key
+        return {
+            "level": self.level.name,
+            "block": block,
+            "restart": self.restart,
+            "arm": arm,
+            "load_position": position,
+            "metric": metric,
+            "statistic": name,
+            "requests": requests,
+            "microseconds": repr(value),
+            "log": repr(math.log(value)),
+        }
 
 
 def _log_statistic(name: str, values: npt.NDArray[np.float64]) -> float:
     return math.log(np.median(values) if name == "p50" else values.mean())
-
-
-def _slice_lines(
-    plan: Plan,
-    level: Level,
-    restart: int,
-    positions: Mapping[int, int],
-    rows: Mapping[str, Any],
-    latencies: Mapping[str, Any],
-) -> Iterable[dict[str, Any]]:
-    """Yield the lines of a level of slices: means over slices, tails over all of an arm's."""
-    slices = read_slices(plan, level, positions, rows, latencies)
-    for arm in plan.claimed_arms:
-        is_arm = rows["arm"] == plan.arms[arm].name
-        name, count = plan.arms[arm].name, int(is_arm.sum())
-        for key, logs in slices.logs.items():
-            value = math.exp(float(logs[slices.arm == arm].mean()))
-            yield _line(level, ("plain", *key), restart, name, positions[arm], count, value)
-        if level.kind == "capacity":
-            continue
-        for metric, values in latencies.items():
-            for statistic, us in tails(values[is_arm]).items():
-                key = (metric, statistic)
-                yield _line(level, ("plain", *key), restart, name, positions[arm], count, us)
-    for delayed in plan.indices("delayed"):
-        name = plan.arms[delayed].name
-        count = int((rows["arm"] == name).sum())
-        for key in slices.logs:
-            value = math.exp(slices.delay(key, delayed))
-            yield _line(level, (DELAY, *key), restart, name, NO_POSITION, count, value)
-    if level.kind == "switchback":
-        yield from _busy_lines(plan, level, restart, slices.busy_shares)
-
-
-def _busy_lines(plan: Plan, level: Level, restart: int, shares: Matrix) -> Iterable[dict[str, Any]]:
-    """Yield the busy share of the slices under the first reference's name; none if unknown."""
-    if np.isnan(shares).any():
-        return
-    arm = plan.arms[plan.indices("reference")[0]].name
-    for name, statistic in OF_SLICES.items():
-        key = ("plain", BUSY_SHARE, name)
-        yield _line(level, key, restart, arm, NO_POSITION, len(shares), statistic(shares))
 
 
 def latencies_us(level: Level, metric: str, rows: Mapping[str, Any]) -> npt.NDArray[np.float64]:
@@ -256,79 +293,6 @@ def measured_metrics(plan: Plan, level: Level, rows: Mapping[str, Any]) -> list[
         if (rows["inference_cpu_us"] > 0).all():
             metrics.append("inference_cpu")
     return metrics
-
-
-def _drift_line(
-    plan: Plan,
-    level: Level,
-    restart: int,
-    positions: Mapping[int, int],
-    rows: Mapping[str, Any],
-    latencies: Mapping[str, Any],
-) -> dict[str, Any]:
-    first, second = plan.indices("reference")
-    metric = "inference" if "inference" in latencies else "end_to_end"
-    is_plain = rows["slice_id"] == PLAIN
-    first_us, second_us = (
-        latencies[metric][is_plain & (rows["arm"] == plan.arms[a].name)] for a in (first, second)
-    )
-    change = slope(np.log(second_us) - np.log(first_us))
-    return _line(
-        level,
-        ("plain", metric, DRIFT),
-        restart,
-        plan.arms[second].name,
-        positions[second],
-        len(first_us),
-        math.exp(change),
-    )
-
-
-def _capacity_lines(
-    plan: Plan, level: Level, restart: int, positions: Mapping[int, int], rows: Mapping[str, Any]
-) -> Iterable[dict[str, Any]]:
-    for a, arm in enumerate(plan.arms):
-        is_arm = rows["arm"] == arm.name
-        count = int(is_arm.sum())
-        if not count:
-            continue
-        duration_ns = 0
-        for slice_id in np.unique(rows["slice_id"][is_arm]):
-            in_slice = is_arm & (rows["slice_id"] == slice_id)
-            duration_ns += int(rows["done_ns"][in_slice].max() - rows["sent_ns"][in_slice].min())
-        yield _line(
-            level,
-            ("plain", "time_per_text", "mean"),
-            restart,
-            arm.name,
-            positions[a],
-            count,
-            duration_ns / 1000 / count,
-        )
-
-
-def _line(
-    level: Level,
-    key: Key,
-    restart: int,
-    arm: str,
-    position: int,
-    requests: int,
-    value: float,
-) -> dict[str, Any]:
-    block, metric, name = key
-    return {
-        "level": level.name,
-        "block": block,
-        "restart": restart,
-        "arm": arm,
-        "load_position": position,
-        "metric": metric,
-        "statistic": name,
-        "requests": requests,
-        "microseconds": repr(value),
-        "log": repr(math.log(value)),
-    }
 
 
 def collect_readings(plan: Plan, level: Level, lines: Sequence[Mapping[str, Any]]) -> Readings:

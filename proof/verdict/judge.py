@@ -30,11 +30,8 @@ from proof.evidence.audit import (
 )
 from proof.evidence.gates import MOST_DROPPED
 from proof.evidence.observed import Observed
-from proof.evidence.readings import DELAY, Key, Readings, collect_readings
+from proof.evidence.readings import Readings, collect_readings
 from proof.evidence.statistics import (
-    Estimate,
-    Matrix,
-    adjusted_contrast,
     lag_one_autocorrelation,
     plain_contrast,
     sign_flip_p,
@@ -42,8 +39,10 @@ from proof.evidence.statistics import (
 from proof.evidence.store import EvidenceRejected, RestartRecord, check_manifest, read_starts
 from proof.evidence.text_ratios import FurthestText, TextRatios
 from proof.plans.claim_digest import digest_claim
-from proof.plans.plan import ADJUSTED, MOST_GAIN, Level, Plan, Role
+from proof.plans.plan import ADJUSTED, Level, Plan, Role
 from proof.verdict import schema
+from proof.verdict.contrasts import CONFIDENCE, contrast_of, corrected_confidence, ratio_interval
+from proof.verdict.controls import control_gates, delayed_controls, kept_decoder_controls
 from proof.verdict.outcome import level_outcome, worst_outcome
 from proof.verdict.run_gates import answer_gates, cache_gates
 from proof.verdict.schema import (
@@ -51,7 +50,6 @@ from proof.verdict.schema import (
     Contrast,
     Control,
     Gate,
-    Interval,
     LevelVerdict,
     PlanName,
     RunName,
@@ -65,20 +63,10 @@ from proof.verdict.schema import (
 from proof.verdict.scope import build_scope, write_sentence
 from proof.work.sealed import check_sealed
 
-CONFIDENCE = 0.90
-"""Two one-sided tests at 5 % are one two-sided interval at 90 %."""
 A_A_FALSE_ALARM = 0.02
 """Schedule 2: largest probability that noise alone fails the A/A gates of a level."""
 UNADJUSTED_CONFIDENCE = 0.99
 """Confidence of the unadjusted interval that must hold the adjusted estimate."""
-DELAY_ACCURACY = 0.25
-"""Schedule 2: accuracy of the delay itself, in margins.
-
-The server computes longer by a share of what it measured, and both take some microseconds. With
-many rows an interval is narrower than that.
-"""
-DELAY_CONFIDENCE = 0.995
-"""Confidence of the interval that must contain the delay of the delayed arm."""
 DRIFT_CONFIDENCE = 0.99
 """Confidence of the interval of the drift within restarts."""
 FEWEST_FOR_INTERVAL = 4
@@ -203,8 +191,9 @@ def judge_level(
             contrasts = _same_model(plan, level, readings, role)
             same_model += contrasts
             gates.append(_same_model_gate(plan, role, contrasts))
-        controls = _delayed(plan, level, readings) + _kept_decoder(plan, level, readings)
-        gates += _control_gates(plan, controls) + _drift_gate(level, readings)
+        controls = delayed_controls(plan, level, readings)
+        controls += kept_decoder_controls(plan, level, readings)
+        gates += control_gates(plan, controls) + _drift_gate(level, readings)
         gates += _adjustment_gates(plan, level, readings, statistics)
     breached = [gate.name for gate in gates if not gate.passed]
     outside = {item.outside for item in statistics if item.outside}
@@ -230,27 +219,6 @@ def judge_level(
     return level_verdict.model_copy(update={"verdict": level_outcome(level_verdict, plan.claim)})
 
 
-def _contrast(
-    readings: Readings, key: Key, arms: Sequence[int], weights: Mapping[int, float]
-) -> tuple[Estimate, Matrix]:
-    """Return the estimate of Σ weight · log statistic, and its value in each restart.
-
-    `arms`, one for each load position, serve to estimate its effect. `weights` sum to zero.
-    """
-    y, contrast = readings.logs[key][:, arms], np.array([weights.get(arm, 0.0) for arm in arms])
-    return adjusted_contrast(y, readings.positions[:, arms], contrast), y @ contrast
-
-
-def _ratio_interval(estimate: Estimate, confidence: float) -> Interval:
-    low, high = estimate.interval(confidence)
-    return math.exp(low), math.exp(high)
-
-
-def _corrected_confidence(tests: int) -> float:
-    """Return the confidence of an interval that is corrected for a number of one-sided tests."""
-    return 1 - 2 * 0.05 / tests
-
-
 def _statistic(
     plan: Plan, level: Level, readings: Readings, metric: str, name: str, margin: float
 ) -> Statistic:
@@ -258,18 +226,18 @@ def _statistic(
     references = plan.indices("reference")
     weights = dict.fromkeys(references, -0.5) | dict.fromkeys(plan.indices("candidate"), 0.5)
     key = ("plain", metric, name)
-    estimate, differences = _contrast(readings, key, plan.claimed_arms, weights)
+    estimate, differences = contrast_of(readings, key, plan.claimed_arms, weights)
     bound = math.log1p(margin)
     low, high = estimate.interval(CONFIDENCE)
-    strict_confidence = _corrected_confidence(len(level.claimed))
+    strict_confidence = corrected_confidence(len(level.claimed))
     strict_low, strict_high = estimate.interval(strict_confidence)
     return Statistic(
         metric=metric,
         statistic=name,
         margin=margin,
         ratio=estimate.ratio,
-        interval=_ratio_interval(estimate, CONFIDENCE),
-        strict_interval=_ratio_interval(estimate, strict_confidence),
+        interval=ratio_interval(estimate, CONFIDENCE),
+        strict_interval=ratio_interval(estimate, strict_confidence),
         gain=level.gains.get(metric, {}).get(name, 1.0),
         reference_us=float(np.exp(readings.logs[key][:, references].mean())),
         restart_ratios=np.exp(differences).tolist(),
@@ -296,7 +264,7 @@ def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> lis
     contrasts = []
     for metric, name, margin in level.claimed:
         key = ("plain", metric, name)
-        estimate, differences = _contrast(readings, key, plan.claimed_arms, weights)
+        estimate, differences = contrast_of(readings, key, plan.claimed_arms, weights)
         low, high = estimate.interval(CONFIDENCE)
         bias_low, bias_high = estimate.interval(bias_confidence)
         bound = math.log1p(margin)
@@ -307,7 +275,7 @@ def _same_model(plan: Plan, level: Level, readings: Readings, role: Role) -> lis
                 statistic=name,
                 margin=margin,
                 ratio=estimate.ratio,
-                interval=_ratio_interval(estimate, CONFIDENCE),
+                interval=ratio_interval(estimate, CONFIDENCE),
                 restart_ratios=np.exp(differences).tolist(),
                 equivalent=-bound < low and high < bound,
                 biased=bias_low > bound / 2 or bias_high < -bound / 2,
@@ -330,185 +298,6 @@ def _same_model_gate(plan: Plan, role: Role, contrasts: Sequence[Contrast]) -> G
             f" wholly beyond ±{math.expm1(math.log1p(furthest.margin) / 2):.1%}"
         ),
     )
-
-
-def _delayed(plan: Plan, level: Level, readings: Readings) -> list[Control]:
-    """Return the delayed arm over the first reference: a regression of known size."""
-    if plan.schedule_version > 1:
-        return _delayed_in_turn(plan, level, readings)
-    reference, second_reference = plan.indices("reference")
-    block = "control" if level.tuples else "plain"
-    controls = []
-    for delayed in plan.indices("delayed"):
-        arms = [delayed if arm == second_reference else arm for arm in plan.claimed_arms]
-        weights = {reference: -1.0, delayed: 1.0}
-        statistics = plan.control_statistics(level)
-        for metric, name, margin in statistics:
-            key = (block, metric, name)
-            estimate, differences = _contrast(readings, key, arms, weights)
-            # Under load the queue multiplies the delay, so it has no known size there.
-            expected = 1 + plan.delay if level.tuples else None
-            controls.append(
-                _control(
-                    plan.arms[delayed].name,
-                    key,
-                    estimate,
-                    differences,
-                    margin,
-                    len(statistics),
-                    expected,
-                )
-            )
-    return controls
-
-
-def _delayed_in_turn(plan: Plan, level: Level, readings: Readings) -> list[Control]:
-    """Return the delayed arm over the same copies without a delay (schedule 2)."""
-    statistics = plan.control_statistics(level)
-    controls = []
-    for delayed in plan.indices("delayed"):
-        for metric, name, margin in statistics:
-            differences = readings.delays[metric, name]
-            gain = level.gains.get(metric, {}).get(name)
-            expected = 1 + plan.delay if level.tuples else None
-            control = _control(
-                plan.arms[delayed].name,
-                (DELAY, metric, name),
-                plain_contrast(differences),
-                differences,
-                margin,
-                len(statistics),
-                expected,
-                tolerance=DELAY_ACCURACY * math.log1p(level.tightest_margin),
-            )
-            if gain is not None:
-                control = _with_expected_gain(plan, level, control, gain)
-            controls.append(control)
-    return controls
-
-
-def _with_expected_gain(plan: Plan, level: Level, control: Control, gain: float) -> Control:
-    """Return a control that must read as the delay times its gain, within what the gain can be.
-
-    The plan's gain is a lower bound of the pilot's, so what is read may also be more, up to the
-    largest gain that the load can have.
-    """
-    most = MOST_GAIN[plan.schedule_version][level.percent]
-    low, high = (math.log(end) / math.log1p(plan.delay) for end in control.wide_interval)
-    return control.model_copy(
-        update={
-            "expected": math.exp(gain * math.log1p(plan.delay)),
-            "as_expected": high >= gain and low <= most,
-        }
-    )
-
-
-def _kept_decoder(plan: Plan, level: Level, readings: Readings) -> list[Control]:
-    """Return the checkpoint with its decoder left in, over the closing blocks.
-
-    They follow the measured blocks (proof/plans/schedule.py). It must be detected as slower.
-    """
-    if level.kind != "unloaded":
-        return []
-    metric = "inference" if plan.server_timing else "end_to_end"
-    controls = []
-    for arm in plan.indices("control"):
-        for name in ("p50", "mean"):
-            key = ("closing", metric, name)
-            y = readings.logs[key]
-            differences = y[:, arm] - y[:, plan.indices("reference")].mean(axis=1)
-            controls.append(
-                _control(
-                    plan.arms[arm].name,
-                    key,
-                    plain_contrast(differences),
-                    differences,
-                    level.tightest_margin,
-                    tests=2,
-                    expected=None,
-                )
-            )
-    return controls
-
-
-def _control(
-    arm: str,
-    key: Key,
-    estimate: Estimate,
-    differences: Matrix,
-    margin: float,
-    tests: int,
-    expected: float | None,
-    tolerance: float = 0.0,
-) -> Control:
-    """Return a control with its readings; `tolerance` is the accuracy of its delay, as a log."""
-    _, metric, name = key
-    bound = math.log1p(margin)
-    strict_low, _ = estimate.interval(_corrected_confidence(tests))
-    wide_low, wide_high = estimate.interval(DELAY_CONFIDENCE)
-    return Control(
-        arm=arm,
-        metric=metric,
-        statistic=name,
-        # Not `margin` itself: published verdicts hold the rounding of this.
-        margin=math.expm1(bound),
-        ratio=estimate.ratio,
-        interval=_ratio_interval(estimate, CONFIDENCE),
-        wide_interval=_ratio_interval(estimate, DELAY_CONFIDENCE),
-        restart_ratios=np.exp(differences).tolist(),
-        detected=strict_low > bound,
-        expected=expected,
-        as_expected=None
-        if expected is None
-        else wide_low - tolerance <= math.log(expected) <= wide_high + tolerance,
-    )
-
-
-def _control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
-    gates = []
-    for name in dict.fromkeys(control.arm for control in controls):
-        of_arm = [control for control in controls if control.arm == name]
-        statistics = [
-            f"{metric_label(control.metric)} {control.statistic} {format_percent(control.ratio)}"
-            f" ({format_interval(control.interval)})"
-            for control in of_arm
-        ]
-        gates.append(
-            Gate(
-                # Published verdicts have these names.
-                name=f"{name} is told apart",
-                # One statistic wholly beyond its margin, corrected for their number, is enough.
-                passed=any(control.detected for control in of_arm),
-                measured="; ".join(statistics),
-            )
-        )
-        of_known_size = [control for control in of_arm if control.expected is not None]
-        if of_known_size:
-            is_unloaded = all(item.expected == 1 + plan.delay for item in of_known_size)
-            intervals = [
-                f"{control.statistic} {format_interval(control.wide_interval)}"
-                for control in of_known_size
-            ]
-            gates.append(
-                Gate(
-                    name=f"{name} is as slow as it was made",
-                    passed=all(control.as_expected for control in of_known_size),
-                    measured=f"made {format_percent(1 + plan.delay)}"
-                    + ("; 99.5 %: " if is_unloaded else " × gain; 99.5 %: ")
-                    + "; ".join(intervals),
-                    undecided=_why_undecided(of_known_size),
-                )
-            )
-    return gates
-
-
-def _why_undecided(controls: Sequence[Control]) -> str:
-    """Return why intervals that hold the delay tell nothing of it; empty if one tells."""
-    for control in controls:
-        low, high = control.wide_interval
-        if not control.as_expected or not low <= 1 <= high:
-            return ""
-    return "the intervals hold no delay at all, too"
 
 
 def _drift_gate(level: Level, readings: Readings) -> list[Gate]:
@@ -548,8 +337,8 @@ def _adjustment_gates(
         if item.metric != ADJUSTED:
             continue
         key = ("plain", "end_to_end", item.statistic)
-        estimate, _ = _contrast(readings, key, plan.claimed_arms, weights)
-        interval = _ratio_interval(estimate, UNADJUSTED_CONFIDENCE)
+        estimate, _ = contrast_of(readings, key, plan.claimed_arms, weights)
+        interval = ratio_interval(estimate, UNADJUSTED_CONFIDENCE)
         gates.append(
             Gate(
                 name=f"end to end {item.statistic} agrees with and without the adjustment",

@@ -26,7 +26,7 @@ from proof.evidence.statistics import (
 )
 from proof.evidence.store import EvidenceRejected, read_starts, write_csv, write_manifest
 from proof.measuring.run import finish_run, resume_run
-from proof.verdict import judge
+from proof.verdict.controls import control_gates
 from proof.verdict.judge import judge_run
 from proof.verdict.outcome import level_outcome
 from proof.verdict.scope import write_sentence
@@ -716,7 +716,7 @@ def test_a_control_that_cannot_tell_makes_a_level_inconclusive_at_best(tmp_path:
     ]
     [known] = [
         gate
-        for gate in judge._control_gates(read_sealed_plan(folder), wide)
+        for gate in control_gates(read_sealed_plan(folder), wide)
         if gate.name.endswith("as slow as it was made")
     ]
     assert known.passed
@@ -732,9 +732,7 @@ def test_a_control_that_cannot_tell_makes_a_level_inconclusive_at_best(tmp_path:
     assert "Gates that cannot tell: bert-delayed is as slow as it was made" in sentence
     # One statistic that tells is enough, as for detection.
     narrow = [*wide[:1], level.controls[1], *wide[2:]]
-    assert not any(
-        gate.undecided for gate in judge._control_gates(read_sealed_plan(folder), narrow)
-    )
+    assert not any(gate.undecided for gate in control_gates(read_sealed_plan(folder), narrow))
 
 
 def test_a_sentence_names_what_was_claimed(tmp_path: Path) -> None:
