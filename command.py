@@ -152,13 +152,17 @@ def how_to_install(extra: str) -> str:
 
 
 def program_name(module: str) -> str:
-    """Return the command that a module implements: its console script, or `python -m MODULE`."""
+    """Return the command of a module that was run: its console script, or `python -m MODULE`."""
     name = module.removesuffix(".__main__")
-    while name:
-        if name in SCRIPTS:
-            return SCRIPTS[name]
+    return SCRIPTS.get(name, f"python -m {name}")
+
+
+def _script_of(module: str) -> str:
+    """Return the console script whose code a module is a part of."""
+    name = module
+    while name and name not in SCRIPTS:
         name = name.rpartition(".")[0]
-    return f"python -m {module.removesuffix('.__main__')}"
+    return program_name(name or module)
 
 
 def report_missing_packages(package: str) -> None:
@@ -167,7 +171,10 @@ def report_missing_packages(package: str) -> None:
     A package whose commands import others at the top of their module calls this in its
     `__init__.py`, which runs before. Without a command that is starting, nothing changes.
     """
-    if Path(sys.argv[0] if sys.argv else "").name not in ("-m", *SCRIPTS.values()):
+    name = Path(sys.argv[0] if sys.argv else "").name
+    if name == "-m":  # `python -m MODULE`, whose name is not in sys.argv yet
+        name = program_name(sys.orig_argv[sys.orig_argv.index("-m") + 1])
+    elif name not in SCRIPTS.values():
         return
     hook = sys.excepthook
 
@@ -178,7 +185,7 @@ def report_missing_packages(package: str) -> None:
             hook(kind, error, trace)
             return
         code, message = _failure(error, package)
-        print(f"{program_name(package)}: {message}", file=sys.stderr)
+        print(f"{name}: {message}", file=sys.stderr)
         sys.exit(code)
 
     sys.excepthook = report
@@ -202,7 +209,7 @@ def finish(main: Main | str, arguments: Sequence[str] | None = None) -> NoReturn
     """
     module = main.partition(":")[0] if isinstance(main, str) else main.__module__
     spec = sys.modules["__main__"].__spec__
-    name = program_name(spec.name if spec else module)
+    name = program_name(spec.name) if spec else _script_of(module)
     code: int | None = None
     use_utf8()
     try:

@@ -5,7 +5,8 @@ Serves classifiers over HTTP.
     drbert-serve bert=artifacts/bert drbert=artifacts/drbert --port 8000
 
 A checkpoint is exported first (service/checkpoints). Environment variables DRBERT_* set everything
-else (service/settings.py). The exit code is 0 after SIGTERM, SIGINT or SIGHUP.
+else (service/settings.py). The exit code is 0 after SIGTERM, SIGINT or SIGHUP; during an export it
+is 143, 130 or 129.
 """
 
 from __future__ import annotations
@@ -54,10 +55,9 @@ def serve(arguments: Sequence[str]) -> int:
     check_export_options(options, sources)
     # A taken port is reported before an export, which takes half a minute.
     server.bind(options.host, options.port).close()
-    checkpoints = CheckpointCache(
-        settings.artifact_cache, ExportOptions(options.task, options.calibration, options.gate)
-    )
-    artifacts = {name: checkpoints.open(source) for name, source in sources.items()}
+    checkpoints = CheckpointCache(settings.artifact_cache)
+    export = ExportOptions(options.task, options.calibration, options.gate)
+    artifacts = {name: checkpoints.open(source, export) for name, source in sources.items()}
     tasks: dict[str, Task] = {}
     for name, artifact in artifacts.items():
         # The score of a single label is a number: as a label it would always agree.
@@ -189,7 +189,9 @@ def model_sources(arguments: Sequence[str]) -> dict[str, str]:
     models: dict[str, str] = {}
     for argument in arguments:
         name, equals, source = argument.partition("=")
-        source = source if equals else argument
+        # A path may have an = in it, as in runs/lr=3e-5.
+        if not equals or Path(argument).exists():
+            equals, source = "", argument
         name = name if equals else ModelSource.parse(source).name
         # UTF-8 whatever the locale: in the locale C, non-ASCII letters are bytes that no answer
         # could hold.

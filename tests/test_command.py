@@ -116,19 +116,35 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
-sys.argv = ["x", "y", "z"]
-from {extra}.__main__ import run
+sys.argv = ["{script}", "y", "z"]
+from {module} import run
 run()
 """
 """Runs a command where a package is not installed."""
 
 
-@pytest.mark.parametrize(("extra", "package"), [("proof", "scipy"), ("export", "torch")])
-def test_a_missing_package_ends_with_69_and_not_with_a_verdict(extra: str, package: str) -> None:
-    code = MISSING.format(extra=extra, package=package)
+@pytest.mark.parametrize(
+    ("script", "module", "package", "target"),
+    [
+        ("drbert-prove", "proof.__main__", "scipy", "'.[proof]'"),
+        ("drbert-export", "export.__main__", "torch", "'.[export]'"),
+        ("drbert-compare", "client.compare.__main__", "aiohttp", "'.[client]'"),
+        ("drbert-serve", "service.__main__", "uvicorn", "."),
+        ("drbert-pretrain", "training.pretrain", "torch", "'.[training]'"),
+        ("drbert-evaluate", "training.evaluate", "torch", "'.[training]'"),
+    ],
+)
+def test_a_missing_package_ends_with_69_and_not_with_a_verdict(
+    script: str, module: str, package: str, target: str
+) -> None:
+    code = MISSING.format(script=script, module=module, package=package)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 69
-    assert f"the package {package} is not installed; run `pip install '.[{extra}]'`" in done.stderr
+    assert done.returncode == 69, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line == (
+        f"{script}: the package {package} is not installed; run `pip install {target}` in the"
+        " checkout of DrBERT Serve"
+    )
 
 
 @pytest.mark.parametrize(

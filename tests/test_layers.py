@@ -77,6 +77,7 @@ INNER: dict[str, set[str]] = {
     "service.http": {
         "service.errors",
         "service.artifact",
+        "service.checkpoints.source",
         "service.schemas",
         "service.settings",
         "service.registry",

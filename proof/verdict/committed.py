@@ -13,7 +13,7 @@ from typing import Any
 from proof.evidence.store import EvidenceRejected
 from proof.verdict.outcome import level_outcome, worst_outcome
 from proof.verdict.schema import ADDED_IN_3, SCHEMA_VERSION, Verdict, read_verdict
-from proof.verdict.scope import sentence_of_version_2
+from proof.verdict.scope import earlier_sentence, sentence_of_version_2
 
 
 def check_committed(path: Path, verdict: Verdict) -> None:
@@ -24,6 +24,8 @@ def check_committed(path: Path, verdict: Verdict) -> None:
         raise EvidenceRejected(
             f"{path} says {committed.verdict}, the evidence says {expected.verdict}."
         )
+    if committed.sentence == earlier_sentence(expected):
+        expected = expected.model_copy(update={"sentence": committed.sentence})
     values = expected.model_dump()
     if committed.schema_version != SCHEMA_VERSION:
         values = _without(values, ADDED_IN_3)

@@ -121,6 +121,13 @@ def write_sentence(verdict: Verdict) -> str:
     )
 
 
+def earlier_sentence(verdict: Verdict) -> str:
+    """Return the sentence as the first judges of schema 3 wrote it."""
+    if verdict.verdict in _POSITIVE:
+        return write_sentence(verdict)
+    return sentence_of_version_2(verdict) + _undecided_gates(verdict)
+
+
 def _invalid_sentence(verdict: Verdict) -> str:
     """Return why a run supports no claim, level by level."""
     reasons = [
@@ -128,7 +135,7 @@ def _invalid_sentence(verdict: Verdict) -> str:
         for name, level in verdict.levels.items()
         if level.verdict == "invalid"
     ]
-    return f"This run supports no claim: {'. '.join(reasons)}."
+    return f"This run supports no claim: {'; '.join(reasons)}."
 
 
 def _inconclusive_sentence(verdict: Verdict, scope: Scope) -> str:

@@ -10,6 +10,7 @@ there is whole.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -18,56 +19,75 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.artifact import Artifact, ArtifactError, read_artifact
+from command import Unavailable
+from service.artifact import Artifact, ArtifactError, ArtifactUnreadable, read_artifact
 from service.checkpoints.digest import export_digest
 from service.checkpoints.exporter import ExportOptions, run_export
 from service.checkpoints.source import ModelSource, is_checkpoint
 
 log = logging.getLogger(__name__)
 
+REMEDY = "set DRBERT_ARTIFACT_CACHE to a folder that can be written"
+
 
 class CheckpointCache:
     """Opens models: artifacts as they are, and checkpoints by way of their cached artifacts."""
 
-    def __init__(self, folder: Path | None = None, options: ExportOptions | None = None) -> None:
-        self._folder = default_folder() if folder is None else folder
-        self._options = options or ExportOptions()
-        self._sources: dict[Path, str] = {}
+    def __init__(self, folder: Path | None = None) -> None:
+        self._given_folder = folder
+        self._sources: dict[Path, tuple[str, ExportOptions]] = {}
 
-    def open(self, source: str) -> Artifact:
+    def open(self, source: str, options: ExportOptions | None = None) -> Artifact:
         """Return the verified artifact of `PATH_OR_ID[@REVISION]`.
 
-        A checkpoint is exported unless the cache has its artifact. Raises ArtifactError for an
-        artifact that cannot be used, and BadInput, BadUsage or Unavailable for a checkpoint that
-        cannot be exported.
+        A checkpoint is exported with `options` unless the cache has its artifact. Raises
+        ArtifactError for an artifact that cannot be used, and BadInput, BadUsage or Unavailable for
+        a checkpoint that cannot be exported.
         """
+        options = options or ExportOptions()
         folder = ModelSource.parse(source).folder()
         if not is_checkpoint(folder):
             return read_artifact(folder)
-        artifact = self._exported(folder)
-        self._sources[artifact.directory] = source
+        artifact = self._exported(folder, options)
+        self._sources[artifact.directory] = source, options
         return artifact
 
-    def source_of(self, artifact: Artifact) -> str:
-        """Return what an artifact was opened as: its folder, or the checkpoint that it is of."""
-        return self._sources.get(artifact.directory, str(artifact.directory))
+    def reopen(self, artifact: Artifact) -> Artifact:
+        """Open what an artifact was opened as: its folder, or the checkpoint that it is of.
 
-    def _exported(self, checkpoint: Path) -> Artifact:
-        target = self._folder / export_digest(checkpoint, self._options)
+        A checkpoint that was saved again since is exported again, with the same options.
+        """
+        unchanged = str(artifact.directory), ExportOptions()
+        return self.open(*self._sources.get(artifact.directory, unchanged))
+
+    def _exported(self, checkpoint: Path, options: ExportOptions) -> Artifact:
+        folder = self._given_folder or default_folder()
+        digest = export_digest(checkpoint, options)
+        target = folder / digest
         if (cached := _read_cached(target)) is not None:
             return cached
-        with _locked(self._folder):
+        with _locked(folder):
             # Another process may have exported it meanwhile.
             if (cached := _read_cached(target)) is not None:
                 return cached
+            _remove_abandoned_drafts(folder)
             shutil.rmtree(target, ignore_errors=True)
-            run_export(checkpoint, target, self._options)
+            run_export(checkpoint, target, options)
+            if export_digest(checkpoint, options) != digest:
+                shutil.rmtree(target, ignore_errors=True)
+                raise Unavailable(
+                    f"{checkpoint} was changed while it was exported; start again when it is"
+                    " written."
+                )
         return read_artifact(target)
 
 
 def default_folder() -> Path:
-    """Return the folder of cached artifacts in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the folder of cached artifacts in the user's cache; raises Unavailable."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        raise Unavailable(f"There is no home folder for cached artifacts; {REMEDY}.") from None
     return Path(cache) / "drbert-serve" / "artifacts"
 
 
@@ -77,15 +97,34 @@ def _read_cached(target: Path) -> Artifact | None:
         return None
     try:
         return read_artifact(target)
+    except ArtifactUnreadable:
+        raise
     except ArtifactError as error:
         log.warning("a cached artifact is made again", extra={"why": str(error)})
         return None
 
 
+def _remove_abandoned_drafts(folder: Path) -> None:
+    """Remove what killed exports left, of any checkpoint; a draft that is in use is locked."""
+    for draft in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it is missing; wait for another holder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            f"{folder} for exported artifacts cannot be made ({error.strerror}); {REMEDY}."
+        ) from None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -16,8 +16,14 @@ from service.checkpoints.exporter import ExportOptions
 from service.host import cpus
 from service.host.files import hash_regular
 
-SUFFIXES = frozenset({".json", ".model", ".safetensors", ".txt"})
+SUFFIXES = frozenset({".json", ".model", ".safetensors"})
+TEXT_FILES = frozenset({"merges.txt", "vocab.txt"})
 """Files of a checkpoint that export reads: weights, configuration and tokenizer."""
+LOGS = frozenset(
+    {"all_results.json", "eval_results.json", "evaluation.json", "test_results.json"}
+    | {"train_results.json", "trainer_state.json", "training.json"}
+)
+"""Files in which trainers and evaluations keep their results next to a checkpoint."""
 EXPORTER_PACKAGES = ("export", "graphs")
 """Packages whose code decides what an artifact holds."""
 
@@ -52,7 +58,11 @@ def exporter_version() -> str:
 
 def _checkpoint_files(folder: Path) -> list[Path]:
     return sorted(
-        path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.is_dir()
+        path
+        for path in folder.iterdir()
+        if (path.suffix in SUFFIXES or path.name in TEXT_FILES)
+        and path.name not in LOGS
+        and not path.is_dir()
     )
 
 

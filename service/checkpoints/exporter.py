@@ -32,6 +32,16 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "onnx", "nncf", "safetensors", "scipy", "sentencepiece")
 """What export imports and the service does not."""
+# The system ends the export with the thread that started it (prctl's PR_SET_PDEATHSIG), however
+# this process ends.
+CHILD = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv.pop(1)):
+    sys.exit(143)
+from export.__main__ import run
+run()
+"""
 STOP_WITHIN_S = 10.0
 """Seconds that an export has to remove its draft when it is interrupted."""
 TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -86,7 +96,7 @@ def run_export(checkpoint: Path, artifact: Path, options: ExportOptions) -> None
     interrupted, so is the export, and it leaves nothing.
     """
     check_installed(checkpoint)
-    command = [sys.executable, "-P", "-m", "export", str(checkpoint), str(artifact)]
+    command = [sys.executable, "-P", "-c", CHILD, str(os.getpid()), str(checkpoint), str(artifact)]
     command += options.arguments()
     started = time.monotonic()
     facts = {"checkpoint": str(checkpoint), "artifact": str(artifact)}
@@ -157,7 +167,12 @@ def _exit_on_termination_signals() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, stop) for number in TERMINATION_SIGNALS}
+    # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
+    previous = {
+        number: signal.signal(number, stop)
+        for number in TERMINATION_SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:

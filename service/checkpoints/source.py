@@ -6,6 +6,8 @@ Where a model comes from: an artifact's folder, a checkpoint's folder, or a hub 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import re
@@ -13,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from command import BadUsage, Unavailable, first_line
 from service.artifact import CHECKPOINT_FILES, MANIFEST
@@ -23,6 +26,12 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 """Files of a hub's repository that are downloaded. Pickles are not among them."""
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = frozenset(
+    {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"}
+    | {"spm.model", "sentencepiece.model"}
+)
+"""Files of which a tokenizer has at least one."""
 LOCAL_FOLDERS = frozenset(
     {"artifacts", "build", "checkpoints", "dist", "models", "out", "output", "outputs", "runs"}
 )
@@ -107,24 +116,41 @@ def download(hub_id: str, revision: str | None) -> Path:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import snapshot_download
 
-    patterns = list(HUB_PATTERNS)
+    # Subfolders hold other checkpoints or other formats.
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": list(HUB_PATTERNS),
+        "ignore_patterns": ["*/*"],
+    }
     # A commit never changes, so what the cache holds of it needs no look at the hub.
     if revision is not None and COMMIT.fullmatch(revision):
-        try:
-            return Path(
-                snapshot_download(
-                    hub_id, revision=revision, allow_patterns=patterns, local_files_only=True
-                )
-            )
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            cached = Path(snapshot_download(hub_id, local_files_only=True, **options))
+            # A download that was interrupted leaves a part.
+            if _is_complete(cached):
+                return cached
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, **options))
     except Exception as error:  # The library raises many kinds, some of requests and some its own.
+        reason = getattr(error, "server_message", None) or first_line(error)
         raise Unavailable(
             f"{hub_id} is no folder, and it could not be downloaded from Hugging Face's hub:"
-            f" {first_line(error)}"
+            f" {reason} Check the name; a private or gated model needs HF_TOKEN."
         ) from None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether a folder has a configuration, all its weights and a tokenizer."""
+    names = {path.name for path in folder.iterdir()}
+    if SHARDS in names:
+        try:
+            weights = set(json.loads((folder / SHARDS).read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            return False
+    else:
+        weights = {WEIGHTS}
+    has_tokenizer = bool(names & TOKENIZERS)
+    return "config.json" in names and weights <= names and has_tokenizer
 
 
 def _similar_folder(path: Path) -> Path | None:

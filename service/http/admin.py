@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from command import BadInput, CommandError
+from command import BadInput, BadUsage, CommandError
+from service.checkpoints.source import ModelSource
 from service.errors import (
     BodyTooSlow,
     Forbidden,
@@ -117,17 +118,12 @@ def build_admin(context: HttpContext, keys: Keys | None) -> ASGIApp:
             registry.set_default(model)
             current = registry.loaded[model]
             return change(registry, model, current, current, started)
-        source = request.artifact
-        if source is None:
-            if model not in registry.loaded:
-                raise InvalidInput(
-                    "artifact is missing: there is no model of that name to load again.",
-                    param="artifact",
-                )
-            source = service.checkpoints.source_of(registry.loaded[model].artifact)
-        new, old = await jobs.run(
-            model, lambda ticket: load(service, model, source, request.digest, ticket)
-        )
+        if request.artifact is None and model not in registry.loaded:
+            raise InvalidInput(
+                "artifact is missing: there is no model of that name to load again.",
+                param="artifact",
+            )
+        new, old = await jobs.run(model, lambda ticket: load(service, model, request, ticket))
         if old is not None:
             release(old)
         if request.default:
@@ -247,18 +243,24 @@ def invalid_request(error: RequestValidationError) -> ServiceError:
 
 
 def load(
-    service: ServiceState, name: str, source: str, digest: str | None, ticket: LoadTicket
+    service: ServiceState, name: str, request: LoadRequest, ticket: LoadTicket
 ) -> tuple[LoadedModel, LoadedModel | None]:
     """Load an artifact or a checkpoint, which is exported first.
 
     Return its model, which answers requests, and the one that it replaced. Raises InvalidInput if
     it cannot be loaded, with the reason.
     """
+    loaded = service.registry.loaded
+    source = str(loaded[name].artifact.directory) if request.artifact is None else request.artifact
     try:
-        artifact = service.checkpoints.open(source)
-        if digest is not None and artifact.digest != digest:
+        if request.artifact is None:
+            artifact = service.checkpoints.reopen(loaded[name].artifact)
+        else:
+            check_revision(request.artifact)
+            artifact = service.checkpoints.open(request.artifact)
+        if request.digest is not None and artifact.digest != request.digest:
             raise BadInput(
-                f"The digest of {source} is {artifact.digest}; the request names {digest}."
+                f"The digest of {source} is {artifact.digest}; the request names {request.digest}."
             )
         return service.registry.add(name, artifact, ticket.claim)
     # An artifact may make a library raise anything, panics of Rust included. The thread is its own.
@@ -281,6 +283,16 @@ def load(
             },
         )
         raise InvalidInput(reason, param="artifact") from None
+
+
+def check_revision(text: str) -> None:
+    """Raise BadUsage for a hub id without a revision: it may be a mistyped path."""
+    source = ModelSource.parse(text)
+    if source.is_hub_id and source.revision is None:
+        raise BadUsage(
+            f"{text} does not exist; for a model of Hugging Face's hub, name its revision, as in"
+            f" {text}@main."
+        )
 
 
 class AdminGuardMiddleware:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from random import getrandbits
 from typing import Any
 
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import KEY_REQUIRED, ServiceError, ShuttingDown, Unauthorized
@@ -20,9 +20,10 @@ from service.http.dialects.native import Native
 from service.http.keys import Keys
 from service.http.openapi import PLAIN_ERROR_PATHS, PUBLIC_PATHS
 from service.http.router import ClassifyRouter
+from service.telemetry.logs import ACCESS
 from service.telemetry.tracing import RequestStats
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(ACCESS)
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 """A client's X-Request-Id that is used as it is; any other is replaced."""
@@ -70,6 +71,10 @@ class PathPrefixMiddleware:
             prefix = self._root_path or _forwarded_prefix(scope)
             if prefix:
                 scope.setdefault("state", {})["prefix"] = prefix
+            if self._root_path and scope["path"] == self._root_path:
+                # The page's relative addresses need the slash.
+                await RedirectResponse(f"{self._root_path}/", 308)(scope, receive, send)
+                return
             if self._root_path and scope["path"].startswith(f"{self._root_path}/"):
                 scope = {**scope, "path": scope["path"].removeprefix(self._root_path)}
         await self._app(scope, receive, send)

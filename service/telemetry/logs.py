@@ -28,6 +28,8 @@ QUEUED_LINES = 1_000
 """Lines that may wait to be written."""
 FIELD_CHARS = 8_192
 """Characters in a field of a line. With QUEUED_LINES it limits the memory."""
+ACCESS = "service.access"
+"""Name of the logger of requests."""
 LINES_PER_S = 10.0
 """Warnings and errors a second from one place in the code, after its burst."""
 BURST = 50.0
@@ -93,8 +95,9 @@ def _plain(value: Any) -> str:
     """Return a fact as it is, or quoted if it has spaces or control characters."""
     text = value if isinstance(value, str) else json.dumps(value, default=_bounded_text)
     text = _bounded_text(text)
-    is_plain = text.isprintable() and " " not in text and text != ""
-    return text if is_plain or not isinstance(value, str) else json.dumps(text, ensure_ascii=False)
+    if not isinstance(value, str) or (text.isprintable() and text and not set(text) & set(' "')):
+        return text
+    return '"' + _printable(text).replace('"', '\\"') + '"'
 
 
 def _printable(text: str) -> str:
@@ -130,7 +133,7 @@ class RateLimit(logging.Filter):
 
     The place is the key and not the message: a message may contain what a caller sent, so each new
     message would have an allowance of its own. CRITICAL always passes, and so does INFO, which no
-    request causes.
+    request causes except in the access log.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -203,6 +206,10 @@ class LineWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record's line."""
+        if record.name == ACCESS and self._lines.qsize() >= QUEUED_LINES // 2:
+            # Callers decide how many of these there are; they must not push out other events.
+            LOST["queue_full"] += 1
+            return
         try:
             self._put(self.format(record))
         except Exception:  # A value's own __str__ may raise anything; the caller only logs.
@@ -273,7 +280,8 @@ class LineWriter(logging.Handler):
             self._reported = dropped
 
     def _write(self, line: str) -> None:
-        unwritten = line.encode() + b"\n"
+        # A lone surrogate, of a path that is not UTF-8, must not end this thread.
+        unwritten = line.encode(errors="backslashreplace") + b"\n"
         while unwritten:
             try:
                 unwritten = unwritten[os.write(self._descriptor, unwritten) :]

@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 from command import Unavailable
+from service.__main__ import model_sources
 from service.artifact import Artifact
 from service.server import RECEIVE_BYTES, bind
 from tests.factories import write_artifact
@@ -574,6 +575,12 @@ def test_a_failed_start_exits_with_its_code_and_the_remedy(
     assert process.returncode == code
     assert words in output
     assert "Traceback" not in output
+
+
+def test_a_model_is_named_before_the_equals_sign_unless_the_path_has_it(tmp_path: Path) -> None:
+    (tmp_path / "lr=3e-5").mkdir()
+    folder = str(tmp_path / "lr=3e-5")
+    assert model_sources([folder, "b=c=d"]) == {"lr=3e-5": folder, "b": "c=d"}
 
 
 def test_a_modified_artifact_exits_with_65(artifact: Artifact) -> None:

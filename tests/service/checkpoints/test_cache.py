@@ -8,17 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from command import BadInput
+from command import BadInput, Unavailable
 from service.artifact import MANIFEST
+from service.checkpoints import cache as cache_module
 from service.checkpoints.cache import CheckpointCache, default_folder
 from service.checkpoints.digest import export_digest
-from service.checkpoints.exporter import ExportOptions
+from service.checkpoints.exporter import ExportOptions, run_export
 from service.http.admin import build_admin
 from service.http.context import HttpContext
 from service.settings import Settings
@@ -55,9 +57,9 @@ def test_a_checkpoint_is_exported_once_and_an_artifact_is_not(
     again = CheckpointCache(cache).open(str(checkpoint))
     assert again.digest == first.digest
     assert (folder / MANIFEST).stat().st_mtime_ns == stamp
-    assert models.source_of(first) == str(checkpoint)
-    artifact = write_artifact(tmp_path / "artifact").directory
-    assert models.source_of(models.open(str(artifact))) == str(artifact)
+    assert models.reopen(first).directory == folder
+    artifact = models.open(str(write_artifact(tmp_path / "artifact").directory))
+    assert models.reopen(artifact).directory == artifact.directory
     assert exported(cache) == [folder]
 
 
@@ -77,6 +79,7 @@ def test_a_digest_changes_with_what_an_export_depends_on_and_with_nothing_else(
     usual = export_digest(checkpoint, ExportOptions())
     (checkpoint / "README.md").write_text("A model.")
     (checkpoint / "optimizer.pt").write_bytes(b"x")
+    (checkpoint / "trainer_state.json").write_text("{}")
     assert export_digest(checkpoint, ExportOptions()) == usual
     digests = {usual}
     digests.add(export_digest(checkpoint, ExportOptions(task="multi_label")))
@@ -214,3 +217,71 @@ async def test_the_private_port_takes_a_checkpoint_and_reloads_what_was_saved_si
         assert reloaded.json()["digest"] != loaded.json()["digest"]
     assert len(exported(cache)) == 2
     await service.lifecycle.drain()
+
+
+def test_a_checkpoint_that_changes_during_its_export_is_not_cached(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_and_train_on(folder: Path, artifact: Path, options: ExportOptions) -> None:
+        run_export(folder, artifact, options)
+        shutil.rmtree(folder)
+        write_checkpoint(folder, seed=1)
+
+    monkeypatch.setattr(cache_module, "run_export", export_and_train_on)
+    with pytest.raises(Unavailable, match="was changed while it was exported"):
+        CheckpointCache(cache).open(str(checkpoint))
+    assert exported(cache) == []
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_of_any_checkpoint(
+    checkpoint: Path, cache: Path
+) -> None:
+    (cache / ".0123456789abcdef-abcdefgh").mkdir(parents=True)
+    CheckpointCache(cache).open(str(checkpoint))
+    assert len(exported(cache)) == 1
+
+
+def test_an_export_ends_with_the_process_that_started_it(checkpoint: Path, cache: Path) -> None:
+    process = start(str(checkpoint), "--port", str(free_port()), DRBERT_ARTIFACT_CACHE=str(cache))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "exporting the graph" in line:
+            break
+    [child] = children(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until(lambda: not is_running(child))
+    assert list(cache.iterdir()) == []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, for half a minute."""
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; one that nobody waits for has ended too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_user_without_a_home_is_told_where_a_cache_may_be(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(Unavailable, match="set DRBERT_ARTIFACT_CACHE"):
+        CheckpointCache().open(str(checkpoint))
+    artifact = write_artifact(tmp_path / "artifact").directory
+    assert CheckpointCache().open(str(artifact)).directory == artifact
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="cannot be made"):
+        CheckpointCache(tmp_path / "file" / "cache").open(str(checkpoint))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from command import BadUsage, Unavailable
-from service.checkpoints.source import ModelSource, is_checkpoint
+from service.checkpoints.source import SHARDS, ModelSource, _is_complete, is_checkpoint
 from tests.factories import write_artifact
 
 
@@ -87,7 +87,8 @@ def test_what_the_hubs_cache_holds_needs_no_hub(tmp_path: Path, revision: str) -
     repository = tmp_path / "hub/models--owner--model"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
     code = (
@@ -103,6 +104,26 @@ def test_what_the_hubs_cache_holds_needs_no_hub(tmp_path: Path, revision: str) -
         check=True,
     )
     assert done.stdout.strip() == str(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_complete"),
+    [
+        (["config.json", "tokenizer.json", "model.safetensors"], True),
+        (["config.json", "vocab.txt", "model.safetensors"], True),
+        (["config.json", "tokenizer.json"], False),
+        (["config.json", "model.safetensors"], False),
+        (["config.json", "tokenizer.json", SHARDS, "a.safetensors"], False),
+        (["config.json", "tokenizer.json", SHARDS, "a.safetensors", "b.safetensors"], True),
+    ],
+)
+def test_a_download_that_was_interrupted_is_not_taken_for_a_checkpoint(
+    tmp_path: Path, names: list[str], is_complete: bool
+) -> None:
+    for name in names:
+        content = '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
+        (tmp_path / name).write_text(content if name == SHARDS else "")
+    assert _is_complete(tmp_path) == is_complete
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line() -> None:

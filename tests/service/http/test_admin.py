@@ -610,6 +610,15 @@ async def test_with_keys_every_host_name_is_accepted(artifact: Artifact, tmp_pat
         ).status_code == 200
 
 
+async def test_a_hub_id_needs_a_revision_because_it_may_be_a_mistyped_path(
+    artifact: Artifact,
+) -> None:
+    async with both_ports(artifact) as (_, admin, _):
+        refused = await admin.post("/models/x", json={"artifact": "reviews/v4"})
+    assert refused.status_code == 422
+    assert "name its revision, as in reviews/v4@main" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status", "words"),
     [

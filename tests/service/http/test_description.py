@@ -40,6 +40,7 @@ async def test_a_root_path_is_accepted_and_left_out_and_the_description_names_it
         for path in ("/openapi.json", "/nlp/openapi.json"):
             assert (await http.get(path)).json()["servers"] == [{"url": "/nlp"}]
         assert (await http.get("/nlp/")).json()["docs"] == "/nlp/docs"
+        assert (await http.get("/nlp")).headers["location"] == "/nlp/"
 
 
 async def test_a_forwarded_prefix_is_named_and_not_removed(artifact: Artifact) -> None:

@@ -30,6 +30,7 @@ from service.telemetry.logs import (
     LINES_PER_S,
     QUEUED_LINES,
     EventFormatter,
+    LineFormat,
     LineWriter,
     RateLimit,
     json_line,
@@ -359,6 +360,36 @@ def test_a_line_for_people_keeps_a_traceback_readable_and_a_terminal_safe() -> N
     first, *rows = text_line(0.0, fields).splitlines()
     assert first.endswith('bug\\x1b[2J path="/a\\nb"')
     assert rows == ["    one", "    \\ttwo"]
+
+
+@pytest.mark.parametrize("line", [text_line, json_line])
+def test_no_value_ends_the_log_or_reaches_a_terminal_as_a_command(line: LineFormat) -> None:
+    reading, writing = os.pipe()
+    writer = LineWriter(writing, line=line)
+    for value in ("\ud800", "\u009b2J", "\u202eabc", 'a "quoted" one', "last"):
+        writer.emit(record("\ud801 \x1b[2J", path=value))
+    writer.flush()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        lines = pipe.read().decode().splitlines()
+    writer.close()
+    assert len(lines) == 5
+    assert "last" in lines[-1]
+    assert all(part.isprintable() for part in lines)
+
+
+def test_requests_do_not_push_other_events_out_of_the_log() -> None:
+    with full_pipe() as (_, writing):
+        writer = LineWriter(writing)
+        before = logs.LOST["queue_full"]
+        requests = record("request", level=logging.INFO)
+        requests.name = logs.ACCESS
+        for _ in range(QUEUED_LINES):
+            writer.emit(requests)
+        assert logs.LOST["queue_full"] - before >= QUEUED_LINES // 2 - 1
+        writer.emit(record("an event"))
+        assert logs.LOST["queue_full"] - before <= QUEUED_LINES // 2 + 1
+        writer.close()
 
 
 def test_logs_are_text_at_a_terminal_and_json_elsewhere(artifact: Artifact) -> None:
