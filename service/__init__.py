@@ -4,11 +4,13 @@
     tokenization  texts to tokens
     batching      the queue, and the thread that runs the models
     runtimes      engines: OpenVINO, ONNX Runtime, CUDA, TensorRT
+    checkpoints   Hugging Face checkpoints, exported into a cache by a process of their own
     telemetry     metrics, spans, logs
     host          processors, GPUs, memory, files, threads
     plain         answers without a server, to compare the service's with
 
-It needs neither torch nor transformers, and does not know how artifacts are made or measured.
+It needs neither torch nor transformers, and knows nothing of how artifacts are made or measured
+except for the command that makes them.
 tests/test_layers.py holds which sub-package may import which.
 """
 

@@ -14,12 +14,16 @@ NORMAL_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
 
 
+NUMBER_TOLERANCE = 0.02
+"""Difference of two numbers that count as the same answer, as a share of the old one or of 1."""
+
+
 @dataclass(frozen=True)
 class DifferingText:
     """A text that got two labels."""
 
     index: int
-    """Position in the file of texts, from 1."""
+    """Line in the file of texts, from 1."""
     text: str
     old: str
     """Label and score, or why there is no answer."""
@@ -40,7 +44,7 @@ class Agreement:
     largest_difference: float
     """Largest difference of two scores of one label on one text; NaN without any."""
     largest_text: int
-    """Position of that text, from 1; 0 without any."""
+    """Line of that text, from 1; 0 without any."""
     differing: Sequence[DifferingText]
     """The texts with two labels, or with an answer from one server only."""
     labels_old: Sequence[str]
@@ -66,22 +70,29 @@ class Agreement:
 
 
 def compare_answers(
-    texts: Sequence[str],
+    texts: Sequence[tuple[int, str]],
     old: Sequence[Answer | str],
     new: Sequence[Answer | str],
     renamed: Mapping[str, str],
 ) -> Agreement:
     """Compare two servers' answers for the same texts; a string says why there is no answer.
 
+    `texts` are (line, text). A server whose answers all have one label and one score gives numbers,
+    which are compared within NUMBER_TOLERANCE.
     `renamed` maps labels of the old server to those of the new one.
     """
+    is_number = _are_numbers(old) and _are_numbers(new)
     differing: list[DifferingText] = []
     largest, largest_text = math.nan, 0
     same = 0
-    for i, (text, left, right) in enumerate(zip(texts, old, new, strict=True), 1):
+    for (i, text), left, right in zip(texts, old, new, strict=True):
         if isinstance(left, Answer):
             left = _rename(left, renamed)
-        if isinstance(left, Answer) and isinstance(right, Answer) and left.label == right.label:
+        if (
+            isinstance(left, Answer)
+            and isinstance(right, Answer)
+            and (_same_number(left, right) if is_number else left.label == right.label)
+        ):
             same += 1
         else:
             differing.append(DifferingText(i, text, _describe(left), _describe(right)))
@@ -96,10 +107,23 @@ def compare_answers(
         failed_new=sum(isinstance(each, str) for each in new),
         largest_difference=largest,
         largest_text=largest_text,
-        differing=differing,
+        differing=sorted(differing, key=lambda item: item.index),
         labels_old=_labels(old, renamed),
         labels_new=_labels(new, {}),
     )
+
+
+def _are_numbers(answers: Sequence[Answer | str]) -> bool:
+    """Return whether a server gives numbers: a regression's one label says nothing."""
+    answered = [answer for answer in answers if isinstance(answer, Answer)]
+    return all(len(answer.scores) == 1 for answer in answered) and (
+        len({answer.label for answer in answered}) == 1
+    )
+
+
+def _same_number(old: Answer, new: Answer) -> bool:
+    left, right = best_score(old), best_score(new)
+    return abs(left - right) <= NUMBER_TOLERANCE * max(1.0, abs(left))
 
 
 def score_difference(old: Answer, new: Answer) -> float:

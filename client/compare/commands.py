@@ -12,11 +12,13 @@ import argparse
 import asyncio
 import json
 import math
+import os
+import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 from tqdm import tqdm
@@ -24,28 +26,39 @@ from tqdm import tqdm
 from client.compare.answers import Agreement, compare_answers
 from client.compare.load import ask_all
 from client.compare.report import Comparison, Requirement, describe, to_json, write_page
-from client.compare.target import TIMEOUT, Format, Target, parse_format, probe
+from client.compare.target import LONGEST_S, Format, Target, choose_target
 from client.compare.timing import SLICES, Level, time_servers
 from command import BadInput, BadUsage, Parser, Unavailable
-from proof.plans.dialects import headers_from
 
 ANSWERS_SHARE = 0.25
 """Share of the time in which answers are compared."""
 ANSWERS_IN_FLIGHT = 4
 FEWEST_SECONDS = 5.0
+SEED = 0
+"""Seed of the order of the texts, which are often sorted in their file."""
+BUSY_CLIENT = 0.8
+"""Share of a processor from which this command itself may limit the rates."""
 REQUIREMENTS: Mapping[str, str] = {
-    "agreement": "share of texts with the same label",
-    "speedup": "texts per second of the new server ÷ the old one's, with 32 in flight",
-    "latency": "p50 of the old server ÷ the new one's, one request at a time",
+    "agreement": "least share of texts with the same answer",
+    "failures": "largest share of the new server's requests that may fail",
+    "speedup": "least ratio of texts per second, new ÷ old, with 32 in flight",
+    "latency": "least ratio of the p50 of one request at a time, old ÷ new",
+    "difference": "largest difference of a score",
 }
-"""What --require may name; the measured value must reach the required one."""
+"""What --require may name."""
+UPPER_BOUNDS = ("failures", "difference")
+"""Requirements that are limits from above."""
+DEFAULTS: Mapping[str, float] = {"agreement": 0.99, "failures": 0.001}
+"""What is required unless --require names another value."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compare two servers by command-line arguments, and return the exit code."""
     options = _parser().parse_args(arguments)
-    required = parse_requirements(options.require)
+    required = {**DEFAULTS, **parse_requirements(options.require)}
     texts = read_texts(options.texts)
+    for path in filter(None, (options.json, options.html)):
+        check_writable(path)
     comparison = asyncio.run(_compare(options, texts, required))
     print(describe(comparison))
     if options.json is not None:
@@ -78,10 +91,11 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--require",
-        default="agreement=0.99",
+        default="",
         metavar="NAME=VALUE,…",
         help=(
-            "values that decide the exit code (default: agreement=0.99): "
+            "values that decide the exit code, besides or instead of"
+            f" {','.join(f'{name}={value:g}' for name, value in DEFAULTS.items())}: "
             + "; ".join(f"{name}: {meaning}" for name, meaning in REQUIREMENTS.items())
         ),
     )
@@ -141,24 +155,36 @@ def parse_labels(text: str) -> dict[str, str]:
     return renamed
 
 
-def read_texts(path: Path) -> list[str]:
-    """Return the lines of a file that are not blank; raises Unavailable or BadInput."""
+def check_writable(path: Path) -> None:
+    """Raise Unavailable if a file cannot be written: after a minute it would be too late."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def read_texts(path: Path) -> list[tuple[int, str]]:
+    """Return (line, text) of a file's lines that are not blank, in a random order.
+
+    Raises Unavailable or BadInput.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise Unavailable(
             f"{path} cannot be read ({error.strerror}); --texts names a file."
         ) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 (byte {error.start}); convert it.") from None
-    texts = [line for line in lines if line.strip()]
+    texts = [(i, line.rstrip("\r")) for i, line in enumerate(lines, 1) if line.strip()]
     if not texts:
         raise BadInput(f"{path} has no text; write one on each line.")
+    random.Random(SEED).shuffle(texts)
     return texts
 
 
 async def _compare(
-    options: argparse.Namespace, texts: list[str], required: Mapping[str, float]
+    options: argparse.Namespace, texts: list[tuple[int, str]], required: Mapping[str, float]
 ) -> Comparison:
     if options.seconds < FEWEST_SECONDS:
         raise BadUsage(
@@ -166,20 +192,24 @@ async def _compare(
             " or more."
         )
     renamed = parse_labels(options.labels)
-    started = time.monotonic()
-    connector = aiohttp.TCPConnector(limit=0)
+    plain = [text for _, text in texts]
+    started, cpu_started = time.monotonic(), time.process_time()
+    timeout = aiohttp.ClientTimeout(total=min(LONGEST_S, max(10.0, options.seconds / 4)))
     async with aiohttp.ClientSession(
-        connector=connector, timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        old = await _target(session, options, "old", texts[0])
-        new = await _target(session, options, "new", texts[0])
+        old = await _target(session, options, "old", plain)
+        new = await _target(session, options, "new", plain)
         answered = await ask_all(
-            session, (old, new), texts, ANSWERS_IN_FLIGHT, options.seconds * ANSWERS_SHARE
+            session, (old, new), plain, ANSWERS_IN_FLIGHT, options.seconds * ANSWERS_SHARE
         )
         agreement = compare_answers(texts[: len(answered[0])], answered[0], answered[1], renamed)
         with tqdm(total=SLICES, unit=" slices", disable=not sys.stderr.isatty()) as bar:
             left_s = options.seconds - (time.monotonic() - started)
-            levels = await time_servers(session, old, new, texts, max(left_s, 1.0), bar.update)
+            levels = await time_servers(session, old, new, plain, max(left_s, 1.0), bar.update)
+    seconds = time.monotonic() - started
     return Comparison(
         old=old,
         new=new,
@@ -187,33 +217,53 @@ async def _compare(
         agreement=agreement,
         levels=levels,
         requirements=measure_requirements(required, agreement, levels),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
+        is_client_busy=time.process_time() - cpu_started > BUSY_CLIENT * seconds,
     )
 
 
 async def _target(
-    session: aiohttp.ClientSession, options: argparse.Namespace, role: str, text: str
+    session: aiohttp.ClientSession, options: argparse.Namespace, role: str, texts: Sequence[str]
 ) -> Target:
     """Return one of the servers, with its format given or found out."""
     url = check_url(getattr(options, role))
     model = getattr(options, f"{role}_model")
-    headers = headers_from(getattr(options, f"{role}_headers"))
+    given = getattr(options, f"{role}_format")
+    headers = read_headers(getattr(options, f"{role}_headers"), f"--{role}-headers")
 
     def with_format(chosen: Format) -> Target:
         return Target(role, url, chosen, headers)
 
-    given = getattr(options, f"{role}_format")
-    if given is not None:
-        return with_format(parse_format(given, model))
-    return await probe(session, with_format, model, text)
+    return await choose_target(session, with_format, given, model, texts)
+
+
+def read_headers(variable: str | None, option: str) -> dict[str, str]:
+    """Return the headers in an environment variable's `Name: value` lines; raises BadUsage."""
+    if variable is None:
+        return {}
+    if variable not in os.environ:
+        raise BadUsage(f"{option} names the variable {variable}, which is not set.")
+    lines = [line.partition(":") for line in os.environ[variable].splitlines() if line.strip()]
+    if not all(colon for _, colon, _ in lines):
+        raise BadUsage(f"The variable {variable} has a line without a colon; write `Name: value`.")
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def check_url(text: str) -> str:
-    """Return an address without a slash at its end; raises BadUsage unless it is http(s)."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """Return an address without a slash at its end; raises BadUsage unless it is plain http(s)."""
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_address = False
+    if not is_address:
         raise BadUsage(f"{text} is not an address; write it as http://host:port.")
-    return text.rstrip("/")
+    if parts.username is not None:
+        raise BadUsage(
+            "An address with a user and a password would be printed; pass them as a header, with"
+            " --old-headers or --new-headers."
+        )
+    return urlunsplit(parts._replace(query="", fragment="")).rstrip("/")
 
 
 def measure_requirements(
@@ -221,9 +271,16 @@ def measure_requirements(
 ) -> list[Requirement]:
     """Return each requirement with what was measured of it; NaN is never enough."""
     alone, most = levels[0], levels[-1]
+    failed = agreement.failed_new + sum(level.failures[1] for level in levels)
+    sent = agreement.texts + sum(level.failures[1] + level.requests[1] for level in levels)
     measured = {
         "agreement": agreement.share,
+        "failures": failed / sent,
         "speedup": most.speed_up.median,
         "latency": 1 / alone.latency.median,
+        "difference": agreement.largest_difference,
     }
-    return [Requirement(name, least, measured[name]) for name, least in required.items()]
+    return [
+        Requirement(name, bound, measured[name], is_upper=name in UPPER_BOUNDS)
+        for name, bound in required.items()
+    ]

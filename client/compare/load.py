@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from client.compare.target import Answer, RequestFailed, Target, post, read_answer
+
+AFTER_FAILURE_S = 0.05
+"""Pause after a request that failed: a server that refuses at once would be asked without end."""
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Slice:
     """The requests that one server got in one stretch of time."""
 
     latencies_s: list[float] = field(default_factory=list)
-    """Seconds of each answered request."""
+    """Seconds of each request that was answered with a classification."""
     failures: list[str] = field(default_factory=list)
     """Why each other request failed."""
     seconds: float = 0.0
@@ -45,7 +48,7 @@ async def ask_all(
 ) -> list[list[Answer | str]]:
     """Ask every server for each text, text by text; return the answers by server.
 
-    A string says why there is no answer. It ends after `seconds`, with as many texts of the begin
+    A string says why there is no answer. It ends after `seconds`, with as many of the first texts
     as every server was asked for, and at least one.
     """
     answers: list[dict[int, Answer | str]] = [{} for _ in targets]
@@ -95,20 +98,19 @@ async def run_slice(
             sent += 1
             begin = time.perf_counter()
             try:
-                await post(session, target.address, body, target.headers)
+                content = await post(session, target.address, body, target.headers)
+                latency_s = time.perf_counter() - begin
+                read_answer(target, content)
             except RequestFailed as failure:
                 measured.failures.append(str(failure))
-                # A server that refuses at once would otherwise be asked as fast as possible.
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(AFTER_FAILURE_S)
             else:
-                measured.latencies_s.append(time.perf_counter() - begin)
+                measured.latencies_s.append(latency_s)
 
     await _all(work, in_flight)
     measured.seconds = time.perf_counter() - started
     return measured
 
 
-async def _all(work: object, count: int) -> None:
-    async with asyncio.TaskGroup() as group:
-        for _ in range(count):
-            group.create_task(work())  # type: ignore[operator]
+async def _all(work: Callable[[], Awaitable[None]], count: int) -> None:
+    await asyncio.gather(*(work() for _ in range(count)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from client.compare.answers import Agreement, DifferingText
-from client.compare.target import Target
+from client.compare.target import Target, printable
 from client.compare.timing import Level, Ratio
 
 SHOWN_TEXTS = 5
@@ -25,18 +25,26 @@ QUICK_LOOK = (
 )
 
 
+BUSY = (
+    "This command itself used most of a processor, so the rates may be its own; compare from"
+    " another machine."
+)
+
+
 @dataclass(frozen=True)
 class Requirement:
-    """A value that a comparison must reach."""
+    """A bound that a comparison must keep to."""
 
     name: str
-    least: float
+    bound: float
     measured: float
+    is_upper: bool = False
+    """Whether the value may be at most the bound, and not at least."""
 
     @property
     def is_met(self) -> bool:
-        """Whether the measured value, not its interval, reaches the required one."""
-        return self.measured >= self.least
+        """Whether the measured value, not its interval, keeps to the bound."""
+        return self.measured <= self.bound if self.is_upper else self.measured >= self.bound
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Comparison:
     requirements: Sequence[Requirement]
     seconds: float
     """How long it took."""
+    is_client_busy: bool = False
+    """Whether this command needed so much processor time that it may have limited the rates."""
 
     @property
     def is_accepted(self) -> bool:
@@ -73,6 +83,8 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield from _table(header(), [row(level) for level in comparison.levels])
     yield from (note for level in comparison.levels if (note := failure_note(level)))
     yield ""
+    if comparison.is_client_busy:
+        yield BUSY
     for requirement in comparison.requirements:
         yield describe_requirement(requirement)
     yield f"{QUICK_LOOK} ({comparison.seconds:.0f} s)"
@@ -87,7 +99,7 @@ def describe_format(target: Target) -> str:
 def _agreement_lines(agreement: Agreement, texts: int) -> Iterator[str]:
     yield from agreement_facts(agreement, texts)
     for text in agreement.differing[:SHOWN_TEXTS]:
-        yield f"  text {text.index}: old {text.old}, new {text.new}: {shortened(text)}"
+        yield f"  line {text.index}: old {text.old}, new {text.new}: {shortened(text)}"
     if len(agreement.differing) > SHOWN_TEXTS:
         yield f"  and {len(agreement.differing) - SHOWN_TEXTS} more; --json and --html have them"
 
@@ -96,18 +108,18 @@ def agreement_facts(agreement: Agreement, texts: int) -> Iterator[str]:
     """Yield what there is to say about the answers, in sentences."""
     low, high = agreement.interval
     yield (
-        f"same label for {agreement.same:,} of {agreement.texts:,} texts:"
+        f"same answer for {agreement.same:,} of {agreement.texts:,} texts:"
         f" {percent(agreement.share)} (95 % interval {percent(low)} to {percent(high)})"
     )
     if agreement.texts < texts:
         yield (
-            f"the first {agreement.texts:,} of {texts:,} texts were compared; for more, raise"
-            " --seconds"
+            f"{agreement.texts:,} of {texts:,} texts were compared, chosen at random; for more,"
+            " raise --seconds"
         )
     if agreement.largest_text:
         yield (
             f"largest difference of a score: {agreement.largest_difference:.2g}"
-            f" (text {agreement.largest_text})"
+            f" (line {agreement.largest_text})"
         )
     for role, failed in (("old", agreement.failed_old), ("new", agreement.failed_new)):
         if failed:
@@ -160,8 +172,10 @@ def failure_note(level: Level) -> str:
 def describe_requirement(requirement: Requirement) -> str:
     """Return a requirement and whether it is met."""
     status = "met" if requirement.is_met else "NOT met"
+    sign = "≤" if requirement.is_upper else "≥"
     return (
-        f"required {requirement.name} {requirement.least:g}: {status} ({requirement.measured:.4g})"
+        f"required {requirement.name} {sign} {requirement.bound:g}: {status}"
+        f" ({requirement.measured:.4g})"
     )
 
 
@@ -187,7 +201,7 @@ def ratio(value: Ratio) -> str:
 
 def shortened(text: DifferingText) -> str:
     """Return a text in one line of at most SHOWN_CHARS characters."""
-    line = " ".join(text.text.split())
+    line = printable(" ".join(text.text.split()))
     return line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…"
 
 
@@ -262,6 +276,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         requirements=[describe_requirement(each) for each in comparison.requirements],
         describe_format=describe_format,
         quick_look=QUICK_LOOK,
+        busy=BUSY,
     )
     path.write_text(page, encoding="utf-8")
 

@@ -12,8 +12,9 @@ answers one with a classification.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -24,7 +25,12 @@ from command import BadInput, BadUsage, Unavailable
 from proof.plans.answers import Scores, read_scores
 from proof.plans.dialects import DIALECTS, DialectName
 
-TIMEOUT = aiohttp.ClientTimeout(total=60.0)
+LONGEST_S = 60.0
+"""Longest wait for an answer."""
+PROBE_S = 10.0
+"""Longest wait for an answer while the format is found out."""
+PROBE_TEXTS = 4
+"""Texts that are tried: one may be over a server's limit, and the answers for two must differ."""
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
 """What reading an answer raises if it is no classification."""
 PLAIN_PATHS = ("/predict", "/classify", "/")
@@ -98,22 +104,31 @@ async def post(
     """Send a request and return the answer's body; raises RequestFailed unless it is 200."""
     try:
         async with session.post(
-            address, data=body, headers={"content-type": "application/json", **headers}
+            address,
+            data=body,
+            headers={"content-type": "application/json", **headers},
+            # A redirected POST becomes a GET, and headers may hold a key.
+            allow_redirects=False,
         ) as response:
             content = await response.read()
             if response.status != 200:
                 raise RequestFailed(f"status {response.status}: {shown(content)}")
             return content
     except TimeoutError:
-        raise RequestFailed(f"no answer within {TIMEOUT.total:g} s") from None
+        raise RequestFailed("no answer in time") from None
     except aiohttp.ClientError as error:
         raise RequestFailed(f"{type(error).__name__}: {error}") from None
 
 
 def shown(content: bytes) -> str:
-    """Return the begin of a body, in one line."""
-    text = " ".join(content.decode("utf-8", "replace").split())
+    """Return the begin of a body, in one line that a terminal can show."""
+    text = printable(" ".join(content.decode("utf-8", "replace").split()))
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters, and half characters, are replaced."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def dialect_format(name: DialectName, model: str | None) -> Format:
@@ -130,7 +145,8 @@ def _read_dialect(body: Any) -> Answer:
 
 def _answer(scores: Scores, label: str | None = None) -> Answer:
     best = max(scores, key=lambda each: each[1])[0]
-    return Answer(best if label is None else label, dict(scores))
+    named = {printable(name): score for name, score in scores}
+    return Answer(printable(best if label is None else label), named)
 
 
 def parse_format(text: str, model: str | None) -> Format:
@@ -180,7 +196,7 @@ def mapping_format(text: str, name: str) -> Format:
         if "scores" in values:
             entries = _at(answer, str(values["scores"]))
             return _answer([(str(each["label"]), float(each["score"])) for each in entries])
-        label = str(_at(answer, str(values["label"])))
+        label = printable(str(_at(answer, str(values["label"]))))
         score = float(_at(answer, str(values["score"]))) if "score" in values else 1.0
         return Answer(label, {label: score})
 
@@ -205,23 +221,32 @@ def _filled(body: Any, text: str) -> Any:
     return body.replace("{text}", text) if isinstance(body, str) else body
 
 
-async def probe(
-    session: aiohttp.ClientSession, target: Callable[[Format], Target], model: str | None, text: str
+async def choose_target(
+    session: aiohttp.ClientSession,
+    target: Callable[[Format], Target],
+    given: str | None,
+    model: str | None,
+    texts: Sequence[str],
 ) -> Target:
-    """Return the server with the first format in which it answers `text` with a classification.
+    """Return a server with its format, which has answered one of the texts.
 
-    `target` makes the server of a format. Raises Unavailable if the server does not answer, or
-    answers in no known format.
+    `target` makes the server of a format. `given` is a format's name or mapping; without it, the
+    first one is taken in which the server answers. Raises Unavailable if it does not answer.
     """
-    tried: list[str] = []
     base = target(dialect_format("drbert", model))
     listed, owner = await _models(session, base)
     first = model if model is not None else next(iter(listed), None)
-    for candidate in _candidates(model, first, is_ours=owner == OURS):
+    if given is None:
+        candidates = list(_candidates(model, first, is_ours=owner == OURS))
+    else:
+        needs_model = given in ("infinity", "kserve-v1")
+        candidates = [parse_format(given, first if needs_model else model)]
+    tried: list[str] = []
+    deaf: Target | None = None
+    for candidate in candidates:
         one = target(candidate)
         try:
-            content = await post(session, one.address, one.encode(text), one.headers)
-            read_answer(one, content)
+            answers = await _answers_of(session, one, texts[:PROBE_TEXTS])
         except RequestFailed as failure:
             if "Cannot connect" in str(failure):
                 raise Unavailable(
@@ -229,11 +254,39 @@ async def probe(
                 ) from None
             tried.append(f"{candidate.name} at {candidate.path}: {failure}")
             continue
-        return one
+        if given is not None or len(answers) == 1 or len(set(map(str, answers))) > 1:
+            return one
+        # The same answer for every text: the server may read the text from another field.
+        deaf = deaf or one
+    if deaf is not None:
+        return deaf
+    remedy = "is the format right?" if given else f"name its format with --{base.role}-format."
     raise Unavailable(
-        f"The {base.role} server at {base.url} answers in no known format; name it with"
-        f" --{base.role}-format. Tried: {'; '.join(tried[:6])}"
+        f"The {base.role} server at {base.url} answers in no known format; {remedy} Tried:"
+        f" {'; '.join(tried[:6])}"
     )
+
+
+async def _answers_of(
+    session: aiohttp.ClientSession, target: Target, texts: Sequence[str]
+) -> list[Answer]:
+    """Return the answers that a server gives for texts; raises RequestFailed if it gives none."""
+    answers: list[Answer] = []
+    failed: RequestFailed | None = None
+    for text in texts:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                content = await post(session, target.address, target.encode(text), target.headers)
+            answers.append(read_answer(target, content))
+        except TimeoutError:
+            raise RequestFailed(f"no answer within {PROBE_S:g} s") from None
+        except RequestFailed as failure:
+            failed = failure
+            if "Cannot connect" in str(failure) or "status 404" in str(failure):
+                break
+    if not answers and failed is not None:
+        raise failed
+    return answers
 
 
 def _candidates(model: str | None, first: str | None, is_ours: bool) -> Iterator[Format]:
@@ -272,7 +325,10 @@ async def _models(session: aiohttp.ClientSession, target: Target) -> tuple[list[
     """
     for path in ("/v1/models", "/models"):
         try:
-            async with session.get(target.url + path, headers=dict(target.headers)) as response:
+            async with (
+                asyncio.timeout(PROBE_S),
+                session.get(target.url + path, headers=dict(target.headers)) as response,
+            ):
                 listed = json.loads(await response.read())
             entries = listed.get("data") or listed.get("models")
             names = [str(each["id"] if isinstance(each, dict) else each) for each in entries]

@@ -15,7 +15,7 @@ import pytest
 
 from client.compare import commands
 from client.compare.answers import compare_answers, wilson_interval
-from client.compare.commands import main, parse_labels, parse_requirements
+from client.compare.commands import main, parse_labels, parse_requirements, read_headers
 from client.compare.target import Answer, Format, mapping_format, parse_format
 from client.compare.timing import median_ratio, order_statistic
 from command import BadInput, BadUsage, Unavailable
@@ -123,8 +123,8 @@ def test_the_format_of_a_server_is_found_out_and_equal_servers_agree(
         assert main([old, new, "--texts", str(texts), "--seconds", "1"]) == 0
     printed = capsys.readouterr().out
     assert f"old  {old}  {name} at {path}" in printed
-    assert "same label for 6 of 6 texts: 100 %" in printed
-    assert "required agreement 0.99: met (1)" in printed
+    assert "same answer for 6 of 6 texts: 100 %" in printed
+    assert "required agreement ≥ 0.99: met (1)" in printed
     assert "`drbert-prove` is the proof" in printed
 
 
@@ -139,9 +139,9 @@ def test_a_server_that_answers_wrongly_is_reported_and_ends_with_1(
         arguments = [old, new, "--texts", str(texts), "--seconds", "1"]
         assert main([*arguments, "--json", str(report), "--html", str(page)]) == 1
     printed = capsys.readouterr().out
-    assert "same label for 5 of 6 texts: 83.3 %" in printed
-    assert "text 3: old GOOD 0.7500, new BAD 0.6667: good good" in printed
-    assert "required agreement 0.99: NOT met" in printed
+    assert "same answer for 5 of 6 texts: 83.3 %" in printed
+    assert "line 3: old GOOD 0.7500, new BAD 0.6667: good good" in printed
+    assert "required agreement ≥ 0.99: NOT met" in printed
     values = json.loads(report.read_text())
     assert not values["accepted"]
     assert values["answers"]["differing"][0]["text"] == "good good"
@@ -165,7 +165,7 @@ def test_our_own_service_is_compared_with_a_mapped_server(
     }
     with serving(artifact) as (new, _), server({"/analyse": answering}) as old:
         arguments = [old, new, "--texts", str(texts), "--seconds", "1"]
-        arguments += ["--old-format", json.dumps(mapping), "--require", "agreement=0"]
+        arguments += ["--old-format", json.dumps(mapping), "--require", "agreement=0.1"]
         assert main([*arguments, "--labels", "GOOD=POSITIVE,BAD=NEGATIVE"]) == 0
     printed = capsys.readouterr().out
     assert "mapping at /analyse" in printed
@@ -185,7 +185,7 @@ def test_requests_that_fail_are_counted_and_named(
         assert main([old, new, "--texts", str(texts), "--seconds", "1"]) == 1
     printed = capsys.readouterr().out
     assert "the new server did not answer 1 of the texts" in printed
-    assert 'text 4: old BAD 0.6667, new status 422: {"error": "another format"}: so bad' in printed
+    assert 'line 4: old BAD 0.6667, new status 422: {"error": "another format"}: so bad' in printed
     assert "to the new server failed; the first: status 422" in printed
 
 
@@ -206,9 +206,11 @@ def test_a_server_that_is_not_there_is_one_line(texts: Path) -> None:
 def test_labels_without_a_common_name_are_pointed_out() -> None:
     old = [Answer("LABEL_1", {"LABEL_1": 0.9}), Answer("LABEL_0", {"LABEL_0": 0.8})]
     new = [Answer("GOOD", {"GOOD": 0.9}), Answer("BAD", {"BAD": 0.7})]
-    agreement = compare_answers(["good", "bad"], old, new, {})
+    agreement = compare_answers([(1, "good"), (2, "bad")], old, new, {})
     assert (agreement.same, agreement.has_foreign_labels) == (0, True)
-    renamed = compare_answers(["good", "bad"], old, new, {"LABEL_1": "GOOD", "LABEL_0": "BAD"})
+    renamed = compare_answers(
+        [(1, "good"), (2, "bad")], old, new, {"LABEL_1": "GOOD", "LABEL_0": "BAD"}
+    )
     assert (renamed.same, renamed.has_foreign_labels) == (2, False)
     assert renamed.largest_difference == pytest.approx(0.1)
     assert renamed.largest_text == 2
@@ -217,7 +219,7 @@ def test_labels_without_a_common_name_are_pointed_out() -> None:
 def test_scores_without_names_are_compared_by_the_best_one() -> None:
     named = Answer("GOOD", {"GOOD": 0.75, "BAD": 0.25})
     unnamed = Answer("GOOD", {"0": 0.3, "1": 0.7})
-    agreement = compare_answers(["good"], [named], [unnamed], {})
+    agreement = compare_answers([(1, "good")], [named], [unnamed], {})
     assert agreement.largest_difference == pytest.approx(0.05)
 
 
@@ -297,3 +299,65 @@ def test_a_file_without_texts_is_refused(content: bytes, error: str, tmp_path: P
     (tmp_path / "texts.txt").write_bytes(content)
     with pytest.raises(BadInput, match=error):
         main(["http://x", "http://y", "--texts", str(tmp_path / "texts.txt")])
+
+
+def test_numbers_are_compared_by_their_value_and_not_by_their_one_label() -> None:
+    old = [Answer("LABEL_0", {"LABEL_0": value}) for value in (4.9, -3.0)]
+    new = [Answer("LABEL_0", {"LABEL_0": value}) for value in (4.91, 2.0)]
+    agreement = compare_answers([(1, "good"), (2, "bad")], old, new, {})
+    assert agreement.same == 1
+    assert agreement.largest_difference == pytest.approx(5.0)
+
+
+def test_a_server_that_reads_no_text_from_a_field_is_asked_in_another_format(
+    texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lenient(body: Any) -> Any:
+        return labelled(body.get("text", ""))
+
+    with server({"/predict": lenient}) as old, server({"/predict": FORMATS["tei"][1]}) as new:
+        assert main([old, new, "--texts", str(texts), "--seconds", "1"]) == 0
+    assert "plain 'text' at /predict" in capsys.readouterr().out
+
+
+def test_a_format_that_is_given_gets_the_model_that_the_server_lists(
+    artifact: Artifact, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(artifact) as (url, _):
+        arguments = [url, url, "--texts", str(texts), "--seconds", "1"]
+        assert main([*arguments, "--old-format", "kserve-v1"]) == 0
+    assert "kserve-v1 at /v1/models/reviews:predict, model reviews" in capsys.readouterr().out
+
+
+def test_a_format_that_is_given_and_wrong_is_reported_at_once(texts: Path) -> None:
+    with (
+        server({"/predict": FORMATS["tei"][1]}) as url,
+        pytest.raises(Unavailable, match=r"is the format right\? Tried: hf at /: status 404"),
+    ):
+        main([url, url, "--texts", str(texts), "--old-format", "hf"])
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://user:secret@host", "host:80", "ftp://x"])
+def test_an_address_that_cannot_be_used_is_refused_and_a_password_is_not_printed(
+    url: str, texts: Path
+) -> None:
+    with pytest.raises(BadUsage) as refused:
+        main([url, url, "--texts", str(texts)])
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_written_is_reported_before_the_minute(
+    texts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Unavailable, match="cannot be written"):
+        main(["http://x", "http://y", "--texts", str(texts), "--json", str(tmp_path / "a/b.json")])
+
+
+def test_headers_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLD", "Authorization: Bearer x\nX-A: b:c")
+    assert read_headers("OLD", "--old-headers") == {"Authorization": "Bearer x", "X-A": "b:c"}
+    with pytest.raises(BadUsage, match="NEW, which is not set"):
+        read_headers("NEW", "--new-headers")
+    monkeypatch.setenv("OLD", "nothing")
+    with pytest.raises(BadUsage, match="without a colon"):
+        read_headers("OLD", "--old-headers")
