@@ -1,6 +1,7 @@
 // The answers for one text: a card for each model.
 
 import {byId, create} from "./dom.js";
+import {shownLabels} from "./options.js";
 
 const SHOWN_LABELS = 5;  // labels drawn before the button for all of them
 
@@ -18,10 +19,11 @@ export function clearAnswers() {
 
 function card({model, result, timing, elapsedMs, differs}) {
   const all = result.scores;
+  const few = shownLabels() ?? SHOWN_LABELS;
   const list = create("ul", {className: "labels"});
   const draw = count => list.replaceChildren(...all.slice(0, count).map(score => row(score, result)));
-  draw(SHOWN_LABELS);
-  const buttons = all.length > SHOWN_LABELS ? [toggle(all.length, draw)] : [];
+  draw(few);
+  const buttons = all.length > few ? [toggle(all.length, few, draw)] : [];
   const facts = create("p", {className: "facts"}, `${result.tokens} tokens`);
   if (result.truncated) {
     const textContent = "truncated to the model's length";
@@ -37,13 +39,13 @@ function card({model, result, timing, elapsedMs, differs}) {
   return article;
 }
 
-function toggle(count, draw) {
+function toggle(count, few, draw) {
   let isOpen = false;
   const button = create("button", {type: "button"});
   const show = () => {
     button.textContent = isOpen ? "fewer labels" : `all ${count} labels`;
     button.ariaExpanded = isOpen;
-    draw(isOpen ? count : SHOWN_LABELS);
+    draw(isOpen ? count : few);
   };
   button.addEventListener("click", () => { isOpen = !isOpen; show(); });
   show();

@@ -31,8 +31,9 @@ export async function refreshLive() {
     return;
   }
   byId("live").hidden = false;
-  const latest = {time: Date.now(), models: parseBuckets(await response.text())};
-  if (before) for (const name of models) add(name, latest);
+  const instance = response.headers.get("x-instance-id");
+  const latest = {time: Date.now(), instance, models: parseBuckets(await response.text())};
+  if (before?.instance === instance) for (const name of models) add(name, latest);
   before = latest;
   draw();
 }
@@ -51,6 +52,8 @@ function add(name, latest) {
   if (!buckets) return;
   const old = before.models[name];
   const counts = buckets.map(([bound, count], i) => [bound, count - (old?.[i]?.[1] ?? 0)]);
+  // Another replica answered, or this one began anew: nothing is known of the time between.
+  if (counts.some(([, count]) => count < 0)) return;
   const requests = counts.at(-1)[1];
   const seconds = (latest.time - before.time) / 1000;
   const point = {rate: requests / seconds, p50: quantile(counts, 0.5), p95: quantile(counts, 0.95)};

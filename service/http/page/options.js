@@ -16,10 +16,15 @@ export function chosenModels() {
   return [...byId("models").querySelectorAll("input:checked")].map(box => box.value);
 }
 
-// The fields of a request that the options set; none where everything is as usual.
+// How many labels an answer shows; null for all of them.
+export function shownLabels() {
+  return byId("top-k").value ? Math.max(1, Number(byId("top-k").value)) : null;
+}
+
+// The fields of a request that the options set; none where everything is as usual. The labels are
+// cut for display only, because models with the same labels are compared.
 export function chosenFields() {
   const fields = {};
-  if (byId("top-k").value) fields.top_k = Number(byId("top-k").value);
   const truncate = byId("truncate").value;
   if (truncate === "window") fields.window = {};
   else if (truncate) fields.truncate = truncate;
@@ -57,12 +62,14 @@ const pythonValue = value => JSON.stringify(value);
 
 function requests() {
   const input = byId("text").value;
-  return chosenModels().map(model => ({model, input, ...chosenFields()}));
+  const cut = shownLabels() ? {top_k: shownLabels()} : {};
+  return chosenModels().map(model => ({model, input, ...cut, ...chosenFields()}));
 }
 
+// The text is in the fragment, which browsers send to nobody: it appears in no proxy's log.
 export function link() {
   const address = new URL(location.href);
-  address.search = new URLSearchParams({text: byId("text").value});
-  address.hash = "";
+  address.search = "";
+  address.hash = new URLSearchParams({text: byId("text").value});
   return String(address);
 }

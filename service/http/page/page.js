@@ -3,10 +3,10 @@
 
 import {bestLabel, clearAnswers, drawAnswers, haveSameLabels} from "./answers.js";
 import {byId, create, showMessage} from "./dom.js";
-import {classifyFile, clearTable} from "./file.js";
+import {classifyFile, clearTable, refreshTable} from "./file.js";
 import {refreshLive} from "./live.js";
 import {chosenFields, chosenModels, curlCommands, drawModels, link, pythonProgram} from "./options.js";
-import {classify, isLocked, loadModels, models} from "./service.js";
+import {classify, isLocked, loadModels, models, reasonWithoutModels} from "./service.js";
 
 const TYPING_PAUSE_MS = 400;  // time after the last key until a text is sent by itself
 const REFRESH_MS = 5000;      // time between two reads of /metrics
@@ -37,14 +37,13 @@ async function classifyText({isSubmitted = false} = {}) {
   try {
     if (!models.length) await refreshModels();  // the text may come before the first answer of /info
     const names = chosenModels();
-    if (models.length && !names.length) throw new Error("Choose a model in the options.");
-    // Without models, this request finds out why.
-    const asked = names.length ? names : [undefined];
+    const reason = reasonWithoutModels(names);
+    if (reason) throw new Error(reason);
     const answered = [];
-    for (const model of asked) {  // in turn: otherwise the second one's time includes the first's
+    for (const model of names) {  // in turn: otherwise the second one's time includes the first's
       const {results, timing, elapsedMs} = await classify({model, input, ...chosenFields()});
       if (turn !== latestTurn) return;  // a later text is under way
-      answered.push({model: model ?? "default", result: results[0], timing, elapsedMs});
+      answered.push({model, result: results[0], timing, elapsedMs});
     }
     const comparable = haveSameLabels(answered.map(({result}) => result));
     for (const answer of answered) {
@@ -59,11 +58,13 @@ async function classifyText({isSubmitted = false} = {}) {
   }
 }
 
-async function copy(copied, what) {
-  if (!text.value.trim()) {
-    showMessage("Type a text first.");
+async function copy(make, what) {
+  const reason = text.value.trim() ? reasonWithoutModels(chosenModels()) : "Type a text first.";
+  if (reason) {
+    showMessage(reason);
     return;
   }
+  const copied = make();
   try {
     await navigator.clipboard.writeText(copied);
     showMessage(`${what} copied`);
@@ -75,7 +76,11 @@ async function copy(copied, what) {
 function take(file) {
   latestTurn++;
   clearAnswers();
-  classifyFile(file);
+  classifyFile(file).catch(error => showMessage(`The file cannot be read: ${error.message}`, true));
+}
+
+function classifyAgain() {
+  if (!refreshTable()) classifyText();
 }
 
 byId("examples").append(...EXAMPLES.map(example => {
@@ -102,20 +107,21 @@ text.addEventListener("input", () => {
 });
 byId("key").addEventListener("change", async () => {
   await refreshModels();
-  classifyText();
+  classifyAgain();
 });
 byId("key").addEventListener("keydown", event => {
   if (event.key !== "Enter") return;
   event.preventDefault();
-  refreshModels().then(() => classifyText({isSubmitted: true}));
+  refreshModels().then(() => refreshTable() || classifyText({isSubmitted: true}));
 });
-byId("options").addEventListener("change", () => classifyText());
-byId("curl").addEventListener("click", () => copy(curlCommands(), "curl command"));
-byId("python").addEventListener("click", () => copy(pythonProgram(), "Python program"));
-byId("share").addEventListener("click", () => copy(link(), "link"));
+byId("options").addEventListener("change", classifyAgain);
+byId("curl").addEventListener("click", () => copy(curlCommands, "curl command"));
+byId("python").addEventListener("click", () => copy(pythonProgram, "Python program"));
+byId("share").addEventListener("click", () => copy(link, "link"));
 byId("pick").addEventListener("click", () => byId("file").click());
 byId("file").addEventListener("change", event => {
   if (event.target.files[0]) take(event.target.files[0]);
+  event.target.value = "";  // so that the same file can be chosen again
 });
 for (const [type, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(type, event => {
@@ -137,7 +143,9 @@ await refreshModels();
 refreshLive();
 setInterval(refreshLive, REFRESH_MS);
 setInterval(refreshModels, 6 * REFRESH_MS);
-if (new URLSearchParams(location.search).has("text")) {
-  text.value = new URLSearchParams(location.search).get("text");
+const linked = new URLSearchParams(location.hash.slice(1)).get("text")
+  ?? new URLSearchParams(location.search).get("text");
+if (linked !== null) {
+  text.value = linked;
   classifyText();
 }

@@ -51,6 +51,8 @@ export function parseTable(content, delimiter) {
 }
 
 export function toCsv(rows) {
+  // Spreadsheets take a cell that begins like this for a formula, and read UTF-8 by its mark.
+  const safe = cell => typeof cell === "string" && /^[=+@\t-]/.test(cell) ? `'${cell}` : String(cell);
   const quoted = cell => /[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
-  return rows.map(cells => cells.map(cell => quoted(String(cell))).join(",")).join("\r\n") + "\r\n";
+  return "\uFEFF" + rows.map(cells => cells.map(cell => quoted(safe(cell))).join(",")).join("\r\n") + "\r\n";
 }

@@ -7,7 +7,7 @@ const KEY_REQUIRED = "The service requires an API key.";
 const KEY_REFUSED = "The service does not accept this API key.";
 
 export let models = [];       // names of the loaded models, the default one first
-export let isLocked = false;  // whether the last request was refused for its key
+export let isLocked = false;  // whether the last request that needs a key was refused for it
 
 function headers() {
   const key = byId("key").value;
@@ -22,15 +22,15 @@ export async function call(path, options = {}) {
   } catch {
     throw new Error(UNREACHABLE);
   }
-  isLocked = response.status === 401;
-  if (isLocked) byId("key-row").hidden = false;  // the focus stays where someone is typing
+  if (response.status === 401) byId("key-row").hidden = false;  // the focus stays where someone is typing
   return response;
 }
 
 export async function classify(request) {
   const started = performance.now();
   const response = await call("v1/classify", {method: "POST", body: JSON.stringify(request)});
-  if (response.status === 401) throw new Error(byId("key").value ? KEY_REFUSED : KEY_REQUIRED);
+  isLocked = response.status === 401;
+  if (isLocked) throw new Error(keyMessage());
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) {
     throw new Error(answer.error?.message ?? `The service answered ${response.status}.`);
@@ -44,18 +44,26 @@ function parseTiming(header) {
   return Object.fromEntries([...metrics].map(([, name, ms]) => [name, Number(ms)]));
 }
 
-// Reads /info, shows the state, and returns whether the list of models has changed.
+const keyMessage = () => byId("key").value ? KEY_REFUSED : KEY_REQUIRED;
+
+// Why no model can be asked; an empty text if one can.
+export function reasonWithoutModels(chosen) {
+  if (chosen.length) return "";
+  if (models.length) return "Choose a model in the options.";
+  return isLocked ? keyMessage() : "The service has told no model yet.";
+}
+
+// Reads the list of models, shows the state, and returns whether the list has changed.
 export async function loadModels() {
   try {
     const response = await call("info");
-    if (response.status === 401) {
-      showState("waiting", byId("key").value ? KEY_REFUSED : KEY_REQUIRED);
+    isLocked = response.status === 401;
+    if (isLocked) {
+      showState("waiting", keyMessage());
       return false;
     }
-    const info = await response.json();
-    const names = Object.keys(info.models);
-    const variants = names.map(name => `${name} (${info.models[name].variant})`);
-    showState(info.state === "ready" ? "good" : "waiting", `${info.state}: ${variants.join(", ")}`);
+    // A proxy may keep /info for the inside.
+    const names = response.ok ? showInfo(await response.json()) : await listModels();
     const changed = names.join("\n") !== models.join("\n");
     models = names;
     return changed;
@@ -63,6 +71,20 @@ export async function loadModels() {
     showState("bad", "not reachable");
     return false;
   }
+}
+
+function showInfo(info) {
+  const names = Object.keys(info.models);
+  const variants = names.map(name => `${name} (${info.models[name].variant})`);
+  showState(info.state === "ready" ? "good" : "waiting", `${info.state}: ${variants.join(", ")}`);
+  return names;
+}
+
+async function listModels() {
+  const listed = await (await call("v1/models")).json();
+  const names = listed.data.map(model => model.id);
+  showState("good", `ready: ${names.join(", ")}`);
+  return names;
 }
 
 function showState(kind, textContent) {

@@ -166,12 +166,21 @@ def test_a_table_is_read_by_the_column_of_its_texts(page: Page, tmp_path: Path) 
     with page.expect_download() as downloading:
         page.get_by_role("button", name="Download as CSV").click()
     saved = downloading.value.path().read_text()
-    assert saved.splitlines()[0] == "text,bert label,bert score,drbert label,drbert score"
-    assert '"good; very ""good""",POSITIVE,0.' in saved or "POSITIVE" in saved
+    assert saved.splitlines()[0] == (
+        "\ufeffid,text,stars,bert label,bert score,drbert label,drbert score"
+    )
+    assert '1,"good; very ""good""",5,POSITIVE,0.' in saved
     page.get_by_label("Texts are in").select_option("0")
     expect(rows.nth(0).locator("td").first).to_have_text("1")
     page.get_by_label("the first row is a header").uncheck()
     expect(rows).to_have_count(3)
+    page.locator("#options summary").click()
+    page.locator("#models").get_by_label("drbert").uncheck()
+    expect(page.locator("#table th")).to_have_count(2)
+    page.locator("#models").get_by_label("bert", exact=True).uncheck()
+    expect(page.locator("#message.error")).to_have_text("Choose a model in the options.")
+    expect(rows).to_have_count(0)
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_disabled()
 
 
 @requirements.chromium
@@ -185,6 +194,8 @@ def test_an_example_and_the_options_change_the_request(page: Page) -> None:
     page.get_by_label("Labels in an answer").fill("1")
     page.get_by_label("Labels in an answer").blur()
     expect(cards.locator("li.label")).to_have_count(1)
+    page.get_by_role("button", name="all 2 labels").click()
+    expect(cards.locator("li.label")).to_have_count(2)
     page.get_by_label("A text that is too long").select_option("none")
     page.get_by_label("A text to classify").fill("bad " * 30)
     expect(page.locator("#message.error")).to_contain_text("It has 32 tokens")
@@ -214,7 +225,10 @@ def test_a_request_is_copied_for_a_shell_and_for_python_and_as_a_link(page: Page
         assert "POSITIVE" in done.stdout
         assert "GOOD" in done.stdout
     page.get_by_role("button", name="Copy link").click()
-    page.goto(page.evaluate("window.copied"))
+    link = page.evaluate("window.copied")
+    assert "?" not in link  # what is behind # is sent to nobody
+    page.goto("about:blank")
+    page.goto(link)
     expect(page.get_by_label("A text to classify")).to_have_value(text)
     expect(page.locator("#answers article")).to_have_count(2)
 
