@@ -188,9 +188,7 @@ def test_without_onnxruntime_the_message_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime.transformers", None)
-    with pytest.raises(
-        Unavailable, match=r"pip install 'drbert-serve\[portable\]', or 'drbert-serve\[gpu\]'"
-    ):
+    with pytest.raises(Unavailable, match=r"`pip install '\.\[portable\]'` .*, or with \[gpu\]"):
         export(
             str(write_checkpoint(tmp_path / "checkpoint")),
             tmp_path / "artifact",

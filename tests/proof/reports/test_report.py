@@ -194,7 +194,7 @@ def test_chromium_shows_the_verdict_and_the_charts(
 def real(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the page of a run on a real machine, with long names that have no spaces."""
     folder = tmp_path_factory.mktemp("real") / "run"
-    shutil.copytree("evidence/published/twins-base-2", folder)
+    shutil.copytree("evidence/published/mini-fp32", folder)
     report.write(folder, read_verdict(folder / "verdict.json"))
     return (folder / "report.html").read_text()
 

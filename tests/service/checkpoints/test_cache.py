@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -132,7 +133,15 @@ def test_a_checkpoint_is_served_by_its_folder_and_by_two_starters_exported_once(
 def test_an_interrupted_export_leaves_nothing(
     checkpoint: Path, cache: Path, number: signal.Signals
 ) -> None:
-    process = start(str(checkpoint), "--port", str(free_port()), DRBERT_ARTIFACT_CACHE=str(cache))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", str(checkpoint), "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"DRBERT_ARTIFACT_CACHE": str(cache)},
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "exporting the graph" in line:
