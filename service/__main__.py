@@ -57,7 +57,7 @@ def serve(arguments: Sequence[str]) -> int:
     server.bind(options.host, options.port).close()
     checkpoints = CheckpointCache(settings.artifact_cache)
     export = ExportOptions(options.task, options.calibration, options.gate)
-    artifacts = {name: checkpoints.open(source, export) for name, source in sources.items()}
+    artifacts = {name: checkpoints.fetch(source, export) for name, source in sources.items()}
     tasks: dict[str, Task] = {}
     for name, artifact in artifacts.items():
         # The score of a single label is a number: as a label it would always agree.

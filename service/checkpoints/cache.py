@@ -37,7 +37,7 @@ class CheckpointCache:
         self._given_folder = folder
         self._sources: dict[Path, tuple[str, ExportOptions]] = {}
 
-    def open(self, source: str, options: ExportOptions | None = None) -> Artifact:
+    def fetch(self, source: str, options: ExportOptions | None = None) -> Artifact:
         """Return the verified artifact of `PATH_OR_ID[@REVISION]`.
 
         A checkpoint is exported with `options` unless the cache has its artifact. Raises
@@ -52,13 +52,13 @@ class CheckpointCache:
         self._sources[artifact.directory] = source, options
         return artifact
 
-    def reopen(self, artifact: Artifact) -> Artifact:
+    def fetch_again(self, artifact: Artifact) -> Artifact:
         """Open what an artifact was opened as: its folder, or the checkpoint that it is of.
 
         A checkpoint that was saved again since is exported again, with the same options.
         """
         unchanged = str(artifact.directory), ExportOptions()
-        return self.open(*self._sources.get(artifact.directory, unchanged))
+        return self.fetch(*self._sources.get(artifact.directory, unchanged))
 
     def _exported(self, checkpoint: Path, options: ExportOptions) -> Artifact:
         folder = self._given_folder or default_folder()

@@ -254,10 +254,10 @@ def load(
     source = str(loaded[name].artifact.directory) if request.artifact is None else request.artifact
     try:
         if request.artifact is None:
-            artifact = service.checkpoints.reopen(loaded[name].artifact)
+            artifact = service.checkpoints.fetch_again(loaded[name].artifact)
         else:
             check_revision(request.artifact)
-            artifact = service.checkpoints.open(request.artifact)
+            artifact = service.checkpoints.fetch(request.artifact)
         if request.digest is not None and artifact.digest != request.digest:
             raise BadInput(
                 f"The digest of {source} is {artifact.digest}; the request names {request.digest}."

@@ -52,22 +52,22 @@ def test_a_checkpoint_is_exported_once_and_an_artifact_is_not(
     checkpoint: Path, cache: Path, tmp_path: Path
 ) -> None:
     models = CheckpointCache(cache)
-    first = models.open(str(checkpoint))
+    first = models.fetch(str(checkpoint))
     [folder] = exported(cache)
     stamp = (folder / MANIFEST).stat().st_mtime_ns
-    again = CheckpointCache(cache).open(str(checkpoint))
+    again = CheckpointCache(cache).fetch(str(checkpoint))
     assert again.digest == first.digest
     assert (folder / MANIFEST).stat().st_mtime_ns == stamp
-    assert models.reopen(first).directory == folder
-    artifact = models.open(str(write_artifact(tmp_path / "artifact").directory))
-    assert models.reopen(artifact).directory == artifact.directory
+    assert models.fetch_again(first).directory == folder
+    artifact = models.fetch(str(write_artifact(tmp_path / "artifact").directory))
+    assert models.fetch_again(artifact).directory == artifact.directory
     assert exported(cache) == [folder]
 
 
 def test_a_cached_artifact_that_was_changed_is_made_again(checkpoint: Path, cache: Path) -> None:
-    first = CheckpointCache(cache).open(str(checkpoint))
+    first = CheckpointCache(cache).fetch(str(checkpoint))
     first.path("model.onnx").write_bytes(b"x")
-    again = CheckpointCache(cache).open(str(checkpoint))
+    again = CheckpointCache(cache).fetch(str(checkpoint))
     again.check_unchanged()
     assert exported(cache) == [first.directory]
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_cannot_be_exported_says_why_and_leaves_nothing(
 ) -> None:
     (checkpoint / "config.json").write_text('{"model_type": "bert", "num_labels": 0}')
     with pytest.raises(BadInput, match=r"reviews cannot be exported: .*config\.json"):
-        CheckpointCache(cache).open(str(checkpoint))
+        CheckpointCache(cache).fetch(str(checkpoint))
     assert exported(cache) == []
 
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_that_changes_during_its_export_is_not_cached(
 
     monkeypatch.setattr(cache_module, "run_export", export_and_train_on)
     with pytest.raises(Unavailable, match="was changed while it was exported"):
-        CheckpointCache(cache).open(str(checkpoint))
+        CheckpointCache(cache).fetch(str(checkpoint))
     assert exported(cache) == []
 
 
@@ -246,7 +246,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_of_any_checkpoint(
     checkpoint: Path, cache: Path
 ) -> None:
     (cache / ".0123456789abcdef-abcdefgh").mkdir(parents=True)
-    CheckpointCache(cache).open(str(checkpoint))
+    CheckpointCache(cache).fetch(str(checkpoint))
     assert len(exported(cache)) == 1
 
 
@@ -288,9 +288,9 @@ def test_a_user_without_a_home_is_told_where_a_cache_may_be(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(Unavailable, match="set DRBERT_ARTIFACT_CACHE"):
-        CheckpointCache().open(str(checkpoint))
+        CheckpointCache().fetch(str(checkpoint))
     artifact = write_artifact(tmp_path / "artifact").directory
-    assert CheckpointCache().open(str(artifact)).directory == artifact
+    assert CheckpointCache().fetch(str(artifact)).directory == artifact
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="cannot be made"):
-        CheckpointCache(tmp_path / "file" / "cache").open(str(checkpoint))
+        CheckpointCache(tmp_path / "file" / "cache").fetch(str(checkpoint))
