@@ -16,6 +16,7 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks minilm --data DIR       int8 on a real checkpoint, with 8 and 7 bits
     python -m benchmarks judge                   how often the judge errs
     python -m benchmarks delays PLAN             whether the proof detects delays of a proxy
+    python -m benchmarks neighbour PLAN          how many runs are valid beside a busy process
     python -m benchmarks random_twins ARTIFACTS  export two random classifiers of BERT-base's size
     python -m benchmarks training --data DIR     pretraining steps by their matrix products
     python -m benchmarks subnormals ARTIFACT...  subnormal numbers in weights and activations
@@ -52,6 +53,7 @@ BENCHMARKS = {
         " rows"
     ),
     "delays": "does the proof detect delays that a proxy adds from outside?",
+    "neighbour": "how often is a run of the proof valid while another process is busy?",
     "families": "compare every model family with BERT, each with its expected outcome",
     "random_twins": (
         "export two classifiers of BERT-base's size with random weights, twins for a proof at that"
@@ -64,7 +66,7 @@ BENCHMARKS = {
     "subnormals": "count subnormal numbers in artifacts' weights and in their activations",
 }
 
-OF_THE_PROOF = ("judge", "delays", "random_twins")
+OF_THE_PROOF = ("judge", "delays", "neighbour", "random_twins")
 """Benchmarks whose modules are in benchmarks/proving."""
 
 
