@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import FastHttpUser, events, task
 
 # Import our packages, not folders of the same name in the working directory.
@@ -33,6 +34,8 @@ from proof.plans.restart import is_given
 TEXTS = Path(__file__).with_name("sentences.txt")
 LIST_WITHIN_S = 10.0
 """Longest wait for the server's list of models."""
+AFTER_FAILURE_S = 0.1
+"""Pause of a user after a request that failed."""
 KEY_VARIABLE = "DRBERT_API_KEY"
 """Environment variable with the API key, as for drbert-classify."""
 
@@ -58,6 +61,8 @@ class ClassifyUser(FastHttpUser):
             problem = find_problem(response.status_code, response.content or b"")
             if problem:
                 response.failure(problem)
+                # A server that refuses at once would be asked without end.
+                gevent.sleep(AFTER_FAILURE_S)
 
 
 def find_problem(status: int, content: bytes) -> str:
@@ -133,14 +138,14 @@ def read_texts(path: str) -> list[str]:
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Add the options of the load test to Locust's command line and to its page."""
-    group = parser.add_argument_group("DrBERT Serve")
-    group.add_argument(
+    # Not in a group of their own: Locust's page shows only the parser's arguments.
+    parser.add_argument(
         "--models",
         default="",
         env_var="LOADTEST_MODELS",
         help="models to ask in turn, separated by commas (default: all that the server lists)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--texts",
         default=str(TEXTS),
         env_var="LOADTEST_TEXTS",
