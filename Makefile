@@ -53,9 +53,9 @@ install: .venv/.installed
 demo: install $(ARTIFACTS:=/manifest.json)
 	@BIN=$(BIN) sh examples/demo.sh
 
-# setuptools warns about folders with data and no modules.
-wheel: install
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip --quiet wheel --no-deps --no-build-isolation --wheel-dir dist .
+# Needs no environment: pip builds it in one of its own. setuptools warns about folders with data and no modules.
+wheel:
+	PYTHONWARNINGS=ignore $(PYTHON) -m pip --quiet wheel --no-deps --wheel-dir dist .
 
 serve: install $(ARTIFACTS:=/manifest.json)
 	$(BIN)/drbert-serve bert=artifacts/bert drbert=artifacts/drbert

@@ -168,6 +168,8 @@ class Service:
     """Seconds after which a request is not retried."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set when no answer is needed any more; it ends all retries."""
+    reported: threading.Event = field(default_factory=threading.Event)
+    """Set when the user knows that requests are retried."""
 
     def classify(self, texts: Sequence[str], names: Sequence[str] = ()) -> list[Answer]:
         """Return one answer per text.
@@ -191,6 +193,7 @@ class Service:
                 if response.status_code not in RETRIED_STATUSES:
                     raise BadInput(f"{self.client.base_url} refused: {_with_names(reason, names)}")
                 retry_after_s = _retry_after_s(response)
+            self._report_retries(reason)
             # Full jitter: clients that were refused together do not return together.
             # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
             pause_s = random.uniform(0, longest_s) + retry_after_s
@@ -202,6 +205,16 @@ class Service:
             if self.stopped.wait(pause_s):
                 raise Unavailable(f"The retries of {self.client.base_url} were stopped: {reason}")
             longest_s = min(LONGEST_PAUSE_S, 2 * longest_s)
+
+    def _report_retries(self, reason: str) -> None:
+        """Print once that requests are retried: a minute of silence looks like a hang."""
+        if not self.reported.is_set():
+            self.reported.set()
+            print(
+                f"drbert-classify: {self.client.base_url}: {reason}; retrying for up to"
+                f" {self.retry_timeout_s:g} s",
+                file=sys.stderr,
+            )
 
     def _body(self, texts: Sequence[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"input": list(texts)}

@@ -92,6 +92,8 @@ def key_headers() -> dict[str, str]:
 
 def list_models(host: str) -> list[str]:
     """Return the names of a server's models; raises Unavailable if it does not answer."""
+    if not host.startswith(("http://", "https://")):
+        raise BadUsage(f"--host {host} is not an address; write it as http://host:port.")
     request = urllib.request.Request(f"{host.rstrip('/')}/v1/models", headers=key_headers())
     try:
         with urllib.request.urlopen(request, timeout=LIST_WITHIN_S) as response:

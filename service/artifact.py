@@ -447,11 +447,12 @@ def _check_place(directory: Path) -> None:
         if HUB_ID.fullmatch(str(directory)) and not directory.parent.exists():
             hint = f" If {directory} is a model of Hugging Face's hub, write {directory}@main."
         raise ArtifactMissing(
-            f"{directory} does not exist; `drbert-export CHECKPOINT {directory}` makes it.{hint}"
+            f"{directory} does not exist; name the folder of a checkpoint, or of an artifact that"
+            f" `drbert-export CHECKPOINT {directory}` makes.{hint}"
         )
     if not directory.is_dir():
         raise ArtifactMissing(
-            f"{directory} is no folder; an artifact is the folder that `drbert-export` makes."
+            f"{directory} is no folder; name the folder of a checkpoint or of an artifact."
         )
     if not _is_there(directory / MANIFEST):
         if any((directory / name).exists() for name in CHECKPOINT_FILES):
@@ -461,7 +462,8 @@ def _check_place(directory: Path) -> None:
                 f" artifacts/{directory.resolve().name}."
             )
         raise ArtifactMissing(
-            f"{directory} has no {MANIFEST}; export writes it last, so run export again."
+            f"{directory} has no {MANIFEST} and no config.json, so it is neither an artifact nor a"
+            " checkpoint. An export that was interrupted leaves no manifest."
         )
 
 

@@ -79,6 +79,12 @@ def load_engine(
     rejected: dict[str, str] = {}
     while True:
         choice = choose(artifact, options.variant, options.runtime, rejected=rejected)
+        gate = artifact.manifest.variants[choice.variant].gate
+        if gate.status in ("failed", "ungated"):
+            log.warning(
+                "a variant is served that did not pass its accuracy gate",
+                extra={"model": name, "variant": choice.variant, "why": gate.reason},
+            )
         try:
             return _load_variant(name, artifact, choice, options, stopping)
         except self_check.AnswersDiffer as error:

@@ -25,6 +25,10 @@ QUICK_LOOK = (
 )
 
 
+HOW_READ = (
+    "Rates and times are medians of nine rounds; a ratio is the median of the ratios within the"
+    " rounds."
+)
 BUSY = (
     "This command itself used most of a processor, so the rates may be its own; compare from"
     " another machine."
@@ -81,6 +85,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield from _agreement_lines(comparison.agreement, comparison.texts)
     yield ""
     yield from _table(header(), [row(level) for level in comparison.levels])
+    yield HOW_READ
     yield from (note for level in comparison.levels if (note := failure_note(level)))
     yield ""
     if comparison.is_client_busy:
@@ -277,6 +282,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         describe_format=describe_format,
         quick_look=QUICK_LOOK,
         busy=BUSY,
+        how_read=HOW_READ,
     )
     path.write_text(page, encoding="utf-8")
 

@@ -235,6 +235,10 @@ async def choose_target(
     """
     base = target(dialect_format("drbert", model))
     listed, owner = await _models(session, base)
+    if model is not None and listed and model not in listed:
+        raise BadUsage(
+            f"--{base.role}-model {model}: the {base.role} server has {', '.join(listed)}."
+        )
     first = model if model is not None else next(iter(listed), None)
     if given is None:
         candidates = list(_candidates(model, first, is_ours=owner == OURS))
@@ -251,6 +255,11 @@ async def choose_target(
             if "Cannot connect" in str(failure):
                 raise Unavailable(
                     f"The {base.role} server does not answer at {base.url}: {failure}"
+                ) from None
+            if str(failure).startswith(("status 401", "status 403")):
+                raise Unavailable(
+                    f"The {base.role} server at {base.url} asks for a key ({failure}); put its"
+                    f" header into a variable and name that with --{base.role}-headers."
                 ) from None
             tried.append(f"{candidate.name} at {candidate.path}: {failure}")
             continue
@@ -292,11 +301,13 @@ async def _answers_of(
 def _candidates(model: str | None, first: str | None, is_ours: bool) -> Iterator[Format]:
     """Yield formats to try; `model` was asked for, `first` is it or the first that is listed."""
     # Ours is a superset of vLLM's, which accepts requests without a model too.
-    for name in dict.fromkeys((model, first)):
+    for name in dict.fromkeys((model, first if model is None else model)):
         yield dialect_format("drbert" if is_ours else "vllm", name)
     yield dialect_format("infinity", first)
     if first is not None:
         yield dialect_format("kserve-v1", first)
+    if model is not None:
+        return  # The other formats name no model: the server's default would answer.
     yield dialect_format("tei", None)
     yield dialect_format("hf", None)
     for path in PLAIN_PATHS:

@@ -129,8 +129,9 @@ def check_page(folder: Path, verdict: Verdict) -> str:
     version = _GENERATOR.search(page)
     if version is None or version[1] != renderer_version():
         return (
-            f"{path} does not say that this version made it, so it was NOT compared with the"
-            f" evidence; `drbert-prove report {folder}` renders it anew."
+            f"{path} was made by another version of the report, so it was not compared with the"
+            " evidence. Its checksum holds, and everything above was computed again;"
+            f" `drbert-prove report {folder}` renders it anew."
         )
     if page != _render(folder, verdict):
         raise EvidenceRejected(

@@ -29,6 +29,7 @@ def contrast_of(
 
 
 def ratio_interval(estimate: Estimate, confidence: float) -> Interval:
+    """Return an estimate's interval as ratios."""
     low, high = estimate.interval(confidence)
     return math.exp(low), math.exp(high)
 

@@ -161,6 +161,7 @@ def _control(
 
 
 def control_gates(plan: Plan, controls: Sequence[Control]) -> list[Gate]:
+    """Return the gates of each control: detected, and as slow as it was made."""
     gates = []
     for name in dict.fromkeys(control.arm for control in controls):
         of_arm = [control for control in controls if control.arm == name]

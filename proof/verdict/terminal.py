@@ -77,7 +77,8 @@ def _level_lines(level: LevelVerdict, claim: str) -> Iterator[str]:
             f" {describe_statistic(item, claim)}"
         )
     for control in level.controls:
-        detected = "detected" if control.detected else "not detected"
+        # One statistic beyond its margin is enough for the gate.
+        detected = "beyond its margin" if control.detected else "not beyond its margin"
         expected = f", expected {format_percent(control.expected)}" if control.expected else ""
         yield (
             f"control {control.arm} {metric_label(control.metric)} {control.statistic}:"

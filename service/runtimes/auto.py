@@ -90,7 +90,7 @@ def _choose_fastest(
             continue
         rejection = rejected.get(name) or _rejection_reason(variant, runtime, native, host)
         if rejection is None:
-            reason = "the fastest held"
+            reason = "the fastest variant in the artifact"
             if passed_over:
                 device = "this CPU" if name.startswith("cpu") else "this GPU"
                 reason = f"the fastest {device} can run; passed over {'; '.join(passed_over)}"

@@ -278,7 +278,9 @@ def test_an_interrupt_ends_a_client_that_waits_for_a_retry() -> None:
             server.shutdown()
             thread.join()
     assert time.monotonic() - interrupted < 5
-    assert (process.returncode, errors) == (130, "drbert-classify: interrupted\n")
+    retrying, interrupted_line = errors.splitlines()
+    assert retrying.endswith("it answered with status 503; retrying for up to 60 s")
+    assert (process.returncode, interrupted_line) == (130, "drbert-classify: interrupted")
 
 
 def test_no_more_is_read_ahead_than_the_pending_requests_need() -> None:

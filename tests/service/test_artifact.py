@@ -43,7 +43,7 @@ def test_one_changed_byte_is_refused_and_the_file_named(artifact: Artifact) -> N
 
 def test_a_folder_without_a_manifest_is_refused(artifact: Artifact) -> None:
     artifact.path("manifest.json").unlink()
-    with pytest.raises(ArtifactMissing, match=r"has no manifest\.json; export writes it last"):
+    with pytest.raises(ArtifactMissing, match=r"has no manifest\.json and no config"):
         read_artifact(artifact.directory)
 
 

@@ -369,7 +369,7 @@ def test_a_page_of_another_version_is_not_compared_and_the_judge_says_so(
     for command in (["judge", str(copy)], ["report", str(copy), "--out", str(tmp_path / "x")]):
         assert main(command) == 0
         assert (
-            "does not say that this version made it, so it was NOT compared"
+            "was made by another version of the report, so it was not compared"
             in capsys.readouterr().out
         )
 
