@@ -77,7 +77,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("module", "name"), COMMANDS.items())
-def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(
+def test_every_command_has_a_help_page_and_a_version_and_refuses_an_unknown_option_with_64(
     module: str, name: str
 ) -> None:
     helped = subprocess.run(
@@ -85,26 +85,17 @@ def test_every_command_has_a_help_page_and_refuses_an_unknown_option_with_64(
     )
     assert helped.returncode == 0
     assert helped.stdout.startswith(f"usage: {name}")
+    for code in ("64   the command line is wrong", "69   a file, a port, a package"):
+        assert code in helped.stdout
+    version = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout == f"DrBERT Serve {installed_version()}\n"
     wrong = subprocess.run(
         [sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 64
     assert wrong.stderr.splitlines()[-1].startswith(f"{name}: ")
-
-
-@pytest.mark.parametrize(("module", "name"), COMMANDS.items())
-def test_every_command_has_a_version_and_help_that_lists_the_exit_codes(
-    module: str, name: str
-) -> None:
-    version = subprocess.run(
-        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
-    )
-    assert version.stdout == f"DrBERT Serve {installed_version()}\n"
-    helped = subprocess.run(
-        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
-    )
-    for code in ("64   the command line is wrong", "69   a file, a port, a package"):
-        assert code in helped.stdout
 
 
 MISSING = """

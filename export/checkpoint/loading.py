@@ -26,7 +26,7 @@ from command import BadInput, BadUsage, Unavailable, first_line
 from export.checkpoint.config import plain_functions, read_config
 from export.checkpoint.tokenizer import SLOW_TOKENIZERS
 from service.artifact import sha256
-from service.checkpoints.source import ModelSource
+from service.checkpoints.source import SHARDS, WEIGHTS, ModelSource
 
 DECODER_PREFIX = "pretraining_decoder."
 # Output layers of pretraining, which some trainers leave in the file of a classifier.
@@ -34,7 +34,6 @@ PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminato
 # Prefixes that a wrapper puts before every tensor's name: torch.compile, DataParallel and
 # DistributedDataParallel, and a trainer's own module.
 WRAPPERS = ("_orig_mod.", "module.", "model.")
-WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 # Families whose layers have the parameter names of BERT's.
 BERT_LAYER_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
 

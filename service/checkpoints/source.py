@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from command import BadUsage, Unavailable, first_line
-from service.artifact import CHECKPOINT_FILES, MANIFEST
+from service.artifact import CHECKPOINT_FILES, HUB_ID, MANIFEST
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 """Files of a hub's repository that are downloaded. Pickles are not among them."""
