@@ -186,17 +186,18 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
-        return error_response(error)
+        return error_response(error, request)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(invalid_request(error))
+        return error_response(invalid_request(error), request)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 400:  # a body that the framework could not parse
-            return error_response(InvalidJson("The body is not JSON.", param="body"))
+            return error_response(InvalidJson("The body is not JSON.", param="body"), request)
         code = str(error.detail).lower().replace(" ", "_")
+        request.state.error_code = code
         body = {
             "error": {
                 "message": f"{error.detail}.",
@@ -210,13 +211,18 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         return error_response(
-            ServiceError("This is a bug in the service; its log has the traceback.")
+            ServiceError("This is a bug in the service; its log has the traceback."), request
         )
 
 
-def error_response(error: ServiceError) -> Response:
-    """Return the answer for an error."""
+def error_response(error: ServiceError, request: Request) -> Response:
+    """Return the answer for an error, and note its code for the access log."""
+    request.state.error_code = error.code
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["connection"] = "close"
     return JSONResponse(error.body(), int(error.status), headers)
 
 
@@ -316,13 +322,8 @@ class AdminGuardMiddleware:
         try:
             self._check(scope)
             body = b"" if scope["method"] in ("GET", "HEAD") else await self._read(scope, receive)
-        except Unauthorized as error:
-            await JSONResponse(error.body(), 401, {"www-authenticate": "Bearer"})(
-                scope, receive, send
-            )
         except ServiceError as error:
-            headers = {"connection": "close"} if isinstance(error, BodyTooSlow) else {}
-            await JSONResponse(error.body(), int(error.status), headers)(scope, receive, send)
+            await error_response(error, Request(scope))(scope, receive, send)
         except ClientDisconnected:
             pass
         else:

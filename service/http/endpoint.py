@@ -78,7 +78,7 @@ class ClassifyEndpoint:
     """The ASGI application of one dialect.
 
     `scope["state"]` holds the request's id, and the model if the path names one. It gets the
-    request's `stats`, for the access log.
+    request's `stats` and the `error_code` of a refusal, for the access log.
     """
 
     def __init__(self, context: HttpContext, dialect: Dialect) -> None:
@@ -99,9 +99,10 @@ class ClassifyEndpoint:
         except ServiceError as error:
             if error.status < 500 or isinstance(error, UNAVAILABLE):
                 metrics.rejected.labels(error.code).inc()
-            status, headers, pieces = self._refusal(self._with_dialect_names(error))
+            status, headers, pieces = self._refusal(self._with_dialect_names(error), scope)
         except ClientDisconnected:
             metrics.rejected.labels("client_left").inc()
+            scope["state"]["error_code"] = "client_left"
             status, headers, pieces = 499, [], [b""]
         except Exception:  # The one place where a bug becomes an answer.
             log.exception(
@@ -111,7 +112,8 @@ class ClassifyEndpoint:
                 ServiceError(
                     "This is a bug in the service; its log has the traceback under the"
                     " request's id."
-                )
+                ),
+                scope,
             )
         finally:
             lifecycle.active_requests -= 1
@@ -310,7 +312,8 @@ class ClassifyEndpoint:
         if shadow is not None:
             shadow.consider(model, completed.request, completed.results)
 
-    def _refusal(self, error: ServiceError) -> tuple[int, Headers, list[bytes]]:
+    def _refusal(self, error: ServiceError, scope: Scope) -> tuple[int, Headers, list[bytes]]:
+        scope["state"]["error_code"] = error.code
         status, headers, body = self._dialect.refuse(error)
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))

@@ -29,6 +29,9 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 """A client's X-Request-Id that is used as it is; any other is replaced."""
 
 
+PROBES = re.compile(r"/(livez|readyz|health|v2/health/(live|ready)|metrics)")
+"""What an orchestrator and Prometheus ask every few seconds."""
+
 PREFIX = re.compile(rb"(/[A-Za-z0-9._~-]{1,100}){1,10}")
 """A path in X-Forwarded-Prefix; any other value is ignored."""
 
@@ -89,7 +92,10 @@ def _forwarded_prefix(scope: Scope) -> str:
 
 
 class AccessLogMiddleware:
-    """Middleware that logs each request when it is answered, without its texts and its query."""
+    """Middleware that logs each request when it is answered, without its texts and its query.
+
+    Probes are logged only when they fail.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -99,7 +105,7 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send)
             return
         started_ns = time.monotonic_ns()
-        state: dict[str, Any] = scope.setdefault("state", {})
+        scope.setdefault("state", {})
         status = 0
 
         def send_noting_status(message: Message) -> Awaitable[None]:
@@ -111,17 +117,27 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send_noting_status)
         finally:
-            facts = {
-                "request_id": state.get("request_id"),
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "ms": round((time.monotonic_ns() - started_ns) / 1e6, 3),
-            }
-            stats: RequestStats | None = state.get("stats")
-            if stats is not None:
-                facts |= {"model": stats.model, "texts": stats.texts, "tokens": stats.tokens}
-            log.info("request", extra=facts)
+            if status != 200 or not PROBES.fullmatch(scope["path"]):
+                _log_request(scope, status, (time.monotonic_ns() - started_ns) / 1e6)
+
+
+def _log_request(scope: Scope, status: int, milliseconds: float) -> None:
+    state = scope["state"]
+    facts: dict[str, Any] = {
+        "request_id": state.get("request_id"),
+        # A Unix socket has no address.
+        "client": scope["client"][0] if scope.get("client") else None,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "ms": round(milliseconds, 3),
+    }
+    if "error_code" in state:
+        facts["error_code"] = state["error_code"]
+    stats: RequestStats | None = state.get("stats")
+    if stats is not None:
+        facts |= {"model": stats.model, "texts": stats.texts, "tokens": stats.tokens}
+    log.info("request", extra=facts)
 
 
 class RequestIdMiddleware:
@@ -161,7 +177,7 @@ class RequestIdMiddleware:
         if app is None:
             app = self._fallback
             if not self._is_allowed(scope):
-                app = error_answer(Unauthorized(KEY_REQUIRED), scope["path"])
+                app = error_answer(Unauthorized(KEY_REQUIRED), scope)
         await app(scope, receive, send_identified)
 
     def _is_allowed(self, scope: Scope) -> bool:
@@ -170,11 +186,11 @@ class RequestIdMiddleware:
         return self._keys.admit(dict(scope["headers"]))
 
 
-def error_answer(error: ServiceError, path: str = "") -> Response:
-    """Return the answer for an error, in the format of the path."""
-    status, headers, body = (
-        plain_refusal(error) if PLAIN_ERROR_PATHS.match(path) else Native().refuse(error)
-    )
+def error_answer(error: ServiceError, scope: Scope) -> Response:
+    """Return the answer for an error, in the format of the path, and note its code in the scope."""
+    scope["state"]["error_code"] = error.code
+    is_plain = PLAIN_ERROR_PATHS.match(scope["path"])
+    status, headers, body = plain_refusal(error) if is_plain else Native().refuse(error)
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, ShuttingDown):

@@ -66,12 +66,14 @@ def build_app(context: HttpContext) -> ASGIApp:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}; /docs lists the paths."
+        code = str(error.detail).lower().replace(" ", "_")
+        request.state.error_code = code
         body: dict[str, object] = {
             "error": {
                 "message": message,
                 "type": "invalid_request_error",
                 "param": None,
-                "code": str(error.detail).lower().replace(" ", "_"),
+                "code": code,
             }
         }
         if PLAIN_ERROR_PATHS.match(request.url.path):
@@ -108,12 +110,12 @@ def add_operation(app: FastAPI, context: HttpContext) -> None:
         """Answer 200 while the process runs."""
         return "ok\n"
 
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         """Answer 200 while the service accepts requests, else 503 with the reason."""
         try:
             check_ready(service)
         except ServiceError as error:
-            return error_answer(error)
+            return error_answer(error, request.scope)
         return PlainTextResponse("ok\n")
 
     for path in (

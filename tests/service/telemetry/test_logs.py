@@ -423,6 +423,9 @@ def test_the_access_log_names_each_request_and_never_its_text(artifact: Artifact
         assert classify(url, "secret")["data"]
         with suppress(urllib.error.HTTPError):
             urllib.request.urlopen(f"{url}/nowhere?secret=1")
+        with suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{url}/models/other", b'{"inputs": "secret"}')
+        urllib.request.urlopen(f"{url}/livez").close()
         process.terminate()
         output = process.communicate(timeout=30)[0]
     events = [json.loads(line) for line in output.splitlines()]
@@ -432,5 +435,12 @@ def test_the_access_log_names_each_request_and_never_its_text(artifact: Artifact
     assert answered["tokens"] > 0
     assert answered["ms"] > 0
     assert len(answered["request_id"]) == 32
-    assert requests["/nowhere"]["status"] == 404
+    assert answered["client"] == "127.0.0.1"
+    assert "error_code" not in answered
+    assert (requests["/nowhere"]["status"], requests["/nowhere"]["error_code"]) == (
+        404,
+        "not_found",
+    )
+    assert requests["/models/other"]["error_code"] == "model_not_found"
+    assert "/livez" not in requests
     assert "secret" not in output
