@@ -22,12 +22,15 @@ import importlib
 import importlib.metadata
 import io
 import os
+import signal
 import sys
+import threading
 import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 # No command sends telemetry. Every command imports this module before the libraries that would.
@@ -67,6 +70,9 @@ FAILURES = f"""\
   {INTERRUPTED}  interrupted (Ctrl-C)
 """
 """The lines of the exit codes that every command has."""
+
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process by default without an exception, and so without any clean-up."""
 
 Main = Callable[[Sequence[str]], int]
 """A command: it takes its arguments and returns its exit code."""
@@ -201,6 +207,29 @@ def use_utf8() -> None:
             stream.reconfigure(encoding="utf-8")
 
 
+@contextmanager
+def exit_on_termination_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit with the shell's code, 128 + number, in the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread can set handlers; no signal ends another thread.
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
+    previous = {
+        number: signal.signal(number, stop)
+        for number in TERMINATION_SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def finish(main: Main | str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code, or with the code of its failure.
 
@@ -246,7 +275,10 @@ def _failure(error: BaseException, module: str) -> tuple[int, str]:
             package = (error.name or "?").partition(".")[0]
             # What the service needs is the base install.
             extra = module.partition(".")[0].removeprefix("service")
-            return UNAVAILABLE, f"the package {package} is not installed; {how_to_install(extra)}"
+            message = f"the package {package} is not installed; {how_to_install(extra)}"
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                message += "; docs/commands.md there has the options"
+            return UNAVAILABLE, message
         case KeyboardInterrupt():
             return INTERRUPTED, "interrupted"
         case MemoryError():

@@ -11,15 +11,13 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from atomic import replace_directory
-from command import BadUsage, Unavailable
+from command import BadUsage, Unavailable, exit_on_termination_signals
 from service.artifact import MANIFEST, ArtifactError, read_manifest
 
 DISK_FULL_BYTES = 1 << 20
@@ -28,8 +26,6 @@ SYSTEM_FILES = (".DS_Store", "lost+found")
 """Files that systems leave in folders; they are removed together with the artifact they lie in."""
 OLD = "-old"
 """Suffix of the folder that the previous artifact has while it is replaced."""
-TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a process by default without an exception, and so without any clean-up."""
 
 
 def resolve_target(target: Path) -> Path:
@@ -73,7 +69,7 @@ def draft_artifact(target: Path) -> Iterator[Path]:
     draft: Path | None = None
     lock = -1
     try:
-        with _exit_on_termination_signals():
+        with exit_on_termination_signals():
             _remove_abandoned_drafts(target)
             draft, lock = _create_locked_draft(target)
             yield draft
@@ -149,25 +145,3 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _exit_on_termination_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit with the shell's code, 128 + number, in the block."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = {}
-    try:
-        for number in TERMINATION_SIGNALS:
-            # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, stop)
-    except ValueError:
-        pass  # Only the main thread can set handlers; no signal ends another thread.
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

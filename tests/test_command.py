@@ -138,6 +138,14 @@ def test_a_missing_package_ends_with_69_and_not_with_a_verdict(
     )
 
 
+def test_help_that_cannot_be_shown_names_the_page_that_has_it() -> None:
+    code = MISSING.format(script="drbert-export", module="export.__main__", package="torch")
+    code = code.replace('"y", "z"', '"--help"')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.endswith("docs/commands.md there has the options\n")
+
+
 @pytest.mark.parametrize(
     ("body", "code"), [("print('x' * 200_000); return 1", 141), ("print('x'); return 1", 1)]
 )

@@ -10,13 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from command import (
     BAD_INPUT,
@@ -25,6 +23,7 @@ from command import (
     BadUsage,
     CommandError,
     Unavailable,
+    exit_on_termination_signals,
     how_to_install,
 )
 
@@ -44,8 +43,6 @@ run()
 """
 STOP_WITHIN_S = 10.0
 """Seconds that an export has to remove its draft when it is interrupted."""
-TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a process without an exception, and so without ending its export."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def run_export(checkpoint: Path, artifact: Path, options: ExportOptions) -> None
     facts = {"checkpoint": str(checkpoint), "artifact": str(artifact)}
     log.info("exporting a checkpoint, which is needed once", extra=facts)
     last = ""
-    with _exit_on_termination_signals(), _process(command) as process:
+    with exit_on_termination_signals(), _process(command) as process:
         assert process.stdout is not None
         with process.stdout:
             for line in map(str.strip, process.stdout):
@@ -155,26 +152,3 @@ def _failure(checkpoint: Path, code: int, last: str) -> CommandError:
     message = last.partition(": ")[2] or last
     kinds = {USAGE: BadUsage, BAD_INPUT: BadInput}
     return kinds.get(code, Unavailable)(f"{checkpoint} cannot be exported: {message}")
-
-
-@contextmanager
-def _exit_on_termination_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit with 128 + number, as a shell reports them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread can set handlers.
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    # nohup starts a process that ignores SIGHUP, so that it outlives its terminal.
-    previous = {
-        number: signal.signal(number, stop)
-        for number in TERMINATION_SIGNALS
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
