@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -24,11 +23,14 @@ import aiohttp
 from tqdm import tqdm
 
 from client.compare.answers import Agreement, compare_answers
+from client.compare.formats import Format
 from client.compare.load import ask_all
+from client.compare.probing import choose_target
 from client.compare.report import Comparison, Requirement, describe, to_json, write_page
-from client.compare.target import LONGEST_S, Format, Target, choose_target
+from client.compare.target import LONGEST_S, Target
 from client.compare.timing import SLICES, Level, time_servers
 from command import BadInput, BadUsage, Parser, Unavailable
+from proof.plans.dialects import read_headers
 
 ANSWERS_SHARE = 0.25
 """Share of the time in which answers are compared."""
@@ -235,18 +237,6 @@ async def _target(
         return Target(role, url, chosen, headers)
 
     return await choose_target(session, with_format, given, model, texts)
-
-
-def read_headers(variable: str | None, option: str) -> dict[str, str]:
-    """Return the headers in an environment variable's `Name: value` lines; raises BadUsage."""
-    if variable is None:
-        return {}
-    if variable not in os.environ:
-        raise BadUsage(f"{option} names the variable {variable}, which is not set.")
-    lines = [line.partition(":") for line in os.environ[variable].splitlines() if line.strip()]
-    if not all(colon for _, colon, _ in lines):
-        raise BadUsage(f"The variable {variable} has a line without a colon; write `Name: value`.")
-    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def check_url(text: str) -> str:

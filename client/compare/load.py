@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from client.compare.target import Answer, RequestFailed, Target, post, read_answer
+from client.compare.formats import Answer
+from client.compare.target import RequestFailed, Target, post, read_answer
 
 AFTER_FAILURE_S = 0.05
 """Pause after a request that failed: a server that refuses at once would be asked without end."""

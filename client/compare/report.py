@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from client.compare.answers import Agreement, DifferingText
-from client.compare.target import Target, printable
+from client.compare.formats import printable
+from client.compare.target import Target
 from client.compare.timing import Level, Ratio
 
 SHOWN_TEXTS = 5

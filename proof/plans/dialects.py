@@ -84,22 +84,31 @@ def parse_server_timing(header: str) -> ServerTiming:
     return ServerTiming(phases_ms, rows, tokens, int(batch[1]), int(batch[2] is not None))
 
 
+def read_headers(variable: str | None, named_by: str) -> dict[str, str]:
+    """Return the headers in an environment variable's `Name: value` lines; without one, none.
+
+    `named_by` says where the variable is named. Raise BadInput if it is not set, or is no such
+    list.
+    """
+    if variable is None:
+        return {}
+    if variable not in os.environ:
+        raise BadInput(f"{named_by} takes headers from the variable {variable}, which is not set.")
+    lines = [line.partition(":") for line in os.environ[variable].splitlines() if line.strip()]
+    if not all(colon for _, colon, _ in lines):
+        raise BadInput(
+            f"The variable {variable} holds a line without a colon; write `Name: value` lines."
+        )
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
 def headers_from(variable: str | None) -> dict[str, str]:
     """Return headers from an environment variable with a `Name: value` line for each.
 
     Secrets have no place in a plan. Raise BadInput if the variable is not set, holds anything else,
     or sets a header that the proof itself sends.
     """
-    if variable is None:
-        return {}
-    if variable not in os.environ:
-        raise BadInput(f"The plan takes headers from the variable {variable}, which is not set.")
-    lines = [line.partition(":") for line in os.environ[variable].splitlines() if line.strip()]
-    if not all(colon for _, colon, _ in lines):
-        raise BadInput(
-            f"The variable {variable} holds a line without a colon; write `Name: value` lines."
-        )
-    headers = {name.strip(): value.strip() for name, _, value in lines}
+    headers = read_headers(variable, "The plan")
     for name in headers:
         # They would slow the arm down, or give its rows to another request.
         if name.lower() in ("x-busy-wait", "x-request-id", "content-type", "content-length"):

@@ -15,10 +15,11 @@ import pytest
 
 from client.compare import commands
 from client.compare.answers import compare_answers, wilson_interval
-from client.compare.commands import main, parse_labels, parse_requirements, read_headers
-from client.compare.target import Answer, Format, mapping_format, parse_format
+from client.compare.commands import main, parse_labels, parse_requirements
+from client.compare.formats import Answer, Format, mapping_format, parse_format
 from client.compare.timing import median_ratio, order_statistic
 from command import BadInput, BadUsage, Unavailable
+from proof.plans.dialects import read_headers
 from service.artifact import Artifact
 from tests.service.test_server import free_port, serving
 
@@ -309,6 +310,17 @@ def test_numbers_are_compared_by_their_value_and_not_by_their_one_label() -> Non
     assert agreement.largest_difference == pytest.approx(5.0)
 
 
+def test_all_counted_labels_of_a_multi_label_model_are_compared() -> None:
+    both, toxic = {"toxic": 0.9, "insult": 0.6}, {"toxic": 0.9, "insult": 0.4}
+    neither = {"toxic": 0.2, "insult": 0.1}
+    old = [Answer("toxic", both), Answer("toxic", both), Answer("toxic", neither)]
+    new = [Answer("toxic", toxic), Answer("toxic", both), Answer("insult", neither)]
+    agreement = compare_answers([(1, "one"), (2, "two"), (3, "three")], old, new, {})
+    assert agreement.same == 2
+    [text] = agreement.differing
+    assert (text.old, text.new) == ("toxic 0.9000, insult 0.6000", "toxic 0.9000")
+
+
 def test_a_server_that_reads_no_text_from_a_field_is_asked_in_another_format(
     texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,8 +368,8 @@ def test_a_file_that_cannot_be_written_is_reported_before_the_minute(
 def test_headers_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLD", "Authorization: Bearer x\nX-A: b:c")
     assert read_headers("OLD", "--old-headers") == {"Authorization": "Bearer x", "X-A": "b:c"}
-    with pytest.raises(BadUsage, match="NEW, which is not set"):
+    with pytest.raises(BadInput, match="--new-headers takes headers from the variable NEW, which"):
         read_headers("NEW", "--new-headers")
     monkeypatch.setenv("OLD", "nothing")
-    with pytest.raises(BadUsage, match="without a colon"):
+    with pytest.raises(BadInput, match="without a colon"):
         read_headers("OLD", "--old-headers")
