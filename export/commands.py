@@ -52,13 +52,22 @@ def main(arguments: Sequence[str]) -> int:
         f" {manifest.max_tokens} tokens, encoder {manifest.encoder_digest[:12]}, head"
         f" {manifest.head_digest[:12]}"
     )
-    return 0
+    failed = [
+        name
+        for name, variant in manifest.variants.items()
+        if RECIPES[name].calibrated and variant.gate.status != "passed"
+    ]
+    return 1 if options.require_gate and failed else 0
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="drbert-export",
         description="Export a fine-tuned checkpoint to a verified artifact.",
+        results=(
+            "  0   the artifact is written\n"
+            "  1   it is written, but int8 failed its gate (with --require-gate)"
+        ),
     )
     parser.add_argument("checkpoint", help="Hugging Face folder with safetensors, or a hub id")
     parser.add_argument("artifact", type=Path, help="folder to write")
@@ -82,6 +91,11 @@ def _parser() -> Parser:
             f"at least {MIN_TEXTS:,} other texts on which cpu-int8 must agree with fp32, one per"
             " line, or .jsonl with text and label"
         ),
+    )
+    parser.add_argument(
+        "--require-gate",
+        action="store_true",
+        help="end with 1 if cpu-int8 fails its gate; by default the artifact marks it as failed",
     )
     parser.add_argument(
         "--agreement",

@@ -19,7 +19,7 @@ from command import BadInput
 from export.checkpoint.loading import Checkpoint, build_model, embedding_rows, read_checkpoint
 from export.checkpoint.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.checkpoint.tokenizer import load_tokenizer, write_tokenizer
-from export.checks.gate import gate_by_agreement, gate_by_parity
+from export.checks.gate import MIN_TEXTS, gate_by_agreement, gate_by_parity
 from export.checks.verify import (
     check_lengths,
     check_tokens,
@@ -136,6 +136,12 @@ def _read_quantization_texts(
         raise BadInput(
             f"{quantization.gate}: all of its texts are in the calibration file"
             f" ({quantization.calibration}) too. A gate needs texts that calibration has not seen."
+        )
+    if len(gate) < MIN_TEXTS:
+        print(
+            f"{quantization.gate} has {len(gate):,} texts that calibration has not seen; the gate"
+            f" needs {MIN_TEXTS:,}, so every int8 variant will fail it",
+            flush=True,
         )
     return calibration, gate
 

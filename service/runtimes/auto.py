@@ -69,7 +69,8 @@ def choose(
         if variant not in variants:
             raise RuntimeUnavailable(
                 f"{artifact.directory} holds no variant {variant!r}; it holds"
-                f" {', '.join(variants)}."
+                f" {', '.join(variants)}. `drbert-export --variants` builds others, and"
+                " `drbert-serve CHECKPOINT --gate TEXTS` builds cpu-int8."
             )
         return Choice(
             variant, _runtime_for(variant, variants[variant], runtime, host), "asked for by name"

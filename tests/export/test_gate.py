@@ -137,6 +137,21 @@ def test_an_int8_export_without_gate_texts_is_ungated(
     )
 
 
+def test_a_failed_gate_ends_the_command_with_1_only_if_it_is_required(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, texts = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "texts.txt"
+    texts.write_text("good film\nbad film\n")
+    command = [str(checkpoint), str(tmp_path / "artifact"), "--gate", str(texts)]
+    assert main(command) == 0
+    assert main([*command, "--require-gate"]) == 1
+    assert "texts.txt has 2 texts that calibration has not seen; the gate needs 5,000" in (
+        capsys.readouterr().out
+    )
+    variants = read_artifact(tmp_path / "artifact").manifest.variants
+    assert variants["cpu-int8"].gate.status == "failed"
+
+
 def test_int8_is_served_in_no_lower_precision_than_it_passed_its_gate_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
