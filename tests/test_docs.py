@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
+
 PAGES = [
     *sorted(Path().glob("*.md")),
     *sorted(Path("docs").glob("*.md")),
@@ -39,6 +41,14 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_every_path_of_the_repository_that_a_page_names_exists(page: Path) -> None:
     for path in REPOSITORY_PATH.findall(page.read_text(encoding="utf-8")):
         assert Path(path).exists(), f"{page} names {path}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    settings = {f"DRBERT_{name.upper()}" for name in Settings.model_fields}
+    settings.add("DRBERT_API_KEY")  # of drbert-classify
+    named = set(re.findall(r"DRBERT_[A-Z_]*[A-Z]\b", page.read_text(encoding="utf-8")))
+    assert named <= settings, named - settings
 
 
 def test_every_module_in_the_pictures_of_the_architecture_exists() -> None:

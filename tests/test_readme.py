@@ -101,6 +101,13 @@ def test_every_request_of_the_api_reference_gives_the_answer_that_it_shows(
             done = subprocess.run(arguments, capture_output=True, check=True)
             answer = without_what_changes(json.loads(done.stdout))
             assert answer == without_what_changes(json.loads(expected)), command
+        shown_code = re.search(
+            r"```python\n(.*?)```\n\n```\n(.*?)```", Path("docs/api.md").read_text(), re.S
+        )
+        assert shown_code
+        code = shown_code[1].replace("http://localhost:8000", url)
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert printed.stdout.decode() == shown_code[2]
 
 
 def test_every_make_target_the_readme_names_exists() -> None:
