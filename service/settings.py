@@ -134,15 +134,16 @@ class Settings(BaseSettings):
     read again when it changes.
     """
     admin_port: int | None = Field(default=None, ge=0, le=65535)
-    """A second port on which models are loaded, reloaded and unloaded; by default there is none."""
+    """The admin port, on which models are loaded, replaced and unloaded; by default there is none.
+    """
     admin_host: str = "127.0.0.1"
-    """The address that the second port listens on. An address that others can reach requires
+    """The address that the admin port listens on. An address that others can reach requires
     DRBERT_ADMIN_KEYS_FILE.
     """
     admin_keys_file: Path | None = None
-    """A file of keys for the second port, one a line, in the form of DRBERT_API_KEYS_FILE."""
+    """A file of keys for the admin port, one a line, in the form of DRBERT_API_KEYS_FILE."""
     admin_load_timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds after which loading a model on the second port is given up. TensorRT builds engines
+    """Seconds after which loading a model on the admin port is given up. TensorRT builds engines
     for minutes.
     """
     metrics: Literal["service", "admin"] = "service"

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from command import SCRIPTS
 from proof.commands import COMMANDS as PROOF_COMMANDS
+from proof.plans import plan_file
 from service.settings import PREFIX, Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.nvml import Reading
@@ -31,6 +32,20 @@ CONFIGURATION = Path("docs/configuration.md")
 METRICS = Path("docs/metrics.md")
 LOGS = Path("docs/logs.md")
 COMMANDS = Path("docs/commands.md")
+PLANS = Path("docs/plans.md")
+PLAN_TABLES = {
+    "": "_PlanTable",
+    "[[arm]]": "_ArmTable",
+    "[level.unloaded]": "_InterleavedTable",
+    "[level.mixed-50], [level.mixed-80]": "_MixedTable",
+    "[level.switchback-50], [level.switchback-80]": "_SwitchbackTable",
+    "[level.capacity]": "_CapacityTable",
+    "[level.repeat]": "_RepeatTable",
+    "[server]": "_ServerTable",
+    "[generator]": "_GeneratorTable",
+    "[work]": "_WorkTable",
+}
+"""Tables of a plan, and the classes that read them."""
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 HELP_COLUMNS = "100"
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
@@ -58,6 +73,45 @@ def configuration_page() -> str:
         cells = (f"`{PREFIX}{name.upper()}`", values_of(field), default_of(field))
         lines.append(f"| {' | '.join(cells)} | {descriptions[name]} |")
     return "\n".join(lines) + "\n"
+
+
+def plans_page() -> str:
+    """Return the page of all keys of a plan."""
+    lines = [
+        "# Plans",
+        "",
+        "A plan is a TOML file that fixes a claim and how it is measured, before the run. Start"
+        " from [demo.toml](../examples/plans/demo.toml),"
+        " [other-servers.toml](../examples/plans/other-servers.toml) or"
+        " [mini-fp32-pilot.toml](../benchmarks/plans/mini-fp32-pilot.toml). An unknown key is"
+        " refused. [proof.md](proof.md) explains the method; its"
+        " [terms](proof.md#terms) are used here. This page is generated:"
+        " `python -m tests.reference_pages`.",
+    ]
+    for title, name in PLAN_TABLES.items():
+        model = getattr(plan_file, name)
+        descriptions = {
+            key: text
+            for base in reversed(model.__mro__)
+            if base.__module__ == plan_file.__name__
+            for key, text in field_descriptions(base).items()
+        }
+        lines += [
+            "",
+            f"## {title.replace('[', chr(92) + '[') if title else 'At the top'}",
+            "",
+            "| key | default | what it is |",
+            "|---|---|---|",
+        ]
+        for key, field in model.model_fields.items():
+            if key in descriptions:
+                default = "required" if field.is_required() else _plan_default(field.default)
+                lines.append(f"| `{key}` | {default} | {descriptions[key]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plan_default(value: object) -> str:
+    return "–" if value in (None, "", [], {}) else f"`{value}`"
 
 
 def metrics_page() -> str:
@@ -211,7 +265,7 @@ def help_of(arguments: list[str]) -> str:
     return done.stdout.rstrip()
 
 
-def field_descriptions(model: type[Settings]) -> dict[str, str]:
+def field_descriptions(model: type[object]) -> dict[str, str]:
     """Return the docstring below each field of a class."""
     [definition] = ast.parse(inspect.getsource(model)).body
     assert isinstance(definition, ast.ClassDef)
@@ -281,6 +335,7 @@ def main() -> None:
     METRICS.write_text(metrics_page(), encoding="utf-8")
     LOGS.write_text(logs_page(), encoding="utf-8")
     COMMANDS.write_text(commands_page(), encoding="utf-8")
+    PLANS.write_text(plans_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

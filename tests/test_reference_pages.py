@@ -12,12 +12,14 @@ from tests.reference_pages import (
     CONFIGURATION,
     LOGS,
     METRICS,
+    PLANS,
     commands_page,
     configuration_page,
     field_descriptions,
     log_events,
     logs_page,
     metrics_page,
+    plans_page,
 )
 
 
@@ -32,6 +34,7 @@ def test_every_setting_has_a_description() -> None:
         (METRICS, metrics_page),
         (LOGS, logs_page),
         (COMMANDS, commands_page),
+        (PLANS, plans_page),
     ],
     ids=str,
 )

@@ -58,44 +58,68 @@ class _Table(BaseModel):
 
 class _ArmTable(_Table):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name of the arm in rows and reports, and of its model where the run starts the server."""
     role: Role
+    """`reference` (two arms), `candidate` (two), `delayed` (one), `control` (a kept decoder)."""
     artifact: str | None = None
+    """Folder of its artifact, where the run starts the server. The delayed arm has none."""
     url: str | None = None
+    """URL of a server that the run does not start, or of a proxy in front of one."""
     model: str | None = None
+    """Name of the model in requests; needed where a server has several."""
     dialect: DialectName = "drbert"
+    """API of the server."""
     headers_env: str | None = None
+    """Environment variable that holds further headers, a `Name: value` line for each."""
     by: By = "server"
+    """What delays the delayed arm: the server, or the client for servers that cannot."""
 
 
 class _InterleavedTable(_Table):
     tuples: Annotated[int, Field(ge=4)]
+    """Blocks: texts that are sent once to every arm. A quarter of them are control blocks."""
     warm_up_tuples: Count = 20
+    """Blocks before those that count."""
     margins: Margins = {}
+    """What is claimed, and its margin, by metric and statistic: `end_to_end = { p50 = 0.02 }`."""
 
 
 class _MixedTable(_InterleavedTable):
     rate_per_s: Number = 0.0
+    """Arrivals per second of all arms together, as `drbert-prove capacity` prints them."""
 
 
 class _SwitchbackTable(_Table):
     rate_per_s: Number = 0.0
+    """Arrivals per second, as `drbert-prove capacity` prints them."""
     slice_requests: int | None = None
+    """Requests in each slice; 20 is a good number."""
     sets: Count = 1
+    """Slices of each arm in a restart. A set has one slice of every arm, with the same texts."""
     margins: Margins = {}
+    """What is claimed, and its margin, before the gain."""
     gains: Gains = {}
+    """Factors by which the queue multiplies a change of service time, from `drbert-prove plan`."""
     betas: Betas = {}
+    """β of the adjustment for dilation, from `drbert-prove plan`."""
 
 
 class _CapacityTable(_Table):
     slice_s: Number = 5.0
+    """Seconds of a slice."""
     sets: Count = 1
+    """Slices of each arm in a restart."""
     in_flight: Count = 32
+    """Requests in flight; twice the server's largest batch."""
     margins: Margins = {}
+    """What is claimed, and its margin."""
 
 
 class _RepeatTable(_Table):
     texts: Annotated[int, Field(ge=REPEAT_GROUP, multiple_of=REPEAT_GROUP)] = 16
+    """Texts, each new to the servers."""
     repeats: Count = 4
+    """Requests to each arm for a text, after the first one."""
 
 
 _LevelTable = _InterleavedTable | _MixedTable | _SwitchbackTable | _CapacityTable | _RepeatTable
@@ -113,34 +137,54 @@ class _LevelTables(_Table):
 
 class _ServerTable(_Table):
     port: Annotated[int, Field(gt=0, lt=65536)] = 8008
+    """Port of the server that the run starts."""
     cpus: list[Cpu] = []
+    """Processors that the server is pinned to; by default all."""
     settings: dict[str, Any] = {}
+    """DRBERT_* variables of the server, without the prefix and in lower case."""
     variant: str = "auto"
+    """Variant of the artifacts; auto is the fastest one here."""
     restart: str | None = None
+    """Command that starts servers anew which the run does not start; $LOAD_ORDER holds the arms."""
     instances: bool = False
+    """Whether each restart takes further servers behind the arms' URLs, as pods of a cluster."""
 
 
 class _GeneratorTable(_Table):
     cpus: list[Cpu] = []
+    """Processors that the load generator is pinned to; by default all."""
 
 
 class _WorkTable(_Table):
     variant: str = "cpu-fp32"
+    """Variant whose instructions are counted."""
     lengths: list[Count] = []
+    """Tokens of the counted texts; by default as many lengths as the method affords."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Largest relative difference of instructions that counts as the same work."""
 
 
 class _PlanTable(_Table):
     name: str
+    """Name of the run and of its folder."""
     claim: Claim = "equivalence"
+    """`equivalence`, or `non-inferiority` for a swap to another architecture."""
     seed: int
+    """Seed of everything that looks random in a run."""
     texts: str
+    """File of texts, one on each line."""
     texts_sha256: str | None = None
+    """SHA-256 of that file, which binds the plan to it; `drbert-prove plan` sets it."""
     restarts: Annotated[int, Field(ge=4, multiple_of=4)]
+    """Restarts that must count, a multiple of 4; a verdict needs 8, a pilot 12."""
     wait_for_calm_s: Number = 0.0
+    """Longest wait before each restart, in seconds, for other guests of the host to be quiet."""
     schedule_version: Annotated[int, Field(ge=1, le=NEWEST_SCHEDULE)] = 1
+    """2 in every new plan; 1 is for plans from before December 2026."""
     capacity_per_s: Number = 0.0
+    """Schedule 1 only: texts per second of the reference alone."""
     pilot: str | None = None
+    """SHA-256 of the pilot.json that sizes and gains come from; `drbert-prove plan` sets it."""
     arm: list[_ArmTable]
     level: _LevelTables
     server: _ServerTable = _ServerTable()
