@@ -137,7 +137,7 @@ class CountingModel:
         """Return the length of a row for a text of `tokens` tokens."""
         return self.shapes.length(tokens)
 
-    def has_run(self, rows: int, length: int) -> bool:
+    def has_run(self, rows: int, length: int, texts: int) -> bool:
         """Return that no shape is new."""
         return True
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from service.artifact import Artifact, Manifest
-from service.batching.packing import Layout, first_token_slots
+from service.batching.packing import Layout, first_token_slots, most_texts
 from service.batching.shapes import Shapes
 from service.errors import InvalidInput, ModelOutputInvalid
 from service.runtimes import Inputs, Logits, Runtime
@@ -100,7 +100,7 @@ class Classifier:
             self.manifest.max_tokens, max_batch_size, runtime.grid, max_batch_tokens
         )
         self.packing = self.shapes.packing
-        self._shapes_run: set[tuple[int, int]] = set()
+        self._shapes_run: set[tuple[int, int, int]] = set()
         self.warm_batch: tuple[int, float] | None = None
         """Tokens of the largest warm-up batch, and the seconds that it took when run again."""
         # One tokenizer for all kinds of truncation: to make one holds the interpreter for 0.2 to
@@ -279,12 +279,15 @@ class Classifier:
         are; without it they are laid out here. The function raises ModelOutputInvalid if the model
         answers NaN, infinity or the wrong shape.
         """
-        pending = self.runtime.start(self._inputs(batch, layout))
+        inputs, places = self._inputs(batch, layout)
+        pending = self.runtime.start(inputs)
         expected = (len(batch), len(self.manifest.labels))
 
         def finish() -> Logits:
-            # A packed batch asks the engine for more first tokens than it has texts.
-            logits = pending()[: len(batch)]
+            logits = pending()
+            if logits.ndim == 2 and len(logits) > max(places):
+                # A packed batch asks the engine for more first tokens than it has texts.
+                logits = logits[places]
             if logits.shape != expected:
                 raise ModelOutputInvalid(
                     f"The model answered logits of shape {logits.shape}; expected {expected}."
@@ -295,16 +298,18 @@ class Classifier:
 
         return finish
 
-    def has_run(self, rows: int, length: int) -> bool:
-        """Return whether a batch of that shape has been run, by the warm-up or by a request."""
-        return self._shape_key(rows, length) in self._shapes_run
+    def has_run(self, rows: int, length: int, texts: int = 1) -> bool:
+        """Return whether a batch of that shape has been run, by the warm-up or by a request.
 
-    def _shape_key(self, rows: int, length: int) -> tuple[int, int]:
+        `texts` is the largest number of texts in a row.
+        """
+        return self._shape_key(rows, length, texts) in self._shapes_run
+
+    def _shape_key(self, rows: int, length: int, texts: int) -> tuple[int, int, int]:
         # Where rows may be padding, the engine distinguishes the sizes that they are filled up to.
-        # The number of first tokens makes no measurable difference (mini, packed rows).
         if self.packing is None:
-            rows = self.shapes.rows(min(rows, self.shapes.max_batch_size))
-        return rows, length
+            return self.shapes.rows(min(rows, self.shapes.max_batch_size)), length, 1
+        return rows, length, first_token_slots(rows, length, texts)
 
     def predict(self, batch: Sequence[Encoded]) -> Logits:
         """Return the logits of a batch, of shape (len(batch), labels)."""
@@ -348,11 +353,7 @@ class Classifier:
         started, done = time.monotonic(), 0
         if max_text_tokens is None or self.shapes.grid.warm_up_all:
             max_text_tokens = self.manifest.max_tokens
-        examples = (
-            self.shapes.example_lengths(rows, length, max_text_tokens)
-            for rows, length in self.shapes.by_work()
-        )
-        batches = [texts for texts in examples if texts]
+        batches = list(self.shapes.examples(max_text_tokens))
         if self.shapes.grid.warm_up_all:
             # The device memory that the largest shape needs serves all others.
             batches.reverse()
@@ -381,14 +382,18 @@ class Classifier:
         length = self.padded_length(max([item.tokens for item in batch]))
         return Layout(length, tuple([(index,) for index in range(len(batch))]))
 
-    def _inputs(self, batch: Sequence[Encoded], layout: Layout | None) -> Inputs:
+    def _inputs(self, batch: Sequence[Encoded], layout: Layout | None) -> tuple[Inputs, list[int]]:
+        """Return what the engine reads, and for each text the index of its logits."""
         if layout is None:
             layout = self._lay_out(batch)
         shape = (len(layout.rows), layout.length)
-        self._shapes_run.add(self._shape_key(*shape))
+        texts = most_texts(layout)
+        slots = first_token_slots(*shape, texts)
+        self._shapes_run.add(self._shape_key(*shape, texts))
         ids = np.full(shape, self._pad, np.int64)
         mask, types, positions = (np.zeros(shape, np.int64) for _ in range(3))
-        first_tokens = np.zeros(first_token_slots(len(batch)), np.int64)
+        first_tokens = np.zeros((len(layout.rows), slots), np.int64)
+        places = [0] * len(batch)
         for row, indices in enumerate(layout.rows):
             end = 0
             for number, index in enumerate(indices, 1):
@@ -398,7 +403,8 @@ class Classifier:
                 mask[row, begin:end] = number
                 types[row, begin:end] = item.type_ids
                 positions[row, begin:end] = np.arange(item.tokens)
-                first_tokens[index] = row * layout.length + begin
+                first_tokens[row, number - 1] = begin
+                places[index] = row * slots + number - 1
         arrays: dict[str, Array] = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -408,4 +414,6 @@ class Classifier:
         if self.packing is not None:
             inputs["position_ids"] = positions
             inputs["first_tokens"] = first_tokens
-        return inputs
+        else:
+            places = list(range(len(batch)))
+        return inputs, places

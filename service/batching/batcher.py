@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.batching.capacity import TEXT_COST, estimated_tokens
+from service.batching.packing import most_texts
 from service.batching.queue import BatchLimits, Queue
 from service.batching.requests import (
     Batch,
@@ -92,8 +93,22 @@ class Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the place back, unless it was given back or used already."""
         if self.flow is not None and self.flow.texts:
             self._batcher.drop(self.flow)
+
+    def withdraw(self) -> None:
+        """Give the place back for a request that needs no engine after all."""
+        if self.flow is not None and self.flow.texts:
+            self._batcher.withdraw(self.flow)
+
+    def handed_over(self) -> Reservation:
+        """Return the place as a reservation of its own, which outlives this one."""
+        handed, self.flow = Reservation(self._batcher, self.flow), None
+        return handed
 
 
 @dataclass
@@ -202,6 +217,7 @@ class Batcher:
         injected_delay: float = 0.0,
         background: bool = False,
         reservation: Reservation | None = None,
+        expires: bool = True,
     ) -> list[Result]:
         """Return the items' results in their order.
 
@@ -214,7 +230,8 @@ class Batcher:
         show that it detects a slower model. Only items with the same delay share a batch.
         `background` items take no room in the queue, and are refused when there are too many.
         A `reservation` that is large enough has admitted the items already; otherwise they are
-        admitted anew.
+        admitted anew. Without `expires`, `timeout_s` is only planned with: the items wait until
+        they are computed or the call is cancelled.
         """
         if not items:
             return []
@@ -223,8 +240,9 @@ class Batcher:
         target = self.models[model]
         lengths = [target.padded_length(item.tokens) for item in items]
         flow = self._flow(model, lengths, deadline, reservation)
+        latest = deadline if expires else math.inf
         request = PendingRequest(
-            loop, loop.create_future(), deadline, [None] * len(items), len(items), flow
+            loop, loop.create_future(), latest, [None] * len(items), len(items), flow
         )
         now = time.monotonic_ns()
         queued = [
@@ -245,7 +263,7 @@ class Batcher:
                 loop.call_soon(self._wake_worker)
         # The deadline, or a caller that is cancelled, settles the future. Items of the request that
         # are still in the queue are dropped then.
-        expiry = None if math.isinf(timeout_s) else loop.call_later(timeout_s, expire, request)
+        expiry = None if math.isinf(latest) else loop.call_later(timeout_s, expire, request)
         try:
             return await request.future
         finally:
@@ -257,6 +275,12 @@ class Batcher:
     def drop(self, flow: Flow) -> None:
         """Drop what waits of a request, or the place that is held for it."""
         with self._changed:
+            self.queue.drop(flow)
+
+    def withdraw(self, flow: Flow) -> None:
+        """Drop a place that needs no engine, and do not count it as load either."""
+        with self._changed:
+            self.queue.capacity.forgive(flow)
             self.queue.drop(flow)
 
     def _check_open(self, texts: int) -> None:
@@ -397,7 +421,8 @@ class Batcher:
         started_cpu_ns = self.cpu_clock()
         try:
             rows, length = self._shape(batch)
-            is_first = not batch.first.model.has_run(rows, length)
+            texts = 1 if batch.layout is None else most_texts(batch.layout)
+            is_first = not batch.first.model.has_run(rows, length, texts)
             items = [queued.item for queued in batch.items]
             finish = batch.first.model.start(items, batch.layout)
         except Exception as error:  # No failure of a model ends this thread.

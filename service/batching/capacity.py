@@ -207,6 +207,15 @@ class Capacity:
             self._check_list(flow)
         self.add(flow)
 
+    def forgive(self, flow: Flow) -> None:
+        """Do not count an admitted request as load: it needs no engine."""
+        if flow.is_light:
+            now = self.clock()
+            asked = self._flow_s(flow) / LOAD_OVER_S
+            asked *= math.exp((flow.arrived - now) / LOAD_OVER_S)
+            self._light_load = max(0.0, self.light_load(now) - asked)
+            self.light_seen = now
+
     def add(self, flow: Flow) -> None:
         """Count a request that is admitted."""
         self.texts += flow.texts

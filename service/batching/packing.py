@@ -33,9 +33,10 @@ MIN_FILL_TO_OPEN_ROW = 0.75
 """Share of a row that a text must fill to open it, where the oldest text made rows longer than
 ROW_TOKENS.
 """
-FIRST_TOKEN_SLOTS = (1, 8, 32)
-"""Numbers of texts for whose first tokens an engine is asked. Any number would be too many shapes.
-"""
+MIN_TOKENS = 3
+"""Tokens of the shortest ordinary text: one between two special ones."""
+UNEVEN = 1.5
+"""By how much a row of a batch may have more texts than the others, as a factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,22 @@ class Packing:
         return self.lengths[index - 1] if index else 0
 
 
-def first_token_slots(texts: int) -> int:
-    """Return for how many first tokens the engine is asked in a packed batch of `texts` texts.
+def first_token_slots(rows: int, length: int, texts: int) -> int:
+    """Return for how many first tokens of each row the engine is asked.
 
-    The results beyond `texts` are not read.
+    `texts` is the largest number of texts in a row. The number decides the shape of the last layer,
+    so it follows from the rows and their length: one for a text alone, else as many as there
+    usually are at most. Results of further first tokens are not read.
     """
-    index = bisect_left(FIRST_TOKEN_SLOTS, texts)
-    return FIRST_TOKEN_SLOTS[index] if index < len(FIRST_TOKEN_SLOTS) else texts
+    if rows == texts == 1:
+        return 1
+    usual = min(math.ceil(length / MIN_TOKENS), math.ceil(UNEVEN * MAX_TEXTS / rows), MAX_TEXTS)
+    return usual if texts <= usual else max(MAX_TEXTS, texts)
+
+
+def most_texts(layout: Layout) -> int:
+    """Return the largest number of texts in a row."""
+    return max(map(len, layout.rows))
 
 
 def _next_fit(texts: Sequence[int], length: int) -> Layout:

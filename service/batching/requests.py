@@ -58,8 +58,11 @@ class Model(Protocol[AnyItem]):
         """Return the length in tokens that an item is padded to when it runs alone."""
         ...
 
-    def has_run(self, rows: int, length: int) -> bool:
-        """Return whether it has run a batch of that shape before."""
+    def has_run(self, rows: int, length: int, texts: int, /) -> bool:
+        """Return whether it has run a batch of that shape before.
+
+        `texts` is the largest number of items in a row.
+        """
         ...
 
 
@@ -79,6 +82,8 @@ class Result:
     """Counts the batches of a process from 1."""
     is_first_of_shape: bool = False
     """Whether the model had not run a batch of this shape before, which takes longer."""
+    cached: bool = False
+    """Whether it was computed for another text, equal to this one."""
 
 
 @dataclass(slots=True, eq=False)

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from command import BadInput
 from service.batching.packing import (
-    FIRST_TOKEN_SLOTS,
     MAX_ROW_TOKENS,
     MAX_ROWS,
     MAX_TEXTS,
+    MIN_TOKENS,
     ROW_TOKENS,
     Packing,
 )
@@ -143,19 +143,31 @@ class Shapes:
             return False
         return rows * length <= self.max_batch_tokens
 
+    def examples(self, max_text_tokens: int | None = None) -> Iterator[list[int]]:
+        """Yield token counts of texts for every shape that such texts can make, least work first.
+
+        A row that can hold one text or several has a shape for each (see first_token_slots).
+        """
+        for rows, length in self.by_work():
+            if texts := self.example_lengths(rows, length, max_text_tokens):
+                yield texts
+                if self.packing is not None and len(texts) == rows == 1:
+                    packed = self.example_lengths(rows, length, max_text_tokens, fewest=2)
+                    if packed and min(packed) >= MIN_TOKENS:
+                        yield packed
+
     def example_lengths(
-        self, rows: int, length: int, max_text_tokens: int | None = None
+        self, rows: int, length: int, max_text_tokens: int | None = None, fewest: int = 1
     ) -> list[int]:
         """Return token counts of texts that make a batch of that shape; none if no texts do.
 
-        They are the fewest such texts, of at most `max_text_tokens` each. In rows of ROW_TOKENS
-        they are more, so that a warm-up meets every number of FIRST_TOKEN_SLOTS.
+        They are the fewest such texts, of at most `max_text_tokens` each, and at least `fewest` in
+        a packed row.
         """
         longest = min(self.max_tokens, max_text_tokens or self.max_tokens)
         if self.packing is None:
             return [min(length, longest)] * rows if self.length(longest) >= length else []
         most = self.packing.max_texts // rows
-        fewest = min(FIRST_TOKEN_SLOTS[1], most) if length == ROW_TOKENS else 1
         for texts_per_row in range(fewest, most + 1):
             # The tokens of a row, or what the model reads of them, in equal parts.
             tokens = min(length, longest * texts_per_row)

@@ -47,7 +47,7 @@ class Runtime(Protocol):
         """Start a batch of inputs, each (B, L), and return a function that waits for its logits.
 
         The logits are (B, labels). Where the grid packs, `position_ids`, (B, L), and
-        `first_tokens`, (N), give the places of N texts in the B rows, and the logits are
-        (N, labels). Without these two inputs, each row is one text.
+        `first_tokens`, (B, Q), give the places of up to Q texts in each of the B rows, and the
+        logits are (B × Q, labels). Without these two inputs, each row is one text.
         """
         ...

@@ -1,14 +1,15 @@
 """
 Changes an OpenVINO graph of a BERT so that a row may hold several texts (sequence packing, see
-service/batching/packing.py). Weights and layers stay the same.
+service/batching/packing.py). Weights and layers stay the same, and the last layer is computed for
+the first tokens only (service/runtimes/narrowed.py).
 
 Three places of the graph assume that a row is one text. Each gets an input in place of that:
 
     attention_mask   (R, L)   the number of each token's text in its row, 0 for padding; a mask of
                               1 and 0 keeps its meaning
     position_ids     (R, L)   each token's position in its text
-    first_tokens     (N)      the index of each text's first token, counted through all rows; the
-                              logits are those of these tokens
+    first_tokens     (R, Q)   the index of each text's first token in its row; the logits are those
+                              of these tokens, (R × Q, labels)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from service.batching.packing import MAX_ROW_TOKENS
+from service.runtimes.narrowed import narrow, reads_past, takes_first_token
 
 _MASK_STEPS = ("Convert", "Reshape", "Unsqueeze")
 """Operators that may give a mask its four dimensions; none of them changes its values."""
@@ -46,10 +48,8 @@ def pack(model: ov.Model) -> None:
         "way to count positions",
         (node for node in nodes if node.get_type_name() == "CumSum" or _looks_up_positions(node)),
     )
-    first = _only(
-        "choice of the first token", (node for node in nodes if _takes_the_first_token(node))
-    )
-    if _reads_past(first, model.outputs[0].get_node()):
+    first = _only("choice of the first token", (node for node in nodes if takes_first_token(node)))
+    if reads_past(first, model.outputs[0].get_node()):
         raise NotPackable("its answer reads more of a row than a first token")
     hidden = first.input_value(0)
     width = hidden.get_partial_shape()[2]
@@ -72,19 +72,23 @@ def pack(model: ov.Model) -> None:
     )
     _replace(mask, ops.convert(together, mask.output(0).get_element_type().to_string()))
 
-    position_ids, first_tokens = (ops.parameter(shape, np.int64) for shape in ([-1, -1], [-1]))
+    position_ids, first_tokens = (ops.parameter([-1, -1], np.int64) for _ in range(2))
     if positions.get_type_name() == "CumSum":
         _count_from_the_text(positions, position_ids)
     else:
         positions.input(1).replace_source_output(position_ids.output(0))
 
-    tokens = ops.reshape(hidden, np.array([-1, width.get_length()]), False)
-    _replace(first, ops.gather(tokens, first_tokens, np.array(0)))
-
     for parameter, name in ((position_ids, "position_ids"), (first_tokens, "first_tokens")):
         parameter.set_friendly_name(name)
         parameter.output(0).get_tensor().set_names({name})
     model.add_parameters([position_ids, first_tokens])
+    model.validate_nodes_and_infer_types()
+    narrowed = narrow(
+        model,
+        hidden,
+        lambda output, axis: ops.gather(output, first_tokens, np.array(axis), batch_dims=1),
+    )
+    _replace(first, ops.reshape(narrowed, np.array([-1, width.get_length()]), False))
     model.validate_nodes_and_infer_types()
 
 
@@ -114,20 +118,6 @@ def _broadcast(mask: ov.Node) -> Iterator[ov.Node]:
             yield node
         else:
             yield from _broadcast(node)
-
-
-def _reads_past(first: ov.Node, result: ov.Node) -> bool:
-    """Return whether the answer depends on an input by a path around the first token's choice."""
-    visited, ahead = {first.get_name()}, [result]
-    while ahead:
-        node = ahead.pop()
-        if node.get_name() in visited:
-            continue
-        if node.get_type_name() == "Parameter":
-            return True
-        visited.add(node.get_name())
-        ahead += [source.get_node() for source in node.input_values()]
-    return False
 
 
 def _looks_up_positions(node: ov.Node) -> bool:
@@ -163,24 +153,6 @@ def _count_from_the_text(counts: ov.Node, position_ids: ov.Node) -> None:
     before = ops.gather_elements(ops.subtract(counts, counts.input_value(0)), begins, 1)
     for reader in readers:
         reader.replace_source_output(ops.subtract(counts, before).output(0))
-
-
-def _takes_the_first_token(node: ov.Node) -> bool:
-    """Return whether a node takes the first of each row's tokens: (R, D) of (R, L, D)."""
-    if node.get_type_name() != "Gather":
-        return False
-    rank = node.input_value(0).get_partial_shape().rank
-    place, axis = node.input_value(1).get_node(), node.input_value(2).get_node()
-    if rank.is_dynamic or rank.get_length() != 3:
-        return False
-    if not place.get_type_name() == axis.get_type_name() == "Constant":
-        return False
-    return bool(
-        place.data.shape == ()
-        and place.data.item() == 0
-        and axis.data.size == 1
-        and axis.data.item() == 1
-    )
 
 
 def _replace(old: ov.Node, new: ov.Node) -> None:

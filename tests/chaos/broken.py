@@ -72,8 +72,8 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
     mask = inputs["attention_mask"]
     if "first_tokens" not in inputs:
         return np.asarray(mask.sum(axis=1))
-    rows, places = np.divmod(inputs["first_tokens"], mask.shape[1])
-    return np.asarray((mask[rows] == mask[rows, places][:, None]).sum(axis=1))
+    texts = np.take_along_axis(mask, inputs["first_tokens"], axis=1)
+    return np.asarray((mask[:, None, :] == texts[:, :, None]).sum(axis=2).reshape(-1))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Echo:
     def padded_length(self, tokens: int) -> int:
         return tokens
 
-    def has_run(self, rows: int, length: int) -> bool:
+    def has_run(self, rows: int, length: int, texts: int) -> bool:
         return True
 
     def start(self, batch: Sequence[Word], _layout: object = None) -> Callable[[], Sequence[Any]]:

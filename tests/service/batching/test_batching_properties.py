@@ -41,7 +41,7 @@ class Noting:
     def padded_length(self, tokens: int) -> int:
         return self.shapes.length(tokens) if self.padding_invariant else tokens
 
-    def has_run(self, rows: int, length: int) -> bool:
+    def has_run(self, rows: int, length: int, texts: int) -> bool:
         return True
 
     def start(self, batch: Sequence[Text], _layout: object = None) -> Callable[[], list[int]]:

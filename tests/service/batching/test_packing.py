@@ -69,9 +69,14 @@ def test_texts_that_would_leave_a_row_half_empty_wait_for_the_next_batch() -> No
     assert chosen([120, 120]) == Layout(120, ((0,),))
 
 
-def test_packed_batches_have_few_numbers_of_first_token_slots() -> None:
-    assert {first_token_slots(texts) for texts in range(1, 33)} == {1, 8, 32}
-    assert first_token_slots(40) == 40
+def test_the_number_of_first_token_slots_follows_from_the_shape() -> None:
+    assert first_token_slots(1, 128, 1) == 1
+    assert {first_token_slots(1, 128, texts) for texts in range(2, 33)} == {32}
+    assert {first_token_slots(4, 128, texts) for texts in range(1, 13)} == {12}
+    assert {first_token_slots(1, 16, texts) for texts in range(2, 7)} == {6}
+    # Rare: more texts in a row than there usually are.
+    assert first_token_slots(4, 128, 13) == 32
+    assert first_token_slots(1, 128, 40) == 40
 
 
 def test_a_long_text_sets_the_row_length_and_short_ones_fill_the_rest() -> None:

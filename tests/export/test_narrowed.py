@@ -1,0 +1,121 @@
+"""The last layer is computed for the first tokens only, and answers stay the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as ops
+
+from service.artifact import Artifact
+from service.classifier import Classifier, Encoded
+from service.runtimes.narrowed import narrow_rows
+from service.runtimes.openvino import OpenVinoRuntime, compiled
+from tests.export.corpus import FAMILIES
+from tests.export.test_packed import add_mean, exported
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch's tracer warns of what verification checks
+
+
+def whole_logits(artifact: Artifact, texts: list[Encoded]) -> np.ndarray:
+    """Return the logits of texts that are run alone, by the graph as it was exported."""
+    graph = compiled(artifact.path("model.onnx"), "f32", 1)
+    request = graph.create_infer_request()
+    rows = []
+    for text in texts:
+        ids = np.array([text.ids], np.int64)
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.array([text.type_ids], np.int64),
+        }
+        inputs = {name: arrays[name] for name in artifact.manifest.inputs}
+        rows.append(np.array(request.infer(inputs)[0][0]))
+    return np.array(rows)
+
+
+def texts_of(classifier: Classifier, counts: list[int]) -> list[Encoded]:
+    """Return texts of so many tokens each."""
+    rng = np.random.default_rng(30)
+    words = ["a", "charming", "and", "often", "affecting", "journey", "x", "no", "joy"]
+    return [classifier.encode(" ".join(rng.choice(words, count))) for count in counts]
+
+
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+def test_every_family_answers_as_its_whole_graph(name: str, tmp_path: Path) -> None:
+    artifact = exported(name, tmp_path)
+    for packs in {False, artifact.manifest.can_pack}:
+        runtime = OpenVinoRuntime(artifact.path("model.onnx"), "f32", 1, packs=packs)
+        classifier = Classifier(artifact, runtime)
+        texts = texts_of(classifier, [1, 3, 9, 14, 2, 6])
+        expected = whole_logits(artifact, texts)
+        # Rounding: one token's products take other kernels than a row's.
+        near = 1e-5 * max(1.0, float(np.abs(expected).max()))
+        alone = np.concatenate([classifier.predict([text]) for text in texts])
+        np.testing.assert_allclose(alone, expected, rtol=0, atol=near)
+        if classifier.padding_invariant:  # The service batches texts of equal length otherwise.
+            together = classifier.predict(texts)
+            np.testing.assert_allclose(together, expected, rtol=0, atol=near)
+
+
+def gated(output: int) -> ov.Model:
+    """Return a graph whose first token's state is one half of a split times the other's tanh."""
+    ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    table = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    hidden = ops.gather(ops.constant(table), ids, np.array(0))
+    halves = ops.split(hidden, np.array(2), 2)
+    state = ops.multiply(halves.output(output), ops.tanh(halves.output(1 - output)))
+    first = ops.gather(state, np.array(0), np.array(1))
+    return ov.Model([ops.matmul(first, ops.constant(table[:4, :2]), False, False)], [ids])
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_node_with_several_outputs_is_read_by_the_right_one(output: int) -> None:
+    ids = np.array([[3, 5, 7], [1, 2, 4]], np.int64)
+    whole = ov.Core().compile_model(gated(output), "CPU")(ids)[0]
+    model = gated(output)
+    assert narrow_rows(model)
+    np.testing.assert_allclose(ov.Core().compile_model(model, "CPU")(ids)[0], whole, atol=1e-6)
+
+
+def test_a_reshape_that_mixes_tokens_stays_whole() -> None:
+    ids = ops.parameter([-1, 4], np.int64, name="input_ids")
+    table = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    hidden = ops.gather(ops.constant(table), ids, np.array(0))
+    # (R, 4, 8) to (R · 2, 2, 8), the first token of pairs taken, and back.
+    pairs = ops.tanh(ops.reshape(hidden, np.array([-1, 2, 8]), False))
+    states = ops.tanh(ops.reshape(pairs, np.array([-1, 4, 8]), False))
+    first = ops.gather(states, np.array(0), np.array(1))
+    model = ov.Model([ops.matmul(first, ops.constant(table[:8, :2]), False, False)], [ids])
+    rows = np.array([[3, 5, 7, 9], [1, 2, 4, 8]], np.int64)
+    whole = ov.Core().compile_model(model.clone(), "CPU")(rows)[0]
+    assert narrow_rows(model)
+    np.testing.assert_allclose(ov.Core().compile_model(model, "CPU")(rows)[0], whole, atol=1e-6)
+
+
+def test_the_last_layer_is_computed_for_one_token_of_a_row(tmp_path: Path) -> None:
+    artifact = exported("BERT", tmp_path)
+    model = ov.Core().read_model(artifact.path("model.onnx"))
+    assert narrow_rows(model)
+    feed_forward = [
+        node.output(0).get_partial_shape()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "MatMul" and len(node.output(0).get_partial_shape()) == 3
+    ]
+    tokens = [shape[1].get_length() if shape[1].is_static else None for shape in feed_forward]
+    # Of the last layer's products only keys and values are of all tokens.
+    assert tokens[-3:] == [1, 1, 1]
+    assert tokens.count(None) >= 2
+
+
+def test_a_graph_whose_answer_reads_more_than_first_tokens_stays_whole(tmp_path: Path) -> None:
+    artifact = exported("BERT", tmp_path)
+    model = ov.Core().read_model(artifact.path("model.onnx"))
+    add_mean(model)
+    before = [node.get_friendly_name() for node in model.get_ordered_ops()]
+    assert not narrow_rows(model)
+    assert [node.get_friendly_name() for node in model.get_ordered_ops()] == before
