@@ -4,6 +4,8 @@ The command line of export.
     drbert-export examples/checkpoints/drbert-mini-sst2 artifacts/drbert
     drbert-export examples/checkpoints/drbert-mini-sst2 artifacts/drbert --calibration
         reviews.txt --gate more-reviews.jsonl
+    drbert-export examples/checkpoints/drbert-mini-sst2 artifacts/small --distill reviews.txt
+        --layers 2 --gate more-reviews.jsonl
     drbert-export examples/checkpoints/drbert-mini-sst2 artifacts/drbert-with-decoder
         --keep-decoder
 
@@ -12,12 +14,13 @@ The steps are in export/pipeline.py.
 
 from __future__ import annotations
 
-from argparse import BooleanOptionalAction
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from command import BadUsage, Parser
 from export.checks.gate import MIN_TEXTS
+from export.distillation import Distillation
 from export.graph.variants import DEFAULT_VARIANTS, GATED_VARIANTS, RECIPES
 from export.manifest import TASKS
 from export.pipeline import Quantization, export
@@ -41,23 +44,45 @@ def main(arguments: Sequence[str]) -> int:
     manifest = export(
         options.checkpoint,
         options.artifact,
-        variants=_variants(options.variants, gated=options.gate is not None),
+        variants=_variants(
+            options.variants,
+            gated=options.gate is not None,
+            distilled=options.distill is not None,
+        ),
         task=options.task,
         keep_decoder=options.keep_decoder,
         revision=options.revision,
         quantization=quantization,
+        distillation=_distillation(options),
     )
     print(
         f"{options.artifact}: {manifest.family}, {manifest.parameters:,} parameters,"
         f" {manifest.max_tokens} tokens, encoder {manifest.encoder_digest[:12]}, head"
         f" {manifest.head_digest[:12]}"
     )
-    failed = [
-        name
-        for name, variant in manifest.variants.items()
-        if RECIPES[name].calibrated and variant.gate.status != "passed"
+    gates = [
+        variant.gate for name, variant in manifest.variants.items() if RECIPES[name].calibrated
     ]
+    if manifest.distilled is not None:
+        gates.append(manifest.distilled.gate)
+    failed = any(gate.status != "passed" for gate in gates)
     return 1 if options.require_gate and failed else 0
+
+
+def _distillation(options: Namespace) -> Distillation | None:
+    """Return how to distil by the options; raises BadUsage if only a part of them is given."""
+    if options.distill is None:
+        if options.layers is not None or options.epochs is not None:
+            raise BadUsage("--layers and --epochs belong to --distill; give it, or leave them out.")
+        return None
+    if options.layers is None:
+        raise BadUsage("--distill needs --layers, the number of layers of the smaller model.")
+    if options.keep_decoder:
+        raise BadUsage("--distill makes a smaller model and --keep-decoder a larger one.")
+    if options.epochs is not None and options.epochs < 1:
+        raise BadUsage(f"--epochs is {options.epochs}; it must be at least 1.")
+    epochs = Distillation.epochs if options.epochs is None else options.epochs
+    return Distillation(options.distill, options.layers, epochs)
 
 
 def _parser() -> Parser:
@@ -66,7 +91,7 @@ def _parser() -> Parser:
         description="Export a fine-tuned checkpoint to a verified artifact.",
         results=(
             "  0   the artifact is written\n"
-            "  1   it is written, but int8 failed its gate (with --require-gate)"
+            "  1   it is written, but it failed a gate (with --require-gate)"
         ),
     )
     parser.add_argument("checkpoint", help="Hugging Face folder with safetensors, or a hub id")
@@ -95,7 +120,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--require-gate",
         action="store_true",
-        help="end with 1 if cpu-int8 fails its gate; by default the artifact marks it as failed",
+        help=(
+            "end with 1 if cpu-int8 or a distilled model fails its gate; by default the artifact"
+            " marks it as failed"
+        ),
     )
     parser.add_argument(
         "--agreement",
@@ -123,6 +151,24 @@ def _parser() -> Parser:
         choices=sorted(set(TASKS.values())),
         help="task of the model; overrides the checkpoint's problem_type",
     )
+    parser.add_argument(
+        "--distill",
+        type=Path,
+        metavar="TEXTS",
+        help=(
+            "make a smaller model first, which learns the checkpoint's answers on these texts; an"
+            " interrupted training goes on if the command is given again"
+        ),
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="layers of the smaller model (with --distill)"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"times that it reads each text (with --distill; default: {Distillation.epochs})",
+    )
     parser.add_argument("--revision", help="revision of a hub id")
     parser.add_argument(
         "--keep-decoder",
@@ -132,7 +178,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _variants(names: str | None, gated: bool) -> list[str]:
+def _variants(names: str | None, gated: bool, distilled: bool) -> list[str]:
     """Return the variants to build; raise BadUsage for an unknown one, or a gate without one."""
     if not names:
         return list(GATED_VARIANTS if gated else DEFAULT_VARIANTS)
@@ -140,7 +186,7 @@ def _variants(names: str | None, gated: bool) -> list[str]:
     for name in variants:
         if name not in RECIPES:
             raise BadUsage(f"Unknown variant {name!r}; known are {', '.join(RECIPES)}.")
-    if gated and not any(RECIPES[name].calibrated for name in variants):
+    if gated and not distilled and not any(RECIPES[name].calibrated for name in variants):
         raise BadUsage(
             f"--gate judges int8 variants, and --variants {names} names none; leave out --gate, or"
             " add cpu-int8."

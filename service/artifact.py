@@ -234,6 +234,20 @@ class Dropped(_Part):
     """Its share of the checkpoint's bytes, 0 to 1."""
 
 
+class Distilled(_Part):
+    """How a model was made from a larger one of its family."""
+
+    teacher_sha256: str
+    """SHA-256 of the weights that it learnt from."""
+    teacher_layers: int
+    layers: int
+    texts: int
+    """Number of texts that it learnt on."""
+    epochs: int
+    gate: Gate
+    """Its agreement with its teacher, on texts that it did not learn on."""
+
+
 PACKABLE_FAMILIES = (
     "albert",
     "bert",
@@ -276,6 +290,8 @@ class Manifest(_Part):
     """
     dropped: Dropped | None
     """The decoder that export left out; None where the checkpoint has none."""
+    distilled: Distilled | None = None
+    """How it was made from a larger model; None if it was not."""
     flushed_weights: int = 0
     """Number of subnormal weights that export set to zero. They change no answer, and processors
     multiply them up to a hundred times slower.

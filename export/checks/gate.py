@@ -122,6 +122,31 @@ def judge(
     ]
     expected = _logits(exact, encoded)
     answered = _logits(reduced, encoded)
+    return judge_logits(
+        expected,
+        answered,
+        artifact,
+        texts,
+        required,
+        unquantized_precision,
+        required_per_label,
+    )
+
+
+def judge_logits(
+    expected: Logits,
+    answered: Logits,
+    artifact: Artifact,
+    texts: Sequence[LabelledText],
+    required: float,
+    unquantized_precision: UnquantizedPrecision | None = None,
+    required_per_label: float | None = None,
+    exact: str = "fp32",
+) -> Gate:
+    """Return the gate of logits that should agree with those of an exact model, (texts, labels).
+
+    `exact` is what the gate calls that model.
+    """
     agrees = _agree(_compared_task(artifact), expected, answered)
     agreeing = int(agrees.sum())
     agreement = Agreement(
@@ -140,7 +165,9 @@ def judge(
         bounds = [label.lower_bound for label in agreement.labels.values()]
         passed = passed and all(bound >= required_per_label for bound in bounds)
     return Gate(
-        status="passed" if passed else "failed", reason=_reason(agreement), agreement=agreement
+        status="passed" if passed else "failed",
+        reason=_reason(agreement, exact),
+        agreement=agreement,
     )
 
 
@@ -186,16 +213,17 @@ def _agreement_per_label(
     return agreements
 
 
-def _reason(agreement: Agreement) -> str:
+def _reason(agreement: Agreement, exact: str) -> str:
     """Return the gate's sentence: the agreement, the weakest label, rare labels, and accuracy."""
+    whose = "fp32" if exact == "fp32" else f"{exact}'s"
     enough = "" if agreement.texts >= MIN_TEXTS else f", over at least {MIN_TEXTS:,} texts"
     reason = (
-        f"{agreement.agreeing:,} of {agreement.texts:,} texts get the fp32 answer,"
+        f"{agreement.agreeing:,} of {agreement.texts:,} texts get the {whose} answer,"
         f" {agreement.agreeing / agreement.texts:.2%}, at least {agreement.lower_bound:.2%} at"
         f" {CONFIDENCE:.0%} confidence (asked: {agreement.required_lower_bound:.2%}{enough})"
     )
     if agreement.required_per_label is not None and agreement.labels:
-        reason += _label_clause(agreement.labels, agreement.required_per_label)
+        reason += _label_clause(agreement.labels, agreement.required_per_label, exact)
     rare = [
         f"{name!r} {label.texts}"
         for name, label in agreement.labels.items()
@@ -205,17 +233,17 @@ def _reason(agreement: Agreement) -> str:
         names = ", ".join(rare[:4]) + (", …" if len(rare) > 4 else "")
         reason += f"; says little of labels with fewer than {RARE_LABEL_TEXTS} texts: {names}"
     if agreement.accuracy is not None:
-        reason += f"; accuracy {agreement.accuracy:.2%}, fp32's {agreement.accuracy_of_fp32:.2%}"
+        reason += f"; accuracy {agreement.accuracy:.2%}, {exact}'s {agreement.accuracy_of_fp32:.2%}"
     return reason
 
 
-def _label_clause(labels: Mapping[str, LabelAgreement], required: float) -> str:
+def _label_clause(labels: Mapping[str, LabelAgreement], required: float, exact: str) -> str:
     """Return the part of a gate's sentence about labels without texts, or the weakest label."""
     missing = [name for name, label in labels.items() if not label.texts]
     if missing:
         return (
-            f"; fp32 gives no text the label {', '.join(map(repr, missing[:4]))}, so nothing can be"
-            " said of it: add texts of it"
+            f"; {exact} gives no text the label {', '.join(map(repr, missing[:4]))}, so nothing can"
+            " be said of it: add texts of it"
         )
     weakest = min(labels, key=lambda name: labels[name].lower_bound)
     label = labels[weakest]
@@ -252,6 +280,17 @@ def _agree(task: Task, expected: Logits, answered: Logits) -> npt.NDArray[np.boo
         case _:
             tolerance = REGRESSION_TOLERANCE * max(float(expected.std()), 1e-6)
             return np.asarray((np.abs(expected - answered) <= tolerance).all(1))
+
+
+def logits_of(classifier: Classifier, texts: Sequence[LabelledText]) -> Logits:
+    """Return a classifier's logits of texts in their order, (texts, labels)."""
+    encoded = [
+        classifier.encode(*item.text)
+        if isinstance(item.text, tuple)
+        else classifier.encode(item.text)
+        for item in texts
+    ]
+    return _logits(classifier, encoded)
 
 
 def _accuracy(artifact: Artifact, logits: Logits, texts: Sequence[LabelledText]) -> float | None:

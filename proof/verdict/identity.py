@@ -68,6 +68,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "flops_per_token": [first.manifest.flops_per_token, second.manifest.flops_per_token],
         # Compared and reported. They are no work: of equal graphs, one may record what was dropped.
         "artifact_bytes": [_total_bytes(first), _total_bytes(second)],
+        "distilled": [artifact.manifest.distilled is not None for artifact in (first, second)],
     }
 
 
@@ -170,6 +171,11 @@ def describe(result: dict[str, Any]) -> str:
         )
     lines = [f"different: {result['a']} and {result['b']}: {headline(result)}."]
     lines += [f"  {item['what']}: {item['detail']}" for item in result["differences"]]
+    if any(result.get("distilled", ())):
+        lines.append(
+            "  one of them was distilled from a larger model: it is another graph, so use"
+            ' claim = "non-inferiority" in a plan'
+        )
     if result["variants"]:
         lines.append(f"  not a difference: {_subnormals(result)}")
     return "\n".join(lines)

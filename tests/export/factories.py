@@ -18,7 +18,13 @@ HIDDEN = 32
 
 
 def write_checkpoint(
-    folder: Path, *, decoder: bool = True, seed: int = 0, fill: float | None = None, **changes: Any
+    folder: Path,
+    *,
+    decoder: bool = True,
+    seed: int = 0,
+    fill: float | None = None,
+    layers: int = 2,
+    **changes: Any,
 ) -> Path:
     """Write a checkpoint to `folder` and return it; `changes` are fields of its config.
 
@@ -29,7 +35,7 @@ def write_checkpoint(
     config = BertConfig(
         vocab_size=12,
         hidden_size=HIDDEN,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=24,
@@ -48,12 +54,12 @@ def write_checkpoint(
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     if decoder:
         fields["pretraining_decoder"] = {"design": "drbert", "layers": 2}
-        layers = nn.ModuleDict(
+        blocks = nn.ModuleDict(
             {"layer": nn.ModuleList(TransformerBlock(HIDDEN, 2, 64) for _ in range(2))}
         )
         tensors |= {
             f"pretraining_decoder.{name}": tensor.half()
-            for name, tensor in layers.state_dict().items()
+            for name, tensor in blocks.state_dict().items()
         }
     (folder / "config.json").write_text(json.dumps(fields))
     save_file(tensors, folder / "model.safetensors")
