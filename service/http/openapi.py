@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
-from service.http.dialects import huggingface, infinity, kserve, open_inference, tei
+from service.http.dialects import huggingface, infinity, kserve, open_inference, rerank, tei
 from service.schemas import ClassifyAnswer, ClassifyRequest, LabelScore
 
 DESCRIPTION = """\
@@ -32,6 +32,7 @@ and the limit, and never repeats a text.
 """
 TAGS: dict[str, str] = {
     "classification": "Texts to labels.",
+    "reranking": "Documents by how well they answer a query; for models with one label.",
     "compatibility": "The same in the formats of other servers.",
     "models": "What is loaded.",
     "health": "Probes for orchestrators and load balancers.",
@@ -57,7 +58,7 @@ ERROR_DESCRIPTIONS: dict[int | str, str] = {
 }
 COMPONENTS = "#/components/schemas/{model}"
 # Where errors are `{"error": "…"}`: KServe's and Triton's clients read a text there.
-PLAIN_ERROR_PATHS = re.compile(r"/v2(/.*)?$|/v1/models/.+")
+PLAIN_ERROR_PATHS = re.compile(r"/v2(?!/rerank$)(/.*)?$|/v1/models/.+")
 # Paths that need no key: health, metrics, and pages that hold no data.
 PUBLIC_PATHS = re.compile(
     r"/(livez|readyz|health|v2/health/(live|ready)|metrics|openapi\.json|docs(/.*)?|page/.*)?$"
@@ -105,6 +106,18 @@ class Operation:
     error: str = "Error"
     statuses: Mapping[int, int] = field(default_factory=dict)
     """Statuses of ERROR_DESCRIPTIONS that the dialect has another one for."""
+    also: tuple[str, str] | None = None
+    """Request and answer of another format that the path answers, too."""
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Names of the schemas of requests."""
+        return (self.request,) if self.also is None else (self.request, self.also[0])
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of the schemas of answers."""
+        return (self.answer,) if self.also is None else (self.answer, self.also[1])
 
 
 NATIVE = Operation(
@@ -135,6 +148,16 @@ OPEN_INFERENCE = Operation(
     {422: 400},
 )
 
+RERANK = Operation("Sort documents by their score with a query", "RerankRequest", "RerankAnswer")
+RERANK_OR_TEI = Operation(
+    "Sort documents by their score with a query; TEI's requests are answered in its format",
+    "RerankRequest",
+    "RerankAnswer",
+    also=("TeiRerankRequest", "TeiRerankAnswer"),
+)
+SCORE = Operation("Score pairs of texts, as vLLM does", "ScoreRequest", "ScoreAnswer")
+RERANKING = (RERANK, RERANK_OR_TEI, SCORE)
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": ERROR,
     "PlainError": PLAIN_ERROR,
@@ -150,6 +173,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "KServeAnswer": kserve.ANSWER,
     "OpenInferenceRequest": open_inference.SCHEMA,
     "OpenInferenceAnswer": open_inference.ANSWER,
+    "RerankRequest": rerank.RERANK,
+    "RerankAnswer": rerank.RERANK_ANSWER,
+    "TeiRerankRequest": rerank.TEI_RERANK,
+    "TeiRerankAnswer": rerank.TEI_RERANK_ANSWER,
+    "ScoreRequest": rerank.SCORE,
+    "ScoreAnswer": rerank.SCORE_ANSWER,
 }
 
 
@@ -207,6 +236,9 @@ EXAMPLES: dict[str, Any] = {
             {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.9830798685095334]},
         ],
     },
+    "RerankRequest": {"query": "is it good?", "documents": ["it is", "it rains"]},
+    "TeiRerankRequest": {"query": "is it good?", "texts": ["it is", "it rains"]},
+    "ScoreRequest": {"queries": "is it good?", "documents": ["it is", "it rains"]},
     "Error": {
         "error": {
             "message": "input[3] is empty.",
@@ -227,6 +259,11 @@ def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]
         "/v1/classify": NATIVE,
         "/predict": TEI,
         "/": TEI if root_dialect == "tei" else HUGGING_FACE,
+        "/rerank": RERANK_OR_TEI,
+        "/v1/rerank": RERANK,
+        "/v2/rerank": RERANK,
+        "/score": SCORE,
+        "/v1/score": SCORE,
         "/models/{model}": HUGGING_FACE,
         "/v1/models/{model}:predict": KSERVE,
         "/v2/models/{model}/infer": OPEN_INFERENCE,
@@ -242,7 +279,7 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
     used = operations(classify_dialect, root_dialect)
     for path, operation in used.items():
         described = refusals(operation)
-        described[200] = {"description": "Answered"} | _json(operation.answer)
+        described[200] = {"description": "Answered"} | _json(*operation.answers)
         app.post(
             path,
             summary=operation.summary,
@@ -250,7 +287,7 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
             response_model=None,
             responses=described,
             openapi_extra={
-                "requestBody": {"required": True, **_json(operation.request)},
+                "requestBody": {"required": True, **_json(*operation.requests)},
                 "parameters": [
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                     for name in re.findall(r"{(\w+)}", path)
@@ -259,7 +296,7 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
         )(documented_only)
     names = {"Error", "PlainError", "LabelScore"}
     for operation in used.values():
-        names |= {operation.request, operation.answer, operation.error}
+        names |= {*operation.requests, *operation.answers, operation.error}
     schemas = {name: schema for name, schema in SCHEMAS.items() if name in names}
     schemas |= _with_parts("ClassifyRequest", ClassifyRequest) | _with_parts(
         "ClassifyAnswer", ClassifyAnswer
@@ -279,9 +316,7 @@ def describe(app: FastAPI, classify_dialect: str, root_dialect: str, keyed: bool
                 routes=app.routes,
             )
             _complete(app.openapi_schema, schemas, keyed)
-            _group(
-                app.openapi_schema, {path for path, used_as in used.items() if used_as != NATIVE}
-            )
+            _group(app.openapi_schema, used)
         return app.openapi_schema
 
     # FastAPI's documentation recommends this assignment.
@@ -369,17 +404,24 @@ def _complete(description: dict[str, Any], schemas: dict[str, dict[str, Any]], k
         components["securitySchemes"] = SCHEMES
 
 
-def _group(description: dict[str, Any], compatible: set[str]) -> None:
+def _tag(operation: Operation) -> str:
+    """Return the group of a path that classifies."""
+    if operation in RERANKING:
+        return "reranking"
+    return "classification" if operation == NATIVE else "compatibility"
+
+
+def _group(description: dict[str, Any], used: Mapping[str, Operation]) -> None:
     """Give every operation a tag and a summary, and sort the paths by their tags.
 
-    `compatible` are the paths that classify in the formats of other servers.
+    `used` are the paths that classify.
     """
     order = list(TAGS)
     ranks: dict[str, int] = {}
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             if method == "post":
-                tag = "compatibility" if path in compatible else "classification"
+                tag = _tag(used[path])
             elif HEALTH_PATHS.fullmatch(path):
                 tag = "health"
             elif "models" in path or path == "/v2":

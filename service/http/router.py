@@ -18,6 +18,7 @@ from service.http.dialects.infinity import Infinity
 from service.http.dialects.kserve import KServe
 from service.http.dialects.native import Native
 from service.http.dialects.open_inference import OpenInference
+from service.http.dialects.rerank import Rerank, Score
 from service.http.dialects.tei import Tei
 from service.http.endpoint import ClassifyEndpoint
 
@@ -33,11 +34,17 @@ class ClassifyRouter:
         tei = ClassifyEndpoint(context, Tei())
         kserve = ClassifyEndpoint(context, KServe())
         open_inference = ClassifyEndpoint(context, OpenInference())
+        score = ClassifyEndpoint(context, Score())
         self._by_path: dict[str, ASGIApp] = {
             "/classify": infinity if settings.classify_dialect == "infinity" else native,
             "/v1/classify": native,
             "/predict": tei,
             "/": tei if settings.root_dialect == "tei" else hugging_face,
+            "/rerank": ClassifyEndpoint(context, Rerank(accepts_tei=True)),
+            "/v1/rerank": ClassifyEndpoint(context, Rerank()),
+            "/v2/rerank": ClassifyEndpoint(context, Rerank(returns_documents=False)),
+            "/score": score,
+            "/v1/score": score,
         }
         self._by_pattern = [
             (_pattern(route), route, endpoint)

@@ -90,6 +90,8 @@ class Completed:
             request.threshold,
             request.probs,
         )
+        if self.results[index].cached:
+            answer["cached"] = True
         return answer if request.window is None else answer | {"windows": encoded.windows}
 
 
@@ -106,6 +108,10 @@ class Dialect(Protocol):
         """Return the request in our own format; raises a ServiceError that names the field."""
         ...
 
+    def check(self, manifest: Manifest) -> None:
+        """Raise InvalidInput if the model cannot answer in this format."""
+        ...
+
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the answer's headers, and its body in pieces."""
         ...
@@ -113,6 +119,13 @@ class Dialect(Protocol):
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return the status, the headers and the body of an error."""
         ...
+
+
+class AnyModel:
+    """A format in which every model answers."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Accept the model."""
 
 
 def json_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:

@@ -14,6 +14,7 @@ from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
     JSON,
     SCORES,
+    AnyModel,
     Completed,
     Headers,
     RawRequest,
@@ -85,7 +86,7 @@ SCHEMA = {
 ANSWER = {"type": "array", "items": SCORES}
 
 
-class HuggingFace:
+class HuggingFace(AnyModel):
     """Hugging Face's Inference API for text classification, on POST / and POST /models/NAME."""
 
     input_field = "inputs"

@@ -15,6 +15,7 @@ from typing import get_args
 from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
     JSON,
+    AnyModel,
     Completed,
     Headers,
     RawRequest,
@@ -56,7 +57,7 @@ ANSWER = {
 }
 
 
-class KServe:
+class KServe(AnyModel):
     """KServe's V1 protocol, on POST /v1/models/NAME:predict."""
 
     input_field = "instances"

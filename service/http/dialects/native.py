@@ -12,11 +12,19 @@ import time
 import orjson
 
 from service.errors import ServiceError
-from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, retry_after
+from service.http.dialects import (
+    JSON,
+    AnyModel,
+    Completed,
+    Headers,
+    RawRequest,
+    json_pieces,
+    retry_after,
+)
 from service.schemas import ClassifyRequest, Limits, native_request, read_object
 
 
-class Native:
+class Native(AnyModel):
     """The service's own format, on POST /classify and POST /v1/classify."""
 
     input_field = "input"

@@ -27,6 +27,7 @@ import orjson
 from service.errors import InvalidInput, InvalidJson, ServiceError, UnknownModel
 from service.http.dialects import (
     JSON,
+    AnyModel,
     Completed,
     Headers,
     RawRequest,
@@ -112,7 +113,7 @@ BAD_JSON_LENGTH = "Inference-Header-Content-Length must be a length within the b
 VERSION = "1"
 
 
-class OpenInference:
+class OpenInference(AnyModel):
     """The Open Inference Protocol, on POST /v2/models/NAME/infer."""
 
     input_field = "text"

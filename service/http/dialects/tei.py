@@ -27,6 +27,7 @@ from service.errors import (
 from service.http.dialects import (
     JSON,
     SCORES,
+    AnyModel,
     Completed,
     Headers,
     RawRequest,
@@ -79,7 +80,7 @@ ERROR = {
 DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"}
 
 
-class Tei:
+class Tei(AnyModel):
     """Text Embeddings Inference's format, on POST /predict."""
 
     input_field = "inputs"
@@ -92,16 +93,12 @@ class Tei:
         known_fields(values, ("inputs", "truncate", "truncation_direction", "raw_scores"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
-        direction = values.get("truncation_direction", "Right")
-        if not isinstance(direction, str) or direction not in DIRECTIONS:
-            raise InvalidInput(
-                "truncation_direction must be Right or Left.", param="truncation_direction"
-            )
+        direction = read_direction(values)
         for name in ("truncate", "raw_scores"):
             if not isinstance(values.get(name), bool | None):
                 raise InvalidInput(f"{name} must be true, false or null.", param=name)
         raw.state["batch"] = is_batch(values["inputs"])
-        truncate = "none" if values.get("truncate") is False else DIRECTIONS[direction]
+        truncate = "none" if values.get("truncate") is False else direction
         return read_values(
             {
                 "input": read_inputs(values["inputs"]),
@@ -115,7 +112,11 @@ class Tei:
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return one text's labels with their scores, or a list of those for a batch."""
         before, after = (b"[", b"]") if completed.raw.state["batch"] else (b"", b"")
-        return [JSON, *_compute_headers(completed)], json_pieces(before, completed.scores(), after)
+        return [JSON, *self.headers(completed)], json_pieces(before, completed.scores(), after)
+
+    def headers(self, completed: Completed) -> Headers:
+        """Return TEI's headers of an answer."""
+        return _compute_headers(completed)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error with TEI's error type; a failed model has the status 424."""
@@ -125,6 +126,16 @@ class Tei:
             [JSON, *retry_after(error)],
             orjson.dumps({"error": error.message, "error_type": error_type}),
         )
+
+
+def read_direction(values: dict[str, Any]) -> str:
+    """Return the side on which a long text is cut, in our own terms."""
+    direction = values.get("truncation_direction", "Right")
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
+        raise InvalidInput(
+            "truncation_direction must be Right or Left.", param="truncation_direction"
+        )
+    return DIRECTIONS[direction]
 
 
 def _is_empty(parameters: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from service.http.context import HttpContext
 from service.http.routes import build_app
 from service.settings import Settings, read_settings
 from service.state import ServiceState
+from tests.factories import write_artifact
 
 
 @asynccontextmanager
@@ -72,7 +74,14 @@ async def test_the_description_groups_the_operations_and_explains_them(artifact:
         described = (await http.get("/openapi.json")).json()
     assert described["info"]["description"].startswith("Text classification")
     names = [tag["name"] for tag in described["tags"]]
-    assert names == ["classification", "compatibility", "models", "health", "operation"]
+    assert names == [
+        "classification",
+        "reranking",
+        "compatibility",
+        "models",
+        "health",
+        "operation",
+    ]
     assert next(iter(described["paths"])) == "/classify"
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
@@ -85,9 +94,13 @@ async def test_the_description_groups_the_operations_and_explains_them(artifact:
 
 @pytest.mark.parametrize("dialect", ["native", "infinity"])
 async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
-    artifact: Artifact, dialect: str
+    artifact: Artifact, tmp_path: Path, dialect: str
 ) -> None:
-    async with client(artifact, classify_dialect=dialect) as http:
+    reranker = write_artifact(tmp_path / "reranker", labels=("LABEL_0",), activation="sigmoid")
+    async with (
+        client(artifact, classify_dialect=dialect) as http,
+        client(reranker, classify_dialect=dialect) as reranking,
+    ):
         described = (await http.get("/openapi.json")).json()
         schemas = described["components"]["schemas"]
         for name, schema in schemas.items():
@@ -99,7 +112,10 @@ async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
         for path, methods in described["paths"].items():
             if "post" not in methods:
                 continue
-            content = methods["post"]["requestBody"]["content"]["application/json"]
-            example = schemas[content["schema"]["$ref"].rpartition("/")[2]]["example"]
-            filled = path.replace("{model}", "reviews").replace("{version}", "1")
-            assert (await http.post(filled, json=example)).status_code == 200, path
+            operation = methods["post"]
+            schema = operation["requestBody"]["content"]["application/json"]["schema"]
+            to = reranking if operation["tags"] == ["reranking"] else http
+            for each in schema.get("anyOf", [schema]):
+                example = schemas[each["$ref"].rpartition("/")[2]]["example"]
+                filled = path.replace("{model}", "reviews").replace("{version}", "1")
+                assert (await to.post(filled, json=example)).status_code == 200, path

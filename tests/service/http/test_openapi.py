@@ -16,6 +16,7 @@ from service.http.keys import Keys
 from service.http.routes import build_app
 from service.settings import Settings
 from service.state import ServiceState
+from tests.factories import write_artifact
 from tests.service.http.test_routes import client_of
 
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
@@ -32,6 +33,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
             "max_length": 8,
         },
     },
+    "/rerank": {"query": "good", "documents": ["bad", {"text": "a"}], "model": "reranker"},
+    "/v1/rerank": {"query": "good", "documents": ["bad"], "top_n": 1, "model": "reranker"},
+    "/v2/rerank": {"query": "good", "documents": ["bad"], "model": "reranker"},
+    "/score": {"queries": "good", "documents": ["bad", "a"], "model": "reranker"},
+    "/v1/score": {"queries": ["good"], "documents": "bad", "model": "reranker"},
     "/models/{model}": {"inputs": "good"},
     "/v1/models/{model}:predict": {"instances": ["good"], "parameters": {"activation": "none"}},
     "/v2/models/{model}/infer": TENSOR,
@@ -46,8 +52,9 @@ REFUSED: list[dict[str, Any]] = [{}, {"inputs": 3}, {"input": []}, {"unknown": T
     ids=["by default", "with other dialects"],
 )
 async def test_requests_answers_and_errors_match_their_schemas(
-    artifact: Artifact, settings: dict[str, Any]
+    artifact: Artifact, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
+    reranker = write_artifact(tmp_path / "reranker", labels=("LABEL_0",), activation="sigmoid")
     requests = (
         REQUESTS
         if not settings
@@ -57,7 +64,7 @@ async def test_requests_answers_and_errors_match_their_schemas(
             "/": {"inputs": ["good", "bad"], "truncation_direction": "Left"},
         }
     )
-    async with client_of(artifact, **settings) as (client, _):
+    async with client_of(artifact, reranker, **settings) as (client, _):
         described = (await client.get("/openapi.json")).json()
         assert requests.keys() == {
             path for path, methods in described["paths"].items() if "post" in methods

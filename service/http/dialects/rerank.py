@@ -1,0 +1,394 @@
+"""
+Reranking by a cross-encoder: each document is scored in a pair with the query.
+
+    POST /rerank                 TEI's format (`texts`), or Jina's and vLLM's (`documents`)
+    POST /v1/rerank, /v2/rerank  Jina's, Cohere's and vLLM's
+    POST /score, /v1/score       vLLM's: one text with each of a list, or two lists text by text
+
+A cross-encoder is a model with one label. Its score is the sigmoid of its logit, unless its
+checkpoint names another activation or the request asks for the logit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from service.artifact import Manifest
+from service.errors import InvalidInput, ServiceError
+from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, retry_after
+from service.http.dialects.tei import Tei, read_direction
+from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+
+TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"type": "array", "minItems": 1, "items": TEXT}
+DOCUMENT = {
+    "anyOf": [
+        TEXT,
+        {"type": "object", "required": ["text"], "properties": {"text": TEXT}},
+    ]
+}
+COUNT = {"type": ["integer", "null"], "minimum": 1}
+FLAG = {"type": ["boolean", "null"]}
+RERANK = {
+    "type": "object",
+    "required": ["query", "documents"],
+    "additionalProperties": False,
+    "properties": {
+        "query": TEXT,
+        "documents": {"type": "array", "minItems": 1, "items": DOCUMENT},
+        "model": {"type": ["string", "null"]},
+        "top_n": {**COUNT, "description": "How many documents to return, best first."},
+        "return_documents": {
+            **FLAG,
+            "description": "Whether to repeat the documents; by default not on /v2/rerank only.",
+        },
+        "raw_scores": {**FLAG, "description": "Logits instead of scores."},
+        "truncate_prompt_tokens": {"type": ["integer", "null"]},
+        "user": {"type": ["string", "null"]},
+    },
+}
+RERANK_ANSWER = {
+    "type": "object",
+    "required": ["id", "model", "results", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "model": {"type": "string"},
+        "usage": {"type": "object", "properties": {"total_tokens": {"type": "integer"}}},
+        "results": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "relevance_score"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "relevance_score": {"type": "number"},
+                    "document": {"type": "object", "properties": {"text": TEXT}},
+                },
+            },
+        },
+    },
+}
+TEI_RERANK = {
+    "type": "object",
+    "required": ["query", "texts"],
+    "additionalProperties": False,
+    "properties": {
+        "query": TEXT,
+        "texts": TEXTS,
+        "raw_scores": FLAG,
+        "return_text": FLAG,
+        "truncate": FLAG,
+        "truncation_direction": {"type": "string", "enum": ["Right", "Left"]},
+    },
+}
+TEI_RERANK_ANSWER = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["index", "score"],
+        "properties": {"index": {"type": "integer"}, "score": {"type": "number"}, "text": TEXT},
+    },
+}
+SCORE = {
+    "type": "object",
+    "required": ["queries", "documents"],
+    "additionalProperties": False,
+    "properties": {
+        "queries": {"anyOf": [TEXT, TEXTS]},
+        "documents": {"anyOf": [TEXT, TEXTS]},
+        "model": {"type": ["string", "null"]},
+        "raw_scores": FLAG,
+        "truncate_prompt_tokens": {"type": ["integer", "null"]},
+        "user": {"type": ["string", "null"]},
+    },
+}
+SCORE_ANSWER = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "data", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "object", "score"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "object": {"type": "string"},
+                    "score": {"type": "number"},
+                },
+            },
+        },
+        "usage": {"type": "object"},
+    },
+}
+RERANK_FIELDS = (
+    "query",
+    "documents",
+    "model",
+    "top_n",
+    "return_documents",
+    "raw_scores",
+    "truncate_prompt_tokens",
+    "user",
+)
+TEI_RERANK_FIELDS = (
+    "query",
+    "texts",
+    "raw_scores",
+    "return_text",
+    "truncate",
+    "truncation_direction",
+)
+SCORE_FIELDS = ("queries", "documents", "model", "raw_scores", "truncate_prompt_tokens", "user")
+FORMER_NAMES = {"text_1": "queries", "text_2": "documents"}
+"""vLLM's earlier names of the fields of /score."""
+
+
+class Rerank:
+    """Jina's, Cohere's and vLLM's format; on /rerank also TEI's, if the request has `texts`."""
+
+    input_field = "documents"
+
+    def __init__(self, returns_documents: bool = True, accepts_tei: bool = False) -> None:
+        self._returns_documents = returns_documents
+        self._tei = TeiRerank() if accepts_tei else None
+
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the pairs of the query with each document; raises a ServiceError."""
+        values = read_object(raw.body, limits)
+        if self._tei is not None and "texts" in values:
+            raw.state["tei"] = True
+            return self._tei.read_values(raw, values, limits)
+        known_fields(values, RERANK_FIELDS)
+        query = _text(values, "query")
+        documents = [
+            _document(document, index) for index, document in enumerate(_list(values, "documents"))
+        ]
+        raw.state["top_n"] = _count(values, "top_n")
+        returns = _flag(values, "return_documents")
+        raw.state["documents"] = (
+            documents if (self._returns_documents if returns is None else returns) else None
+        )
+        return _pairs(raw, values, [query] * len(documents), documents, limits)
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise InvalidInput unless the model is a cross-encoder."""
+        check_cross_encoder(manifest)
+
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return the documents with their scores, best first."""
+        if self._tei is not None and completed.raw.state.get("tei"):
+            return self._tei.write(completed)
+        documents = completed.raw.state["documents"]
+        usage = {"prompt_tokens": completed.tokens, "total_tokens": completed.tokens}
+        before = orjson.dumps(
+            {"id": f"rerank-{completed.raw.request_id}", "model": completed.model, "usage": usage}
+        )
+        results = (
+            {"index": index, "relevance_score": score}
+            | ({} if documents is None else {"document": {"text": documents[index]}})
+            for index, score in _ranked(completed)[: completed.raw.state["top_n"]]
+        )
+        return [JSON], json_pieces(before[:-1] + b',"results":[', results, b"]}")
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        """Return an error in our own format, which is OpenAI's."""
+        return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
+
+
+class TeiRerank(Tei):
+    """Text Embeddings Inference's format of POST /rerank."""
+
+    input_field = "texts"
+
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the pairs of the query with each text; raises a ServiceError."""
+        return self.read_values(raw, read_object(raw.body, limits), limits)
+
+    def read_values(
+        self, raw: RawRequest, values: dict[str, Any], limits: Limits
+    ) -> ClassifyRequest:
+        """Return the pairs of a body that is parsed already."""
+        known_fields(values, TEI_RERANK_FIELDS)
+        query = _text(values, "query")
+        texts = [
+            _text({"": text}, "", f"texts[{i}]") for i, text in enumerate(_list(values, "texts"))
+        ]
+        direction = read_direction(values)
+        for name in ("truncate", "raw_scores", "return_text"):
+            _flag(values, name)
+        raw.state["texts"] = texts if values.get("return_text") else None
+        return read_values(
+            {
+                "input": [{"text": query, "text_pair": text} for text in texts],
+                "truncate": "none" if values.get("truncate") is False else direction,
+                "activation": "none" if values.get("raw_scores") else "auto",
+                "model": raw.model,
+            },
+            limits,
+        )
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise InvalidInput unless the model is a cross-encoder."""
+        check_cross_encoder(manifest)
+
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return the texts with their scores, best first."""
+        texts = completed.raw.state["texts"]
+        items = (
+            {"index": index, "score": score} | ({} if texts is None else {"text": texts[index]})
+            for index, score in _ranked(completed)
+        )
+        return [JSON, *self.headers(completed)], json_pieces(b"[", items, b"]")
+
+
+class Score:
+    """vLLM's format of POST /score."""
+
+    input_field = "documents"
+
+    def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
+        """Return the pairs of queries and documents; raises a ServiceError."""
+        values = read_object(raw.body, limits)
+        for former, name in FORMER_NAMES.items():
+            if former in values and name not in values:
+                values[name] = values.pop(former)
+        known_fields(values, SCORE_FIELDS)
+        queries, documents = (_texts(values, name) for name in ("queries", "documents"))
+        if len(queries) == 1:
+            queries *= len(documents)
+        if len(queries) != len(documents):
+            raise InvalidInput(
+                f"queries has {len(queries)} texts and documents {len(documents)}; give one query,"
+                " or as many as documents.",
+                param="queries",
+            )
+        return _pairs(raw, values, queries, documents, limits)
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise InvalidInput unless the model is a cross-encoder."""
+        check_cross_encoder(manifest)
+
+    def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
+        """Return the score of each pair, in the order of the request."""
+        usage = {
+            "prompt_tokens": completed.tokens,
+            "total_tokens": completed.tokens,
+            "completion_tokens": 0,
+        }
+        before = orjson.dumps(
+            {
+                "id": f"score-{completed.raw.request_id}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": completed.model,
+                "usage": usage,
+            }
+        )
+        items = (
+            {"index": index, "object": "score", "score": score}
+            for index, score in enumerate(_scores(completed))
+        )
+        return [JSON], json_pieces(before[:-1] + b',"data":[', items, b"]}")
+
+    def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
+        """Return an error in our own format, which is OpenAI's."""
+        return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
+
+
+def check_cross_encoder(manifest: Manifest) -> None:
+    """Raise InvalidInput unless a model scores pairs with one number."""
+    if len(manifest.labels) != 1:
+        raise InvalidInput(
+            f"The model has {len(manifest.labels)} labels, and a reranker has one; /info lists the"
+            " models with their labels.",
+            param="model",
+        )
+    if not manifest.takes_pairs:
+        raise InvalidInput("The model reads no pairs, so it cannot rerank.", param="model")
+
+
+def _pairs(
+    raw: RawRequest,
+    values: dict[str, Any],
+    queries: list[str],
+    documents: list[str],
+    limits: Limits,
+) -> ClassifyRequest:
+    """Return the request of all pairs, with the fields that both of vLLM's formats have."""
+    request = {
+        "input": [
+            {"text": query, "text_pair": document}
+            for query, document in zip(queries, documents, strict=True)
+        ],
+        "activation": "none" if _flag(values, "raw_scores") else "auto",
+        "model": raw.model or values.get("model"),
+    }
+    for name in ("truncate_prompt_tokens", "user"):
+        if values.get(name) is not None:
+            request[name] = values[name]
+    return read_values(request, limits)
+
+
+def _ranked(completed: Completed) -> list[tuple[int, float]]:
+    """Return (index, score) of each document, best first; equal ones in their order."""
+    return sorted(enumerate(_scores(completed)), key=lambda each: -each[1])
+
+
+def _scores(completed: Completed) -> Iterator[float]:
+    return (answer["score"] for answer in completed.classifications())
+
+
+def _list(values: dict[str, Any], name: str) -> list[Any]:
+    value = values.get(name)
+    if not isinstance(value, list) or not value:
+        raise InvalidInput(f"{name} must be a list of at least one text.", param=name)
+    return value
+
+
+def _texts(values: dict[str, Any], name: str) -> list[str]:
+    """Return a field that is a text or a list of texts."""
+    if isinstance(values.get(name), str):
+        return [_text(values, name)]
+    return [_text({"": text}, "", f"{name}[{i}]") for i, text in enumerate(_list(values, name))]
+
+
+def _document(value: object, index: int) -> str:
+    """Return the text of a document, which is a string or an object with `text`."""
+    field = f"documents[{index}]"
+    if isinstance(value, dict):
+        return _text(value, "text", f"{field}.text")
+    return _text({"": value}, "", field)
+
+
+def _text(values: dict[str, Any], name: str, field: str | None = None) -> str:
+    value, field = values.get(name), field or name
+    if not isinstance(value, str):
+        raise InvalidInput(f"{field} must be a text.", param=field)
+    if not value.strip():
+        raise InvalidInput(
+            f"{field} is empty; it must hold at least one visible character.", param=field
+        )
+    return value
+
+
+def _count(values: dict[str, Any], name: str) -> int | None:
+    value = values.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidInput(f"{name} must be a whole number of at least 1.", param=name)
+    return value
+
+
+def _flag(values: dict[str, Any], name: str) -> bool | None:
+    value = values.get(name)
+    if not isinstance(value, bool | None):
+        raise InvalidInput(f"{name} must be true, false or null.", param=name)
+    return value
