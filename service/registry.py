@@ -43,6 +43,11 @@ class LoadedModel:
     """Requests that acquired the model and are not answered yet."""
 
     @property
+    def identity(self) -> str:
+        """What decides its answers: the artifact's digest, the variant and the engine."""
+        return f"{self.artifact.digest} {self.choice.variant} {self.choice.runtime}"
+
+    @property
     def is_on_gpu(self) -> bool:
         """Whether its engine runs on a GPU."""
         return self.choice.runtime in ON_A_GPU

@@ -241,6 +241,10 @@ class Classification(BaseModel):
         default=None,
         description="How many windows the text took, if the request asked for windows.",
     )
+    cached: bool | None = Field(
+        default=None,
+        description="True if it was computed for an equal text (only with DRBERT_CACHE_MIB).",
+    )
 
 
 class Usage(BaseModel):

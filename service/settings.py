@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     """Folder of the artifacts that the service made of checkpoints; by default in the user's cache
     folder. Artifacts that are not needed any more can be deleted.
     """
+    cache_mib: int | None = Field(default=None, ge=1)
+    """MiB of memory for answers, by which a text that was answered before is answered again, and
+    equal texts at the same time are computed once; by default every text is computed.
+    """
     max_batch_size: int | None = Field(default=None, ge=1, le=128)
     """Texts in a batch; by default 16 on a CPU, 32 on a CPU with packing, and 128 on a GPU. The
     default is also the largest value in effect.

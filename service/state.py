@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from command import installed_version
 from service.artifact import Artifact
+from service.batching.answer_cache import AnswerCache
 from service.checkpoints.cache import CheckpointCache
 from service.host.executors import Executors
 from service.lifecycle import Lifecycle
@@ -46,11 +47,18 @@ class ServiceState:
             waiting=lambda: self.batcher.waiting,
             answering=lambda: self.lifecycle.active_requests,
             waiting_s=lambda: self.batcher.queue_s,
+            cache_bytes=lambda: 0 if self.answer_cache is None else self.answer_cache.bytes,
         )
         options = LoadOptions.from_settings(settings, variant)
         self.threads = options.threads
         self.registry = ModelRegistry(settings, options, self.metrics)
         self.batcher = self.registry.batcher
+        self.answer_cache = (
+            None
+            if settings.cache_mib is None
+            else AnswerCache(self.batcher, settings.cache_mib * 2**20, self.metrics.count_cached)
+        )
+        """None unless it is switched on."""
         self.lifecycle = Lifecycle(self.registry, artifacts, settings, self.metrics)
 
     def acquire(self, name: str | None) -> LoadedModel:

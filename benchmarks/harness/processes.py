@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from command import BadUsage
 from proof.measuring import launch
 from proof.measuring.launch import ServerCommand, ServerProcess
 
@@ -124,8 +125,11 @@ def running_server(
     """Start a server with `command`, wait until it answers GET `path`, and stop it with the block.
 
     `cpus` are the CPUs that it is pinned to, `environment` variables added to this process's.
-    Raises ServerNotStarted, with the last line of its log, if it does not become ready.
+    Raises ServerNotStarted, with the last line of its log, if it does not become ready, and
+    BadUsage if our service would answer from a cache.
     """
+    if "DRBERT_CACHE_MIB" in {**os.environ, **(environment or {})}:
+        raise BadUsage("DRBERT_CACHE_MIB is set; a benchmark measures models and no cache.")
     spec = ServerCommand(
         command,
         f"http://127.0.0.1:{port}",

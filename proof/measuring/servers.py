@@ -22,7 +22,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from command import BAD_INPUT, UNAVAILABLE, USAGE, Unavailable
+from command import BAD_INPUT, UNAVAILABLE, USAGE, BadInput, Unavailable
 from proof.measuring import pod_instances
 from proof.measuring.launch import (
     ServerCommand,
@@ -97,6 +97,8 @@ def serve_arms(
     if plan.instances:
         instances = pod_instances.take_instances(plan, order, counted, tried)
         info = pod_instances.merge_info(instances, plan)
+        for instance in instances.values():
+            check_computes(instance.info, instance.address)
         urls = {name: instance.address for name, instance in instances.items()}
         yield Served(info, urls, frozenset(urls.values() if info.get("gpus") else ()))
     elif plan.starts_servers:
@@ -104,6 +106,7 @@ def serve_arms(
         with running(_server_command(plan, order, log)) as server:
             with urllib.request.urlopen(f"{server.url}/info", timeout=10) as response:
                 info = json.load(response)
+            check_computes(info, server.url)
             gpus = frozenset([server.url] if info.get("gpus") else ())
             pid = server.process.pid
             nice = os.getpriority(os.PRIO_PROCESS, pid)
@@ -111,6 +114,15 @@ def serve_arms(
     else:
         _run_restart_command(plan, order, log)
         yield Served({})
+
+
+def check_computes(info: Mapping[str, Any], address: str) -> None:
+    """Raise BadInput if a server answers from a cache, so that its times are not its model's."""
+    if info.get("settings", {}).get("cache_mib") is not None:
+        raise BadInput(
+            f"{address} has a cache of answers, so its times say nothing about its model; start it"
+            " without DRBERT_CACHE_MIB."
+        )
 
 
 def _resident_bytes(pid: int) -> int | None:

@@ -187,6 +187,7 @@ class ClassifyEndpoint:
                 raw = replace(raw, body=b"")  # The request's texts hold its content now.
             with self._service.acquire(request.model) as model:
                 call.stats.model = model.name
+                self._dialect.check(model.artifact.manifest)
                 return await self._classify(call, model, raw, request)
         finally:
             self._context.body_budget.release(budget_bytes)
@@ -291,13 +292,18 @@ class ClassifyEndpoint:
             )
             call.stats.texts = len(request.input)
             call.stats.tokenize_ns = time.monotonic_ns() - started_ns
-            results = await batcher.submit(
-                model.key,
-                encoded.items,
-                max(0.0, call.deadline - time.monotonic()),
-                call.injected_delay,
-                reservation=reservation,
-            )
+            timeout_s = max(0.0, call.deadline - time.monotonic())
+            cache = self._service.answer_cache
+            if cache is not None and not call.injected_delay:
+                results = await cache.submit(model, encoded.items, timeout_s, reservation)
+            else:
+                results = await batcher.submit(
+                    model.key,
+                    encoded.items,
+                    timeout_s,
+                    call.injected_delay,
+                    reservation=reservation,
+                )
             return encoded, results
 
     def _count(self, model: LoadedModel, completed: Completed, total_ns: int) -> None:

@@ -31,6 +31,8 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 """Buckets of a batch's number of texts."""
 TOKENS = tuple(2**i for i in range(3, 16))
 """Buckets of a batch's number of tokens, 8 to 32,768."""
+CACHE_OUTCOMES = ("hit", "joined", "computed")
+"""How a text is answered where answers are cached."""
 COUNTED_FROM_ZERO = (200, 429, 500, 503, 504)
 """Statuses whose counters exist as soon as a model is loaded."""
 
@@ -50,7 +52,7 @@ class Metrics:
     """All metrics of the service, in `registry` and as a page for a scraper.
 
     The callables are read at each scrape: texts in the queue, requests in progress, readings of
-    GPUs, and seconds of work in the queue.
+    GPUs, seconds of work in the queue, and bytes in the cache of answers.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Metrics:
         answering: Callable[[], int] = lambda: 0,
         readings: Callable[[], list[Reading]] = list,
         waiting_s: Callable[[], float] = lambda: 0.0,
+        cache_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         # Histograms are nearly all of the page and write their own part of it. All other metrics
         # have a registry inside the other.
@@ -95,6 +98,15 @@ class Metrics:
         )
         self.tokens = counter("tokens", "Tokens of texts computed.", "model")
         self.truncated = counter("truncated", "Texts truncated to the model's length.", "model")
+        self._cache_texts = counter(
+            "cache_texts",
+            "Texts by how they were answered with DRBERT_CACHE_MIB: hit (from the cache), joined"
+            " (with an equal text that was computed at the time) or computed.",
+            "model",
+            "outcome",
+        )
+        self._cached: set[tuple[str, str]] = set()
+        self.cache_bytes = gauge("cache_bytes", "Memory of the cache of answers.", cache_bytes)
         self.rejected = counter("rejected", "Requests refused before the model.", "reason")
         self.inflight = gauge("inflight_requests", "Requests being answered.", answering)
         self.queue_depth = gauge("queue_depth", "Texts in the queue.", waiting)
@@ -165,9 +177,18 @@ class Metrics:
             series.remove(model)
         for counter in (self.padding_tokens, self.tokens, self.truncated, self.model_info):
             counter.remove(model)
+        for outcome in CACHE_OUTCOMES:
+            if (model, outcome) in self._cached:
+                self._cached.remove((model, outcome))
+                self._cache_texts.remove(model, outcome)
         for name, status in [key for key in self._requests if key[0] == model]:
             del self._requests[name, status]
             self.requests.remove(name, str(status))
+
+    def count_cached(self, model: str, outcome: str, texts: int) -> None:
+        """Count texts by how they were answered where answers are cached."""
+        self._cached.add((model, outcome))
+        self._cache_texts.labels(model, outcome).inc(texts)
 
     def count_request(self, model: str, status: int) -> None:
         """Count an answered request."""

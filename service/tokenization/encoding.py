@@ -113,7 +113,9 @@ def merge_windows(
         truncated = any(window.truncated for window in windows)
         texts.append(Encoded(ids, [], truncated, count))
         slowest = max(parts, key=lambda part: part.queue_ns + part.inference_ns)
-        merged.append(replace(slowest, value=answers.pooled([part.value for part in parts], pool)))
+        value = answers.pooled([part.value for part in parts], pool)
+        cached = all(part.cached for part in parts)
+        merged.append(replace(slowest, value=value, cached=cached))
     return texts, merged
 
 

@@ -167,7 +167,11 @@ async def cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Res
         watcher = asyncio.ensure_future(receive())
         watcher.add_done_callback(on_disconnect)
     try:
-        return await work
+        value = await work
+        if disconnected:
+            # Work that never waits meets its cancellation here, and not in a later step.
+            await asyncio.sleep(0)
+        return value
     except asyncio.CancelledError:
         if not disconnected:
             raise

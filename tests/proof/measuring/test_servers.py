@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from command import Unavailable
+from command import BadInput, Unavailable
 from proof.measuring import servers
-from proof.measuring.servers import serve_arms
+from proof.measuring.servers import check_computes, serve_arms
 from tests.proof.factories import write_plan
 
 
@@ -42,3 +42,10 @@ def test_a_port_that_a_killed_server_is_about_to_let_go_of_is_waited_for() -> No
     threading.Timer(0.3, held.close).start()
     servers._check_port(port)
     assert held.fileno() == -1
+
+
+def test_a_server_that_answers_from_a_cache_is_refused() -> None:
+    check_computes({}, "http://other")  # a server of another project
+    check_computes({"settings": {"cache_mib": None}}, "http://ours")
+    with pytest.raises(BadInput, match="http://ours has a cache of answers"):
+        check_computes({"settings": {"cache_mib": 64}}, "http://ours")
