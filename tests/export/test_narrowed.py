@@ -9,8 +9,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from service.artifact import Artifact
+from export.pipeline import export
+from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier, Encoded
+from service.host import cpus
+from service.runtimes import openvino, packed
 from service.runtimes.narrowed import narrow_rows
 from service.runtimes.openvino import OpenVinoRuntime, compiled
 from tests.export.corpus import FAMILIES
@@ -60,6 +63,36 @@ def test_every_family_answers_as_its_whole_graph(name: str, tmp_path: Path) -> N
         if classifier.padding_invariant:  # The service batches texts of equal length otherwise.
             together = classifier.predict(texts)
             np.testing.assert_allclose(together, expected, rtol=0, atol=near)
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("mini") / "artifact"
+    checkpoint = "examples/checkpoints/drbert-mini-sst2"
+    export(checkpoint, folder, variants=["cpu-fp32", "cpu-bf16", "cpu-int8"])
+    return read_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["cpu-fp32", "cpu-bf16", "cpu-int8"])
+@pytest.mark.parametrize("packs", [False, True], ids=["a row each", "packed"])
+def test_every_variant_answers_with_the_same_bits_alone_and_in_company(
+    name: str, packs: bool, mini: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = mini.manifest.variants[name]
+    if name == "cpu-bf16" and "bf16" not in cpus.native_precisions():
+        pytest.skip("needs bf16 instructions")
+
+    def classifier() -> Classifier:
+        path, lowest = mini.path(variant.files[0]), variant.lowest_unquantized_precision
+        return Classifier(mini, OpenVinoRuntime(path, variant.precision, 1, lowest, packs))
+
+    narrowed = classifier()
+    monkeypatch.setattr(packed, "narrow", lambda _, hidden, choose: choose(hidden, 1).output(0))
+    monkeypatch.setattr(openvino, "narrow_rows", lambda _: False)
+    whole = classifier()
+    texts = texts_of(narrowed, [1, 3, 9, 14, 2, 6, 30, 60, 5, 5, 5, 40])
+    for batch in (*([text] for text in texts), texts[:4], texts[4:8], texts):
+        np.testing.assert_array_equal(narrowed.predict(batch), whole.predict(batch))
 
 
 def gated(output: int) -> ov.Model:
