@@ -19,6 +19,10 @@ from service.runtimes.openvino import OpenVinoRuntime, compiled
 from tests.export.corpus import FAMILIES
 from tests.export.test_packed import add_mean, exported
 
+SERVED = ["cpu-fp32", "cpu-int8"]
+if "bf16" in cpus.native_precisions():  # Without such instructions the service refuses it.
+    SERVED.append("cpu-bf16")
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # torch's tracer warns of what verification checks
@@ -73,20 +77,16 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return read_artifact(folder)
 
 
-@pytest.mark.parametrize("name", ["cpu-fp32", "cpu-bf16", "cpu-int8"])
+@pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("packs", [False, True], ids=["a row each", "packed"])
 def test_every_variant_answers_with_the_same_bits_alone_and_in_company(
     name: str, packs: bool, mini: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = mini.manifest.variants[name]
-    # Without bf16 instructions the engine takes f32 for both.
-    precision = variant.precision
-    if precision == "bf16" and precision not in cpus.native_precisions():
-        precision = "f32"
 
     def classifier() -> Classifier:
         path, lowest = mini.path(variant.files[0]), variant.lowest_unquantized_precision
-        return Classifier(mini, OpenVinoRuntime(path, precision, 1, lowest, packs))
+        return Classifier(mini, OpenVinoRuntime(path, variant.precision, 1, lowest, packs))
 
     narrowed = classifier()
     monkeypatch.setattr(packed, "narrow", lambda _, hidden, choose: choose(hidden, 1).output(0))
