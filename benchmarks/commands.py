@@ -20,6 +20,7 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks random_twins ARTIFACTS  export two random classifiers of BERT-base's size
     python -m benchmarks training --data DIR     pretraining steps by their matrix products
     python -m benchmarks subnormals ARTIFACT...  subnormal numbers in weights and activations
+    python -m benchmarks last_layer ARTIFACT     the narrowed last layer by the whole one
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ BENCHMARKS = {
         " decoder"
     ),
     "subnormals": "count subnormal numbers in artifacts' weights and in their activations",
+    "last_layer": "what it saves to compute the last layer for first tokens only",
 }
 
 OF_THE_PROOF = ("judge", "delays", "neighbour", "random_twins")

@@ -80,13 +80,16 @@ class OpenVinoRuntime:
         threads: int,
         lowest_unquantized: UnquantizedPrecision | None = None,
         packs: bool = False,
+        narrows: bool = True,
     ) -> None:
         """Compile a model.
 
         `lowest_unquantized` is the lowest precision for what an int8 graph does not quantize, the
         one in which its gate was passed; None: any. With `packs` the graph reads several texts in
-        a row, if `pack` supports it.
+        a row, if `pack` supports it. With `narrows` the last layer is computed for first tokens
+        only.
         """
+        self._narrows = narrows
         native = cpus.native_precisions()
         self.unquantized_precision: UnquantizedPrecision | None = None
         """Precision of what an int8 graph does not quantize; None for other graphs."""
@@ -98,7 +101,7 @@ class OpenVinoRuntime:
         self.grid = CPU
         try:
             graph = self._packed(model, computed, threads) if packs else None
-            if graph is None:
+            if graph is None and narrows:
                 graph = self._narrowed(model, computed, threads)
             if graph is None:
                 graph = compiled(model, computed, threads)
@@ -129,7 +132,7 @@ class OpenVinoRuntime:
         """
         graph = ov.Core().read_model(model)
         try:
-            pack(graph)
+            pack(graph, self._narrows)
             packed = compiled(graph, precision, threads)
         except Exception as error:  # Packing only saves time: unpacked answers are right too.
             reason = (

@@ -31,9 +31,10 @@ class NotPackable(Exception):
     """Raised for a graph without the structure that `pack` changes."""
 
 
-def pack(model: ov.Model) -> None:
+def pack(model: ov.Model, narrows: bool = True) -> None:
     """Change `model` in place so that its rows may hold several texts.
 
+    Without `narrows` the last layer is computed for every token, as before the change.
     Raises NotPackable, which names what the graph lacks; the model is then unchanged. After any
     other error the model is unusable.
     """
@@ -83,11 +84,11 @@ def pack(model: ov.Model) -> None:
         parameter.output(0).get_tensor().set_names({name})
     model.add_parameters([position_ids, first_tokens])
     model.validate_nodes_and_infer_types()
-    narrowed = narrow(
-        model,
-        hidden,
-        lambda output, axis: ops.gather(output, first_tokens, np.array(axis), batch_dims=1),
-    )
+
+    def choose(output: ov.Output, axis: int) -> ov.Node:
+        return ops.gather(output, first_tokens, np.array(axis), batch_dims=1)
+
+    narrowed = narrow(model, hidden, choose) if narrows else choose(hidden, 1).output(0)
     _replace(first, ops.reshape(narrowed, np.array([-1, width.get_length()]), False))
     model.validate_nodes_and_infer_types()
 

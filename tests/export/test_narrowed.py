@@ -13,7 +13,6 @@ from export.pipeline import export
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier, Encoded
 from service.host import cpus
-from service.runtimes import openvino, packed
 from service.runtimes.narrowed import narrow_rows
 from service.runtimes.openvino import OpenVinoRuntime, compiled
 from tests.export.corpus import FAMILIES
@@ -80,18 +79,15 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("packs", [False, True], ids=["a row each", "packed"])
 def test_every_variant_answers_with_the_same_bits_alone_and_in_company(
-    name: str, packs: bool, mini: Artifact, monkeypatch: pytest.MonkeyPatch
+    name: str, packs: bool, mini: Artifact
 ) -> None:
     variant = mini.manifest.variants[name]
 
-    def classifier() -> Classifier:
+    def classifier(narrows: bool) -> Classifier:
         path, lowest = mini.path(variant.files[0]), variant.lowest_unquantized_precision
-        return Classifier(mini, OpenVinoRuntime(path, variant.precision, 1, lowest, packs))
+        return Classifier(mini, OpenVinoRuntime(path, variant.precision, 1, lowest, packs, narrows))
 
-    narrowed = classifier()
-    monkeypatch.setattr(packed, "narrow", lambda _, hidden, choose: choose(hidden, 1).output(0))
-    monkeypatch.setattr(openvino, "narrow_rows", lambda _: False)
-    whole = classifier()
+    narrowed, whole = classifier(True), classifier(False)
     texts = texts_of(narrowed, [1, 3, 9, 14, 2, 6, 30, 60, 5, 5, 5, 40])
     for batch in (*([text] for text in texts), texts[:4], texts[4:8], texts):
         np.testing.assert_array_equal(narrowed.predict(batch), whole.predict(batch))

@@ -151,7 +151,7 @@ def test_a_graph_of_another_form_is_not_packed(
 def test_any_error_in_packing_leaves_the_model_unpacked(
     bert: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(model: ov.Model) -> None:
+    def fails(model: ov.Model, narrows: bool) -> None:
         parameter(model, "attention_mask").set_friendly_name("half done")
         raise RuntimeError("an unknown kind of graph")
 
