@@ -261,8 +261,9 @@ class _Training:
     def _step(self, step: int) -> float:
         epoch, index = divmod(step, self.batches_per_epoch)
         texts = [self.lessons.texts[i] for i in self._order(epoch)[index]]
-        inputs = self._encode(texts)
-        with torch.no_grad(), quiet():
+        with quiet():  # It would advise another way to pad, which cannot mix texts and pairs.
+            inputs = self._encode(texts)
+        with torch.no_grad():
             taught = self.teacher(**inputs, output_hidden_states=True)
         answer = self.student(**inputs, output_hidden_states=True)
         loss = answer_loss(answer.logits, taught.logits, self.lessons.task)
