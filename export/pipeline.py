@@ -20,13 +20,7 @@ from command import BadInput
 from export.checkpoint.loading import Checkpoint, build_model, embedding_rows, read_checkpoint
 from export.checkpoint.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.checkpoint.tokenizer import load_tokenizer, write_tokenizer
-from export.checks.gate import (
-    MIN_TEXTS,
-    gate_by_agreement,
-    gate_by_parity,
-    judge_logits,
-    logits_of,
-)
+from export.checks.gate import MIN_TEXTS, gate_by_agreement, gate_by_parity
 from export.checks.verify import (
     check_lengths,
     check_tokens,
@@ -37,12 +31,11 @@ from export.checks.verify import (
     record_self_check,
     select_engine,
 )
-from export.distillation import Distillation, Lessons, depth_of, distil
+from export.distillation import Distillation
 from export.graph.attention import with_export_attention
 from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
 from export.graph.variants import DEFAULT_VARIANTS, RECIPES, VariantSource
 from export.manifest import (
-    Signature,
     accepts_pairs,
     describe_artifact,
     read_provenance,
@@ -50,10 +43,10 @@ from export.manifest import (
     write_manifest,
 )
 from export.package import draft_artifact, replace_artifact, resolve_target
+from export.student import Student, gate_student, train_student
 from export.texts import BUNDLED_TEXTS, LabelledText, excluding, read_texts
 from service.artifact import (
     Artifact,
-    Distilled,
     Gate,
     Manifest,
     Parity,
@@ -61,11 +54,9 @@ from service.artifact import (
     Task,
     Variant,
 )
-from service.classifier import Classifier
 from service.errors import ModelOutputInvalid
 from service.host import cpus
 from service.runtimes import Inputs, RuntimeUnavailable
-from service.runtimes.auto import Choice, load
 
 
 @dataclass(frozen=True)
@@ -121,9 +112,9 @@ def export(
     signature = read_signature(checkpoint, model.config, tokenizer, task)
     calibration_texts, gate_texts = _read_quantization_texts(quantization, signature.labels)
     _report_discarded(checkpoint, keep_decoder)
-    student: _Student | None = None
+    student: Student | None = None
     if distillation is not None:
-        student = _distil(checkpoint, tokenizer, signature, distillation, gate_texts, target)
+        student = train_student(checkpoint, tokenizer, signature, distillation, gate_texts, target)
         checkpoint, gate_texts = student.checkpoint, student.gate_texts
         model = build_model(checkpoint)
 
@@ -145,116 +136,19 @@ def export(
         )
         manifest = _verify(folder, manifest, reference, gate_texts, quantization)
         if student is not None:
-            manifest = _gate_student(folder, manifest, student, reference, quantization)
+            manifest = gate_student(
+                folder,
+                manifest,
+                student,
+                reference,
+                quantization.agreement,
+                quantization.agreement_per_label,
+            )
         manifest = write_manifest(folder, manifest)
         replace_artifact(folder, target)
     if student is not None:
         shutil.rmtree(student.folder)
     return manifest
-
-
-@dataclass(frozen=True)
-class _Student:
-    """A model that learnt from a larger one, which it is compared with."""
-
-    checkpoint: Checkpoint
-    teacher: Checkpoint
-    settings: Distillation
-    texts: int
-    """Number of texts that it learnt on."""
-    gate_texts: list[LabelledText]
-    """Texts that it did not learn on."""
-    folder: Path
-    """Folder of its training, next to the artifact; an interrupted one is found there again."""
-
-
-def _distil(
-    teacher: Checkpoint,
-    tokenizer: PreTrainedTokenizerFast,
-    signature: Signature,
-    settings: Distillation,
-    gate_texts: Sequence[LabelledText],
-    target: Path,
-) -> _Student:
-    """Return the student of a checkpoint, trained on texts that the gate does not have."""
-    texts = excluding(
-        read_texts(settings.texts, signature.labels), [item.text for item in gate_texts]
-    )
-    if not texts:
-        raise BadInput(
-            f"{settings.texts}: all of its texts are in the gate's file too. The gate needs texts"
-            " that the student has not learnt on."
-        )
-    folder = target.with_name(f".{target.name}.distilling")
-    checkpoint = distil(
-        teacher,
-        Lessons([item.text for item in texts], tokenizer, signature.task, signature.max_tokens),
-        settings,
-        # The artifact is called as the teacher is.
-        folder / teacher.directory.resolve().name,
-    )
-    return _Student(checkpoint, teacher, settings, len(texts), list(gate_texts), folder)
-
-
-def _gate_student(
-    folder: Path,
-    manifest: Manifest,
-    student: _Student,
-    reference: Reference,
-    quantization: Quantization,
-) -> Manifest:
-    """Return the manifest with the student's agreement with its teacher.
-
-    No variant passes its gate unless the student does: each of them computes the student.
-    """
-    artifact = Artifact(folder, manifest)
-    usable = [
-        item for item in student.gate_texts if isinstance(item.text, str) or manifest.takes_pairs
-    ]
-    if usable:
-        print(f"comparing the student with its teacher on {len(usable):,} texts", flush=True)
-        fp32 = load(artifact, Choice("cpu-fp32", "openvino", "verification"), cpus.usable())
-        teacher = Reference(load_model(student.teacher), reference.tokenizer, reference.max_tokens)
-        gate = judge_logits(
-            teacher.logits([item.text for item in usable]),
-            logits_of(Classifier(artifact, fp32), usable),
-            artifact,
-            usable,
-            quantization.agreement,
-            required_per_label=quantization.agreement_per_label,
-            exact="teacher",
-        )
-    else:
-        gate = Gate(
-            status="ungated",
-            reason=f"no texts to gate it with; give --gate FILE with at least {MIN_TEXTS:,}",
-        )
-    layers = f"distilled to {student.settings.layers} of {depth_of(student.teacher)} layers"
-    status = "FAILED its gate" if gate.status == "failed" else gate.status
-    print(f"{layers}: {status}: {gate.reason}", flush=True)
-    distilled = Distilled(
-        teacher_sha256=student.teacher.weights_sha256(),
-        teacher_layers=depth_of(student.teacher),
-        layers=student.settings.layers,
-        texts=student.texts,
-        epochs=student.settings.epochs,
-        gate=gate,
-    )
-    variants = manifest.variants
-    if gate.status != "passed":
-        variants = {
-            name: variant
-            if variant.gate.status == "failed"
-            else variant.model_copy(
-                update={
-                    "gate": variant.gate.model_copy(
-                        update={"status": gate.status, "reason": f"{layers}: {gate.reason}"}
-                    )
-                }
-            )
-            for name, variant in variants.items()
-        }
-    return manifest.model_copy(update={"distilled": distilled, "variants": variants})
 
 
 def _any_calibrated(variants: Sequence[str]) -> bool:

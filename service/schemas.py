@@ -46,7 +46,7 @@ class Limits:
 
 def _text(value: object, field: str) -> Text:
     if isinstance(value, str):
-        _check_filled(value, field)
+        check_filled(value, field)
         return Text(value, field=field)
     if not isinstance(value, dict):
         raise InvalidInput(
@@ -66,11 +66,12 @@ def _text(value: object, field: str) -> Text:
             raise InvalidInput(
                 f"{field}.{name} is {_kind(half)}; it must be a string.", param=f"{field}.{name}"
             )
-        _check_filled(half, f"{field}.{name}")
+        check_filled(half, f"{field}.{name}")
     return Text(value["text"], value.get("text_pair"), field)
 
 
-def _check_filled(text: str, field: str) -> None:
+def check_filled(text: str, field: str) -> None:
+    """Raise InvalidInput, which names the field, for a text without a visible character."""
     if not text.strip():
         raise InvalidInput(
             f"{field} is empty; it must hold at least one visible character.", param=field

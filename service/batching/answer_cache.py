@@ -31,7 +31,7 @@ from service.errors import DeadlineExceeded
 
 KEY_BYTES = 16
 """Bytes of a key. Two different texts have one key with a probability of 2^-128."""
-ENTRY_BYTES = 360
+ENTRY_BYTES = 280
 """Memory of an entry besides its logits, in bytes: key, array and links (CPython 3.11)."""
 
 Logits = npt.NDArray[np.float32]

@@ -26,6 +26,7 @@ MODULES = (
     "tests/export/test_families.py",
     "tests/export/test_batch_invariance.py",
     "tests/export/test_gate.py",
+    "tests/export/test_narrowed.py",
     "tests/export/test_packed.py",
     "tests/export/test_export.py",
     "tests/service/runtimes/test_runtimes.py",

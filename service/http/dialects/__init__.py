@@ -176,6 +176,11 @@ def retry_after(error: ServiceError) -> Headers:
     return [(b"retry-after", str(error.retry_after_s).encode())]
 
 
+def own_refusal(error: ServiceError) -> tuple[int, Headers, bytes]:
+    """Return an error as an object with message, type, param and code, as OpenAI's API does."""
+    return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
+
+
 def plain_refusal(error: ServiceError) -> tuple[int, Headers, bytes]:
     """Return an error as `{"error": "…"}`, the format of KServe, Triton and Hugging Face."""
     return int(error.status), [JSON, *retry_after(error)], orjson.dumps({"error": error.message})

@@ -19,7 +19,7 @@ from service.http.dialects import (
     Headers,
     RawRequest,
     json_pieces,
-    retry_after,
+    own_refusal,
 )
 from service.schemas import ClassifyRequest, Limits, native_request, read_object
 
@@ -51,4 +51,4 @@ class Native(AnyModel):
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error as an object with message, type, param and code, as OpenAI's API does."""
-        return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
+        return own_refusal(error)

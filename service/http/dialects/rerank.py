@@ -19,9 +19,16 @@ import orjson
 
 from service.artifact import Manifest
 from service.errors import InvalidInput, ServiceError
-from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, retry_after
+from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, own_refusal
 from service.http.dialects.tei import Tei, read_direction
-from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
+from service.schemas import (
+    ClassifyRequest,
+    Limits,
+    check_filled,
+    known_fields,
+    read_object,
+    read_values,
+)
 
 TEXT = {"type": "string", "minLength": 1}
 TEXTS = {"type": "array", "minItems": 1, "items": TEXT}
@@ -33,23 +40,24 @@ DOCUMENT = {
 }
 COUNT = {"type": ["integer", "null"], "minimum": 1}
 FLAG = {"type": ["boolean", "null"]}
+RERANK_FIELDS: dict[str, Any] = {
+    "query": TEXT,
+    "documents": {"type": "array", "minItems": 1, "items": DOCUMENT},
+    "model": {"type": ["string", "null"]},
+    "top_n": {**COUNT, "description": "How many documents to return, best first."},
+    "return_documents": {
+        **FLAG,
+        "description": "Whether to repeat the documents. The default is true, on /v2/rerank false.",
+    },
+    "raw_scores": {**FLAG, "description": "Logits instead of scores."},
+    "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    "user": {"type": ["string", "null"]},
+}
 RERANK = {
     "type": "object",
     "required": ["query", "documents"],
     "additionalProperties": False,
-    "properties": {
-        "query": TEXT,
-        "documents": {"type": "array", "minItems": 1, "items": DOCUMENT},
-        "model": {"type": ["string", "null"]},
-        "top_n": {**COUNT, "description": "How many documents to return, best first."},
-        "return_documents": {
-            **FLAG,
-            "description": "Whether to repeat the documents; by default not on /v2/rerank only.",
-        },
-        "raw_scores": {**FLAG, "description": "Logits instead of scores."},
-        "truncate_prompt_tokens": {"type": ["integer", "null"]},
-        "user": {"type": ["string", "null"]},
-    },
+    "properties": RERANK_FIELDS,
 }
 RERANK_ANSWER = {
     "type": "object",
@@ -72,18 +80,19 @@ RERANK_ANSWER = {
         },
     },
 }
+TEI_RERANK_FIELDS: dict[str, Any] = {
+    "query": TEXT,
+    "texts": TEXTS,
+    "raw_scores": FLAG,
+    "return_text": FLAG,
+    "truncate": FLAG,
+    "truncation_direction": {"type": "string", "enum": ["Right", "Left"]},
+}
 TEI_RERANK = {
     "type": "object",
     "required": ["query", "texts"],
     "additionalProperties": False,
-    "properties": {
-        "query": TEXT,
-        "texts": TEXTS,
-        "raw_scores": FLAG,
-        "return_text": FLAG,
-        "truncate": FLAG,
-        "truncation_direction": {"type": "string", "enum": ["Right", "Left"]},
-    },
+    "properties": TEI_RERANK_FIELDS,
 }
 TEI_RERANK_ANSWER = {
     "type": "array",
@@ -93,18 +102,19 @@ TEI_RERANK_ANSWER = {
         "properties": {"index": {"type": "integer"}, "score": {"type": "number"}, "text": TEXT},
     },
 }
+SCORE_FIELDS: dict[str, Any] = {
+    "queries": {"anyOf": [TEXT, TEXTS]},
+    "documents": {"anyOf": [TEXT, TEXTS]},
+    "model": {"type": ["string", "null"]},
+    "raw_scores": FLAG,
+    "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    "user": {"type": ["string", "null"]},
+}
 SCORE = {
     "type": "object",
     "required": ["queries", "documents"],
     "additionalProperties": False,
-    "properties": {
-        "queries": {"anyOf": [TEXT, TEXTS]},
-        "documents": {"anyOf": [TEXT, TEXTS]},
-        "model": {"type": ["string", "null"]},
-        "raw_scores": FLAG,
-        "truncate_prompt_tokens": {"type": ["integer", "null"]},
-        "user": {"type": ["string", "null"]},
-    },
+    "properties": SCORE_FIELDS,
 }
 SCORE_ANSWER = {
     "type": "object",
@@ -129,30 +139,26 @@ SCORE_ANSWER = {
         "usage": {"type": "object"},
     },
 }
-RERANK_FIELDS = (
-    "query",
-    "documents",
-    "model",
-    "top_n",
-    "return_documents",
-    "raw_scores",
-    "truncate_prompt_tokens",
-    "user",
-)
-TEI_RERANK_FIELDS = (
-    "query",
-    "texts",
-    "raw_scores",
-    "return_text",
-    "truncate",
-    "truncation_direction",
-)
-SCORE_FIELDS = ("queries", "documents", "model", "raw_scores", "truncate_prompt_tokens", "user")
 FORMER_NAMES = {"text_1": "queries", "text_2": "documents"}
 """vLLM's earlier names of the fields of /score."""
 
 
-class Rerank:
+class CrossEncoderOnly:
+    """A format in which only models answer that score a pair with one number."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise InvalidInput unless the model is a cross-encoder."""
+        if len(manifest.labels) != 1:
+            raise InvalidInput(
+                f"The model has {len(manifest.labels)} labels, and a reranker has one; /info lists"
+                " the models with their labels.",
+                param="model",
+            )
+        if not manifest.takes_pairs:
+            raise InvalidInput("The model reads no pairs, so it cannot rerank.", param="model")
+
+
+class Rerank(CrossEncoderOnly):
     """Jina's, Cohere's and vLLM's format; on /rerank also TEI's, if the request has `texts`."""
 
     input_field = "documents"
@@ -168,7 +174,7 @@ class Rerank:
             raw.state["tei"] = True
             return self._tei.read_values(raw, values, limits)
         known_fields(values, RERANK_FIELDS)
-        query = _text(values, "query")
+        query = _text(values.get("query"), "query")
         documents = [
             _document(document, index) for index, document in enumerate(_list(values, "documents"))
         ]
@@ -178,10 +184,6 @@ class Rerank:
             documents if (self._returns_documents if returns is None else returns) else None
         )
         return _pairs(raw, values, [query] * len(documents), documents, limits)
-
-    def check(self, manifest: Manifest) -> None:
-        """Raise InvalidInput unless the model is a cross-encoder."""
-        check_cross_encoder(manifest)
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the documents with their scores, best first."""
@@ -201,10 +203,10 @@ class Rerank:
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error in our own format, which is OpenAI's."""
-        return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
+        return own_refusal(error)
 
 
-class TeiRerank(Tei):
+class TeiRerank(CrossEncoderOnly, Tei):
     """Text Embeddings Inference's format of POST /rerank."""
 
     input_field = "texts"
@@ -218,10 +220,8 @@ class TeiRerank(Tei):
     ) -> ClassifyRequest:
         """Return the pairs of a body that is parsed already."""
         known_fields(values, TEI_RERANK_FIELDS)
-        query = _text(values, "query")
-        texts = [
-            _text({"": text}, "", f"texts[{i}]") for i, text in enumerate(_list(values, "texts"))
-        ]
+        query = _text(values.get("query"), "query")
+        texts = [_text(text, f"texts[{i}]") for i, text in enumerate(_list(values, "texts"))]
         direction = read_direction(values)
         for name in ("truncate", "raw_scores", "return_text"):
             _flag(values, name)
@@ -236,10 +236,6 @@ class TeiRerank(Tei):
             limits,
         )
 
-    def check(self, manifest: Manifest) -> None:
-        """Raise InvalidInput unless the model is a cross-encoder."""
-        check_cross_encoder(manifest)
-
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the texts with their scores, best first."""
         texts = completed.raw.state["texts"]
@@ -250,7 +246,7 @@ class TeiRerank(Tei):
         return [JSON, *self.headers(completed)], json_pieces(b"[", items, b"]")
 
 
-class Score:
+class Score(CrossEncoderOnly):
     """vLLM's format of POST /score."""
 
     input_field = "documents"
@@ -272,10 +268,6 @@ class Score:
                 param="queries",
             )
         return _pairs(raw, values, queries, documents, limits)
-
-    def check(self, manifest: Manifest) -> None:
-        """Raise InvalidInput unless the model is a cross-encoder."""
-        check_cross_encoder(manifest)
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the score of each pair, in the order of the request."""
@@ -301,19 +293,7 @@ class Score:
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error in our own format, which is OpenAI's."""
-        return int(error.status), [JSON, *retry_after(error)], orjson.dumps(error.body())
-
-
-def check_cross_encoder(manifest: Manifest) -> None:
-    """Raise InvalidInput unless a model scores pairs with one number."""
-    if len(manifest.labels) != 1:
-        raise InvalidInput(
-            f"The model has {len(manifest.labels)} labels, and a reranker has one; /info lists the"
-            " models with their labels.",
-            param="model",
-        )
-    if not manifest.takes_pairs:
-        raise InvalidInput("The model reads no pairs, so it cannot rerank.", param="model")
+        return own_refusal(error)
 
 
 def _pairs(
@@ -357,26 +337,21 @@ def _list(values: dict[str, Any], name: str) -> list[Any]:
 def _texts(values: dict[str, Any], name: str) -> list[str]:
     """Return a field that is a text or a list of texts."""
     if isinstance(values.get(name), str):
-        return [_text(values, name)]
-    return [_text({"": text}, "", f"{name}[{i}]") for i, text in enumerate(_list(values, name))]
+        return [_text(values[name], name)]
+    return [_text(text, f"{name}[{i}]") for i, text in enumerate(_list(values, name))]
 
 
 def _document(value: object, index: int) -> str:
     """Return the text of a document, which is a string or an object with `text`."""
-    field = f"documents[{index}]"
     if isinstance(value, dict):
-        return _text(value, "text", f"{field}.text")
-    return _text({"": value}, "", field)
+        return _text(value.get("text"), f"documents[{index}].text")
+    return _text(value, f"documents[{index}]")
 
 
-def _text(values: dict[str, Any], name: str, field: str | None = None) -> str:
-    value, field = values.get(name), field or name
+def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"{field} must be a text.", param=field)
-    if not value.strip():
-        raise InvalidInput(
-            f"{field} is empty; it must hold at least one visible character.", param=field
-        )
+    check_filled(value, field)
     return value
 
 
