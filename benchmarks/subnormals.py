@@ -35,6 +35,7 @@ class CountingRuntime:
     precision = "f32"
     flush_to_zero = False
     computes_in = "f32"
+    graph_digest: str | None = None
     in_flight = 1
     grid = CPU
 

@@ -281,8 +281,8 @@ def _add_verify_claim(commands: Any) -> None:
         choices=claim.DIFFERENCES,
         default=[],
         metavar="DIFFERENCE",
-        help="accept evidence of another variant, precision, packing, engine or version than here;"
-        " repeat it for several",
+        help="accept evidence of another variant, precision, packing, graph, engine or version"
+        " than here; repeat it for several",
     )
     parser.add_argument(
         "--work", action="store_true", help="also count both artifacts' instructions, here and now"

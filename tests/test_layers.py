@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
         "service.self_check",
         "service.answers",
     },
-    "proof": {"command", "atomic", "graphs", "service.artifact"},
+    "proof": {"command", "atomic", "graphs", "service.artifact", "service.runtimes.forms"},
     "loadtests": {"command", "proof.plans", "proof.evidence.store"},
     "benchmarks": {"command", "atomic", "graphs", "service", "export", "proof", "training"},
 }

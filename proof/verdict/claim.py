@@ -30,7 +30,7 @@ NOT_THE_SAME = 1
 """Exit code of `proof identity` for "different", and of a verdict "not-equivalent"."""
 
 
-DIFFERENCES = ("variant", "precision", "packing", "engine", "version")
+DIFFERENCES = ("variant", "precision", "packing", "graph", "engine", "version")
 """What evidence may differ in from the artifacts and the installation here, if it is allowed."""
 
 
@@ -89,7 +89,7 @@ def verify(
         _check_measured(evidence, artifacts[role], measured[role], role, allow)
     served = {role: describe_served(model, environment) for role, model in measured.items()}
     differences = [
-        *_served_differences(artifacts, served),
+        *_served_differences(artifacts, served, measured),
         *_version_difference(environment.get("server")),
     ]
     _refuse(evidence, [each for each in differences if each.subject not in allow])
@@ -113,10 +113,14 @@ _ROLES: tuple[Role, ...] = ("reference", "candidate")
 
 
 def _served_differences(
-    artifacts: Mapping[str, Artifact], served: Mapping[str, ServedModel]
+    artifacts: Mapping[str, Artifact],
+    served: Mapping[str, ServedModel],
+    measured: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Difference]:
     for role, artifact in artifacts.items():
         yield from _differences(artifact, served[role], role)
+        if served[role].runtime == "openvino" and _installed(ENGINE_PACKAGES["openvino"]):
+            yield from _graph_difference(artifact, measured[role], role)
     variants = {role: model.variant for role, model in served.items()}
     if len(set(variants.values())) > 1:
         words = " and ".join(f"{role} {variant}" for role, variant in variants.items())
@@ -138,6 +142,26 @@ def _differences(artifact: Artifact, served: ServedModel, role: str) -> Iterator
         name = served.runtime or "an unknown engine"
         measured = served.engine_version or "of an unknown release"
         yield Difference("engine", f"{name} {measured}, here {engine or 'not installed'}")
+
+
+def _graph_difference(
+    artifact: Artifact, measured: Mapping[str, Any], role: str
+) -> Iterator[Difference]:
+    """Yield whether the service here would run another graph than the one that was measured.
+
+    Both come from equal exported graphs; the service changes a graph when it loads it.
+    """
+    from service.runtimes.forms import forms  # imports an engine
+
+    variant = artifact.manifest.variants.get(measured["variant"])
+    if variant is None:
+        return  # a difference of its own
+    digest = measured.get("graph_digest")
+    model = artifact.path(variant.files[0])
+    here = next(forms(model, artifact.manifest.can_pack, narrows=True)).digest
+    if digest != here:
+        known = digest[:12] if isinstance(digest, str) else "unknown"
+        yield Difference("graph", f"{role}'s graph {known} as it was run, here {here[:12]}")
 
 
 def _packing(packs: bool | None) -> str:

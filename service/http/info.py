@@ -72,6 +72,7 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "parameters": manifest.parameters,
         "padding_safe": manifest.padding_invariant,
         "packs": model.classifier.packing is not None,
+        "graph_digest": runtime.graph_digest,
         "kept_decoder_layers": manifest.kept_decoder_layers,
         "dropped": None if manifest.dropped is None else manifest.dropped.model_dump(),
         "variant": model.choice.variant,

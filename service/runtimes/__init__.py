@@ -38,6 +38,10 @@ class Runtime(Protocol):
     """Whether subnormal numbers count as zero. Otherwise a model full of them runs a hundred times
     slower.
     """
+    graph_digest: str | None
+    """Digest of the graph that is run, if it is not the exported one, whose digest the manifest
+    holds: see service/runtimes/forms.py.
+    """
     in_flight: int
     """Number of batches that may be started before the first one's logits are fetched."""
     grid: Grid

@@ -87,6 +87,7 @@ class CudaRuntime:
 
     name = "cuda"
     precision = computes_in = "f16"
+    graph_digest: str | None = None
     in_flight = 2
     flush_to_zero = False
     """False, because a GPU computes with subnormal numbers as fast as with others."""

@@ -43,6 +43,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     device = "CPU"
+    graph_digest: str | None = None
     in_flight = 1
     grid = CPU
 

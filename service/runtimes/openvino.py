@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,9 @@ import numpy as np
 import openvino as ov
 
 from service.artifact import UnquantizedPrecision
-from service.batching.shapes import CPU, PACKED
 from service.host import cpus
 from service.runtimes import Inputs, Logits, RuntimeUnavailable
-from service.runtimes.narrowed import narrow_rows
-from service.runtimes.packed import NotPackable, pack
+from service.runtimes.forms import Form, forms
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +87,6 @@ class OpenVinoRuntime:
         a row, if `pack` supports it. With `narrows` the last layer is computed for first tokens
         only.
         """
-        self._narrows = narrows
         native = cpus.native_precisions()
         self.unquantized_precision: UnquantizedPrecision | None = None
         """Precision of what an int8 graph does not quantize; None for other graphs."""
@@ -98,17 +95,14 @@ class OpenVinoRuntime:
             fast = "bf16" in native and lowest_unquantized != "f32"
             self.unquantized_precision = "bf16" if fast else "f32"
         self.computes_in = computed = self.unquantized_precision or precision
-        self.grid = CPU
         try:
-            graph = self._packed(model, computed, threads) if packs else None
-            if graph is None and narrows:
-                graph = self._narrowed(model, computed, threads)
-            if graph is None:
-                graph = compiled(model, computed, threads)
+            form, graph = _compiled_form(forms(model, packs, narrows), computed, threads)
         except RuntimeError as error:
             raise RuntimeUnavailable(
                 f"OpenVINO cannot run {model.name} in {precision} on this CPU: {error}"
             ) from None
+        self.grid = form.grid
+        self.graph_digest: str | None = form.digest
         in_use = graph.get_property("INFERENCE_PRECISION_HINT")
         if in_use != _HINTS[computed]:
             raise RuntimeUnavailable(
@@ -124,39 +118,6 @@ class OpenVinoRuntime:
         self._places = {
             name: place for place, port in enumerate(graph.inputs) for name in port.get_names()
         }
-
-    def _packed(self, model: Path, precision: str, threads: int) -> ov.CompiledModel | None:
-        """Return a model that reads several texts in a row, and set the grid for it.
-
-        Returns None if the graph cannot be packed.
-        """
-        graph = ov.Core().read_model(model)
-        try:
-            pack(graph, self._narrows)
-            packed = compiled(graph, precision, threads)
-        except Exception as error:  # Packing only saves time: unpacked answers are right too.
-            reason = (
-                f"the graph is not known: {error}"
-                if isinstance(error, NotPackable)
-                else f"{type(error).__name__}: {error}"
-            )
-            log.warning("every text has a row of its own", extra={"why": reason})
-            return None
-        self.grid = PACKED
-        return packed
-
-    def _narrowed(self, model: Path, precision: str, threads: int) -> ov.CompiledModel | None:
-        """Return a model whose last layer is computed for first tokens only; None if it has none.
-
-        It saves time only: any failure leaves the graph whole.
-        """
-        graph = ov.Core().read_model(model)
-        try:
-            return compiled(graph, precision, threads) if narrow_rows(graph) else None
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            log.warning("the last layer is computed for every token", extra={"why": reason})
-            return None
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         """Start a batch and return a function that waits for its logits."""
@@ -175,6 +136,20 @@ class OpenVinoRuntime:
         self._request.wait()
         # A copy: the tensor belongs to the request, which the next batch overwrites.
         return np.array(self._request.get_output_tensor(0).data, np.float32)
+
+
+def _compiled_form(
+    possible: Iterator[Form], precision: str, threads: int
+) -> tuple[Form, ov.CompiledModel]:
+    """Return the first form that can be compiled; the RuntimeError of the last if none can."""
+    for form in possible:
+        try:
+            return form, compiled(form.graph, precision, threads)
+        except Exception as error:
+            if form.log_without is None:
+                raise
+            form.log_without(f"{type(error).__name__}: {error}")
+    raise AssertionError("the last form is that of the export")
 
 
 def _unpacked_places(rows: int, length: int) -> Inputs:

@@ -42,6 +42,7 @@ class Flipping:
     precision: str = "i8"
     flush_to_zero: bool = True
     computes_in: str = "f32"
+    graph_digest: str | None = None
     in_flight: int = 1
     grid: Grid = CPU
     answered: int = field(default=0, init=False)

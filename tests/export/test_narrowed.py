@@ -13,9 +13,11 @@ from export.pipeline import export
 from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier, Encoded
 from service.host import cpus
+from service.runtimes.forms import graph_digest
 from service.runtimes.narrowed import narrow_rows
 from service.runtimes.openvino import OpenVinoRuntime, compiled
 from tests.export.corpus import FAMILIES
+from tests.export.factories import write_checkpoint
 from tests.export.test_packed import add_mean, exported
 
 SERVED = ["cpu-fp32", "cpu-int8"]
@@ -91,6 +93,30 @@ def test_every_variant_answers_with_the_same_bits_alone_and_in_company(
     texts = texts_of(narrowed, [1, 3, 9, 14, 2, 6, 30, 60, 5, 5, 5, 40])
     for batch in (*([text] for text in texts), texts[:4], texts[4:8], texts):
         np.testing.assert_array_equal(narrowed.predict(batch), whole.predict(batch))
+
+
+def test_a_digest_of_the_graph_that_is_run_tells_its_forms_apart_and_ignores_weights(
+    tmp_path: Path,
+) -> None:
+    models = []
+    for seed in (0, 1):
+        checkpoint = write_checkpoint(tmp_path / f"checkpoint-{seed}", seed=seed)
+        export(str(checkpoint), tmp_path / f"artifact-{seed}", variants=["cpu-fp32"])
+        models.append(tmp_path / f"artifact-{seed}" / "model.onnx")
+    assert models[0].read_bytes() != models[1].read_bytes()
+
+    def digest(model: Path, packs: bool = True, narrows: bool = True) -> str | None:
+        return OpenVinoRuntime(model, "f32", 1, packs=packs, narrows=narrows).graph_digest
+
+    assert digest(models[0]) == digest(models[1])
+    whole = digest(models[0], packs=False, narrows=False)
+    seen = {digest(models[0], packs=False), digest(models[0], narrows=False), digest(models[0])}
+    assert len(seen | {whole}) == 4
+    graph = ov.Core().read_model(models[0])
+    assert graph_digest(graph) == whole
+    reordered = next(node for node in graph.get_ordered_ops() if node.get_type_name() == "Softmax")
+    reordered.set_axis(2)
+    assert graph_digest(graph) != whole
 
 
 def gated(output: int) -> ov.Model:

@@ -16,6 +16,7 @@ from proof.evidence.store import EvidenceRejected, read_manifest_digest
 from proof.measuring.run import finish_run
 from proof.verdict.identity import compare
 from service.artifact import Artifact
+from service.runtimes.forms import forms
 from tests.proof.factories import write_evidence
 from tests.proof.measuring.test_run import honest_artifact
 
@@ -29,6 +30,7 @@ def evidence_of(folder: Path, reference: Artifact, candidate: Artifact, **how: o
         (("drbert", "drbert-again"), candidate),
     ):
         variant = artifact.manifest.variants["cpu-fp32"]
+        graph = artifact.path(variant.files[0])
         described: dict[str, object] = {
             "digest": artifact.digest,
             "variant": "cpu-fp32",
@@ -37,6 +39,7 @@ def evidence_of(folder: Path, reference: Artifact, candidate: Artifact, **how: o
             "precision": variant.precision,
             "runtime": "openvino",
             "packs": artifact.manifest.can_pack,
+            "graph_digest": next(forms(graph, artifact.manifest.can_pack, narrows=True)).digest,
         }
         models |= dict.fromkeys(names, described)
     server = {
@@ -99,6 +102,8 @@ def test_other_weights_pass_and_are_reported(
         ({"precision": "bf16"}, "with candidate in bf16, here in f32. .* pass --allow precision"),
         ({"variant": "cpu-int8"}, "with candidate cpu-int8, which .* has not; .*--allow variant"),
         ({"packs": None}, "with unknown packing, here (un)?packed rows. .*--allow packing"),
+        ({"graph_digest": "0" * 64}, "candidate's graph 000000000000 as it was run, here"),
+        ({"graph_digest": None}, "candidate's graph unknown as it was run, .*--allow graph"),
         ({"runtime": "cuda"}, "cuda of an unknown release, here .*--allow engine"),
         (None, "does not say what arm drbert had loaded"),
     ],
