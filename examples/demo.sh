@@ -5,6 +5,11 @@ set -eu
 PORT=${PORT:-8000}
 SENTENCE="a charming and often affecting journey"
 
+command -v curl >/dev/null || { echo "curl is not installed; the demo sends its requests with it." >&2; exit 69; }
+if curl --silent --output /dev/null "http://127.0.0.1:$PORT/"; then
+    echo "Port $PORT is in use; stop what serves there, or choose another one: PORT=8009 make demo" >&2
+    exit 69
+fi
 log=$(mktemp)
 "$BIN/drbert-serve" bert=artifacts/bert drbert=artifacts/drbert --port "$PORT" >"$log" 2>&1 &
 server=$!
@@ -13,7 +18,6 @@ trap 'exit 130' INT TERM
 
 echo
 echo "== Both twins answer over HTTP"
-command -v curl >/dev/null || { echo "curl is not installed; the demo sends its requests with it." >&2; exit 69; }
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/readyz"; do
     if ! kill -0 "$server" 2>/dev/null; then
         cat "$log" >&2

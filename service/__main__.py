@@ -78,7 +78,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         prog="drbert-serve",
         description="Serve classifiers over HTTP.",
         results="  0   ended by SIGTERM, SIGINT or SIGHUP, with every accepted request answered",
-        notes="Environment variables DRBERT_* configure the service: docs/configuration.md.",
+        notes="70 is also a stalled engine or a failed GPU; 129, 130 and 143 are SIGHUP, Ctrl-C and"
+        " SIGTERM\nwhile a checkpoint is exported.\n\n"
+        "Environment variables DRBERT_* configure the service: docs/configuration.md.",
     )
     parser.add_argument(
         "models",

@@ -12,6 +12,7 @@ import numpy as np
 
 from service.artifact import Manifest, Task
 from service.classifier import Encoded
+from service.requests.zero_shot import Question
 from service.runtimes import Logits
 from service.schemas import Activation, Pool
 
@@ -45,22 +46,75 @@ def classification(
     probs = activate(values, activation if activation != "auto" else default_activation(manifest))
     # Sorted by logits: large ones differ where their probabilities all round to 1.
     order = sorted(range(len(values)), key=lambda i: -values[i])
-    best = order[0]
-    shown = [i for i in order if threshold is None or probs[i] >= threshold][:top_k]
-    answer: dict[str, Any] = {"index": index, "label": manifest.labels[best], "score": probs[best]}
+    assigned = None
     if manifest.task == "multi_label":
         # The sigmoid decides, whichever activation the caller wants to see.
-        probabilities = activate(values, "sigmoid")
-        least = MULTI_LABEL_THRESHOLD if threshold is None else threshold
-        answer["labels"] = [manifest.labels[i] for i in order if probabilities[i] >= least]
+        assigned = _assigned(order, activate(values, "sigmoid"), threshold)
+    answer = _answer(index, manifest.labels, probs, order, assigned, top_k, threshold, with_probs)
+    return answer | {"tokens": encoded.tokens, "truncated": encoded.truncated}
+
+
+def zero_shot_classification(
+    index: int,
+    pairs: Sequence[Logits],
+    encoded: Sequence[Encoded],
+    manifest: Manifest,
+    question: Question,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    with_probs: bool = True,
+) -> dict[str, Any]:
+    """Return the answer for one text from its logits with each label's hypothesis, (labels,) each.
+
+    It has the form of `classification`, with the request's labels; `labels` is there if several may
+    apply.
+    """
+    entailment, contradiction = question.places(manifest)
+    if question.multi_label or len(pairs) == 1:
+        # Entailment against contradiction: their softmax is the sigmoid of the difference.
+        logits = [float(each[entailment] - each[contradiction]) for each in pairs]
+        probs = [sigmoid(value) for value in logits]
+    else:
+        logits = [float(each[entailment]) for each in pairs]
+        probs = softmax(logits)
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])
+    assigned = _assigned(order, probs, threshold) if question.multi_label else None
+    answer = _answer(index, question.labels, probs, order, assigned, top_k, threshold, with_probs)
+    return answer | {
+        "tokens": sum([each.tokens for each in encoded]),
+        "truncated": any(each.truncated for each in encoded),
+    }
+
+
+def _assigned(
+    order: Sequence[int], probabilities: Sequence[float], threshold: float | None
+) -> list[int]:
+    """Return the labels of `order` that apply, where each may."""
+    least = MULTI_LABEL_THRESHOLD if threshold is None else threshold
+    return [i for i in order if probabilities[i] >= least]
+
+
+def _answer(
+    index: int,
+    labels: Sequence[str],
+    probs: list[float],
+    order: Sequence[int],
+    assigned: Sequence[int] | None,
+    top_k: int | None,
+    threshold: float | None,
+    with_probs: bool,
+) -> dict[str, Any]:
+    """Return what an answer says of the labels, whose indices `order` has best first."""
+    best = order[0]
+    shown = [i for i in order if threshold is None or probs[i] >= threshold][:top_k]
+    answer: dict[str, Any] = {"index": index, "label": labels[best], "score": probs[best]}
+    if assigned is not None:
+        answer["labels"] = [labels[i] for i in assigned]
     if with_probs:
         answer["probs"] = probs
-    return answer | {
-        "num_classes": len(manifest.labels),
-        "scores": [{"label": manifest.labels[i], "score": probs[i]} for i in shown],
-        "tokens": encoded.tokens,
-        "truncated": encoded.truncated,
-    }
+    answer["num_classes"] = len(labels)
+    answer["scores"] = [{"label": labels[i], "score": probs[i]} for i in shown]
+    return answer
 
 
 def pooled(windows: Sequence[Logits], pool: Pool) -> Logits:

@@ -141,12 +141,14 @@ class Classifier:
         truncate: Truncate | None = None,
         release_gil: bool = False,
         max_tokens: int | None = None,
+        keeps_pair: bool = False,
     ) -> Encoded:
         """Return the tokens of a text or a pair.
 
         They are cut on the side of `truncate`, by default the checkpoint's own; raises InvalidInput
         if they are too many and `truncate` is `none`. `max_tokens` cuts to fewer than the model
-        reads, special tokens included; raises InvalidInput if it leaves no room for the text.
+        reads, special tokens included; raises InvalidInput if it leaves no room for the text. Of a
+        pair the longer half is cut first, or with `keeps_pair` only `text`.
         `release_gil` lets other threads run meanwhile, which a thread next to the event loop should
         ask for.
         """
@@ -167,20 +169,26 @@ class Classifier:
         side: Side = (
             self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
         )
-        tokens = None if pair is not None else self._tokens_of_part(text, room + 1, side)
+        tokens = None
+        if pair is None:
+            tokens = self._tokens_of_part(text, room + 1, side)
+        elif keeps_pair:
+            text = self._part(text, room_of_pair + 1, side) or text
         if tokens is None:
             encoding = self._encode((text,) if pair is None else (text, pair), True, release_gil)
             ids: list[int] = encoding.ids
             if len(ids) <= limit:
                 return self._with_tokens(ids, encoding.type_ids, False)
         if truncate == "none":
-            count = f"{len(ids)}" if tokens is None else f"at least {len(tokens) + limit - room}"
+            is_part = tokens is not None or keeps_pair
+            count = len(ids) if tokens is None else len(tokens) + limit - room
             raise InvalidInput(
-                f"It has {count} tokens, the model reads {self.manifest.max_tokens}, and truncate"
-                " is none."
+                f"It has {'at least ' if is_part else ''}{count} tokens, the model reads"
+                f" {self.manifest.max_tokens}, and truncate is none."
             )
         if pair is not None:
-            types, indices = encoding.type_ids, truncate_pair(encoding, room_of_pair, side)
+            types = encoding.type_ids
+            indices = truncate_pair(encoding, room_of_pair, side, keeps_pair)
             return self._with_tokens([ids[i] for i in indices], [types[i] for i in indices], True)
         if tokens is None:
             tokens = ids[len(self._special.before) : len(ids) - len(self._special.after)]
@@ -217,6 +225,19 @@ class Classifier:
         They are its first ones, or for `left` its last ones. Return None if the text is not that
         long, has fewer tokens, or cannot be cut.
         """
+        part = self._part_with_tokens(text, enough, side)
+        return None if part is None else part[1]
+
+    def _part(self, text: str, enough: int, side: Side) -> str | None:
+        """Return the part of a long text that has at least `enough` of its tokens.
+
+        They are its first ones, or for `left` its last ones. Return None if the text is not that
+        long, has fewer tokens, or cannot be cut.
+        """
+        part = self._part_with_tokens(text, enough, side)
+        return None if part is None else part[0]
+
+    def _part_with_tokens(self, text: str, enough: int, side: Side) -> tuple[str, list[int]] | None:
         chars = CHARS_PER_TOKEN * enough + MARGIN_CHARS
         while self._boundaries is not None and 2 * chars < len(text):
             part = self._boundaries.cut(text, chars, side)
@@ -226,7 +247,7 @@ class Classifier:
             count = reliable(encoding.offsets, len(part), side)
             if count >= enough:
                 ids: list[int] = encoding.ids
-                return ids[:count] if side == "right" else ids[len(ids) - count :]
+                return part, ids[:count] if side == "right" else ids[len(ids) - count :]
             chars *= GROWTH
         return None
 

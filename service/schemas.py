@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from service.errors import InvalidInput, InvalidJson, TooLarge
-from service.json_structure import check_structure
+from service.requests.json_structure import check_structure
+from service.requests.zero_shot import TEMPLATE, Question
 
 
 @dataclass(slots=True)  # not frozen: several are made per request, and that costs more
@@ -26,6 +35,8 @@ class Text:
     pair: str | None = None
     field: str = "input"
     """Its name in a refusal."""
+    keeps_pair: bool = False
+    """Whether only the text is cut where the pair is too long, and `pair` stays whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,8 @@ class Limits:
     """Tokens of all texts together, as far as the model reads them."""
     items: int | None = None
     """Windows of all texts together."""
+    pair_chars: int | None = None
+    """Characters of all pairs of a text and a label together."""
 
 
 def _text(value: object, field: str) -> Text:
@@ -86,6 +99,25 @@ def _texts(value: object) -> tuple[Text, ...]:
     return tuple(_text(item, f"input[{i}]") for i, item in enumerate(value))
 
 
+def _labels(value: object) -> tuple[str, ...] | None:
+    # Not by pydantic, which would make an error object for each of thousands of wrong labels.
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise InvalidInput(
+            f"labels is {'a string' if isinstance(value, str) else _kind(value)}; it must be a list"
+            " of strings.",
+            param="labels",
+        )
+    for place, label in enumerate(value):
+        if not isinstance(label, str):
+            raise InvalidInput(
+                f"labels[{place}] is {_kind(label)}; it must be a string.",
+                param=f"labels[{place}]",
+            )
+    return tuple(value)
+
+
 def _kind(value: object) -> str:
     names = {
         type(None): "null",
@@ -108,6 +140,12 @@ _PAIR_SCHEMA = {
     },
 }
 _TEXT_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1}, _PAIR_SCHEMA]}
+_LABELS_SCHEMA = {
+    "anyOf": [
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        {"type": "null"},
+    ]
+}
 _INPUT_SCHEMA = {
     "anyOf": [*_TEXT_SCHEMA["anyOf"], {"type": "array", "minItems": 1, "items": _TEXT_SCHEMA}]
 }
@@ -175,6 +213,36 @@ class ClassifyRequest(BaseModel):
         default=None,
         description="Classifies a long text by windows instead of cutting it; single texts only.",
     )
+    labels: Annotated[
+        tuple[str, ...] | None, PlainValidator(_labels), WithJsonSchema(_LABELS_SCHEMA)
+    ] = Field(
+        default=None,
+        description=(
+            "Zero-shot: judges each text by these labels. For models of natural language inference."
+        ),
+    )
+    hypothesis_template: str | None = Field(
+        default=None,
+        description=(
+            f"With `labels`: the sentence about a text, with {{}} for the label; by default"
+            f" `{TEMPLATE}`"
+        ),
+    )
+    multi_label: bool | None = Field(
+        default=None,
+        description=(
+            "With `labels`: whether several may apply. Each then has a score by itself; otherwise"
+            " the scores add up to 1."
+        ),
+    )
+    entailment_label: str | None = Field(
+        default=None,
+        description="With `labels`: the model's label for entailment, if it is not named so.",
+    )
+    contradiction_label: str | None = Field(
+        default=None,
+        description="With `labels`: the model's label for contradiction, if it is not named so.",
+    )
     user: str | None = Field(default=None, description="Accepted and ignored.")
     request_id: str | None = Field(
         default=None, max_length=128, description="Used as the answer's id."
@@ -207,6 +275,13 @@ class ClassifyRequest(BaseModel):
     mm_processor_kwargs: None = Field(default=None, description="vLLM's name: null.")
     add_special_tokens: Literal[True] = Field(default=True, description="vLLM's name: always true.")
     priority: int = Field(default=0, ge=0, le=0, description="vLLM's name: there is one priority.")
+
+    _question: Question | None = PrivateAttr(default=None)
+
+    @property
+    def question(self) -> Question | None:
+        """The labels to judge the texts by. `input` then holds a pair for each text and label."""
+        return self._question
 
     @property
     def max_tokens(self) -> int | None:
@@ -362,7 +437,70 @@ def read_values(values: dict[str, Any], limits: Limits) -> ClassifyRequest:
             " end; leave one of them out.",
             param="truncate",
         )
+    _add_question(request, limits)
     return request
+
+
+ABOUT_LABELS = ("hypothesis_template", "multi_label", "entailment_label", "contradiction_label")
+"""Fields that have a meaning only with `labels`."""
+
+
+def _add_question(request: ClassifyRequest, limits: Limits) -> None:
+    """Replace the texts by their pairs with each label, if the request has labels.
+
+    Raises InvalidInput or TooLarge if they cannot be judged by these labels.
+    """
+    if request.labels is None:
+        for name in ABOUT_LABELS:
+            if getattr(request, name) is not None:
+                raise InvalidInput(
+                    f"{name} has a meaning only with labels, and there are none.", param=name
+                )
+        return
+    if request.window is not None:
+        raise InvalidInput(
+            "window and labels do not go together; leave one of them out.", param="window"
+        )
+    if request.activation != "auto" or request.use_activation is False:
+        raise InvalidInput(
+            "activation and labels do not go together: the score of a label is a probability.",
+            param="activation",
+        )
+    pairs = len(request.input) * len(request.labels)
+    if pairs > limits.texts:
+        raise TooLarge(
+            f"labels and texts make {pairs} pairs, the limit is {limits.texts}; send several"
+            " requests.",
+            param="labels",
+        )
+    question = Question(
+        labels=request.labels,
+        template=TEMPLATE if request.hypothesis_template is None else request.hypothesis_template,
+        multi_label=bool(request.multi_label),
+        entailment_label=request.entailment_label,
+        contradiction_label=request.contradiction_label,
+    )
+    hypotheses = question.hypotheses
+    chars = sum([len(text.text) for text in request.input]) * len(hypotheses)
+    chars += sum(map(len, hypotheses)) * len(request.input)
+    if limits.pair_chars is not None and chars > limits.pair_chars:
+        raise TooLarge(
+            f"labels and texts make pairs of {chars} characters together, the limit is"
+            f" {limits.pair_chars}; send several requests.",
+            param="labels",
+        )
+    for text in request.input:
+        if text.pair is not None:
+            field = f"{text.field}.text_pair"
+            raise InvalidInput(
+                f"{field}: labels judge single texts; leave out text_pair.", param=field
+            )
+    request.input = tuple(
+        Text(text.text, hypothesis, text.field, keeps_pair=True)
+        for text in request.input
+        for hypothesis in hypotheses
+    )
+    request._question = question
 
 
 def _check_limits(value: object, limits: Limits) -> None:

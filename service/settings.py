@@ -47,9 +47,10 @@ class Settings(BaseSettings):
 
     runtime: Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"] = "auto"
     """The engine. An engine that is named is used, or the start fails; `auto` chooses one."""
-    classify_dialect: Literal["native", "infinity"] = "native"
-    """The dialect of POST /classify: `native`, a superset of vLLM's, or Infinity's. POST
-    /v1/classify is always native; the other dialects have paths of their own.
+    classify_dialect: Literal["native", "infinity", "semantic-router", "ort-server"] = "native"
+    """The dialect of POST /classify: `native`, a superset of vLLM's, or that of Infinity, of vLLM
+    semantic-router's `http_classify`, or of ort-server. POST /v1/classify is always native; the
+    other dialects have paths of their own.
     """
     root_dialect: Literal["huggingface", "tei"] = "huggingface"
     """The dialect of POST /: Hugging Face's, or Text Embeddings Inference's."""

@@ -41,7 +41,7 @@ def service_errors() -> list[type[errors.ServiceError]]:
     return classes
 
 
-@pytest.mark.parametrize("classify_dialect", ["native", "infinity"])
+@pytest.mark.parametrize("classify_dialect", ["native", "infinity", "ort-server"])
 async def test_every_path_of_the_openapi_document_is_on_the_page(
     artifact: Artifact, classify_dialect: str
 ) -> None:

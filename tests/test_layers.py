@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 # level stand above all sub-packages, except those that are listed here.
 INNER: dict[str, set[str]] = {
     "service.host": {"service.errors"},
+    "service.requests": {"service.errors", "service.artifact"},
     "service.checkpoints": {"service.artifact", "service.host"},
     "service.batching": {"service.errors"},
     "service.telemetry": {"service.host", "service.batching"},
@@ -77,6 +78,7 @@ INNER: dict[str, set[str]] = {
     "service.http": {
         "service.errors",
         "service.artifact",
+        "service.requests",
         "service.checkpoints.source",
         "service.schemas",
         "service.settings",

@@ -180,7 +180,7 @@ class _PlanTable(_Table):
     wait_for_calm_s: Number = 0.0
     """Longest wait before each restart, in seconds, for other guests of the host to be quiet."""
     schedule_version: Annotated[int, Field(ge=1, le=NEWEST_SCHEDULE)] = 1
-    """2 in every new plan; 1 is for plans from before December 2026."""
+    """2 in every new plan; 1 is for plans from before 2026-11-30."""
     capacity_per_s: Number = 0.0
     """Schedule 1 only: texts per second of the reference alone."""
     pilot: str | None = None

@@ -154,8 +154,8 @@ def _block_orders(
     measured, is_control = copies.copy(), np.zeros(level.tuples, bool)
     for delayed in plan.indices("delayed"):
         is_control = _control_blocks(level.tuples, rng)
-        # One copy for a whole run: only requests with the same delay share a batch, and a delayed
-        # one must meet as many of its kind as the others do.
+        # One copy for a whole run: a request that shares a batch with a delayed one is as slow, and
+        # this way those of the plain blocks seldom do.
         runs = int(is_control.sum()) // CONTROL_RUN
         slowed = np.repeat(_delayed_copies(plan, runs, slot * runs), CONTROL_RUN)
         orders = copies[is_control]

@@ -227,7 +227,8 @@ class Batcher:
         alone what its model raised.
 
         `injected_delay` makes a batch longer by that share of its duration, for a proof that must
-        show that it detects a slower model. Only items with the same delay share a batch.
+        show that it detects a slower model. Items share batches whatever their delays are, or the
+        delayed ones would be in smaller batches than the others; the largest delay counts.
         `background` items take no room in the queue, and are refused when there are too many.
         A `reservation` that is large enough has admitted the items already; otherwise they are
         admitted anew. Without `expires`, `timeout_s` is only planned with: the items wait until
@@ -464,12 +465,12 @@ class Batcher:
         # Its time starts when the batch before it has finished, if that was still running.
         begun_ns = max(running.started_ns, self._finished_ns)
         begun_cpu_ns = max(running.started_cpu_ns, self._finished_cpu_ns)
-        if batch.first.injected_delay:
+        if delay := batch.injected_delay:
             # What it takes to find out how long to compute is a part of it.
             spin_from_ns = time.thread_time_ns()
             wall_ns = time.monotonic_ns() - begun_ns
             computed_ns = _computed_ns(wall_ns, self.cpu_clock() - begun_cpu_ns)
-            _spin(spin_from_ns + int(batch.first.injected_delay * computed_ns))
+            _spin(spin_from_ns + int(delay * computed_ns))
         now, cpu_now = time.monotonic_ns(), self.cpu_clock()
         inference_ns = now - begun_ns
         self._batches += 1

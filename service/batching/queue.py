@@ -66,8 +66,8 @@ class BatchLimits:
     """Batches that may run at once."""
 
 
-Lane = tuple[int, float]
-"""What may share a batch: one model object and one injected delay."""
+Lane = int
+"""What may share a batch: the id of one model object."""
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Queue:
         return items
 
     def take(self, limits: BatchLimits) -> Batch | None:
-        """Return the next batch, of one model and one injected delay; None if nothing waits.
+        """Return the next batch, of one model; None if nothing waits.
 
         Its first item belongs to the request whose turn it is, so no request starves. The others
         are of the requests after it: those that fit, if texts are packed, else those nearest in
@@ -389,7 +389,7 @@ class Queue:
 
 
 def _lane(queued: QueuedItem) -> Lane:
-    return id(queued.model), queued.injected_delay
+    return id(queued.model)
 
 
 def _take_out(waiting: list[QueuedItem], taken: Sequence[QueuedItem]) -> None:

@@ -163,8 +163,13 @@ class Batch:
 
     @property
     def first(self) -> QueuedItem:
-        """The item whose turn it was; model and injected delay are the same for all."""
+        """The item whose turn it was; the model is the same for all."""
         return self.items[0]
+
+    @property
+    def injected_delay(self) -> float:
+        """The largest share by which one of its items makes it longer."""
+        return max([queued.injected_delay for queued in self.items])
 
 
 def deliver(items: Sequence[QueuedItem], results: Sequence[Result]) -> None:

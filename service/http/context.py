@@ -50,4 +50,6 @@ def request_limits(settings: Settings) -> Limits:
         windows=settings.max_windows,
         tokens=settings.max_request_tokens,
         items=settings.max_queue_size,
+        # As many as texts without labels could have.
+        pair_chars=settings.max_body_bytes,
     )

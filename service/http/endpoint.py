@@ -188,6 +188,8 @@ class ClassifyEndpoint:
             with self._service.acquire(request.model) as model:
                 call.stats.model = model.name
                 self._dialect.check(model.artifact.manifest)
+                if request.question is not None:
+                    request.question.places(model.artifact.manifest)  # raises if there are none
                 return await self._classify(call, model, raw, request)
         finally:
             self._context.body_budget.release(budget_bytes)

@@ -10,8 +10,11 @@ import importlib.metadata
 from dataclasses import asdict
 from typing import Any
 
+from service.artifact import Manifest
 from service.host import gpus
+from service.http.dialects.rerank import is_reranker
 from service.registry import LoadedModel
+from service.requests.zero_shot import knows_entailment
 from service.state import ServiceState
 
 ENGINES = ("openvino", "onnxruntime", "onnxruntime-gpu")
@@ -55,6 +58,16 @@ def engine_versions() -> dict[str, str]:
     return versions
 
 
+def tasks(manifest: Manifest) -> list[str]:
+    """Return what a model is asked for: classification, reranking or zero-shot-classification."""
+    possible = {
+        "classification": True,
+        "reranking": is_reranker(manifest),
+        "zero-shot-classification": knows_entailment(manifest),
+    }
+    return [task for task, is_possible in possible.items() if is_possible]
+
+
 def model_info(model: LoadedModel) -> dict[str, Any]:
     """Return what GET /info answers about one model."""
     manifest, runtime = model.artifact.manifest, model.classifier.runtime
@@ -68,6 +81,7 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "task": manifest.task,
         "labels": manifest.labels,
         "takes_pairs": manifest.takes_pairs,
+        "tasks": tasks(manifest),
         "max_tokens": manifest.max_tokens,
         "parameters": manifest.parameters,
         "padding_safe": manifest.padding_invariant,

@@ -15,6 +15,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from service.errors import ServiceError, ShuttingDown
 from service.http.dialects import plain_refusal, retry_after
 from service.http.dialects.open_inference import check_version, metadata
+from service.http.info import tasks
 from service.http.openapi import ERROR_DESCRIPTIONS
 from service.registry import LoadedModel
 from service.state import ServiceState
@@ -68,8 +69,9 @@ def add_model_list(app: FastAPI, service: ServiceState) -> None:
                     "object": "model",
                     "created": service.started,
                     "owned_by": "drbert-serve",
+                    "tasks": tasks(loaded.artifact.manifest),
                 }
-                for name in service.registry.loaded
+                for name, loaded in service.registry.loaded.items()
             ],
             "models": list(service.registry.loaded),
         }

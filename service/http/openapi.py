@@ -17,7 +17,15 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
-from service.http.dialects import huggingface, infinity, kserve, open_inference, rerank, tei
+from service.http.dialects import (
+    huggingface,
+    infinity,
+    kserve,
+    open_inference,
+    rerank,
+    routers,
+    tei,
+)
 from service.schemas import ClassifyAnswer, ClassifyRequest, LabelScore
 
 DESCRIPTION = """\
@@ -124,6 +132,12 @@ NATIVE = Operation(
     "Classify a text, a pair, or a list of those", "ClassifyRequest", "ClassifyAnswer"
 )
 INFINITY = Operation("Classify, as Infinity does", "InfinityRequest", "InfinityAnswer")
+SEMANTIC_ROUTER = Operation(
+    "Classify, as vLLM semantic-router asks its classifiers",
+    "SemanticRouterRequest",
+    "SemanticRouterAnswer",
+)
+ORT_SERVER = Operation("Classify, as ort-server does", "OrtServerRequest", "OrtServerAnswer")
 TEI = Operation(
     "Classify, as Text Embeddings Inference does",
     "TeiRequest",
@@ -165,6 +179,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "LabelScore": LabelScore.model_json_schema(),
     "InfinityRequest": infinity.SCHEMA,
     "InfinityAnswer": infinity.ANSWER,
+    "SemanticRouterRequest": routers.SEMANTIC_ROUTER,
+    "SemanticRouterAnswer": routers.SEMANTIC_ROUTER_ANSWER,
+    "OrtServerRequest": routers.ORT_SERVER,
+    "OrtServerAnswer": routers.ORT_SERVER_ANSWER,
     "TeiRequest": tei.SCHEMA,
     "TeiAnswer": tei.ANSWER,
     "HuggingFaceRequest": huggingface.SCHEMA,
@@ -209,6 +227,10 @@ EXAMPLES: dict[str, Any] = {
         ],
         "usage": {**_USAGE, "completion_tokens": 0},
     },
+    "SemanticRouterRequest": {"inputs": _TEXT},
+    "SemanticRouterAnswer": _SCORES,
+    "OrtServerRequest": {"text": _TEXT},
+    "OrtServerAnswer": {"labels": {each["label"]: each["score"] for each in _SCORES}},
     "InfinityRequest": {"input": [_TEXT]},
     "InfinityAnswer": {
         "object": "classify",
@@ -255,7 +277,12 @@ EXAMPLES: dict[str, Any] = {
 def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]:
     """Return the paths that classify, by the dialects of the settings."""
     return {
-        "/classify": INFINITY if classify_dialect == "infinity" else NATIVE,
+        "/classify": {
+            "native": NATIVE,
+            "infinity": INFINITY,
+            "semantic-router": SEMANTIC_ROUTER,
+            "ort-server": ORT_SERVER,
+        }[classify_dialect],
         "/v1/classify": NATIVE,
         "/predict": TEI,
         "/": TEI if root_dialect == "tei" else HUGGING_FACE,

@@ -19,6 +19,7 @@ from service.http.dialects.kserve import KServe
 from service.http.dialects.native import Native
 from service.http.dialects.open_inference import OpenInference
 from service.http.dialects.rerank import Rerank, Score
+from service.http.dialects.routers import OrtServer, SemanticRouter
 from service.http.dialects.tei import Tei
 from service.http.endpoint import ClassifyEndpoint
 
@@ -29,14 +30,18 @@ class ClassifyRouter:
     def __init__(self, context: HttpContext) -> None:
         settings = context.service.settings
         native = ClassifyEndpoint(context, Native())
-        infinity = ClassifyEndpoint(context, Infinity())
         hugging_face = ClassifyEndpoint(context, HuggingFace())
         tei = ClassifyEndpoint(context, Tei())
         kserve = ClassifyEndpoint(context, KServe())
         open_inference = ClassifyEndpoint(context, OpenInference())
         score = ClassifyEndpoint(context, Score())
         self._by_path: dict[str, ASGIApp] = {
-            "/classify": infinity if settings.classify_dialect == "infinity" else native,
+            "/classify": {
+                "native": native,
+                "infinity": ClassifyEndpoint(context, Infinity()),
+                "semantic-router": ClassifyEndpoint(context, SemanticRouter()),
+                "ort-server": ClassifyEndpoint(context, OrtServer()),
+            }[settings.classify_dialect],
             "/v1/classify": native,
             "/predict": tei,
             "/": tei if settings.root_dialect == "tei" else hugging_face,

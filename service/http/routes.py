@@ -120,7 +120,7 @@ def add_operation(app: FastAPI, context: HttpContext) -> None:
 
     for path in (
         "/readyz",
-        *(("/health",) if service.settings.classify_dialect == "native" else ()),
+        *(("/health",) if service.settings.classify_dialect != "infinity" else ()),
     ):
         app.get(
             path,

@@ -154,7 +154,12 @@ def _encode_text(
         raise InvalidInput(f"{field}: this model takes single texts only.", param=field)
     try:
         return classifier.encode(
-            text.text, text.pair, request.truncate, release_gil, request.max_tokens
+            text.text,
+            text.pair,
+            request.truncate,
+            release_gil,
+            request.max_tokens,
+            text.keeps_pair,
         )
     except InvalidInput as error:
         if error.param is not None:

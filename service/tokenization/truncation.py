@@ -20,6 +20,8 @@ from typing import Any, Literal
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 
+from service.errors import InvalidInput
+
 Side = Literal["right", "left"]
 
 # Tokens so near to a cut are not used. The cut may have divided an added token, a grapheme or a
@@ -78,17 +80,29 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def truncate_pair(encoding: Encoding, room: int, side: Side) -> list[int]:
+def truncate_pair(
+    encoding: Encoding, room: int, side: Side, keeps_second: bool = False
+) -> list[int]:
     """Return the indices of the tokens that remain if both halves may have `room` tokens together.
 
-    Special tokens remain, and do not count.
+    Special tokens remain, and do not count. With `keeps_second` only the first half is cut, as
+    transformers' `only_first` does; raises InvalidInput if the second leaves no room for it.
     """
     halves: tuple[list[int], list[int]] = ([], [])
     special: list[int] = []
     for index, half in enumerate(encoding.sequence_ids):
         (special if half is None else halves[half]).append(index)
     remaining = special
-    counts = longest_first(len(halves[0]), len(halves[1]), room)
+    if keeps_second:
+        counts = room - len(halves[1]), len(halves[1])
+        if counts[0] < 1:
+            raise InvalidInput(
+                f"hypothesis_template makes a sentence of {counts[1]} tokens, and a text and its"
+                f" sentence may have {room} together; shorten it, or the labels.",
+                param="hypothesis_template",
+            )
+    else:
+        counts = longest_first(len(halves[0]), len(halves[1]), room)
     for indices, count in zip(halves, counts, strict=True):
         remaining += indices[:count] if side == "right" else indices[len(indices) - count :]
     return sorted(remaining)

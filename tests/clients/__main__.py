@@ -10,6 +10,7 @@ right. Each runs in an environment of its own in build/clients, which is updated
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from proof.measuring.launch import free_port
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path("build/clients")
 MODEL = "reviews"
+JUDGE = "judge"
+"""A second model, whose labels have the names of natural language inference."""
+CHECKPOINT = Path("examples/checkpoints/drbert-mini-sst2")
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,15 @@ class Client:
     """File name of the script, which takes the service's URL and a model's name."""
     dialect: str = "native"
     """Dialect that /classify of the service uses."""
+    judges: bool = False
+    """Whether the service also has the model JUDGE."""
 
 
 CLIENTS = {
-    "huggingface_hub": Client(("huggingface_hub",), "huggingface_hub_client.py"),
-    "@huggingface/inference": Client(("@huggingface/inference",), "huggingface_inference.mjs"),
+    "huggingface_hub": Client(("huggingface_hub",), "huggingface_hub_client.py", judges=True),
+    "@huggingface/inference": Client(
+        ("@huggingface/inference",), "huggingface_inference.mjs", judges=True
+    ),
     "tritonclient": Client(("tritonclient[http]",), "triton_client.py"),
     "kserve": Client(("kserve",), "kserve_client.py"),
     "infinity_client": Client(("infinity_client",), "infinity_client_.py", "infinity"),
@@ -87,7 +95,11 @@ def run_client(name: str, client: Client) -> bool:
         tempfile.TemporaryDirectory() as folder,
         running_server(
             name,
-            service_command(f"{MODEL}={artifact}", port=port),
+            service_command(
+                f"{MODEL}={artifact}",
+                *([f"{JUDGE}={_renamed(Path(folder) / JUDGE)}"] if client.judges else []),
+                port=port,
+            ),
             port,
             Path(folder) / "log",
             environment={"DRBERT_CLASSIFY_DIALECT": client.dialect},
@@ -100,6 +112,16 @@ def run_client(name: str, client: Client) -> bool:
     if done.returncode:
         print(done.stderr, file=sys.stderr)
     return done.returncode == 0
+
+
+def _renamed(folder: Path) -> Path:
+    """Write the example checkpoint with the labels of an entailment, and return its folder."""
+    shutil.copytree(CHECKPOINT, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "not_entailment", "1": "entailment"}
+    config["label2id"] = {"not_entailment": 0, "entailment": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def _environment(name: str, client: Client) -> list[str]:

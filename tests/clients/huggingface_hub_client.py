@@ -18,3 +18,12 @@ assert raw[0].label == "NEGATIVE", raw
 assert abs(raw[0].score) > 1, raw
 by_name = InferenceClient(model=f"{url}/models/reviews").text_classification("no apparent joy")
 assert by_name[0].label == "NEGATIVE", by_name
+judge = InferenceClient(model=f"{url}/models/judge")
+labels = ["charming", "apparent", "often"]
+for several in (False, True):
+    judged = judge.zero_shot_classification(
+        "no joy", labels, multi_label=several, hypothesis_template="It is {}."
+    )
+    assert {each.label for each in judged} == set(labels), judged
+    assert judged[0].score >= judged[1].score >= judged[2].score > 0, judged
+    assert several or abs(sum(each.score for each in judged) - 1) < 1e-6, judged

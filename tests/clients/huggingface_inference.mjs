@@ -15,3 +15,8 @@ const answer = await client.textClassification({ inputs: "a charming and often a
 check(answer[0].label === "POSITIVE" && answer[0].score > 0.9, answer);
 const top = await client.textClassification({ inputs: "no apparent joy", parameters: { top_k: 1 } });
 check(top.length === 1 && top[0].label === "NEGATIVE", top);
+const judge = new InferenceClient().endpoint(`${url}/models/judge`);
+const labels = ["charming", "apparent", "often"];
+const judged = await judge.zeroShotClassification({ inputs: "no joy", parameters: { candidate_labels: labels } });
+const total = judged.reduce((sum, each) => sum + each.score, 0);
+check(judged.length === 3 && judged[0].score >= judged[1].score && Math.abs(total - 1) < 1e-6, judged);

@@ -69,6 +69,11 @@ class Completed:
 
     def classifications(self) -> Iterator[dict[str, Any]]:
         """Yield each text's answer in our own format, in the order of the request."""
+        question = self.request.question
+        if question is not None:
+            return map(
+                self.zero_shot_classification, range(len(self.results) // len(question.labels))
+            )
         return map(self.classification, range(len(self.results)))
 
     def scores(self) -> Iterator[list[dict[str, Any]]]:
@@ -93,6 +98,27 @@ class Completed:
         if self.results[index].cached:
             answer["cached"] = True
         return answer if request.window is None else answer | {"windows": encoded.windows}
+
+    def zero_shot_classification(self, index: int) -> dict[str, Any]:
+        """Return the answer of one text, whose pairs with the request's labels were computed."""
+        request, question = self.request, self.request.question
+        assert question is not None
+        count = len(question.labels)
+        pairs = slice(index * count, (index + 1) * count)
+        results = self.results[pairs]
+        answer = answers.zero_shot_classification(
+            index,
+            [result.value for result in results],
+            self.encoded[pairs],
+            self.manifest,
+            question,
+            request.top_k,
+            request.threshold,
+            request.probs,
+        )
+        if all(result.cached for result in results):
+            answer["cached"] = True
+        return answer
 
 
 class Dialect(Protocol):

@@ -3,14 +3,23 @@ Hugging Face's Inference API for text classification: POST / and POST /models/NA
 
     {"inputs": "good", "parameters": {"top_k": 2, "function_to_apply": "softmax"}}
     [[{"label": "POSITIVE", "score": 0.9}, …]]
+
+With candidate labels it is zero-shot classification, and one text is answered without the outer
+list:
+
+    {"inputs": "good", "parameters": {"candidate_labels": ["praise", "blame"]}}
+    [{"label": "praise", "score": 0.9}, …]
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from service.errors import InvalidInput, ServiceError
+import orjson
+
+from service.errors import InvalidInput, ServiceError, TooLarge
 from service.http.dialects import (
     JSON,
     SCORES,
@@ -32,9 +41,24 @@ PARAMETERS = (
     "padding",
     "max_length",
 )
+ZERO_SHOT = {
+    "candidate_labels": "labels",
+    "hypothesis_template": "hypothesis_template",
+    "multi_label": "multi_label",
+}
+"""Parameters of zero-shot classification, and their names in our own format."""
 # Options have no effect: nothing is cached, and a model is either loaded or unknown.
 OPTIONS = ("use_cache", "wait_for_model")
 PADDING = (True, False, "longest", "max_length", "do_not_pad", None)
+READS_FORMER_ANSWER = re.compile(rb"hf_hub/(0\.|1\.0\.|1\.1\.[0-4]\b)")
+"""Matches the User-Agent of releases of huggingface_hub that read `labels` and `scores` of a
+zero-shot classification.
+"""
+PARAMETER_NAMES = {ours: name for name, ours in ZERO_SHOT.items()} | {
+    "truncate_prompt_tokens": "max_length",
+    "activation": "function_to_apply",
+}
+"""Hugging Face's names of fields of our own format."""
 SCHEMA = {
     "type": "object",
     "required": ["inputs"],
@@ -74,6 +98,16 @@ SCHEMA = {
                     ]
                 },
                 "max_length": {"type": ["integer", "null"], "minimum": 1},
+                "candidate_labels": {
+                    "anyOf": [
+                        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                        {"type": "string", "description": "Labels with commas between them."},
+                        {"type": "null"},
+                    ],
+                    "description": "Zero-shot: the labels by which the texts are judged.",
+                },
+                "hypothesis_template": {"type": ["string", "null"]},
+                "multi_label": {"type": ["boolean", "null"]},
             },
         },
         "options": {
@@ -83,7 +117,7 @@ SCHEMA = {
         },
     },
 }
-ANSWER = {"type": "array", "items": SCORES}
+ANSWER = {"anyOf": [{"type": "array", "items": SCORES}, SCORES]}
 
 
 class HuggingFace(AnyModel):
@@ -96,12 +130,16 @@ class HuggingFace(AnyModel):
         values = known_fields(read_object(raw.body, limits), ("inputs", "parameters", "options"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
-        parameters = object_field(values, "parameters", PARAMETERS)
+        parameters = object_field(values, "parameters", (*PARAMETERS, *ZERO_SHOT))
         top_k = _top_k(parameters)
         _check_padding(parameters)
         max_tokens = _max_length(parameters)
         truncate = _truncate(parameters.get("truncation"))
         object_field(values, "options", OPTIONS)
+        raw.state["inputs_are_listed"] = isinstance(values["inputs"], list)
+        about_labels = {ours: parameters.get(name) for name, ours in ZERO_SHOT.items()}
+        if isinstance(names := about_labels["labels"], str):
+            about_labels["labels"] = _split(names, limits.texts)
         return read_values(
             {
                 "input": values["inputs"],
@@ -111,19 +149,40 @@ class HuggingFace(AnyModel):
                 "truncate": truncate,
                 # As in transformers, max_length only applies to texts that may be truncated.
                 "truncate_prompt_tokens": None if truncate == "none" else max_tokens,
+                **about_labels,
             },
             limits,
         )
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the answer as a list of each text's labels with their scores."""
+        if completed.request.question is not None and not completed.raw.state["inputs_are_listed"]:
+            [scores] = completed.scores()
+            if READS_FORMER_ANSWER.search(completed.raw.headers.get(b"user-agent", b"")):
+                former = {
+                    "sequence": completed.request.input[0].text,
+                    "labels": [each["label"] for each in scores],
+                    "scores": [each["score"] for each in scores],
+                }
+                return [JSON], [orjson.dumps(former)]
+            return [JSON], [orjson.dumps(scores)]
         return [JSON], json_pieces(b"[", completed.scores(), b"]")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error as `{"error": "…"}`, with Hugging Face's name for the field."""
-        if error.param == "truncate_prompt_tokens":
-            error.message = error.message.replace(error.param, "parameters.max_length", 1)
+        name = re.split(r"\W", error.param or "", maxsplit=1)[0]
+        if name in PARAMETER_NAMES:
+            error.message = error.message.replace(name, f"parameters.{PARAMETER_NAMES[name]}", 1)
         return plain_refusal(error)
+
+
+def _split(names: str, most: int) -> list[str]:
+    """Return labels that have commas between them, as transformers' pipeline does."""
+    if names.count(",") >= most:
+        raise TooLarge(
+            f"labels holds {names.count(',') + 1} labels, the limit is {most}.", param="labels"
+        )
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _top_k(parameters: Mapping[str, Any]) -> object:

@@ -143,6 +143,11 @@ FORMER_NAMES = {"text_1": "queries", "text_2": "documents"}
 """vLLM's earlier names of the fields of /score."""
 
 
+def is_reranker(manifest: Manifest) -> bool:
+    """Return whether a model scores a pair with one number."""
+    return len(manifest.labels) == 1 and manifest.takes_pairs
+
+
 class CrossEncoderOnly:
     """A format in which only models answer that score a pair with one number."""
 
@@ -151,7 +156,7 @@ class CrossEncoderOnly:
         if len(manifest.labels) != 1:
             raise InvalidInput(
                 f"The model has {len(manifest.labels)} labels, and a reranker has one; /info lists"
-                " the models with their labels.",
+                " the tasks of each model.",
                 param="model",
             )
         if not manifest.takes_pairs:

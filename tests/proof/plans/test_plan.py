@@ -105,7 +105,7 @@ def test_in_schedule_2_every_copy_is_delayed_and_used_equally_often(
 
 
 def test_in_schedule_2_a_run_of_control_blocks_delays_one_copy(newer_plan: Plan) -> None:
-    # Only requests with the same delay share a batch.
+    # A request that shares a batch with a delayed one is as slow.
     schedule = build_schedule(newer_plan, newer_plan.level("mixed-50"), 0, 2)
     slowed = schedule.copy[schedule.arm == 4]
     assert slowed.reshape(-1, CONTROL_RUN).std() > 0

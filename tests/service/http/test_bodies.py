@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import json_structure
 from service.artifact import Artifact
 from service.errors import Overloaded, TooLarge
 from service.http.context import HttpContext
 from service.http.routes import build_app
 from service.http.transport import bodies
 from service.http.transport.bodies import SMALL_BYTES, LargeBodies
-from service.json_structure import check_structure
+from service.requests import json_structure
+from service.requests.json_structure import check_structure
 from tests.service.http.test_protocol import listening
 from tests.service.http.test_routes import classify, client_and_context, client_of, until
 

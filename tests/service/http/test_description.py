@@ -92,7 +92,7 @@ async def test_the_description_groups_the_operations_and_explains_them(artifact:
     assert described["paths"]["/v2/models/{model}/ready"]["get"]["tags"] == ["health"]
 
 
-@pytest.mark.parametrize("dialect", ["native", "infinity"])
+@pytest.mark.parametrize("dialect", ["native", "infinity", "semantic-router", "ort-server"])
 async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
     artifact: Artifact, tmp_path: Path, dialect: str
 ) -> None:

@@ -43,27 +43,34 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v2/models/{model}/infer": TENSOR,
     "/v2/models/{model}/versions/{version}/infer": TENSOR | {"model_version": "1"},
 }
+OTHERS_CLASSIFY: dict[str, dict[str, Any]] = {
+    "infinity": {"input": ["good"], "raw_scores": True},
+    "semantic-router": {"inputs": "good"},
+    "ort-server": {"text": "good", "top_k": 1},
+}
+"""Requests to /classify in the dialects that a setting chooses."""
 REFUSED: list[dict[str, Any]] = [{}, {"inputs": 3}, {"input": []}, {"unknown": True}]
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"classify_dialect": "infinity", "root_dialect": "tei"}],
-    ids=["by default", "with other dialects"],
+    [
+        {},
+        {"classify_dialect": "infinity", "root_dialect": "tei"},
+        {"classify_dialect": "semantic-router"},
+        {"classify_dialect": "ort-server"},
+    ],
+    ids=["by default", "with other dialects", "for a semantic router", "as ort-server"],
 )
 async def test_requests_answers_and_errors_match_their_schemas(
     artifact: Artifact, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     reranker = write_artifact(tmp_path / "reranker", labels=("LABEL_0",), activation="sigmoid")
-    requests = (
-        REQUESTS
-        if not settings
-        else REQUESTS
-        | {
-            "/classify": {"input": ["good"], "raw_scores": True},
-            "/": {"inputs": ["good", "bad"], "truncation_direction": "Left"},
-        }
-    )
+    requests = dict(REQUESTS)
+    if settings.get("root_dialect") == "tei":
+        requests["/"] = {"inputs": ["good", "bad"], "truncation_direction": "Left"}
+    if "classify_dialect" in settings:
+        requests["/classify"] = OTHERS_CLASSIFY[settings["classify_dialect"]]
     async with client_of(artifact, reranker, **settings) as (client, _):
         described = (await client.get("/openapi.json")).json()
         assert requests.keys() == {
