@@ -61,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         f" {manifest.head_digest[:12]}"
     )
     gates = [
-        variant.gate for name, variant in manifest.variants.items() if RECIPES[name].calibrated
+        variant.gate
+        for name, variant in manifest.variants.items()
+        if RECIPES[name].gated_by_agreement
     ]
     if manifest.distilled is not None:
         gates.append(manifest.distilled.gate)
@@ -113,16 +115,16 @@ def _parser() -> Parser:
         "--gate",
         type=Path,
         help=(
-            f"at least {MIN_TEXTS:,} other texts on which cpu-int8 must agree with fp32, one per"
-            " line, or .jsonl with text and label"
+            f"at least {MIN_TEXTS:,} other texts on which int8 variants must agree with fp32, one"
+            " per line, or .jsonl with text and label"
         ),
     )
     parser.add_argument(
         "--require-gate",
         action="store_true",
         help=(
-            "end with 1 if cpu-int8 or a distilled model fails its gate; by default the artifact"
-            " marks it as failed"
+            "end with 1 if an int8 variant or a distilled model fails its gate; by default the"
+            " artifact marks it as failed"
         ),
     )
     parser.add_argument(
@@ -186,10 +188,10 @@ def _variants(names: str | None, gated: bool, distilled: bool) -> list[str]:
     for name in variants:
         if name not in RECIPES:
             raise BadUsage(f"Unknown variant {name!r}; known are {', '.join(RECIPES)}.")
-    if gated and not distilled and not any(RECIPES[name].calibrated for name in variants):
+    if gated and not distilled and not any(RECIPES[name].gated_by_agreement for name in variants):
         raise BadUsage(
             f"--gate judges int8 variants, and --variants {names} names none; leave out --gate, or"
-            " add cpu-int8."
+            " add cpu-int8 or cpu-int8-ort."
         )
     return variants
 

@@ -97,12 +97,13 @@ def export(
 ) -> Manifest:
     """Write the artifact of the checkpoint `source` to `target`, and return its manifest.
 
-    A calibrated variant is compared with cpu-fp32, which is therefore built with it. With
+    An int8 variant is compared with cpu-fp32, which is therefore built with it. With
     `distillation`, the artifact is of a smaller model, which learns from the checkpoint first.
     Raises BadInput, BadUsage or Unavailable for a checkpoint that cannot be exported, with the
     reason.
     """
-    is_compared = _any_calibrated(variants) or distillation is not None
+    is_gated = any(RECIPES[name].gated_by_agreement for name in variants)
+    is_compared = is_gated or distillation is not None
     if is_compared and "cpu-fp32" not in variants:
         variants = ("cpu-fp32", *variants)
     target = resolve_target(target)

@@ -86,17 +86,17 @@ def gate_by_agreement(
             reason=f"no texts to gate it with; give --gate FILE with at least {MIN_TEXTS:,}",
         )
     exact, reduced = (
-        Classifier(artifact, load(artifact, Choice(name, "openvino", "verification"), threads))
-        for name in ("cpu-fp32", variant)
+        Classifier(artifact, load(artifact, Choice(name, runtime, "verification"), threads))
+        for name, runtime in (("cpu-fp32", "openvino"), (variant, RECIPES[variant].runtime))
     )
-    assert isinstance(reduced.runtime, OpenVinoRuntime)
+    engine = reduced.runtime
     return judge(
         exact,
         reduced,
         artifact,
         usable,
         required,
-        reduced.runtime.unquantized_precision,
+        engine.unquantized_precision if isinstance(engine, OpenVinoRuntime) else None,
         required_per_label,
     )
 

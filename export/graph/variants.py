@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from command import Unavailable, how_to_install
 from export.graph import gpu
 from service.artifact import Precision
 from service.runtimes import Inputs
@@ -35,7 +36,7 @@ class VariantSource:
 class Recipe:
     """How a variant is built, what runs it, and how close to the checkpoint it must be."""
 
-    runtime: Literal["openvino", "cuda", "tensorrt"]
+    runtime: Literal["openvino", "onnxruntime", "cuda", "tensorrt"]
     """Engine that runs the variant."""
     precision: Precision
     """Precision of most of the arithmetic."""
@@ -49,9 +50,14 @@ class Recipe:
     """
 
     @property
+    def gated_by_agreement(self) -> bool:
+        """Whether the gate counts on how many texts the variant agrees with fp32."""
+        return self.tolerance is None
+
+    @property
     def calibrated(self) -> bool:
         """Whether building the variant needs calibration texts."""
-        return self.precision == "i8"
+        return self.precision == "i8" and self.runtime == "openvino"
 
 
 def _build_fp32(source: VariantSource) -> None:
@@ -93,6 +99,39 @@ def _build_int8(source: VariantSource) -> None:
     ov.save_model(quantised, source.folder / "model-int8.xml", compress_to_fp16=True)
 
 
+def _build_int8_ort(source: VariantSource) -> None:
+    """Quantise weights to 7 bits by channel; activations are quantised while the model runs.
+
+    ONNX Runtime multiplies unsigned by signed bytes. Without VNNI it adds two products in 16 bits,
+    which saturate with 8-bit weights and do not with 7 bits.
+    """
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ModuleNotFoundError:
+        raise Unavailable(
+            f"cpu-int8-ort needs ONNX Runtime; {how_to_install('portable')}, or leave it out."
+        ) from None
+    # It advises to run a preprocessing that fuses nothing here.
+    logging.getLogger().addFilter(_is_no_advice)
+    try:
+        quantize_dynamic(
+            source.folder / "model.onnx",
+            source.folder / "model-int8-ort.onnx",
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            # The products of an attention have no weights, and stay exact.
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        logging.getLogger().removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "run pre-processing before quantization" not in record.getMessage()
+
+
 def _build_cuda_fp16(source: VariantSource) -> None:
     graph = source.folder / "model.onnx"
     target = source.folder / "model-cuda-fp16.onnx"
@@ -125,6 +164,9 @@ RECIPES = {
     ),
     "cpu-int8": Recipe(
         "openvino", "i8", ("model-int8.xml", "model-int8.bin"), _build_int8, tolerance=None
+    ),
+    "cpu-int8-ort": Recipe(
+        "onnxruntime", "i8", ("model-int8-ort.onnx",), _build_int8_ort, tolerance=None
     ),
     "cuda-fp16": Recipe("cuda", "f16", ("model-cuda-fp16.onnx",), _build_cuda_fp16, tolerance=1e-2),
     "tensorrt-fp16": Recipe(

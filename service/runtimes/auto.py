@@ -13,16 +13,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from command import how_to_install
 from service.artifact import Artifact, UnquantizedPrecision, Variant
 from service.host import cpus, gpus
 from service.runtimes import Runtime, RuntimeUnavailable
 from service.runtimes.cuda import DEFAULT_GPU_OPTIONS, GpuOptions
 from service.runtimes.onnxruntime import missing_requirement
 
-PREFERENCE = ("tensorrt-fp16", "cuda-fp16", "cpu-int8", "cpu-bf16", "cpu-fp32")
-"""Variants in the order in which `auto` tries them, fastest first."""
+PREFERENCE = (
+    "tensorrt-fp16",
+    "cuda-fp16",
+    "cpu-int8",
+    "cpu-bf16",
+    "cpu-int8-ort",
+    "cpu-fp32",
+)
+"""Variants in the order in which `auto` tries them, fastest first. Processors without instructions
+for int8 and bf16 come to cpu-int8-ort: on an EPYC Milan it took 0.37 to 0.73 of the time of
+cpu-fp32.
+"""
 ON_A_GPU = ("tensorrt", "cuda")
 """Runtimes that need a GPU."""
+_MISSING = f"onnxruntime is not installed; {how_to_install('portable')}"
 LAST_ON_A_GPU = "cuda-fp16"
 """The last variant in PREFERENCE that needs a GPU."""
 
@@ -168,6 +180,10 @@ def _rejection_reason(variant: Variant, runtime: str, native: set[str], host: Ho
         return host.missing_requirement(variant.runtime)
     if variant.runtime in ON_A_GPU or runtime in ON_A_GPU:
         return f"{runtime} was asked for"
+    if variant.runtime == "onnxruntime":
+        if runtime not in ("auto", "onnxruntime"):
+            return f"{runtime} was asked for"
+        return None if _installed("onnxruntime") else _MISSING
     if variant.precision not in native:
         return (
             f"this CPU has no instructions for {variant.precision}"
@@ -194,6 +210,15 @@ def _runtime_for(name: str, variant: Variant, runtime: str, host: Host) -> str:
             f"{name} is for the CPU, and {runtime} was asked for; export {runtime}-fp16 and choose"
             " that, or leave DRBERT_RUNTIME out."
         )
+    if variant.runtime == "onnxruntime":
+        if runtime not in ("auto", "onnxruntime"):
+            raise RuntimeUnavailable(
+                f"{name} runs by ONNX Runtime, and {runtime} was asked for; leave DRBERT_RUNTIME"
+                " out or choose another --variant."
+            )
+        if not _installed("onnxruntime"):
+            raise RuntimeUnavailable(f"{name} cannot be run here: {_MISSING}.")
+        return "onnxruntime"
     runtime = _for_the_cpu(runtime)
     if runtime == "onnxruntime" and not _portable(variant):
         raise RuntimeUnavailable(

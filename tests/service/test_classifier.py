@@ -9,7 +9,7 @@ import pytest
 from service.artifact import Artifact, Gate
 from service.classifier import Classifier, Truncate
 from service.errors import InvalidInput, ModelOutputInvalid
-from service.runtimes import Runtime, RuntimeUnavailable
+from service.runtimes import Runtime, RuntimeUnavailable, auto
 from service.runtimes.auto import Choice, Host, choose, load
 from service.runtimes.onnxruntime import OnnxRuntime
 from service.runtimes.openvino import OpenVinoRuntime
@@ -142,6 +142,38 @@ def test_auto_never_chooses_an_int8_variant_without_a_passed_gate(
     )
     assert choice.variant == "cpu-bf16"
     assert "no texts to gate it with" in choice.reason
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_auto_takes_int8_by_onnx_runtime_where_openvino_would_compute_fp32(
+    cpu: str,
+    is_installed: bool,
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags, best = CPUS[cpu]
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    host = Host(tmp_path / "cpuinfo")
+    held = with_all_precisions(artifact)
+    portable = held.manifest.variants["cpu-int8"].model_copy(update={"runtime": "onnxruntime"})
+    manifest = held.manifest.model_copy(
+        update={"variants": held.manifest.variants | {"cpu-int8-ort": portable}}
+    )
+    both = Artifact(held.directory, manifest)
+    if not is_installed:
+        monkeypatch.setattr(auto, "_installed", lambda package: package != "onnxruntime")
+        with pytest.raises(RuntimeUnavailable, match="onnxruntime is not installed; run"):
+            choose(both, "cpu-int8-ort", host=host)
+    choice = choose(both, host=host)
+    if best == "cpu-fp32" and is_installed:
+        assert (choice.variant, choice.runtime) == ("cpu-int8-ort", "onnxruntime")
+    else:
+        assert (choice.variant, choice.runtime) == (best, "openvino")
+    assert choose(both, runtime="openvino", host=host).variant == best
+    with pytest.raises(RuntimeUnavailable, match="cpu-int8-ort runs by ONNX Runtime, and openvino"):
+        choose(both, "cpu-int8-ort", "openvino", host)
 
 
 def with_all_precisions(artifact: Artifact) -> Artifact:
