@@ -21,6 +21,7 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks training --data DIR     pretraining steps by their matrix products
     python -m benchmarks subnormals ARTIFACT...  subnormal numbers in weights and activations
     python -m benchmarks last_layer ARTIFACT     the narrowed last layer by the whole one
+    python -m benchmarks engines ARTIFACT        the variants by each engine that can run them
 """
 
 from __future__ import annotations
@@ -65,11 +66,15 @@ BENCHMARKS = {
         " decoder"
     ),
     "subnormals": "count subnormal numbers in artifacts' weights and in their activations",
+    "engines": "which engine computes a batch fastest on this processor?",
     "last_layer": "what it saves to compute the last layer for first tokens only",
 }
 
-OF_THE_PROOF = ("judge", "delays", "neighbour", "random_twins")
-"""Benchmarks whose modules are in benchmarks/proving."""
+FOLDERS = {
+    "benchmarks.proving": ("judge", "delays", "neighbour", "random_twins"),
+    "benchmarks.graphs": ("engines", "last_layer", "subnormals"),
+}
+"""Benchmarks whose modules are in a folder of their own."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,6 +93,6 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in BENCHMARKS:
         raise BadUsage(f"Unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}.")
-    package = "benchmarks.proving" if name in OF_THE_PROOF else "benchmarks"
+    package = next((folder for folder, names in FOLDERS.items() if name in names), "benchmarks")
     code: int = importlib.import_module(f"{package}.{name}").main(rest)
     return code

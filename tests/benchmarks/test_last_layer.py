@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import last_layer
 from benchmarks.commands import main
+from benchmarks.graphs import last_layer
 from command import BadUsage
 from service.artifact import Artifact
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from benchmarks.commands import main
-from benchmarks.subnormals import count
+from benchmarks.graphs.subnormals import count
 from command import Unavailable
 from service.artifact import MANIFEST, Artifact, read_artifact, sha256, with_checksum
 from service.classifier import Classifier

@@ -1,0 +1,1 @@
+"""Benchmarks of single batches: the graphs that the engines run, without a server."""
