@@ -155,7 +155,7 @@ def test_any_error_in_packing_leaves_the_model_unpacked(
         parameter(model, "attention_mask").set_friendly_name("half done")
         raise RuntimeError("an unknown kind of graph")
 
-    monkeypatch.setattr("service.runtimes.openvino.pack", fails)
+    monkeypatch.setattr("service.runtimes.forms.pack", fails)
     plain, packing = classifiers(bert, bert.path("model.onnx"))
     assert packing.packing is None
     assert vars(caplog.records[-1])["why"] == "RuntimeError: an unknown kind of graph"
