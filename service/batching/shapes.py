@@ -50,6 +50,8 @@ class Grid:
 CPU = Grid(
     (1, 2, 3, 4, 6, 8, 12, 16), ((32, 2), (64, 4), (128, 8), (256, 16)), 32, max_batch_tokens=4096
 )
+# For engines whose answer to a text would depend on the other texts of its batch.
+ONE_TEXT = replace(CPU, batch_sizes=(1,))
 # For graphs that read packed rows. Batch sizes are numbers of rows. There are few of them, so there
 # is room for more lengths.
 PACKED = replace(
