@@ -146,7 +146,7 @@ def test_auto_never_chooses_an_int8_variant_without_a_passed_gate(
 
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_auto_takes_int8_by_onnx_runtime_where_openvino_would_compute_fp32(
+def test_int8_by_onnx_runtime_is_chosen_if_that_engine_is_asked_for(
     cpu: str,
     is_installed: bool,
     artifact: Artifact,
@@ -166,12 +166,12 @@ def test_auto_takes_int8_by_onnx_runtime_where_openvino_would_compute_fp32(
         monkeypatch.setattr(auto, "_installed", lambda package: package != "onnxruntime")
         with pytest.raises(RuntimeUnavailable, match="onnxruntime is not installed; run"):
             choose(both, "cpu-int8-ort", host=host)
-    choice = choose(both, host=host)
-    if best == "cpu-fp32" and is_installed:
-        assert (choice.variant, choice.runtime) == ("cpu-int8-ort", "onnxruntime")
-    else:
+    for runtime in ("auto", "openvino"):
+        choice = choose(both, runtime=runtime, host=host)
         assert (choice.variant, choice.runtime) == (best, "openvino")
-    assert choose(both, runtime="openvino", host=host).variant == best
+    if is_installed:
+        choice = choose(both, runtime="onnxruntime", host=host)
+        assert (choice.variant, choice.runtime) == ("cpu-int8-ort", "onnxruntime")
     with pytest.raises(RuntimeUnavailable, match="cpu-int8-ort runs by ONNX Runtime, and openvino"):
         choose(both, "cpu-int8-ort", "openvino", host)
 
