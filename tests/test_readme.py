@@ -94,7 +94,7 @@ def test_every_request_of_the_api_reference_gives_the_answer_that_it_shows(
     drbert: Artifact,
 ) -> None:
     shown = re.findall(r"^\$ (curl .*)\n(\{.*)$", Path("docs/api.md").read_text(), re.M)
-    assert len(shown) == 4
+    assert len(shown) == 5
     with serving_fp32(drbert) as (url, _):
         for command, expected in shown:
             arguments = shlex.split(command.replace("localhost:8000", url.removeprefix("http://")))

@@ -10,7 +10,6 @@ The service packs texts by OpenVINO and not by ONNX Runtime, and so does this.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from service.artifact import Artifact, read_artifact
 from service.classifier import Classifier, Encoded
 from service.host import cpus
 from service.runtimes import RuntimeUnavailable
-from service.runtimes.auto import Choice, choose, load
+from service.runtimes.auto import choose, load
 
 PAIRS = (
     ("cpu-fp32", "openvino"),
@@ -73,13 +72,10 @@ def runnable(artifact: Artifact) -> dict[str, Classifier]:
         if variant is None or is_emulated:
             continue
         try:
-            chosen = choose(artifact, name, runtime)
-            classifier = Classifier(
-                artifact, load(artifact, Choice(name, chosen.runtime, "measured"), 1)
-            )
+            engine = load(artifact, choose(artifact, name, runtime), 1)
         except RuntimeUnavailable:
             continue
-        engines[f"{name} by {runtime}"] = classifier
+        engines[f"{name} by {runtime}"] = Classifier(artifact, engine)
     if len(engines) < 2:
         raise Unavailable(
             f"{artifact.directory} can be run by {' and '.join(engines) or 'nothing'} here; to"
@@ -101,13 +97,9 @@ def table(artifact: Artifact, engines: Mapping[str, Classifier], seconds: float)
     ]
     for name, tokens in BATCHES.items():
         if max(tokens) <= artifact.manifest.max_tokens:
-            lines.append(f"| {name} | " + " | ".join(cells(batch_of(tokens), engines, seconds)))
-            lines[-1] += " |"
-    versions = ", ".join(
-        f"{package} {importlib.metadata.version(package)}"
-        for package in ("openvino", "onnxruntime")
-    )
-    return "\n".join([*lines, "", versions])
+            values = " | ".join(cells(batch_of(tokens), engines, seconds))
+            lines.append(f"| {name} | {values} |")
+    return "\n".join(lines)
 
 
 def cells(batch: Sequence[Encoded], engines: Mapping[str, Classifier], seconds: float) -> list[str]:

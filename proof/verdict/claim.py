@@ -161,7 +161,7 @@ def _graph_difference(
     here = next(forms(model, artifact.manifest.can_pack, narrows=True)).digest
     if digest != here:
         known = digest[:12] if isinstance(digest, str) else "unknown"
-        yield Difference("graph", f"{role}'s graph {known} as it was run, here {here[:12]}")
+        yield Difference("graph", f"{role}'s executed graph {known}, here {here[:12]}")
 
 
 def _packing(packs: bool | None) -> str:

@@ -75,7 +75,7 @@ class OnnxRuntime:
             logits: Logits = self._session.run(None, arrays)[0]
             return logits
         # The activations of a run are quantised with one scale. So each text is run alone, without
-        # its padding: in a batch its answer would depend on the others by up to 0.02.
+        # its padding: in a batch its answer would depend on the others.
         rows, length = inputs["input_ids"].shape
         mask = inputs.get("attention_mask")
         lengths = [length] * rows if mask is None else mask.sum(axis=1)

@@ -29,7 +29,6 @@ def test_each_batch_is_run_by_every_engine(
     assert "| batch | cpu-fp32 by openvino, ms | cpu-fp32 by onnxruntime |" in printed
     rows = re.findall(r"^\| (.+?) \| [\d.]+ \| [\d.]+ \([\d.]+–[\d.]+\) \|$", printed, re.M)
     assert rows == ["1 text of 8 tokens", "1 of 16", "8 of 16", "32 of 16"]
-    assert "openvino 20" in printed
     assert "python -m benchmarks engines" in page.read_text()
 
 
