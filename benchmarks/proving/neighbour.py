@@ -4,27 +4,31 @@ How often is a run of the proof valid while another process uses the machine?
     python -m benchmarks neighbour PLAN --runs 10 --share 0.33 --out benchmarks/neighbour.md
 
 The plan is run again and again beside a process that computes for a share of one processor's time,
-wherever the system puts it. With --share 0 the machine is as quiet as it is by itself.
+wherever the system puts it. With --share 0 the machine is as quiet as it is by itself. Each run has
+a seed of its own: with one schedule for all of them, the chance that is in it would count as often.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.harness import pages
-from command import BadUsage, Parser
+from command import BadInput, BadUsage, Parser
 from proof.measuring.run import run_plan
 from proof.plans.plan import Plan
 from proof.plans.plan_file import read_plan
 from proof.verdict.failures import describe_failures
 from proof.verdict.schema import LevelVerdict, Verdict, format_percent, metric_label
 
+SEED = re.compile(r"^seed = (\d+)$", re.MULTILINE)
 PERIOD_S = 0.03
 """The other process computes at the begin of each period, and then sleeps."""
 NEIGHBOUR = """
@@ -59,9 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     check(options)
     verdicts = []
-    with busy_process(options.share):
+    with busy_process(options.share), tempfile.TemporaryDirectory() as folder:
         for number in range(1, options.runs + 1):
-            _, verdict = run_plan(options.plan, options.evidence)
+            plan = with_seed(options.plan, number - 1, Path(folder))
+            _, verdict = run_plan(plan, options.evidence)
             verdicts.append(verdict)
             print(f"run {number}: {verdict.verdict}. {verdict.sentence}", flush=True)
     text = table(read_plan(options.plan), verdicts, options.share)
@@ -78,6 +83,16 @@ def check(options: argparse.Namespace) -> None:
         raise BadUsage(f"--runs {options.runs} is no number of runs; give 1 or more.")
     if not 0 <= options.share <= 1:
         raise BadUsage(f"--share {options.share:g} is no share; give 0 to 1.")
+
+
+def with_seed(plan: Path, added: int, folder: Path) -> Path:
+    """Write a plan into `folder` with its seed and `added`; raise BadInput if it has no seed."""
+    text, count = SEED.subn(lambda match: f"seed = {int(match[1]) + added}", plan.read_text())
+    if count != 1:
+        raise BadInput(f"{plan} has no line `seed = NUMBER`; each run needs a seed of its own.")
+    written = folder / plan.name
+    written.write_text(text, encoding="utf-8")
+    return written
 
 
 @contextlib.contextmanager

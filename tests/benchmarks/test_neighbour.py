@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.proving import neighbour
 from command import BadUsage
+from proof.plans.plan_file import read_plan
 from proof.verdict.judge import judge_run
 from proof.verdict.schema import Verdict
 from tests.proof.factories import write_evidence
@@ -22,7 +23,10 @@ def test_valid_and_equivalent_runs_are_counted_for_each_level(
     bad = write_evidence(tmp_path / "bad", factors={"bert-delayed": 1.0}, control=False, seed=1)
     runs = iter([good, bad, good])
 
+    seeds = []
+
     def judged(plan: Path, evidence: Path) -> tuple[Path, Verdict]:
+        seeds.append(read_plan(plan).seed)
         folder = next(runs)
         return folder, judge_run(folder)
 
@@ -30,6 +34,7 @@ def test_valid_and_equivalent_runs_are_counted_for_each_level(
     out = tmp_path / "page.md"
     arguments = [str(good / "plan.toml"), "--runs", "3", "--share", "0.01", "--out", str(out)]
     assert neighbour.main(arguments) == 0
+    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
     assert "| unloaded | 2 of 3 | 2 | " in out.read_text()
     assert (
         "| 2 | invalid: the slowdown of bert-delayed was not detected;" in capsys.readouterr().out
