@@ -18,7 +18,7 @@ from service.batching.queue import BatchLimits
 from service.classifier import Classifier
 from service.errors import InvalidInput, LoadInProgress, UnknownModel
 from service.host import cpu_time
-from service.loading import LoadOptions, load_engine
+from service.loading.engine import LoadOptions, load_engine
 from service.runtimes.auto import ON_A_GPU, Choice
 from service.settings import Settings
 from service.telemetry.metrics import Metrics

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
 
     runtime: Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"] = "auto"
     """The engine. An engine that is named is used, or the start fails; `auto` chooses one."""
+    measure_engines: bool = True
+    """Whether `auto` runs a few batches by OpenVINO and by ONNX Runtime, where both can run a
+    model, and takes the faster one. It is done at a model's first load, and kept in the user's
+    cache folder. Without it `auto` takes OpenVINO.
+    """
     classify_dialect: Literal["native", "infinity", "semantic-router", "ort-server"] = "native"
     """The dialect of POST /classify: `native`, a superset of vLLM's, or that of Infinity, of vLLM
     semantic-router's `http_classify`, or of ort-server. POST /v1/classify is always native; the

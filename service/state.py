@@ -16,7 +16,7 @@ from service.batching.answer_cache import AnswerCache
 from service.checkpoints.cache import CheckpointCache
 from service.host.executors import Executors
 from service.lifecycle import Lifecycle
-from service.loading import LoadOptions
+from service.loading.engine import LoadOptions
 from service.registry import LoadedModel, ModelRegistry
 from service.settings import Settings
 from service.telemetry import nvml

@@ -14,6 +14,8 @@ from service.artifact import Artifact
 from tests.factories import write_artifact
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# No test may depend on which engine happens to be the faster one.
+os.environ.setdefault("DRBERT_MEASURE_ENGINES", "false")
 
 # What a module of tests imports, directly or by other modules of tests, says what it needs.
 NEEDS = {

@@ -73,6 +73,16 @@ def test_the_service_connects_nowhere_and_writes_nothing_at_home(
     assert files_at_home(trapped) == []
 
 
+def test_the_service_writes_only_the_rates_of_its_engines(
+    artifact: Artifact, trapped: dict[str, str]
+) -> None:
+    with serving(artifact, **trapped, DRBERT_MEASURE_ENGINES="true"):
+        pass
+    assert recorded_events(trapped) == []
+    [path] = files_at_home(trapped)
+    assert path.startswith("cache/drbert-serve/engines/")
+
+
 @strace
 def test_no_engine_connects_from_native_code(tmp_path: Path, trapped: dict[str, str]) -> None:
     code = (

@@ -68,7 +68,7 @@ def model_under_test(name: str, gate: Path | None = None) -> ModelUnderTest:
             variants=[
                 variant
                 for variant, recipe in RECIPES.items()
-                # `auto` takes cpu-int8-ort only if it is asked for.
+                # cpu-int8-ort has a benchmark of its own: engines.
                 if recipe.precision in native and recipe.runtime == "openvino"
             ],
             quantization=Quantization(gate=gate),

@@ -24,6 +24,7 @@ from service.artifact import Artifact, ArtifactError, ArtifactUnreadable, read_a
 from service.checkpoints.digest import export_digest
 from service.checkpoints.exporter import ExportOptions, run_export
 from service.checkpoints.source import ModelSource, is_checkpoint
+from service.host.cache_folder import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +86,9 @@ class CheckpointCache:
 def default_folder() -> Path:
     """Return the folder of cached artifacts in the user's cache; raises Unavailable."""
     try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cache_folder("artifacts")
     except RuntimeError:  # a user without a home
         raise Unavailable(f"There is no home folder for cached artifacts; {REMEDY}.") from None
-    return Path(cache) / "drbert-serve" / "artifacts"
 
 
 def _read_cached(target: Path) -> Artifact | None:

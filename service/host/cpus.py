@@ -13,6 +13,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from service.host import cgroups
+
 # Instruction sets that make a precision native; one is enough. Without them bf16 is emulated at a
 # fraction of fp32's speed, and int8 saturates and is little faster. The names are the Linux
 # kernel's, for x86-64 and arm64.
@@ -67,9 +69,7 @@ def _read(cpuinfo: Path, *names: str) -> str:
     return ""
 
 
-def usable(
-    cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int:
+def usable(cgroup: Path = cgroups.MOUNT, membership: Path = cgroups.MEMBERSHIP) -> int:
     """Return the smaller of CPU affinity and cgroup quota (v2's or v1's), rounded down, at least 1.
 
     `cgroup` is where cgroups are mounted. `membership` lists the cgroups of this process.
@@ -78,33 +78,11 @@ def usable(
         limits = [len(os.sched_getaffinity(0))]
     else:
         limits = [os.cpu_count() or 1]
-    for folder in _folders(cgroup, membership):
+    for folder in cgroups.folders("cpu", cgroup, membership):
         quota = _quota(folder)
         if quota is not None:
             limits.append(int(quota))
     return max(1, min(limits))
-
-
-def _folders(cgroup: Path, membership: Path) -> list[Path]:
-    """Return the folders of this process's cgroup and of its ancestors, each of which may have a
-    quota.
-
-    In a container with a cgroup namespace of its own it is the mount's root. Under systemd, or in
-    the host's namespace, it is a path below the mount.
-    """
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    folders = {cgroup: None, cgroup / "cpu": None}
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = cgroup / "cpu" if controllers else cgroup
-        relative = Path(path.lstrip("/"))
-        folders |= {root / part: None for part in (relative, *relative.parents)}
-    return list(folders)
 
 
 def _quota(folder: Path) -> float | None:

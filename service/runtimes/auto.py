@@ -3,15 +3,20 @@ Chooses a variant and a runtime, by the artifact's variants, their accuracy gate
 
 A variant or runtime that is requested by name is used, or the start fails. Only `auto` tries
 others, and it reports each one that it passed over. On a host with a GPU and a variant for it,
-`auto` does not fall back to the CPU because something is missing: that fails too.
+`auto` does not fall back to the CPU because something is missing: that fails too. Where two
+engines can run an artifact, the faster one is found by measuring: service/loading/engine_rates.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from command import how_to_install
 from service.artifact import Artifact, UnquantizedPrecision, Variant
@@ -28,14 +33,38 @@ PREFERENCE = (
     "cpu-int8-ort",
     "cpu-fp32",
 )
-"""Variants in the order in which `auto` tries them, fastest first. cpu-int8-ort computes one text
-at a time, so it is chosen only if ONNX Runtime is asked for, or where OpenVINO is missing.
+"""Variants of one engine in the order in which `auto` tries them, fastest first. cpu-int8-ort is
+the only one that OpenVINO does not run.
 """
 ON_A_GPU = ("tensorrt", "cuda")
 """Runtimes that need a GPU."""
 _MISSING = f"onnxruntime is not installed; {how_to_install('portable')}"
 LAST_ON_A_GPU = "cuda-fp16"
 """The last variant in PREFERENCE that needs a GPU."""
+
+
+class EngineRate(BaseModel):
+    """How fast an engine ran a variant on this host."""
+
+    model_config = ConfigDict(frozen=True)
+
+    variant: str
+    runtime: str
+    alone_ms: float = Field(gt=0)
+    """Milliseconds of a short text alone."""
+    texts_per_s: float = Field(gt=0)
+    """Short texts a second, where several wait."""
+
+    @property
+    def pace(self) -> float:
+        """Return the geometric mean of the texts a second, alone and where several wait."""
+        return math.sqrt(1e3 / self.alone_ms * self.texts_per_s)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variant} by {self.runtime} {self.texts_per_s:,.0f} texts/s, and a text alone in"
+            f" {self.alone_ms:.2g} ms"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,6 +77,8 @@ class Choice:
     """Name of the runtime: openvino, onnxruntime, cuda or tensorrt."""
     reason: str
     """Why this variant was chosen, in words."""
+    rates: tuple[EngineRate, ...] = ()
+    """The rates of the engines that `auto` measured, the usual one's first."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +98,13 @@ def choose(
     variant: str = "auto",
     runtime: str = "auto",
     host: Host | None = None,
-    rejected: Mapping[str, str] = {},
+    rejected: Mapping[tuple[str, str], str] = {},
 ) -> Choice:
-    """Return the variant and the runtime to use, with the reason.
+    """Return the variant and the runtime to use, with the reason, by what is known beforehand.
 
-    `auto` also passes over the variants in `rejected`, which maps each one to the reason of an
-    earlier failure. Raises RuntimeUnavailable if this host can run no variant, or not the one
-    requested.
+    `auto` also passes over the variants and runtimes in `rejected`, which maps each pair to the
+    reason of an earlier failure. Raises RuntimeUnavailable if this host can run no
+    variant, or not the one requested.
     """
     variants, host = artifact.manifest.variants, host or Host()
     if variant != "auto":
@@ -89,8 +120,40 @@ def choose(
     return _choose_fastest(artifact, runtime, host, rejected)
 
 
+def candidates(
+    artifact: Artifact,
+    variant: str = "auto",
+    runtime: str = "auto",
+    host: Host | None = None,
+    rejected: Mapping[tuple[str, str], str] = {},
+) -> list[Choice]:
+    """Return what `choose` returns, and the best that the other engine for the CPU can run.
+
+    The second is missing for a variant or a runtime that is requested by name, and on a GPU. Raises
+    RuntimeUnavailable as `choose` does.
+    """
+    choices, failure = [], None
+    try:
+        choices.append(choose(artifact, variant, runtime, host, rejected))
+    except RuntimeUnavailable as error:
+        # Unless OpenVINO was rejected, what cannot be chosen is missing, or is a GPU's.
+        if not rejected or any(engine != "openvino" for _, engine in rejected):
+            raise
+        failure = error
+    is_open = variant == runtime == "auto"
+    if is_open and (not choices or choices[0].runtime == "openvino"):
+        with contextlib.suppress(RuntimeUnavailable):
+            choices.append(choose(artifact, variant, "onnxruntime", host, rejected))
+    if failure is None:
+        return choices
+    if not choices:
+        raise failure
+    failures = "; ".join(f"{name}: {reason}" for (name, _), reason in rejected.items())
+    return [replace(choices[0], reason=f"what OpenVINO cannot run; passed over {failures}")]
+
+
 def _choose_fastest(
-    artifact: Artifact, runtime: str, host: Host, rejected: Mapping[str, str]
+    artifact: Artifact, runtime: str, host: Host, rejected: Mapping[tuple[str, str], str]
 ) -> Choice:
     """Return the first variant in PREFERENCE that `auto` may choose."""
     variants = artifact.manifest.variants
@@ -100,13 +163,16 @@ def _choose_fastest(
         variant = variants.get(name)
         if variant is None:
             continue
-        rejection = rejected.get(name) or _rejection_reason(variant, runtime, native, host)
+        rejection = _rejection_reason(variant, runtime, native, host)
+        if rejection is None:
+            engine = _runtime_for(name, variant, runtime, host)
+            rejection = rejected.get((name, engine))
         if rejection is None:
             reason = "the fastest variant in the artifact"
             if passed_over:
                 device = "this CPU" if name.startswith("cpu") else "this GPU"
                 reason = f"the fastest {device} can run; passed over {'; '.join(passed_over)}"
-            return Choice(name, _runtime_for(name, variant, runtime, host), reason)
+            return Choice(name, engine, reason)
         passed_over.append(f"{name}: {rejection}")
         is_last_on_gpu = name == LAST_ON_A_GPU and host.has_gpu and runtime == "auto"
         if is_last_on_gpu and variant.gate.status == "passed":
@@ -181,7 +247,7 @@ def _rejection_reason(variant: Variant, runtime: str, native: set[str], host: Ho
         return f"{runtime} was asked for"
     if variant.runtime == "onnxruntime":
         if _for_the_cpu(runtime) != "onnxruntime":
-            return "one text at a time; it is chosen by name or with DRBERT_RUNTIME=onnxruntime"
+            return "OpenVINO does not run it"
         return None if _installed("onnxruntime") else _MISSING
     if variant.precision not in native:
         return (

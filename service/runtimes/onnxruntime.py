@@ -57,6 +57,8 @@ class OnnxRuntime:
         self.grid = ONE_TEXT if precision == "i8" else CPU
         options = session_options(threads)
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # Idle threads would take the processor from the event loop, and from another engine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = _thread.submit(
             open_session, model, options, [("CPUExecutionProvider", {})]
         ).result()
@@ -79,14 +81,19 @@ class OnnxRuntime:
         rows, length = inputs["input_ids"].shape
         mask = inputs.get("attention_mask")
         lengths = [length] * rows if mask is None else mask.sum(axis=1)
-        return np.concatenate(
-            [
-                self._session.run(
-                    None, {name: array[row : row + 1, :length] for name, array in arrays.items()}
-                )[0]
-                for row, length in enumerate(lengths)
-            ]
-        )
+        answers = [
+            self._session.run(
+                None, {name: array[row : row + 1, :length] for name, array in arrays.items()}
+            )[0]
+            for row, length in enumerate(lengths)
+        ]
+        if answers[0].ndim == 2:
+            return np.concatenate(answers)
+        # (1, L, labels) each: of labels for tokens, those of the padding are not read.
+        padded = np.zeros((rows, length, answers[0].shape[2]), np.float32)
+        for row, answer in enumerate(answers):
+            padded[row, : answer.shape[1]] = answer[0]
+        return padded
 
 
 def missing_requirement(runtime: str) -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from service.artifact import sha256
 from service.batching.shapes import Grid, Shapes
 from service.host import gpus
+from service.host.cache_folder import cache_folder
 from service.runtimes.cuda import (
     DEFAULT_GPU_OPTIONS,
     CudaRuntime,
@@ -147,8 +147,4 @@ def tensorrt_version() -> str:
 
 def default_cache() -> Path:
     """Return the folder for engines in the user's cache folder."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "drbert-serve"
-        / "tensorrt"
-    )
+    return cache_folder("tensorrt")

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from service import loading
 from service.__main__ import main
 from service.errors import EngineBroken
+from service.loading import engine
 from service.runtimes import Inputs, Logits, Runtime
 
 FATAL_TOKENS = 7
@@ -78,7 +78,7 @@ def tokens_of(inputs: Inputs) -> np.ndarray:
 
 if __name__ == "__main__":
     failure, *rest = sys.argv[1:]
-    # `loading` imports the function by name. A KeyError here says that it has moved.
-    real_load = vars(loading)["load"]
-    vars(loading)["load"] = lambda *arguments: BrokenRuntime(real_load(*arguments), failure)
+    # `engine` imports the function by name. A KeyError here says that it has moved.
+    real_load = vars(engine)["load"]
+    vars(engine)["load"] = lambda *arguments: BrokenRuntime(real_load(*arguments), failure)
     sys.exit(main(rest))

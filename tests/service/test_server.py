@@ -285,10 +285,11 @@ def answers(url: str) -> bool:
 HANGING = """
 import itertools, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from service import classifier, loading
+from service import classifier
+from service.loading import engine
 from service.__main__ import main
 
-where, calls, load, encode = sys.argv[1], itertools.count(), loading.load, \
+where, calls, load, encode = sys.argv[1], itertools.count(), engine.load, \
 classifier.Classifier.encode
 
 def hang(*given):
@@ -303,7 +304,7 @@ if where == "tokenizer":
     classifier.Classifier.encode = lambda own, text, *more: encode(own, text, *more) if len(text) \
 < 1000 else hang()
 else:
-    loading.load = hanging_load
+    engine.load = hanging_load
 sys.exit(main(sys.argv[2:]))
 """
 

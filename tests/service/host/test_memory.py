@@ -14,7 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from service.artifact import Artifact, read_artifact, sha256, with_checksum
-from service.host import memory
+from service.host import cgroups, memory
 from service.runtimes import RuntimeUnavailable
 from tests.service.test_server import free_port
 
@@ -101,16 +101,64 @@ def test_messages_of_libraries_about_memory_are_recognised_also_as_a_cause(
     assert not memory.ran_out(RuntimeError("the graph is wrong"))
 
 
+NO_LIMIT = str(2**63 - 4096)
+"""What version 1 writes."""
+VERSIONS = {
+    1: (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+        "9223372036854771712",
+    ),
+    2: ("memory.max", "memory.current", "inactive_file", "max"),
+}
+
+
+@pytest.fixture(params=VERSIONS)
+def cgroup(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, str]:
+    """A cgroup without a limit, in which 300 MiB are used, 100 of them cache; and its limit's file."""
+    limit, usage, freeable, unlimited = VERSIONS[request.param]
+    monkeypatch.setattr(memory, "LIMITS", ())
+    monkeypatch.setattr(cgroups, "folders", lambda controller: [tmp_path / "no", tmp_path])
+    (tmp_path / limit).write_text(f"{unlimited}\n")
+    (tmp_path / usage).write_text(f"{300 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\n{freeable} {100 * MIB}\nshmem 1\n")
+    return tmp_path, limit
+
+
 def test_the_memory_limit_is_reported_where_there_is_one(
+    cgroup: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, limit = cgroup
+    assert "this host has" in memory.limit()
+    (folder / limit).write_text("1073741824\n")
+    assert memory.limit() == "its container is limited to 1,073,741,824 bytes"
+    (folder / limit).unlink()
+    monkeypatch.setattr(memory, "MEMINFO", folder / "nowhere")
+    assert memory.limit() == "its limit is not known"
+    assert memory.available_bytes() == 0
+
+
+def test_what_a_cgroup_leaves_is_available(cgroup: tuple[Path, str]) -> None:
+    folder, limit = cgroup
+    on_host = memory.available_bytes()
+    assert on_host > 500 * MIB
+    (folder / limit).write_text(str(500 * MIB))
+    assert memory.available_bytes() == 300 * MIB
+    (folder / limit).write_text(str(100 * MIB))
+    assert memory.available_bytes() == 0
+
+
+def test_without_a_line_of_available_memory_none_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "LIMITS", ())
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "max", tmp_path / "limit"))
-    (tmp_path / "max").write_text("max\n")
-    (tmp_path / "limit").write_text("9223372036854771712\n")
-    assert "this host has" in memory.limit()
-    (tmp_path / "limit").write_text("1073741824\n")
-    assert memory.limit() == "its container is limited to 1,073,741,824 bytes"
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "nowhere")
-    assert memory.limit() == "its limit is not known"
+    (tmp_path / "meminfo").write_text("MemTotal: 4 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.available_bytes() == 0
+
+
+def test_a_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (MIB, MIB))
+    assert memory.available_bytes() == 0

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 
 from command import BadInput, BadUsage
-from service import loading
 from service.artifact import Artifact, read_artifact
 from service.checkpoints import cache
 from service.http.admin import build_admin
@@ -31,6 +30,7 @@ from service.http.info import service_info
 from service.http.keys import Keys
 from service.http.load_jobs import MAX_ABANDONED
 from service.http.routes import build_app
+from service.loading import engine
 from service.runtimes import auto
 from service.settings import Settings, read_settings
 from service.state import ServiceState
@@ -441,7 +441,7 @@ async def test_a_file_that_replaces_a_verified_one_during_the_load_is_never_used
     async with both_ports(artifact) as (client, admin, service):
         before = service.registry.loaded["reviews"]
         with monkeypatch.context() as patched:
-            patched.setattr(loading, "load", load_meanwhile)
+            patched.setattr(engine, "load", load_meanwhile)
             answer = await admin.post("/models/reviews", json={"artifact": str(requested_folder)})
         if place == "link to the folder":  # the folder that was verified is the one that was read
             assert answer.status_code == 200, answer.text
@@ -468,7 +468,7 @@ async def test_a_library_that_panics_is_422_and_not_an_exit_code_of_a_verdict(
 
     async with both_ports(artifact) as (client, admin, _):
         with monkeypatch.context() as patched:
-            patched.setattr(loading, "load", panic)
+            patched.setattr(engine, "load", panic)
             refused = await admin.post("/models/reviews", json={"artifact": str(other.directory)})
             with pytest.raises(BadInput, match=r"cannot be loaded \(Panic: index out of bounds\)"):
                 ServiceState({"reviews": artifact}, Settings()).lifecycle.load()

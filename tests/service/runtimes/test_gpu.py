@@ -22,7 +22,7 @@ from service.host import gpus
 from service.host.gpus import Gpu
 from service.http.info import service_info
 from service.runtimes import RuntimeUnavailable, onnxruntime
-from service.runtimes.auto import Host, choose
+from service.runtimes.auto import Host, candidates, choose
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import nvml
@@ -186,6 +186,17 @@ def test_a_gpu_that_cannot_be_used_is_an_error_and_not_the_cpu(artifact: Artifac
         choose(with_gpu_variants(artifact), host=broken)
     assert choose(with_gpu_variants(artifact), "cpu-fp32", host=broken).runtime == "openvino"
     assert choose(artifact, host=broken).variant == "cpu-fp32"
+
+
+def test_a_gpu_whose_answers_are_wrong_is_an_error_and_not_the_cpu(artifact: Artifact) -> None:
+    rejected = {("tensorrt-fp16", "tensorrt"): "wrong", ("cuda-fp16", "cuda"): "answers differ"}
+    with pytest.raises(RuntimeUnavailable, match="cuda-fp16 cannot be run: answers differ"):
+        candidates(with_gpu_variants(artifact), host=host(), rejected=rejected)
+
+
+def test_on_a_gpu_there_is_no_second_engine_to_measure(artifact: Artifact) -> None:
+    [choice] = candidates(with_gpu_variants(artifact), host=host())
+    assert choice.runtime == "tensorrt"
 
 
 def test_a_gpu_variant_that_failed_its_gate_is_passed_over(artifact: Artifact) -> None:

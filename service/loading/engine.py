@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from command import BadInput, CommandError
@@ -15,7 +15,9 @@ from service.artifact import Artifact
 from service.classifier import Classifier
 from service.errors import ServiceError
 from service.host import cpus, memory
-from service.runtimes.auto import ON_A_GPU, Choice, choose, load
+from service.loading import engine_rates
+from service.runtimes import RuntimeUnavailable
+from service.runtimes.auto import ON_A_GPU, Choice, candidates, load
 from service.runtimes.cuda import GpuOptions
 from service.settings import Settings
 
@@ -35,6 +37,8 @@ class LoadOptions:
     warm_up_s: float
     warm_up_max_tokens: int | None
     gpu: GpuOptions
+    measure_engines: bool
+    """Whether `auto` measures, where two engines can run the artifact."""
 
     @classmethod
     def from_settings(cls, settings: Settings, variant: str) -> LoadOptions:
@@ -54,6 +58,7 @@ class LoadOptions:
                 cache=settings.gpu_cache,
                 graphs=settings.gpu_graphs,
             ),
+            measure_engines=settings.measure_engines,
         )
 
 
@@ -76,9 +81,9 @@ def load_engine(
     ends the warm-up early. Raises BadInput if the artifact cannot be loaded, NotEnoughMemory, and
     AnswersDiffer if the variant that was asked for fails its self-check.
     """
-    rejected: dict[str, str] = {}
+    rejected: dict[tuple[str, str], str] = {}
     while True:
-        choice = choose(artifact, options.variant, options.runtime, rejected=rejected)
+        choice, classifier = _choose(artifact, options, rejected)
         gate = artifact.manifest.variants[choice.variant].gate
         if gate.status in ("failed", "ungated"):
             log.warning(
@@ -86,33 +91,60 @@ def load_engine(
                 extra={"model": name, "variant": choice.variant, "why": gate.reason},
             )
         try:
-            return _load_variant(name, artifact, choice, options, stopping)
-        except self_check.AnswersDiffer as error:
-            if options.variant != "auto":
+            return _load_variant(name, artifact, choice, classifier, options, stopping)
+        except RuntimeUnavailable as error:
+            answers_differ = isinstance(error, self_check.AnswersDiffer)
+            # Another engine than the usual one was measured by an earlier start, and may be gone.
+            may_be_gone = bool(choice.rates) and choice.runtime != choice.rates[0].runtime
+            if options.variant != "auto" or not (answers_differ or may_be_gone):
                 raise
             log.error(
-                "a variant failed its self-check",
+                "a variant failed its self-check" if answers_differ else "an engine cannot be used",
                 exc_info=error.__cause__,
                 extra={"model": name, "variant": choice.variant, "why": str(error)},
             )
-            rejected[choice.variant] = str(error)
+            rejected[choice.variant, choice.runtime] = str(error)
+
+
+def _choose(
+    artifact: Artifact, options: LoadOptions, rejected: Mapping[tuple[str, str], str]
+) -> tuple[Choice, Classifier | None]:
+    """Return what to load, and its classifier if it was measured and is loaded already."""
+    choices = candidates(artifact, options.variant, options.runtime, rejected=rejected)
+    if len(choices) == 1 or not options.measure_engines:
+        return choices[0], None
+
+    def build(choice: Choice) -> Classifier:
+        return _build(artifact, choice, options)
+
+    conditions = {
+        "threads": options.threads,
+        "max_batch_size": options.max_batch_size,
+        "max_batch_tokens": options.max_batch_tokens,
+    }
+    return engine_rates.choose_fastest(artifact, choices, conditions, build)
+
+
+def _build(artifact: Artifact, choice: Choice, options: LoadOptions) -> Classifier:
+    return Classifier(
+        artifact,
+        load(artifact, choice, options.threads, options.gpu),
+        options.max_batch_size,
+        options.max_batch_tokens,
+    )
 
 
 def _load_variant(
     name: str,
     artifact: Artifact,
     choice: Choice,
+    classifier: Classifier | None,
     options: LoadOptions,
     stopping: Callable[[], bool],
 ) -> Engine:
     started = time.monotonic()
     try:
-        classifier = Classifier(
-            artifact,
-            load(artifact, choice, options.threads, options.gpu),
-            options.max_batch_size,
-            options.max_batch_tokens,
-        )
+        classifier = classifier or _build(artifact, choice, options)
         artifact.check_unchanged()
         loaded = time.monotonic()
         # The check comes first, because a wrong engine need not be warm. But the memory of a GPU
