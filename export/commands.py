@@ -21,7 +21,7 @@ from pathlib import Path
 from command import BadUsage, Parser
 from export.checks.gate import MIN_TEXTS
 from export.distillation import Distillation
-from export.graph.variants import DEFAULT_VARIANTS, GATED_VARIANTS, RECIPES
+from export.graph.variants import DEFAULT_VARIANTS, RECIPES, gated_variants
 from export.manifest import TASKS
 from export.pipeline import Quantization, export
 from export.texts import BUNDLED_TEXTS
@@ -96,13 +96,16 @@ def _parser() -> Parser:
             "  1   it is written, but it failed a gate (with --require-gate)"
         ),
     )
-    parser.add_argument("checkpoint", help="Hugging Face folder with safetensors, or a hub id")
+    parser.add_argument(
+        "checkpoint", help="Hugging Face folder with safetensors or an ONNX graph, or a hub id"
+    )
     parser.add_argument("artifact", type=Path, help="folder to write")
     parser.add_argument(
         "--variants",
         help=(
             f"comma-separated list from {','.join(RECIPES)} (default: {','.join(DEFAULT_VARIANTS)};"
-            " with --gate, cpu-int8 too)"
+            " with --gate, cpu-int8 too, and on a processor without instructions for int8"
+            " cpu-int8-ort)"
         ),
     )
     parser.add_argument(
@@ -183,7 +186,7 @@ def _parser() -> Parser:
 def _variants(names: str | None, gated: bool, distilled: bool) -> list[str]:
     """Return the variants to build; raise BadUsage for an unknown one, or a gate without one."""
     if not names:
-        return list(GATED_VARIANTS if gated else DEFAULT_VARIANTS)
+        return gated_variants() if gated else list(DEFAULT_VARIANTS)
     variants = [name.strip() for name in names.split(",")]
     for name in variants:
         if name not in RECIPES:

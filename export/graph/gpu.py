@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from command import Unavailable, how_to_install
+from export.graph.narrowed import narrow
 
 FUSED = ("bert", "electra", "roberta", "xlm-roberta", "camembert", "distilbert")
 """Families of which every layer is fused."""
@@ -50,6 +51,8 @@ def write_fused(source: Path, target: Path, config: Any) -> None:
                 f"{counts[operator]} {operator} operators instead of {expected} in a graph of"
                 f" {config.num_hidden_layers} layers"
             )
+    model.topological_sort()
+    narrow(model.model)
     model.save_model_to_file(str(target))
 
 
@@ -70,7 +73,9 @@ def write_half(source: Path, target: Path) -> None:
     import onnx
 
     with _silence():
-        model = onnx_model.OnnxModel(onnx.load(source))
+        graph = onnx.load(source)
+        narrow(graph)
+        model = onnx_model.OnnxModel(graph)
         model.convert_float_to_float16(keep_io_types=True)
         model.save_model_to_file(str(target))
 

@@ -4,15 +4,20 @@ Variants: the compiled forms of one graph, how each is built, and how close its 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
+
 from command import Unavailable, how_to_install
 from export.graph import gpu
+from export.graph.narrowed import narrow
 from service.artifact import Precision
+from service.host import cpus
 from service.runtimes import Inputs
 
 
@@ -113,19 +118,33 @@ def _build_int8_ort(source: VariantSource) -> None:
         ) from None
     # It advises to run a preprocessing that fuses nothing here.
     logging.getLogger().addFilter(_is_no_advice)
+    graph = onnx.load(source.folder / "model.onnx")
+    narrow(graph)
     try:
         quantize_dynamic(
-            source.folder / "model.onnx",
+            graph,
             source.folder / "model-int8-ort.onnx",
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=_head_of_tokens(graph),
             # The products of an attention have no weights, and stay exact.
             extra_options={"MatMulConstBOnly": True},
         )
     finally:
         logging.getLogger().removeFilter(_is_no_advice)
+
+
+def _head_of_tokens(graph: onnx.ModelProto) -> list[str]:
+    """Return the name of the last product, if the graph labels tokens.
+
+    It reads the hidden states themselves. Quantised, three values would cross from the encoder to
+    the head, and they could not be told apart (graphs/canonical.py).
+    """
+    if len(graph.graph.output[0].type.tensor_type.shape.dim) != 3:
+        return []
+    return [node.name for node in graph.graph.node if node.op_type == "MatMul"][-1:]
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
@@ -175,5 +194,15 @@ RECIPES = {
 }
 DEFAULT_VARIANTS = ("cpu-fp32", "cpu-bf16")
 """Variants that are built if none are named."""
-GATED_VARIANTS = (*DEFAULT_VARIANTS, "cpu-int8")
-"""Variants that are built if none are named and there are texts for a gate."""
+
+
+def gated_variants() -> list[str]:
+    """Return the variants that are built if none are named and there are texts for a gate.
+
+    A processor without instructions for int8 computes OpenVINO's int8 no faster than fp32, so there
+    ONNX Runtime's is built too, if that is installed.
+    """
+    variants = [*DEFAULT_VARIANTS, "cpu-int8"]
+    if "i8" not in cpus.native_precisions() and importlib.util.find_spec("onnxruntime"):
+        variants.append("cpu-int8-ort")
+    return variants
