@@ -13,6 +13,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerFast
 
 from command import BadInput
+from export.checkpoint.config import labels_tokens
 from export.checkpoint.loading import Checkpoint
 from export.checkpoint.tokenizer import read_tokenizer_config
 from export.graph.onnx_file import read_inputs
@@ -63,6 +64,16 @@ FAMILIES_COUNTING_FROM_PADDING = (
 
 
 @dataclass(frozen=True)
+class Network:
+    """What the manifest states of a model itself."""
+
+    config: Any
+    """Its config, as transformers reads it."""
+    parameters: int
+    """Number of its weights."""
+
+
+@dataclass(frozen=True)
 class Signature:
     """What a classifier reads and answers, as its checkpoint states it."""
 
@@ -87,6 +98,13 @@ def read_signature(
     """
     labels = _labels(checkpoint.directory, config)
     max_tokens = _max_tokens(checkpoint, config)
+    if labels_tokens(checkpoint.config):
+        if task not in (None, "token_labels"):
+            raise BadInput(
+                f"{checkpoint.directory / 'config.json'} states that the model labels tokens"
+                f" ({checkpoint.config['architectures'][0]}); leave out --task {task}."
+            )
+        task = "token_labels"
     task = task or _task(checkpoint.directory, config)
     return Signature(
         task=task,
@@ -100,7 +118,7 @@ def read_signature(
 def describe_artifact(
     folder: Path,
     checkpoint: Checkpoint,
-    model: Any,
+    network: Network,
     signature: Signature,
     variants: Sequence[str],
     *,
@@ -126,18 +144,18 @@ def describe_artifact(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.directory.resolve().name,
-        family=model.config.model_type,
+        family=network.config.model_type,
         task=signature.task,
         activation=signature.activation,
         labels=signature.labels,
-        takes_pairs=accepts_pairs(inputs, model.config),
+        takes_pairs=signature.task != "token_labels" and accepts_pairs(inputs, network.config),
         max_tokens=signature.max_tokens,
         truncation_side=signature.truncation_side,
         inputs=inputs,
         encoder_digest=encoder.digest,
         head_digest=head.digest,
         tokenizer_digest=sha256(folder / "tokenizer.json"),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=network.parameters,
         flops_per_token=encoder.flops_per_token(),
         padding_invariant=True,
         dropped=dropped,
@@ -160,6 +178,8 @@ def read_provenance(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
     }
+    if checkpoint.graph is not None:
+        provenance["reference"] = "its own ONNX graph, by ONNX Runtime; not compared with torch"
     for package in _packages(variants):
         provenance[package] = importlib.metadata.version(package)
     if reduce_range and any(RECIPES[name].calibrated for name in variants):

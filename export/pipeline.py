@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from command import BadInput
+from command import BadInput, BadUsage
+from export.checkpoint.config import labels_tokens, read_config
+from export.checkpoint.graph_reference import GraphReference
 from export.checkpoint.loading import Checkpoint, build_model, embedding_rows, read_checkpoint
 from export.checkpoint.reference import PROBES, Reference, TextOrPair, load_model, texts_for
 from export.checkpoint.tokenizer import load_tokenizer, write_tokenizer
@@ -33,9 +35,12 @@ from export.checks.verify import (
 )
 from export.distillation import Distillation
 from export.graph.attention import with_export_attention
+from export.graph.imported import ImportedModel, read_imported
 from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
 from export.graph.variants import DEFAULT_VARIANTS, RECIPES, VariantSource
 from export.manifest import (
+    Network,
+    Signature,
     accepts_pairs,
     describe_artifact,
     read_provenance,
@@ -108,9 +113,13 @@ def export(
         variants = ("cpu-fp32", *variants)
     target = resolve_target(target)
     checkpoint = read_checkpoint(source, revision)
-    model = build_model(checkpoint, keep_decoder)
+    if checkpoint.graph is not None:
+        _check_for_graphs(checkpoint, keep_decoder, distillation)
+    model = _imported(checkpoint) or build_model(checkpoint, keep_decoder)
     tokenizer = load_tokenizer(checkpoint.directory)
     signature = read_signature(checkpoint, model.config, tokenizer, task)
+    if signature.task == "token_labels":
+        _check_for_token_labels(variants, quantization, distillation)
     calibration_texts, gate_texts = _read_quantization_texts(quantization, signature.labels)
     _report_discarded(checkpoint, keep_decoder)
     student: Student | None = None
@@ -120,15 +129,13 @@ def export(
         model = build_model(checkpoint)
 
     with draft_artifact(target) as folder:
-        flushed = _write_graph(folder, checkpoint, model, tokenizer, signature.max_tokens)
-        # transformers cannot load a kept decoder, so such a model is checked against itself.
-        original = model if keep_decoder else load_model(checkpoint)
-        reference = Reference(original, tokenizer, signature.max_tokens)
+        flushed = _write_graph(folder, checkpoint, model, tokenizer, signature)
+        reference = _reference(checkpoint, model, tokenizer, signature, keep_decoder)
         _build_variants(folder, model.config, variants, reference, calibration_texts, quantization)
         manifest = describe_artifact(
             folder,
             checkpoint,
-            model,
+            Network(model.config, _parameters(model)),
             signature,
             variants,
             keep_decoder=keep_decoder,
@@ -150,6 +157,74 @@ def export(
     if student is not None:
         shutil.rmtree(student.folder)
     return manifest
+
+
+def _imported(checkpoint: Checkpoint) -> ImportedModel | None:
+    """Return the model of a graph that was exported elsewhere; None for weights of torch."""
+    if checkpoint.graph is None:
+        return None
+    config = read_config(checkpoint.directory, checkpoint.config)
+    return read_imported(checkpoint.graph, config, labels_tokens(checkpoint.config))
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    signature: Signature,
+    keep_decoder: bool,
+) -> Reference:
+    """Return what the variants are compared with."""
+    if isinstance(model, ImportedModel):
+        return GraphReference(
+            model.graph,
+            tokenizer,
+            signature.max_tokens,
+            model.embedding_rows,
+            signature.task == "token_labels",
+        )
+    # transformers cannot load a kept decoder, so such a model is checked against itself.
+    original = model if keep_decoder else load_model(checkpoint)
+    return Reference(original, tokenizer, signature.max_tokens)
+
+
+def _parameters(model: Any) -> int:
+    if isinstance(model, ImportedModel):
+        return model.parameters
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_for_graphs(
+    checkpoint: Checkpoint, keep_decoder: bool, distillation: Distillation | None
+) -> None:
+    """Raise BadUsage for options that need the weights of a torch model."""
+    for option, is_given in (("--keep-decoder", keep_decoder), ("--distill", distillation)):
+        if is_given:
+            raise BadUsage(
+                f"{option} needs a torch model, and {checkpoint.directory} holds an ONNX graph;"
+                " leave it out."
+            )
+
+
+def _check_for_token_labels(
+    variants: Sequence[str], quantization: Quantization, distillation: Distillation | None
+) -> None:
+    """Raise BadUsage for options that a model that labels tokens does not have."""
+    for_gpus = [name for name in variants if not name.startswith("cpu-")]
+    if for_gpus:
+        raise BadUsage(
+            f"The model labels tokens, for which there is no variant {for_gpus[0]}; leave it out of"
+            " --variants."
+        )
+    for option, is_given in (
+        ("--agreement-per-label", quantization.agreement_per_label is not None),
+        ("--distill", distillation is not None),
+    ):
+        if is_given:
+            raise BadUsage(
+                f"The model labels tokens, and {option} is for models that label whole texts; leave"
+                " it out."
+            )
 
 
 def _any_calibrated(variants: Sequence[str]) -> bool:
@@ -182,6 +257,12 @@ def _report_discarded(checkpoint: Checkpoint, keep_decoder: bool) -> None:
     """Print which parts of the checkpoint the artifact will not have."""
     name = checkpoint.directory
     discarded = checkpoint.discarded()
+    if checkpoint.graph is not None:
+        print(
+            f"{name}: takes {checkpoint.graph.name} as it is. Variants are compared with it, and it"
+            " is not compared with torch."
+        )
+        return
     if keep_decoder:
         print(
             f"{name}: KEEPS its {discarded.layers} decoder layers as encoder layers. This is a"
@@ -206,15 +287,24 @@ def _write_graph(
     checkpoint: Checkpoint,
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    max_tokens: int,
+    signature: Signature,
 ) -> int:
     """Write tokenizer.json and the fp32 graph; return how many subnormal weights became zero."""
-    print("exporting the graph", flush=True)
-    graph = folder / "model.onnx"
-    rows = embedding_rows(model)
+    graph, max_tokens = folder / "model.onnx", signature.max_tokens
+    if isinstance(model, ImportedModel):
+        rows = model.embedding_rows
+        shutil.copyfile(model.graph, graph)
+    else:
+        print("exporting the graph", flush=True)
+        rows = embedding_rows(model)
+        export_onnx(
+            with_export_attention(model),
+            graph,
+            graph_inputs(model, tokenizer.model_input_names),
+            max_tokens,
+            labels_tokens=signature.task == "token_labels",
+        )
     write_tokenizer(tokenizer, checkpoint.directory, rows, folder / "tokenizer.json")
-    inputs = graph_inputs(model, tokenizer.model_input_names)
-    export_onnx(with_export_attention(model), graph, inputs, max_tokens)
     check_lengths(graph, model.config.model_type, max_tokens, rows)
     flushed = flush_subnormal_weights(graph)
     if flushed:
@@ -258,7 +348,7 @@ def _encode_calibration(
 ) -> list[Inputs]:
     """Return the graph's inputs for each text that the model can read."""
     names = read_inputs(folder / "model.onnx")
-    pairs = accepts_pairs(names, config)
+    pairs = accepts_pairs(names, config) and not reference.labels_tokens
     usable = [item.text for item in texts if isinstance(item.text, str) or pairs]
     if not usable:
         raise BadInput(
@@ -289,7 +379,7 @@ def _verify(
     artifact = Artifact(folder, manifest)
     texts: list[TextOrPair] = [
         text
-        for text in texts_for(reference.tokenizer, embedding_rows(reference.model))
+        for text in texts_for(reference.tokenizer, reference.embedding_rows)
         if isinstance(text, str) or manifest.takes_pairs
     ]
     check_tokens(artifact, reference, texts, threads)
@@ -337,7 +427,11 @@ class _Verification:
             if variant.precision == "f32":
                 raise BadInput(f"{name} cannot be run: {error}") from None
             gate = Gate(status="ungated", reason=f"not verified: {error}")
-            if variant.precision == "bf16" and isinstance(error, RuntimeUnavailable):
+            if (
+                variant.precision == "bf16"
+                and isinstance(error, RuntimeUnavailable)
+                and self.reference.can_emulate_bf16
+            ):
                 parity, self_check, gate = self._emulate_bf16(name)
         gate = gate.model_copy(update={"processor": cpus.describe()})
         status = "FAILED its gate" if gate.status == "failed" else gate.status

@@ -118,7 +118,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     export = parser.add_argument_group("checkpoints", "options of drbert-export, for checkpoints")
     export.add_argument(
-        "--task", choices=get_args(Task), help="task of the models (default: by their config.json)"
+        "--task",
+        choices=[task for task in get_args(Task) if task != "token_labels"],
+        help="task of the models (default: by their config.json)",
     )
     export.add_argument(
         "--gate",
@@ -172,10 +174,11 @@ def shadow_pairing(
     for name in (shadow, of):
         if name not in tasks:
             raise BadUsage(f"No model is called {name!r}; there are {', '.join(tasks)}.")
-        if tasks[name] == "regression":
+        if tasks[name] in ("regression", "token_labels"):
+            returned = "a number" if tasks[name] == "regression" else "labels of tokens"
             raise BadUsage(
-                f"{name!r} returns a number, and --shadow counts whether two models return the same"
-                " label; name two classifiers."
+                f"{name!r} returns {returned}, and --shadow counts whether two models return the"
+                " same label; name two classifiers."
             )
     if shadow == of:
         raise BadUsage(

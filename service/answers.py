@@ -22,6 +22,7 @@ TASK_ACTIVATIONS: Mapping[Task, Activation] = {
     "single_label": "softmax",
     "multi_label": "sigmoid",
     "regression": "none",
+    "token_labels": "softmax",
 }
 """The activation of each task."""
 

@@ -54,7 +54,8 @@ CHECKPOINT_FILES = (
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-Task = Literal["single_label", "multi_label", "regression"]
+Task = Literal["single_label", "multi_label", "regression", "token_labels"]
+"""`token_labels`: a label for each token of a text; the others are of a whole text."""
 Precision = Literal["f32", "bf16", "f16", "i8"]
 UnquantizedPrecision = Literal["f32", "bf16"]
 """Precision in which a graph computes what it does not quantize."""
@@ -328,6 +329,8 @@ class Manifest(_Part):
                 raise ValueError(f"{name!r} is no plain file name")
         if self.tokenizer_digest != self.files.get("tokenizer.json"):
             raise ValueError("tokenizer_digest is not the digest of tokenizer.json")
+        if self.labels_tokens and self.takes_pairs:
+            raise ValueError("a model that labels tokens takes no pairs")
         users = {"tokenizer.json": "tokenizer"}
         for variant_name, variant in self.variants.items():
             users |= dict.fromkeys(variant.files, variant_name)
@@ -335,6 +338,11 @@ class Manifest(_Part):
             if name not in self.files:
                 raise ValueError(f"{user} uses {name}, which files does not list")
         return self
+
+    @property
+    def labels_tokens(self) -> bool:
+        """Whether the model labels the tokens of a text, and not the text."""
+        return self.task == "token_labels"
 
     @property
     def can_pack(self) -> bool:

@@ -21,6 +21,7 @@ from service.artifact import Artifact, Manifest
 from service.batching.packing import Layout, first_token_slots, most_texts
 from service.batching.shapes import Shapes
 from service.errors import InvalidInput, ModelOutputInvalid
+from service.requests.entities import Offsets
 from service.runtimes import Inputs, Logits, Runtime
 from service.tokenization.limits import read_tokenizer
 from service.tokenization.truncation import (
@@ -36,6 +37,8 @@ from service.tokenization.truncation import (
 # Names of the padding token. Behind a mask any id would do, but some families count positions from
 # the tokens that are not padding.
 PADDING = ("[PAD]", "<pad>")
+# Names of the token that stands for an unknown word.
+UNKNOWN = ("[UNK]", "<unk>")
 # Tokens that neighbouring windows of a long text share by default.
 DEFAULT_STRIDE = 64
 # Tokens of longer texts are held in arrays: two lists of 128 tokens take nine kilobytes, and
@@ -55,11 +58,15 @@ class Encoded:
     truncated: bool
     windows: int = 1
     """Number of windows of a long text that it stands for."""
+    tokens_of_windows: int | None = None
+    """Tokens of these windows together, if they are not its own."""
+    offsets: Offsets | None = None
+    """The characters of each token; None where the model labels whole texts."""
 
     @property
     def tokens(self) -> int:
         """Token count, special tokens included."""
-        return len(self.ids)
+        return len(self.ids) if self.tokens_of_windows is None else self.tokens_of_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,32 @@ class SpecialTokens:
         ids, types = probe.ids, probe.type_ids
         text_type = types[first] if text else 0
         return cls(ids[:first], ids[last:], types[:first], types[last:], text_type)
+
+
+class Vocabulary:
+    """A tokenizer's tokens, for the entities of a text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        named = getattr(tokenizer.model, "unk_token", None)
+        names = UNKNOWN if named is None else (named, *UNKNOWN)
+        self.unknown: int | None = _first_id(tokenizer, names)
+        self.marks_continuations = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))
+
+    def token(self, token_id: int) -> str:
+        """Return a token as the vocabulary holds it."""
+        return str(self._tokenizer.id_to_token(token_id))
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the text of several tokens."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+
+def _first_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    """Return the id of the first of these tokens that there is."""
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((token_id for token_id in ids if token_id is not None), None)
 
 
 class Classifier:
@@ -108,8 +141,8 @@ class Classifier:
         self._tokenizer = Tokenizer.from_buffer(read_tokenizer(artifact))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        padding_ids = [self._tokenizer.token_to_id(name) for name in PADDING]
-        self._pad = next((token for token in padding_ids if token is not None), 0)
+        self._pad = _first_id(self._tokenizer, PADDING) or 0
+        self.vocabulary = Vocabulary(self._tokenizer)
         self._special = SpecialTokens.of(self._tokenizer)
         around_text = len(self._special.before) + len(self._special.after)
         self._room = self.manifest.max_tokens - around_text
@@ -142,13 +175,15 @@ class Classifier:
         release_gil: bool = False,
         max_tokens: int | None = None,
         keeps_pair: bool = False,
+        pair_tokens: int | None = None,
     ) -> Encoded:
         """Return the tokens of a text or a pair.
 
         They are cut on the side of `truncate`, by default the checkpoint's own; raises InvalidInput
         if they are too many and `truncate` is `none`. `max_tokens` cuts to fewer than the model
         reads, special tokens included; raises InvalidInput if it leaves no room for the text. Of a
-        pair the longer half is cut first, or with `keeps_pair` only `text`.
+        pair the longer half is cut first, or with `keeps_pair` only `text`; before, `pair` is cut
+        to `pair_tokens`.
         `release_gil` lets other threads run meanwhile, which a thread next to the event loop should
         ask for.
         """
@@ -169,17 +204,22 @@ class Classifier:
         side: Side = (
             self.manifest.truncation_side if truncate is None or truncate == "none" else truncate
         )
+        if self.manifest.labels_tokens:
+            return self._encode_for_tokens(text, room, side, truncate == "none", release_gil)
         tokens = None
         if pair is None:
             tokens = self._tokens_of_part(text, room + 1, side)
         elif keeps_pair:
             text = self._part(text, room_of_pair + 1, side) or text
+        if pair is not None and pair_tokens is not None:
+            pair = self._part(pair, pair_tokens + 1, "right") or pair
         if tokens is None:
             encoding = self._encode((text,) if pair is None else (text, pair), True, release_gil)
             ids: list[int] = encoding.ids
-            if len(ids) <= limit:
+            is_whole = pair_tokens is None or encoding.sequence_ids.count(1) <= pair_tokens
+            if len(ids) <= limit and is_whole:
                 return self._with_tokens(ids, encoding.type_ids, False)
-        if truncate == "none":
+        if truncate == "none" and (tokens is not None or len(ids) > limit):
             is_part = tokens is not None or keeps_pair
             count = len(ids) if tokens is None else len(tokens) + limit - room
             raise InvalidInput(
@@ -188,12 +228,59 @@ class Classifier:
             )
         if pair is not None:
             types = encoding.type_ids
-            indices = truncate_pair(encoding, room_of_pair, side, keeps_pair)
+            indices = truncate_pair(encoding, room_of_pair, side, keeps_pair, pair_tokens)
             return self._with_tokens([ids[i] for i in indices], [types[i] for i in indices], True)
         if tokens is None:
             tokens = ids[len(self._special.before) : len(ids) - len(self._special.after)]
         cut = tokens[:room] if side == "right" else tokens[len(tokens) - room :]
         return replace(self._with_special_tokens(cut), truncated=True)
+
+    def _encode_for_tokens(
+        self, text: str, room: int, side: Side, refuses: bool, release_gil: bool
+    ) -> Encoded:
+        """Return at most `room` tokens of a text and the special ones, with their characters."""
+        ids, spans = self.tokens_with_offsets(text, release_gil, room + 1, side)
+        if len(ids) > room and refuses:
+            special = self.manifest.max_tokens - self._room
+            raise InvalidInput(
+                f"It has at least {len(ids) + special} tokens, the model reads {room + special},"
+                " and truncate is none."
+            )
+        cut = slice(room) if side == "right" else slice(max(0, len(ids) - room), None)
+        encoded = self._with_special_tokens(ids[cut])
+        offsets = Offsets.of(spans[cut], *self.special_tokens)
+        # An empty text without special tokens has one token for padding.
+        offsets = offsets if len(offsets.starts) else Offsets.of([], 1)
+        return replace(encoded, truncated=len(ids) > room, offsets=offsets)
+
+    def tokens_with_offsets(
+        self, text: str, release_gil: bool = False, enough: int | None = None, side: Side = "right"
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens of a text of any length, without special tokens, and their characters.
+
+        These are the first character of each in `text`, and the one after its last. With `enough`,
+        return at least so many of the first ones, or for `left` of the last ones.
+        """
+        part = text
+        if enough is not None:
+            part = self._part(text, enough, side) or text
+        if release_gil:
+            # Only the batch functions of tokenizers release the GIL; the fast one has no offsets.
+            [encoding] = self._tokenizer.encode_batch([part], add_special_tokens=False)
+        else:
+            encoding = self._tokenizer.encode(part, add_special_tokens=False)
+        skipped = len(text) - len(part) if side == "left" else 0
+        return encoding.ids, [(start + skipped, end + skipped) for start, end in encoding.offsets]
+
+    def whole(self, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> Encoded:
+        """Return a text of any length with special tokens, and its tokens' characters."""
+        offsets = Offsets.of(spans, *self.special_tokens)
+        return replace(self._with_special_tokens(ids), offsets=offsets)
+
+    @property
+    def special_tokens(self) -> tuple[int, int]:
+        """How many special tokens are put before a text's tokens, and after them."""
+        return len(self._special.before), len(self._special.after)
 
     def tokens(self, text: str, release_gil: bool = False, enough: int | None = None) -> list[int]:
         """Return the tokens of a text of any length, without special tokens, to cut into windows.
@@ -293,19 +380,24 @@ class Classifier:
             return Encoded(array("i", ids), array("b", type_ids), truncated)
         return Encoded(ids, type_ids, truncated)
 
-    def start(self, batch: Sequence[Encoded], layout: Layout | None = None) -> Callable[[], Logits]:
+    def start(
+        self, batch: Sequence[Encoded], layout: Layout | None = None
+    ) -> Callable[[], Logits | list[Logits]]:
         """Hand a batch to the engine; the function returned waits for its logits.
 
-        These are of shape (len(batch), labels). `layout` says where the texts of a packed batch
-        are; without it they are laid out here. The function raises ModelOutputInvalid if the model
-        answers NaN, infinity or the wrong shape.
+        These are of shape (len(batch), labels), or (tokens, labels) for each text if the model
+        labels tokens. `layout` says where the texts of a packed batch are; without it they are laid
+        out here. The function raises ModelOutputInvalid if the model answers NaN, infinity or the
+        wrong shape.
         """
         inputs, places = self._inputs(batch, layout)
         pending = self.runtime.start(inputs)
         expected = (len(batch), len(self.manifest.labels))
 
-        def finish() -> Logits:
+        def finish() -> Logits | list[Logits]:
             logits = pending()
+            if self.manifest.labels_tokens:
+                return self._by_text(logits, batch, places, inputs["input_ids"].shape)
             if logits.ndim == 2 and len(logits) > max(places):
                 # A packed batch asks the engine for more first tokens than it has texts.
                 logits = logits[places]
@@ -318,6 +410,29 @@ class Classifier:
             return logits
 
         return finish
+
+    def _by_text(
+        self,
+        logits: Logits,
+        batch: Sequence[Encoded],
+        places: Sequence[int],
+        shape: tuple[int, ...],
+    ) -> list[Logits]:
+        """Return the logits of each text's tokens, (tokens, labels), from those of all rows."""
+        expected = (*shape, len(self.manifest.labels))
+        if logits.shape != expected:
+            raise ModelOutputInvalid(
+                f"The model answered logits of shape {logits.shape}; expected {expected}."
+            )
+        rows = logits.reshape(-1, logits.shape[2])
+        # Copies: a slice would keep the logits of the whole batch.
+        texts = [
+            rows[place : place + item.tokens].copy()
+            for place, item in zip(places, batch, strict=True)
+        ]
+        if not all(np.isfinite(text).all() for text in texts):
+            raise ModelOutputInvalid("The model answered NaN or infinity.")
+        return texts
 
     def has_run(self, rows: int, length: int, texts: int = 1) -> bool:
         """Return whether a batch of that shape has been run, by the warm-up or by a request.
@@ -333,8 +448,23 @@ class Classifier:
         return rows, length, first_token_slots(rows, length, texts)
 
     def predict(self, batch: Sequence[Encoded]) -> Logits:
-        """Return the logits of a batch, of shape (len(batch), labels)."""
-        return self.start(batch)()
+        """Return the logits of a batch, of shape (len(batch), labels).
+
+        If the model labels tokens, they are those of the tokens of all texts, (tokens, labels).
+        """
+        logits = self.start(batch)()
+        return np.concatenate(logits) if isinstance(logits, list) else logits
+
+    def predict_all(self, texts: Sequence[Encoded]) -> Logits:
+        """Return what `predict` does for any number of texts, in the batches of the service."""
+        if not texts:
+            return np.empty((0, len(self.manifest.labels)), np.float32)
+        rows: list[Logits] = [np.empty(0, np.float32)] * len(texts)
+        for batch in self.batches([text.tokens for text in texts]):
+            logits = self.start([texts[index] for index in batch])()
+            for index, row in zip(batch, logits, strict=True):
+                rows[index] = np.atleast_2d(row)
+        return np.concatenate(rows)
 
     def batches(self, tokens: Sequence[int]) -> list[list[int]]:
         """Return the indices of texts of these token counts, in batches as the service makes them.
@@ -382,7 +512,7 @@ class Classifier:
             late = time.monotonic() - started > seconds and not self.shapes.grid.warm_up_all
             if done and (stopping() or late):
                 break
-            self.predict(self._padding(texts))
+            self.predict(self.padding(texts))
             done += 1
         largest = max(batches[:done], key=sum)
         self.warm_batch = sum(largest), min(self._seconds(largest) for _ in range(2))
@@ -390,10 +520,10 @@ class Classifier:
 
     def _seconds(self, texts: Sequence[int]) -> float:
         started = time.monotonic()
-        self.predict(self._padding(texts))
+        self.predict(self.padding(texts))
         return time.monotonic() - started
 
-    def _padding(self, texts: Sequence[int]) -> list[Encoded]:
+    def padding(self, texts: Sequence[int]) -> list[Encoded]:
         """Return texts of these token counts that are all padding."""
         return [Encoded([self._pad] * tokens, [0] * tokens, False) for tokens in texts]
 
@@ -404,7 +534,10 @@ class Classifier:
         return Layout(length, tuple([(index,) for index in range(len(batch))]))
 
     def _inputs(self, batch: Sequence[Encoded], layout: Layout | None) -> tuple[Inputs, list[int]]:
-        """Return what the engine reads, and for each text the index of its logits."""
+        """Return what the engine reads, and for each text the index of its logits.
+
+        If the model labels tokens, it is that of its first token, counted over all rows.
+        """
         if layout is None:
             layout = self._lay_out(batch)
         shape = (len(layout.rows), layout.length)
@@ -424,8 +557,11 @@ class Classifier:
                 mask[row, begin:end] = number
                 types[row, begin:end] = item.type_ids
                 positions[row, begin:end] = np.arange(item.tokens)
-                first_tokens[row, number - 1] = begin
-                places[index] = row * slots + number - 1
+                if self.manifest.labels_tokens:
+                    places[index] = row * layout.length + begin
+                else:
+                    first_tokens[row, number - 1] = begin
+                    places[index] = row * slots + number - 1
         arrays: dict[str, Array] = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -434,6 +570,9 @@ class Classifier:
         inputs = {name: arrays[name] for name in self.manifest.inputs}
         if self.packing is not None:
             inputs["position_ids"] = positions
+        if self.manifest.labels_tokens:
+            return inputs, places
+        if self.packing is not None:
             inputs["first_tokens"] = first_tokens
         else:
             places = list(range(len(batch)))

@@ -37,6 +37,8 @@ class Text:
     """Its name in a refusal."""
     keeps_pair: bool = False
     """Whether only the text is cut where the pair is too long, and `pair` stays whole."""
+    pair_tokens: int | None = None
+    """Tokens of `pair` that stay, before the whole is cut; None: all."""
 
 
 @dataclass(frozen=True, slots=True)

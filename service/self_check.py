@@ -85,13 +85,11 @@ def check(classifier: Classifier, variant: str) -> Agreement | None:
 def answers(classifier: Classifier, probes: Sequence[Probe]) -> tuple[Logits, Logits]:
     """Return the logits of each probe alone, and of all probes in batches, (probes, labels) each.
 
+    If the model labels tokens, they are those of all tokens of all probes.
     A model that is not padding-invariant is not batched: both are the same then.
     """
     encoded = [Encoded(probe.input_ids, probe.token_type_ids, False) for probe in probes]
     alone = np.concatenate([classifier.predict([text]) for text in encoded])
     if not classifier.padding_invariant:
         return alone, alone
-    batched = np.empty_like(alone)
-    for indices in classifier.batches([text.tokens for text in encoded]):
-        batched[indices] = classifier.predict([encoded[index] for index in indices])
-    return alone, batched
+    return alone, classifier.predict_all(encoded)

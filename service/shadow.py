@@ -100,8 +100,10 @@ class Shadow:
 
 
 def best_labels(model: LoadedModel, results: Sequence[Result]) -> list[str]:
-    """Return the best label of each result; raises InvalidInput if the model returns a number."""
+    """Return the best label of each result; raises InvalidInput if a text has no label."""
     manifest = model.artifact.manifest
+    if manifest.labels_tokens:
+        raise InvalidInput(f"{model.name} labels tokens, so its texts have no label to compare.")
     if manifest.task == "regression" or len(manifest.labels) == 1:
         raise InvalidInput(f"{model.name} returns a number, which has no label to compare.")
     return [manifest.labels[int(result.value.argmax())] for result in results]

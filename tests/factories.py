@@ -54,8 +54,11 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def write_model(path: Path, labels: int = 2) -> None:
-    """Write a bag of words: the logits are the sum over the tokens that the mask does not hide."""
+def write_model(path: Path, labels: int = 2, labels_tokens: bool = False) -> None:
+    """Write a bag of words: the logits are the sum over the tokens that the mask does not hide.
+
+    With `labels_tokens` they are those of each token.
+    """
     table = np.zeros((4 + len(WORDS), labels), np.float32)
     for word, weights in WEIGHTS.items():
         table[4 + WORDS.index(word)] = (weights * labels)[:labels]
@@ -73,10 +76,13 @@ def write_model(path: Path, labels: int = 2) -> None:
         helper.make_node(
             "Cast", ["token_type_ids"], ["types"], "/bert/Cast_2", to=TensorProto.FLOAT
         ),
-        helper.make_node(
+        helper.make_node("Identity", ["unmasked"], ["logits"], "/classifier/Identity")
+        if labels_tokens
+        else helper.make_node(
             "ReduceSum", ["unmasked", "axis"], ["logits"], "/classifier/ReduceSum", keepdims=0
         ),
     ]
+    shape = ["batch", "length", labels] if labels_tokens else ["batch", labels]
     constants = {
         "table": table,
         "last": np.array([2]),
@@ -87,12 +93,18 @@ def write_model(path: Path, labels: int = 2) -> None:
         nodes,
         "bag",
         integers,
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )
+
+
+def write_tagger(folder: Path, **changes: Any) -> Artifact:
+    """Write a model that labels the word `good` B-GOOD, and every other one O."""
+    about: dict[str, Any] = {"task": "token_labels", "takes_pairs": False}
+    return write_artifact(folder, ("O", "B-GOOD"), **(about | changes))
 
 
 def write_artifact(
@@ -107,7 +119,10 @@ def write_artifact(
     """
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer.json")
-    write_model(folder / "model.onnx", len(labels))
+    labels_tokens = changes.get("task") == "token_labels"
+    write_model(folder / "model.onnx", len(labels), labels_tokens)
+    good = [float(weight) for weight in (WEIGHTS["good"] * len(labels))[: len(labels)]]
+    special = [0.0] * len(labels)
     for name, content in (files_as or {}).items():
         (folder / name).write_text(content, encoding="utf-8")
     parity = Parity(texts=1, max_probability_difference=0.0, tolerance=1e-4, label_agreement=1.0)
@@ -121,11 +136,7 @@ def write_artifact(
         parity=parity,
         gate=Gate(status="passed", reason="made by hand"),
         self_check=SelfCheck(
-            logits={
-                "f32": [
-                    [float(weight) for weight in (WEIGHTS["good"] * len(labels))[: len(labels)]]
-                ]
-            },
+            logits={"f32": [special, good, special] if labels_tokens else [good]},
             tolerance=1e-3,
         ),
     )

@@ -58,7 +58,17 @@ INNER: dict[str, set[str]] = {
         "service.schemas",
         "service.classifier",
         "service.host",
+        "service.requests",
         "service.batching.requests",
+    },
+    "service.loading": {
+        "service.artifact",
+        "service.classifier",
+        "service.errors",
+        "service.host",
+        "service.runtimes",
+        "service.self_check",
+        "service.settings",
     },
     "service.workload": {
         "service.artifact",
@@ -73,6 +83,7 @@ INNER: dict[str, set[str]] = {
         "service.answers",
         "service.schemas",
         "service.classifier",
+        "service.requests",
         "service.batching.requests",
     },
     "service.http": {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
@@ -76,7 +77,6 @@ CAUSAL_ENCODERS = ("xlnet",)
 ENCODER_DECODERS = ("bart", "mbart", "t5", "mt5", "umt5", "led", "bigbird_pegasus", "plbart")
 # A body or a masked language model may have a classifier's head in its file, so it is not listed.
 OTHER_TASKS = (
-    "ForTokenClassification",
     "ForMultipleChoice",
     "ForQuestionAnswering",
     "ForNextSentencePrediction",
@@ -85,7 +85,9 @@ OTHER_TASKS = (
     "ForImageClassification",
     "ForAudioClassification",
 )
-"""Suffixes of the class names of models that do not classify whole texts."""
+"""Suffixes of the class names of models that do not classify texts or their tokens."""
+TOKEN_LABELS = "ForTokenClassification"
+"""Suffix of the class names of models that label tokens."""
 UNREADABLE_VERSION = (sys.maxsize,)
 """Version of a config whose transformers_version cannot be parsed; newer than any other."""
 
@@ -151,7 +153,8 @@ def _check_architecture(path: Path, fields: dict[str, Any]) -> None:
             " that it was made from; export itself builds cpu-int8."
         )
     code = fields.get("auto_map") or {}
-    if code.keys() & {"AutoModel", "AutoModelForSequenceClassification", "AutoConfig"}:
+    own_models = {"AutoModelForSequenceClassification", "AutoModelForTokenClassification"}
+    if code.keys() & {"AutoModel", "AutoConfig", *own_models}:
         raise BadInput(
             f"{path} requires code of the checkpoint's own (auto_map), which is never run; only the"
             " model classes of transformers can be exported."
@@ -173,9 +176,23 @@ def _check_architecture(path: Path, fields: dict[str, Any]) -> None:
     name = architectures[0] if architectures else None
     if isinstance(name, str) and name.endswith(OTHER_TASKS) and hasattr(transformers, name):
         raise BadInput(
-            f"{path} states that the model is a {name}; only classifiers of whole texts can be"
-            " exported (…ForSequenceClassification)."
+            f"{path} states that the model is a {name}; only classifiers of texts"
+            " (…ForSequenceClassification) and of tokens (…ForTokenClassification) can be exported."
         )
+
+
+def labels_tokens(fields: Mapping[str, Any]) -> bool:
+    """Return whether config.json is that of a model that labels tokens."""
+    architectures = fields.get("architectures")
+    name = architectures[0] if architectures else None
+    return isinstance(name, str) and name.endswith(TOKEN_LABELS)
+
+
+def auto_class(fields: Mapping[str, Any]) -> Any:
+    """Return the class by which transformers loads a classifier with this config.json."""
+    if labels_tokens(fields):
+        return AutoModelForTokenClassification
+    return AutoModelForSequenceClassification
 
 
 def _check_types(path: Path, fields: dict[str, Any]) -> None:

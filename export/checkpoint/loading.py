@@ -20,15 +20,16 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from command import BadInput, BadUsage, Unavailable, first_line
-from export.checkpoint.config import plain_functions, read_config
+from export.checkpoint.config import auto_class, plain_functions, read_config
 from export.checkpoint.tokenizer import SLOW_TOKENIZERS
 from service.artifact import sha256
 from service.checkpoints.source import SHARDS, WEIGHTS, ModelSource
 
 DECODER_PREFIX = "pretraining_decoder."
+GRAPH = "model.onnx"
+"""File of a graph that was exported elsewhere."""
 # Output layers of pretraining, which some trainers leave in the file of a classifier.
 PRETRAINING_HEADS = ("cls.", "lm_head.", "generator_predictions.", "discriminator_predictions.")
 # Prefixes that a wrapper puts before every tensor's name: torch.compile, DataParallel and
@@ -66,9 +67,16 @@ class Checkpoint:
     """Tensors by name, without the prefix of a wrapper."""
     renamed: bool = False
     """Whether the file has a wrapper's prefix before every name."""
+    graph: Path | None = None
+    """An ONNX graph that was exported elsewhere, if there are no tensors."""
 
     def weights_sha256(self) -> str:
-        """Return the SHA-256 of model.safetensors, or of its shards' digests in order."""
+        """Return the SHA-256 of model.safetensors, or of its shards' digests in order.
+
+        Without tensors it is that of the graph.
+        """
+        if self.graph is not None:
+            return sha256(self.graph)
         if (self.directory / WEIGHTS).is_file():
             return sha256(self.directory / WEIGHTS)
         digests = "".join(sha256(self.directory / name) for name in _shards(self.directory))
@@ -101,7 +109,7 @@ class Checkpoint:
             design=self.design or "none",
             layers=self.decoder_layers,
             parameters=sum(tensor.numel() for tensor in decoder),
-            share_of_file=_byte_size(decoder) / _byte_size(self.tensors.values()),
+            share_of_file=_byte_size(decoder) / max(1, _byte_size(self.tensors.values())),
             other_tensors=tuple(
                 name for name in self.tensors if name.startswith(PRETRAINING_HEADS)
             ),
@@ -121,7 +129,8 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             " tokenizer.json."
         )
     config = _read_config(directory)
-    stored = _read_tensors(directory)
+    graph = _imported_graph(directory)
+    stored = {} if graph is not None else _read_tensors(directory)
     tensors = _unwrapped(stored)
     if not (directory / "tokenizer.json").is_file() and not any(
         (directory / name).is_file() for name in SLOW_TOKENIZERS
@@ -130,7 +139,15 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             f"{directory} has no tokenizer.json; save a fast tokenizer into it with"
             " save_pretrained."
         )
-    return Checkpoint(directory, config, tensors, tensors.keys() != stored.keys())
+    return Checkpoint(directory, config, tensors, tensors.keys() != stored.keys(), graph)
+
+
+def _imported_graph(directory: Path) -> Path | None:
+    """Return the ONNX graph of a folder that holds no weights for torch."""
+    if any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin")):
+        return None
+    graph = directory / GRAPH
+    return graph if graph.is_file() else None
 
 
 def _byte_size(tensors: Iterable[Tensor]) -> int:
@@ -244,8 +261,11 @@ def _other_weights(directory: Path) -> str:
             f" transformers does not look for {others[0]}; rename it to {WEIGHTS} if it holds the"
             " whole model."
         )
-    if next(directory.glob("**/*.onnx"), None) is not None:
-        return " An ONNX graph cannot be exported again; save the torch model it was made from."
+    if (graph := next(directory.glob("**/*.onnx"), None)) is not None:
+        return (
+            f" {graph.relative_to(directory)} would be taken as it is if it were {GRAPH}, neither"
+            " optimised nor quantised; better, save the torch model it was made from."
+        )
     return " Save the model with save_pretrained."
 
 
@@ -288,9 +308,7 @@ def build_model(checkpoint: Checkpoint, keep_decoder: bool = False) -> nn.Module
         # Every family has eager attention, and only in that form do equal encoders have equal
         # graphs.
         with plain_functions():
-            model = AutoModelForSequenceClassification.from_config(
-                config, attn_implementation="eager"
-            )
+            model = auto_class(checkpoint.config).from_config(config, attn_implementation="eager")
     except Exception as error:  # The code of any family may raise anything for a wrong config.
         raise BadInput(
             f"{checkpoint.directory / 'config.json'} describes no classifier that can be built:"

@@ -1,9 +1,9 @@
 """
 The reference: what transformers itself answers, with which every variant is compared.
 
-It reads the checkpoint's folder as a user would (`AutoTokenizer`,
-`AutoModelForSequenceClassification`). It shares nothing with the graph: neither the placing of
-weights, nor the form of attention, nor the tokenization.
+It reads the checkpoint's folder as a user would (`AutoTokenizer`, and
+`AutoModelForSequenceClassification` or `AutoModelForTokenClassification`). It shares nothing with
+the graph: neither the placing of weights, nor the form of attention, nor the tokenization.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from command import BadInput, first_line
-from export.checkpoint.config import read_config
-from export.checkpoint.loading import Checkpoint, quiet
+from export.checkpoint.config import TOKEN_LABELS, auto_class, read_config
+from export.checkpoint.loading import Checkpoint, embedding_rows, quiet
 
 TextOrPair = str | tuple[str, str]
 
@@ -95,16 +95,17 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     built from the renamed tensors. Raises BadInput if transformers cannot load it.
     """
     config = read_config(checkpoint.directory, checkpoint.config)
+    auto = auto_class(checkpoint.config)
     config.dtype = torch.float32
     try:
         with quiet():
             if checkpoint.renamed:
-                kind = type(AutoModelForSequenceClassification.from_config(config))
+                kind = type(auto.from_config(config))
                 model = kind.from_pretrained(
                     None, config=config, state_dict=checkpoint.tensors, dtype=torch.float32
                 )
             else:
-                model = AutoModelForSequenceClassification.from_pretrained(
+                model = auto.from_pretrained(
                     checkpoint.directory,
                     config=config,
                     dtype=torch.float32,
@@ -124,6 +125,11 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
 class Reference:
     """A torch classifier and its tokenizer, as transformers runs them."""
 
+    engine = "transformers"
+    """What computes the answers."""
+    can_emulate_bf16 = True
+    """Whether `in_bf16` can be asked."""
+
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerFast, max_tokens: int
     ) -> None:
@@ -131,6 +137,8 @@ class Reference:
         self.max_tokens = max_tokens
         self.tokenizer = tokenizer
         self.inputs = ("input_ids", "attention_mask", "token_type_ids")
+        self.embedding_rows = embedding_rows(model)
+        self.labels_tokens = type(model).__name__.endswith(TOKEN_LABELS)
 
     def in_bf16(self) -> Reference:
         """Return a copy with weights and arithmetic in bf16, which torch has on any processor."""
@@ -142,20 +150,27 @@ class Reference:
     def logits(self, texts: Sequence[TextOrPair]) -> npt.NDArray[np.float32]:
         """Return the logits of each text run alone, (texts, labels).
 
-        Raises BadInput if the model fails on one.
+        If the model labels tokens, they are those of all tokens of all texts, (tokens, labels).
+        Raises BadInput if the model fails on a text.
         """
         rows = []
         for text in texts:
-            accepted = {name: torch.from_numpy(value) for name, value in self.encode(text).items()}
+            inputs = self.encode(text)
             try:
-                rows.append(self.model(**accepted).logits[0].float().numpy())
+                rows.append(self._answer(inputs))
             except (IndexError, RuntimeError) as error:
-                tokens = accepted["input_ids"].shape[1]
+                tokens = inputs["input_ids"].shape[1]
                 raise BadInput(
-                    f"The checkpoint fails in transformers on a text of {tokens} tokens:"
+                    f"The model fails in {self.engine} on a text of {tokens} tokens:"
                     f" {first_line(error)}"
                 ) from None
-        return np.stack(rows)
+        return np.concatenate([np.atleast_2d(row) for row in rows])
+
+    def _answer(self, inputs: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        """Return the logits of one text, without its dimension."""
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        logits: npt.NDArray[np.float32] = self.model(**tensors).logits[0].float().numpy()
+        return logits
 
     def encode(self, text: TextOrPair) -> dict[str, npt.NDArray[np.int64]]:
         """Return the model's inputs for a text, (1, L) each; a long text is truncated."""

@@ -11,6 +11,7 @@ texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -127,10 +128,20 @@ def judge(
         answered,
         artifact,
         texts,
-        required,
+        Required(required, required_per_label),
         unquantized_precision,
-        required_per_label,
+        tokens=[text.tokens for text in encoded],
     )
+
+
+@dataclass(frozen=True)
+class Required:
+    """What an agreement must reach."""
+
+    lower_bound: float
+    """Lower bound of the share of texts that agree, 0 to 1."""
+    of_each_label: float | None = None
+    """The same of each label; None: nothing is required of them."""
 
 
 def judge_logits(
@@ -138,32 +149,33 @@ def judge_logits(
     answered: Logits,
     artifact: Artifact,
     texts: Sequence[LabelledText],
-    required: float,
+    required: Required,
     unquantized_precision: UnquantizedPrecision | None = None,
-    required_per_label: float | None = None,
     exact: str = "fp32",
+    tokens: Sequence[int] = (),
 ) -> Gate:
     """Return the gate of logits that should agree with those of an exact model, (texts, labels).
 
-    `exact` is what the gate calls that model.
+    `exact` is what the gate calls that model. `tokens` is the number of each text's tokens, if the
+    model labels tokens; the logits are then those of all tokens.
     """
-    agrees = _agree(_compared_task(artifact), expected, answered)
+    agrees = _agree(_compared_task(artifact), expected, answered, tokens)
     agreeing = int(agrees.sum())
     agreement = Agreement(
         texts=len(texts),
         agreeing=agreeing,
         lower_bound=lower_bound(agreeing, len(texts)),
-        required_lower_bound=required,
+        required_lower_bound=required.lower_bound,
         accuracy=_accuracy(artifact, answered, texts),
         accuracy_of_fp32=_accuracy(artifact, expected, texts),
         unquantized_precision=unquantized_precision,
         labels=_agreement_per_label(artifact, expected, agrees),
-        required_per_label=required_per_label,
+        required_per_label=required.of_each_label,
     )
-    passed = len(texts) >= MIN_TEXTS and agreement.lower_bound >= required
-    if required_per_label is not None:
+    passed = len(texts) >= MIN_TEXTS and agreement.lower_bound >= required.lower_bound
+    if required.of_each_label is not None:
         bounds = [label.lower_bound for label in agreement.labels.values()]
-        passed = passed and all(bound >= required_per_label for bound in bounds)
+        passed = passed and all(bound >= required.of_each_label for bound in bounds)
     return Gate(
         status="passed" if passed else "failed",
         reason=_reason(agreement, exact),
@@ -188,15 +200,20 @@ def _compared_task(artifact: Artifact) -> Task:
 
     A single label is compared as a number, because as a label it would always agree.
     """
+    if artifact.manifest.labels_tokens:
+        return "token_labels"
     return "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task
 
 
 def _agreement_per_label(
     artifact: Artifact, expected: Logits, agrees: npt.NDArray[np.bool_]
 ) -> dict[str, LabelAgreement]:
-    """Return the agreement over the texts to which fp32 gives each label; empty for a number."""
+    """Return the agreement over the texts to which fp32 gives each label.
+
+    It is empty for a number, and for labels of tokens.
+    """
     task = _compared_task(artifact)
-    if task == "regression":
+    if task in ("regression", "token_labels"):
         return {}
     agreements = {}
     for index, label in enumerate(artifact.manifest.labels):
@@ -254,32 +271,43 @@ def _label_clause(labels: Mapping[str, LabelAgreement], required: float, exact: 
 
 
 def _logits(classifier: Classifier, encoded: Sequence[Encoded]) -> Logits:
-    """Return the logits in the order of `encoded`, (texts, labels).
+    """Return the logits in the order of `encoded`, (texts, labels), or of all tokens.
 
     Texts run sorted by length, in the batches that the service would make.
     """
     order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
-    logits = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
-    for batch in classifier.batches([encoded[i].tokens for i in order]):
-        indices = [order[position] for position in batch]
-        logits[indices] = classifier.predict([encoded[i] for i in indices])
-    return logits
+    logits = classifier.predict_all([encoded[i] for i in order])
+    rows = [encoded[i].tokens if classifier.manifest.labels_tokens else 1 for i in order]
+    by_text = np.split(logits, np.cumsum(rows)[:-1])
+    return np.concatenate([by_text[place] for place in np.argsort(order)])
 
 
-def _agree(task: Task, expected: Logits, answered: Logits) -> npt.NDArray[np.bool_]:
+def _agree(
+    task: Task, expected: Logits, answered: Logits, tokens: Sequence[int]
+) -> npt.NDArray[np.bool_]:
     """Return for each text whether both answers agree, (texts,).
 
     They agree if the best label is the same, if every label's decision is the same (multi_label),
-    or if the numbers are close (regression).
+    if the numbers are close (regression), or if all tokens get the same label (token_labels).
+    `tokens` is the number of each text's tokens.
     """
     match task:
+        case "token_labels":
+            same = expected.argmax(1) == answered.argmax(1)
+            if expected.shape[1] == 1:
+                same = _are_close(expected, answered)
+            return np.array([part.all() for part in np.split(same, np.cumsum(tokens)[:-1])])
         case "single_label":
             return np.asarray(expected.argmax(1) == answered.argmax(1))
         case "multi_label":
             return np.asarray(((expected > 0) == (answered > 0)).all(1))
         case _:
-            tolerance = REGRESSION_TOLERANCE * max(float(expected.std()), 1e-6)
-            return np.asarray((np.abs(expected - answered) <= tolerance).all(1))
+            return _are_close(expected, answered)
+
+
+def _are_close(expected: Logits, answered: Logits) -> npt.NDArray[np.bool_]:
+    tolerance = REGRESSION_TOLERANCE * max(float(expected.std()), 1e-6)
+    return np.asarray((np.abs(expected - answered) <= tolerance).all(1))
 
 
 def logits_of(classifier: Classifier, texts: Sequence[LabelledText]) -> Logits:

@@ -266,11 +266,7 @@ def _single_logits(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logit
 
 
 def _batched_logits(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
-    encoded = [_encode(classifier, text) for text in texts]
-    logits = np.empty((len(encoded), len(classifier.manifest.labels)), np.float32)
-    for batch in classifier.batches([text.tokens for text in encoded]):
-        logits[batch] = classifier.predict([encoded[index] for index in batch])
-    return logits
+    return classifier.predict_all([_encode(classifier, text) for text in texts])
 
 
 def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:

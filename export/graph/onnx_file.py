@@ -57,12 +57,17 @@ def graph_inputs(model: Any, tokenizer_outputs: Sequence[str]) -> list[str]:
 
 
 def export_onnx(
-    model: Any, target: Path, inputs: Sequence[str], max_tokens: int = TRACED_LENGTH
+    model: Any,
+    target: Path,
+    inputs: Sequence[str],
+    max_tokens: int = TRACED_LENGTH,
+    labels_tokens: bool = False,
 ) -> None:
     """Write `model` as one .onnx file that maps `inputs`, each (B, L), to `logits`, (B, labels).
 
-    B and L are symbolic. The model is traced with the attention that it has. Raises BadInput if it
-    cannot be traced, or is larger than one file may be.
+    With `labels_tokens` the logits are (B, L, labels). B and L are symbolic. The model is traced
+    with the attention that it has. Raises BadInput if it cannot be traced, or is larger than one
+    file may be.
     """
     length = min(TRACED_LENGTH, max_tokens)
     ids = torch.arange(TRACED_ROWS * length).reshape(TRACED_ROWS, length) % embedding_rows(model)
@@ -77,6 +82,7 @@ def export_onnx(
         output: Tensor = forward(**dict(zip(inputs, tensors, strict=True)), return_dict=True).logits
         return output
 
+    rows_and_tokens = {0: "batch_size", 1: "sequence_length"}
     # Next to the target, so that only one disk needs space.
     exporting = target.parent / "exporting"
     exporting.mkdir()
@@ -93,8 +99,8 @@ def export_onnx(
                 str(exporting / "model.onnx"),
                 input_names=list(inputs),
                 output_names=["logits"],
-                dynamic_axes={"logits": {0: "batch_size"}}
-                | {name: {0: "batch_size", 1: "sequence_length"} for name in inputs},
+                dynamic_axes={"logits": rows_and_tokens if labels_tokens else {0: "batch_size"}}
+                | dict.fromkeys(inputs, rows_and_tokens),
                 opset_version=OPSET,
                 dynamo=False,
             )
@@ -112,7 +118,9 @@ def export_onnx(
 
 def read_inputs(path: Path) -> list[str]:
     """Return the names of an .onnx file's inputs."""
-    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {each.name for each in graph.initializer}
+    return [value.name for value in graph.input if value.name not in weights]
 
 
 def flush_subnormal_weights(path: Path) -> int:

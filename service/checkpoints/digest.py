@@ -16,7 +16,7 @@ from service.checkpoints.exporter import ExportOptions
 from service.host import cpus
 from service.host.files import hash_regular
 
-SUFFIXES = frozenset({".json", ".model", ".safetensors"})
+SUFFIXES = frozenset({".json", ".model", ".onnx", ".safetensors"})
 TEXT_FILES = frozenset({"merges.txt", "vocab.txt"})
 """Files of a checkpoint that export reads: weights, configuration and tokenizer."""
 LOGS = frozenset(

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from service.artifact import Manifest
 from service.batching.requests import Result
 from service.errors import (
     KEY_REQUIRED,
@@ -53,6 +54,9 @@ Value = TypeVar("Value")
 
 # Answers with more labels take the event loop a millisecond or two, so a thread writes them.
 MAX_LABELS_ON_LOOP = 1_000
+# The same of labels of tokens, by their tokens and by the scores of these.
+MAX_TOKENS_ON_LOOP = 128
+MAX_TOKEN_SCORES_ON_LOOP = 4_000
 # Matches `input`, `input[3]` and `input.text`: our own format's names in an error's `param`.
 INPUT = re.compile(r"input(?=$|[\[.])")
 # Errors of status 500 and above that count as refusals, not as failures.
@@ -187,7 +191,7 @@ class ClassifyEndpoint:
                 raw = replace(raw, body=b"")  # The request's texts hold its content now.
             with self._service.acquire(request.model) as model:
                 call.stats.model = model.name
-                self._dialect.check(model.artifact.manifest)
+                self._dialect.check(model.artifact.manifest, raw)
                 if request.question is not None:
                     request.question.places(model.artifact.manifest)  # raises if there are none
                 return await self._classify(call, model, raw, request)
@@ -245,9 +249,14 @@ class ClassifyEndpoint:
         items, results = await cancel_on_disconnect(
             call.receive, self._compute(call, model, request)
         )
-        encoded, results = merge_windows(
-            items, results, request.window.pool if request.window else "first"
+        merge = partial(
+            merge_windows, items, results, request.window.pool if request.window else "first"
         )
+        tokens = sum([item.tokens for item in items.items])
+        if request.window is None or _is_small(manifest, len(items.items), tokens):
+            encoded, results = merge()
+        else:
+            encoded, results = await self._service.executors.writing.run(merge)
         slowest = results[0]
         if len(results) > 1:
             slowest = max(results, key=lambda result: result.queue_ns + result.inference_ns)
@@ -261,9 +270,10 @@ class ClassifyEndpoint:
             stats.tokenize_ns,
             time.monotonic_ns() - started_ns,
             model.is_on_gpu,
+            model.classifier.vocabulary,
         )
         write = partial(self._dialect.write, completed)
-        if len(encoded) * len(manifest.labels) <= MAX_LABELS_ON_LOOP:
+        if _is_small(manifest, len(encoded), tokens):
             headers, pieces = write()
         else:
             headers, pieces = await self._service.executors.writing.run(write)
@@ -336,6 +346,17 @@ class ClassifyEndpoint:
             error.message = error.message.replace("input", name, 1)
             error.param = name + error.param.removeprefix("input")
         return error
+
+
+def _is_small(manifest: Manifest, texts: int, tokens: int) -> bool:
+    """Return whether the event loop may write an answer about so many texts by itself.
+
+    `tokens` is the number of their tokens.
+    """
+    labels = len(manifest.labels)
+    if not manifest.labels_tokens:
+        return texts * labels <= MAX_LABELS_ON_LOOP
+    return tokens <= MAX_TOKENS_ON_LOOP and tokens * labels <= MAX_TOKEN_SCORES_ON_LOOP
 
 
 def server_timing(tokenize_ns: int, total_ns: int, slowest: Result) -> str:

@@ -59,9 +59,10 @@ def engine_versions() -> dict[str, str]:
 
 
 def tasks(manifest: Manifest) -> list[str]:
-    """Return what a model is asked for: classification, reranking or zero-shot-classification."""
+    """Return what a model is asked for: classification, token-classification and so on."""
     possible = {
-        "classification": True,
+        "classification": not manifest.labels_tokens,
+        "token-classification": manifest.labels_tokens,
         "reranking": is_reranker(manifest),
         "zero-shot-classification": knows_entailment(manifest),
     }
@@ -97,6 +98,7 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "flushed_weights": manifest.flushed_weights,
         "self_check": None if model.agreement is None else asdict(model.agreement),
         "why": model.choice.reason,
+        "rates": [rate.model_dump() for rate in model.choice.rates],
         "gate": variant.gate.model_dump(),
         "parity": None if variant.parity is None else variant.parity.model_dump(),
     }

@@ -163,7 +163,9 @@ def add_infinity(app: FastAPI, service: ServiceState) -> None:
                     "created": service.started,
                     "owned_by": "infinity",
                     "backend": loaded.choice.runtime,
-                    "capabilities": ["classify"],
+                    "capabilities": (
+                        [] if loaded.artifact.manifest.labels_tokens else ["classify"]
+                    ),
                     "stats": stats,
                 }
                 for name, loaded in service.registry.loaded.items()
@@ -201,7 +203,9 @@ def refusal_headers(error: ServiceError) -> dict[str, str]:
 def tensors(loaded: LoadedModel) -> dict[str, Any]:
     """Return a model's inputs and outputs in the Open Inference Protocol."""
     manifest = loaded.artifact.manifest
-    return metadata(loaded.name, manifest.labels, manifest.takes_pairs)
+    described = metadata(loaded.name, manifest.labels, manifest.takes_pairs)
+    # The protocol's tensors have a row for each text, and no place for labels of tokens.
+    return described | {"outputs": []} if manifest.labels_tokens else described
 
 
 def readiness(loaded: LoadedModel) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from service.http.dialects import (
     rerank,
     routers,
     tei,
+    tokens,
 )
 from service.schemas import ClassifyAnswer, ClassifyRequest, LabelScore
 
@@ -40,6 +41,7 @@ and the limit, and never repeats a text.
 """
 TAGS: dict[str, str] = {
     "classification": "Texts to labels.",
+    "tokens": "Entities in texts, and labels of tokens; for models that label tokens.",
     "reranking": "Documents by how well they answer a query; for models with one label.",
     "compatibility": "The same in the formats of other servers.",
     "models": "What is loaded.",
@@ -169,6 +171,12 @@ RERANK_OR_TEI = Operation(
     "RerankAnswer",
     also=("TeiRerankRequest", "TeiRerankAnswer"),
 )
+TOKENS = Operation(
+    "Find entities in texts, by models that label tokens", "TokensRequest", "TokensAnswer"
+)
+POOLING = Operation(
+    "Score the labels of each token, as vLLM does", "PoolingRequest", "PoolingAnswer"
+)
 SCORE = Operation("Score pairs of texts, as vLLM does", "ScoreRequest", "ScoreAnswer")
 RERANKING = (RERANK, RERANK_OR_TEI, SCORE)
 
@@ -195,6 +203,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "RerankAnswer": rerank.RERANK_ANSWER,
     "TeiRerankRequest": rerank.TEI_RERANK,
     "TeiRerankAnswer": rerank.TEI_RERANK_ANSWER,
+    "TokensRequest": tokens.SCHEMA,
+    "TokensAnswer": tokens.ANSWER,
+    "PoolingRequest": tokens.POOLING,
+    "PoolingAnswer": tokens.POOLING_ANSWER,
     "ScoreRequest": rerank.SCORE,
     "ScoreAnswer": rerank.SCORE_ANSWER,
 }
@@ -260,6 +272,8 @@ EXAMPLES: dict[str, Any] = {
     },
     "RerankRequest": {"query": "is it good?", "documents": ["it is", "it rains"]},
     "TeiRerankRequest": {"query": "is it good?", "texts": ["it is", "it rains"]},
+    "TokensRequest": {"input": "Ada Lovelace lived in London."},
+    "PoolingRequest": {"input": "Ada Lovelace lived in London.", "task": "token_classify"},
     "ScoreRequest": {"queries": "is it good?", "documents": ["it is", "it rains"]},
     "Error": {
         "error": {
@@ -289,6 +303,9 @@ def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]
         "/rerank": RERANK_OR_TEI,
         "/v1/rerank": RERANK,
         "/v2/rerank": RERANK,
+        "/tokens": TOKENS,
+        "/v1/tokens": TOKENS,
+        "/pooling": POOLING,
         "/score": SCORE,
         "/v1/score": SCORE,
         "/models/{model}": HUGGING_FACE,
@@ -435,6 +452,8 @@ def _tag(operation: Operation) -> str:
     """Return the group of a path that classifies."""
     if operation in RERANKING:
         return "reranking"
+    if operation in (TOKENS, POOLING):
+        return "tokens"
     return "classification" if operation == NATIVE else "compatibility"
 
 

@@ -21,6 +21,7 @@ from service.http.dialects.open_inference import OpenInference
 from service.http.dialects.rerank import Rerank, Score
 from service.http.dialects.routers import OrtServer, SemanticRouter
 from service.http.dialects.tei import Tei
+from service.http.dialects.tokens import Pooling, Tokens
 from service.http.endpoint import ClassifyEndpoint
 
 
@@ -50,6 +51,9 @@ class ClassifyRouter:
             "/v2/rerank": ClassifyEndpoint(context, Rerank(returns_documents=False)),
             "/score": score,
             "/v1/score": score,
+            "/tokens": ClassifyEndpoint(context, Tokens()),
+            "/v1/tokens": ClassifyEndpoint(context, Tokens()),
+            "/pooling": ClassifyEndpoint(context, Pooling()),
         }
         self._by_pattern = [
             (_pattern(route), route, endpoint)

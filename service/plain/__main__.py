@@ -25,7 +25,7 @@ from service import self_check
 from service.answers import activate, default_activation
 from service.artifact import read_artifact
 from service.classifier import Classifier
-from service.loading import LoadOptions, load_engine
+from service.loading.engine import LoadOptions, load_engine
 from service.runtimes.auto import load
 from service.settings import read_settings
 
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 def load_plain(folder: Path, variant: str = "auto") -> tuple[str, Classifier]:
     """Return a variant's name, by default that of the server's choice, and it, loaded unpacked."""
     artifact = read_artifact(folder)
+    if artifact.manifest.labels_tokens:
+        raise BadInput(f"{folder} labels tokens; a proof compares models that classify texts.")
     options = LoadOptions.from_settings(read_settings("127.0.0.1"), variant)
     options = replace(options, warm_up_s=0.0)
     engine = load_engine(folder.name, artifact, options, lambda: False)

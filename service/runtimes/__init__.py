@@ -52,6 +52,7 @@ class Runtime(Protocol):
 
         The logits are (B, labels). Where the grid packs, `position_ids`, (B, L), and
         `first_tokens`, (B, Q), give the places of up to Q texts in each of the B rows, and the
-        logits are (B × Q, labels). Without these two inputs, each row is one text.
+        logits are (B × Q, labels). Without these two inputs, each row is one text. A model that
+        labels tokens has no `first_tokens`, and its logits are (B, L, labels).
         """
         ...

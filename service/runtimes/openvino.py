@@ -121,8 +121,9 @@ class OpenVinoRuntime:
 
     def start(self, inputs: Inputs) -> Callable[[], Logits]:
         """Start a batch and return a function that waits for its logits."""
-        if self.grid.supports_packing and "first_tokens" not in inputs:
-            inputs = {**inputs, **_unpacked_places(*inputs["input_ids"].shape)}
+        if self.grid.supports_packing and "position_ids" not in inputs:
+            places = _unpacked_places(*inputs["input_ids"].shape)
+            inputs = {**inputs, **{name: places[name] for name in places if name in self._places}}
         # One tensor at a time and without copies: passing all arrays by name takes as long as a
         # small model's run.
         for name, array in inputs.items():

@@ -10,6 +10,8 @@ Three places of the graph assume that a row is one text. Each gets an input in p
     position_ids     (R, L)   each token's position in its text
     first_tokens     (R, Q)   the index of each text's first token in its row; the logits are those
                               of these tokens, (R × Q, labels)
+
+A graph that labels tokens, (R, L, labels), has no such choice of tokens, and no third input.
 """
 
 from __future__ import annotations
@@ -49,13 +51,8 @@ def pack(model: ov.Model, narrows: bool = True) -> None:
         "way to count positions",
         (node for node in nodes if node.get_type_name() == "CumSum" or _looks_up_positions(node)),
     )
-    first = _only("choice of the first token", (node for node in nodes if takes_first_token(node)))
-    if reads_past(first, model.outputs[0].get_node()):
-        raise NotPackable("its answer reads more of a row than a first token")
-    hidden = first.input_value(0)
-    width = hidden.get_partial_shape()[2]
-    if width.is_dynamic:
-        raise NotPackable("the width of its hidden states is not fixed")
+    labels_tokens = len(model.outputs[0].get_partial_shape()) == 3
+    first = None if labels_tokens else _first_token(model, nodes)
     # Where positions are looked up, their slice is replaced, so its length does not matter.
     replaced = positions.input_value(1).get_node()
     others = [node for node in nodes if node.get_friendly_name() != replaced.get_friendly_name()]
@@ -74,23 +71,40 @@ def pack(model: ov.Model, narrows: bool = True) -> None:
     _replace(mask, ops.convert(together, mask.output(0).get_element_type().to_string()))
 
     position_ids, first_tokens = (ops.parameter([-1, -1], np.int64) for _ in range(2))
+    added = {"position_ids": position_ids}
+    if first is not None:
+        added["first_tokens"] = first_tokens
     if positions.get_type_name() == "CumSum":
         _count_from_the_text(positions, position_ids)
     else:
         positions.input(1).replace_source_output(position_ids.output(0))
 
-    for parameter, name in ((position_ids, "position_ids"), (first_tokens, "first_tokens")):
+    for name, parameter in added.items():
         parameter.set_friendly_name(name)
         parameter.output(0).get_tensor().set_names({name})
-    model.add_parameters([position_ids, first_tokens])
+    model.add_parameters(list(added.values()))
     model.validate_nodes_and_infer_types()
+    if first is None:
+        return
 
     def choose(output: ov.Output, axis: int) -> ov.Node:
         return ops.gather(output, first_tokens, np.array(axis), batch_dims=1)
 
+    hidden = first.input_value(0)
+    width = hidden.get_partial_shape()[2].get_length()
     narrowed = narrow(model, hidden, choose) if narrows else choose(hidden, 1).output(0)
-    _replace(first, ops.reshape(narrowed, np.array([-1, width.get_length()]), False))
+    _replace(first, ops.reshape(narrowed, np.array([-1, width]), False))
     model.validate_nodes_and_infer_types()
+
+
+def _first_token(model: ov.Model, nodes: list[ov.Node]) -> ov.Node:
+    """Return the node that takes the first token; NotPackable if the answer reads more."""
+    first = _only("choice of the first token", (node for node in nodes if takes_first_token(node)))
+    if reads_past(first, model.outputs[0].get_node()):
+        raise NotPackable("its answer reads more of a row than a first token")
+    if first.input_value(0).get_partial_shape()[2].is_dynamic:
+        raise NotPackable("the width of its hidden states is not fixed")
+    return first
 
 
 def _only(description: str, candidates: Iterator[ov.Node]) -> ov.Node:

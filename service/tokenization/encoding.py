@@ -18,6 +18,7 @@ from service.batching.requests import Result
 from service.classifier import Classifier, Encoded
 from service.errors import DeadlineExceeded, InvalidInput, TooLarge
 from service.host.executors import Executor, Executors, Steps
+from service.requests.entities import joined_windows
 from service.schemas import ClassifyRequest, Limits, Pool, Text, Window
 
 # More characters than these take a millisecond or two to tokenize, so a thread does it.
@@ -37,6 +38,19 @@ class Items:
     items: list[Encoded]
     windows: list[int] | None = None
     """For each text, how many items are its windows; None if every text is one item."""
+    whole: list[WholeText] | None = None
+    """Each text that is cut into windows, whole; None where the model labels whole texts."""
+
+
+@dataclass(slots=True)
+class WholeText:
+    """The tokens of a long text, and where its windows begin."""
+
+    encoded: Encoded
+    starts: Sequence[int]
+    """The first token of each window."""
+    special: tuple[int, int]
+    """Special tokens before and after the tokens of a window."""
 
 
 async def encode(
@@ -106,15 +120,23 @@ def merge_windows(
         return encoded.items, results
     texts, merged = [], []
     end = 0
-    for count in encoded.windows:
+    for number, count in enumerate(encoded.windows):
         start, end = end, end + count
         windows, parts = encoded.items[start:end], results[start:end]
+        slowest = max(parts, key=lambda part: part.queue_ns + part.inference_ns)
+        cached = all(part.cached for part in parts)
+        if encoded.whole is not None:
+            whole = encoded.whole[number]
+            logits = [part.value for part in parts]
+            value = joined_windows(logits, whole.starts, *whole.special)
+            tokens = sum(window.tokens for window in windows)
+            texts.append(replace(whole.encoded, windows=count, tokens_of_windows=tokens))
+            merged.append(replace(slowest, value=value, cached=cached))
+            continue
         ids = list(itertools.chain.from_iterable(window.ids for window in windows))
         truncated = any(window.truncated for window in windows)
         texts.append(Encoded(ids, [], truncated, count))
-        slowest = max(parts, key=lambda part: part.queue_ns + part.inference_ns)
         value = answers.pooled([part.value for part in parts], pool)
-        cached = all(part.cached for part in parts)
         merged.append(replace(slowest, value=value, cached=cached))
     return texts, merged
 
@@ -125,16 +147,24 @@ def _encode(
     """Encode the texts, with a pause after about every STEP_CHARS characters."""
     items: list[Encoded] = []
     windows: list[int] = []
+    whole: list[WholeText] = []
     cost = 0
     for text in request.input:
         if cost > STEP_CHARS:
             cost = 0
             yield
         cost += _cost(text)
+        _check_pair(classifier, text)
         if request.window is None:
             items.append(_encode_text(classifier, text, request, release_gil))
             continue
-        text_windows = _windows(classifier, text, request.window, limits, release_gil)
+        if classifier.manifest.labels_tokens:
+            text_windows, tokens = _token_windows(
+                classifier, text, request.window, limits, release_gil
+            )
+            whole.append(tokens)
+        else:
+            text_windows = _windows(classifier, text, request.window, limits, release_gil)
         if limits.items is not None and len(items) + len(text_windows) > limits.items:
             raise TooLarge(
                 f"input makes more windows than the {limits.items} that the queue holds; send"
@@ -143,15 +173,18 @@ def _encode(
             )
         items += text_windows
         windows.append(len(text_windows))
-    return Items(items, None if request.window is None else windows)
+    return Items(items, None if request.window is None else windows, whole or None)
+
+
+def _check_pair(classifier: Classifier, text: Text) -> None:
+    if text.pair is not None and not classifier.manifest.takes_pairs:
+        field = f"{text.field}.text_pair"
+        raise InvalidInput(f"{field}: this model takes single texts only.", param=field)
 
 
 def _encode_text(
     classifier: Classifier, text: Text, request: ClassifyRequest, release_gil: bool
 ) -> Encoded:
-    if text.pair is not None and not classifier.manifest.takes_pairs:
-        field = f"{text.field}.text_pair"
-        raise InvalidInput(f"{field}: this model takes single texts only.", param=field)
     try:
         return classifier.encode(
             text.text,
@@ -160,6 +193,7 @@ def _encode_text(
             release_gil,
             request.max_tokens,
             text.keeps_pair,
+            text.pair_tokens,
         )
     except InvalidInput as error:
         if error.param is not None:
@@ -186,10 +220,29 @@ def _windows(
     if window.pool == "first":
         # The other windows would not be used, so they are not computed.
         return [replace(classifier.window(tokens, 0), truncated=len(starts) > 1)]
+    _check_windows(text, starts, limits)
+    return [classifier.window(tokens, start) for start in starts]
+
+
+def _token_windows(
+    classifier: Classifier, text: Text, window: Window, limits: Limits, release_gil: bool
+) -> tuple[list[Encoded], WholeText]:
+    """Return a text's windows, and its tokens with the characters of each."""
+    try:
+        enough = classifier.tokens_in_windows(limits.windows, window.stride) + 1
+        ids, spans = classifier.tokens_with_offsets(text.text, release_gil, enough)
+        starts = classifier.window_starts(len(ids), window.stride)
+    except InvalidInput as error:
+        raise InvalidInput(f"window.stride: {error.message}", param="window.stride") from None
+    _check_windows(text, starts, limits)
+    windows = [classifier.window(ids, start) for start in starts]
+    return windows, WholeText(classifier.whole(ids, spans), starts, classifier.special_tokens)
+
+
+def _check_windows(text: Text, starts: Sequence[int], limits: Limits) -> None:
     if len(starts) > limits.windows:
         raise TooLarge(
             f"{text.field} takes at least {len(starts)} windows, the limit is {limits.windows};"
             " send it in parts.",
             param=text.field,
         )
-    return [classifier.window(tokens, start) for start in starts]

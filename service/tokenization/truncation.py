@@ -81,17 +81,23 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def truncate_pair(
-    encoding: Encoding, room: int, side: Side, keeps_second: bool = False
+    encoding: Encoding,
+    room: int,
+    side: Side,
+    keeps_second: bool = False,
+    second_tokens: int | None = None,
 ) -> list[int]:
     """Return the indices of the tokens that remain if both halves may have `room` tokens together.
 
     Special tokens remain, and do not count. With `keeps_second` only the first half is cut, as
-    transformers' `only_first` does; raises InvalidInput if the second leaves no room for it.
+    transformers' `only_first` does; raises InvalidInput if the second leaves no room for it. Before
+    that, the second half is cut to `second_tokens`, on the right.
     """
     halves: tuple[list[int], list[int]] = ([], [])
     special: list[int] = []
     for index, half in enumerate(encoding.sequence_ids):
         (special if half is None else halves[half]).append(index)
+    del halves[1][second_tokens if second_tokens is not None else len(halves[1]) :]
     remaining = special
     if keeps_second:
         counts = room - len(halves[1]), len(halves[1])

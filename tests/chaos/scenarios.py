@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -161,10 +162,19 @@ def schemas(cases: int) -> Row:
     schemathesis makes at most `cases` of them for each operation.
     """
     outcomes, reports, ok = Outcomes(), [], True
-    for dialect in ("native", "infinity", "semantic-router", "ort-server"):
+    # A model of natural language inference, so that labels of a request are judged, too.
+    texts: dict[str, Any] = {"labels": ("contradiction", "entailment")}
+    tokens: dict[str, Any] = {"task": "token_labels", "takes_pairs": False}
+    everything: tuple[str, ...] = ()
+    for dialect, model, paths in (
+        ("native", texts, everything),
+        ("infinity", texts, ("/classify",)),
+        ("semantic-router", texts, ("/classify",)),
+        ("ort-server", texts, ("/classify",)),
+        ("native", tokens, ("/tokens", "/v1/tokens", "/pooling", "/", "/models/{model}")),
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            # A model of natural language inference, so that labels of a request are judged, too.
-            bag = write_artifact(Path(folder) / "bag", labels=("contradiction", "entailment"))
+            bag = write_artifact(Path(folder) / "bag", **model)
             port = free_port()
             with running_server(
                 "chaos",
@@ -173,7 +183,7 @@ def schemas(cases: int) -> Row:
                 Path(folder) / "log",
                 environment={"DRBERT_CLASSIFY_DIALECT": dialect},
             ) as server:
-                only = [] if dialect == "native" else ["--include-path", "/classify"]
+                only = [word for path in paths for word in ("--include-path", path)]
                 done = _schemathesis(server, cases, Path(folder), only)
                 match = re.search(r"([\d,]+) generated", done.stdout)
                 outcomes.statuses[200] += int(match[1].replace(",", "")) if match else 0

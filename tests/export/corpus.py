@@ -937,9 +937,9 @@ ROWS = [
     ),
     # Other tasks, other kinds of model
     quirk(
-        "token classification",
-        config(architectures=["BertForTokenClassification"]),
-        refused="is a BertForTokenClassification",
+        "question answering",
+        config(architectures=["BertForQuestionAnswering"]),
+        refused="is a BertForQuestionAnswering",
     ),
     quirk(
         "multiple choice",

@@ -18,6 +18,7 @@ from service.artifact import Manifest
 from service.batching.requests import Result
 from service.classifier import Encoded
 from service.errors import InvalidInput, ServiceError
+from service.requests.entities import Entity, Labelling, Vocabulary
 from service.schemas import ClassifyRequest, Limits, known_fields
 
 Headers = list[tuple[bytes, bytes]]
@@ -61,6 +62,8 @@ class Completed:
     elapsed_ns: int
     """Time from the start of tokenization until the answer is written."""
     is_on_gpu: bool = False
+    vocabulary: Vocabulary | None = None
+    """The model's tokens, for the entities of a text."""
 
     @property
     def tokens(self) -> int:
@@ -75,6 +78,22 @@ class Completed:
                 self.zero_shot_classification, range(len(self.results) // len(question.labels))
             )
         return map(self.classification, range(len(self.results)))
+
+    def entities(self, labelling: Labelling) -> Iterator[list[Entity]]:
+        """Yield the entities of each text, if the model labels tokens."""
+        assert self.vocabulary is not None
+        for text, encoded, result in zip(
+            self.request.input, self.encoded, self.results, strict=True
+        ):
+            assert encoded.offsets is not None
+            yield labelling.entities(
+                text.text,
+                encoded.ids,
+                encoded.offsets,
+                result.value,
+                self.manifest.labels,
+                self.vocabulary,
+            )
 
     def scores(self) -> Iterator[list[dict[str, Any]]]:
         """Yield each text's labels with their scores, best first."""
@@ -134,8 +153,8 @@ class Dialect(Protocol):
         """Return the request in our own format; raises a ServiceError that names the field."""
         ...
 
-    def check(self, manifest: Manifest) -> None:
-        """Raise InvalidInput if the model cannot answer in this format."""
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
+        """Raise InvalidInput if the model cannot answer this request."""
         ...
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
@@ -147,11 +166,17 @@ class Dialect(Protocol):
         ...
 
 
-class AnyModel:
-    """A format in which every model answers."""
+class WholeTexts:
+    """A format in which every model answers that classifies whole texts."""
 
-    def check(self, manifest: Manifest) -> None:
-        """Accept the model."""
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
+        """Raise InvalidInput if the model labels tokens."""
+        if manifest.labels_tokens:
+            raise InvalidInput(
+                "The model labels the tokens of a text, and does not classify texts; ask POST"
+                " /tokens. /info lists the tasks of each model.",
+                param="model",
+            )
 
 
 def json_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:

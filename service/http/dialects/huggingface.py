@@ -1,5 +1,5 @@
 """
-Hugging Face's Inference API for text classification: POST / and POST /models/NAME.
+Hugging Face's Inference API for classification: POST / and POST /models/NAME.
 
     {"inputs": "good", "parameters": {"top_k": 2, "function_to_apply": "softmax"}}
     [[{"label": "POSITIVE", "score": 0.9}, …]]
@@ -9,6 +9,11 @@ list:
 
     {"inputs": "good", "parameters": {"candidate_labels": ["praise", "blame"]}}
     [{"label": "praise", "score": 0.9}, …]
+
+By a model that labels tokens it is token classification:
+
+    {"inputs": "Ada lives in Paris", "parameters": {"aggregation_strategy": "first"}}
+    [{"entity_group": "PER", "score": 0.9, "word": "Ada", "start": 0, "end": 3}, …]
 """
 
 from __future__ import annotations
@@ -19,11 +24,11 @@ from typing import Any
 
 import orjson
 
+from service.artifact import Manifest
 from service.errors import InvalidInput, ServiceError, TooLarge
 from service.http.dialects import (
     JSON,
     SCORES,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
@@ -31,6 +36,8 @@ from service.http.dialects import (
     object_field,
     plain_refusal,
 )
+from service.http.dialects.tokens import read_labelling
+from service.requests.entities import STRATEGIES, Entity
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 PARAMETERS = (
@@ -47,6 +54,10 @@ ZERO_SHOT = {
     "multi_label": "multi_label",
 }
 """Parameters of zero-shot classification, and their names in our own format."""
+TOKENS = ("aggregation_strategy", "ignore_labels", "stride")
+"""Parameters of token classification."""
+OF_TEXTS = ("top_k", "function_to_apply", "return_all_scores")
+"""Parameters that have no meaning for tokens."""
 # Options have no effect: nothing is cached, and a model is either loaded or unknown.
 OPTIONS = ("use_cache", "wait_for_model")
 PADDING = (True, False, "longest", "max_length", "do_not_pad", None)
@@ -108,6 +119,22 @@ SCHEMA = {
                 },
                 "hypothesis_template": {"type": ["string", "null"]},
                 "multi_label": {"type": ["boolean", "null"]},
+                "aggregation_strategy": {
+                    "anyOf": [{"type": "string", "enum": list(STRATEGIES)}, {"type": "null"}],
+                    "description": "Models that label tokens: how tokens become entities.",
+                },
+                "ignore_labels": {
+                    "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+                    "description": "Models that label tokens: labels to leave out.",
+                },
+                "stride": {
+                    "type": ["integer", "null"],
+                    "minimum": 0,
+                    "description": (
+                        "Models that label tokens: reads a long text by windows that share so many"
+                        " tokens."
+                    ),
+                },
             },
         },
         "options": {
@@ -117,26 +144,65 @@ SCHEMA = {
         },
     },
 }
-ANSWER = {"anyOf": [{"type": "array", "items": SCORES}, SCORES]}
+ENTITIES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["score", "word", "start", "end"],
+        "properties": {
+            "entity_group": {"type": "string"},
+            "entity": {"type": "string", "description": "With aggregation_strategy none."},
+            "index": {"type": "integer", "description": "With aggregation_strategy none."},
+            "score": {"type": "number"},
+            "word": {"type": "string"},
+            "start": {"type": "integer"},
+            "end": {"type": "integer"},
+        },
+    },
+}
+ANSWER = {
+    "anyOf": [
+        {"type": "array", "items": SCORES},
+        SCORES,
+        ENTITIES,
+        {"type": "array", "items": ENTITIES},
+    ]
+}
 
 
-class HuggingFace(AnyModel):
-    """Hugging Face's Inference API for text classification, on POST / and POST /models/NAME."""
+class HuggingFace:
+    """Hugging Face's Inference API for classification, on POST / and POST /models/NAME."""
 
     input_field = "inputs"
+
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
+        """Raise InvalidInput for a parameter of another task than the model's."""
+        kind = "labels tokens" if manifest.labels_tokens else "classifies whole texts"
+        foreign = OF_TEXTS if manifest.labels_tokens else TOKENS
+        for name in raw.state["parameters"]:
+            if name in foreign:
+                raise InvalidInput(
+                    f"parameters.{name} has no meaning here: the model {kind}.",
+                    param=f"parameters.{name}",
+                )
 
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of `inputs`, `parameters` and `options`; raises a ServiceError."""
         values = known_fields(read_object(raw.body, limits), ("inputs", "parameters", "options"))
         if "inputs" not in values:
             raise InvalidInput("inputs is missing.", param="inputs")
-        parameters = object_field(values, "parameters", (*PARAMETERS, *ZERO_SHOT))
+        parameters = object_field(values, "parameters", (*PARAMETERS, *ZERO_SHOT, *TOKENS))
         top_k = _top_k(parameters)
         _check_padding(parameters)
         max_tokens = _max_length(parameters)
         truncate = _truncate(parameters.get("truncation"))
         object_field(values, "options", OPTIONS)
         raw.state["inputs_are_listed"] = isinstance(values["inputs"], list)
+        raw.state["parameters"] = [name for name, value in parameters.items() if value is not None]
+        raw.state["labelling"] = read_labelling(
+            parameters, "aggregation_strategy", "ignore_labels", "simple", prefix="parameters."
+        )
+        stride = _stride(parameters)
         about_labels = {ours: parameters.get(name) for name, ours in ZERO_SHOT.items()}
         if isinstance(names := about_labels["labels"], str):
             about_labels["labels"] = _split(names, limits.texts)
@@ -149,13 +215,22 @@ class HuggingFace(AnyModel):
                 "truncate": truncate,
                 # As in transformers, max_length only applies to texts that may be truncated.
                 "truncate_prompt_tokens": None if truncate == "none" else max_tokens,
+                "window": None if stride is None else {"stride": stride},
                 **about_labels,
             },
             limits,
         )
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
-        """Return the answer as a list of each text's labels with their scores."""
+        """Return the answer as a list of each text's labels with their scores, or of entities."""
+        if completed.manifest.labels_tokens:
+            texts = (
+                [_entity(entity) for entity in entities]
+                for entities in completed.entities(completed.raw.state["labelling"])
+            )
+            is_listed = completed.raw.state["inputs_are_listed"]
+            before, after = (b"[", b"]") if is_listed else (b"", b"")
+            return [JSON], json_pieces(before, texts, after)
         if completed.request.question is not None and not completed.raw.state["inputs_are_listed"]:
             [scores] = completed.scores()
             if READS_FORMER_ANSWER.search(completed.raw.headers.get(b"user-agent", b"")):
@@ -170,10 +245,52 @@ class HuggingFace(AnyModel):
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error as `{"error": "…"}`, with Hugging Face's name for the field."""
+        if error.param == "window.stride":
+            error.message = error.message.replace("window.stride", "parameters.stride", 1)
         name = re.split(r"\W", error.param or "", maxsplit=1)[0]
         if name in PARAMETER_NAMES:
             error.message = error.message.replace(name, f"parameters.{PARAMETER_NAMES[name]}", 1)
         return plain_refusal(error)
+
+
+def _stride(parameters: Mapping[str, Any]) -> int | None:
+    """Return how many tokens windows share; None if the text is not read by windows."""
+    stride = parameters.get("stride")
+    if stride is None:
+        return None
+    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 0:
+        raise InvalidInput(
+            "parameters.stride must be a number of tokens, 0 or more, or null.",
+            param="parameters.stride",
+        )
+    for other in ("max_length", "candidate_labels"):
+        if parameters.get(other) is not None:
+            raise InvalidInput(
+                f"parameters.stride and parameters.{other} do not go together; leave one of them"
+                " out.",
+                param="parameters.stride",
+            )
+    if _truncate(parameters.get("truncation")) == "none":
+        raise InvalidInput(
+            "parameters.stride reads a text to its end, so it is not truncated; leave out"
+            " parameters.truncation.",
+            param="parameters.stride",
+        )
+    return stride
+
+
+def _entity(entity: Entity) -> dict[str, Any]:
+    """Return an entity as transformers' pipeline does."""
+    if entity.index is None:
+        described: dict[str, Any] = {"entity_group": entity.label}
+    else:
+        described = {"entity": entity.label, "index": entity.index}
+    return described | {
+        "score": entity.score,
+        "word": entity.word,
+        "start": entity.start,
+        "end": entity.end,
+    }
 
 
 def _split(names: str, most: int) -> list[str]:

@@ -15,10 +15,10 @@ from typing import get_args
 from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
     JSON,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
+    WholeTexts,
     activation_parameter,
     json_pieces,
     plain_refusal,
@@ -57,7 +57,7 @@ ANSWER = {
 }
 
 
-class KServe(AnyModel):
+class KServe(WholeTexts):
     """KServe's V1 protocol, on POST /v1/models/NAME:predict."""
 
     input_field = "instances"

@@ -14,17 +14,17 @@ import orjson
 from service.errors import ServiceError
 from service.http.dialects import (
     JSON,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
+    WholeTexts,
     json_pieces,
     own_refusal,
 )
 from service.schemas import ClassifyRequest, Limits, native_request, read_object
 
 
-class Native(AnyModel):
+class Native(WholeTexts):
     """The service's own format, on POST /classify and POST /v1/classify."""
 
     input_field = "input"

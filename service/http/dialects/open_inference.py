@@ -27,10 +27,10 @@ import orjson
 from service.errors import InvalidInput, InvalidJson, ServiceError, UnknownModel
 from service.http.dialects import (
     JSON,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
+    WholeTexts,
     activation_parameter,
     plain_refusal,
 )
@@ -113,7 +113,7 @@ BAD_JSON_LENGTH = "Inference-Header-Content-Length must be a length within the b
 VERSION = "1"
 
 
-class OpenInference(AnyModel):
+class OpenInference(WholeTexts):
     """The Open Inference Protocol, on POST /v2/models/NAME/infer."""
 
     input_field = "text"

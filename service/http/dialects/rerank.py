@@ -51,6 +51,7 @@ RERANK_FIELDS: dict[str, Any] = {
     },
     "raw_scores": {**FLAG, "description": "Logits instead of scores."},
     "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    "max_tokens_per_doc": {**COUNT, "description": "Cohere's: tokens of each document that stay."},
     "user": {"type": ["string", "null"]},
 }
 RERANK = {
@@ -151,7 +152,7 @@ def is_reranker(manifest: Manifest) -> bool:
 class CrossEncoderOnly:
     """A format in which only models answer that score a pair with one number."""
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
         """Raise InvalidInput unless the model is a cross-encoder."""
         if len(manifest.labels) != 1:
             raise InvalidInput(
@@ -188,7 +189,10 @@ class Rerank(CrossEncoderOnly):
         raw.state["documents"] = (
             documents if (self._returns_documents if returns is None else returns) else None
         )
-        return _pairs(raw, values, [query] * len(documents), documents, limits)
+        request = _pairs(raw, values, [query] * len(documents), documents, limits)
+        for pair in request.input:
+            pair.pair_tokens = _count(values, "max_tokens_per_doc")
+        return request
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the documents with their scores, best first."""

@@ -22,10 +22,10 @@ from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
     JSON,
     SCORES,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
+    WholeTexts,
     own_refusal,
 )
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
@@ -59,7 +59,7 @@ ORT_SERVER_ANSWER = {
 }
 
 
-class SemanticRouter:
+class SemanticRouter(WholeTexts):
     """vLLM semantic-router's format: one text, and the scores of all labels, which add up to 1."""
 
     input_field = "inputs"
@@ -70,8 +70,9 @@ class SemanticRouter:
         raw.state["model"] = values.get("model")
         return read_values({"input": _text(values, "inputs"), "model": values.get("model")}, limits)
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
         """Raise InvalidInput unless the scores of the model's labels add up to 1."""
+        super().check(manifest, raw)
         if default_activation(manifest) != "softmax" or len(manifest.labels) < 2:
             raise InvalidInput(
                 "The semantic router needs scores that add up to 1, and those of this model's"
@@ -89,7 +90,7 @@ class SemanticRouter:
         return own_refusal(error)
 
 
-class OrtServer(AnyModel):
+class OrtServer(WholeTexts):
     """ort-server's format: one text, and the scores of its labels by their names."""
 
     input_field = "text"

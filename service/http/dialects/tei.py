@@ -27,10 +27,10 @@ from service.errors import (
 from service.http.dialects import (
     JSON,
     SCORES,
-    AnyModel,
     Completed,
     Headers,
     RawRequest,
+    WholeTexts,
     json_pieces,
     retry_after,
 )
@@ -80,7 +80,7 @@ ERROR = {
 DIRECTIONS = {"Right": "right", "Left": "left", "right": "right", "left": "left"}
 
 
-class Tei(AnyModel):
+class Tei(WholeTexts):
     """Text Embeddings Inference's format, on POST /predict."""
 
     input_field = "inputs"

@@ -6,7 +6,8 @@ const UNREACHABLE = "The service cannot be reached.";
 const KEY_REQUIRED = "The service requires an API key.";
 const KEY_REFUSED = "The service does not accept this API key.";
 
-export let models = [];       // names of the loaded models, the default one first
+export let models = [];       // names of the models that classify texts, the default one first
+let labelTokens = false;      // whether there are models that label tokens, which this page does not show
 export let isLocked = false;  // whether the last request that needs a key was refused for it
 
 function headers() {
@@ -50,6 +51,7 @@ const keyMessage = () => byId("key").value ? KEY_REFUSED : KEY_REQUIRED;
 export function reasonWithoutModels(chosen) {
   if (chosen.length) return "";
   if (models.length) return "Choose a model in the options.";
+  if (labelTokens && !isLocked) return "The loaded models label tokens; ask POST /tokens.";
   return isLocked ? keyMessage() : "The service has told no model yet.";
 }
 
@@ -77,14 +79,21 @@ function showInfo(info) {
   const names = Object.keys(info.models);
   const variants = names.map(name => `${name} (${info.models[name].variant})`);
   showState(info.state === "ready" ? "good" : "waiting", `${info.state}: ${variants.join(", ")}`);
-  return names;
+  return classifiers(names, name => info.models[name].tasks);
+}
+
+// Of the listed models, those that classify texts.
+function classifiers(names, tasksOf) {
+  const found = names.filter(name => tasksOf(name).includes("classification"));
+  labelTokens = names.length > found.length;
+  return found;
 }
 
 async function listModels() {
   const listed = await (await call("v1/models")).json();
-  const names = listed.data.map(model => model.id);
-  showState("good", `ready: ${names.join(", ")}`);
-  return names;
+  showState("good", `ready: ${listed.data.map(model => model.id).join(", ")}`);
+  const tasks = Object.fromEntries(listed.data.map(model => [model.id, model.tasks]));
+  return classifiers(Object.keys(tasks), name => tasks[name]);
 }
 
 function showState(kind, textContent) {

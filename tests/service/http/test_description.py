@@ -17,7 +17,7 @@ from service.http.context import HttpContext
 from service.http.routes import build_app
 from service.settings import Settings, read_settings
 from service.state import ServiceState
-from tests.factories import write_artifact
+from tests.factories import write_artifact, write_tagger
 
 
 @asynccontextmanager
@@ -76,6 +76,7 @@ async def test_the_description_groups_the_operations_and_explains_them(artifact:
     names = [tag["name"] for tag in described["tags"]]
     assert names == [
         "classification",
+        "tokens",
         "reranking",
         "compatibility",
         "models",
@@ -100,7 +101,9 @@ async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
     async with (
         client(artifact, classify_dialect=dialect) as http,
         client(reranker, classify_dialect=dialect) as reranking,
+        client(write_tagger(tmp_path / "tagger"), classify_dialect=dialect) as tagging,
     ):
+        clients = {"reranking": reranking, "tokens": tagging}
         described = (await http.get("/openapi.json")).json()
         schemas = described["components"]["schemas"]
         for name, schema in schemas.items():
@@ -114,7 +117,7 @@ async def test_every_example_of_the_description_fits_its_schema_and_can_be_sent(
                 continue
             operation = methods["post"]
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
-            to = reranking if operation["tags"] == ["reranking"] else http
+            to = clients.get(operation["tags"][0], http)
             for each in schema.get("anyOf", [schema]):
                 example = schemas[each["$ref"].rpartition("/")[2]]["example"]
                 filled = path.replace("{model}", "reviews").replace("{version}", "1")

@@ -16,7 +16,7 @@ from service.http.keys import Keys
 from service.http.routes import build_app
 from service.settings import Settings
 from service.state import ServiceState
-from tests.factories import write_artifact
+from tests.factories import write_artifact, write_tagger
 from tests.service.http.test_routes import client_of
 
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}]}
@@ -38,6 +38,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v2/rerank": {"query": "good", "documents": ["bad"], "model": "reranker"},
     "/score": {"queries": "good", "documents": ["bad", "a"], "model": "reranker"},
     "/v1/score": {"queries": ["good"], "documents": "bad", "model": "reranker"},
+    "/tokens": {"input": ["good film"], "model": "tagger", "window": {"stride": 2}},
+    "/v1/tokens": {"input": "good", "model": "tagger", "aggregation": "none"},
+    "/pooling": {"input": "good", "model": "tagger", "task": "token_classify"},
     "/models/{model}": {"inputs": "good"},
     "/v1/models/{model}:predict": {"instances": ["good"], "parameters": {"activation": "none"}},
     "/v2/models/{model}/infer": TENSOR,
@@ -71,7 +74,8 @@ async def test_requests_answers_and_errors_match_their_schemas(
         requests["/"] = {"inputs": ["good", "bad"], "truncation_direction": "Left"}
     if "classify_dialect" in settings:
         requests["/classify"] = OTHERS_CLASSIFY[settings["classify_dialect"]]
-    async with client_of(artifact, reranker, **settings) as (client, _):
+    tagger = write_tagger(tmp_path / "tagger")
+    async with client_of(artifact, reranker, tagger, **settings) as (client, _):
         described = (await client.get("/openapi.json")).json()
         assert requests.keys() == {
             path for path, methods in described["paths"].items() if "post" in methods

@@ -83,6 +83,32 @@ async def test_documents_may_be_objects_and_scores_logits(client: httpx.AsyncCli
     ]
 
 
+async def test_cohere_cuts_each_document_to_so_many_tokens(client: httpx.AsyncClient) -> None:
+    documents = ["a bad bad bad", "good", "bad"]
+    whole = await answer(client, "/v2/rerank", query=QUERY, documents=documents, raw_scores=True)
+    cut = await answer(
+        client,
+        "/v2/rerank",
+        query=QUERY,
+        documents=documents,
+        raw_scores=True,
+        max_tokens_per_doc=2,
+    )
+    assert [item["relevance_score"] for item in whole["results"]] == [3.0, 1.0, 0.0]
+    assert [item["relevance_score"] for item in cut["results"]] == [1.0, 1.0, 0.0]
+    assert [item["index"] for item in cut["results"]] == [0, 2, 1]
+    assert cut["usage"]["total_tokens"] == whole["usage"]["total_tokens"] - 2
+
+
+async def test_punctuation_counts_as_a_token(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "reranker", labels=("LABEL_0",), activation="sigmoid")
+    async with client_of(artifact) as (client, _):
+        found = await answer(
+            client, "/v2/rerank", query=QUERY, documents=["bad, bad"], max_tokens_per_doc=1
+        )
+    assert found["usage"]["total_tokens"] == 5  # [CLS] film [SEP] bad [SEP]
+
+
 async def test_equal_documents_keep_their_order(client: httpx.AsyncClient) -> None:
     found = await answer(client, "/rerank", query=QUERY, documents=["good", "a", "b", "good"])
     assert [item["index"] for item in found["results"]] == [0, 1, 2, 3]
@@ -132,6 +158,12 @@ async def test_two_lists_are_scored_text_by_text(client: httpx.AsyncClient) -> N
         ("/rerank", {"query": "a", "documents": [{"txt": "a"}]}, "documents[0].text", "a text"),
         ("/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, "top_n", "at least 1"),
         ("/rerank", {"query": "a", "documents": ["a"], "top_n": True}, "top_n", "at least 1"),
+        (
+            "/v2/rerank",
+            {"query": "a", "documents": ["a"], "max_tokens_per_doc": 0},
+            "max_tokens_per_doc",
+            "at least 1",
+        ),
         ("/v1/rerank", {"query": "a", "texts": ["a"]}, "texts", "texts"),
         ("/score", {"queries": ["a", "b"], "documents": ["a"]}, "queries", "as many as"),
         ("/score", {"queries": "a", "documents": []}, "documents", "at least one text"),
