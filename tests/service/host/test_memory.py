@@ -118,7 +118,7 @@ VERSIONS = {
 def cgroup(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, str]:
-    """A cgroup without a limit, in which 300 MiB are used, 100 of them cache; and its limit's file."""
+    """A cgroup of which 300 MiB are used, 100 as a cache; and the file of its limit: none yet."""
     limit, usage, freeable, unlimited = VERSIONS[request.param]
     monkeypatch.setattr(memory, "LIMITS", ())
     monkeypatch.setattr(cgroups, "folders", lambda controller: [tmp_path / "no", tmp_path])
