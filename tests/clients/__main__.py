@@ -23,12 +23,15 @@ from benchmarks.harness.models_under_test import model_under_test
 from benchmarks.harness.processes import running_server, service_command
 from command import BadUsage, CommandError, Parser, Unavailable, finish
 from proof.measuring.launch import free_port
+from tests.factories import write_tagger
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path("build/clients")
 MODEL = "reviews"
 JUDGE = "judge"
 """A second model, whose labels have the names of natural language inference."""
+TAGGER = "tagger"
+"""A third model, which labels tokens."""
 CHECKPOINT = Path("examples/checkpoints/drbert-mini-sst2")
 
 
@@ -42,14 +45,16 @@ class Client:
     """File name of the script, which takes the service's URL and a model's name."""
     dialect: str = "native"
     """Dialect that /classify of the service uses."""
-    judges: bool = False
-    """Whether the service also has the model JUDGE."""
+    asks_all_tasks: bool = False
+    """Whether the service also has the models JUDGE and TAGGER."""
 
 
 CLIENTS = {
-    "huggingface_hub": Client(("huggingface_hub",), "huggingface_hub_client.py", judges=True),
+    "huggingface_hub": Client(
+        ("huggingface_hub",), "huggingface_hub_client.py", asks_all_tasks=True
+    ),
     "@huggingface/inference": Client(
-        ("@huggingface/inference",), "huggingface_inference.mjs", judges=True
+        ("@huggingface/inference",), "huggingface_inference.mjs", asks_all_tasks=True
     ),
     "tritonclient": Client(("tritonclient[http]",), "triton_client.py"),
     "kserve": Client(("kserve",), "kserve_client.py"),
@@ -97,7 +102,7 @@ def run_client(name: str, client: Client) -> bool:
             name,
             service_command(
                 f"{MODEL}={artifact}",
-                *([f"{JUDGE}={_renamed(Path(folder) / JUDGE)}"] if client.judges else []),
+                *(_further_models(Path(folder)) if client.asks_all_tasks else []),
                 port=port,
             ),
             port,
@@ -112,6 +117,12 @@ def run_client(name: str, client: Client) -> bool:
     if done.returncode:
         print(done.stderr, file=sys.stderr)
     return done.returncode == 0
+
+
+def _further_models(folder: Path) -> list[str]:
+    """Write the models for the other tasks, and return them as a command line names them."""
+    tagger = write_tagger(folder / TAGGER)
+    return [f"{JUDGE}={_renamed(folder / JUDGE)}", f"{TAGGER}={tagger.directory}"]
 
 
 def _renamed(folder: Path) -> Path:

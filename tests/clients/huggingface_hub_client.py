@@ -27,3 +27,9 @@ for several in (False, True):
     assert {each.label for each in judged} == set(labels), judged
     assert judged[0].score >= judged[1].score >= judged[2].score > 0, judged
     assert several or abs(sum(each.score for each in judged) - 1) < 1e-6, judged
+tagger = InferenceClient(model=f"{url}/models/tagger")
+[entity] = tagger.token_classification("a Good film", aggregation_strategy="simple")
+assert (entity.entity_group, entity.start, entity.end) == ("GOOD", 2, 6), entity
+assert entity.score > 0.7, entity
+tokens = tagger.token_classification("a good film", aggregation_strategy="none", ignore_labels=[])
+assert [token.entity for token in tokens] == ["O", "B-GOOD", "O"], tokens

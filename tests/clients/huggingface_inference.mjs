@@ -20,3 +20,6 @@ const labels = ["charming", "apparent", "often"];
 const judged = await judge.zeroShotClassification({ inputs: "no joy", parameters: { candidate_labels: labels } });
 const total = judged.reduce((sum, each) => sum + each.score, 0);
 check(judged.length === 3 && judged[0].score >= judged[1].score && Math.abs(total - 1) < 1e-6, judged);
+const tagger = new InferenceClient().endpoint(`${url}/models/tagger`);
+const [entity] = await tagger.tokenClassification({ inputs: "a Good film", parameters: { aggregation_strategy: "first" } });
+check(entity.entity_group === "GOOD" && entity.start === 2 && entity.end === 6 && entity.score > 0.7, entity);
