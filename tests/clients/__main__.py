@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.numpy import load_file, save_file
+
 from benchmarks.harness.models_under_test import model_under_test
 from benchmarks.harness.processes import running_server, service_command
 from command import BadUsage, CommandError, Parser, Unavailable, finish
@@ -32,6 +34,8 @@ JUDGE = "judge"
 """A second model, whose labels have the names of natural language inference."""
 TAGGER = "tagger"
 """A third model, which labels tokens."""
+RERANKER = Path("build/clients/reranker")
+"""A cross-encoder, whose checkpoint the script of sentence-transformers reads, too."""
 CHECKPOINT = Path("examples/checkpoints/drbert-mini-sst2")
 
 
@@ -47,6 +51,8 @@ class Client:
     """Dialect that /classify of the service uses."""
     asks_all_tasks: bool = False
     """Whether the service also has the models JUDGE and TAGGER."""
+    reranks: bool = False
+    """Whether the service also has the model RERANKER."""
 
 
 CLIENTS = {
@@ -55,6 +61,9 @@ CLIENTS = {
     ),
     "@huggingface/inference": Client(
         ("@huggingface/inference",), "huggingface_inference.mjs", asks_all_tasks=True
+    ),
+    "sentence-transformers": Client(
+        ("torch==2.13.0", "sentence-transformers"), "cross_encoder.py", reranks=True
     ),
     "tritonclient": Client(("tritonclient[http]",), "triton_client.py"),
     "kserve": Client(("kserve",), "kserve_client.py"),
@@ -103,6 +112,7 @@ def run_client(name: str, client: Client) -> bool:
             service_command(
                 f"{MODEL}={artifact}",
                 *(_further_models(Path(folder)) if client.asks_all_tasks else []),
+                *([f"{RERANKER.name}={_cross_encoder()}"] if client.reranks else []),
                 port=port,
             ),
             port,
@@ -133,6 +143,21 @@ def _renamed(folder: Path) -> Path:
     config["label2id"] = {"not_entailment": 0, "entailment": 1}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def _cross_encoder() -> Path:
+    """Write the example checkpoint with one label, as a CrossEncoder, and return its folder."""
+    shutil.rmtree(RERANKER, ignore_errors=True)
+    shutil.copytree(CHECKPOINT, RERANKER)
+    config = json.loads((RERANKER / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None}
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (RERANKER / "config.json").write_text(json.dumps(config))
+    tensors = load_file(RERANKER / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name][1:]
+    save_file(tensors, RERANKER / "model.safetensors", {"format": "pt"})
+    return RERANKER
 
 
 def _environment(name: str, client: Client) -> list[str]:
