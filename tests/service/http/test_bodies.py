@@ -81,7 +81,8 @@ TEXT = 'commas, brackets [[{{ and "quotes" \\ of \\" every kind: \\\\, "'
 async def test_requests_at_the_size_limits_are_answered(
     artifact: Artifact, path: str, body: Any, indent: int | None
 ) -> None:
-    async with client_of(artifact) as (client, _):
+    # Two million tokens take a busy machine longer than the default.
+    async with client_of(artifact, request_timeout_s=600) as (client, _):
         response = await client.post(path, content=json.dumps(body, indent=indent))
     assert response.status_code == 200, response.text[:300]
 
