@@ -2,6 +2,7 @@
 #
 #   make install   create .venv with everything; TORCH_INDEX=https://… takes torch from another index, for example of CPU builds
 #   make demo      export the two example models, serve them, classify a sentence, compare their latency
+#   make proof-artifacts  make the folders of artifacts that the published plans name
 #   make wheel     build the wheel in dist; `pip install dist/*.whl` installs it anywhere
 #   make serve     serve the two example models on http://127.0.0.1:8000, until Ctrl-C
 #   make test      run all tests
@@ -27,7 +28,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install wheel demo serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install wheel demo proof-artifacts serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -59,6 +60,14 @@ wheel:
 
 serve: install $(ARTIFACTS:=/manifest.json)
 	$(BIN)/drbert-serve bert=artifacts/bert drbert=artifacts/drbert
+
+# A proof loads each model from two folders. The base models have random weights.
+proof-artifacts: install $(ARTIFACTS:=/manifest.json)
+	for copy in copy third fourth; do cp -rT artifacts/bert artifacts/bert-$$copy; done
+	cp -rT artifacts/drbert artifacts/drbert-copy
+	test -d artifacts/random-base || $(BIN)/python -m benchmarks random_twins artifacts/random-base
+	for copy in copy third fourth; do cp -rT artifacts/random-base/bert artifacts/random-base/bert-$$copy; done
+	cp -rT artifacts/random-base/drbert artifacts/random-base/drbert-copy
 
 artifacts/bert/manifest.json: $(CHECKPOINTS)/bert-mini-sst2/model.safetensors | install
 	$(BIN)/drbert-export $(CHECKPOINTS)/bert-mini-sst2 artifacts/bert
