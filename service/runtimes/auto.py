@@ -171,7 +171,10 @@ def _choose_fastest(
             reason = "the fastest variant in the artifact"
             if passed_over:
                 device = "this CPU" if name.startswith("cpu") else "this GPU"
-                reason = f"the fastest {device} can run; passed over {'; '.join(passed_over)}"
+                reason = (
+                    f"the fastest that {device} can run and that passed its gate; passed over"
+                    f" {'; '.join(passed_over)}"
+                )
             return Choice(name, engine, reason)
         passed_over.append(f"{name}: {rejection}")
         is_last_on_gpu = name == LAST_ON_A_GPU and host.has_gpu and runtime == "auto"
@@ -240,7 +243,8 @@ def load(
 def _rejection_reason(variant: Variant, runtime: str, native: set[str], host: Host) -> str | None:
     """Return why `auto` does not choose a variant; None if it may."""
     if not variant.gate.is_open:
-        return variant.gate.reason
+        status = "failed its gate" if variant.gate.status == "failed" else variant.gate.status
+        return f"{status}, {variant.gate.reason}"
     if variant.runtime in ON_A_GPU and runtime in ("auto", variant.runtime):
         return host.missing_requirement(variant.runtime)
     if variant.runtime in ON_A_GPU or runtime in ON_A_GPU:
