@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,12 +87,18 @@ def check(options: argparse.Namespace) -> None:
 
 
 def with_seed(plan: Path, added: int, folder: Path) -> Path:
-    """Write a plan into `folder` with its seed and `added`; raise BadInput if it has no seed."""
+    """Write a plan with `added` to its seed into `folder`, and its pilot, if it has one.
+
+    Raises BadInput if it has no seed.
+    """
     text, count = SEED.subn(lambda match: f"seed = {int(match[1]) + added}", plan.read_text())
     if count != 1:
         raise BadInput(f"{plan} has no line `seed = NUMBER`; each run needs a seed of its own.")
     written = folder / plan.name
     written.write_text(text, encoding="utf-8")
+    pilot = plan.with_suffix(".pilot.json")
+    if pilot.is_file():
+        shutil.copy(pilot, folder)
     return written
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proving import neighbour
-from command import BadUsage
+from command import BadInput, BadUsage
 from proof.plans.plan_file import read_plan
 from proof.verdict.judge import judge_run
 from proof.verdict.schema import Verdict
@@ -54,6 +54,19 @@ def test_the_busy_process_uses_its_share_and_ends_with_the_block() -> None:
 def children() -> set[str]:
     """Return the processes that this one has started."""
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def test_a_plan_takes_its_pilot_along(tmp_path: Path) -> None:
+    plan = tmp_path / "sized.toml"
+    plan.write_text('name = "sized"\nseed = 41\n')
+    (tmp_path / "sized.pilot.json").write_text("{}")
+    (tmp_path / "runs").mkdir()
+    written = neighbour.with_seed(plan, 1, tmp_path / "runs")
+    assert written.read_text() == 'name = "sized"\nseed = 42\n'
+    assert written.with_name("sized.pilot.json").read_text() == "{}"
+    plan.write_text('name = "sized"\n')
+    with pytest.raises(BadInput, match="has no line `seed = NUMBER`"):
+        neighbour.with_seed(plan, 1, tmp_path / "runs")
 
 
 @pytest.mark.parametrize("option", [("--runs", "0"), ("--share", "1.5")])
