@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -171,6 +171,7 @@ RERANK_OR_TEI = Operation(
     "RerankAnswer",
     also=("TeiRerankRequest", "TeiRerankAnswer"),
 )
+RERANK_FOR_TEI = replace(RERANK_OR_TEI, error="TeiError", statuses={500: 424, 504: 424})
 TOKENS = Operation(
     "Find entities in texts, by models that label tokens", "TokensRequest", "TokensAnswer"
 )
@@ -178,7 +179,7 @@ POOLING = Operation(
     "Score the labels of each token, as vLLM does", "PoolingRequest", "PoolingAnswer"
 )
 SCORE = Operation("Score pairs of texts, as vLLM does", "ScoreRequest", "ScoreAnswer")
-RERANKING = (RERANK, RERANK_OR_TEI, SCORE)
+RERANKING = (RERANK, RERANK_OR_TEI, RERANK_FOR_TEI, SCORE)
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": ERROR,
@@ -300,7 +301,7 @@ def operations(classify_dialect: str, root_dialect: str) -> dict[str, Operation]
         "/v1/classify": NATIVE,
         "/predict": TEI,
         "/": TEI if root_dialect == "tei" else HUGGING_FACE,
-        "/rerank": RERANK_OR_TEI,
+        "/rerank": RERANK_FOR_TEI if root_dialect == "tei" else RERANK_OR_TEI,
         "/v1/rerank": RERANK,
         "/v2/rerank": RERANK,
         "/tokens": TOKENS,

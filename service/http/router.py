@@ -46,7 +46,11 @@ class ClassifyRouter:
             "/v1/classify": native,
             "/predict": tei,
             "/": tei if settings.root_dialect == "tei" else hugging_face,
-            "/rerank": ClassifyEndpoint(context, Rerank(accepts_tei=True)),
+            # An error may be found before it is known in which format a request is.
+            "/rerank": ClassifyEndpoint(
+                context,
+                Rerank(accepts_tei=True, refuses_as_tei=settings.root_dialect == "tei"),
+            ),
             "/v1/rerank": ClassifyEndpoint(context, Rerank()),
             "/v2/rerank": ClassifyEndpoint(context, Rerank(returns_documents=False)),
             "/score": score,

@@ -169,9 +169,15 @@ class Rerank(CrossEncoderOnly):
 
     input_field = "documents"
 
-    def __init__(self, returns_documents: bool = True, accepts_tei: bool = False) -> None:
+    def __init__(
+        self,
+        returns_documents: bool = True,
+        accepts_tei: bool = False,
+        refuses_as_tei: bool = False,
+    ) -> None:
         self._returns_documents = returns_documents
         self._tei = TeiRerank() if accepts_tei else None
+        self._refuses_as_tei = refuses_as_tei
 
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the pairs of the query with each document; raises a ServiceError."""
@@ -211,7 +217,9 @@ class Rerank(CrossEncoderOnly):
         return [JSON], json_pieces(before[:-1] + b',"results":[', results, b"]}")
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
-        """Return an error in our own format, which is OpenAI's."""
+        """Return an error in our own format, which is OpenAI's, or in TEI's."""
+        if self._tei is not None and self._refuses_as_tei:
+            return self._tei.refuse(error)
         return own_refusal(error)
 
 

@@ -127,6 +127,22 @@ async def test_teis_request_is_answered_in_its_format(client: httpx.AsyncClient)
     assert found[0] == {"index": 2, "score": 2.0, "text": "bad bad"}
 
 
+async def test_errors_have_teis_form_where_the_service_speaks_teis_dialect(
+    reranker: Artifact,
+) -> None:
+    async with client_of(reranker, root_dialect="tei") as (client, _):
+        for body in ({"query": QUERY, "texts": []}, {"query": QUERY, "documents": []}):
+            response = await client.post("/rerank", json=body)
+            assert response.status_code == 422
+            error = response.json()
+            assert error["error_type"] == "Validation"
+            assert "must be a list of at least one text" in error["error"]
+        broken = await client.post("/rerank", content=b"{")
+        assert broken.json()["error_type"] == "Validation"
+        other = await client.post("/v1/rerank", json={"query": QUERY, "documents": []})
+        assert other.json()["error"]["param"] == "documents"
+
+
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
 @pytest.mark.parametrize("names", [("queries", "documents"), ("text_1", "text_2")])
 async def test_one_text_is_scored_with_each_of_a_list(
