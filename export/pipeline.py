@@ -17,10 +17,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from command import BadInput, BadUsage
-from export.checkpoint.config import labels_tokens, read_config
-from export.checkpoint.graph_reference import GraphReference
 from export.checkpoint.loading import Checkpoint, build_model, embedding_rows, read_checkpoint
-from export.checkpoint.reference import PROBES, Reference, TextOrPair, load_model, texts_for
+from export.checkpoint.reference import PROBES, Reference, TextOrPair, texts_for
 from export.checkpoint.tokenizer import load_tokenizer, write_tokenizer
 from export.checks.gate import MIN_TEXTS, gate_by_agreement, gate_by_parity
 from export.checks.verify import (
@@ -35,7 +33,7 @@ from export.checks.verify import (
 )
 from export.distillation import Distillation
 from export.graph.attention import with_export_attention
-from export.graph.imported import ImportedModel, read_imported
+from export.graph.imported_graph import ImportedModel
 from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
 from export.graph.variants import DEFAULT_VARIANTS, RECIPES, VariantSource
 from export.manifest import (
@@ -46,6 +44,12 @@ from export.manifest import (
     read_provenance,
     read_signature,
     write_manifest,
+)
+from export.model_source import (
+    check_options_of_graph,
+    choose_reference,
+    count_parameters,
+    read_imported_model,
 )
 from export.package import draft_artifact, replace_artifact, resolve_target
 from export.student import Student, gate_student, train_student
@@ -114,8 +118,8 @@ def export(
     target = resolve_target(target)
     checkpoint = read_checkpoint(source, revision)
     if checkpoint.graph is not None:
-        _check_for_graphs(checkpoint, keep_decoder, distillation)
-    model = _imported(checkpoint) or build_model(checkpoint, keep_decoder)
+        check_options_of_graph(checkpoint, keep_decoder, distillation)
+    model = read_imported_model(checkpoint) or build_model(checkpoint, keep_decoder)
     tokenizer = load_tokenizer(checkpoint.directory)
     signature = read_signature(checkpoint, model.config, tokenizer, task)
     if signature.task == "token_labels":
@@ -130,12 +134,12 @@ def export(
 
     with draft_artifact(target) as folder:
         flushed = _write_graph(folder, checkpoint, model, tokenizer, signature)
-        reference = _reference(checkpoint, model, tokenizer, signature, keep_decoder)
+        reference = choose_reference(checkpoint, model, tokenizer, signature, keep_decoder)
         _build_variants(folder, model.config, variants, reference, calibration_texts, quantization)
         manifest = describe_artifact(
             folder,
             checkpoint,
-            Network(model.config, _parameters(model)),
+            Network(model.config, count_parameters(model)),
             signature,
             variants,
             keep_decoder=keep_decoder,
@@ -157,53 +161,6 @@ def export(
     if student is not None:
         shutil.rmtree(student.folder)
     return manifest
-
-
-def _imported(checkpoint: Checkpoint) -> ImportedModel | None:
-    """Return the model of a graph that was exported elsewhere; None for weights of torch."""
-    if checkpoint.graph is None:
-        return None
-    config = read_config(checkpoint.directory, checkpoint.config)
-    return read_imported(checkpoint.graph, config, labels_tokens(checkpoint.config))
-
-
-def _reference(
-    checkpoint: Checkpoint,
-    model: Any,
-    tokenizer: PreTrainedTokenizerFast,
-    signature: Signature,
-    keep_decoder: bool,
-) -> Reference:
-    """Return what the variants are compared with."""
-    if isinstance(model, ImportedModel):
-        return GraphReference(
-            model.graph,
-            tokenizer,
-            signature.max_tokens,
-            model.embedding_rows,
-            signature.task == "token_labels",
-        )
-    # transformers cannot load a kept decoder, so such a model is checked against itself.
-    original = model if keep_decoder else load_model(checkpoint)
-    return Reference(original, tokenizer, signature.max_tokens)
-
-
-def _parameters(model: Any) -> int:
-    if isinstance(model, ImportedModel):
-        return model.parameters
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _check_for_graphs(
-    checkpoint: Checkpoint, keep_decoder: bool, distillation: Distillation | None
-) -> None:
-    """Raise BadUsage for options that need the weights of a torch model."""
-    for option, is_given in (("--keep-decoder", keep_decoder), ("--distill", distillation)):
-        if is_given:
-            raise BadUsage(
-                f"{option} needs a torch model, and {checkpoint.directory} holds an ONNX graph;"
-                " leave it out."
-            )
 
 
 def _check_for_token_labels(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from command import BadInput
 from export.checkpoint.loading import Checkpoint
 from export.checkpoint.reference import Reference, load_model
-from export.checks.gate import MIN_TEXTS, Required, judge_logits, logits_of
+from export.checks.gate import MIN_TEXTS, Requirement, judge_logits, logits_of
 from export.distillation import Distillation, Lessons, depth_of, distil
 from export.manifest import Signature
 from export.texts import LabelledText, excluding, read_texts
@@ -92,7 +92,7 @@ def gate_student(
             logits_of(Classifier(artifact, fp32), usable),
             artifact,
             usable,
-            Required(required, required_per_label),
+            Requirement(required, required_per_label),
             exact="teacher",
         )
     else:

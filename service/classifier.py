@@ -33,12 +33,11 @@ from service.tokenization.truncation import (
     reliable,
     truncate_pair,
 )
+from service.tokenization.vocabulary import Vocabulary, first_id
 
 # Names of the padding token. Behind a mask any id would do, but some families count positions from
 # the tokens that are not padding.
 PADDING = ("[PAD]", "<pad>")
-# Names of the token that stands for an unknown word.
-UNKNOWN = ("[UNK]", "<unk>")
 # Tokens that neighbouring windows of a long text share by default.
 DEFAULT_STRIDE = 64
 # Tokens of longer texts are held in arrays: two lists of 128 tokens take nine kilobytes, and
@@ -91,32 +90,6 @@ class SpecialTokens:
         return cls(ids[:first], ids[last:], types[:first], types[last:], text_type)
 
 
-class Vocabulary:
-    """A tokenizer's tokens, for the entities of a text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        named = getattr(tokenizer.model, "unk_token", None)
-        names = UNKNOWN if named is None else (named, *UNKNOWN)
-        self.unknown: int | None = _first_id(tokenizer, names)
-        self.marks_continuations = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))
-
-    def token(self, token_id: int) -> str:
-        """Return a token as the vocabulary holds it."""
-        return str(self._tokenizer.id_to_token(token_id))
-
-    def join(self, tokens: Sequence[str]) -> str:
-        """Return the text of several tokens."""
-        decoder = self._tokenizer.decoder
-        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
-
-
-def _first_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
-    """Return the id of the first of these tokens that there is."""
-    ids = (tokenizer.token_to_id(name) for name in names)
-    return next((token_id for token_id in ids if token_id is not None), None)
-
-
 class Classifier:
     """A loaded artifact: its tokenizer, its engine, and the shapes of its batches."""
 
@@ -141,7 +114,7 @@ class Classifier:
         self._tokenizer = Tokenizer.from_buffer(read_tokenizer(artifact))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._pad = _first_id(self._tokenizer, PADDING) or 0
+        self._pad = first_id(self._tokenizer, PADDING) or 0
         self.vocabulary = Vocabulary(self._tokenizer)
         self._special = SpecialTokens.of(self._tokenizer)
         around_text = len(self._special.before) + len(self._special.after)

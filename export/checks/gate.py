@@ -128,14 +128,14 @@ def judge(
         answered,
         artifact,
         texts,
-        Required(required, required_per_label),
+        Requirement(required, required_per_label),
         unquantized_precision,
         tokens=[text.tokens for text in encoded],
     )
 
 
 @dataclass(frozen=True)
-class Required:
+class Requirement:
     """What an agreement must reach."""
 
     lower_bound: float
@@ -149,7 +149,7 @@ def judge_logits(
     answered: Logits,
     artifact: Artifact,
     texts: Sequence[LabelledText],
-    required: Required,
+    required: Requirement,
     unquantized_precision: UnquantizedPrecision | None = None,
     exact: str = "fp32",
     tokens: Sequence[int] = (),

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -22,7 +22,7 @@ from typing import TypeVar
 from starlette.types import Receive, Scope, Send
 
 from service.artifact import Manifest
-from service.batching.requests import Result
+from service.batching.requests import Item, Result
 from service.errors import (
     KEY_REQUIRED,
     BodyTooSlow,
@@ -249,13 +249,11 @@ class ClassifyEndpoint:
         items, results = await cancel_on_disconnect(
             call.receive, self._compute(call, model, request)
         )
-        merge = partial(
-            merge_windows, items, results, request.window.pool if request.window else "first"
-        )
-        tokens = sum([item.tokens for item in items.items])
-        if request.window is None or _is_small(manifest, len(items.items), tokens):
-            encoded, results = merge()
+        pool = request.window.pool if request.window else "first"
+        if items.whole is None or _is_small(manifest, items.items):
+            encoded, results = merge_windows(items, results, pool)
         else:
+            merge = partial(merge_windows, items, results, pool)
             encoded, results = await self._service.executors.writing.run(merge)
         slowest = results[0]
         if len(results) > 1:
@@ -273,7 +271,7 @@ class ClassifyEndpoint:
             model.classifier.vocabulary,
         )
         write = partial(self._dialect.write, completed)
-        if _is_small(manifest, len(encoded), tokens):
+        if _is_small(manifest, encoded):
             headers, pieces = write()
         else:
             headers, pieces = await self._service.executors.writing.run(write)
@@ -348,14 +346,12 @@ class ClassifyEndpoint:
         return error
 
 
-def _is_small(manifest: Manifest, texts: int, tokens: int) -> bool:
-    """Return whether the event loop may write an answer about so many texts by itself.
-
-    `tokens` is the number of their tokens.
-    """
+def _is_small(manifest: Manifest, texts: Sequence[Item]) -> bool:
+    """Return whether the event loop may write an answer about these texts by itself."""
     labels = len(manifest.labels)
     if not manifest.labels_tokens:
-        return texts * labels <= MAX_LABELS_ON_LOOP
+        return len(texts) * labels <= MAX_LABELS_ON_LOOP
+    tokens = sum([text.tokens for text in texts])
     return tokens <= MAX_TOKENS_ON_LOOP and tokens * labels <= MAX_TOKEN_SCORES_ON_LOOP
 
 

@@ -1,10 +1,10 @@
 """
 Which engine is the fastest here? A few batches by each say so.
 
-That depends on the processor: without instructions for int8, a text of 16 tokens took OpenVINO 2.8
-times as long as ONNX Runtime's int8, and with them it is the other way round. The result is kept
-in the user's cache folder, so that the next start does not measure again. It is kept by the graph
-and not by the weights, so two models of one graph get the same engine.
+That depends on the processor: OpenVINO is fast in int8 only with instructions for it, and ONNX
+Runtime also without. The result is kept in the user's cache folder, so that the next start does not
+measure again. It is kept by the graph and not by the weights, so two models of one graph get the
+same engine.
 
     $XDG_CACHE_HOME/drbert-serve/engines/KEY.json
 """
@@ -54,8 +54,8 @@ Build = Callable[[Choice], Classifier]
 """Loads a choice."""
 
 
-class Measured(BaseModel):
-    """What is kept of a measurement."""
+class Measurement(BaseModel):
+    """The rates of engines, and when they were measured."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class Measured(BaseModel):
     rates: tuple[EngineRate, ...]
 
 
-_of_this_process: dict[str, Measured] = {}
+_of_this_process: dict[str, Measurement] = {}
 """Measurements by key, for models that are loaded later where nothing can be written."""
 
 
@@ -101,7 +101,7 @@ def choose_fastest(
         usual = _unmeasured(choices[0], f"{type(error).__name__} while measuring")
         return usual, next(iter(classifiers), None)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    measured = _keep(key, Measured(date=today, rates=tuple(rates)), choices)
+    measured = _keep(key, Measurement(date=today, rates=tuple(rates)), choices)
     choice = decide(choices, measured)
     log.info(
         "engines were measured",
@@ -115,7 +115,7 @@ def choose_fastest(
     return choice, classifiers[_names(choices).index((choice.variant, choice.runtime))]
 
 
-def decide(choices: Sequence[Choice], measured: Measured) -> Choice:
+def decide(choices: Sequence[Choice], measured: Measurement) -> Choice:
     """Return the choice whose rates are best, with the rates and the reason."""
     usual, *others = measured.rates
     best = max(others, key=lambda rate: rate.pace)
@@ -207,19 +207,19 @@ def _file(key: str) -> Path | None:
     return None
 
 
-def _recall(key: str, choices: Sequence[Choice]) -> Measured | None:
+def _recall(key: str, choices: Sequence[Choice]) -> Measurement | None:
     """Return a measurement of these choices; None if there is none that can be read."""
     file = _file(key)
     measured = _of_this_process.get(key)
     with contextlib.suppress(OSError, ValueError):  # pydantic's error is a ValueError
         if file is not None:
-            measured = Measured.model_validate_json(file.read_text(encoding="utf-8"))
+            measured = Measurement.model_validate_json(file.read_text(encoding="utf-8"))
     if measured is None or _names(measured.rates) != _names(choices):
         return None
     return measured
 
 
-def _keep(key: str, measured: Measured, choices: Sequence[Choice]) -> Measured:
+def _keep(key: str, measured: Measurement, choices: Sequence[Choice]) -> Measurement:
     """Keep a measurement, and return the one that counts.
 
     That is the first one, if two processes measure at the same time. Where nothing can be written,

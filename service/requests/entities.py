@@ -142,9 +142,7 @@ def _tokens(
     vocabulary: Vocabulary,
 ) -> Iterator[_Token]:
     """Yield the tokens of a text, without the special ones."""
-    # In 32 bits, as there: where two scores are both 1, the first token's counts.
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float32)
-    scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+    scores = probabilities(logits)
     places = zip(ids, offsets.starts, offsets.ends, strict=True)
     for index, (token_id, start, end) in enumerate(places):
         if start == SPECIAL:
@@ -157,6 +155,15 @@ def _tokens(
         else:
             continues = start > 0 and " " not in text[start - 1 : start + 1]
         yield _Token(index, word, start, end, continues, scores[index])
+
+
+def probabilities(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the softmax of each token's logits, (tokens, labels).
+
+    It is of 32 bits, as in transformers: where two scores are both 1, the first token's counts.
+    """
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float32)
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def _words(tokens: Sequence[_Token]) -> list[list[_Token]]:

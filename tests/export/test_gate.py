@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from scipy import stats
 from command import BadInput, BadUsage, CommandError, Unavailable
 from export.checks.gate import judge, lower_bound
 from export.commands import main
+from export.graph.variants import gated_variants
 from export.pipeline import Quantization, export
 from export.texts import BUNDLED_TEXTS, LabelledText, excluding, read_texts
 from graphs.canonical import split
@@ -421,3 +423,16 @@ def test_the_score_of_a_single_label_is_compared_as_a_number(tmp_path: Path) -> 
 
     constant = Classifier(artifact, Constant(engine, 0))
     assert judge(exact, constant, artifact, texts, 0.99).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("native", "installed", "is_built"),
+    [({"f32"}, True, True), ({"f32"}, False, False), ({"f32", "i8"}, True, False)],
+)
+def test_int8_by_onnx_runtime_is_built_where_openvinos_is_slow(
+    native: set[str], installed: bool, is_built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpus, "native_precisions", lambda: native)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert ("cpu-int8-ort" in gated_variants()) == is_built
+    assert "cpu-int8" in gated_variants()

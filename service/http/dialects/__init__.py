@@ -7,6 +7,7 @@ does not know queues, engines or HTTP.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,6 +26,10 @@ Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
 # The JSON schema of one text's labels, best first.
 SCORES = {"type": "array", "items": {"$ref": "#/components/schemas/LabelScore"}}
+USAGE = {
+    "type": "object",
+    "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
+}
 # A large answer is written in pieces of this size, so that other requests get the interpreter and
 # the event loop between them.
 PIECE_BYTES = 131_072
@@ -177,6 +182,39 @@ class WholeTexts:
                 " /tokens. /info lists the tasks of each model.",
                 param="model",
             )
+
+
+def list_schema(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an answer in OpenAI's form, whose `data` holds such items."""
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "data", "usage"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"type": "string"},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "data": {"type": "array", "items": item},
+            "usage": USAGE,
+        },
+    }
+
+
+def list_pieces(
+    completed: Completed, answer_id: str, items: Iterable[object]
+) -> tuple[Headers, list[bytes]]:
+    """Return an answer in OpenAI's form with these items as its `data`."""
+    tokens = completed.tokens
+    head = orjson.dumps(
+        {
+            "id": answer_id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": completed.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+        }
+    )
+    return [JSON], json_pieces(head[:-1] + b',"data":[', items, b"]}")
 
 
 def json_pieces(before: bytes, items: Iterable[object], after: bytes) -> list[bytes]:

@@ -7,18 +7,13 @@ The service's own format, a superset of vLLM's: POST /classify and POST /v1/clas
 
 from __future__ import annotations
 
-import time
-
-import orjson
-
 from service.errors import ServiceError
 from service.http.dialects import (
-    JSON,
     Completed,
     Headers,
     RawRequest,
     WholeTexts,
-    json_pieces,
+    list_pieces,
     own_refusal,
 )
 from service.schemas import ClassifyRequest, Limits, native_request, read_object
@@ -37,17 +32,8 @@ class Native(WholeTexts):
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the answer as a list of classifications, with its id, model and token counts."""
-        tokens = completed.tokens
-        head = orjson.dumps(
-            {
-                "id": completed.request.request_id or f"classify-{completed.raw.request_id}",
-                "object": "list",
-                "created": int(time.time()),
-                "model": completed.model,
-                "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
-            }
-        )
-        return [JSON], json_pieces(head[:-1] + b',"data":[', completed.classifications(), b"]}")
+        answer_id = completed.request.request_id or f"classify-{completed.raw.request_id}"
+        return list_pieces(completed, answer_id, completed.classifications())
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error as an object with message, type, param and code, as OpenAI's API does."""

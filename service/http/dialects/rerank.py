@@ -11,7 +11,6 @@ checkpoint names another activation or the request asks for the logit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,16 @@ import orjson
 
 from service.artifact import Manifest
 from service.errors import InvalidInput, ServiceError
-from service.http.dialects import JSON, Completed, Headers, RawRequest, json_pieces, own_refusal
+from service.http.dialects import (
+    JSON,
+    Completed,
+    Headers,
+    RawRequest,
+    json_pieces,
+    list_pieces,
+    list_schema,
+    own_refusal,
+)
 from service.http.dialects.tei import Tei, read_direction
 from service.schemas import (
     ClassifyRequest,
@@ -117,29 +125,17 @@ SCORE = {
     "additionalProperties": False,
     "properties": SCORE_FIELDS,
 }
-SCORE_ANSWER = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "data", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"type": "string"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["index", "object", "score"],
-                "properties": {
-                    "index": {"type": "integer"},
-                    "object": {"type": "string"},
-                    "score": {"type": "number"},
-                },
-            },
+SCORE_ANSWER = list_schema(
+    {
+        "type": "object",
+        "required": ["index", "object", "score"],
+        "properties": {
+            "index": {"type": "integer"},
+            "object": {"type": "string"},
+            "score": {"type": "number"},
         },
-        "usage": {"type": "object"},
-    },
-}
+    }
+)
 FORMER_NAMES = {"text_1": "queries", "text_2": "documents"}
 """vLLM's earlier names of the fields of /score."""
 
@@ -288,25 +284,11 @@ class Score(CrossEncoderOnly):
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the score of each pair, in the order of the request."""
-        usage = {
-            "prompt_tokens": completed.tokens,
-            "total_tokens": completed.tokens,
-            "completion_tokens": 0,
-        }
-        before = orjson.dumps(
-            {
-                "id": f"score-{completed.raw.request_id}",
-                "object": "list",
-                "created": int(time.time()),
-                "model": completed.model,
-                "usage": usage,
-            }
-        )
         items = (
             {"index": index, "object": "score", "score": score}
             for index, score in enumerate(_scores(completed))
         )
-        return [JSON], json_pieces(before[:-1] + b',"data":[', items, b"]}")
+        return list_pieces(completed, f"score-{completed.raw.request_id}", items)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error in our own format, which is OpenAI's."""

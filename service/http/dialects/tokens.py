@@ -10,24 +10,20 @@ Hugging Face's format is in huggingface.py. Characters are counted as Python doe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
-import orjson
 
 from service.artifact import Manifest
 from service.errors import InvalidInput, ServiceError
 from service.http.dialects import (
-    JSON,
     Completed,
     Headers,
     RawRequest,
-    json_pieces,
+    list_pieces,
+    list_schema,
     own_refusal,
 )
-from service.requests.entities import OUTSIDE, STRATEGIES, Entity, Labelling
+from service.requests.entities import OUTSIDE, STRATEGIES, Entity, Labelling, probabilities
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 TEXT = {"type": "string", "minLength": 1}
@@ -82,36 +78,20 @@ ENTITY = {
         "index": {"type": "integer", "description": "With aggregation none: the token's index."},
     },
 }
-USAGE = {
-    "type": "object",
-    "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
-}
-ANSWER = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "data", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "list"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["index", "entities", "tokens", "truncated"],
-                "properties": {
-                    "index": {"type": "integer"},
-                    "entities": {"type": "array", "items": ENTITY},
-                    "tokens": {"type": "integer"},
-                    "truncated": {"type": "boolean"},
-                    "windows": {"type": "integer"},
-                    "cached": {"type": "boolean"},
-                },
-            },
+ANSWER = list_schema(
+    {
+        "type": "object",
+        "required": ["index", "entities", "tokens", "truncated"],
+        "properties": {
+            "index": {"type": "integer"},
+            "entities": {"type": "array", "items": ENTITY},
+            "tokens": {"type": "integer"},
+            "truncated": {"type": "boolean"},
+            "windows": {"type": "integer"},
+            "cached": {"type": "boolean"},
         },
-        "usage": USAGE,
-    },
-}
+    }
+)
 POOLING_TASKS = ("token_classify", "token-classify")
 POOLING_FIELDS: dict[str, Any] = {
     "model": {"type": ["string", "null"]},
@@ -129,32 +109,17 @@ POOLING = {
     "additionalProperties": False,
     "properties": POOLING_FIELDS,
 }
-POOLING_ANSWER = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "data", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "list"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["index", "object", "data"],
-                "properties": {
-                    "index": {"type": "integer"},
-                    "object": {"const": "pooling"},
-                    "data": {
-                        "type": "array",
-                        "items": {"type": "array", "items": {"type": "number"}},
-                    },
-                },
-            },
+POOLING_ANSWER = list_schema(
+    {
+        "type": "object",
+        "required": ["index", "object", "data"],
+        "properties": {
+            "index": {"type": "integer"},
+            "object": {"const": "pooling"},
+            "data": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
         },
-        "usage": USAGE,
-    },
-}
+    }
+)
 
 
 class TokenLabelsOnly:
@@ -195,7 +160,7 @@ class Tokens(TokenLabelsOnly):
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the entities of each text."""
         request_id = completed.request.request_id or f"tokens-{completed.raw.request_id}"
-        return [JSON], json_pieces(_head(completed, request_id), self._items(completed), b"]}")
+        return list_pieces(completed, request_id, self._items(completed))
 
     def _items(self, completed: Completed) -> Iterator[dict[str, Any]]:
         labelling = completed.raw.state["labelling"]
@@ -247,18 +212,17 @@ class Pooling(TokenLabelsOnly):
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the probabilities of the labels of every token, special tokens included."""
-        head = _head(completed, f"pool-{completed.raw.request_id}")
         items = (
             {
                 "index": index,
                 "object": "pooling",
                 "data": (
-                    result.value if completed.raw.state["logits"] else _probabilities(result.value)
+                    result.value if completed.raw.state["logits"] else probabilities(result.value)
                 ).tolist(),
             }
             for index, result in enumerate(completed.results)
         )
-        return [JSON], json_pieces(head, items, b"]}")
+        return list_pieces(completed, f"pool-{completed.raw.request_id}", items)
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error in our own format, which is OpenAI's."""
@@ -311,23 +275,3 @@ def _own_entity(entity: Entity, text: str) -> dict[str, Any]:
         "end": entity.end,
     }
     return described if entity.index is None else described | {"index": entity.index}
-
-
-def _head(completed: Completed, request_id: str) -> bytes:
-    """Return an answer up to its items."""
-    tokens = completed.tokens
-    head = orjson.dumps(
-        {
-            "id": request_id,
-            "object": "list",
-            "created": int(time.time()),
-            "model": completed.model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
-        }
-    )
-    return head[:-1] + b',"data":['
-
-
-def _probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
