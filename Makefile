@@ -65,7 +65,7 @@ serve: install $(ARTIFACTS:=/manifest.json)
 proof-artifacts: install $(ARTIFACTS:=/manifest.json)
 	for copy in copy third fourth; do cp -rT artifacts/bert artifacts/bert-$$copy; done
 	cp -rT artifacts/drbert artifacts/drbert-copy
-	test -d artifacts/random-base || $(BIN)/python -m benchmarks random_twins artifacts/random-base
+	test -d artifacts/random-base || $(BIN)/python -m benchmarks random_twins artifacts/random-base --variants cpu-fp32,cpu-bf16
 	for copy in copy third fourth; do cp -rT artifacts/random-base/bert artifacts/random-base/bert-$$copy; done
 	cp -rT artifacts/random-base/drbert artifacts/random-base/drbert-copy
 
