@@ -58,7 +58,7 @@ def read_sealed_plan(folder: Path) -> Plan:
         plan = dataclasses.replace(read_plan(folder / "plan.toml"), texts=folder / "texts.txt")
     except CommandError as error:
         raise EvidenceRejected(f"{folder}: {error}") from None
-    _check_gains(folder, plan, _read_pilot(folder, plan))
+    check_pilot(plan, folder, folder / "pilot.json")
     if (
         plan.texts_sha256 is not None
         and plan.texts.is_file()
@@ -68,22 +68,29 @@ def read_sealed_plan(folder: Path) -> Plan:
     return plan
 
 
-def _read_pilot(folder: Path, plan: Plan) -> Any:
+def check_pilot(plan: Plan, of: Path, path: Path) -> None:
+    """Reject a plan whose gains and betas are not those of its pilot, the file at `path`.
+
+    `of` is the file or folder that errors name. Raise EvidenceRejected.
+    """
+    _check_gains(of, plan, _read_pilot(plan, of, path))
+
+
+def _read_pilot(plan: Plan, of: Path, path: Path) -> Any:
     """Return the pilot of the plan, nothing if it has none.
 
     Raise EvidenceRejected if it is missing or is not the one that the plan names.
     """
     if plan.pilot is None:
         return {}
-    path = folder / "pilot.json"
     if not path.is_file():
-        raise EvidenceRejected(f"{folder} has no pilot.json, from which its plan was computed.")
+        raise EvidenceRejected(f"{of} has no {path.name}, from which its plan was computed.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != plan.pilot:
         raise EvidenceRejected(f"{path} is not the pilot that the plan was computed from.")
     return read_json(path)
 
 
-def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
+def _check_gains(of: Path, plan: Plan, pilot: Any) -> None:
     """Reject a gain beyond what the pilot measured, and a β that is not the pilot's."""
     for level in plan.levels:
         statistics = _dig(pilot, "levels", level.name, "statistics")
@@ -92,7 +99,7 @@ def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
                 measured = _dig(statistics, f"{metric}.{name}", "gain")
                 if gain > 1 and not (isinstance(measured, float) and gain <= measured + 1e-9):
                     raise EvidenceRejected(
-                        f"{folder}: the gain {gain} of {level.name} {metric} {name} is more than"
+                        f"{of}: the gain {gain} of {level.name} {metric} {name} is more than"
                         f" its pilot found ({measured})."
                     )
 
@@ -101,7 +108,7 @@ def _check_gains(folder: Path, plan: Plan, pilot: Any) -> None:
                 measured = _dig(statistics, f"{metric}.{name}", "beta")
                 if not (isinstance(measured, float) and math.isclose(beta, measured)):
                     raise EvidenceRejected(
-                        f"{folder}: the β {beta} of {level.name} {metric} {name} is not its pilot's"
+                        f"{of}: the β {beta} of {level.name} {metric} {name} is not its pilot's"
                         f" ({measured})."
                     )
 

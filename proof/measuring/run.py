@@ -30,6 +30,7 @@ from command import BadInput, CommandError, Unavailable
 from proof.evidence.answers import ANSWERS
 from proof.evidence.audit import (
     audit_rows,
+    check_pilot,
     expected_requests,
     loaded_models,
     read_json,
@@ -48,6 +49,7 @@ from proof.evidence.store import (
     MANIFEST,
     REQUESTS,
     UNKNOWN,
+    EvidenceRejected,
     RestartRecord,
     append_start,
     check_manifest,
@@ -140,6 +142,10 @@ def _check_runnable(plan: Plan) -> None:
         raise Unavailable(
             f"{plan.path} was computed from a pilot, and {plan.pilot_path} is not there."
         )
+    try:
+        check_pilot(plan, plan.path, plan.pilot_path)
+    except EvidenceRejected as error:
+        raise BadInput(f"{error} `drbert-prove plan` takes them from a pilot.") from None
 
 
 def resume_run(folder: Path) -> tuple[Path, Verdict]:

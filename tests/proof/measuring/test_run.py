@@ -98,6 +98,22 @@ cpus = [1]
     return path
 
 
+def test_a_plan_with_a_beta_of_no_pilot_begins_no_run(plan: Path, tmp_path: Path) -> None:
+    text = plan.read_text().replace("restarts = 4\n", "restarts = 4\nschedule_version = 2\n")
+    adjusted = """
+[level.switchback-50]
+rate_per_s = 50.0
+slice_requests = 20
+sets = 15
+margins = { end_to_end_adjusted = { p50 = 0.5 }, dilation = { mean = 0.5 } }
+betas = { end_to_end_adjusted = { p50 = 1.7 } }
+[server]"""
+    plan.write_text(text.replace("[server]", adjusted))
+    with pytest.raises(BadInput, match=r"the β 1.7 of .* p50 is not its pilot's \(None\)"):
+        main(["run", str(plan), "--evidence", str(tmp_path / "evidence")])
+    assert not (tmp_path / "evidence").exists()
+
+
 def test_a_run_leaves_sealed_evidence_that_is_judged_alike_again(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

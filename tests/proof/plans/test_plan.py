@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from command import BadInput, Unavailable
+from proof.evidence.audit import check_pilot
 from proof.plans.counterbalance import balanced_orders, williams
 from proof.plans.plan import CONTROL_RUN, Plan
 from proof.plans.plan_file import read_plan, to_toml
@@ -355,6 +356,12 @@ def test_the_error_for_a_missing_plan_names_the_folder_of_examples(tmp_path: Pat
 def test_the_plans_that_come_along_can_be_read() -> None:
     for path in Path("examples/plans").glob("*.toml"):
         assert len(read_plan(path).read_texts()) > 50
+
+
+def test_the_gains_and_betas_of_our_own_plans_are_those_of_their_pilots() -> None:
+    for path in Path("benchmarks/plans").glob("*.toml"):
+        plan = read_plan(path, is_template=path.stem.endswith(".claim"))
+        check_pilot(plan, path, plan.pilot_path)
 
 
 def test_many_short_slices_may_take_the_place_of_a_long_one(tmp_path: Path) -> None:
