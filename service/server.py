@@ -91,8 +91,11 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
 
     `option` is the name of the option that sets the port. The socket listens at once: with
     SO_REUSEADDR two servers can bind the same port, and only listen() refuses the second one.
-    Clients that connect before the event loop accepts wait in the backlog.
+    Clients that connect before the event loop accepts wait in the backlog. `::` means every address
+    of both families, or of IPv4 where the system has no IPv6.
     """
+    if host == "::" and not _has_ipv6():
+        host = "0.0.0.0"
     try:
         sock = socket.socket(
             socket.AF_INET6 if ":" in host else socket.AF_INET,
@@ -105,6 +108,9 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
         ) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            # Some systems have another default.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         # Accepted connections inherit it; event loops set it only on sockets that they made.
         # Without it an answer, sent as head and body, waits 40 ms for a delayed acknowledgement.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -128,6 +134,16 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
             reason = f"cannot be opened ({error.strerror});"
         raise Unavailable(f"Port {port} of {host} {reason} choose another with {option}.") from None
     return sock
+
+
+def _has_ipv6() -> bool:
+    """Return whether the system has IPv6: a kernel may know it and have it switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 def run(
@@ -212,6 +228,8 @@ def connection_policy(service: ServiceState) -> ConnectionPolicy:
         write_timeout_s=settings.write_timeout_s,
         body_timeout_s=settings.request_timeout_s + BODY_GRACE_S,
         linger_bytes=16 * settings.max_body_bytes,
+        max_age_s=settings.max_connection_age_s or None,
+        max_requests=settings.max_connection_requests or None,
         count=lambda reason: service.metrics.rejected.labels(reason).inc(),
     )
 
@@ -263,7 +281,7 @@ async def serve(
     handle_signals(loop, stop)
 
     urls = [
-        f"http{'s' if server.config.is_ssl else ''}://{host}:{port}"
+        f"http{'s' if server.config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         for server, sock in servers
         for host, port in [sock.getsockname()[:2]]
     ]

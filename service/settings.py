@@ -127,6 +127,13 @@ class Settings(BaseSettings):
     """Seconds after SIGTERM in which requests are still answered, each with Connection: close,
     while /readyz answers 503; at most half of the drain. It ends early once no client is connected.
     """
+    max_connection_age_s: float = Field(default=0.0, ge=0)
+    """Seconds after which a kept connection is closed with its next answer, longer or shorter by up
+    to a tenth, so that clients spread over new replicas; 0 keeps it.
+    """
+    max_connection_requests: int = Field(default=0, ge=0)
+    """Requests after which a kept connection is closed, more or less by up to a tenth; 0 keeps it.
+    """
     write_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that a client may read nothing of its answer before its connection is aborted."""
     warm_up_s: float = Field(default=1.0, ge=0)

@@ -125,8 +125,8 @@ def _log_request(scope: Scope, status: int, milliseconds: float) -> None:
     state = scope["state"]
     facts: dict[str, Any] = {
         "request_id": state.get("request_id"),
-        # A Unix socket has no address.
-        "client": scope["client"][0] if scope.get("client") else None,
+        # A Unix socket has no address. On `::`, IPv4 has this prefix.
+        "client": scope["client"][0].removeprefix("::ffff:") if scope.get("client") else None,
         "method": scope["method"],
         "path": scope["path"],
         "status": status,

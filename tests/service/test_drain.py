@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from service.artifact import Artifact
+from service.http.transport.exchange import ConnectionPolicy
 from tests.balancer import Balancer
 from tests.factories import write_artifact
 from tests.service.http.test_routes import client_of
@@ -364,3 +366,31 @@ async def test_a_rolling_restart_loses_no_request_of_clients_with_connection_poo
             process.communicate()
     assert set(outcomes) == {"200"}, outcomes
     assert outcomes["200"] > 100
+
+
+def test_a_connection_ends_after_so_many_requests_and_a_new_one_goes_on(artifact: Artifact) -> None:
+    with serving(artifact, DRBERT_MAX_CONNECTION_REQUESTS="3") as (url, _):
+        for _ in range(2):
+            with kept_connection(url) as connection:
+                answers = [ask(connection) for _ in range(3)]
+        assert [status for status, _ in answers] == [200] * 3
+        assert [headers.get("connection") for _, headers in answers] == [None, None, "close"]
+
+
+def test_an_old_connection_ends_with_its_next_answer(artifact: Artifact) -> None:
+    with (
+        serving(artifact, DRBERT_MAX_CONNECTION_AGE_S="0.5") as (url, _),
+        kept_connection(url) as connection,
+    ):
+        time.sleep(0.6)
+        status, headers = ask(connection)
+        assert (status, headers["connection"]) == (200, "close")
+
+
+def test_connections_that_began_together_end_at_different_times() -> None:
+    policy = ConnectionPolicy(max_age_s=100.0, max_requests=1000)
+    lives = [policy.lifetime(now=50.0) for _ in range(200)]
+    ends, counts = {end for end, _ in lives}, {count for _, count in lives}
+    assert 140 <= min(ends) < max(ends) <= 160
+    assert 900 <= min(counts) < max(counts) <= 1100
+    assert ConnectionPolicy().lifetime(now=50.0) == (math.inf, math.inf)

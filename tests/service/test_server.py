@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ import pytest
 import trustme
 
 from command import Unavailable
+from service import server
 from service.__main__ import model_sources
 from service.artifact import Artifact
 from service.server import RECEIVE_BYTES, bind
@@ -665,3 +667,17 @@ def test_a_server_that_accepts_injected_delays_stays_on_loopback(artifact: Artif
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 64
     assert "DRBERT_BUSY_WAIT=loopback and --host 0.0.0.0 do not go together" in output
+
+
+def test_two_colons_mean_every_address_of_both_families() -> None:
+    with contextlib.closing(bind("::", 0)) as listening:
+        port = listening.getsockname()[1]
+        hosts = ["127.0.0.1"] + (["::1"] if listening.family == socket.AF_INET6 else [])
+        for host in hosts:
+            socket.create_connection((host, port), timeout=10).close()
+
+
+def test_two_colons_mean_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_has_ipv6", lambda: False)
+    with contextlib.closing(bind("::", 0)) as listening:
+        assert listening.family == socket.AF_INET

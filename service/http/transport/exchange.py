@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
+import random
 import re
 import time
 from collections import deque
@@ -49,6 +51,12 @@ class ConnectionPolicy:
     """Bytes that are read and discarded after an early answer, so that the client can read it."""
     count: Callable[[str], object] = field(default=lambda reason: None)
     """Called with the error's code for each refused message."""
+    max_age_s: float | None = None
+    """Seconds after which a connection is closed with its next answer, longer or shorter by up to
+    a tenth; None: never.
+    """
+    max_requests: int | None = None
+    """Requests after which a connection is closed, more or less by up to a tenth; None: never."""
     is_draining: bool = False
     """Whether each answer closes its connection, so that clients connect to another replica."""
     lingering: int = 0
@@ -56,6 +64,18 @@ class ConnectionPolicy:
     buffer: bytearray = field(default_factory=lambda: bytearray(READ_BYTES), repr=False)
     """The buffer for all reads, one connection after the other."""
     _reports: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def lifetime(self, now: float) -> tuple[float, float]:
+        """Return until when a new connection is kept, and for how many requests.
+
+        They differ by chance: connections that were opened together would end together too, and
+        come back together.
+        """
+        varied = random.uniform(0.9, 1.1)
+        return (
+            math.inf if self.max_age_s is None else now + varied * self.max_age_s,
+            math.inf if self.max_requests is None else max(1, round(varied * self.max_requests)),
+        )
 
     def report(self, code: str, message: str) -> None:
         """Count an event, and log it unless one of its kind was logged less than a second ago."""
@@ -86,6 +106,10 @@ class Connection(Protocol):
     policy: ConnectionPolicy
     pipeline: deque[Any]
 
+    def count_answer(self) -> bool:
+        """Count an answer; return whether the connection has been kept for long enough."""
+        ...
+
     def hold_next_write(self) -> None:
         """Hold the next write back and send it together with the write after it."""
 
@@ -104,10 +128,10 @@ class Exchange(RequestResponseCycle):
         """Write a part of the answer; the head waits for the first piece of the body."""
         if not self.response_started and not self.disconnected:
             # The rest of an unread body would be parsed as the next request. A draining server
-            # closes its connections, so that clients connect to another one.
-            if self.more_body or (
-                self.connection.policy.is_draining and not self.connection.pipeline
-            ):
+            # closes its connections, so that clients connect to another one. An old connection is
+            # closed so that new servers get their share.
+            is_last = self.connection.count_answer() or self.connection.policy.is_draining
+            if self.more_body or (is_last and not self.connection.pipeline):
                 self.keep_alive = False
             # The head is sent with the first piece of the body: each write is a system call, and
             # usually a packet.

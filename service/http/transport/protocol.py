@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import time
 import urllib.parse
@@ -142,6 +143,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """Whether the next write is held back and sent together with the write after it."""
     _held_data = b""
     """Write that was held back."""
+    _answers = 0
+    """Answers that were begun."""
+    _kept_until, _kept_for = math.inf, math.inf
+    """Loop time and number of answers after which the connection is closed."""
     _written_bytes = 0
     """Bytes of all answers of this connection."""
     _sent_bytes = -1
@@ -192,6 +197,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Start the connection; its first head must arrive within HEAD_TIMEOUT_S."""
         super().connection_made(transport)
         self.flow = Flow(transport)
+        self._kept_until, self._kept_for = self.policy.lifetime(self.loop.time())
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self._start_receive_timer(HEAD_TIMEOUT_S)
 
@@ -249,6 +255,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def is_closing(self) -> bool:
         """Return whether the transport is closing or closed."""
         return self.transport.is_closing()
+
+    def count_answer(self) -> bool:
+        """Count an answer; return whether the connection has been kept for long enough."""
+        self._answers += 1
+        return self._answers >= self._kept_for or (
+            self._kept_until != math.inf and self.loop.time() >= self._kept_until
+        )
 
     def hold_next_write(self) -> None:
         """Hold the next write back and send it together with the write after it."""
