@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,14 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 TOKENIZER = Path("examples/checkpoints/bert-mini-sst2/tokenizer.json")
+CLASSES = ("NEGATIVE", "POSITIVE")
 SIZES = {
+    "mini": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
     "base": {
         "hidden_size": 768,
         "num_hidden_layers": 12,
@@ -31,12 +39,18 @@ SIZES = {
 
 
 def write_checkpoint(
-    folder: Path, size: str, seed: int, positions: int = 128, **changes: float
+    folder: Path,
+    size: str,
+    seed: int,
+    positions: int = 128,
+    labels: Sequence[str] = CLASSES,
+    **changes: float,
 ) -> Path:
     """Write a classifier with random weights to the new folder `folder` and return that folder.
 
     `size` is a key of SIZES, `positions` the longest text in tokens, `seed` the seed of the
-    weights. `changes` override entries of the model's config.
+    weights. With one label it is a cross-encoder, for pairs. `changes` override entries of the
+    model's config.
     """
     folder.mkdir(parents=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
@@ -50,7 +64,7 @@ def write_checkpoint(
         BertConfig(
             vocab_size=len(vocabulary),
             max_position_embeddings=positions,
-            id2label={0: "NEGATIVE", 1: "POSITIVE"},
+            id2label=dict(enumerate(labels)),
             problem_type="single_label_classification",
             **(SIZES[size] | changes),
         )

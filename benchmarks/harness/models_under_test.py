@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.checkpoints import write_checkpoint
+from benchmarks.harness.checkpoints import CLASSES, write_checkpoint
 from export.graph.variants import RECIPES
 from export.pipeline import Quantization, export
 from service.artifact import Artifact, ArtifactError, read_artifact
@@ -21,6 +21,8 @@ from service.runtimes.openvino import OpenVinoRuntime
 
 FOLDER = Path("build/bench")
 MINI = Path("examples/checkpoints/bert-mini-sst2")
+RERANKER = "reranker-"
+"""Beginning of the names of cross-encoders: it is followed by their size."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ModelUnderTest:
     """A model with its checkpoint and its exported artifact."""
 
     name: str
-    """Size: `mini`, `base` or `tiny`."""
+    """Size: `mini`, `base` or `tiny`; of a cross-encoder, `reranker-` and its size."""
     checkpoint: Path
     artifact: Artifact
 
@@ -44,14 +46,16 @@ class ModelUnderTest:
 
 
 def model_under_test(name: str, gate: Path | None = None) -> ModelUnderTest:
-    """Return the model `mini`, `base` or `tiny`, exported below FOLDER if it is not there yet.
+    """Return the model of that name, exported below FOLDER if it is not there yet.
 
-    An artifact that cannot be read is exported again. The texts in the file `gate` gate its int8
+    `mini` has real weights; `base`, `tiny` and cross-encoders (`reranker-mini`, …) random ones. An
+    artifact that cannot be read is exported again. The texts in the file `gate` gate its int8
     against fp32; without them int8 is ungated.
     """
     checkpoint = MINI if name == "mini" else FOLDER / "checkpoints" / name
     if name != "mini" and not (checkpoint / "model.safetensors").is_file():
-        write_checkpoint(checkpoint, name, seed=0)
+        size = name.removeprefix(RERANKER)
+        write_checkpoint(checkpoint, size, seed=0, labels=CLASSES if size == name else ("SCORE",))
     folder = FOLDER / "artifacts" / name
     try:
         artifact = read_artifact(folder)

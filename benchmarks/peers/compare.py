@@ -3,6 +3,7 @@ Compare servers of one checkpoint: texts per second on the same processors, text
 
     python -m benchmarks peers [--short] [--texts FILE] [--sizes mini base] [--only NAME ...]
         [--out FILE]
+    python -m benchmarks rerank   (the same of rerankers: benchmarks/peers/rerank.py)
 
 All servers are started once and paused (SIGSTOP) while another one is measured. A round goes
 through the numbers of connections and, with each, through all servers, every other round backwards.
@@ -20,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -171,7 +173,7 @@ def run_all(
 ) -> tuple[list[PeerRun], dict[str, str]]:
     """Measure every peer that starts, in turns; return the runs and the errors of the others."""
     with contextlib.ExitStack() as stack:
-        runs, absent = _start_all(model, chosen, stack)
+        runs, absent = start_all(model, chosen, stack)
         for run in runs:
             _check_answers(run, runs[0], texts)
         for number in range(rounds):
@@ -180,14 +182,14 @@ def run_all(
                 measured_s = seconds if count == connections[-1] else seconds / 2
                 # Every other round backwards, so that drift within a round favours no peer.
                 for run in runs[:: -1 if number % 2 else 1]:
-                    _measure(run, texts, count, measured_s)
+                    bodies = [json.dumps(run.peer.body(text)) for text in mix_lengths(texts)]
+                    measure_run(run, bodies, count, measured_s)
     return runs, absent
 
 
-def _measure(run: PeerRun, texts: Sequence[str], connections: int, seconds: float) -> None:
+def measure_run(run: PeerRun, bodies: Sequence[str], connections: int, seconds: float) -> None:
     """Send a load to a peer and record its result; raise CommandError if requests failed."""
-    bodies = [json.dumps(run.peer.body(text)) for text in mix_lengths(texts)]
-    load = Load(run.server.port, "/classify", bodies, connections, seconds, warm_up_s=SETTLE_S)
+    load = Load(run.server.port, run.peer.path, bodies, connections, seconds, warm_up_s=SETTLE_S)
     with run.server.unpaused():
         result = generator.run(load, split_cpus()[1])
     if result.failed or not result.requests:
@@ -201,7 +203,7 @@ def _measure(run: PeerRun, texts: Sequence[str], connections: int, seconds: floa
     run.shares.append(result.generator_share)
 
 
-def _start_all(
+def start_all(
     model: ModelUnderTest, chosen: Sequence[Peer], stack: contextlib.ExitStack
 ) -> tuple[list[PeerRun], dict[str, str]]:
     """Start the peers and pause them; return the runs, and the errors of those that failed."""
@@ -253,17 +255,18 @@ def _check_answers(run: PeerRun, reference: PeerRun, texts: Sequence[str]) -> No
 
 def _answers(run: PeerRun, texts: Sequence[str]) -> list[Answer]:
     with run.server.unpaused():
-        return [_classify(run, text) for text in texts]
+        return [run.peer.answer(ask(run, run.peer.body(text))) for text in texts]
 
 
-def _classify(run: PeerRun, text: str) -> Answer:
+def ask(run: PeerRun, body: dict[str, Any]) -> Any:
+    """Send one request to a peer that is not paused, and return its answer's JSON."""
     request = urllib.request.Request(
-        f"{run.server.url}/classify",
-        json.dumps(run.peer.body(text)).encode(),
+        f"{run.server.url}{run.peer.path}",
+        json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=120) as response:
-        return run.peer.answer(json.load(response))
+        return json.load(response)
 
 
 def _rates(
@@ -313,7 +316,7 @@ def _count(connections: int) -> str:
 def _ratios(size: str, runs: Sequence[PeerRun], connections: Sequence[int], gates: str) -> Table:
     """Return the table of our rate by each peer's, for our best precision and for the peer's."""
     ours = {count: _our_rates(runs, count) for count in connections}
-    best = _fastest(ours[connections[-1]])
+    best = fastest(ours[connections[-1]])
     rows = []
     for run in runs:
         if run.peer.is_ours:
@@ -341,7 +344,7 @@ def _our_rates(runs: Sequence[PeerRun], connections: int) -> dict[str, np.ndarra
     }
 
 
-def _fastest(rates: dict[str, np.ndarray]) -> str:
+def fastest(rates: dict[str, np.ndarray]) -> str:
     """Return the key of the highest median rate."""
     return max(rates, key=lambda key: float(np.median(rates[key])))
 
@@ -350,14 +353,14 @@ def _targets(runs: Sequence[PeerRun], connections: int) -> list[Target]:
     """Return the targets at that number of connections, of the peers that were measured."""
     rates = {run.peer.name: np.array(run.rates[connections]) for run in runs}
     ours = _our_rates(runs, connections)
-    best = ours[_fastest(ours)]
+    best = ours[fastest(ours)]
     ratios: list[tuple[str, np.ndarray, float]] = []
     if (infinity := rates.get("Infinity (torch engine)")) is not None:
         ratios.append(("our best by Infinity's torch engine", best / infinity, 10))
         ratios.append(("ours in fp32 by Infinity's torch engine", ours["fp32"] / infinity, 2))
     ort = {run.peer.name: rates[run.peer.name] for run in runs if run.peer.engine == "onnxruntime"}
     if ort:
-        name = _fastest(ort)
+        name = fastest(ort)
         ratios.append((f"our best by the fastest over ONNX Runtime ({name})", best / ort[name], 2))
     for precision, rate in ours.items():
         plain = rates.get(f"FastAPI + OpenVINO {precision}, no batching")

@@ -42,15 +42,19 @@ class Peer:
     name: str
     precision: str
     command: Command
-    body: Callable[[str], dict[str, Any]]
-    """Returns the request body for a text."""
-    answer: Callable[[Any], Answer]
-    """Returns the best label and its probability from a response body."""
+    body: Callable[[Any], dict[str, Any]]
+    """Returns the request body for a text; of a reranker, for a query with its documents."""
+    answer: Callable[[Any], Any]
+    """Returns the best label and its probability, an Answer, from a response body; of a reranker,
+    the score of each document.
+    """
     requirements: Sequence[str] = ()
     """Packages to install; empty for our own service, which runs in this environment."""
     environment: Environment = field(default=lambda model: {})
     ready: str = "/readyz"
     """Path that answers with 200 once the server is ready."""
+    path: str = "/classify"
+    """Path of the requests."""
     engine: str = ""
     """Inference engine: torch, onnxruntime or openvino."""
 
@@ -78,11 +82,13 @@ def _input(text: str) -> dict[str, Any]:
     return {"input": text}
 
 
-def _uvicorn(app: str) -> Command:
+def uvicorn_app(app: str) -> Command:
+    """Return the command of a module of this folder with an ASGI application."""
     return lambda python, model, port: uvicorn_command(f"{app}:app", APPS, port, python)
 
 
-def _checkpoint(**more: str) -> Environment:
+def checkpoint_variables(**more: str) -> Environment:
+    """Return the variables of a server that reads the checkpoint, and `more`."""
     return lambda model: (
         {"CHECKPOINT": str(model.checkpoint), "TOKENIZERS_PARALLELISM": "false"} | more
     )
@@ -103,7 +109,9 @@ def _best(response: Any) -> Answer:
     return best["label"], float(best["score"])
 
 
-def _infinity(engine: str, precision: str = "fp32") -> Peer:
+def infinity(engine: str, precision: str = "fp32") -> Peer:
+    """Return Infinity with one of its engines."""
+
     def command(python: Path, model: ModelUnderTest, port: int) -> list[str]:
         # It starts in the model's folder: optimum would take a path to the ONNX engine's graph for
         # the name of a model.
@@ -200,17 +208,17 @@ def peers(native: set[str]) -> list[Peer]:
         variants.append(("cpu-int8", "int8"))
     return [
         *(ours(variant, precision) for variant, precision in variants),
-        _infinity("torch"),
-        _infinity("optimum"),
-        _infinity("optimum", "int8"),
+        infinity("torch"),
+        infinity("optimum"),
+        infinity("optimum", "int8"),
         Peer(
             "FastAPI + transformers pipeline",
             "fp32",
-            _uvicorn("app_pipeline"),
+            uvicorn_app("app_pipeline"),
             _input,
             _best,
             requirements=(*TRANSFORMERS, *UVICORN),
-            environment=_checkpoint(),
+            environment=checkpoint_variables(),
             engine="torch",
         ),
         _optimum("fp32"),
@@ -223,7 +231,7 @@ def peers(native: set[str]) -> list[Peer]:
             _input,
             _best,
             requirements=("litserve==0.2.19", *TRANSFORMERS),
-            environment=_checkpoint(),
+            environment=checkpoint_variables(),
             engine="torch",
         ),
     ]
@@ -233,7 +241,7 @@ def _optimum(precision: str) -> Peer:
     return Peer(
         f"FastAPI + optimum ORTModel {precision}",
         precision,
-        _uvicorn("app_optimum"),
+        uvicorn_app("app_optimum"),
         _input,
         _best,
         requirements=(
@@ -242,7 +250,7 @@ def _optimum(precision: str) -> Peer:
             "optimum-onnx[onnxruntime]==0.1.0",
             *UVICORN,
         ),
-        environment=_checkpoint(PRECISION=precision),
+        environment=checkpoint_variables(PRECISION=precision),
         engine="onnxruntime",
     )
 
@@ -251,7 +259,7 @@ def _plain_openvino(variant: str, precision: str) -> Peer:
     return Peer(
         f"FastAPI + OpenVINO {precision}, no batching",
         precision,
-        _uvicorn("app_openvino"),
+        uvicorn_app("app_openvino"),
         _input,
         _best,
         requirements=("openvino==2026.4.1", "tokenizers==0.22.2", "numpy>=2.4,<3", *UVICORN),
