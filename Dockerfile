@@ -16,7 +16,7 @@ FROM ${BASE} AS python
 # No pinned versions: Debian's newest patch releases are wanted.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
-# The chart's runAsUser, runAsGroup and fsGroup. All files are world-readable, for clusters that choose another user.
+# The chart's runAsUser, runAsGroup and fsGroup by default. All files are world-readable, for clusters that choose another user.
 RUN groupadd --gid 10001 drbert && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin drbert
 # Nothing is written next to the code: the root may be read-only, with /tmp as the only writable folder.
 ENV PATH=/app/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -36,10 +36,11 @@ RUN sed -n '/^pip==/,/[^\\]$/p' constraints.txt > pip.txt \
 ARG EXTRAS=""
 # OpenVINO is installed without its telemetry, which reports to an outside host. Its plugins for graphics and neural processors and its
 # headers are removed, because it only computes on CPUs here.
+# OpenVINO's wheel for arm64 lacks some of the files that are removed.
 RUN python3 requirements.py "${EXTRAS}" > requirements.txt \
     && PIP_PYTHON=/app/bin/python sh install.sh /pip/bin/python --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && /pip/bin/pip --python /app/bin/python uninstall --yes openvino-telemetry \
-    && rm -r /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
+    && rm -rf /app/lib/python3*/site-packages/openvino/include /app/lib/python3*/site-packages/openvino/libs/cache.json \
         /app/lib/python3*/site-packages/openvino/libs/libopenvino_intel_[gn]pu_plugin.so
 
 

@@ -28,7 +28,7 @@ SBOM := .venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --out
 CHECKPOINTS := examples/checkpoints
 ARTIFACTS := artifacts/bert artifacts/drbert artifacts/drbert-with-decoder
 
-.PHONY: install wheel demo proof-artifacts serve test quick coverage clients check chart chart-golden image prometheus lock pin-base sbom bench chaos clean
+.PHONY: install wheel demo proof-artifacts serve test quick coverage clients check chart chart-golden cluster image prometheus lock pin-base sbom bench chaos clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -132,6 +132,9 @@ chart: install .venv/.prometheus .venv/.grafana
 
 chart-golden: install
 	$(BIN)/python -m tests.k8s.golden
+
+cluster: artifacts/bert/manifest.json artifacts/drbert/manifest.json
+	sh k8s/cluster.sh
 
 image: install .venv/.debian artifacts/bert/manifest.json artifacts/drbert/manifest.json
 	$(BIN)/python -m pytest tests/k8s/test_image.py

@@ -6,6 +6,7 @@ These are the only reasons for which a test may be skipped.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -41,6 +42,11 @@ strace = pytest.mark.skipif(
 counted_instructions = pytest.mark.skipif(
     shutil.which("valgrind") is None and unavailable_reason() is not None,
     reason="needs hardware counters of instructions, or Valgrind from Debian",
+)
+# A string is evaluated when the test is about to run, so that others need not wait for it.
+package_index = pytest.mark.skipif(
+    "not __import__('tests.requirements', fromlist=['index_is_reachable']).index_is_reachable()",
+    reason="needs an index of Python packages",
 )
 wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk, Debian's HTTP benchmark")
 
@@ -79,3 +85,10 @@ transformers_5 = pytest.mark.skipif(
     not (TRANSFORMERS_5 / "transformers").is_dir(), reason="needs transformers 5 from PyPI"
 )
 sbom = pytest.mark.skipif(not CYCLONEDX.exists(), reason="needs cyclonedx-bom from PyPI")
+
+
+@functools.cache
+def index_is_reachable() -> bool:
+    """Return whether pip finds packages."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "pip"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -42,6 +42,7 @@ def test_the_reasons_for_a_skip_are_known() -> None:
         "prometheus",
         "containers",
         "grafana",
+        "package_index",
         "strace",
         "counted_instructions",
         "sbom",

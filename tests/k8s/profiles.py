@@ -115,6 +115,45 @@ FEATURES: dict[str, Values] = {
         ],
         "networkPolicy": {"egress": OPEN},
     },
+    "hpa-by-processor": {"autoscaling": {"hpa": {"enabled": True, "cpuUtilization": 50}}},
+    "openshift": {
+        "security": {"setIds": False},
+        "service": {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+        "manageReplicas": False,
+    },
+    "private-authority": {
+        "extraVolumes": [{"name": "authority", "configMap": {"name": "authority"}}],
+        "extraVolumeMounts": [{"name": "authority", "mountPath": "/etc/authority"}],
+        "extraContainers": [
+            {
+                "name": "proxy",
+                "image": "proxy.example/proxy:1",
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": "64Mi"},
+                    "limits": {"memory": "64Mi"},
+                },
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+        "extraEnvFrom": [{"secretRef": {"name": "store"}}],
+        "hostAliases": [{"ip": "10.0.0.7", "hostnames": ["store.example"]}],
+        "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
+        "revisionHistoryLimit": 3,
+        "commonLabels": {"owner": "nlp"},
+        "helperLabels": {"sidecar.istio.io/inject": "false"},
+    },
+    "https-behind-a-gateway": {
+        "tls": {"existingSecret": "certificate"},
+        "httpRoute": {
+            "enabled": True,
+            "parentRefs": [{"name": "public"}],
+            "backendTls": {"enabled": True, "hostname": "drbert.internal"},
+        },
+    },
     "elsewhere": {
         "imagePullSecrets": [{"name": "registry"}],
         "podLabels": {"team": "nlp"},

@@ -201,7 +201,7 @@ def test_the_pod_of_the_chart_runs_and_passes_its_test(service_image: str) -> No
         assert security.items() >= SECURITY.items()
     assert [mount["mountPath"] for mount in service["volumeMounts"]] == ["/tmp"]
     [model, *options] = service["args"]
-    assert options == ["--host", "0.0.0.0", "--port", "8000"]
+    assert options == ["--host", "::", "--port", "8000"]
     variables = {variable["name"]: variable["value"] for variable in service.get("env", [])}
     with (
         serving(service_image, model, environment=variables) as (url, _),

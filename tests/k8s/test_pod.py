@@ -41,7 +41,7 @@ def test_a_pod_of_the_default_values_classifies(artifact: Artifact) -> None:
     container, test = default_pods()
     model, *options = container["args"]
     assert model == "bert=/models/bert"
-    assert options == ["--host", "0.0.0.0", "--port", "8000"]
+    assert options == ["--host", "::", "--port", "8000"]
     assert test["args"] == ["http://demo-bert:8000", "http://demo-drbert:8000"]
     with serving(artifact, "bert") as (url, _):
         done = helm_test(url, url)

@@ -304,7 +304,8 @@ def post(url: str, body: dict[str, Any]) -> int:
 def cluster(pods: Sequence[str]) -> Iterator[str]:
     """Serve the metrics of a cluster whose pods are throttled and restart every second.
 
-    They are those of kube-state-metrics and of the kubelet, and the service's own of a GPU.
+    They are those of kube-state-metrics and of the kubelet, and the service's own of a GPU and of a
+    model that was replaced in one of two pods.
     """
     start = time.monotonic()
 
@@ -331,6 +332,11 @@ def cluster(pods: Sequence[str]) -> Iterator[str]:
                     f"{',' if more else ''}{more}}} {value}\n"
                     for pod in pods
                 ]
+            lines += [
+                f'drbert_model_info{{namespace="{NAMESPACE}",release="faults",arm="faulty",'
+                f'pod="faults-{digest}",model="replaced",digest="{digest}"}} 1\n'
+                for digest in ("aa", "bb")
+            ]
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()

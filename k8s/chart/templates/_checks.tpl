@@ -2,7 +2,10 @@
 {{- define "drbert.check" -}}
 {{- $values := .Values -}}
 {{- $references := list -}}
-{{- range $name, $arm := $values.arms -}}
+{{- if not (include "drbert.arms" . | fromYaml) -}}
+{{- fail "there is no arm; give one in arms, with a role, and without enabled: false." -}}
+{{- end -}}
+{{- range $name, $arm := include "drbert.arms" $ | fromYaml -}}
 {{- if eq $arm.role "reference" -}}{{- $references = append $references $name -}}{{- end -}}
 {{- include "drbert.checkModel" (dict "root" $ "name" $name "arm" $arm) -}}
 {{- end -}}
@@ -15,8 +18,11 @@
 {{- if and $values.autoscaling.keda.enabled (not $values.autoscaling.keda.serverAddress) -}}
 {{- fail "autoscaling.keda asks Prometheus; give autoscaling.keda.serverAddress, such as http://prometheus.monitoring:9090." -}}
 {{- end -}}
-{{- if gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas) -}}
-{{- fail (printf "autoscaling.minReplicas (%d) is above autoscaling.maxReplicas (%d)." (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) -}}
+{{- range $name, $arm := include "drbert.arms" $ | fromYaml -}}
+{{- $scaling := include "drbert.ofArm" (dict "root" $ "arm" $arm "key" "autoscaling") | fromYaml -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas (%d) is above autoscaling.maxReplicas (%d), of arm %s." (int $scaling.minReplicas) (int $scaling.maxReplicas) $name) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.admin.enabled (not $values.admin.existingSecret) -}}
 {{- fail "admin.enabled lets whoever reaches the port replace models; give admin.existingSecret, a Secret with the keys of those who may." -}}
@@ -30,7 +36,9 @@
 {{- if and $values.monitoring.serviceMonitor.enabled $values.networkPolicy.enabled (not $values.networkPolicy.monitoring) (or $values.networkPolicy.clients (eq (include "drbert.metricsPort" .) "admin")) -}}
 {{- fail "monitoring.serviceMonitor asks for a scrape that the NetworkPolicy lets nobody make; name Prometheus in networkPolicy.monitoring." -}}
 {{- end -}}
-{{- range $variable := $values.env -}}
+{{- $env := $values.env -}}
+{{- range $name, $arm := include "drbert.arms" $ | fromYaml -}}{{- $env = concat $env (default list $arm.env) -}}{{- end -}}
+{{- range $variable := $env -}}
 {{- if hasPrefix "DRBERT_" $variable.name -}}
 {{- $setting := $variable.name | trimPrefix "DRBERT_" | lower -}}
 {{- range $former, $current := include "drbert.renamedSettings" $ | fromYaml -}}
@@ -41,7 +49,7 @@
 {{- end -}}
 {{- if $values.model.digest -}}
 {{- $artifacts := dict -}}
-{{- range $name, $arm := $values.arms -}}
+{{- range $name, $arm := include "drbert.arms" $ | fromYaml -}}
 {{- if eq (dig "model" "digest" "" $arm) "" -}}{{- $_ := set $artifacts (include "drbert.artifact" (dict "root" $ "name" $name "arm" $arm)) $name -}}{{- end -}}
 {{- end -}}
 {{- if gt (len $artifacts) 1 -}}
@@ -51,8 +59,8 @@
 {{- if and $values.ingress.enabled (not $values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs a name that it answers to; give ingress.hosts." -}}
 {{- end -}}
-{{- if and $values.ingress.enabled $values.tls.existingSecret -}}
-{{- fail "an Ingress speaks http to the arms, and tls.existingSecret makes them speak https; end TLS at the Ingress by ingress.tlsSecret instead." -}}
+{{- if and $values.ingress.enabled $values.tls.existingSecret (not (regexMatch "backend-protocol|server-ssl|serversscheme|app-protocols|upstream-protocol" (toJson (list $values.ingress.annotations $values.service.annotations)))) -}}
+{{- fail "an Ingress speaks http to the arms unless an annotation asks for https, and tls.existingSecret makes them speak https; end TLS at the Ingress by ingress.tlsSecret instead, or give the annotation, such as nginx.ingress.kubernetes.io/backend-protocol: HTTPS." -}}
 {{- end -}}
 {{- if and (or $values.ingress.enabled $values.httpRoute.enabled) (eq (default "off" $values.settings.busy_wait) "anywhere") -}}
 {{- fail "settings.busy_wait lets callers slow the arms down, and an Ingress or HTTPRoute brings strangers; leave it out." -}}
@@ -63,8 +71,11 @@
 {{- if and $values.httpRoute.enabled (not $values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.enabled needs a Gateway; name it in httpRoute.parentRefs." -}}
 {{- end -}}
-{{- if and $values.httpRoute.enabled $values.tls.existingSecret -}}
-{{- fail "httpRoute speaks http to the arms, and tls.existingSecret makes them speak https; end TLS at the Gateway instead." -}}
+{{- if and $values.httpRoute.enabled $values.tls.existingSecret (not $values.httpRoute.backendTls.enabled) -}}
+{{- fail "httpRoute speaks http to the arms, and tls.existingSecret makes them speak https; end TLS at the Gateway instead, or set httpRoute.backendTls." -}}
+{{- end -}}
+{{- if and $values.httpRoute.enabled $values.httpRoute.backendTls.enabled (or (not $values.tls.existingSecret) (not $values.httpRoute.backendTls.hostname)) -}}
+{{- fail "httpRoute.backendTls speaks https to the arms; give tls.existingSecret, and in httpRoute.backendTls.hostname the name that its certificate has." -}}
 {{- end -}}
 {{- if and $values.rollout (eq $values.rollout.strategy "RollingUpdate") (eq (toString $values.rollout.maxSurge) "0") (eq (toString $values.rollout.maxUnavailable) "0") -}}
 {{- fail "rollout.maxSurge and rollout.maxUnavailable are both 0, so no rollout could begin; raise one of them." -}}
@@ -121,7 +132,7 @@
 {{/* The one arm that has a role, or the chosen one. */}}
 {{- define "drbert.armOf" -}}
 {{- $found := list -}}
-{{- range $name, $arm := .root.Values.arms -}}
+{{- range $name, $arm := include "drbert.arms" .root | fromYaml -}}
 {{- if and (eq $arm.role $.role) (or (not $.chosen) (eq $name $.chosen)) -}}{{- $found = append $found $name -}}{{- end -}}
 {{- end -}}
 {{- if ne (len $found) 1 -}}
@@ -136,8 +147,17 @@
 {{- if .arm.madeByRollout -}}
 0
 {{- else if or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
-{{ $values.autoscaling.minReplicas }}
+{{ int (include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "autoscaling") | fromYaml).minReplicas }}
 {{- else -}}
-{{ ternary .arm.replicas $values.replicas (hasKey .arm "replicas") }}
+{{ int (ternary .arm.replicas $values.replicas (hasKey .arm "replicas")) }}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the chart says how many pods an arm has; else an autoscaler or `kubectl scale` does. */}}
+{{- define "drbert.ownsReplicas" -}}
+{{- $values := .root.Values -}}
+{{- $isScaled := or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
+{{- if or .arm.madeByRollout (and $values.manageReplicas (not $isScaled)) -}}
+yes
 {{- end -}}
 {{- end -}}

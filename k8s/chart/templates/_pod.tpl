@@ -4,14 +4,12 @@ The pod of every arm, so that arms differ in their artifact alone: (dict "root" 
 {{- define "drbert.pod" -}}
 metadata:
   labels:
-    {{- include "drbert.labels" (dict "root" .root "component" "arm" "arm" .name) | nindent 4 }}
+    {{- $labels := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "podLabels") | fromYaml }}
+    {{- include "drbert.podLabels" (dict "root" .root "component" "arm" "arm" .name "own" $labels) | nindent 4 }}
     pod-spec: {{ include "drbert.podDigest" . | quote }}
-    {{- with .root.Values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
   annotations:
     kubectl.kubernetes.io/default-container: drbert
-    {{- with .root.Values.podAnnotations }}
+    {{- with include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "podAnnotations") | fromYaml }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
@@ -26,15 +24,18 @@ spec:
 {{- define "drbert.podSpec" -}}
 {{- $values := .root.Values -}}
 {{- $model := include "drbert.model" . | fromYaml -}}
-{{- with $values.imagePullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+{{- $own := dict -}}
+{{- range $key := list "resources" "nodeSelector" "tolerations" "affinity" "variant" "env" "extraEnvFrom" "extraVolumes" "extraVolumeMounts" -}}
+{{- $_ := set $own $key (printf "value:\n%s" (include "drbert.ofArm" (dict "root" $.root "arm" $.arm "key" $key) | trim | indent 2) | fromYaml).value -}}
+{{- end -}}
+{{- with include "drbert.pullSecrets" .root | trim }}
+{{ . }}
 {{- end }}
 serviceAccountName: {{ include "drbert.serviceAccount" .root }}
 automountServiceAccountToken: false
 # Services would put variables of their own beside DRBERT_*.
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" .root }}
+terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" . }}
 securityContext:
   {{- include "drbert.podSecurity" .root | nindent 2 }}
 {{- with $values.gpu.runtimeClassName }}
@@ -43,20 +44,38 @@ runtimeClassName: {{ . }}
 {{- with $values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with $values.nodeSelector }}
+{{- with $values.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with $values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with $values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $own.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat $values.tolerations (ternary $values.gpu.tolerations list $values.gpu.enabled) }}
+{{- with concat $own.tolerations (ternary $values.gpu.tolerations list $values.gpu.enabled) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.affinity }}
+{{- with $own.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- if $values.spread.enabled }}
+{{- if or $values.spread.enabled $values.topologySpreadConstraints }}
 topologySpreadConstraints:
+  {{- with $values.topologySpreadConstraints }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- if $values.spread.enabled }}
   {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
   - maxSkew: 1
     topologyKey: {{ $key }}
@@ -67,8 +86,12 @@ topologySpreadConstraints:
         {{- include "drbert.selector" (dict "root" $.root "component" "arm" "arm" $.name) | nindent 8 }}
   {{- end }}
 {{- end }}
-{{- if or (eq $model.source "initContainer") $model.digest }}
+{{- end }}
+{{- if or (eq $model.source "initContainer") $model.digest $values.extraInitContainers }}
 initContainers:
+  {{- with $values.extraInitContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   {{- if eq $model.source "initContainer" }}
   - name: model
     image: {{ $model.initContainer.image }}
@@ -91,10 +114,13 @@ initContainers:
     securityContext:
       {{- include "drbert.containerSecurity" .root | nindent 6 }}
     resources:
-      {{- toYaml $values.resources | nindent 6 }}
+      {{- toYaml $own.resources | nindent 6 }}
     volumeMounts:
       - {name: models, mountPath: /models}
       - {name: tmp, mountPath: /tmp}
+      {{- with $own.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
   {{- end }}
   {{- if $model.digest }}
   # The service holds every file against the manifest; this holds the manifest against what was asked for.
@@ -108,7 +134,7 @@ initContainers:
     securityContext:
       {{- include "drbert.containerSecurity" .root | nindent 6 }}
     resources:
-      {{- toYaml $values.resources | nindent 6 }}
+      {{- toYaml $own.resources | nindent 6 }}
     {{- if ne $model.source "baked" }}
     volumeMounts:
       {{- include "drbert.modelMount" $model | nindent 6 }}
@@ -122,16 +148,20 @@ containers:
     args:
       - {{ printf "%s=%s" (default .name .arm.modelName) (include "drbert.artifact" .) }}
       - --host
-      - 0.0.0.0
+      - {{ $values.host | quote }}
       - --port
       - "8000"
-      {{- if ne $values.variant "auto" }}
+      {{- if ne $own.variant "auto" }}
       - --variant
-      - {{ $values.variant }}
+      - {{ $own.variant }}
       {{- end }}
-    {{- with include "drbert.env" .root }}
+    {{- with include "drbert.env" . }}
     env:
       {{- trim . | nindent 6 }}
+    {{- end }}
+    {{- with $own.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
     {{- end }}
     ports:
       - {name: http, containerPort: 8000}
@@ -167,7 +197,7 @@ containers:
     securityContext:
       {{- include "drbert.containerSecurity" .root | nindent 6 }}
     resources:
-      {{- include "drbert.resources" .root | nindent 6 }}
+      {{- include "drbert.resources" (dict "root" .root "resources" $own.resources) | nindent 6 }}
     terminationMessagePolicy: FallbackToLogsOnError
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
@@ -181,6 +211,12 @@ containers:
       {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
       - {name: {{ $mount }}, mountPath: /etc/drbert/{{ $mount }}, readOnly: true}
       {{- end }}
+      {{- with $own.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+  {{- with $values.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: {{ $values.security.tmpSize }}}
@@ -207,6 +243,9 @@ volumes:
   {{- range $mount, $secret := include "drbert.secrets" .root | fromYaml }}
   - name: {{ $mount }}
     secret: {secretName: {{ $secret }}}
+  {{- end }}
+  {{- with $own.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end -}}
 
@@ -260,47 +299,54 @@ stall_after_s: engine_stall_timeout_s
 
 {{- define "drbert.env" -}}
 {{- $renamed := include "drbert.renamedSettings" . | fromYaml }}
-{{- range $name, $value := .Values.settings }}
+{{- $settings := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "settings") | fromYaml }}
+{{- $env := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "env") | fromYamlArray }}
+{{- range $name, $value := $settings }}
+{{- /* A measurement keeps its connections: each new one would count as time. */}}
+{{- if not (or (kindIs "invalid" $value) (and $.root.Values.proof.enabled (eq $name "max_connection_age_s"))) }}
 - {name: DRBERT_{{ get $renamed $name | default $name | upper }}, value: {{ include "drbert.plain" $value | quote }}}
 {{- end }}
-{{- if .Values.apiKeys.existingSecret }}
-- {name: DRBERT_API_KEYS_FILE, value: /etc/drbert/api-keys/{{ .Values.apiKeys.key }}}
 {{- end }}
-{{- if .Values.tls.existingSecret }}
+{{- if $.root.Values.apiKeys.existingSecret }}
+- {name: DRBERT_API_KEYS_FILE, value: /etc/drbert/api-keys/{{ $.root.Values.apiKeys.key }}}
+{{- end }}
+{{- if $.root.Values.tls.existingSecret }}
 - {name: DRBERT_TLS_CERTIFICATE, value: /etc/drbert/tls/tls.crt}
 - {name: DRBERT_TLS_KEY, value: /etc/drbert/tls/tls.key}
 {{- end }}
-{{- if .Values.gpu.enabled }}
+{{- if $.root.Values.gpu.enabled }}
 - {name: DRBERT_GPU_CACHE, value: /cache}
 {{- end }}
-{{- if .Values.admin.enabled }}
-- {name: DRBERT_ADMIN_PORT, value: {{ .Values.admin.port | quote }}}
-- {name: DRBERT_ADMIN_HOST, value: 0.0.0.0}
-- {name: DRBERT_ADMIN_KEYS_FILE, value: /etc/drbert/admin-keys/{{ .Values.admin.key }}}
+{{- if $.root.Values.admin.enabled }}
+- {name: DRBERT_ADMIN_PORT, value: {{ $.root.Values.admin.port | quote }}}
+- {name: DRBERT_ADMIN_HOST, value: {{ $.root.Values.host | quote }}}
+- {name: DRBERT_ADMIN_KEYS_FILE, value: /etc/drbert/admin-keys/{{ $.root.Values.admin.key }}}
 {{- end }}
-{{- with .Values.env }}
+{{- with $env }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
 {{/* preStop, then the service's own drain, then its goodbye; refused if somebody gives less. */}}
 {{- define "drbert.graceSeconds" -}}
-{{- $drain := default 20 .Values.settings.drain_timeout_s | float64 | ceil | int -}}
-{{- $least := add (int .Values.shutdown.preStopSeconds) $drain 10 | int -}}
-{{- if kindIs "invalid" .Values.shutdown.graceSeconds -}}
+{{- $settings := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "settings") | fromYaml -}}
+{{- $drain := default 20 $settings.drain_timeout_s | float64 | ceil | int -}}
+{{- $least := add (int .root.Values.shutdown.preStopSeconds) $drain 10 | int -}}
+{{- if kindIs "invalid" .root.Values.shutdown.graceSeconds -}}
 {{ $least }}
-{{- else if lt (int .Values.shutdown.graceSeconds) $least -}}
-{{- fail (printf "shutdown.graceSeconds is %d, and a pod that goes away needs %d: %d of preStopSeconds, %d of settings.drain_timeout_s and 10 to end; raise it, leave it out, or lower those." (int .Values.shutdown.graceSeconds) $least (int .Values.shutdown.preStopSeconds) $drain) -}}
+{{- else if lt (int .root.Values.shutdown.graceSeconds) $least -}}
+{{- fail (printf "shutdown.graceSeconds is %d, and a pod that goes away needs %d: %d of preStopSeconds, %d of settings.drain_timeout_s and 10 to end; raise it, leave it out, or lower those." (int .root.Values.shutdown.graceSeconds) $least (int .root.Values.shutdown.preStopSeconds) $drain) -}}
 {{- else -}}
-{{ int .Values.shutdown.graceSeconds }}
+{{ int .root.Values.shutdown.graceSeconds }}
 {{- end -}}
 {{- end -}}
 
 {{/* A GPU is requested as it is limited; Kubernetes knows no other way. */}}
 {{- define "drbert.resources" -}}
-{{- $resources := deepCopy .Values.resources -}}
-{{- if .Values.gpu.enabled -}}
-{{- $gpu := dict .Values.gpu.resourceName (int .Values.gpu.count) -}}
+{{- $resources := deepCopy .resources -}}
+{{- $gpus := .root.Values.gpu -}}
+{{- if $gpus.enabled -}}
+{{- $gpu := dict $gpus.resourceName (int $gpus.count) -}}
 {{- $_ := set $resources "requests" (merge $gpu (default dict $resources.requests)) -}}
 {{- $_ := set $resources "limits" (merge (deepCopy $gpu) (default dict $resources.limits)) -}}
 {{- end -}}
@@ -309,10 +355,12 @@ stall_after_s: engine_stall_timeout_s
 
 {{- define "drbert.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
+{{- if .Values.security.setIds }}
+runAsUser: {{ int64 .Values.security.runAsUser }}
+runAsGroup: {{ int64 .Values.security.runAsGroup }}
+fsGroup: {{ int64 .Values.security.fsGroup }}
 fsGroupChangePolicy: OnRootMismatch
+{{- end }}
 seccompProfile: {type: {{ .Values.security.seccompProfile }}}
 {{- end -}}
 
