@@ -9,6 +9,8 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks convbert                ConvBERT's engine time by BERT's
     python -m benchmarks overhead                what HTTP, queue and answer add to the engine
     python -m benchmarks peers                   comparison with other servers of one classifier
+    python -m benchmarks rerank                  the same of a reranker
+    python -m benchmarks fleet                   many pods, by a simulation of one service
 
     python -m benchmarks gpu                     all of it on an NVIDIA GPU, in stages
 
@@ -22,6 +24,7 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks subnormals ARTIFACT...  subnormal numbers in weights and activations
     python -m benchmarks last_layer ARTIFACT     the narrowed last layer by the whole one
     python -m benchmarks engines ARTIFACT        the variants by each engine that can run them
+    python -m benchmarks heads                   one model with three heads by three models
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ BENCHMARKS = {
         "comparison with Infinity, transformers, optimum, OpenVINO and LitServe on the same"
         " processors"
     ),
+    "fleet": "how do requests reach many pods best? a simulation, fitted to one service",
+    "rerank": "comparison with Infinity and sentence-transformers, of a reranker",
     "gpu": (
         "the service on an NVIDIA GPU: numerics, latency, throughput, PyTorch, and the twins' proof"
     ),
@@ -67,12 +72,14 @@ BENCHMARKS = {
     ),
     "subnormals": "count subnormal numbers in artifacts' weights and in their activations",
     "engines": "which engine computes a batch fastest on this processor?",
+    "heads": "what it saves to compute classifiers of one encoder as one model",
     "last_layer": "what it saves to compute the last layer for first tokens only",
 }
 
 FOLDERS = {
+    "benchmarks.peers": ("rerank",),
     "benchmarks.proving": ("judge", "delays", "neighbour", "random_twins"),
-    "benchmarks.graphs": ("engines", "last_layer", "subnormals"),
+    "benchmarks.graphs": ("engines", "heads", "last_layer", "subnormals"),
 }
 """Benchmarks whose modules are in a folder of their own."""
 

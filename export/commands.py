@@ -8,6 +8,7 @@ The command line of export.
         --layers 2 --gate more-reviews.jsonl
     drbert-export examples/checkpoints/drbert-mini-sst2 artifacts/drbert-with-decoder
         --keep-decoder
+    drbert-export sentiment=SENTIMENT artifacts/several --head topic=TOPIC --head intent=INTENT
 
 The steps are in export/pipeline.py.
 """
@@ -25,6 +26,7 @@ from export.graph.variants import DEFAULT_VARIANTS, RECIPES, gated_variants
 from export.manifest import TASKS
 from export.pipeline import Quantization, export
 from export.texts import BUNDLED_TEXTS
+from service.artifact import HEAD_NAME
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         reduce_range=options.reduce_range,
     )
     manifest = export(
-        options.checkpoint,
+        _heads(options) if options.head else options.checkpoint,
         options.artifact,
         variants=_variants(
             options.variants,
@@ -69,6 +71,30 @@ def main(arguments: Sequence[str]) -> int:
         gates.append(manifest.distilled.gate)
     failed = any(gate.status != "passed" for gate in gates)
     return 1 if options.require_gate and failed else 0
+
+
+def _heads(options: Namespace) -> dict[str, str]:
+    """Return the checkpoints of a model with several heads, by the names of their heads.
+
+    Raises BadUsage if a name is missing, cannot be one or is given twice.
+    """
+    heads: dict[str, str] = {}
+    for argument in (options.checkpoint, *options.head):
+        name, _, checkpoint = argument.partition("=")
+        if not checkpoint:
+            raise BadUsage(
+                f"{argument!r} names no head; with --head, every checkpoint is written"
+                " NAME=CHECKPOINT, the first one too."
+            )
+        if not HEAD_NAME.fullmatch(name):
+            raise BadUsage(
+                f"{name!r} cannot be the name of a head; one begins with a letter, holds letters,"
+                " digits, _ and -, at most 63, and is no verb of the API, such as infer or load."
+            )
+        if name in heads:
+            raise BadUsage(f"Two heads are called {name!r}; give each a name of its own.")
+        heads[name] = checkpoint
+    return heads
 
 
 def _distillation(options: Namespace) -> Distillation | None:
@@ -100,6 +126,15 @@ def _parser() -> Parser:
         "checkpoint", help="Hugging Face folder with safetensors or an ONNX graph, or a hub id"
     )
     parser.add_argument("artifact", type=Path, help="folder to write")
+    parser.add_argument(
+        "--head",
+        action="append",
+        metavar="NAME=CHECKPOINT",
+        help=(
+            "a checkpoint with the same encoder, whose head the model gets too; the first"
+            " checkpoint is written NAME=CHECKPOINT then. May be repeated"
+        ),
+    )
     parser.add_argument(
         "--variants",
         help=(

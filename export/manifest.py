@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from service.artifact import (
     SCHEMA_VERSION,
     Dropped,
     Gate,
+    Head,
     Manifest,
     Task,
     Variant,
@@ -87,6 +88,8 @@ class Signature:
     """Longest text that the model reads, in tokens, special tokens included."""
     truncation_side: Literal["right", "left"]
     """End at which the checkpoint's tokenizer cuts a text that is too long."""
+    heads: dict[str, Head] = field(default_factory=dict)
+    """The heads of a model with several, by name; empty for a model with one."""
 
 
 def read_signature(
@@ -163,6 +166,7 @@ def describe_artifact(
         kept_decoder_layers=discarded.layers if keep_decoder else 0,
         variants={name: _describe_variant(folder, name) for name in variants},
         files={path.name: sha256(path) for path in sorted(folder.iterdir())},
+        heads=signature.heads,
         checksum="",
         provenance=provenance,
     )

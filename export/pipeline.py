@@ -8,18 +8,17 @@ that raises leaves nothing behind.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from command import BadInput, BadUsage
-from export.checkpoint.loading import Checkpoint, build_model, embedding_rows, read_checkpoint
+from export.checkpoint.loading import Checkpoint, build_model, embedding_rows
 from export.checkpoint.reference import PROBES, Reference, TextOrPair, texts_for
-from export.checkpoint.tokenizer import load_tokenizer, write_tokenizer
+from export.checkpoint.tokenizer import write_tokenizer
 from export.checks.gate import MIN_TEXTS, gate_by_agreement, gate_by_parity
 from export.checks.verify import (
     check_lengths,
@@ -36,20 +35,25 @@ from export.graph.attention import with_export_attention
 from export.graph.imported_graph import ImportedModel
 from export.graph.onnx_file import export_onnx, flush_subnormal_weights, graph_inputs, read_inputs
 from export.graph.variants import DEFAULT_VARIANTS, RECIPES, VariantSource
+from export.heads import (
+    Classifier,
+    HeadsReference,
+    joined_signature,
+    merge_graphs,
+    read_classifier,
+)
 from export.manifest import (
     Network,
     Signature,
     accepts_pairs,
     describe_artifact,
     read_provenance,
-    read_signature,
     write_manifest,
 )
 from export.model_source import (
     check_options_of_graph,
     choose_reference,
     count_parameters,
-    read_imported_model,
 )
 from export.package import draft_artifact, replace_artifact, resolve_target
 from export.student import Student, gate_student, train_student
@@ -94,7 +98,7 @@ class Quantization:
 
 
 def export(
-    source: str,
+    source: str | Mapping[str, str],
     target: Path,
     *,
     variants: Sequence[str] = DEFAULT_VARIANTS,
@@ -108,6 +112,7 @@ def export(
 
     An int8 variant is compared with cpu-fp32, which is therefore built with it. With
     `distillation`, the artifact is of a smaller model, which learns from the checkpoint first.
+    Several checkpoints on one encoder, by the names of their heads, become one model.
     Raises BadInput, BadUsage or Unavailable for a checkpoint that cannot be exported, with the
     reason.
     """
@@ -116,30 +121,36 @@ def export(
     if is_compared and "cpu-fp32" not in variants:
         variants = ("cpu-fp32", *variants)
     target = resolve_target(target)
-    checkpoint = read_checkpoint(source, revision)
-    if checkpoint.graph is not None:
-        check_options_of_graph(checkpoint, keep_decoder, distillation)
-    model = read_imported_model(checkpoint) or build_model(checkpoint, keep_decoder)
-    tokenizer = load_tokenizer(checkpoint.directory)
-    signature = read_signature(checkpoint, model.config, tokenizer, task)
+    heads = {"": source} if isinstance(source, str) else source
+    if len(heads) > 1:
+        _check_for_heads(task, keep_decoder, revision, distillation)
+    classifiers = {
+        name: read_classifier(head, revision, task, keep_decoder) for name, head in heads.items()
+    }
+    _check_graphs_and_report(list(classifiers.values()), keep_decoder, distillation)
+    [classifier, *others] = classifiers.values()
+    checkpoint, tokenizer = classifier.checkpoint, classifier.tokenizer
+    signature = joined_signature(classifiers) if others else classifier.signature
     if signature.task == "token_labels":
         _check_for_token_labels(variants, quantization, distillation)
     calibration_texts, gate_texts = _read_quantization_texts(quantization, signature.labels)
-    _report_discarded(checkpoint, keep_decoder)
     student: Student | None = None
     if distillation is not None:
         student = train_student(checkpoint, tokenizer, signature, distillation, gate_texts, target)
         checkpoint, gate_texts = student.checkpoint, student.gate_texts
-        model = build_model(checkpoint)
+        classifier = replace(classifier, checkpoint=checkpoint, model=build_model(checkpoint))
+        classifiers = {"": classifier}
 
     with draft_artifact(target) as folder:
-        flushed = _write_graph(folder, checkpoint, model, tokenizer, signature)
-        reference = choose_reference(checkpoint, model, tokenizer, signature, keep_decoder)
-        _build_variants(folder, model.config, variants, reference, calibration_texts, quantization)
+        parameters = _write_graph(folder, classifiers, signature)
+        flushed = _flush_subnormal_weights(folder / "model.onnx")
+        reference = _choose_reference(list(classifiers.values()), keep_decoder)
+        config = classifier.model.config
+        _build_variants(folder, config, variants, reference, calibration_texts, quantization)
         manifest = describe_artifact(
             folder,
             checkpoint,
-            Network(model.config, count_parameters(model)),
+            Network(config, parameters),
             signature,
             variants,
             keep_decoder=keep_decoder,
@@ -161,6 +172,33 @@ def export(
     if student is not None:
         shutil.rmtree(student.folder)
     return manifest
+
+
+def _check_for_heads(
+    task: Task | None,
+    keep_decoder: bool,
+    revision: str | None,
+    distillation: Distillation | None,
+) -> None:
+    """Raise BadUsage for options that a model with several heads does not have."""
+    for option, is_given in (
+        ("--distill", distillation is not None),
+        ("--keep-decoder", keep_decoder),
+        ("--task", task is not None),
+        ("--revision", revision is not None),
+    ):
+        if is_given:
+            raise BadUsage(f"{option} is for a model with one head; leave it out with --head.")
+
+
+def _check_graphs_and_report(
+    classifiers: Sequence[Classifier], keep_decoder: bool, distillation: Distillation | None
+) -> None:
+    """Raise BadUsage for options that ONNX graphs do not have; print what will be left out."""
+    for classifier in classifiers:
+        if classifier.checkpoint.graph is not None:
+            check_options_of_graph(classifier.checkpoint, keep_decoder, distillation)
+        _report_discarded(classifier.checkpoint, keep_decoder)
 
 
 def _check_for_token_labels(
@@ -239,30 +277,45 @@ def _report_discarded(checkpoint: Checkpoint, keep_decoder: bool) -> None:
         )
 
 
-def _write_graph(
-    folder: Path,
-    checkpoint: Checkpoint,
-    model: Any,
-    tokenizer: PreTrainedTokenizerFast,
-    signature: Signature,
-) -> int:
-    """Write tokenizer.json and the fp32 graph; return how many subnormal weights became zero."""
-    graph, max_tokens = folder / "model.onnx", signature.max_tokens
-    if isinstance(model, ImportedModel):
-        rows = model.embedding_rows
-        shutil.copyfile(model.graph, graph)
+def _write_graph(folder: Path, classifiers: Mapping[str, Classifier], signature: Signature) -> int:
+    """Write tokenizer.json and the fp32 graph; return the number of its weights."""
+    graph, [classifier, *others] = folder / "model.onnx", classifiers.values()
+    model = classifier.model
+    parameters = count_parameters(model)
+    if others:
+        graphs = {name: folder / f"head-{name}.onnx" for name in classifiers}
+        for name, path in graphs.items():
+            _write_graph_of(classifiers[name], path)
+        parameters += merge_graphs(graphs, graph, len(signature.labels))
     else:
-        print("exporting the graph", flush=True)
-        rows = embedding_rows(model)
-        export_onnx(
-            with_export_attention(model),
-            graph,
-            graph_inputs(model, tokenizer.model_input_names),
-            max_tokens,
-            labels_tokens=signature.task == "token_labels",
-        )
-    write_tokenizer(tokenizer, checkpoint.directory, rows, folder / "tokenizer.json")
-    check_lengths(graph, model.config.model_type, max_tokens, rows)
+        _write_graph_of(classifier, graph)
+    is_imported = isinstance(model, ImportedModel)
+    rows = model.embedding_rows if is_imported else embedding_rows(model)
+    write_tokenizer(
+        classifier.tokenizer, classifier.checkpoint.directory, rows, folder / "tokenizer.json"
+    )
+    check_lengths(graph, model.config.model_type, signature.max_tokens, rows)
+    return parameters
+
+
+def _write_graph_of(classifier: Classifier, path: Path) -> None:
+    """Write the fp32 graph of one checkpoint."""
+    model, signature = classifier.model, classifier.signature
+    if isinstance(model, ImportedModel):
+        shutil.copyfile(model.graph, path)
+        return
+    print("exporting the graph", flush=True)
+    export_onnx(
+        with_export_attention(model),
+        path,
+        graph_inputs(model, classifier.tokenizer.model_input_names),
+        signature.max_tokens,
+        labels_tokens=signature.task == "token_labels",
+    )
+
+
+def _flush_subnormal_weights(graph: Path) -> int:
+    """Set subnormal weights to zero; return how many there were, and print it."""
     flushed = flush_subnormal_weights(graph)
     if flushed:
         print(
@@ -271,6 +324,15 @@ def _write_graph(
             flush=True,
         )
     return flushed
+
+
+def _choose_reference(classifiers: Sequence[Classifier], keep_decoder: bool) -> Reference:
+    """Return what the variants are compared with."""
+    references = [
+        choose_reference(each.checkpoint, each.model, each.tokenizer, each.signature, keep_decoder)
+        for each in classifiers
+    ]
+    return HeadsReference(references) if len(references) > 1 else references[0]
 
 
 def _build_variants(

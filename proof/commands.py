@@ -304,7 +304,12 @@ def _add_report(commands: Any) -> None:
 
 def _identity(options: argparse.Namespace) -> int:
     result = identity.compare(options.a, options.b)
-    print(json.dumps(result, indent=2) if options.json else identity.describe(result))
+    if options.json:
+        same_body = identity.have_same_body(options.a, options.b)
+        print(json.dumps(result | {"same_body": same_body}, indent=2))
+    else:
+        lines = identity.describe(result), identity.describe_body(options.a, options.b)
+        print("\n".join(filter(None, lines)))
     return 0 if result["same"] else 1
 
 

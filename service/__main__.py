@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from command import BadUsage, Parser, finish
 from service import server
-from service.artifact import Task
+from service.artifact import Task, TextTask
 from service.checkpoints.cache import CheckpointCache
 from service.checkpoints.exporter import ExportOptions
 from service.checkpoints.source import ModelSource
@@ -61,8 +61,9 @@ def serve(arguments: Sequence[str]) -> int:
     tasks: dict[str, Task] = {}
     for name, artifact in artifacts.items():
         # The score of a single label is a number: as a label it would always agree.
-        is_number = len(artifact.manifest.labels) == 1
-        tasks[name] = "regression" if is_number else artifact.manifest.task
+        main_head = artifact.manifest.parts[0].manifest
+        is_number = len(main_head.labels) == 1
+        tasks[name] = "regression" if is_number else main_head.task
     pairing = shadow_pairing(options.shadow, options.shadow_of, options.fraction, tasks)
     admin = None
     if settings.admin_port is not None:
@@ -119,7 +120,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     export = parser.add_argument_group("checkpoints", "options of drbert-export, for checkpoints")
     export.add_argument(
         "--task",
-        choices=[task for task in get_args(Task) if task != "token_labels"],
+        choices=get_args(TextTask),
         help="task of the models (default: by their config.json)",
     )
     export.add_argument(

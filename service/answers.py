@@ -23,8 +23,11 @@ TASK_ACTIVATIONS: Mapping[Task, Activation] = {
     "multi_label": "sigmoid",
     "regression": "none",
     "token_labels": "softmax",
+    "heads": "none",
 }
-"""The activation of each task."""
+"""The activation of each task; each of several heads has that of its own task."""
+OF_THE_TEXT = frozenset({"index", "tokens", "truncated"})
+"""Fields of an answer that say nothing of a head."""
 
 
 def classification(
@@ -53,6 +56,19 @@ def classification(
         assigned = _assigned(order, activate(values, "sigmoid"), threshold)
     answer = _answer(index, manifest.labels, probs, order, assigned, top_k, threshold, with_probs)
     return answer | {"tokens": encoded.tokens, "truncated": encoded.truncated}
+
+
+def heads_classification(by_head: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the answer for one text by several heads, from the answer of each.
+
+    It is that of the first head, and has all of them under `heads`.
+    """
+    [first, *_] = by_head.values()
+    heads = {
+        name: {key: value for key, value in answer.items() if key not in OF_THE_TEXT}
+        for name, answer in by_head.items()
+    }
+    return first | {"heads": heads}
 
 
 def zero_shot_classification(

@@ -54,8 +54,10 @@ CHECKPOINT_FILES = (
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-Task = Literal["single_label", "multi_label", "regression", "token_labels"]
-"""`token_labels`: a label for each token of a text; the others are of a whole text."""
+TextTask = Literal["single_label", "multi_label", "regression"]
+"""What a classifier answers about a whole text."""
+Task = TextTask | Literal["token_labels", "heads"]
+"""`token_labels`: a label for each token of a text. `heads`: several heads, each with a task."""
 Precision = Literal["f32", "bf16", "f16", "i8"]
 UnquantizedPrecision = Literal["f32", "bf16"]
 """Precision in which a graph computes what it does not quantize."""
@@ -187,6 +189,10 @@ class SelfCheck(_Part):
     """
     tolerance: float = Field(gt=0)
     """The largest difference of a logit that another processor's rounding may cause."""
+    tolerances: list[float] = []
+    """The same of each head of a model with several, whose logits may be of different sizes; the
+    largest of them is `tolerance`. Empty for a model with one head.
+    """
 
 
 class Variant(_Part):
@@ -249,6 +255,27 @@ class Distilled(_Part):
     """Its agreement with its teacher, on texts that it did not learn on."""
 
 
+HEAD_NAME = re.compile(
+    r"(?!(?:infer|config|stats|load|unload|ready|versions)$)[A-Za-z_][A-Za-z0-9_-]{0,62}"
+)
+"""What a head may be called: it follows its model's name and a slash in paths, some of which end
+with a verb.
+"""
+
+
+class Head(_Part):
+    """One of several classification heads on one encoder."""
+
+    task: TextTask
+    labels: list[str] = Field(min_length=1)
+    activation: Literal["sigmoid", "none"] | None = None
+    """As in Manifest."""
+    checkpoint: str
+    """Name of the folder that it was exported from."""
+    checkpoint_sha256: str
+    """SHA-256 of that folder's weights."""
+
+
 PACKABLE_FAMILIES = (
     "albert",
     "bert",
@@ -306,6 +333,10 @@ class Manifest(_Part):
     variants: dict[str, Variant] = Field(min_length=1)
     files: dict[str, str] = Field(max_length=MOST_FILES)
     """SHA-256 of every file in the folder except the manifest, by name."""
+    heads: dict[str, Head] = {}
+    """The heads of a model with several, in the order of their logits, the main one first; `labels`
+    are then those of all heads, as head/label. Empty for a model with one head.
+    """
     provenance: dict[str, str]
     checksum: str = Field(validation_alias="seal", serialization_alias="seal")
     """SHA-256 of all other fields; see manifest_checksum."""
@@ -339,15 +370,67 @@ class Manifest(_Part):
                 raise ValueError(f"{user} uses {name}, which files does not list")
         return self
 
+    @model_validator(mode="after")
+    def _labels_are_those_of_heads(self) -> Manifest:
+        if bool(self.heads) != (self.task == "heads"):
+            raise ValueError("a model has the task heads if it has several, and no other one then")
+        for name in self.heads:
+            if not HEAD_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a head")
+        if self.heads and self.labels != labels_of(self.heads):
+            raise ValueError("labels are not those of its heads")
+        for name, variant in self.variants.items():
+            recorded = variant.self_check.tolerances if variant.self_check else []
+            if recorded and len(recorded) != len(self.heads):
+                raise ValueError(f"{name} has no tolerance for each of its heads")
+        return self
+
     @property
     def labels_tokens(self) -> bool:
         """Whether the model labels the tokens of a text, and not the text."""
         return self.task == "token_labels"
 
     @property
+    def by_head(self) -> dict[str, HeadView]:
+        """Each head as a model of its own, by name; empty for a model with one head."""
+        views, begin = {}, 0
+        for name, head in self.heads.items():
+            alone = self.model_copy(
+                update={
+                    "task": head.task,
+                    "labels": head.labels,
+                    "activation": head.activation,
+                    "heads": {},
+                }
+            )
+            views[name] = HeadView(slice(begin, begin + len(head.labels)), alone)
+            begin += len(head.labels)
+        return views
+
+    @property
+    def parts(self) -> list[HeadView]:
+        """Each head as a model of its own, the main one first; all of a model with one head."""
+        return list(self.by_head.values()) or [HeadView(slice(None), self)]
+
+    @property
     def can_pack(self) -> bool:
         """Whether OpenVINO can run several texts in one row."""
         return self.padding_invariant and self.family in PACKABLE_FAMILIES
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """One head of a model, seen as a model."""
+
+    columns: slice
+    """Its logits among those of all heads."""
+    manifest: Manifest
+    """The manifest of a model with this head alone."""
+
+
+def labels_of(heads: Mapping[str, Head]) -> list[str]:
+    """Return the labels of all heads, as head/label, in the order of their logits."""
+    return [f"{name}/{label}" for name, head in heads.items() for label in head.labels]
 
 
 @dataclass(frozen=True)

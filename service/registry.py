@@ -8,13 +8,14 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from service import self_check
 from service.artifact import Artifact
 from service.batching.batcher import Batcher, BatchStats
 from service.batching.queue import BatchLimits
+from service.batching.requests import Result
 from service.classifier import Classifier
 from service.errors import InvalidInput, LoadInProgress, UnknownModel
 from service.host import cpu_time
@@ -41,6 +42,36 @@ class LoadedModel:
     """With the answers of the exporting host; None if the artifact holds none."""
     users: int = 0
     """Requests that acquired the model and are not answered yet."""
+    head: str | None = None
+    """The head that it stands for, of a model with several; None: all of the model."""
+    columns: slice | None = None
+    """Its logits among those of the batcher's results; None: all of them."""
+    whole: LoadedModel | None = None
+    """The model whose head it is."""
+    heads: dict[str, LoadedModel] = field(default_factory=dict)
+    """Each head of a model with several, by name, the main one first."""
+
+    def __post_init__(self) -> None:
+        """Add its heads, which requests may name as NAME/HEAD."""
+        for head, view in self.artifact.manifest.by_head.items():
+            self.heads[head] = replace(
+                self,
+                artifact=replace(self.artifact, manifest=view.manifest),
+                head=head,
+                columns=view.columns,
+                whole=self,
+                heads={},
+            )
+
+    @property
+    def main(self) -> LoadedModel:
+        """The head that answers requests which name the model alone; itself if it has one head."""
+        return next(iter(self.heads.values()), self)
+
+    @property
+    def full_name(self) -> str:
+        """What requests call it: the model's name, and the head's if it stands for one."""
+        return self.name if self.head is None else f"{self.name}/{self.head}"
 
     @property
     def identity(self) -> str:
@@ -53,11 +84,17 @@ class LoadedModel:
         return self.choice.runtime in ON_A_GPU
 
     def __enter__(self) -> LoadedModel:
-        self.users += 1
+        (self.whole or self).users += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.users -= 1
+        (self.whole or self).users -= 1
+
+    def results_of_head(self, results: Sequence[Result]) -> list[Result]:
+        """Return results with the logits of its head only."""
+        if self.columns is None:
+            return list(results)
+        return [replace(result, value=result.value[self.columns]) for result in results]
 
 
 class ModelRegistry:
@@ -129,6 +166,10 @@ class ModelRegistry:
         """
         with self._lock:
             model = self.get(name)
+            if model.whole is not None:
+                raise InvalidInput(
+                    f"{name} is a head of {model.name}; unload that model.", param="model"
+                )
             if len(self.loaded) == 1:
                 raise InvalidInput(
                     f"{name} is the only model; load another one first.", param="model"
@@ -145,6 +186,8 @@ class ModelRegistry:
             del self._classifiers[model.key], self._names[model.key]
             self.batcher.queue.capacity.forget(model.key)
             self._configure_batcher()
+            # They refer to each other, and the garbage collector runs seldom.
+            model.heads.clear()
             if model.name not in self.loaded:
                 self._metrics.remove_model(model.name)
         log.info("model let go", extra={"model": model.name, "digest": model.artifact.digest})
@@ -156,23 +199,40 @@ class ModelRegistry:
         """
         if name is None and self.default not in self.loaded:
             raise UnknownModel(
-                f"The default model is not loaded any more; name one of {', '.join(self.loaded)}.",
+                f"The default model is not loaded any more; name one of {', '.join(self.names())}.",
                 param="model",
             )
         return self.get(self.default if name is None else name)
 
     def get(self, name: str) -> LoadedModel:
-        """Return the model of that name; raises UnknownModel if it is not loaded."""
+        """Return the model of that name, or the head NAME/HEAD; raises UnknownModel."""
         model = self.loaded.get(name)
         if model is None:
+            whole, _, head = name.rpartition("/")
+            model = self.loaded[whole].heads.get(head) if whole in self.loaded else None
+        if model is None:
             raise UnknownModel(
-                f"No model has that name; loaded are {', '.join(self.loaded)}.", param="model"
+                f"No model has that name; loaded are {', '.join(self.names())}.", param="model"
             )
         return model
 
+    def names(self) -> dict[str, LoadedModel]:
+        """Return what a request may name: each model, followed by its heads if it has several."""
+        named: dict[str, LoadedModel] = {}
+        for name, model in self.loaded.items():
+            named[name] = model
+            named |= {head.full_name: head for head in model.heads.values()}
+        return named | self.loaded
+
     def set_default(self, name: str) -> None:
-        """Answer requests that name no model with this one; raises UnknownModel."""
-        self.default = self.get(name).name
+        """Answer requests that name no model with this one; raises UnknownModel.
+
+        Raises InvalidInput for a head: the default is a model, whose main head answers.
+        """
+        model = self.get(name)
+        if model.whole is not None:
+            raise InvalidInput(f"{name} is a head of {model.name}; name that model.", param="model")
+        self.default = name
 
     def _load(self, name: str, artifact: Artifact, stopping: Callable[[], bool]) -> LoadedModel:
         engine = load_engine(name, artifact, self._options, stopping)

@@ -101,23 +101,37 @@ def _texts(value: object) -> tuple[Text, ...]:
     return tuple(_text(item, f"input[{i}]") for i, item in enumerate(value))
 
 
-def _labels(value: object) -> tuple[str, ...] | None:
-    # Not by pydantic, which would make an error object for each of thousands of wrong labels.
+def _strings(value: object, field: str) -> tuple[str, ...] | None:
+    # Not by pydantic, which would make an error object for each of thousands of wrong strings.
     if value is None:
         return None
     if not isinstance(value, list):
         raise InvalidInput(
-            f"labels is {'a string' if isinstance(value, str) else _kind(value)}; it must be a list"
-            " of strings.",
-            param="labels",
+            f"{field} is {'a string' if isinstance(value, str) else _kind(value)}; it must be a"
+            " list of strings.",
+            param=field,
         )
-    for place, label in enumerate(value):
-        if not isinstance(label, str):
+    for place, item in enumerate(value):
+        if not isinstance(item, str):
             raise InvalidInput(
-                f"labels[{place}] is {_kind(label)}; it must be a string.",
-                param=f"labels[{place}]",
+                f"{field}[{place}] is {_kind(item)}; it must be a string.",
+                param=f"{field}[{place}]",
             )
     return tuple(value)
+
+
+def _labels(value: object) -> tuple[str, ...] | None:
+    return _strings(value, "labels")
+
+
+def _heads(value: object) -> tuple[str, ...] | None:
+    heads = _strings(value, "heads")
+    if heads == ():
+        raise InvalidInput(
+            "heads is an empty list; name at least one head, or leave it out for the main one.",
+            param="heads",
+        )
+    return heads
 
 
 def _kind(value: object) -> str:
@@ -223,6 +237,15 @@ class ClassifyRequest(BaseModel):
             "Zero-shot: judges each text by these labels. For models of natural language inference."
         ),
     )
+    heads: Annotated[
+        tuple[str, ...] | None, PlainValidator(_heads), WithJsonSchema(_LABELS_SCHEMA)
+    ] = Field(
+        default=None,
+        description=(
+            "Heads that answer, of a model with several. The text is computed once; without it the"
+            " main head answers."
+        ),
+    )
     hypothesis_template: str | None = Field(
         default=None,
         description=(
@@ -298,6 +321,22 @@ class LabelScore(BaseModel):
     score: float
 
 
+class HeadAnswer(BaseModel):
+    """What one head of a model with several says about a text."""
+
+    label: str = Field(description="The best label.")
+    score: float = Field(description="The best label's probability; for regression the value.")
+    labels: list[str] | None = Field(
+        default=None, description="Multi-label only: every label above the threshold (0.5)."
+    )
+    probs: list[float] | None = Field(
+        default=None,
+        description="Of every label in the head's order, unless the request says `probs: false`.",
+    )
+    num_classes: int
+    scores: list[LabelScore] = Field(description="Best first, cut by top_k and threshold.")
+
+
 class Classification(BaseModel):
     """One text's answer."""
 
@@ -322,6 +361,9 @@ class Classification(BaseModel):
     cached: bool | None = Field(
         default=None,
         description="True if it was computed for an equal text (only with DRBERT_CACHE_MIB).",
+    )
+    heads: dict[str, HeadAnswer] | None = Field(
+        default=None, description="The answer of each head that the request names."
     )
 
 

@@ -52,26 +52,41 @@ class Shadow:
     def consider(
         self, model: LoadedModel, request: ClassifyRequest, results: Sequence[Result]
     ) -> None:
-        """Run the second model for a share of the requests that `model` has answered."""
-        if model.name == self._pairing.of and self._draw.random() < self._pairing.fraction:
-            task = asyncio.create_task(self._compare(request, model, results))
+        """Run the second model for a share of the requests that `model` has answered.
+
+        A head that is not the main one is compared with the shadow's head of that name, if there is
+        one.
+        """
+        if model.name != self._pairing.of:
+            return
+        is_main = model.whole is None or model is model.whole.main
+        head = None if is_main else model.head
+        shadow = self._service.registry.loaded.get(self._pairing.shadow)
+        if head is not None and shadow is not None and head not in shadow.heads:
+            return
+        if self._draw.random() < self._pairing.fraction:
+            task = asyncio.create_task(self._compare(request, model, results, head))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
     async def _compare(
-        self, request: ClassifyRequest, answered_by: LoadedModel, answers: Sequence[Result]
+        self,
+        request: ClassifyRequest,
+        answered_by: LoadedModel,
+        answers: Sequence[Result],
+        head: str | None,
     ) -> None:
         service, name = self._service, self._pairing.shadow
         pool = request.window.pool if request.window else "first"
         try:
             expected = best_labels(answered_by, answers)
-            with service.acquire(name) as model:
+            with service.acquire(name if head is None else f"{name}/{head}") as model:
                 encoded = await encode(model.classifier, request, self._limits, service.executors)
                 results = await service.batcher.submit(
                     model.key, encoded.items, service.settings.request_timeout_s, background=True
                 )
                 _, results = merge_windows(encoded, results, pool)
-                labels = best_labels(model, results)
+                labels = best_labels(model.main, model.main.results_of_head(results))
         except ServiceError as error:
             # Too much work, or the model cannot take such a text. Callers never notice.
             self._count(FAILED if error.status == 500 else DROPPED, len(answers))

@@ -143,7 +143,8 @@ def write_card(directory: Path, name: str) -> None:
         served=served,
         task=finetuning["task"],
         pretrained=name.removesuffix(f"-{finetuning['task']}"),
-        recipe=" ".join(f"--{key.replace('_', '-')} {finetuning[key]}" for key in RECIPE),
+        recipe=" ".join(f"--{key.replace('_', '-')} {finetuning[key]}" for key in RECIPE)
+        + (" --freeze-encoder" if finetuning.get("freeze_encoder") else ""),
         millions=pretraining["tokens"] / 1e6,
         reconstruction=reconstruction,
     )

@@ -88,7 +88,11 @@ class Finetuning:
         if not summary.is_file():
             return False
         before = results.read_json(summary)
-        recipe = {key: before["finetuning"][key] for key in dataclasses.asdict(self.recipe)}
+        # What an earlier version did not record had its default.
+        recipe = {
+            field.name: before["finetuning"].get(field.name, field.default)
+            for field in dataclasses.fields(Recipe)
+        }
         encoder = results.read_json(self.encoder.folder(out) / "checkpoint/training.json")
         if recipe != dataclasses.asdict(self.recipe) or before["pretraining"] != encoder:
             raise BadInput(

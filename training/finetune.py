@@ -65,6 +65,8 @@ class Recipe:
     weight_decay: float = 0.01
     dropout: float = 0.1
     seed: int = 0
+    freeze_encoder: bool = False
+    """Whether only the head is trained, pooler included; classifiers then share their encoder."""
 
 
 def finetune(
@@ -96,6 +98,8 @@ def finetune(
 
     torch.manual_seed(recipe.seed)
     model = build_classifier(described, tensors, task, names, recipe.dropout)
+    if recipe.freeze_encoder:
+        freeze_encoder(model)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = ClassifierTrainer(
@@ -273,6 +277,12 @@ def build_classifier(
     return model
 
 
+def freeze_encoder(model: PreTrainedModel) -> None:
+    """Exclude the encoder's weights from training; those of a pooler belong to the head."""
+    for name, parameter in model.base_model.named_parameters():
+        parameter.requires_grad = name.startswith("pooler.")
+
+
 def save_classifier(
     model: PreTrainedModel,
     described: dict[str, Any],
@@ -333,7 +343,13 @@ def main(arguments: Sequence[str]) -> int:
         "--out", type=Path, required=True, help="the folder to write the classifier to"
     )
     parser.add_argument("--epochs", type=int, help="number of epochs (default: the task's)")
-    for field in fields(Recipe)[1:]:
+    parser.add_argument(
+        "--freeze-encoder",
+        action="store_true",
+        help="train the head only, so that several classifiers can share one encoder",
+    )
+    numbers = [field for field in fields(Recipe)[1:] if not isinstance(field.default, bool)]
+    for field in numbers:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=type(field.default),

@@ -10,6 +10,7 @@ texts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from service.artifact import (
     Artifact,
     Gate,
     LabelAgreement,
+    Manifest,
     Parity,
     Task,
     UnquantizedPrecision,
@@ -159,7 +161,16 @@ def judge_logits(
     `exact` is what the gate calls that model. `tokens` is the number of each text's tokens, if the
     model labels tokens; the logits are then those of all tokens.
     """
-    agrees = _agree(_compared_task(artifact), expected, answered, tokens)
+    by_part = [
+        _agree(
+            _compared_task(part.manifest),
+            expected[:, part.columns],
+            answered[:, part.columns],
+            tokens,
+        )
+        for part in artifact.manifest.parts
+    ]
+    agrees = np.all(by_part, axis=0)
     agreeing = int(agrees.sum())
     agreement = Agreement(
         texts=len(texts),
@@ -169,7 +180,7 @@ def judge_logits(
         accuracy=_accuracy(artifact, answered, texts),
         accuracy_of_fp32=_accuracy(artifact, expected, texts),
         unquantized_precision=unquantized_precision,
-        labels=_agreement_per_label(artifact, expected, agrees),
+        labels=_agreement_per_label(artifact.manifest, expected, by_part),
         required_per_label=required.of_each_label,
     )
     passed = len(texts) >= MIN_TEXTS and agreement.lower_bound >= required.lower_bound
@@ -195,38 +206,40 @@ def lower_bound(agreeing: int, texts: int) -> float:
     )
 
 
-def _compared_task(artifact: Artifact) -> Task:
+def _compared_task(manifest: Manifest) -> Task:
     """Return the task by which answers are compared.
 
     A single label is compared as a number, because as a label it would always agree.
     """
-    if artifact.manifest.labels_tokens:
+    if manifest.labels_tokens:
         return "token_labels"
-    return "regression" if len(artifact.manifest.labels) == 1 else artifact.manifest.task
+    return "regression" if len(manifest.labels) == 1 else manifest.task
 
 
 def _agreement_per_label(
-    artifact: Artifact, expected: Logits, agrees: npt.NDArray[np.bool_]
+    manifest: Manifest, expected: Logits, agreeing_by_part: Sequence[npt.NDArray[np.bool_]]
 ) -> dict[str, LabelAgreement]:
-    """Return the agreement over the texts to which fp32 gives each label.
+    """Return the agreement over the texts to which fp32 gives each label, of the label's head.
 
-    It is empty for a number, and for labels of tokens.
+    There are none for a number, and for labels of tokens.
     """
-    task = _compared_task(artifact)
-    if task in ("regression", "token_labels"):
-        return {}
     agreements = {}
-    for index, label in enumerate(artifact.manifest.labels):
-        given_by_fp32 = (
-            expected[:, index] > 0 if task == "multi_label" else expected.argmax(1) == index
-        )
-        texts = int(given_by_fp32.sum())
-        agreeing = int(agrees[given_by_fp32].sum())
-        agreements[label] = LabelAgreement(
-            texts=texts,
-            agreeing=agreeing,
-            lower_bound=lower_bound(agreeing, texts) if texts else 0.0,
-        )
+    names = iter(manifest.labels)
+    for part, agrees in zip(manifest.parts, agreeing_by_part, strict=True):
+        task, logits = _compared_task(part.manifest), expected[:, part.columns]
+        for index, name in enumerate(itertools.islice(names, len(part.manifest.labels))):
+            if task in ("regression", "token_labels"):
+                continue
+            given_by_fp32 = (
+                logits[:, index] > 0 if task == "multi_label" else logits.argmax(1) == index
+            )
+            texts = int(given_by_fp32.sum())
+            agreeing = int(agrees[given_by_fp32].sum())
+            agreements[name] = LabelAgreement(
+                texts=texts,
+                agreeing=agreeing,
+                lower_bound=lower_bound(agreeing, texts) if texts else 0.0,
+            )
     return agreements
 
 
@@ -323,7 +336,7 @@ def logits_of(classifier: Classifier, texts: Sequence[LabelledText]) -> Logits:
 
 def _accuracy(artifact: Artifact, logits: Logits, texts: Sequence[LabelledText]) -> float | None:
     """Return the share of labelled texts with the right best label; None if no text is labelled."""
-    if _compared_task(artifact) != "single_label":
+    if _compared_task(artifact.manifest) != "single_label":
         return None
     labels = artifact.manifest.labels
     right = [

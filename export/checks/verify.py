@@ -145,9 +145,8 @@ def measure_parity(
     if artifact.manifest.padding_invariant:
         batched = _probabilities(_batched_logits(classifier, texts), artifact)
     worst = max(float(np.abs(single - expected).max()), float(np.abs(batched - expected).max()))
-    agreement = float(
-        np.mean([single.argmax(1) == expected.argmax(1), batched.argmax(1) == expected.argmax(1)])
-    )
+    both = np.concatenate([single, batched])
+    agreement = _label_agreement(both, np.concatenate([expected, expected]), artifact)
     return Parity(
         texts=len(texts),
         max_probability_difference=worst,
@@ -174,13 +173,14 @@ def emulate_bf16(
         texts=len(texts),
         max_probability_difference=float(np.abs(answered - expected).max()),
         tolerance=tolerance,
-        label_agreement=float(np.mean(answered.argmax(1) == expected.argmax(1))),
+        label_agreement=_label_agreement(answered, expected, artifact),
     )
     if not np.isfinite(answered).all():
         raise ModelOutputInvalid("The model answers NaN or infinity in bf16.")
     probe_texts = _texts_of(probes)
     exact = reference.logits(probe_texts)
-    return parity, _self_check("bf16", exact, {"bf16": rounded.logits(probe_texts)})
+    answered_probes = {"bf16": rounded.logits(probe_texts)}
+    return parity, _self_check("bf16", exact, answered_probes, artifact)
 
 
 def read_probes(artifact: Artifact, texts: Sequence[TextOrPair], threads: int) -> list[Probe]:
@@ -224,7 +224,7 @@ def record_self_check(
         runtime.computes_in: answers(Classifier(artifact, runtime), probes)[0]
         for runtime in runtimes
     }
-    return _self_check(precision, exact, answered)
+    return _self_check(precision, exact, answered, artifact)
 
 
 def _texts_of(probes: Sequence[Probe]) -> list[TextOrPair]:
@@ -233,18 +233,31 @@ def _texts_of(probes: Sequence[Probe]) -> list[TextOrPair]:
     ]
 
 
-def _self_check(precision: Precision, exact: Logits, answered: Mapping[str, Logits]) -> SelfCheck:
+def _self_check(
+    precision: Precision, exact: Logits, answered: Mapping[str, Logits], artifact: Artifact
+) -> SelfCheck:
     """Return the answers to the probes by arithmetic precision, rounded to 8 digits.
 
-    The tolerance follows from their distance to the exact logits.
+    The tolerance of a head follows from the distance of its logits to the exact ones.
     """
-    noise = max(float(np.abs(logits - exact).max()) for logits in answered.values())
-    smallest = MIN_SELF_CHECK_TOLERANCE * max(1.0, float(np.abs(exact).max()))
-    tolerance = max(smallest, NOISE_SHARE[precision] * noise)
+    tolerances = []
+    for part in artifact.manifest.parts:
+        head = exact[:, part.columns]
+        noise = max(
+            float(np.abs(logits[:, part.columns] - head).max()) for logits in answered.values()
+        )
+        smallest = MIN_SELF_CHECK_TOLERANCE * max(1.0, float(np.abs(head).max()))
+        tolerances.append(float(f"{max(smallest, NOISE_SHARE[precision] * noise):.3g}"))
     rounded = {}
     for computed_in, logits in answered.items():
         rounded[computed_in] = [[float(f"{value:.8g}") for value in row] for row in logits.tolist()]
-    return SelfCheck.model_validate({"logits": rounded, "tolerance": float(f"{tolerance:.3g}")})
+    return SelfCheck.model_validate(
+        {
+            "logits": rounded,
+            "tolerance": max(tolerances),
+            "tolerances": tolerances if artifact.manifest.heads else [],
+        }
+    )
 
 
 def is_padding_invariant(
@@ -257,8 +270,12 @@ def is_padding_invariant(
     classifier = Classifier(artifact, OpenVinoRuntime(graph, "f32", threads))
     single = _single_logits(classifier, texts)
     batched = _batched_logits(classifier, texts)
-    tolerance = PADDING_TOLERANCE * max(1.0, float(np.abs(single).max()))
-    return float(np.abs(single - batched).max()) < tolerance
+    for part in artifact.manifest.parts:
+        head = single[:, part.columns]
+        tolerance = PADDING_TOLERANCE * max(1.0, float(np.abs(head).max()))
+        if float(np.abs(head - batched[:, part.columns]).max()) >= tolerance:
+            return False
+    return True
 
 
 def _single_logits(classifier: Classifier, texts: Sequence[TextOrPair]) -> Logits:
@@ -276,7 +293,16 @@ def _encode(classifier: Classifier, text: TextOrPair) -> Encoded:
 def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64]:
     """Return what callers get by default, (texts, labels)."""
     wide = logits.astype(np.float64)
-    activation = default_activation(artifact.manifest)
+    return np.concatenate(
+        [
+            _activate(wide[:, part.columns], default_activation(part.manifest))
+            for part in artifact.manifest.parts
+        ],
+        axis=1,
+    )
+
+
+def _activate(wide: npt.NDArray[np.float64], activation: str) -> npt.NDArray[np.float64]:
     if activation == "softmax":
         exponents = np.exp(wide - wide.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
@@ -285,3 +311,15 @@ def _probabilities(logits: Logits, artifact: Artifact) -> npt.NDArray[np.float64
         small = np.exp(-np.abs(wide))
         return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
     return wide
+
+
+def _label_agreement(
+    probabilities: npt.NDArray[np.float64], expected: npt.NDArray[np.float64], artifact: Artifact
+) -> float:
+    """Return the share of the texts that get the same best label, by the head that agrees least."""
+    return min(
+        float(
+            np.mean(probabilities[:, part.columns].argmax(1) == expected[:, part.columns].argmax(1))
+        )
+        for part in artifact.manifest.parts
+    )

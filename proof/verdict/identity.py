@@ -14,8 +14,9 @@ from typing import Any
 from graphs.canonical import Graph, first_differences, layers_only_in, split
 from graphs.files import read_graph
 from graphs.subnormals import count_subnormal_weights
+from graphs.values import first_difference, have_same_head
 from proof.evidence.store import EvidenceRejected
-from service.artifact import Artifact, read_artifact
+from service.artifact import Artifact, read_artifact, read_manifest
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,39 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "artifact_bytes": [_total_bytes(first), _total_bytes(second)],
         "distilled": [artifact.manifest.distilled is not None for artifact in (first, second)],
     }
+
+
+def have_same_body(a: Path, b: Path) -> bool | None:
+    """Return whether the encoders have the same weights too; None if a model has no fp32 graph."""
+    graphs = [_fp32_graph(folder) for folder in (a, b)]
+    if None in graphs:
+        return None
+    return first_difference(*(graph for graph in graphs if graph is not None)) is None
+
+
+def describe_body(a: Path, b: Path) -> str:
+    """Return a line about two models that differ in their heads only; empty if they do not."""
+    first, second = (_fp32_graph(folder) for folder in (a, b))
+    if first is None or second is None or not have_same_body(a, b):
+        return ""
+    manifests = [read_manifest(folder) for folder in (a, b)]
+    digests = {manifest.tokenizer_digest for manifest in manifests}
+    if have_same_head(first, second) or any(each.labels_tokens or each.heads for each in manifests):
+        return ""
+    remedy = (
+        " `drbert-export NAME=CHECKPOINT OUT --head NAME=CHECKPOINT` makes one model of both, which"
+        " runs the encoder once."
+    )
+    return (
+        "same body: their encoders have the same weights too, and only the heads differ."
+        f"{remedy if len(digests) == 1 else ''}"
+    )
+
+
+def _fp32_graph(folder: Path) -> Path | None:
+    artifact = read_artifact(folder)
+    variant = artifact.manifest.variants.get("cpu-fp32")
+    return None if variant is None else artifact.path(variant.files[0])
 
 
 def _total_bytes(artifact: Artifact) -> int:

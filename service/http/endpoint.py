@@ -44,6 +44,7 @@ from service.http.transport.request import (
     read_timeout,
 )
 from service.registry import LoadedModel
+from service.requests.heads import check_heads
 from service.schemas import ClassifyRequest
 from service.telemetry.tracing import RequestStats
 from service.tokenization.encoding import Items, encode, merge_windows
@@ -191,10 +192,13 @@ class ClassifyEndpoint:
                 raw = replace(raw, body=b"")  # The request's texts hold its content now.
             with self._service.acquire(request.model) as model:
                 call.stats.model = model.name
-                self._dialect.check(model.artifact.manifest, raw)
+                if request.heads is not None:
+                    check_heads(model.artifact.manifest, request.heads)
+                answering = model.main if request.heads is None else model
+                self._dialect.check(answering.artifact.manifest, raw)
                 if request.question is not None:
-                    request.question.places(model.artifact.manifest)  # raises if there are none
-                return await self._classify(call, model, raw, request)
+                    request.question.places(answering.artifact.manifest)  # raises if there are none
+                return await self._classify(call, answering, model.full_name, raw, request)
         finally:
             self._context.body_budget.release(budget_bytes)
 
@@ -223,8 +227,9 @@ class ClassifyEndpoint:
             return await self._in_parsing_thread(work, call.deadline, "parsed")
         except ServiceError:
             name = raw.model or raw.state.get("model")
-            if isinstance(name, str) and name in self._service.registry.loaded:
-                call.stats.model = name
+            named = self._service.registry.names().get(name) if isinstance(name, str) else None
+            if named is not None:
+                call.stats.model = named.name
             # A client that sends bad bodies in a tight loop delays no other.
             await self._context.refusal_pacer.wait()
             raise
@@ -241,27 +246,35 @@ class ClassifyEndpoint:
             ) from None
 
     async def _classify(
-        self, call: _Call, model: LoadedModel, raw: RawRequest, request: ClassifyRequest
+        self,
+        call: _Call,
+        model: LoadedModel,
+        name: str,
+        raw: RawRequest,
+        request: ClassifyRequest,
     ) -> tuple[Headers, list[bytes]]:
-        """Tokenize the texts, wait for their results, and write the answer."""
+        """Tokenize the texts, wait for their results, and write the answer of the model `name`."""
         stats, manifest = call.stats, model.artifact.manifest
         started_ns = time.monotonic_ns()
         items, results = await cancel_on_disconnect(
             call.receive, self._compute(call, model, request)
         )
         pool = request.window.pool if request.window else "first"
-        if items.whole is None or _is_small(manifest, items.items):
+        # The windows' logits are those of all heads.
+        whole = (model.whole or model).artifact.manifest
+        if items.whole is None or _is_small(whole, items.items):
             encoded, results = merge_windows(items, results, pool)
         else:
             merge = partial(merge_windows, items, results, pool)
             encoded, results = await self._service.executors.writing.run(merge)
+        results = model.results_of_head(results)
         slowest = results[0]
         if len(results) > 1:
             slowest = max(results, key=lambda result: result.queue_ns + result.inference_ns)
         completed = Completed(
             raw,
             request,
-            model.name,
+            name,
             manifest,
             encoded,
             results,
@@ -326,7 +339,8 @@ class ClassifyEndpoint:
             metrics.truncated.labels(model.name).inc(truncated)
         shadow = self._context.hooks.shadow
         if shadow is not None:
-            shadow.consider(model, completed.request, completed.results)
+            results = model.main.results_of_head(completed.results) if model.heads else None
+            shadow.consider(model.main, completed.request, results or completed.results)
 
     def _refusal(self, error: ServiceError, scope: Scope) -> tuple[int, Headers, list[bytes]]:
         scope["state"]["error_code"] = error.code

@@ -59,7 +59,11 @@ def engine_versions() -> dict[str, str]:
 
 
 def tasks(manifest: Manifest) -> list[str]:
-    """Return what a model is asked for: classification, token-classification and so on."""
+    """Return what a model is asked for: classification, token-classification and so on.
+
+    Of a model with several heads it is what the main one is asked for.
+    """
+    manifest = manifest.parts[0].manifest
     possible = {
         "classification": not manifest.labels_tokens,
         "token-classification": manifest.labels_tokens,
@@ -72,6 +76,7 @@ def tasks(manifest: Manifest) -> list[str]:
 def model_info(model: LoadedModel) -> dict[str, Any]:
     """Return what GET /info answers about one model."""
     manifest, runtime = model.artifact.manifest, model.classifier.runtime
+    main = model.main.artifact.manifest
     variant = manifest.variants[model.choice.variant]
     return {
         "load_position": model.load_position,
@@ -79,8 +84,9 @@ def model_info(model: LoadedModel) -> dict[str, Any]:
         "encoder_digest": variant.encoder_digest,
         "head_digest": variant.head_digest,
         "family": manifest.family,
-        "task": manifest.task,
-        "labels": manifest.labels,
+        "task": main.task,
+        "labels": main.labels,
+        "heads": {name: head.model_dump() for name, head in manifest.heads.items()},
         "takes_pairs": manifest.takes_pairs,
         "tasks": tasks(manifest),
         "max_tokens": manifest.max_tokens,

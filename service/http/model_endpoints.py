@@ -70,10 +70,11 @@ def add_model_list(app: FastAPI, service: ServiceState) -> None:
                     "created": service.started,
                     "owned_by": "drbert-serve",
                     "tasks": tasks(loaded.artifact.manifest),
+                    "heads": None if loaded.head else list(loaded.heads),
                 }
-                for name, loaded in service.registry.loaded.items()
+                for name, loaded in service.registry.names().items()
             ],
-            "models": list(service.registry.loaded),
+            "models": list(service.registry.names()),
         }
 
     @app.get("/v1/models/{model:name}", responses=UNKNOWN)
@@ -168,7 +169,7 @@ def add_infinity(app: FastAPI, service: ServiceState) -> None:
                     ),
                     "stats": stats,
                 }
-                for name, loaded in service.registry.loaded.items()
+                for name, loaded in service.registry.names().items()
             ],
         }
 
@@ -202,12 +203,12 @@ def refusal_headers(error: ServiceError) -> dict[str, str]:
 
 def tensors(loaded: LoadedModel) -> dict[str, Any]:
     """Return a model's inputs and outputs in the Open Inference Protocol."""
-    manifest = loaded.artifact.manifest
-    described = metadata(loaded.name, manifest.labels, manifest.takes_pairs)
+    manifest = loaded.main.artifact.manifest
+    described = metadata(loaded.full_name, manifest.labels, manifest.takes_pairs)
     # The protocol's tensors have a row for each text, and no place for labels of tokens.
     return described | {"outputs": []} if manifest.labels_tokens else described
 
 
 def readiness(loaded: LoadedModel) -> dict[str, Any]:
     """Return that a model is ready: a loaded one always is."""
-    return {"name": loaded.name, "ready": True}
+    return {"name": loaded.full_name, "ready": True}

@@ -41,12 +41,13 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         raise BadInput(f"Standard input is no JSON list of texts: {error}.") from None
     variant, classifier = load_plain(options.artifact, options.variant)
-    activation = default_activation(classifier.manifest)
+    main_head = classifier.manifest.parts[0]
+    activation = default_activation(main_head.manifest)
     scores = []
     for text in texts:
         logits = classifier.predict([classifier.encode(text)])[0]
-        scores.append(activate(logits.tolist(), activation))
-    labels = classifier.manifest.labels
+        scores.append(activate(logits[main_head.columns].tolist(), activation))
+    labels = main_head.manifest.labels
     print(json.dumps({"variant": variant, "labels": labels, "scores": scores}))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_fine_tuning_learns_and_keeps_the_decoder_as_it_was(tmp_path: Path) -> N
     card = (out / "README.md").read_text()
     assert "1.0000 in torch" in card
     assert "reconstruction of DrBERT" in card
+
+
+def test_classifiers_on_a_frozen_encoder_share_it_and_each_has_a_pooler(tmp_path: Path) -> None:
+    pretrained, data = encoder(tmp_path, "none"), write_task(tmp_path / "data")
+    for seed in (0, 1):
+        recipe = replace(QUICK, epochs=2, seed=seed, freeze_encoder=True)
+        finetune(pretrained, find_task("sst2"), data, tmp_path / str(seed), recipe)
+    first, second = (load_file(tmp_path / str(seed) / "model.safetensors") for seed in (0, 1))
+    differing = {name for name in first if not torch.equal(first[name], second[name])}
+    assert {name.removeprefix("bert.").partition(".")[0] for name in differing} == {
+        "pooler",
+        "classifier",
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import orjson
 
 from service import answers
-from service.artifact import Manifest
+from service.artifact import HeadView, Manifest
 from service.batching.requests import Result
 from service.classifier import Encoded
 from service.errors import InvalidInput, ServiceError
@@ -78,6 +78,9 @@ class Completed:
     def classifications(self) -> Iterator[dict[str, Any]]:
         """Yield each text's answer in our own format, in the order of the request."""
         question = self.request.question
+        if self.request.heads is not None:
+            views = self.manifest.by_head
+            return (self.heads_classification(index, views) for index in range(len(self.results)))
         if question is not None:
             return map(
                 self.zero_shot_classification, range(len(self.results) // len(question.labels))
@@ -106,22 +109,38 @@ class Completed:
 
     def classification(self, index: int) -> dict[str, Any]:
         """Return one text's answer in our own format."""
+        answer = self._classification(index, self.results[index].value, self.manifest)
+        return answer | self._circumstances(index)
+
+    def heads_classification(self, index: int, views: Mapping[str, HeadView]) -> dict[str, Any]:
+        """Return one text's answer by the heads that the request names."""
+        assert self.request.heads is not None
+        logits = self.results[index].value
+        by_head = {
+            name: self._classification(index, logits[views[name].columns], views[name].manifest)
+            for name in self.request.heads
+        }
+        return answers.heads_classification(by_head) | self._circumstances(index)
+
+    def _classification(self, index: int, logits: Any, manifest: Manifest) -> dict[str, Any]:
         request = self.request
-        activation = "none" if request.use_activation is False else request.activation
-        encoded = self.encoded[index]
-        answer = answers.classification(
+        return answers.classification(
             index,
-            self.results[index].value,
-            encoded,
-            self.manifest,
-            activation,
+            logits,
+            self.encoded[index],
+            manifest,
+            "none" if request.use_activation is False else request.activation,
             request.top_k,
             request.threshold,
             request.probs,
         )
-        if self.results[index].cached:
-            answer["cached"] = True
-        return answer if request.window is None else answer | {"windows": encoded.windows}
+
+    def _circumstances(self, index: int) -> dict[str, Any]:
+        """Return how a text's answer came about: from memory, or by windows."""
+        about: dict[str, Any] = {"cached": True} if self.results[index].cached else {}
+        if self.request.window is not None:
+            about["windows"] = self.encoded[index].windows
+        return about
 
     def zero_shot_classification(self, index: int) -> dict[str, Any]:
         """Return the answer of one text, whose pairs with the request's labels were computed."""

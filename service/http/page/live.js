@@ -3,7 +3,7 @@
 // They come from the differences between two reads of the histograms in /metrics.
 
 import {byId, create, createSvg} from "./dom.js";
-import {call, models} from "./service.js";
+import {call, counted} from "./service.js";
 
 const KEPT = 60;  // differences that are drawn: five minutes
 const WIDTH = 120, HEIGHT = 24;
@@ -33,7 +33,7 @@ export async function refreshLive() {
   byId("live").hidden = false;
   const instance = response.headers.get("x-instance-id");
   const latest = {time: Date.now(), instance, models: parseBuckets(await response.text())};
-  if (before?.instance === instance) for (const name of models) add(name, latest);
+  if (before?.instance === instance) for (const name of counted) add(name, latest);
   before = latest;
   draw();
 }
@@ -76,7 +76,7 @@ function quantile(counts, q) {
 }
 
 function draw() {
-  const rows = models.map(name => {
+  const rows = counted.map(name => {
     const series = points[name] ?? [];
     return create("tr", {},
       create("th", {scope: "row", textContent: name}),

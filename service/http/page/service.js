@@ -6,7 +6,8 @@ const UNREACHABLE = "The service cannot be reached.";
 const KEY_REQUIRED = "The service requires an API key.";
 const KEY_REFUSED = "The service does not accept this API key.";
 
-export let models = [];       // names of the models that classify texts, the default one first
+export let models = [];       // names of what classifies texts, the default model first
+export let counted = [];      // the names under which the metrics count their requests
 let labelTokens = false;      // whether there are models that label tokens, which this page does not show
 export let isLocked = false;  // whether the last request that needs a key was refused for it
 
@@ -76,24 +77,25 @@ export async function loadModels() {
 }
 
 function showInfo(info) {
-  const names = Object.keys(info.models);
-  const variants = names.map(name => `${name} (${info.models[name].variant})`);
+  const all = Object.entries(info.models);
+  const variants = all.map(([name, model]) => `${name} (${model.variant})`);
   showState(info.state === "ready" ? "good" : "waiting", `${info.state}: ${variants.join(", ")}`);
-  return classifiers(names, name => info.models[name].tasks);
+  return classifiers(all.map(([name, {tasks, heads}]) => ({name, tasks, heads: Object.keys(heads ?? {})})));
 }
 
-// Of the listed models, those that classify texts.
-function classifiers(names, tasksOf) {
-  const found = names.filter(name => tasksOf(name).includes("classification"));
-  labelTokens = names.length > found.length;
-  return found;
+// The names of those that classify texts; each head of a model with several is asked by itself.
+function classifiers(all) {
+  const chosen = all.filter(({tasks}) => tasks.includes("classification"));
+  labelTokens = all.length > chosen.length;
+  counted = chosen.map(({name}) => name);
+  return chosen.flatMap(({name, heads}) => heads.length ? heads.map(head => `${name}/${head}`) : [name]);
 }
 
 async function listModels() {
   const listed = await (await call("v1/models")).json();
   showState("good", `ready: ${listed.data.map(model => model.id).join(", ")}`);
-  const tasks = Object.fromEntries(listed.data.map(model => [model.id, model.tasks]));
-  return classifiers(Object.keys(tasks), name => tasks[name]);
+  const all = listed.data.filter(({heads}) => heads !== null);  // the heads themselves have none
+  return classifiers(all.map(({id, tasks, heads}) => ({name: id, tasks, heads: heads ?? []})));
 }
 
 function showState(kind, textContent) {
