@@ -15,6 +15,7 @@ from benchmarks import batching, convbert, memory, overhead, peers, roofline, st
 from benchmarks.harness.findings import Findings, markdown, read, write
 from benchmarks.harness.models_under_test import batch_shapes, model_under_test
 from benchmarks.harness.texts import TEXTS, read_texts
+from benchmarks.peers import rerank
 from command import CommandError, Parser, Unavailable
 
 FEW_PEERS = ("Infinity (torch engine)", "ORTModel int8", "OpenVINO fp32")
@@ -122,5 +123,8 @@ def plan(
             peers.measure(("base",), texts, 1, 2, FEW_PEERS, (32,))
             if short
             else peers.measure(("base",), texts, 4, 6)
+        ),
+        "rerank mini": lambda: rerank.measure(
+            ("mini",), texts, 1 if short else 3, 2 if short else 6
         ),
     }

@@ -1,7 +1,7 @@
 """
 The benchmarks by name; each is a module with a `main` of its own.
 
-    python -m benchmarks all --short             the next seven, in ten minutes
+    python -m benchmarks all --short             the next eight, in twelve minutes
     python -m benchmarks roofline                the engine's rate by the processor's peak
     python -m benchmarks startup                 time and memory from start to first answer
     python -m benchmarks memory                  growth of memory after every shape has run
@@ -10,6 +10,7 @@ The benchmarks by name; each is a module with a `main` of its own.
     python -m benchmarks overhead                what HTTP, queue and answer add to the engine
     python -m benchmarks peers                   comparison with other servers of one classifier
     python -m benchmarks rerank                  the same of a reranker
+
     python -m benchmarks fleet                   many pods, by a simulation of one service
 
     python -m benchmarks gpu                     all of it on an NVIDIA GPU, in stages
