@@ -17,7 +17,7 @@
 #   make lock      write constraints.txt again: pyproject.toml's packages with their hashes; LOCK=--upgrade takes newer releases
 #   make sbom      list the Python packages of the service's image and of .venv as CycloneDX in build/sbom; EXTRAS=gpu as for the image
 #   make pin-base  pin the Dockerfile's base image to today's digest of its tag; needs skopeo and the image's registry
-#   make bench     run every benchmark of the CPU service, in ten minutes
+#   make bench     run every benchmark of the CPU service, in twelve minutes
 #   make clean     remove what make created, except .venv and the evidence of runs
 
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 """
 Run every benchmark of the CPU service, one after the other, into one page.
 
-    python -m benchmarks all --short                                   ten minutes
+    python -m benchmarks all --short                                   twelve minutes
     python -m benchmarks all --texts TEXTS --out benchmarks/RESULTS.md
 """
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--short",
         action="store_true",
-        help="ten minutes: fewer rounds, shapes and peers' connections",
+        help="twelve minutes: fewer rounds, shapes and peers' connections",
     )
     parser.add_argument(
         "--texts",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.k8s.helm import render
+from tests.k8s.profiles import of_kind
 from tests.k8s.queries import (
     FOREIGN,
     RULES,
@@ -41,6 +43,60 @@ def test_promtool_accepts_the_rules() -> None:
 def test_every_alert_fires_when_it_should_and_only_then() -> None:
     done = subprocess.run(
         [PROMTOOL, "test", "rules", str(ALERT_TESTS)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@prometheus
+def test_the_rules_of_two_releases_in_one_prometheus_record_and_alert_once(tmp_path: Path) -> None:
+    releases = ("team-a", "team-b")
+    for release in releases:
+        documents = render({"monitoring": {"rules": {"enabled": True}}}, name=release)
+        [document] = of_kind(documents, "PrometheusRule")
+        (tmp_path / f"{release}.yaml").write_text(yaml.safe_dump(document["spec"]))
+    requests = "drbert_requests_total{{{}}}"
+    rate = 'drbert:requests:rate5m{{namespace="prod",release="{}",arm="bert"}}'
+    alerts = 'count by (release) (ALERTS{alertname="DrbertNoReadyPod",arm="bert"})'
+    labels = 'namespace="prod",release="{}",arm="bert",pod="{}-bert-1",model="bert",code="200"'
+    case = {
+        "rule_files": [f"{release}.yaml" for release in releases],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": requests.format(labels.format(name, name)), "values": "0+60x20"}
+                    for name in releases
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": "drbert:requests:rate5m",
+                        "eval_time": "10m",
+                        "exp_samples": [
+                            {
+                                "labels": rate.format(name),
+                                "value": 1,
+                            }
+                            for name in releases
+                        ],
+                    },
+                    {
+                        "expr": alerts,
+                        "eval_time": "10m",
+                        "exp_samples": [
+                            {"labels": f'{{release="{name}"}}', "value": 1} for name in releases
+                        ],
+                    },
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(case))
+    done = subprocess.run(
+        [PROMTOOL, "test", "rules", str(tmp_path / "test.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
