@@ -240,6 +240,15 @@ def test_a_section_that_is_missing_is_named(key: str) -> None:
         render({key: None})
 
 
+def test_a_handler_of_the_values_takes_the_place_of_the_charts_own() -> None:
+    values = {"lifecycle": {"preStop": {"exec": {"command": ["leave"]}}}}
+    assert drbert(arms(render(values))["bert"])["lifecycle"] == values["lifecycle"]
+    own = drbert(arms(render({}))["bert"])["lifecycle"]
+    assert own == {"preStop": {"sleep": {"seconds": 5}}}
+    older = drbert(arms(render({}, kubernetes="1.29"))["bert"])["lifecycle"]
+    assert older == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+
+
 def test_a_release_may_have_dots_in_its_name() -> None:
     names = {each["metadata"]["name"] for each in of_kind(render({}, name="my.app"), "Service")}
     assert names == {"my-app", "my-app-bert", "my-app-drbert"}

@@ -185,14 +185,9 @@ containers:
       periodSeconds: 10
       timeoutSeconds: 5
       failureThreshold: 6
-    {{- if $values.shutdown.preStopSeconds }}
+    {{- with include "drbert.lifecycle" .root | fromYaml }}
     lifecycle:
-      preStop:
-        {{- if semverCompare ">=1.30.0-0" .root.Capabilities.KubeVersion.Version }}
-        sleep: {seconds: {{ $values.shutdown.preStopSeconds }}}
-        {{- else }}
-        exec: {command: [sleep, {{ $values.shutdown.preStopSeconds | quote }}]}
-        {{- end }}
+      {{- toYaml . | nindent 6 }}
     {{- end }}
     securityContext:
       {{- include "drbert.containerSecurity" .root | nindent 6 }}
@@ -351,6 +346,19 @@ stall_after_s: engine_stall_timeout_s
 {{- $_ := set $resources "limits" (merge (deepCopy $gpu) (default dict $resources.limits)) -}}
 {{- end -}}
 {{ toYaml $resources }}
+{{- end -}}
+
+{{/* The pause before SIGTERM, and handlers of the values in its place or beside it. */}}
+{{- define "drbert.lifecycle" -}}
+{{- $handlers := dict -}}
+{{- $seconds := int .Values.shutdown.preStopSeconds -}}
+{{- if $seconds -}}
+{{- $exec := dict "exec" (dict "command" (list "sleep" (toString $seconds))) -}}
+{{- $sleep := dict "sleep" (dict "seconds" $seconds) -}}
+{{- $_ := set $handlers "preStop" (ternary $sleep $exec (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version)) -}}
+{{- end -}}
+{{- range $name, $handler := .Values.lifecycle -}}{{- $_ := set $handlers $name $handler -}}{{- end -}}
+{{ toYaml $handlers }}
 {{- end -}}
 
 {{- define "drbert.podSecurity" -}}
