@@ -65,7 +65,8 @@ def write_checkpoint(
             vocab_size=len(vocabulary),
             max_position_embeddings=positions,
             id2label=dict(enumerate(labels)),
-            problem_type="single_label_classification",
+            # transformers 5 refuses it for one label.
+            problem_type="single_label_classification" if len(labels) > 1 else None,
             **(SIZES[size] | changes),
         )
     )
