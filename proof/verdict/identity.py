@@ -75,35 +75,32 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
 
 def have_same_body(a: Path, b: Path) -> bool | None:
     """Return whether the encoders have the same weights too; None if a model has no fp32 graph."""
-    graphs = [_fp32_graph(folder) for folder in (a, b)]
-    if None in graphs:
+    first, second = (_fp32_graph(folder) for folder in (a, b))
+    if first is None or second is None:
         return None
-    return first_difference(*(graph for graph in graphs if graph is not None)) is None
+    return first_difference(first, second) is None
 
 
 def describe_body(a: Path, b: Path) -> str:
-    """Return a line about two models that differ in their heads only; empty if they do not."""
+    """Return a line about two classifiers that differ in their heads only; empty for others."""
     first, second = (_fp32_graph(folder) for folder in (a, b))
-    if first is None or second is None or not have_same_body(a, b):
-        return ""
-    manifests = [read_manifest(folder) for folder in (a, b)]
-    digests = {manifest.tokenizer_digest for manifest in manifests}
-    if have_same_head(first, second) or any(each.labels_tokens or each.heads for each in manifests):
-        return ""
-    remedy = (
-        " `drbert-export NAME=CHECKPOINT OUT --head NAME=CHECKPOINT` makes one model of both, which"
-        " runs the encoder once."
+    one_headed = all(
+        not manifest.labels_tokens and not manifest.heads for manifest in map(read_manifest, (a, b))
     )
+    if first is None or second is None or not one_headed:
+        return ""
+    if first_difference(first, second) is not None or have_same_head(first, second):
+        return ""
     return (
-        "same body: their encoders have the same weights too, and only the heads differ."
-        f"{remedy if len(digests) == 1 else ''}"
+        "same body: their encoders have the same weights too, and only the heads differ. If they"
+        " read texts in the same way, `drbert-export NAME=CHECKPOINT OUT --head NAME=CHECKPOINT`"
+        " makes one model of both, which runs the encoder once."
     )
 
 
 def _fp32_graph(folder: Path) -> Path | None:
-    artifact = read_artifact(folder)
-    variant = artifact.manifest.variants.get("cpu-fp32")
-    return None if variant is None else artifact.path(variant.files[0])
+    variant = read_manifest(folder).variants.get("cpu-fp32")
+    return None if variant is None else folder / variant.files[0]
 
 
 def _total_bytes(artifact: Artifact) -> int:

@@ -110,7 +110,7 @@ class Completed:
     def classification(self, index: int) -> dict[str, Any]:
         """Return one text's answer in our own format."""
         answer = self._classification(index, self.results[index].value, self.manifest)
-        return answer | self._circumstances(index)
+        return self._with_circumstances(answer, index)
 
     def heads_classification(self, index: int, views: Mapping[str, HeadView]) -> dict[str, Any]:
         """Return one text's answer by the heads that the request names."""
@@ -120,7 +120,7 @@ class Completed:
             name: self._classification(index, logits[views[name].columns], views[name].manifest)
             for name in self.request.heads
         }
-        return answers.heads_classification(by_head) | self._circumstances(index)
+        return self._with_circumstances(answers.heads_classification(by_head), index)
 
     def _classification(self, index: int, logits: Any, manifest: Manifest) -> dict[str, Any]:
         request = self.request
@@ -135,12 +135,13 @@ class Completed:
             request.probs,
         )
 
-    def _circumstances(self, index: int) -> dict[str, Any]:
-        """Return how a text's answer came about: from memory, or by windows."""
-        about: dict[str, Any] = {"cached": True} if self.results[index].cached else {}
+    def _with_circumstances(self, answer: dict[str, Any], index: int) -> dict[str, Any]:
+        """Add to a text's answer how it came about: from memory, or by windows."""
+        if self.results[index].cached:
+            answer["cached"] = True
         if self.request.window is not None:
-            about["windows"] = self.encoded[index].windows
-        return about
+            answer["windows"] = self.encoded[index].windows
+        return answer
 
     def zero_shot_classification(self, index: int) -> dict[str, Any]:
         """Return the answer of one text, whose pairs with the request's labels were computed."""
