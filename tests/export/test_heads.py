@@ -125,7 +125,7 @@ def test_the_encoder_is_in_the_graph_once(bert: dict[str, str], tmp_path: Path) 
 def test_every_variant_is_gated_with_all_heads(bert: dict[str, str], tmp_path: Path) -> None:
     gate = tmp_path / "gate.txt"
     gate.write_text("\n".join(f"{text} {number}" for number in range(9) for text in SENTENCES))
-    variants = [*DEFAULT_VARIANTS, "cpu-int8"]
+    variants = [*DEFAULT_VARIANTS, "cpu-int8", "cpu-int8-ort", "cuda-fp16", "tensorrt-fp16"]
     manifest = export(
         bert, tmp_path / "artifact", variants=variants, quantization=Quantization(gate=gate)
     )
@@ -133,6 +133,24 @@ def test_every_variant_is_gated_with_all_heads(bert: dict[str, str], tmp_path: P
     agreement = manifest.variants["cpu-int8"].gate.agreement
     assert agreement is not None
     assert set(agreement.labels) == set(manifest.labels[:7]), "the number has no label"
+    for name in ("cpu-fp32", "cuda-fp16", "tensorrt-fp16"):
+        assert manifest.variants[name].gate.status == "passed", manifest.variants[name].gate
+
+
+def test_folders_with_onnx_graphs_become_heads_too(bert: dict[str, str], tmp_path: Path) -> None:
+    folders = {}
+    for head in ("tone", "topics"):
+        export(bert[head], tmp_path / f"alone-{head}", variants=["cpu-fp32"])
+        folder = tmp_path / head
+        folder.mkdir()
+        for path in Path(bert[head]).iterdir():
+            if path.suffix != ".safetensors":
+                (folder / path.name).write_bytes(path.read_bytes())
+        graph = tmp_path / f"alone-{head}" / "model.onnx"
+        (folder / "model.onnx").write_bytes(graph.read_bytes())
+        folders[head] = str(folder)
+    manifest = export(folders, tmp_path / "artifact", variants=["cpu-fp32"])
+    assert list(manifest.heads) == ["tone", "topics"]
     assert manifest.variants["cpu-fp32"].gate.status == "passed"
 
 
