@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,34 @@ def full_pipe() -> Iterator[tuple[int, int]]:
         os.close(writing)
 
 
+StartWriter = Callable[..., LineWriter]
+
+
+@pytest.fixture
+def start_writer() -> Iterator[StartWriter]:
+    """Yield a function that starts a LineWriter with its own copy of a descriptor.
+
+    The copy is closed only after the writer's thread has ended. The number of a closed descriptor
+    is used again, so a thread that is still there would write into another test's file.
+    """
+    before = set(threading.enumerate())
+    writers: dict[int, LineWriter] = {}
+
+    def start(descriptor: int, line: LineFormat = json_line) -> LineWriter:
+        copy = os.dup(descriptor)
+        writers[copy] = LineWriter(copy, line=line)
+        return writers[copy]
+
+    yield start
+    for writer in writers.values():
+        writer.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
+    for copy in writers:
+        os.close(copy)
+
+
 def read_available(descriptor: int) -> bytes:
     os.set_blocking(descriptor, False)
     read = b""
@@ -84,6 +113,17 @@ def read_available(descriptor: int) -> bytes:
             read += chunk
     except BlockingIOError:
         pass
+    return read
+
+
+def read_until(descriptor: int, *ends: str) -> bytes:
+    """Read until all of `ends` have been read."""
+    read = b""
+    give_up = time.monotonic() + 60
+    while not all(end.encode() in read for end in ends):
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+        read += read_available(descriptor)
     return read
 
 
@@ -169,15 +209,16 @@ def test_a_flood_of_malformed_requests_writes_few_lines(artifact: Artifact) -> N
     assert 'drbert_log_lines_dropped_total{reason="rate_limited"}' in page
 
 
-def test_suppressed_lines_are_counted_in_a_summary_and_in_metrics() -> None:
+def test_suppressed_lines_are_counted_in_a_summary_and_in_metrics(
+    start_writer: StartWriter,
+) -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, F_SETPIPE_SZ, 1_048_576)  # Nobody reads before the end.
     before = logs.LOST["rate_limited"]
-    writer = LineWriter(writing)
+    writer = start_writer(writing)
     for _ in range(400):
         writer.handle(record("from a caller"))
     writer.flush()
-    writer.close()
     lines = parsed(read_available(reading))
     written = [line for line in lines if line["event"] == "from a caller"]
     summaries = [line for line in lines if line["event"] == "log lines suppressed"]
@@ -189,17 +230,14 @@ def test_suppressed_lines_are_counted_in_a_summary_and_in_metrics() -> None:
     os.close(writing)
 
 
-def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted() -> None:
+def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted(
+    start_writer: StartWriter,
+) -> None:
     with full_pipe() as (reading, writing):
-        writer = LineWriter(writing)
+        writer = start_writer(writing)
         for number in range(QUEUED_LINES + 500):
             writer.handle(record(f"event {number}", logging.INFO))
-        read = b""
-        give_up = time.monotonic() + 60
-        while f"event {QUEUED_LINES + 499}".encode() not in read or b"dropped" not in read:
-            assert time.monotonic() < give_up
-            read += read_available(reading)
-        writer.close()
+        read = read_until(reading, f"event {QUEUED_LINES + 499}", "dropped")
     lines = parsed(read.lstrip(b"x"))
     [summary] = [line for line in lines if line["event"] == "log lines dropped"]
     written = [int(line["event"].split()[1]) for line in lines if line is not summary]
@@ -208,24 +246,20 @@ def test_lines_that_do_not_fit_are_dropped_oldest_first_and_counted() -> None:
     assert summary["lines"] + len(written) == QUEUED_LINES + 500
 
 
-def test_a_flush_writes_earlier_lines_and_does_not_wait_for_ever() -> None:
+def test_a_flush_writes_earlier_lines_and_does_not_wait_for_ever(start_writer: StartWriter) -> None:
     reading, writing = os.pipe()
-    writer = LineWriter(writing)
+    writer = start_writer(writing)
     for number in range(100):
         writer.handle(record(f"event {number}", logging.INFO))
     writer.flush()
     assert [line["event"] for line in parsed(read_available(reading))] == [
         f"event {number}" for number in range(100)
     ]
-    writer.close()
     with full_pipe() as (full_reading, full):
-        stuck = LineWriter(full)
+        stuck = start_writer(full)
         stuck.handle(record())
         stuck.flush()  # returns
-        stuck.close()
-        give_up = time.monotonic() + 60
-        while b"an event" not in read_available(full_reading):
-            assert time.monotonic() < give_up
+        assert read_until(full_reading, "an event")
     os.close(reading)
     os.close(writing)
 
@@ -281,19 +315,20 @@ def test_a_place_has_a_burst_then_a_rate_and_does_not_limit_others() -> None:
     assert sum(limit.filter(record()) for _ in range(100)) == LINES_PER_S
 
 
-def test_a_line_that_cannot_be_formatted_is_only_counted(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_cannot_be_formatted_is_only_counted(
+    start_writer: StartWriter, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Unprintable:
         def __str__(self) -> str:
             raise RuntimeError
 
     reading, writing = os.pipe()
-    writer = LineWriter(writing)
+    writer = start_writer(writing)
     before = logs.LOST["write_failed"]
     writer.handle(record("%d texts", args=("many",)))
     writer.handle(record(fact=Unprintable()))
     writer.handle(record("after"))
     writer.flush()
-    writer.close()
     assert [line["event"] for line in parsed(read_available(reading))] == ["after"]
     assert logs.LOST["write_failed"] == before + 2
     assert capfd.readouterr().err == ""
@@ -301,18 +336,13 @@ def test_a_line_that_cannot_be_formatted_is_only_counted(capfd: pytest.CaptureFi
     os.close(writing)
 
 
-def test_a_descriptor_that_does_not_block_gets_whole_lines() -> None:
+def test_a_descriptor_that_does_not_block_gets_whole_lines(start_writer: StartWriter) -> None:
     with full_pipe() as (reading, writing):
         os.set_blocking(writing, False)
-        writer = LineWriter(writing)
+        writer = start_writer(writing)
         writer.handle(record("x" * FIELD_CHARS, logging.INFO))
         writer.handle(record("last", logging.INFO))
-        read = b""
-        give_up = time.monotonic() + 60
-        while b"last" not in read:
-            assert time.monotonic() < give_up
-            read += read_available(reading)
-        writer.close()
+        read = read_until(reading, "last")
     assert [len(line["event"]) for line in parsed(read.lstrip(b"x"))] == [FIELD_CHARS, 4]
 
 
@@ -363,24 +393,25 @@ def test_a_line_for_people_keeps_a_traceback_readable_and_a_terminal_safe() -> N
 
 
 @pytest.mark.parametrize("line", [text_line, json_line])
-def test_no_value_ends_the_log_or_reaches_a_terminal_as_a_command(line: LineFormat) -> None:
+def test_no_value_ends_the_log_or_reaches_a_terminal_as_a_command(
+    start_writer: StartWriter, line: LineFormat
+) -> None:
     reading, writing = os.pipe()
-    writer = LineWriter(writing, line=line)
+    writer = start_writer(writing, line=line)
     for value in ("\ud800", "\u009b2J", "\u202eabc", 'a "quoted" one', "last"):
         writer.emit(record("\ud801 \x1b[2J", path=value))
     writer.flush()
+    lines = read_available(reading).decode().splitlines()
+    os.close(reading)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        lines = pipe.read().decode().splitlines()
-    writer.close()
     assert len(lines) == 5
     assert "last" in lines[-1]
     assert all(part.isprintable() for part in lines)
 
 
-def test_requests_do_not_push_other_events_out_of_the_log() -> None:
+def test_requests_do_not_push_other_events_out_of_the_log(start_writer: StartWriter) -> None:
     with full_pipe() as (_, writing):
-        writer = LineWriter(writing)
+        writer = start_writer(writing)
         before = logs.LOST["queue_full"]
         requests = record("request", level=logging.INFO)
         requests.name = logs.ACCESS
@@ -389,7 +420,6 @@ def test_requests_do_not_push_other_events_out_of_the_log() -> None:
         assert logs.LOST["queue_full"] - before >= QUEUED_LINES // 2 - 1
         writer.emit(record("an event"))
         assert logs.LOST["queue_full"] - before <= QUEUED_LINES // 2 + 1
-        writer.close()
 
 
 def test_logs_are_text_at_a_terminal_and_json_elsewhere(artifact: Artifact) -> None:
