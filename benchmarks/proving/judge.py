@@ -3,7 +3,7 @@ How often does the judge err? Runs whose truth is known, simulated and real.
 
     python -m benchmarks judge                                simulated runs: wrong "equivalent" on
                                                               the margin, right ones at ratio 1
-    python -m benchmarks judge --evidence evidence/<A/A run>  real noise: one side of an A/A run
+    python -m benchmarks judge --evidence A/A-RUN ...         real noise: one side of A/A runs
                                                               multiplied by exactly 1 + margin
     python -m benchmarks judge --evidence RUN --on-margin     a real run whose candidates computed
                                                               longer by exactly the margin
@@ -20,11 +20,9 @@ import math
 import multiprocessing
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from benchmarks.harness import pages
 from benchmarks.proving import large, slice_worlds
@@ -35,14 +33,19 @@ from benchmarks.proving.noise import (
     simulate_run,
     simulated_plan,
 )
+from benchmarks.proving.rates import Rate, is_within
+from benchmarks.proving.real_runs import (
+    on_margin_rates,
+    on_margin_table,
+    real_rates,
+    real_table,
+)
 from command import BadInput, Parser
-from proof.evidence.audit import audit_rows, check_restarts, read_sealed_plan
-from proof.evidence.readings import Readings, collect_readings
-from proof.evidence.statistics import Estimate, adjusted_contrast
-from proof.evidence.store import RestartRecord, check_manifest, read_starts
+from proof.evidence.readings import Readings
+from proof.evidence.statistics import adjusted_contrast
+from proof.evidence.store import RestartRecord
 from proof.plans.plan import STATISTICS
 from proof.sizing.power import size_plan
-from proof.verdict.contrasts import CONFIDENCE
 from proof.verdict.judge import judge_level
 
 MARGIN = 0.02
@@ -55,30 +58,6 @@ CONTRAST = np.array([-0.5, -0.5, 0.5, 0.5])
 ARMS = [0, 1, 2, 3]
 
 
-@dataclass(frozen=True)
-class Rate:
-    """How many of some runs had an outcome."""
-
-    case: str
-    """What was judged: a latency model, or a level with its metric and statistic."""
-    restarts: int
-    label: str
-    """Statistic or outcome that was counted."""
-    hits: int
-    runs: int
-
-    @property
-    def rate(self) -> float:
-        """Share of the runs that had the outcome."""
-        return self.hits / self.runs
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Exact 95 % interval of the rate (Clopper and Pearson)."""
-        interval = binomtest(self.hits, self.runs).proportion_ci(method="exact")
-        return float(interval.low), float(interval.high)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Calibrate the judge and print the table; return 65 if it errs more often than allowed."""
     parser = Parser(
@@ -89,12 +68,16 @@ def main(arguments: Sequence[str]) -> int:
         "--runs", type=int, default=20_000, help="simulated runs per cell (default: 20000)"
     )
     parser.add_argument(
-        "--evidence", type=Path, help="a sealed A/A run: calibrate on real noise instead"
+        "--evidence",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="sealed A/A runs of one claim: calibrate on real noise instead",
     )
     parser.add_argument(
         "--on-margin",
         action="store_true",
-        help="the candidates of that run busy-waited for exactly the margin: multiply nothing",
+        help="the candidates of these runs busy-waited for exactly the margin: multiply nothing",
     )
     parser.add_argument(
         "--large",
@@ -223,12 +206,7 @@ def _right(model: LatencyModel, pilots: int, runs: int) -> Rate:
 def _equivalent(readings: Readings, name: str, margin: float) -> bool:
     """Return whether a statistic of the inference time is equivalent within the margin."""
     logs = readings.logs["plain", "inference", name][:, ARMS]
-    return _within(adjusted_contrast(logs, readings.positions[:, ARMS], CONTRAST), margin)
-
-
-def _within(estimate: Estimate, margin: float) -> bool:
-    low, high = estimate.interval(CONFIDENCE)
-    return -math.log1p(margin) < low and high < math.log1p(margin)
+    return is_within(adjusted_contrast(logs, readings.positions[:, ARMS], CONTRAST), margin)
 
 
 def holds(wrong: Sequence[Rate], right: Sequence[Rate]) -> bool:
@@ -239,136 +217,6 @@ def holds(wrong: Sequence[Rate], right: Sequence[Rate]) -> bool:
     return all(rate.interval[1] < LIMIT for rate in wrong) and all(
         rate.rate >= 0.8 for rate in right
     )
-
-
-# A real run.
-
-
-def real_rates(folder: Path, most: int = 400) -> Iterator[Rate]:
-    """Yield the rates of "equivalent" in runs that are drawn from a real A/A run.
-
-    One side is multiplied by exactly 1 + margin ("wrong"), or not at all ("right"). At most `most`
-    runs of each size are drawn. Whole squares of four restarts are drawn, so every run is balanced.
-    The four copies of the model are divided into two and two in all three ways, each side slower in
-    turn. Runs that share restarts are not independent; the rates count all of them.
-    """
-    check_manifest(folder)
-    plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit_rows(folder, plan, starts)
-    check_restarts(folder, lines)
-    arms = np.array(plan.claimed_arms)
-    for level in plan.levels:
-        readings = collect_readings(plan, level, lines)
-        for restarts in (8, 12, 20):
-            runs = _draw_runs(len(readings.restarts), restarts, most)
-            if not runs:  # too few restarts for runs of that size
-                continue
-            for label, shift in (("wrong", 1.0), ("right", 0.0)):
-                for key in level.claimed:
-                    hits, count = _count_equivalent(readings, arms, runs, key, shift)
-                    metric, name, _ = key
-                    yield Rate(f"{level.name} {metric} {name}", restarts, label, hits, count)
-
-
-def on_margin_rates(folder: Path, most: int = 2000) -> Iterator[Rate]:
-    """Yield the rates of "equivalent" in runs drawn from one whose candidates are on the margin.
-
-    Its candidates computed longer by the margin of service time, so nothing is multiplied: under
-    load, where a queue is not linear, that would be another experiment. At most `most` runs of each
-    size are drawn, in whole squares of four restarts.
-    """
-    check_manifest(folder)
-    plan, starts = read_sealed_plan(folder), read_starts(folder)
-    lines = audit_rows(folder, plan, starts)
-    check_restarts(folder, lines)
-    arms = np.array(plan.claimed_arms)
-    references = plan.indices("reference")
-    contrast = np.array([-0.5 if arm in references else 0.5 for arm in arms])
-    for level in plan.levels:
-        readings = collect_readings(plan, level, lines)
-        for restarts in (8, 12, 16):
-            runs = _draw_runs(len(readings.restarts), restarts, most)
-            if not runs:
-                continue
-            hits = [0] * len(level.claimed)
-            together = 0
-            for run in runs:
-                cells = np.ix_(run, arms)
-                inside = [
-                    _within(
-                        adjusted_contrast(
-                            readings.logs["plain", metric, name][cells],
-                            readings.positions[cells],
-                            contrast,
-                        ),
-                        margin,
-                    )
-                    for metric, name, margin in level.claimed
-                ]
-                hits = [count + is_inside for count, is_inside in zip(hits, inside, strict=True)]
-                together += all(inside)
-            for (metric, name, _), count in zip(level.claimed, hits, strict=True):
-                yield Rate(f"{level.name} {metric} {name}", restarts, "wrong", count, len(runs))
-            yield Rate(f"{level.name} all claims", restarts, "wrong", together, len(runs))
-
-
-def on_margin_table(folder: Path, rates: Sequence[Rate]) -> str:
-    """Return the Markdown table of runs drawn from one whose candidates are on the margin."""
-    lines = [
-        (
-            f"Runs drawn from {folder.name}, whose candidates computed longer by exactly the margin"
-            ' of service time: how often they say "equivalent". The dilation does not change with'
-            " computing, so its own claim holds and is right."
-        ),
-        "",
-        "| level and statistic | K | equivalent | runs |",
-        "|---|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {rate.case} | {rate.restarts} | {rate.rate:.1%} | {rate.runs:,} |" for rate in rates
-    ]
-    return "\n".join(lines)
-
-
-def _draw_runs(available: int, restarts: int, most: int) -> list[np.ndarray]:
-    """Return the restarts of each run, drawn as whole squares of four of those available."""
-    squares = np.arange(available // 4 * 4).reshape(-1, 4)
-    draws = list(itertools.combinations(range(len(squares)), restarts // 4))
-    np.random.default_rng(restarts).shuffle(draws)
-    return [squares[list(draw)].ravel() for draw in draws[:most]]
-
-
-def _count_equivalent(
-    readings: Readings,
-    arms: np.ndarray,
-    runs: Sequence[np.ndarray],
-    key: tuple[str, str, float],
-    shift: float,
-) -> tuple[int, int]:
-    """Return how many runs are equivalent in a statistic, and how many there are.
-
-    `key` is (metric, statistic, margin); `shift` is how many margins one side is moved by.
-    """
-    metric, name, margin = key
-    logs = readings.logs["plain", metric, name]
-    hits = count = 0
-    for restarts in runs:
-        cells = np.ix_(restarts, arms)
-        for contrast in _divisions():
-            moved = logs[cells] + shift * math.log1p(margin) * (contrast > 0)
-            estimate = adjusted_contrast(moved, readings.positions[cells], contrast)
-            hits += _within(estimate, margin)
-            count += 1
-    return hits, count
-
-
-def _divisions() -> Iterator[np.ndarray]:
-    """Yield the contrasts of the six ways to divide four copies into a slower and a faster pair."""
-    for pair in ((0, 1), (0, 2), (0, 3)):
-        for sign in (1.0, -1.0):
-            contrast = np.full(4, 0.5 * sign)
-            contrast[list(pair)] = -0.5 * sign
-            yield contrast
 
 
 # Tables.
@@ -419,37 +267,3 @@ def simulated_table(wrong: Sequence[Rate], right: Sequence[Rate]) -> str:
 def _with_interval(rate: Rate, digits: int) -> str:
     low, high = rate.interval
     return f"{rate.rate:.{digits}%} ({low:.1%}–{high:.1%})"
-
-
-def real_table(folder: Path, rates: Sequence[Rate]) -> str:
-    """Return the Markdown table of the runs drawn from a real one."""
-    lines = [
-        (
-            f'Runs drawn from the A/A run {folder.name}: how often they say "equivalent" when one'
-            " side was multiplied by exactly 1 + margin (wrong), and when it was not (right)."
-        ),
-        "",
-        "| level and statistic | K | wrong | right | runs |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    right = {(rate.case, rate.restarts): rate for rate in rates if rate.label == "right"}
-    wrong = [rate for rate in rates if rate.label == "wrong"]
-    for rate in wrong:
-        right_rate = right[rate.case, rate.restarts].rate
-        lines.append(
-            f"| {rate.case} | {rate.restarts} | {rate.rate:.1%} | {right_rate:.1%} |"
-            f" {rate.runs:,} |"
-        )
-    lines.append("")
-    for restarts in sorted({rate.restarts for rate in wrong}):
-        same_size = [rate for rate in wrong if rate.restarts == restarts]
-        overall = sum(rate.hits for rate in same_size) / sum(rate.runs for rate in same_size)
-        worst = max(rate.rate for rate in same_size)
-        lines.append(
-            f"K = {restarts}: wrong in {overall:.2%} of all, in {worst:.1%} of the worst statistic."
-        )
-    lines.append(
-        "Runs that share restarts are not independent, so there is no interval. All of them share"
-        " the A/A difference of the real restarts."
-    )
-    return "\n".join(lines)

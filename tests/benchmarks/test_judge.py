@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,16 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks.proving import large, slice_worlds
-from benchmarks.proving.judge import (
-    Rate,
-    main,
-    on_margin_rates,
-    real_rates,
-    rightly_equivalent,
-    wrongly_equivalent,
-)
+from benchmarks.proving.judge import main, rightly_equivalent, wrongly_equivalent
 from benchmarks.proving.noise import LATENCY_MODELS, simulate_pilot, simulate_run, simulated_plan
-from proof.evidence.store import RestartRecord
+from benchmarks.proving.rates import Rate
+from benchmarks.proving.real_runs import on_margin_rates, read_joined, real_rates
+from command import BadInput
+from proof.evidence.store import RestartRecord, write_manifest
 from proof.sizing.power import size_plan
 from proof.verdict.judge import judge_level
 from tests.proof.factories import write_evidence
@@ -77,20 +74,41 @@ def test_an_interval_of_a_rate_is_clopper_and_pearsons() -> None:
 def test_runs_are_drawn_from_a_real_one_in_whole_squares(tmp_path: Path) -> None:
     rates = list(
         real_rates(
-            write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",)), most=20
+            [write_pilot(tmp_path / "run", noise=0.02, restarts=20, levels=("unloaded",))], most=20
         )
     )
     wrong = [rate for rate in rates if rate.label == "wrong"]
-    assert {rate.restarts for rate in rates} == {8, 12, 20}
+    assert {rate.restarts for rate in rates} == {8, 12, 16, 20}
     assert {rate.runs for rate in wrong} == {
         6,
+        30,
         60,
-    }  # ten pairs of squares of five, ten triples, all five; six ways to divide four copies
+    }  # ten pairs of squares of five, ten triples, five fours, all; six ways to divide four copies
     assert sum(rate.hits for rate in wrong) / sum(rate.runs for rate in wrong) < 0.1
     right = [
         rate for rate in rates if rate.label == "right" and rate.case == "unloaded inference p50"
     ]
     assert all(rate.rate > 0.9 for rate in right)
+
+
+def test_real_runs_of_one_claim_are_joined_and_others_refused(tmp_path: Path) -> None:
+    runs = [
+        write_pilot(tmp_path / name, noise=0.02, restarts=8, levels=("unloaded",))
+        for name in ("one", "two", "three")
+    ]
+    for folder, claim in zip(runs, ("a", "a", "b"), strict=True):
+        _claim(folder, claim)
+    _, joined = read_joined(runs[:2])
+    assert joined["unloaded"].positions.shape[0] == 16
+    assert {rate.restarts for rate in real_rates(runs[:2], most=3)} == {8, 12, 16}
+    with pytest.raises(BadInput, match="one, two, three are not runs of one claim"):
+        read_joined(runs)
+
+
+def _claim(folder: Path, digest: str) -> None:
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"claim_digest": digest}))
+    write_manifest(folder)
 
 
 def test_the_large_run_is_judged_and_the_page_says_how_it_was_made(
@@ -127,7 +145,7 @@ def test_runs_are_drawn_from_one_whose_candidates_are_on_the_margin(tmp_path: Pa
         factors=dict.fromkeys(("drbert", "drbert-again"), 1.02),
     )
     rates = {
-        rate.case: rate.rate for rate in on_margin_rates(folder, most=70) if rate.restarts == 8
+        rate.case: rate.rate for rate in on_margin_rates([folder], most=70) if rate.restarts == 8
     }
     assert rates["switchback-50 end_to_end_adjusted mean"] <= 0.2
     assert rates["switchback-50 dilation mean"] >= 0.5
