@@ -74,6 +74,7 @@ RECONSTRUCTED = {
         "DrBERT (arXiv 2401.15861) from the paper's abstracts and reviews",
     ),
     "mae": "MAE-LM (arXiv 2302.02060) from its abstract, a review and its published options",
+    "retro": "RetroMAE (arXiv 2205.12035), which rebuilds a share of each text's words only,",
 }
 RECONSTRUCTION = (
     "\nIts decoder is this project's reconstruction of {};\nits sizes are not the paper's.\n"

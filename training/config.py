@@ -27,7 +27,7 @@ from command import BadInput, Unavailable
 
 Family = Literal["bert", "convbert", "electra"]
 ObjectiveName = Literal["mlm", "rtd"]
-Design = Literal["none", "plain", "gua", "mix", "drbert", "emd", "mae"]
+Design = Literal["none", "plain", "gua", "mix", "drbert", "emd", "mae", "retro"]
 Initialisation = Literal["bert", "neighbours"]
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -107,6 +107,10 @@ class Decoder(Table):
     """p: the share of masked positions that the first block may attend to (gua, drbert)."""
     decoder_share: Probability = 1.0
     """q: the probability that a position is predicted from the decoder (mix, drbert)."""
+    visible: Probability = 1.0
+    """The share of the other positions that a position may attend to (retro)."""
+    rebuilt: Probability = 1.0
+    """The share of the positions that are rebuilt (retro)."""
 
 
 class Objective(Table):
@@ -194,6 +198,19 @@ def with_optimisation(config: Config, changes: Mapping[str, Any], source: str) -
     values = {**config.optimisation.model_dump(), **changes}
     optimisation = validate(Optimisation, values, source)
     return _checked(config.model_copy(update={"optimisation": optimisation}), source)
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that a run recorded, with the defaults of keys that its version lacked."""
+    complete = {name: dict(section) for name, section in recorded.items()}
+    for name, section in SECTIONS.items():
+        defaults = {
+            key: field.get_default()
+            for key, field in section.model_fields.items()
+            if not field.is_required()
+        }
+        complete[name] = {**defaults, **complete.get(name, {})}
+    return complete
 
 
 def validate(table: type[AnyTable], values: Any, source: str) -> AnyTable:
@@ -293,7 +310,7 @@ def _decoder_problems(decoder: Decoder, family: Family) -> Iterator[str]:
     design = decoder.design
     if (design == "none") != (decoder.layers == 0):
         yield f"decoder design {design!r} does not go with layers = {decoder.layers}."
-    if design in ("emd", "mae") and family != "bert":
+    if design in ("emd", "mae", "retro") and family != "bert":
         yield f"the {design} decoder uses BERT's own layers; family {family!r} has others."
     if design not in ("gua", "drbert") and decoder.unmasked_first != 1:
         yield (
@@ -304,6 +321,8 @@ def _decoder_problems(decoder: Decoder, family: Family) -> Iterator[str]:
         yield (
             f"decoder design {design!r} has no random mix; decoder_share belongs to mix and drbert."
         )
+    if design != "retro" and (decoder.visible, decoder.rebuilt) != (1, 1):
+        yield f"decoder design {design!r} rebuilds no text; visible and rebuilt belong to retro."
 
 
 def _objective_problems(objective: Objective, encoder: Encoder, design: Design) -> Iterator[str]:

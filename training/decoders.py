@@ -15,14 +15,19 @@ A design decides from which states the masked words are predicted:
             queries with the absolute position         2006.03654 §3.2, as its released code does it
     mae     n blocks that fill in masked positions,    RECONSTRUCTION of MAE-LM, arXiv 2302.02060
             which the encoder never reads
+    retro   the encoder's output; besides, one block   RetroMAE's enhanced decoding,
+            rebuilds the text from the [CLS] state     arXiv 2205.12035 §3.3
+            and a masked copy of the text
 
 DrBERT's formulas and hyper-parameters were not available; the reconstruction follows its abstracts
-and reviews. n, p and q are configuration, none is a paper's number. The blocks are BERT's without
-dropout.
+and reviews. n, p and q are configuration, none is a paper's number of those. The blocks are BERT's
+without dropout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,16 +38,51 @@ from transformers import BertModel
 from training import local_attention_init
 from training.attention import attention
 from training.config import Config
+from training.losses import Losses, cross_entropy
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """A batch that a model learns from."""
+
+    inputs: Tensor
+    """(B, L) ids, as the encoder reads them."""
+    positions: Tensor
+    """(B, K) positions to predict."""
+    targets: Tensor
+    """(B, K) the original ids there."""
+
+    @property
+    def original(self) -> Tensor:
+        """(B, L) the ids before they were masked."""
+        return self.inputs.scatter(1, self.positions, self.targets)
 
 
 class Decoder(nn.Module):
     """The interface of a decoder design."""
+
+    loss_parts: tuple[str, ...] = ()
+    """Names of the losses that add up to the total, if there is more than one."""
 
     def forward(
         self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
     ) -> Tensor:
         """Return the states (B, K, D) to predict from, at `positions` (B, K) of `inputs` (B, L)."""
         raise NotImplementedError
+
+    def losses(
+        self,
+        encoder: BertModel,
+        predict: Callable[[Tensor], Tensor],
+        text: MaskedText,
+        rng: torch.Generator,
+    ) -> Losses:
+        """Return the loss, in nats, and its parts if the design has any.
+
+        `predict` returns the output layer's logits (B, K, V) of states (B, K, D).
+        """
+        state = self(encoder, text.inputs, text.positions, rng)
+        return {"loss": cross_entropy(predict(state), text.targets)}
 
     def initialise_local_attention(self) -> None:
         """Begin with local attention, as an encoder with that initialisation does.
@@ -172,6 +212,80 @@ class MaskedAutoencoder(Decoder):
         )
 
 
+class BottleneckDecoder(Decoder):
+    """RetroMAE: a block rebuilds the text from the [CLS] state and a heavily masked copy of it.
+
+    With h the encoder's output, x the text without its masks and e_j the embedding of x_j at its
+    position:
+
+        q_i = h_[CLS] + position_i;   c = h_[CLS], e_1, …, e_L
+        o_i = block(queries q_i, keys and values c)
+        loss = cross-entropy at the masks, from h, + cross-entropy of x_i from o_i
+
+    Position i attends to [CLS], never to itself, and to each other position with probability p: its
+    own masked copy. The masks are predicted from the encoder's output, as in BERT. The paper
+    rebuilds all positions; here a random share of each row is, which the config sets.
+    """
+
+    loss_parts = ("masked_loss", "rebuilt_loss")
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        intermediate_size: int,
+        layers: int,
+        visible: float,
+        rebuilt: float,
+    ) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            TransformerBlock(hidden_size, heads, intermediate_size) for _ in range(layers)
+        )
+        self.visible = visible
+        self.rebuilt = rebuilt
+
+    def forward(
+        self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        return at(encode(encoder, inputs), positions)
+
+    def losses(
+        self,
+        encoder: BertModel,
+        predict: Callable[[Tensor], Tensor],
+        text: MaskedText,
+        rng: torch.Generator,
+    ) -> Losses:
+        hidden = encode(encoder, text.inputs)
+        masked_loss = cross_entropy(predict(at(hidden, text.positions)), text.targets)
+        original = text.original
+        chosen = draw_positions(original, self.rebuilt, rng)  # (B, R)
+        seen = masked_copies(chosen, original.shape[1], self.visible, rng)
+        state = self.rebuild(encoder, hidden[:, 0], original, chosen, seen)
+        rebuilt_loss = cross_entropy(predict(state), original.gather(1, chosen))
+        return {
+            "loss": masked_loss + rebuilt_loss,
+            "masked_loss": masked_loss,
+            "rebuilt_loss": rebuilt_loss,
+        }
+
+    def rebuild(
+        self, encoder: BertModel, cls: Tensor, original: Tensor, chosen: Tensor, seen: Tensor
+    ) -> Tensor:
+        """Return the states (B, R, D) from which the words at `chosen` (B, R) are rebuilt.
+
+        `cls` (B, D) is the encoder's output at [CLS], `original` (B, L) the text, and `seen`
+        (B, R, L) is True where a position may attend.
+        """
+        embedded = encoder.embeddings(input_ids=original)
+        context = torch.cat([cls[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)  # (B, L, D)
+        queries: Tensor = cls[:, None] + encoder.embeddings.position_embeddings(chosen)
+        for block in self.layer:
+            queries = block(context, queries, seen)
+        return queries
+
+
 class TransformerBlock(nn.Module):
     """One post-LayerNorm BERT layer; its parameters carry BertLayer's names."""
 
@@ -267,6 +381,26 @@ def first_block_mask(
     return visible[:, None, :] | itself  # (B, L, L)
 
 
+def draw_positions(ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Return positions (B, R) of `ids` (B, L), a share of each row without its first and last."""
+    rows, length = ids.shape
+    count = max(1, round(share * (length - 2)))
+    draws = torch.rand((rows, length - 2), generator=rng, device=rng.device).to(ids.device)
+    return draws.argsort(dim=1)[:, :count].sort(dim=1).values + 1
+
+
+def masked_copies(positions: Tensor, length: int, visible: float, rng: torch.Generator) -> Tensor:
+    """Return what each of `positions` (B, R) sees of a text: (B, R, L), True where it may attend.
+
+    It sees the first position, never itself, and each other one with probability `visible`.
+    """
+    shape = (*positions.shape, length)
+    seen = torch.rand(shape, generator=rng, device=rng.device).to(positions.device) < visible
+    seen = seen.scatter(2, positions[..., None], value=False)
+    seen[..., 0] = True
+    return seen
+
+
 def at(hidden: Tensor, positions: Tensor) -> Tensor:
     """Return the rows (B, K, …) of `hidden` (B, L, …) at `positions` (B, K)."""
     return torch.gather(hidden, 1, positions[..., None].expand(-1, -1, hidden.shape[2]))
@@ -297,5 +431,7 @@ def build_decoder(config: Config) -> Decoder:
             return EnhancedMaskDecoder(decoder.layers)
         case "mae":
             return MaskedAutoencoder(*sizes)
+        case "retro":
+            return BottleneckDecoder(*sizes, decoder.visible, decoder.rebuilt)
         case "plain" | "gua" | "mix" | "drbert":
             return StackedDecoder(*sizes, decoder.unmasked_first, decoder.decoder_share)

@@ -27,7 +27,14 @@ from pydantic import Field
 
 from command import BadInput, Parser, Unavailable, finish
 from training import results
-from training.config import Config, Table, read_config, validate, with_optimisation
+from training.config import (
+    Config,
+    Table,
+    read_config,
+    validate,
+    with_defaults,
+    with_optimisation,
+)
 from training.finetune import Recipe, finetune
 from training.pretrain import pretrain
 from training.tasks import Task, find_task
@@ -57,7 +64,7 @@ class Pretraining:
         summary = self.folder(out) / "checkpoint/training.json"
         if not summary.is_file():
             return False
-        if results.read_json(summary)["config"] != self.config.as_dict():
+        if with_defaults(results.read_json(summary)["config"]) != self.config.as_dict():
             raise BadInput(
                 f"{self.folder(out)} was trained with another config; give another --out, or remove"
                 " it to train it again."

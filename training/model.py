@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.config import Config
-from training.decoders import at, build_decoder
+from training.decoders import MaskedText, at, build_decoder
 from training.encoders import build_encoder, encode_embeddings, generator_shape, remove_embeddings
+from training.losses import Losses, cross_entropy
 from training.rng import derive_seed
 from training.vocabulary import Vocabulary
-
-Losses = dict[str, Tensor]
 
 
 class PredictionHead(nn.Module):
@@ -60,9 +59,6 @@ class DetectionHead(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """An encoder that predicts masked words through a decoder design."""
 
-    loss_parts: tuple[str, ...] = ()
-    """Names of the losses that add up to the total, if there is more than one."""
-
     def __init__(self, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         shape, seed = config.encoder, config.optimisation.seed
@@ -90,18 +86,27 @@ class MaskedLanguageModel(nn.Module):
         """The encoder, which is registered under its family's name."""
         return self.get_submodule(self.family)
 
+    @property
+    def loss_parts(self) -> tuple[str, ...]:
+        """Names of the losses that add up to the total, if there is more than one."""
+        return self.pretraining_decoder.loss_parts
+
     def forward(
         self, inputs: Tensor, positions: Tensor, targets: Tensor, rng: torch.Generator
     ) -> Losses:
-        """Return the mean cross-entropy, in nats, of `targets` (B, K).
+        """Return the design's losses in nats; most have one, the cross-entropy of `targets` (B, K).
 
         They are predicted at `positions` (B, K) of `inputs` (B, L).
         """
-        return {"loss": cross_entropy(self.logits(inputs, positions, rng), targets)}
+        text = MaskedText(inputs, positions, targets)
+        return self.pretraining_decoder.losses(self.encoder, self.predict, text, rng)
 
     def logits(self, inputs: Tensor, positions: Tensor, rng: torch.Generator) -> Tensor:
         """Return logits (B, K, V) at `positions` (B, K) of `inputs` (B, L)."""
-        state = self.pretraining_decoder(self.encoder, inputs, positions, rng)  # (B, K, D)
+        return self.predict(self.pretraining_decoder(self.encoder, inputs, positions, rng))
+
+    def predict(self, state: Tensor) -> Tensor:
+        """Return the output layer's logits (B, K, V) of states (B, K, D)."""
         words = self.encoder.embeddings.word_embeddings.weight
         logits: Tensor = self.cls["predictions"](state, words)
         return logits
@@ -176,11 +181,6 @@ def build_model(config: Config, vocabulary: Vocabulary) -> PretrainingModel:
     if config.objective.name == "mlm":
         return MaskedLanguageModel(config, vocabulary)
     return ReplacedTokenDetector(config, vocabulary)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats, of logits (B, K, V) against targets (B, K)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def sample(logits: Tensor, rng: torch.Generator) -> Tensor:

@@ -49,8 +49,9 @@ from training.checkpoint import (
     save_progress,
     write_json,
 )
-from training.config import Config, Optimisation, read_config
+from training.config import Config, Optimisation, read_config, with_defaults
 from training.corpus import Corpus, prepare
+from training.losses import Losses
 from training.masking import (
     MASKING_SPLITS,
     Ids,
@@ -59,7 +60,7 @@ from training.masking import (
     loss_without_context,
     mask_tokens,
 )
-from training.model import Losses, PretrainingModel, build_model
+from training.model import PretrainingModel, build_model
 from training.rng import derive_seed, make_rng
 
 HELD_OUT_SEQUENCES = 512
@@ -248,6 +249,7 @@ def restore(run: Run, progress: Path, fingerprint: Mapping[str, Any]) -> tuple[i
     step, seconds = 0, 0.0
     if progress.exists():
         state = read_progress(progress)
+        state["config"] = with_defaults(state["config"])
         for key, value in fingerprint.items():
             if state.get(key) != value:
                 raise BadInput(

@@ -9,7 +9,7 @@ import pytest
 
 from command import BadInput
 from tests.training.factories import CONFIGS
-from training.config import read_config
+from training.config import read_config, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ from training.config import read_config
         (
             '[decoder]\ndesign = "mae"\nlayers = 2\n[encoder]\nfamily = "convbert"',
             "uses BERT's own layers",
+        ),
+        (
+            '[decoder]\ndesign = "retro"\nlayers = 1\n[encoder]\nfamily = "convbert"',
+            "uses BERT's own layers",
+        ),
+        (
+            '[decoder]\ndesign = "plain"\nlayers = 2\nrebuilt = 0.5',
+            "visible and rebuilt belong to retro",
         ),
         ("[encoder]\nheads = 3", "not a multiple of heads 3"),
         ("[encoder]\nembedding_size = 64", "BERT's embeddings are as wide as the encoder"),
@@ -141,7 +149,7 @@ def test_a_config_is_recorded_as_runs_before_recorded_it(tmp_path: Path) -> None
         ' "checkpoint_every": 200}, "objective": {"name": "mlm", "mask_rate": 0.15,'
         ' "whole_words": false, "generator_width": 0.25, "detection_weight": 50.0},'
         ' "decoder": {"design": "drbert", "layers": 2, "unmasked_first": 0.5,'
-        ' "decoder_share": 1.0}}'
+        ' "decoder_share": 1.0, "visible": 1.0, "rebuilt": 1.0}}'
     )
 
 
@@ -150,10 +158,21 @@ def test_every_bundled_config_can_be_read(path: Path) -> None:
     assert read_config(path).optimisation.steps > 0
 
 
-@pytest.mark.parametrize("design", ["plain", "gua", "mix", "drbert", "emd", "mae"])
+@pytest.mark.parametrize("design", ["plain", "gua", "mix", "drbert", "emd", "mae", "retro"])
 def test_the_designs_differ_from_the_reference_in_the_decoder_alone(design: str) -> None:
     vanilla, enhanced = (
         read_config(CONFIGS / f"{name}-mini.toml").as_dict() for name in ("bert", design)
     )
     assert vanilla.pop("decoder") != enhanced.pop("decoder")
     assert vanilla == enhanced
+
+
+def test_a_recorded_config_has_the_defaults_of_keys_that_came_later() -> None:
+    config = read_config(CONFIGS / "drbert-mini.toml").as_dict()
+    recorded = json.loads(json.dumps(config))
+    del recorded["decoder"]["visible"]
+    del recorded["objective"]["whole_words"]
+    assert recorded != config
+    assert with_defaults(recorded) == config
+    recorded["decoder"]["of_another_version"] = 1
+    assert with_defaults(recorded) != config

@@ -8,15 +8,20 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from training.decoders import (
+    BottleneckDecoder,
     EnhancedMaskDecoder,
     MaskedAutoencoder,
+    MaskedText,
     StackedDecoder,
     TransformerBlock,
     at,
     attend,
+    draw_positions,
     encode,
     first_block_mask,
+    masked_copies,
 )
+from training.losses import cross_entropy
 
 
 def make_rng(seed: int = 0) -> torch.Generator:
@@ -166,3 +171,68 @@ def test_the_autoencoders_tokens_keep_their_positions() -> None:
     encode(encoder, IDS[:1])
     assert torch.allclose(outputs[0], at(outputs[1], visible), atol=1e-6)
     assert hidden.shape == (1, 4, 16)
+
+
+def test_each_rebuilt_position_sees_a_masked_copy_of_its_own_and_never_itself() -> None:
+    positions = torch.tensor([[1, 3], [2, 4]])
+    everything = masked_copies(positions, 5, 1.0, make_rng())
+    assert everything[0].tolist() == [
+        [True, False, True, True, True],
+        [True, True, True, False, True],
+    ]
+    nothing = masked_copies(positions, 5, 0.0, make_rng())
+    assert nothing[..., 0].all()
+    assert not nothing[..., 1:].any()
+    many = masked_copies(torch.arange(1, 101).expand(20, -1), 200, 0.5, make_rng())
+    assert many[..., 101:].float().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert not torch.equal(many[0, 0], many[0, 1])
+
+
+def test_the_share_of_positions_that_are_rebuilt_leaves_out_the_first_and_the_last() -> None:
+    ids = torch.zeros(200, 12, dtype=torch.long)
+    drawn = draw_positions(ids, 0.3, make_rng())
+    assert drawn.shape == (200, 3)
+    assert set(drawn.flatten().tolist()) == set(range(1, 11))
+    assert (drawn.diff(dim=1) > 0).all()
+    assert draw_positions(ids, 1.0, make_rng())[0].tolist() == list(range(1, 11))
+
+
+@torch.no_grad()
+def test_a_text_is_rebuilt_from_the_cls_state_and_the_words_that_are_seen_alone() -> None:
+    encoder = bert()
+    torch.manual_seed(1)
+    decoder = BottleneckDecoder(16, 2, 32, layers=1, visible=0.5, rebuilt=1.0).eval()
+    cls, chosen = torch.randn(1, 16), torch.tensor([[3, 7]])
+    text = IDS[:1]
+    seen = torch.zeros(1, 2, 12, dtype=torch.bool)
+    seen[..., 0] = True
+    seen[0, 0, 5] = True
+
+    def rebuild(cls: torch.Tensor = cls, text: torch.Tensor = text) -> torch.Tensor:
+        return decoder.rebuild(encoder, cls, text, chosen, seen)
+
+    before = rebuild()
+    assert not torch.allclose(rebuild(cls=cls + 1), before, atol=1e-2)
+    for position in range(1, 12):
+        changed = text.clone()
+        changed[0, position] = 5 + (changed[0, position] - 4) % 45
+        same = torch.isclose(rebuild(text=changed), before, atol=1e-6).all(dim=2)[0]
+        assert same.tolist() == [position != 5, True]
+
+
+def test_the_loss_adds_what_the_masks_and_what_the_rebuilt_words_cost() -> None:
+    encoder, positions = bert(), POSITIONS
+    decoder = BottleneckDecoder(16, 2, 32, layers=1, visible=0.5, rebuilt=0.5)
+    text = MaskedText(IDS.scatter(1, positions, 1), positions, IDS.gather(1, positions))
+    assert torch.equal(text.original, IDS)
+    words = encoder.embeddings.word_embeddings.weight
+
+    def predict(state: torch.Tensor) -> torch.Tensor:
+        return state @ words.T
+
+    losses = decoder.losses(encoder, predict, text, make_rng())
+    masked = cross_entropy(predict(at(encode(encoder, text.inputs), positions)), text.targets)
+    assert torch.allclose(losses["masked_loss"], masked)
+    assert torch.allclose(losses["loss"], masked + losses["rebuilt_loss"])
+    losses["rebuilt_loss"].backward()  # through [CLS] the encoder learns from the rebuilt words
+    assert encoder.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0

@@ -61,6 +61,7 @@ def test_there_is_a_tiny_config_of_every_design_and_encoder() -> None:
         "drbert",
         "emd",
         "mae",
+        "retro",
     }
     assert {(config.encoder.family, config.objective.name) for config in configs} == {
         ("bert", "mlm"),
