@@ -106,11 +106,50 @@ def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise BadInput(f"{directory} cannot be read: {error}.") from None
 
 
+class WeightSum:
+    """The sum of a model's weights at several steps, whose mean is the checkpoint's."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, model: nn.Module) -> None:
+        """Add the model's weights of now."""
+        self.count += 1
+        for name, weight in model.state_dict().items():
+            now = weight.detach().cpu()
+            self._sums[name] = self._sums[name] + now if name in self._sums else now.clone()
+
+    def load_mean(self, model: nn.Module) -> None:
+        """Give the model the mean of the weights that were added."""
+        model.load_state_dict({name: total / self.count for name, total in self._sums.items()})
+
+    def save(self, directory: Path) -> None:
+        """Write the sum into the folder of a run's progress; without one nothing is written."""
+        if self.count:
+            count = torch.tensor(self.count)
+            save_file({**contiguous(self._sums), "count": count}, directory / "sum.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path) -> WeightSum:
+        """Return the sum that is in the folder of a run's progress."""
+        weights = cls()
+        if (directory / "sum.safetensors").is_file():
+            weights._sums = load_file(directory / "sum.safetensors")
+            weights.count = int(weights._sums.pop("count"))
+        return weights
+
+
 def save_progress(
-    directory: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping[str, Any]
+    directory: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    weights: WeightSum,
+    progress: Mapping[str, Any],
 ) -> None:
     """Write all that a run resumes from: weights and moments as safetensors, the rest as JSON."""
     with atomic_directory(directory) as draft:
+        weights.save(draft)
         save_file(contiguous(model.state_dict()), draft / "model.safetensors")
         names = {id(p): name for name, p in model.named_parameters()}
         moments = {

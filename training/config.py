@@ -147,6 +147,8 @@ class Optimisation(Table):
     seed: int = Field(default=0, ge=0)
     checkpoint_every: Count = 200
     """Steps between two saves of the progress."""
+    average: Count = 1
+    """The checkpoint's weights are the mean over the last so many saves."""
 
 
 class Config(Table):
@@ -382,4 +384,10 @@ def _optimisation_problems(settings: Optimisation) -> Iterator[str]:
         yield (
             f"batch_size {settings.batch_size} is not a multiple of accumulate"
             f" {settings.accumulate}."
+        )
+    saves = -(-settings.steps // settings.checkpoint_every)
+    if settings.average > saves:
+        yield (
+            f"average = {settings.average} is more than the {saves} saves of {settings.steps}"
+            f" steps, one every {settings.checkpoint_every}."
         )

@@ -42,6 +42,7 @@ from tqdm import tqdm
 from atomic import atomic_directory, recover_directory
 from command import BadInput, Parser, Unavailable, finish, how_to_install
 from training.checkpoint import (
+    WeightSum,
     library_versions,
     load_progress,
     read_progress,
@@ -131,6 +132,7 @@ def pretrain(
     progress = out / "progress"
     out.mkdir(parents=True, exist_ok=True)
     step, seconds = restore(run, progress, fingerprint) if resume else (0, 0.0)
+    weights = WeightSum.load(progress) if step else WeightSum()
     trained, stepper = accelerator.prepare(model, optimiser)
     started = time.monotonic() - seconds
     held_out: dict[str, float] | None = None
@@ -168,6 +170,9 @@ def pretrain(
             seconds = time.monotonic() - started
             is_checkpoint = step % settings.checkpoint_every == 0 or step == settings.steps
             held_out = held_out_losses(run) if is_checkpoint and run.is_main else None
+            later_saves = math.ceil((settings.steps - step) / settings.checkpoint_every)
+            if is_checkpoint and later_saves < settings.average:
+                weights.add(model)
             log.add(step, run.tokens(step), seconds, rate, losses, held_out)
             bar.update()
             tokens_per_second = run.tokens(step) / seconds
@@ -178,7 +183,7 @@ def pretrain(
             if (is_checkpoint or stopping) and run.is_main:
                 log.flush()
                 state = {"step": step, "seconds": seconds, **fingerprint}
-                save_progress(progress, model, optimiser, state)
+                save_progress(progress, model, optimiser, weights, state)
             if stopping and step < settings.steps:
                 accelerator.wait_for_everyone()
                 if run.is_main:
@@ -189,7 +194,10 @@ def pretrain(
                 raise KeyboardInterrupt
 
     if run.is_main:
-        # A run that is resumed after its last step has not measured it.
+        if settings.average > 1:
+            weights.load_mean(model)
+            held_out = None
+        # A run that is resumed after its last step has not measured it either.
         final = held_out_losses(run) if held_out is None else held_out
         summary = {**fingerprint, **summarise(run, step, seconds, log.mean_loss(100), final)}
         write_checkpoint(out / "checkpoint", run, summary)

@@ -63,6 +63,10 @@ from training.config import read_config, with_defaults
         ("[objective]\nmask_rate = 1.0", "mask_rate = 1.0 must be less than 1"),
         ("[objective]\nwhole_words = 1", "whole_words = 1 is not of type bool"),
         ("[optimisation]\naccumulate = 3", "batch_size 8 is not a multiple of accumulate 3"),
+        (
+            "[optimisation]\ncheckpoint_every = 1000\naverage = 9",
+            "average = 9 is more than the 8 saves of 8000 steps",
+        ),
         ('[data]\ndataset = "wikitext"', "either text .shards. or dataset"),
         ("[data]\nvocabulary_size = 70000", "does not fit 16-bit ids"),
         ("[data]\ntext = [1]", r"is not of type list\[str\]"),
@@ -146,7 +150,7 @@ def test_a_config_is_recorded_as_runs_before_recorded_it(tmp_path: Path) -> None
         ' "initialisation": "bert"}, "optimisation": {"steps": 12, "batch_size": 8,'
         ' "peak_learning_rate": 0.003, "warmup_steps": 2, "accumulate": 1, "beta2": 0.98,'
         ' "weight_decay": 0.01, "clip_norm": 1, "precision": "auto", "seed": 0,'
-        ' "checkpoint_every": 200}, "objective": {"name": "mlm", "mask_rate": 0.15,'
+        ' "checkpoint_every": 200, "average": 1}, "objective": {"name": "mlm", "mask_rate": 0.15,'
         ' "whole_words": false, "generator_width": 0.25, "detection_weight": 50.0},'
         ' "decoder": {"design": "drbert", "layers": 2, "unmasked_first": 0.5,'
         ' "decoder_share": 1.0, "visible": 1.0, "rebuilt": 1.0}}'

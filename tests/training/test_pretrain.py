@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from command import BadInput, Unavailable
 from tests.training.factories import CONFIGS, TEXT, TINY, tiny, vocabulary, write_text
+from training.checkpoint import WeightSum
 from training.config import read_config
 from training.corpus import prepare
 from training.masking import MASKING_SPLITS, mask_tokens
@@ -93,6 +95,31 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_if_it_had_not_been(
     summary = json.loads((tmp_path / "whole/checkpoint/training.json").read_text())
     assert summary["tokens"] == 12 * 8 * 32
     assert summary["flops"] > 0
+
+
+def test_the_checkpoint_is_the_mean_of_the_last_saves_also_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[dict[str, torch.Tensor]] = []
+    add = WeightSum.add
+
+    def remember(self: WeightSum, model: nn.Module) -> None:
+        add(self, model)
+        added.append({name: weight.clone() for name, weight in model.state_dict().items()})
+
+    monkeypatch.setattr(WeightSum, "add", remember)
+    config = tiny("none", tmp_path / "c.toml", "[optimisation]\nsteps = 10\naverage = 2")
+    pretrain(config, TEXT, tmp_path / "whole")
+    assert len(added) == 2  # of the saves at steps 4, 8 and 10
+    weights = load_file(tmp_path / "whole/checkpoint/model.safetensors")
+    for name, weight in weights.items():
+        assert torch.allclose(weight, (added[0][name] + added[1][name]) / 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "add", break_off_at(9))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, TEXT, tmp_path / "parts")
+    pretrain(config, TEXT, tmp_path / "parts", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name", TINY)
