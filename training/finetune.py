@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -37,8 +36,6 @@ from transformers import (
 
 from atomic import atomic_directory
 from command import BadInput, Parser, Unavailable, finish
-from training import convbert
-from training.attention import attention_implementation
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -48,6 +45,7 @@ from training.checkpoint import (
     read_checkpoint,
     write_json,
 )
+from training.frozen import family_config, load_encoder
 from training.metrics import Predictions, compute_metrics, majority_label
 from training.pretrain import autocast, choose_precision, device_name
 from training.tasks import TASKS, Example, Task, find_task, read_examples
@@ -246,8 +244,7 @@ def build_classifier(
     dropout: float,
 ) -> PreTrainedModel:
     """Return the family's classifier with the checkpoint's encoder and a new head."""
-    settings = {
-        **described,
+    changes = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "single_label_classification",
@@ -256,24 +253,9 @@ def build_classifier(
         "classifier_dropout": dropout,
     }
     if task.kind == "regression":
-        settings["problem_type"] = "regression"
-    if described["model_type"] == "bert":
-        # transformers refuses the option for models that have only an attention of their own.
-        settings["attn_implementation"] = attention_implementation()
-    for key in ("pretraining_decoder", "architectures", "torch_dtype", "dtype"):
-        settings.pop(key, None)
-    config = AutoConfig.for_model(**settings)
-    model = AutoModelForSequenceClassification.from_config(config)
-    prefix = f"{model.base_model_prefix}."
-    encoder = {
-        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
-    }
-    mismatch = model.base_model.load_state_dict(encoder, strict=False)
-    missing = [name for name in mismatch.missing_keys if not name.startswith("pooler.")]
-    for name in (*missing, *mismatch.unexpected_keys):
-        raise BadInput(f"The encoder's tensors do not fit its config.json: {name}.")
-    if config.model_type == "convbert":
-        convbert.patch_attention(model.base_model)
+        changes["problem_type"] = "regression"
+    model = AutoModelForSequenceClassification.from_config(family_config(described, changes))
+    load_encoder(model.base_model, model.base_model_prefix, tensors)
     return model
 
 

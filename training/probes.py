@@ -1,0 +1,142 @@
+"""
+Measures what an encoder's frozen states tell about texts, without fine-tuning and without chance.
+
+Each text becomes the state of [CLS] or the mean over its tokens' states. Regularised logistic
+regression and the nearest neighbours predict its label; the cosine of two texts is compared with
+how alike people call them. Nothing is drawn at random but the examples, which are the same for all
+encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from training.frozen import FrozenEncoder
+from training.metrics import METRICS
+from training.tasks import Example, Task, find_task, read_examples
+
+States = npt.NDArray[np.float32]
+"""(N, D), a state for each text."""
+
+CLASSIFIED = ("clinc150", "banking77", "ag_news", "sst2")
+COMPARED = "stsb"
+POOLINGS = ("mean", "cls")
+MOST_EXAMPLES = 10_000
+"""Training examples of a task; of a larger one so many are drawn."""
+NEIGHBOURS = 10
+INVERSE_REGULARISATION = 0.1
+"""scikit-learn's C, on standardised states."""
+BATCH_SIZE = 64
+
+
+def probe(
+    encoder: FrozenEncoder, data: Path, tasks: Sequence[str] = CLASSIFIED
+) -> dict[str, float]:
+    """Return accuracies by "TASK METHOD POOLING", and Spearman's correlation on STS-B.
+
+    METHOD is `logistic` or `neighbours`, POOLING `mean` or `cls`. Raises Unavailable or BadInput if
+    a task's files cannot be read.
+    """
+    measured = {}
+    for name in tasks:
+        task = find_task(name)
+        train, dev = (_draw(read_examples(task, data, split)) for split in ("train", "dev"))
+        for method, score in _accuracies(encoder, task, train, dev).items():
+            measured[f"{name} {method}"] = score
+    for pooling, correlation in similarity(encoder, data).items():
+        measured[f"{COMPARED} cosine {pooling}"] = correlation
+    return measured
+
+
+def mean_accuracy(measured: Mapping[str, float]) -> float:
+    """Return the mean of all accuracies of logistic regression: the one number of an encoder."""
+    return float(np.mean([value for name, value in measured.items() if " logistic " in name]))
+
+
+def _draw(examples: list[Example]) -> list[Example]:
+    if len(examples) <= MOST_EXAMPLES:
+        return examples
+    chosen = np.random.default_rng(0).choice(len(examples), MOST_EXAMPLES, replace=False)
+    return [examples[number] for number in np.sort(chosen)]
+
+
+def _accuracies(
+    encoder: FrozenEncoder, task: Task, train: Sequence[Example], dev: Sequence[Example]
+) -> dict[str, float]:
+    """Return the accuracy on `dev` by "METHOD POOLING"."""
+    labels, expected = (
+        np.array([example.label for example in part]).astype(int) for part in (train, dev)
+    )
+    known, asked = (pooled_states(encoder, _texts(part), task.max_tokens) for part in (train, dev))
+    accuracies = {}
+    for pooling in POOLINGS:
+        methods = {
+            "logistic": make_pipeline(
+                StandardScaler(),
+                LogisticRegression(C=INVERSE_REGULARISATION, tol=1e-3, max_iter=2_000),
+            ),
+            "neighbours": KNeighborsClassifier(
+                min(NEIGHBOURS, len(train)), metric="cosine", weights="distance"
+            ),
+        }
+        for name, method in methods.items():
+            method.fit(known[pooling], labels)
+            answers = method.predict(asked[pooling])
+            accuracies[f"{name} {pooling}"] = float(np.mean(answers == expected))
+    return accuracies
+
+
+def similarity(encoder: FrozenEncoder, data: Path) -> dict[str, float]:
+    """Return Spearman's correlation of the cosine with people's scores on STS-B, by pooling."""
+    task = find_task(COMPARED)
+    examples = read_examples(task, data, "dev")
+    scores = np.array([example.label for example in examples])
+    first = pooled_states(encoder, _texts(examples), task.max_tokens)
+    second = pooled_states(
+        encoder, [example.text_pair or "" for example in examples], task.max_tokens
+    )
+    return {
+        pooling: METRICS["spearman"](_cosines(first[pooling], second[pooling]), scores)
+        for pooling in POOLINGS
+    }
+
+
+def _cosines(first: States, second: States) -> npt.NDArray[np.float64]:
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines: npt.NDArray[np.float64] = (first * second).sum(axis=1) / lengths
+    return cosines
+
+
+def _texts(examples: Sequence[Example]) -> list[str]:
+    return [example.text for example in examples]
+
+
+def pooled_states(
+    encoder: FrozenEncoder, texts: Sequence[str], max_tokens: int
+) -> dict[str, States]:
+    """Return the states of texts by pooling, each (N, D), in fp32.
+
+    Texts are cut after `max_tokens`, [CLS] and [SEP] included.
+    """
+    limit = min(max_tokens, encoder.max_tokens)
+    ids = encoder.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    pooled = {name: np.zeros((len(ids), encoder.hidden_size), np.float32) for name in POOLINGS}
+    in_order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    for start in range(0, len(ids), BATCH_SIZE):
+        numbers = in_order[start : start + BATCH_SIZE]
+        batch = encoder.tokenizer.pad({"input_ids": [ids[number] for number in numbers]})
+        padded, mask = (torch.tensor(batch[name]) for name in ("input_ids", "attention_mask"))
+        states = encoder.states(padded, mask)
+        weights = mask[..., None].to(states.dtype)
+        pooled["mean"][numbers] = ((states * weights).sum(1) / weights.sum(1)).numpy()
+        pooled["cls"][numbers] = states[:, 0].numpy()
+    return pooled
