@@ -7,15 +7,16 @@ several seeds, and writes a report.
     drbert-experiment training/experiments/mini.toml --data DIR \\
         --out build/experiment --report training/RESULTS.md
 
+An experiment file with kind = "pairs" compares encoders by pairs of runs instead (pairs.py).
+
 A unit is one pretraining or one fine-tuning. Units that are done are skipped, interrupted ones
 continue. Several processes may work on one folder; each unit is locked by one of them.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import fcntl
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from command import BadInput, Parser, Unavailable, finish
-from training import results
+from command import BadInput, BadUsage, Parser, Unavailable, finish
+from training import pairs_page, results
 from training.config import (
     Config,
     Table,
@@ -36,6 +37,8 @@ from training.config import (
     with_optimisation,
 )
 from training.finetune import Recipe, finetune
+from training.locks import lock_unit
+from training.pairs import PairedExperiment, read_paired, read_records, run_pairs
 from training.pretrain import pretrain
 from training.tasks import Task, find_task
 
@@ -148,18 +151,22 @@ class DesignTable(Table):
     seeds: list[int]
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file's values; Unavailable if it cannot be read, BadInput if it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is not TOML: {error}.") from None
+
+
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment from a TOML file.
 
     Raises Unavailable if the file cannot be read, BadInput if it cannot work.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise Unavailable(f"{path} cannot be read; training/experiments holds one.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is not TOML: {error}.") from None
-    table = validate(ExperimentTable, values, f"{path}:")
+    table = validate(ExperimentTable, read_toml(path), f"{path}:")
     tasks = tuple(find_task(name) for name in table.tasks)
     pretrainings: list[Pretraining] = []
     for design, design_values in table.pretraining.items():
@@ -205,7 +212,7 @@ def run_experiment(experiment: Experiment, data: Path, out: Path) -> None:
     for unit in units:
         unit.is_done(out)
     for pretraining in experiment.pretrainings:
-        with _lock(out, pretraining.name) as locked:
+        with lock_unit(out, pretraining.name) as locked:
             if locked and not pretraining.is_done(out):
                 pretrain(pretraining.config, data, pretraining.folder(out), resume=True)
     # Repeat while a pass trains something: another process may have finished an encoder meanwhile.
@@ -215,7 +222,7 @@ def run_experiment(experiment: Experiment, data: Path, out: Path) -> None:
 
 def _finetune(unit: Finetuning, data: Path, out: Path) -> bool:
     """Run a fine-tuning; return False if it is done, locked, or its encoder is not done."""
-    with _lock(out, unit.name) as locked:
+    with lock_unit(out, unit.name) as locked:
         if not locked or not unit.encoder.is_done(out) or unit.is_done(out):
             return False
         finetune(
@@ -224,20 +231,6 @@ def _finetune(unit: Finetuning, data: Path, out: Path) -> bool:
         # The predictions stay; the weights of hundreds of classifiers would take too much space.
         (unit.folder(out) / "model.safetensors").unlink()
         return True
-
-
-@contextlib.contextmanager
-def _lock(out: Path, name: str) -> Iterator[bool]:
-    """Lock a unit, and yield whether this process has the lock; it is released with the process."""
-    path = out / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def collect_records(
@@ -265,12 +258,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", type=Path, help="a TOML file, see training/experiments")
     parser.add_argument(
-        "--data", type=Path, required=True, help="the folder that holds the text and the tasks"
+        "--data", type=Path, help="the folder that holds the text and the tasks; needed to train"
     )
     parser.add_argument(
         "--out",
         type=Path,
-        required=True,
         help="the folder to write the units to; units that are done there are skipped",
     )
     parser.add_argument(
@@ -284,8 +276,29 @@ def main(arguments: Sequence[str]) -> int:
             " in results/ next to it"
         ),
     )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="a paired experiment's rows, one for each run (default: units.csv in --out)",
+    )
+    parser.add_argument(
+        "--power",
+        type=Path,
+        metavar="RECORDS",
+        help="train nothing; print what a paired experiment can show, by the rows of a pilot",
+    )
     options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    values = read_toml(options.experiment)
+    if values.get("kind") == "pairs":
+        return _compare_pairs(read_paired(options.experiment, values), options)
+    for name in ("records", "power"):
+        if getattr(options, name) is not None:
+            raise BadUsage(f'--{name} is for paired experiments, whose file says kind = "pairs".')
     experiment = read_experiment(options.experiment)
+    if options.out is None or (options.report is None and options.data is None):
+        raise BadUsage("--data and --out are needed to train, and --out for a report.")
     if options.report is not None:
         pretrained, finetuned = collect_records(experiment, options.out)
         report = results.Report(
@@ -303,9 +316,25 @@ def main(arguments: Sequence[str]) -> int:
             f" {len(finetuned)} of {len(experiment.finetunings)} classifiers"
         )
         return 0
-    if options.threads:
-        torch.set_num_threads(options.threads)
     run_experiment(experiment, options.data, options.out)
+    return 0
+
+
+def _compare_pairs(experiment: PairedExperiment, options: argparse.Namespace) -> int:
+    if options.power is not None:
+        print("\n".join(pairs_page.power_table(experiment, read_records(options.power))))
+        return 0
+    if options.records is None and options.out is None:
+        raise BadUsage("--records or --out is needed: where the rows of the runs are.")
+    records = options.records or options.out / "units.csv"
+    if options.report is not None:
+        done = read_records(records)
+        pairs_page.write(experiment, done, options.report)
+        print(f"{options.report}: {len(done)} runs")
+        return 0
+    if options.data is None or options.out is None:
+        raise BadUsage("--data and --out are needed to train.")
+    run_pairs(experiment, options.data, options.out, records)
     return 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,27 @@ HELD_OUT_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
+class FirstStep:
+    """Digests of what a run begins with; runs of a pair begin with the same."""
+
+    weights: str
+    """SHA-256 of the encoder's first weights, without a decoder or an output layer."""
+    batch: str
+    """SHA-256 of the first step's ids, positions and targets."""
+
+    @classmethod
+    def of(cls, model: PretrainingModel, batch: MaskedBatch) -> FirstStep:
+        """Return the digests of a model that is not yet trained, and of its first batch."""
+        weights, masked = hashlib.sha256(), hashlib.sha256()
+        for name, weight in model.encoder.state_dict().items():
+            weights.update(name.encode())
+            weights.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        for ids in (batch.inputs, batch.positions, batch.targets):
+            masked.update(np.ascontiguousarray(ids).tobytes())
+        return cls(weights.hexdigest(), masked.hexdigest())
+
+
+@dataclass(frozen=True)
 class Run:
     """What one process of a pretraining run works with."""
 
@@ -81,6 +103,8 @@ class Run:
     """Precision of the matrix products: bf16 or fp32."""
     micro_batches: MicroBatches
     """The rows of each batch that this process computes."""
+    first_step: FirstStep
+    """What the run begins with."""
 
     @property
     def device(self) -> torch.device:
@@ -219,8 +243,11 @@ def set_up(config: Config, data: Path, corpora: Path) -> Run:
     )
     with accelerator.main_process_first():
         corpus = prepare(config.data, data, corpora)
-    model = build_model(config, corpus.vocabulary).to(accelerator.device)
+    model = build_model(config, corpus.vocabulary)
+    first_step = FirstStep.of(model, masked_batch(corpus, config, 0))
+    model = model.to(accelerator.device)
     return Run(
+        first_step=first_step,
         config=config,
         corpus=corpus,
         accelerator=accelerator,
@@ -383,6 +410,7 @@ def summarise(
     sources = (run.corpus.directory / "sources.json").read_text(encoding="utf-8")
     return {
         "device": device_name(run.device),
+        "first_step": asdict(run.first_step),
         "steps": step,
         "tokens": run.tokens(step),
         "flops": step * step_flops(run),
@@ -559,13 +587,24 @@ def device_name(device: torch.device) -> str:
 
 def processor_name() -> str:
     """Return the processor's name as Linux reports it."""
+    return _processor_facts().get("model name", platform.processor())
+
+
+def processor_model() -> str:
+    """Return the processor's name, family and model, which clouds often hide from the name."""
+    facts = _processor_facts()
+    numbers = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    return ", ".join([processor_name(), *numbers])
+
+
+def _processor_facts() -> dict[str, str]:
+    """Return what Linux reports of the first processor."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return platform.processor()
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 class Log:

@@ -27,8 +27,8 @@ from training.tasks import Example, Task, find_task, read_examples
 States = npt.NDArray[np.float32]
 """(N, D), a state for each text."""
 
-CLASSIFIED = ("clinc150", "banking77", "ag_news", "sst2")
 COMPARED = "stsb"
+TASKS = ("clinc150", "banking77", "ag_news", "sst2", COMPARED)
 POOLINGS = ("mean", "cls")
 MOST_EXAMPLES = 10_000
 """Training examples of a task; of a larger one so many are drawn."""
@@ -38,23 +38,26 @@ INVERSE_REGULARISATION = 0.1
 BATCH_SIZE = 64
 
 
-def probe(
-    encoder: FrozenEncoder, data: Path, tasks: Sequence[str] = CLASSIFIED
-) -> dict[str, float]:
-    """Return accuracies by "TASK METHOD POOLING", and Spearman's correlation on STS-B.
+def names(task: str | None = None) -> tuple[str, ...]:
+    """Return the names of what is measured, of one task or of all: "TASK METHOD POOLING"."""
+    if task is None:
+        return tuple(name for each in TASKS for name in names(each))
+    methods = ("cosine",) if task == COMPARED else ("logistic", "neighbours")
+    return tuple(f"{task} {method} {pooling}" for method in methods for pooling in POOLINGS)
 
-    METHOD is `logistic` or `neighbours`, POOLING `mean` or `cls`. Raises Unavailable or BadInput if
-    a task's files cannot be read.
+
+def probe(encoder: FrozenEncoder, data: Path, task: str) -> dict[str, float]:
+    """Return what the encoder's states tell about a task's texts, by name.
+
+    It is an accuracy for `logistic` and `neighbours`, and Spearman's correlation for `cosine`.
+    Raises Unavailable or BadInput if the task's files cannot be read.
     """
-    measured = {}
-    for name in tasks:
-        task = find_task(name)
-        train, dev = (_draw(read_examples(task, data, split)) for split in ("train", "dev"))
-        for method, score in _accuracies(encoder, task, train, dev).items():
-            measured[f"{name} {method}"] = score
-    for pooling, correlation in similarity(encoder, data).items():
-        measured[f"{COMPARED} cosine {pooling}"] = correlation
-    return measured
+    if task == COMPARED:
+        return {f"{task} cosine {key}": value for key, value in similarity(encoder, data).items()}
+    read = find_task(task)
+    train, dev = (_draw(read_examples(read, data, split)) for split in ("train", "dev"))
+    accuracies = _accuracies(encoder, read, train, dev)
+    return {f"{task} {name}": value for name, value in accuracies.items()}
 
 
 def mean_accuracy(measured: Mapping[str, float]) -> float:
@@ -76,7 +79,9 @@ def _accuracies(
     labels, expected = (
         np.array([example.label for example in part]).astype(int) for part in (train, dev)
     )
-    known, asked = (pooled_states(encoder, _texts(part), task.max_tokens) for part in (train, dev))
+    known, questions = (
+        pooled_states(encoder, _texts(part), task.max_tokens) for part in (train, dev)
+    )
     accuracies = {}
     for pooling in POOLINGS:
         methods = {
@@ -90,7 +95,7 @@ def _accuracies(
         }
         for name, method in methods.items():
             method.fit(known[pooling], labels)
-            answers = method.predict(asked[pooling])
+            answers = method.predict(questions[pooling])
             accuracies[f"{name} {pooling}"] = float(np.mean(answers == expected))
     return accuracies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def write_task(folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
         for split in ("train", "dev"):
             (folder / name / f"{split}.tsv").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+def write_probe_tasks(folder: Path) -> Path:
+    """Write all tasks of the probes, each with a few examples that are easily told apart."""
+    write_task(folder)
+    rows = [("the cat slept in the warm sun", 0), ("the dog ran under the tree", 1)] * 8
+    named = [[text, ("sleep", "run")[label]] for text, label in rows]
+    for name in ("clinc150", "banking77", "ag_news"):
+        (folder / name).mkdir()
+    (folder / "clinc150/data_full.json").write_text(json.dumps({"train": named, "val": named}))
+    table = "\n".join(["text,category", *(",".join(row) for row in named)]) + "\n"
+    lines = "\n".join(["text\tlabel", *(f"{text}\t{label}" for text, label in rows)]) + "\n"
+    for part in ("train", "test"):
+        (folder / f"banking77/{part}.csv").write_text(table)
+    for part in ("train_10k", "test"):
+        (folder / f"ag_news/{part}.tsv").write_text(lines)
     return folder
 
 

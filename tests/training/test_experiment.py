@@ -13,6 +13,7 @@ from command import BadInput
 from tests.training.factories import TEXT, write_task
 from training import experiment, results
 from training.experiment import Experiment, collect_records, main, read_experiment, run_experiment
+from training.locks import lock_unit
 from training.tasks import find_task
 
 EXPERIMENT = """
@@ -72,12 +73,12 @@ def test_a_unit_that_another_process_has_locked_is_skipped(
     out = tmp_path / "out"
     plan = read_experiment(done[0])
     with (
-        experiment._lock(out, plan.pretrainings[0].name) as locked,
-        experiment._lock(out, plan.pretrainings[0].name) as again,
+        lock_unit(out, plan.pretrainings[0].name) as locked,
+        lock_unit(out, plan.pretrainings[0].name) as again,
     ):
         assert (locked, again) == (True, False)
         assert not experiment._finetune(plan.finetunings[0], data, out)
-    with experiment._lock(out, plan.pretrainings[0].name) as locked:
+    with lock_unit(out, plan.pretrainings[0].name) as locked:
         assert locked
 
 
