@@ -74,7 +74,7 @@ RECONSTRUCTED = {
         "DrBERT (arXiv 2401.15861) from the paper's abstracts and reviews",
     ),
     "mae": "MAE-LM (arXiv 2302.02060) from its abstract, a review and its published options",
-    "retro": "RetroMAE (arXiv 2205.12035), which rebuilds a share of each text's words only,",
+    "retro": "RetroMAE (arXiv 2205.12035), reduced to a share of each text's words",
 }
 RECONSTRUCTION = (
     "\nIts decoder is this project's reconstruction of {};\nits sizes are not the paper's.\n"
@@ -176,9 +176,12 @@ def _learned(pretraining: dict[str, Any], objective: str) -> str:
     without = pretraining.get("loss_without_context")  # not recorded by older runs
     if objective != "mlm" or without is None:
         return ""
+    # Of a design with a further loss, only that of the masks can be compared.
+    parts = pretraining.get("held_out_parts", {})  # not recorded by older runs
+    reached = parts.get("masked_loss", pretraining["held_out_loss"])
     return (
         f"A model that ignores\nneighbours has a loss of about {without:.2f} nats; this one reached"
-        f" {pretraining['held_out_loss']:.2f}. "
+        f" {reached:.2f}. "
     )
 
 
@@ -188,6 +191,11 @@ def _decoder(design: dict[str, Any]) -> str:
             return "none"
         case "emd":
             return f"none: `emd` runs the encoder's own last layer {design['layers']} times"
+        case "retro":
+            return (
+                f"`retro`: n = {design['layers']} block, which rebuilds {design['rebuilt']:.0%} of"
+                f" the words and sees {design['visible']:.0%} of the others; pretraining only"
+            )
         case name:
             return (
                 f"`{name}`: n = {design['layers']} blocks, p = {design['unmasked_first']}, q ="

@@ -48,6 +48,7 @@ def _keep_integer(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 Number = Annotated[float, WrapValidator(_keep_integer)]
 """A float. An integer stays one: a run records its config as the file has it, and compares that."""
 Probability = Annotated[Number, Field(ge=0, le=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -109,7 +110,7 @@ class Decoder(Table):
     """q: the probability that a position is predicted from the decoder (mix, drbert)."""
     visible: Probability = 1.0
     """The share of the other positions that a position may attend to (retro)."""
-    rebuilt: Probability = 1.0
+    rebuilt: Share = 1.0
     """The share of the positions that are rebuilt (retro)."""
 
 

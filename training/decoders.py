@@ -15,12 +15,12 @@ A design decides from which states the masked words are predicted:
             queries with the absolute position         2006.03654 §3.2, as its released code does it
     mae     n blocks that fill in masked positions,    RECONSTRUCTION of MAE-LM, arXiv 2302.02060
             which the encoder never reads
-    retro   the encoder's output; besides, one block   RetroMAE's enhanced decoding,
-            rebuilds the text from the [CLS] state     arXiv 2205.12035 §3.3
+    retro   the encoder's output; besides, n blocks    RetroMAE's enhanced decoding,
+            rebuild the text from the [CLS] state      arXiv 2205.12035 §3.3
             and a masked copy of the text
 
 DrBERT's formulas and hyper-parameters were not available; the reconstruction follows its abstracts
-and reviews. n, p and q are configuration, none is a paper's number of those. The blocks are BERT's
+and reviews. Its n, p and q are configuration, not the paper's numbers. The blocks are BERT's
 without dropout.
 """
 
@@ -213,18 +213,21 @@ class MaskedAutoencoder(Decoder):
 
 
 class BottleneckDecoder(Decoder):
-    """RetroMAE: a block rebuilds the text from the [CLS] state and a heavily masked copy of it.
+    """RetroMAE: blocks rebuild the text from the [CLS] state and a heavily masked copy of it.
 
-    With h the encoder's output, x the text without its masks and e_j the embedding of x_j at its
-    position:
+    With h the encoder's output, x the text without its masks, e_j the embedding of x_j at its
+    position, and s the words' first deviation:
 
-        q_i = h_[CLS] + position_i;   c = h_[CLS], e_1, …, e_L
-        o_i = block(queries q_i, keys and values c)
+        q_i = LayerNorm(s · h_[CLS] + position_i);   c = h_[CLS], e_1, …, e_{L-1}
+        o_i = blocks(queries q_i, keys and values c)
         loss = cross-entropy at the masks, from h, + cross-entropy of x_i from o_i
 
-    Position i attends to [CLS], never to itself, and to each other position with probability p: its
-    own masked copy. The masks are predicted from the encoder's output, as in BERT. The paper
-    rebuilds all positions; here a random share of each row is, which the config sets.
+    Position i attends to [CLS], never to itself, and to each other position with probability
+    `visible`: its own masked copy. The masks are predicted from the encoder's output, as in BERT.
+
+    Two things differ from the paper. It rebuilds all positions; here a random share `rebuilt` of
+    each row is. It adds h_[CLS] as it is; here h_[CLS] is as large as a word, because next to a
+    vector of deviation 1 a new position embedding of 0.02 is not seen.
     """
 
     loss_parts = ("masked_loss", "rebuilt_loss")
@@ -242,8 +245,13 @@ class BottleneckDecoder(Decoder):
         self.layer = nn.ModuleList(
             TransformerBlock(hidden_size, heads, intermediate_size) for _ in range(layers)
         )
+        self.heads = heads
         self.visible = visible
         self.rebuilt = rebuilt
+
+    def initialise_local_attention(self) -> None:
+        # Its queries are embeddings, as those of the encoder's first layer are.
+        local_attention_init.initialise_attention(self.layer[0].attention, self.heads)
 
     def forward(
         self, encoder: BertModel, inputs: Tensor, positions: Tensor, rng: torch.Generator
@@ -280,7 +288,10 @@ class BottleneckDecoder(Decoder):
         """
         embedded = encoder.embeddings(input_ids=original)
         context = torch.cat([cls[:, None].to(embedded.dtype), embedded[:, 1:]], dim=1)  # (B, L, D)
-        queries: Tensor = cls[:, None] + encoder.embeddings.position_embeddings(chosen)
+        as_word = encoder.config.initializer_range * cls[:, None].to(embedded.dtype)  # (B, 1, D)
+        queries: Tensor = encoder.embeddings(
+            inputs_embeds=as_word.expand(-1, chosen.shape[1], -1), position_ids=chosen
+        )
         for block in self.layer:
             queries = block(context, queries, seen)
         return queries

@@ -4,15 +4,16 @@ Effects of arms on what an encoder holds, from differences within pairs.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from training.metrics import paired_interval
-from training.pairs import Record
+from training.pair_records import Record
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,19 @@ class Effect:
     def pairs_for(self, half_width: float) -> int:
         """Return the number of pairs with which the interval is no wider, by this deviation.
 
-        It needs two pairs at least.
+        Raises ValueError with less than two pairs.
         """
-        pairs = 2
-        while interval_half_width(self.deviation, pairs) > half_width:
-            pairs += 1
-        return pairs
+        if self.pairs < 2:
+            raise ValueError("a deviation needs two pairs")
+        most = 2
+        while interval_half_width(self.deviation, most) > half_width:
+            most *= 2
+        enough = range(2, most + 1)
+        return enough[
+            bisect.bisect_left(
+                enough, -half_width, key=lambda n: -interval_half_width(self.deviation, n)
+            )
+        ]
 
 
 def effect(records: Sequence[Record], arm: str, against: str, measurement: str) -> Effect:
@@ -99,33 +107,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def interval_half_width(deviation: float, pairs: int) -> float:
-    """Return the half-width of Student's 95 % interval of a mean difference."""
+    """Return the half-width of Student's 95 % interval of a mean difference, in its own unit.
+
+    There must be two pairs at least.
+    """
     return float(stats.t.ppf(0.975, pairs - 1)) * deviation / math.sqrt(pairs)
 
 
-def detectable(deviation: float, pairs: int, power: float = 0.8) -> float:
-    """Return the smallest mean difference that a two-sided test at 5 % detects with that power.
+def detectable(deviation: float, pairs: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the smallest mean difference that a two-sided test detects with that power.
 
-    By the noncentral t distribution.
+    It is in the unit of `deviation`, and follows from the noncentral t distribution. There must be
+    two pairs at least.
     """
-    freedom, critical = pairs - 1, stats.t.ppf(0.975, pairs - 1)
-
-    def reached(shift: float) -> float:
-        return float(
-            stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
-        )
-
-    low, high = 0.0, 1.0
-    while reached(high) < power:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) >= power else (middle, high)
-    return high * deviation / math.sqrt(pairs)
+    freedom = pairs - 1
+    critical = float(stats.t.ppf(1 - alpha / 2, freedom))
+    # The other tail, a detection with the wrong sign, adds nothing at this power.
+    shift = optimize.brentq(
+        lambda shift: float(stats.nct.sf(critical, freedom, shift)) - power, 0.0, 40 * critical
+    )
+    return float(shift) * deviation / math.sqrt(pairs)
 
 
 def deviation_interval(deviation: float, pairs: int) -> tuple[float, float]:
-    """Return the 95 % interval of a standard deviation that was estimated from so many pairs."""
+    """Return the 95 % interval of a standard deviation that was estimated from two or more pairs.
+
+    It follows from the chi-square distribution.
+    """
     freedom = pairs - 1
-    high, low = (float(stats.chi2.ppf(share, freedom)) for share in (0.025, 0.975))
-    return deviation * math.sqrt(freedom / low), deviation * math.sqrt(freedom / high)
+    largest, smallest = (float(stats.chi2.ppf(share, freedom)) for share in (0.975, 0.025))
+    return deviation * math.sqrt(freedom / largest), deviation * math.sqrt(freedom / smallest)

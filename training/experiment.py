@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 
 from command import BadInput, BadUsage, Parser, Unavailable, finish
-from training import pairs_page, results
+from training import results
 from training.config import (
     Config,
     Table,
@@ -38,7 +38,10 @@ from training.config import (
 )
 from training.finetune import Recipe, finetune
 from training.locks import lock_unit
-from training.pairs import PairedExperiment, read_paired, read_records, run_pairs
+from training.pair_records import read_records
+from training.pairs import records_of, run_pairs
+from training.pairs_file import PairedExperiment, read_paired
+from training.pairs_page import Page, power_table
 from training.pretrain import pretrain
 from training.tasks import Task, find_task
 
@@ -279,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--records",
         type=Path,
-        help="a paired experiment's rows, one for each run (default: units.csv in --out)",
+        help="a paired experiment's rows, one for each run (default: NAME.csv in --out)",
     )
     parser.add_argument(
         "--power",
@@ -291,7 +294,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     values = read_toml(options.experiment)
-    if values.get("kind") == "pairs":
+    if "kind" in values:
         return _compare_pairs(read_paired(options.experiment, values), options)
     for name in ("records", "power"):
         if getattr(options, name) is not None:
@@ -322,19 +325,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def _compare_pairs(experiment: PairedExperiment, options: argparse.Namespace) -> int:
     if options.power is not None:
-        print("\n".join(pairs_page.power_table(experiment, read_records(options.power))))
+        pilot = read_records(options.power, must_exist=True)
+        print("\n".join(power_table(experiment, pilot)))
         return 0
     if options.records is None and options.out is None:
         raise BadUsage("--records or --out is needed: where the rows of the runs are.")
-    records = options.records or options.out / "units.csv"
+    path = options.records or options.out / f"{experiment.path.stem}.csv"
     if options.report is not None:
-        done = read_records(records)
-        pairs_page.write(experiment, done, options.report)
-        print(f"{options.report}: {len(done)} runs")
+        records = records_of(experiment, read_records(path, must_exist=True))
+        Page(experiment, records, path).write(options.report)
+        print(f"{options.report}: {len(records)} runs")
         return 0
     if options.data is None or options.out is None:
         raise BadUsage("--data and --out are needed to train.")
-    run_pairs(experiment, options.data, options.out, records)
+    run_pairs(experiment, options.data, options.out, path)
     return 0
 
 

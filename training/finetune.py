@@ -36,6 +36,7 @@ from transformers import (
 
 from atomic import atomic_directory
 from command import BadInput, Parser, Unavailable, finish
+from training import convbert
 from training.card import write_card
 from training.checkpoint import (
     DECODER_PREFIX,
@@ -256,6 +257,8 @@ def build_classifier(
         changes["problem_type"] = "regression"
     model = AutoModelForSequenceClassification.from_config(family_config(described, changes))
     load_encoder(model.base_model, model.base_model_prefix, tensors)
+    if model.config.model_type == "convbert":
+        convbert.patch_attention(model.base_model)
     return model
 
 

@@ -51,6 +51,8 @@ def load_frozen(checkpoint: Path) -> FrozenEncoder:
     described, tensors = read_checkpoint(checkpoint)
     model = AutoModel.from_config(family_config(described, {}))
     load_encoder(model, model.base_model_prefix, tensors)
+    if model.config.model_type == "convbert":
+        convbert.patch_attention(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
     return FrozenEncoder(model.eval(), PreTrainedTokenizerFast.from_pretrained(checkpoint))
@@ -70,16 +72,24 @@ def family_config(described: Mapping[str, Any], changes: Mapping[str, Any]) -> A
 def load_encoder(encoder: PreTrainedModel, prefix: str, tensors: Mapping[str, Tensor]) -> None:
     """Give an encoder a checkpoint's tensors, whose names begin with `prefix` and a dot.
 
-    A pooler keeps its own. Raises BadInput if another tensor is missing or unknown.
+    A pooler keeps its own. Raises BadInput if another tensor is missing, unknown or of another
+    shape.
     """
     of_encoder = {
         name.removeprefix(f"{prefix}."): tensor
         for name, tensor in tensors.items()
         if name.startswith(f"{prefix}.")
     }
-    mismatch = encoder.load_state_dict(of_encoder, strict=False)
-    missing = [name for name in mismatch.missing_keys if not name.startswith("pooler.")]
-    for name in (*missing, *mismatch.unexpected_keys):
-        raise BadInput(f"The encoder's tensors do not fit its config.json: {name}.")
-    if encoder.config.model_type == "convbert":
-        convbert.patch_attention(encoder)
+    expected = encoder.state_dict()
+    for name in sorted(expected.keys() | of_encoder.keys()):
+        if name.startswith("pooler."):
+            continue
+        shapes = [
+            tuple(part[name].shape) if name in part else None for part in (of_encoder, expected)
+        ]
+        if shapes[0] != shapes[1]:
+            raise BadInput(
+                f"The encoder's tensors do not fit its config.json: {name} is {shapes[0]}, and the"
+                f" config describes {shapes[1]}."
+            )
+    encoder.load_state_dict(of_encoder, strict=False)

@@ -20,3 +20,13 @@ def lock_unit(out: Path, name: str) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextlib.contextmanager
+def wait_for_lock(out: Path, name: str) -> Iterator[None]:
+    """Hold a lock, after waiting until no other process holds it."""
+    path = out / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -195,7 +195,7 @@ def pretrain(
             is_checkpoint = step % settings.checkpoint_every == 0 or step == settings.steps
             held_out = held_out_losses(run) if is_checkpoint and run.is_main else None
             later_saves = math.ceil((settings.steps - step) / settings.checkpoint_every)
-            if is_checkpoint and later_saves < settings.average:
+            if is_checkpoint and run.is_main and 1 < settings.average > later_saves:
                 weights.add(model)
             log.add(step, run.tokens(step), seconds, rate, losses, held_out)
             bar.update()
@@ -529,7 +529,26 @@ def progress_bar(run: Run, name: str, step: int) -> tqdm[Any]:
     )
 
 
-def learning_rate(step: int, settings: Optimisation) -> float:
+class RateSchedule(Protocol):
+    """What a learning rate is computed from."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        ...
+
+    @property
+    def warmup_steps(self) -> int:
+        """Number of steps in which the rate rises."""
+        ...
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate at the end of the warm-up."""
+        ...
+
+
+def learning_rate(step: int, settings: RateSchedule) -> float:
     """Return the learning rate of a step: linear warm-up, then linear decay to zero."""
     peak = settings.peak_learning_rate
     if step < settings.warmup_steps:
@@ -591,9 +610,10 @@ def processor_name() -> str:
 
 
 def processor_model() -> str:
-    """Return the processor's name, family and model, which clouds often hide from the name."""
+    """Return the processor's name and the numbers of its model, which clouds hide from the name."""
     facts = _processor_facts()
-    numbers = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    keys = ("cpu family", "model", "CPU implementer", "CPU part")
+    numbers = [f"{key} {facts[key]}" for key in keys if key in facts]
     return ", ".join([processor_name(), *numbers])
 
 

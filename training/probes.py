@@ -9,6 +9,7 @@ encoders.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from command import Unavailable
 from training.frozen import FrozenEncoder
 from training.metrics import METRICS
 from training.tasks import Example, Task, find_task, read_examples
@@ -30,8 +32,8 @@ States = npt.NDArray[np.float32]
 COMPARED = "stsb"
 TASKS = ("clinc150", "banking77", "ag_news", "sst2", COMPARED)
 POOLINGS = ("mean", "cls")
-MOST_EXAMPLES = 10_000
-"""Training examples of a task; of a larger one so many are drawn."""
+MOST_EXAMPLES = 8_000
+"""Examples of a task's training and of its development set; of more, so many are drawn."""
 NEIGHBOURS = 10
 INVERSE_REGULARISATION = 0.1
 """scikit-learn's C, on standardised states."""
@@ -58,6 +60,20 @@ def probe(encoder: FrozenEncoder, data: Path, task: str) -> dict[str, float]:
     train, dev = (_draw(read_examples(read, data, split)) for split in ("train", "dev"))
     accuracies = _accuracies(encoder, read, train, dev)
     return {f"{task} {name}": value for name, value in accuracies.items()}
+
+
+def digest(data: Path) -> str:
+    """Return a SHA-256 of all files of all tasks; Unavailable if a task has no folder."""
+    described = hashlib.sha256()
+    for task in TASKS:
+        if not (data / task).is_dir():
+            raise Unavailable(
+                f"{data} has no folder {task}; --data names the folder that holds the tasks."
+            )
+        for path in sorted(path for path in (data / task).rglob("*") if path.is_file()):
+            described.update(f"{path.relative_to(data)}\n".encode())
+            described.update(hashlib.sha256(path.read_bytes()).digest())
+    return described.hexdigest()
 
 
 def mean_accuracy(measured: Mapping[str, float]) -> float:

@@ -20,9 +20,8 @@ from training.frozen import FrozenEncoder
 from training.losses import cross_entropy
 from training.masking import MaskedBatch, mask_tokens
 from training.model import PredictionHead, initialise
+from training.pretrain import HELD_OUT_SEQUENCES, learning_rate
 from training.rng import derive_seed
-
-HELD_OUT_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,16 @@ class ReadOut:
     """How the output layer is trained; equal for all encoders that are compared."""
 
     steps: int = 400
-    batch_size: int = 16
+    batch_size: int = 8
     """Sequences a step."""
     peak_learning_rate: float = 2e-3
+    """The learning rate after the warm-up, from which it falls to zero."""
     warmup_steps: int = 40
+    """Steps in which the learning rate rises."""
     mask_rate: float = 0.15
+    """The share of a sequence's tokens to predict: BERT's."""
     seed: int = 0
+    """Seed of the first weights, the text's order and the masks."""
 
 
 def read_out_loss(encoder: FrozenEncoder, corpus: Corpus, recipe: ReadOut | None = None) -> float:
@@ -52,7 +55,7 @@ def read_out_loss(encoder: FrozenEncoder, corpus: Corpus, recipe: ReadOut | None
     optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.peak_learning_rate, eps=1e-6)
     for step in range(recipe.steps):
         for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(step, recipe)
+            group["lr"] = learning_rate(step, recipe)
         loss = _loss(encoder, head, words, _training_batch(corpus, recipe, step))
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -64,13 +67,6 @@ def read_out_loss(encoder: FrozenEncoder, corpus: Corpus, recipe: ReadOut | None
             for batch in _held_out_batches(corpus, recipe)
         ]
     return float(np.average([loss for loss, _ in losses], weights=[size for _, size in losses]))
-
-
-def _learning_rate(step: int, recipe: ReadOut) -> float:
-    """Return the learning rate of a step: linear warm-up, then linear decay to zero."""
-    rising = (step + 1) / recipe.warmup_steps
-    falling = (recipe.steps - step) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.peak_learning_rate * min(rising, falling)
 
 
 def _training_batch(corpus: Corpus, recipe: ReadOut, step: int) -> MaskedBatch:

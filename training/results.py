@@ -71,7 +71,7 @@ def pretraining_record(design: str, seed: int, folder: Path) -> Record:
         "flops": summary["flops"],
         "minutes": round(summary["seconds"] / 60, 1),
         "held_out_loss": round(summary["held_out_loss"], 4),
-        "generator_loss": round(parts["generator_loss"], 4) if parts else None,
+        "generator_loss": round(parts["generator_loss"], 4) if "generator_loss" in parts else None,
         "loss_without_context": round(summary["loss_without_context"], 4),
         "precision": summary["precision"],
         "device": summary["device"],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.training.test_pairs import record
 from training.effects import (
     Effect,
     detectable,
@@ -16,12 +17,7 @@ from training.effects import (
     holm,
     interval_half_width,
 )
-from training.pairs import MEASURED, READ_OUT, Beginning, Record
-
-
-def record(arm: str, pair: int, loss: float) -> Record:
-    measured = {**dict.fromkeys(MEASURED, 0.5), READ_OUT: loss}
-    return Record(arm, pair, Beginning("m", "c", "b", "w", "s"), {}, measured)
+from training.pair_records import READ_OUT
 
 
 def test_only_pairs_that_have_both_arms_count() -> None:
@@ -51,9 +47,13 @@ def test_the_interval_and_the_p_value_are_students() -> None:
     needed = measured.pairs_for(0.05)
     assert interval_half_width(measured.deviation, needed) <= 0.05
     assert interval_half_width(measured.deviation, needed - 1) > 0.05
+    wide = Effect("drbert", "none", READ_OUT, (-9.0, 9.0, 0.5))
+    assert interval_half_width(wide.deviation, wide.pairs_for(0.01)) <= 0.01
     single = Effect("drbert", "none", READ_OUT, (0.3,))
     assert single.p_value == 1.0
     assert math.isinf(single.half_width)
+    with pytest.raises(ValueError, match="needs two pairs"):
+        single.pairs_for(0.1)
 
 
 def test_holms_adjustment_keeps_the_order_and_the_textbooks_numbers() -> None:
@@ -65,6 +65,9 @@ def test_holms_adjustment_keeps_the_order_and_the_textbooks_numbers() -> None:
 def test_a_detectable_difference_is_detected_with_that_power() -> None:
     difference = detectable(1.0, 12)
     assert difference == pytest.approx(0.89, abs=0.01)  # tables of the paired t-test: d = 0.89
+    assert detectable(2.0, 12) == pytest.approx(2 * difference)
+    assert detectable(1.0, 2) == pytest.approx(11.6, abs=0.1)
+    assert detectable(1.0, 12, alpha=0.01) > difference
     rng = np.random.default_rng(0)
     samples = rng.normal(difference, 1.0, (4_000, 12))
     p_values = np.asarray(stats.ttest_1samp(samples, 0.0, axis=1).pvalue)

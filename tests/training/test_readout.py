@@ -106,5 +106,9 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(runs: Path, tmp_path: 
     shutil.copytree(runs / "none/checkpoint", tmp_path / "broken")
     path = tmp_path / "broken/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 5}))
-    with pytest.raises(BadInput, match=r"do not fit its config.json: encoder.layer.\d"):
+    with pytest.raises(BadInput, match=r"do not fit its config.json: encoder.layer.2.* is None"):
+        load_frozen(tmp_path / "broken")
+    described = json.loads(path.read_text()) | {"num_hidden_layers": 2, "intermediate_size": 8}
+    path.write_text(json.dumps(described))
+    with pytest.raises(BadInput, match=r"is \(64, 32\), and the config describes \(8, 32\)"):
         load_frozen(tmp_path / "broken")
