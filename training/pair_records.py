@@ -124,16 +124,16 @@ def read_records(path: Path, must_exist: bool = False) -> list[Record]:
         )
     records: dict[tuple[str, int], Record] = {}
     for row in reader:
-        where = f"{path}, line {reader.line_num}"
+        place = f"{path}, line {reader.line_num}"
         if None in row or None in row.values():
-            raise BadInput(f"{where}: {len(COLUMNS)} cells are needed; remove the line.")
+            raise BadInput(f"{place}: {len(COLUMNS)} cells are needed; remove the line.")
         try:
             record = Record.from_row(row)
         except ValueError as error:
-            raise BadInput(f"{where}: {error}; remove the line.") from None
+            raise BadInput(f"{place}: {error}; remove the line.") from None
         if (record.arm, record.pair) in records:
             raise BadInput(
-                f"{where} is a second row of {record.arm!r} in pair {record.pair}; remove one."
+                f"{place} is a second row of {record.arm!r} in pair {record.pair}; remove one."
             )
         records[record.arm, record.pair] = record
     return list(records.values())
