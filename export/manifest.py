@@ -14,6 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from command import BadInput
 from export.checkpoint.config import labels_tokens
+from export.checkpoint.cross_encoder import (
+    Activation,
+    check_scores,
+    read_activation,
+    read_max_tokens,
+)
 from export.checkpoint.loading import Checkpoint
 from export.checkpoint.tokenizer import read_tokenizer_config
 from export.graph.onnx_file import read_inputs
@@ -40,8 +46,6 @@ TASKS: dict[str, Task] = {
     "regression": "regression",
 }
 """Task by the problem_type of a checkpoint's config.json."""
-ACTIVATIONS: dict[str, Literal["sigmoid", "none"]] = {"Sigmoid": "sigmoid", "Identity": "none"}
-"""Activation by the class name that sentence-transformers stores for a CrossEncoder."""
 MIN_TOKENS = 3
 """Smallest length limit that leaves room for a token between the two special ones."""
 FAMILIES_COUNTING_FROM_PADDING = (
@@ -82,7 +86,7 @@ class Signature:
     """Kind of answer: one label, several labels, or numbers."""
     labels: list[str]
     """Names of the outputs, all different, in the order of the logits."""
-    activation: Literal["sigmoid", "none"] | None
+    activation: Activation | None
     """Function that turns the logit of a single label into its score; None if the task decides."""
     max_tokens: int
     """Longest text that the model reads, in tokens, special tokens included."""
@@ -99,6 +103,7 @@ def read_signature(
 
     Raises BadInput for a field that is missing, contradictory, or cannot be served.
     """
+    check_scores(checkpoint.directory)
     labels = _labels(checkpoint.directory, config)
     max_tokens = _max_tokens(checkpoint, config)
     if labels_tokens(checkpoint.config):
@@ -257,9 +262,7 @@ def _task(directory: Path, config: Any) -> Task:
     return TASKS[config.problem_type]
 
 
-def _activation(
-    checkpoint: Checkpoint, task: Task, labels: int
-) -> Literal["sigmoid", "none"] | None:
+def _activation(checkpoint: Checkpoint, task: Task, labels: int) -> Activation | None:
     """Return the function of a single label's logit; None if the task decides.
 
     transformers, Text Embeddings Inference, vLLM and sentence-transformers' CrossEncoder apply the
@@ -267,18 +270,7 @@ def _activation(
     """
     if labels > 1 or task != "single_label":
         return None
-    cross_encoder = checkpoint.config.get("sentence_transformers")
-    name = cross_encoder.get("activation_fn") if isinstance(cross_encoder, dict) else None
-    name = name or checkpoint.config.get("sbert_ce_default_activation_function")
-    if name is None:
-        return "sigmoid"
-    activation = ACTIVATIONS.get(str(name).rpartition(".")[2])
-    if activation is None:
-        raise BadInput(
-            f"{checkpoint.directory / 'config.json'}: the activation of its CrossEncoder is"
-            f" {name!r}; only {' and '.join(ACTIVATIONS)} can be exported."
-        )
-    return activation
+    return read_activation(checkpoint.directory, checkpoint.config) or "sigmoid"
 
 
 def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
@@ -300,7 +292,8 @@ def _max_tokens(checkpoint: Checkpoint, config: Any) -> int:
             f"{directory / 'tokenizer_config.json'}: model_max_length is {tokenizer_limit!r}; it"
             f" must be a number of tokens, {MIN_TOKENS} or more."
         )
-    limit = min(value for value in (positions, tokenizer_limit) if value is not None)
+    limits = (positions, tokenizer_limit, read_max_tokens(directory))
+    limit = min(value for value in limits if value is not None)
     if not MIN_TOKENS <= limit <= MOST_TOKENS:
         raise BadInput(
             f"{directory}: the model reads {limit:,} tokens, by config.json"

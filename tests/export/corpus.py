@@ -417,6 +417,12 @@ def config(**changes: Any) -> Change:
     return lambda folder: edit_json(folder, "config.json", **changes)
 
 
+def cross_encoder(**changes: Any) -> Change:
+    """Write what sentence-transformers 6 stores of a CrossEncoder, with changes."""
+    fields = {"model_type": "CrossEncoder", "prompts": {}, **changes}
+    return lambda folder: edit_json(folder, "config_sentence_transformers.json", **fields)
+
+
 def tokenizer_config(**changes: Any) -> Change:
     """Change fields of tokenizer_config.json."""
     return lambda folder: edit_json(folder, "tokenizer_config.json", **changes)
@@ -778,6 +784,47 @@ ROWS = [
         config(sbert_ce_default_activation_function="torch.nn.modules.linear.Identity"),
         labels=1,
         raw=True,
+    ),
+    quirk(
+        "one label, a CrossEncoder of release 6 with the identity",
+        cross_encoder(activation_fn="torch.nn.modules.linear.Identity"),
+        labels=1,
+        raw=True,
+    ),
+    quirk(
+        "one label, a CrossEncoder of release 6 whose sigmoid overrides config.json",
+        config(sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"}),
+        cross_encoder(activation_fn="torch.nn.modules.activation.Sigmoid"),
+        labels=1,
+    ),
+    quirk(
+        "one label, a CrossEncoder of release 6 with prompts and no default",
+        cross_encoder(prompts={"query": "query: "}, default_prompt_name="none"),
+        labels=1,
+    ),
+    quirk(
+        "one label, a CrossEncoder's default prompt",
+        cross_encoder(prompts={"query": "query: "}, default_prompt_name="query"),
+        labels=1,
+        refused="puts 'query: ' before every text",
+    ),
+    quirk(
+        "one label, a CrossEncoder with a module behind the model",
+        cross_encoder(),
+        write_files(
+            modules_json=json.dumps(
+                [{"type": "a.modules.Transformer"}, {"type": "a.modules.Dense"}]
+            )
+        ),
+        labels=1,
+        refused="lists 2 modules (Transformer, Dense)",
+    ),
+    quirk(
+        "one label, a CrossEncoder that lower-cases outside of its tokenizer",
+        cross_encoder(),
+        write_files(sentence_bert_config_json='{"do_lower_case": true}'),
+        labels=1,
+        refused="do_lower_case is True",
     ),
     quirk(
         "one label, another activation",
