@@ -56,7 +56,7 @@ class Limits:
     items: int | None = None
     """Windows of all texts together."""
     pair_chars: int | None = None
-    """Characters of all pairs of a text and a label together."""
+    """Characters of all pairs that the service makes of a request's texts, together."""
 
 
 def _text(value: object, field: str) -> Text:
@@ -527,12 +527,7 @@ def _add_question(request: ClassifyRequest, limits: Limits) -> None:
     hypotheses = question.hypotheses
     chars = sum([len(text.text) for text in request.input]) * len(hypotheses)
     chars += sum(map(len, hypotheses)) * len(request.input)
-    if limits.pair_chars is not None and chars > limits.pair_chars:
-        raise TooLarge(
-            f"labels and texts make pairs of {chars} characters together, the limit is"
-            f" {limits.pair_chars}; send several requests.",
-            param="labels",
-        )
+    check_pair_chars(chars, "labels and texts", "labels", limits)
     for text in request.input:
         if text.pair is not None:
             field = f"{text.field}.text_pair"
@@ -545,6 +540,27 @@ def _add_question(request: ClassifyRequest, limits: Limits) -> None:
         for hypothesis in hypotheses
     )
     request._question = question
+
+
+def check_pair_chars(chars: int, parts: str, param: str, limits: Limits) -> None:
+    """Raise TooLarge if pairs that the service makes have too many characters together.
+
+    One long text in a thousand pairs is tokenized a thousand times, and is in the body once.
+    """
+    if limits.pair_chars is not None and chars > limits.pair_chars:
+        raise TooLarge(
+            f"{parts} make pairs of {chars} characters together, the limit is"
+            f" {limits.pair_chars}; send several requests.",
+            param=param,
+        )
+
+
+def check_text_chars(text: str, field: str, limits: Limits) -> None:
+    """Raise TooLarge, which names the field, for a text that is too long."""
+    if len(text) > limits.text_chars:
+        raise TooLarge(
+            f"{field} has {len(text)} characters, the limit is {limits.text_chars}.", param=field
+        )
 
 
 def _check_limits(value: object, limits: Limits) -> None:
@@ -561,11 +577,8 @@ def _check_limits(value: object, limits: Limits) -> None:
         if isinstance(item, dict):
             halves = {f"{text}.{name}": item.get(name) for name in ("text", "text_pair")}
         for field, half in halves.items():
-            if isinstance(half, str) and len(half) > limits.text_chars:
-                raise TooLarge(
-                    f"{field} has {len(half)} characters, the limit is {limits.text_chars}.",
-                    param=field,
-                )
+            if isinstance(half, str):
+                check_text_chars(half, field, limits)
 
 
 def _position(error: orjson.JSONDecodeError) -> str:

@@ -28,8 +28,10 @@ from service.errors import (
     BodyTooSlow,
     DeadlineExceeded,
     NotReady,
+    Overloaded,
     ServiceError,
     ShuttingDown,
+    TooLarge,
     Unauthorized,
 )
 from service.http.context import HttpContext
@@ -60,6 +62,9 @@ MAX_TOKENS_ON_LOOP = 128
 MAX_TOKEN_SCORES_ON_LOOP = 4_000
 # Matches `input`, `input[3]` and `input.text`: our own format's names in an error's `param`.
 INPUT = re.compile(r"input(?=$|[\[.])")
+# Errors that count texts in their message.
+LIMITS = (TooLarge, Overloaded, DeadlineExceeded)
+TEXTS = re.compile(r"\btexts\b")
 # Errors of status 500 and above that count as refusals, not as failures.
 UNAVAILABLE = (NotReady, ShuttingDown, DeadlineExceeded)
 
@@ -352,8 +357,13 @@ class ClassifyEndpoint:
         return status, headers, [body]
 
     def _with_dialect_names(self, error: ServiceError) -> ServiceError:
-        """Rename `input` in an error to the dialect's name, and return it."""
+        """Rename `input` in an error to the dialect's name, and return it.
+
+        The texts of a limit are documents where the dialect calls them so.
+        """
         name = self._dialect.input_field
+        if name == "documents" and isinstance(error, LIMITS):
+            error.message = TEXTS.sub(name, error.message)
         if name != "input" and error.param is not None and INPUT.match(error.param):
             error.message = error.message.replace("input", name, 1)
             error.param = name + error.param.removeprefix("input")

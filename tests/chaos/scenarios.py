@@ -165,13 +165,16 @@ def schemas(cases: int) -> Row:
     # A model of natural language inference, so that labels of a request are judged, too.
     texts: dict[str, Any] = {"labels": ("contradiction", "entailment")}
     tokens: dict[str, Any] = {"task": "token_labels", "takes_pairs": False}
+    reranker: dict[str, Any] = {"labels": ("LABEL_0",), "activation": "sigmoid"}
     everything: tuple[str, ...] = ()
+    ranking = ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score")
     for dialect, model, paths in (
         ("native", texts, everything),
         ("infinity", texts, ("/classify",)),
         ("semantic-router", texts, ("/classify",)),
         ("ort-server", texts, ("/classify",)),
         ("native", tokens, ("/tokens", "/v1/tokens", "/pooling", "/", "/models/{model}")),
+        ("native", reranker, ranking),
     ):
         with tempfile.TemporaryDirectory() as folder:
             bag = write_artifact(Path(folder) / "bag", **model)

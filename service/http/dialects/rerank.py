@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from service.artifact import Manifest
-from service.errors import InvalidInput, ServiceError
+from service.errors import InvalidInput, ServiceError, TooLarge
 from service.http.dialects import (
     JSON,
     Completed,
@@ -33,6 +33,8 @@ from service.schemas import (
     ClassifyRequest,
     Limits,
     check_filled,
+    check_pair_chars,
+    check_text_chars,
     known_fields,
     read_object,
     read_values,
@@ -48,17 +50,28 @@ DOCUMENT = {
 }
 COUNT = {"type": ["integer", "null"], "minimum": 1}
 FLAG = {"type": ["boolean", "null"]}
+VLLM_FIELDS: dict[str, Any] = {
+    "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    "truncation_side": {"enum": ["right", "left", None]},
+    "use_activation": {**FLAG, "description": "false: logits, as with `raw_scores`."},
+    "priority": {"type": "integer", "minimum": 0, "maximum": 0},
+}
+"""Fields of vLLM's that POST /classify takes too."""
 RERANK_FIELDS: dict[str, Any] = {
     "query": TEXT,
     "documents": {"type": "array", "minItems": 1, "items": DOCUMENT},
     "model": {"type": ["string", "null"]},
-    "top_n": {**COUNT, "description": "How many documents to return, best first."},
+    "top_n": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "How many documents to return, best first; 0: all.",
+    },
     "return_documents": {
         **FLAG,
         "description": "Whether to repeat the documents. The default is true, on /v2/rerank false.",
     },
     "raw_scores": {**FLAG, "description": "Logits instead of scores."},
-    "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    **VLLM_FIELDS,
     "max_tokens_per_doc": {**COUNT, "description": "Cohere's: tokens of each document that stay."},
     "user": {"type": ["string", "null"]},
 }
@@ -116,7 +129,7 @@ SCORE_FIELDS: dict[str, Any] = {
     "documents": {"anyOf": [TEXT, TEXTS]},
     "model": {"type": ["string", "null"]},
     "raw_scores": FLAG,
-    "truncate_prompt_tokens": {"type": ["integer", "null"]},
+    **VLLM_FIELDS,
     "user": {"type": ["string", "null"]},
 }
 SCORE = {
@@ -157,7 +170,11 @@ class CrossEncoderOnly:
                 param="model",
             )
         if not manifest.takes_pairs:
-            raise InvalidInput("The model reads no pairs, so it cannot rerank.", param="model")
+            raise InvalidInput(
+                "The model reads no pairs, so it cannot rerank; /info lists the tasks of each"
+                " model.",
+                param="model",
+            )
 
 
 class Rerank(CrossEncoderOnly):
@@ -182,11 +199,13 @@ class Rerank(CrossEncoderOnly):
             raw.state["tei"] = True
             return self._tei.read_values(raw, values, limits)
         known_fields(values, RERANK_FIELDS)
-        query = _text(values.get("query"), "query")
+        query = _text(values.get("query"), "query", limits)
         documents = [
-            _document(document, index) for index, document in enumerate(_list(values, "documents"))
+            _document(document, index, limits)
+            for index, document in enumerate(_list(values, "documents", limits))
         ]
-        raw.state["top_n"] = _count(values, "top_n")
+        # vLLM's default is 0, which its clients send.
+        raw.state["top_n"] = _count(values, "top_n", least=0) or None
         returns = _flag(values, "return_documents")
         raw.state["documents"] = (
             documents if (self._returns_documents if returns is None else returns) else None
@@ -233,8 +252,12 @@ class TeiRerank(CrossEncoderOnly, Tei):
     ) -> ClassifyRequest:
         """Return the pairs of a body that is parsed already."""
         known_fields(values, TEI_RERANK_FIELDS)
-        query = _text(values.get("query"), "query")
-        texts = [_text(text, f"texts[{i}]") for i, text in enumerate(_list(values, "texts"))]
+        query = _text(values.get("query"), "query", limits)
+        texts = [
+            _text(text, f"texts[{i}]", limits)
+            for i, text in enumerate(_list(values, "texts", limits))
+        ]
+        _check_chars([query] * len(texts), texts, "query and texts", limits)
         direction = read_direction(values)
         for name in ("truncate", "raw_scores", "return_text"):
             _flag(values, name)
@@ -271,7 +294,7 @@ class Score(CrossEncoderOnly):
             if former in values and name not in values:
                 values[name] = values.pop(former)
         known_fields(values, SCORE_FIELDS)
-        queries, documents = (_texts(values, name) for name in ("queries", "documents"))
+        queries, documents = (_texts(values, name, limits) for name in ("queries", "documents"))
         if len(queries) == 1:
             queries *= len(documents)
         if len(queries) != len(documents):
@@ -303,18 +326,29 @@ def _pairs(
     limits: Limits,
 ) -> ClassifyRequest:
     """Return the request of all pairs, with the fields that both of vLLM's formats have."""
+    name = "query" if "query" in values else "queries"
+    _check_chars(queries, documents, f"{name} and documents", limits)
+    for name in ("use_activation", "raw_scores"):
+        _flag(values, name)
+    is_raw = values.get("raw_scores") or values.get("use_activation") is False
     request = {
         "input": [
             {"text": query, "text_pair": document}
             for query, document in zip(queries, documents, strict=True)
         ],
-        "activation": "none" if _flag(values, "raw_scores") else "auto",
+        "activation": "none" if is_raw else "auto",
         "model": raw.model or values.get("model"),
     }
-    for name in ("truncate_prompt_tokens", "user"):
+    for name in ("truncate_prompt_tokens", "truncation_side", "priority", "user"):
         if values.get(name) is not None:
             request[name] = values[name]
     return read_values(request, limits)
+
+
+def _check_chars(queries: list[str], documents: list[str], parts: str, limits: Limits) -> None:
+    """Raise TooLarge if all pairs together have too many characters."""
+    chars = sum(map(len, queries)) + sum(map(len, documents))
+    check_pair_chars(chars, parts, parts.partition(" ")[0], limits)
 
 
 def _ranked(completed: Completed) -> list[tuple[int, float]]:
@@ -326,38 +360,46 @@ def _scores(completed: Completed) -> Iterator[float]:
     return (answer["score"] for answer in completed.classifications())
 
 
-def _list(values: dict[str, Any], name: str) -> list[Any]:
+def _list(values: dict[str, Any], name: str, limits: Limits) -> list[Any]:
     value = values.get(name)
     if not isinstance(value, list) or not value:
         raise InvalidInput(f"{name} must be a list of at least one text.", param=name)
+    if len(value) > limits.texts:
+        raise TooLarge(
+            f"{name} holds {len(value)} texts, the limit is {limits.texts}; send several requests.",
+            param=name,
+        )
     return value
 
 
-def _texts(values: dict[str, Any], name: str) -> list[str]:
+def _texts(values: dict[str, Any], name: str, limits: Limits) -> list[str]:
     """Return a field that is a text or a list of texts."""
     if isinstance(values.get(name), str):
-        return [_text(values[name], name)]
-    return [_text(text, f"{name}[{i}]") for i, text in enumerate(_list(values, name))]
+        return [_text(values[name], name, limits)]
+    texts = _list(values, name, limits)
+    return [_text(text, f"{name}[{i}]", limits) for i, text in enumerate(texts)]
 
 
-def _document(value: object, index: int) -> str:
+def _document(value: object, index: int, limits: Limits) -> str:
     """Return the text of a document, which is a string or an object with `text`."""
     if isinstance(value, dict):
-        return _text(value.get("text"), f"documents[{index}].text")
-    return _text(value, f"documents[{index}]")
+        return _text(value.get("text"), f"documents[{index}].text", limits)
+    return _text(value, f"documents[{index}]", limits)
 
 
-def _text(value: object, field: str) -> str:
+def _text(value: object, field: str, limits: Limits) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"{field} must be a text.", param=field)
+    check_text_chars(value, field, limits)
     check_filled(value, field)
     return value
 
 
-def _count(values: dict[str, Any], name: str) -> int | None:
+def _count(values: dict[str, Any], name: str, least: int = 1) -> int | None:
     value = values.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidInput(f"{name} must be a whole number of at least 1.", param=name)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if value is not None and not is_count:
+        raise InvalidInput(f"{name} must be a whole number of at least {least}.", param=name)
     return value
 
 

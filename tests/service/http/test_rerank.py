@@ -63,8 +63,9 @@ async def test_only_the_best_documents_are_returned_if_asked(client: httpx.Async
     [best] = found["results"]
     assert best["index"] == 2
     assert best["document"] == {"text": "bad bad"}
-    every = await answer(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS, top_n=9)
-    assert len(every["results"]) == 3
+    for count in (9, 0, None):  # 0 is vLLM's default, which its clients send
+        every = await answer(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS, top_n=count)
+        assert len(every["results"]) == 3
 
 
 async def test_documents_may_be_objects_and_scores_logits(client: httpx.AsyncClient) -> None:
@@ -172,8 +173,9 @@ async def test_two_lists_are_scored_text_by_text(client: httpx.AsyncClient) -> N
         ("/rerank", {"query": "a", "documents": []}, "documents", "at least one text"),
         ("/rerank", {"query": "a", "documents": ["a", ""]}, "documents[1]", "is empty"),
         ("/rerank", {"query": "a", "documents": [{"txt": "a"}]}, "documents[0].text", "a text"),
-        ("/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, "top_n", "at least 1"),
-        ("/rerank", {"query": "a", "documents": ["a"], "top_n": True}, "top_n", "at least 1"),
+        ("/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n", "at least 0"),
+        ("/rerank", {"query": "a", "documents": ["a"], "top_n": True}, "top_n", "at least 0"),
+        ("/rerank", {"query": "a", "documents": ["a"], "priority": 1}, "priority", "equal to 0"),
         (
             "/v2/rerank",
             {"query": "a", "documents": ["a"], "max_tokens_per_doc": 0},
@@ -201,6 +203,64 @@ async def test_a_model_that_is_no_reranker_is_refused_with_the_reason(artifact: 
             assert "The model has 2 labels, and a reranker has one" in error["message"]
         error = await refusal(client, "/score", {"queries": "a", "documents": "a"})
         assert error["param"] == "model"
+
+
+async def test_fields_that_vllms_other_paths_take_are_taken_here_too(
+    client: httpx.AsyncClient,
+) -> None:
+    fields = {"use_activation": False, "priority": 0, "truncation_side": "left"}
+    ranked = await answer(client, "/v1/rerank", query=QUERY, documents=DOCUMENTS, **fields)
+    assert [item["relevance_score"] for item in ranked["results"]] == [2.0, 1.0, 0.0]
+    scored = await answer(client, "/score", text_1=QUERY, text_2=DOCUMENTS, **fields)
+    assert [item["score"] for item in scored["data"]] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "documents"),
+    [
+        ("/rerank", "query", "documents"),
+        ("/rerank", "query", "texts"),
+        ("/score", "queries", "documents"),
+    ],
+)
+async def test_long_texts_are_refused_by_their_names(
+    reranker: Artifact, path: str, query: str, documents: str
+) -> None:
+    async with client_of(reranker, max_text_chars=100, max_body_bytes=1_000) as (client, _):
+
+        async def refused(first: str, others: list[str]) -> dict[str, Any]:
+            response = await client.post(path, json={query: first, documents: others})
+            assert response.status_code == 413, response.text
+            error: dict[str, Any] = response.json()["error"]
+            return error
+
+        error = await refused("a" * 101, ["a"])
+        assert (error["param"], "has 101 characters" in error["message"]) == (query, True)
+        error = await refused("a", ["a", "a" * 101])
+        assert error["param"] == f"{documents}[1]"
+        # One query is in the body once, and in each of its pairs.
+        error = await refused("a" * 100, ["a"] * 20)
+        assert error["param"] == query
+        assert "make pairs of 2020 characters together, the limit is 1000" in error["message"]
+
+
+async def test_limits_of_time_count_documents(reranker: Artifact) -> None:
+    async with client_of(reranker) as (client, service):
+        service.batcher.queue.capacity.note("reranker", 1_000, 100.0, True)
+        body = {"query": "a", "documents": ["a"] * 1_000}
+        response = await client.post("/rerank", json=body, headers={"X-Request-Timeout-Ms": "1000"})
+    assert response.status_code == 413, response.text
+    message = response.json()["error"]["message"]
+    assert "The 1000 documents have about" in message
+    assert "such documents a request" in message
+
+
+async def test_a_thousand_documents_are_ranked(client: httpx.AsyncClient) -> None:
+    documents = [" ".join(["bad"] * (number % 5) or ["good"]) for number in range(1_000)]
+    found = await answer(client, "/v2/rerank", query=QUERY, documents=documents, raw_scores=True)
+    scores = [item["relevance_score"] for item in found["results"]]
+    assert scores == sorted((float(number % 5) for number in range(1_000)), reverse=True)
+    assert sorted(item["index"] for item in found["results"]) == list(range(1_000))
 
 
 async def test_too_many_documents_are_refused_by_their_name(reranker: Artifact) -> None:
