@@ -10,6 +10,7 @@ transformers (the method of Yin, Hay and Roth, arXiv:1909.00161).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from string import Formatter
 
 from service.artifact import Manifest
 from service.errors import InvalidInput
@@ -35,11 +36,7 @@ class Question:
 
     def __post_init__(self) -> None:
         """Raise InvalidInput unless every label makes a hypothesis of its own."""
-        if self.template.count(PLACE) != 1:
-            raise InvalidInput(
-                f"hypothesis_template must hold {PLACE} once, where the label belongs.",
-                param="hypothesis_template",
-            )
+        before, after = self._around_label()
         if not self.labels:
             raise InvalidInput("labels is an empty list; give at least one label.", param="labels")
         seen: set[str] = set()
@@ -52,7 +49,7 @@ class Question:
             if label in seen:
                 raise InvalidInput(f"{field} repeats an earlier label.", param=field)
             seen.add(label)
-            chars = len(label) + len(self.template) - len(PLACE)
+            chars = len(before) + len(label) + len(after)
             if chars > MAX_HYPOTHESIS_CHARS:
                 raise InvalidInput(
                     f"{field} has {chars} characters in its template, the limit is"
@@ -63,7 +60,31 @@ class Question:
     @property
     def hypotheses(self) -> list[str]:
         """The hypothesis of each label."""
-        return [self.template.replace(PLACE, label) for label in self.labels]
+        before, after = self._around_label()
+        return [f"{before}{label}{after}" for label in self.labels]
+
+    def _around_label(self) -> tuple[str, str]:
+        """Return what the template puts before and after the label; raises InvalidInput.
+
+        It is read as Python's str.format reads it, as in transformers' pipeline: {{ is a brace.
+        The label is not passed to str.format, which would evaluate what stands in the braces.
+        """
+        try:
+            pieces = list(Formatter().parse(self.template))
+        except ValueError:
+            pieces = []
+        places = [place for place, piece in enumerate(pieces) if piece[1] is not None]
+        is_plain = all(
+            piece[1] in (None, "", "0") and not piece[2] and piece[3] is None for piece in pieces
+        )
+        if len(places) != 1 or not is_plain:
+            raise InvalidInput(
+                f"hypothesis_template must hold {PLACE} once, where the label belongs; a brace of"
+                " its own is written twice.",
+                param="hypothesis_template",
+            )
+        texts = [piece[0] for piece in pieces]
+        return "".join(texts[: places[0] + 1]), "".join(texts[places[0] + 1 :])
 
     def places(self, manifest: Manifest) -> tuple[int, int]:
         """Return the indices of entailment and contradiction among the model's labels.

@@ -44,6 +44,7 @@ async def test_scores_are_those_of_the_pipeline(names: tuple[str, str], tmp_path
             {},
             {"multi_label": True},
             {"hypothesis_template": "film {} a"},
+            {"hypothesis_template": "{{film}} {0} a {{}}"},
             {"candidate_labels": ["bad"]},
         ]
         for question in questions:

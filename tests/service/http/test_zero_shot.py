@@ -75,11 +75,11 @@ async def test_the_template_makes_the_hypothesis(client: httpx.AsyncClient) -> N
     body: dict[str, Any] = {
         "input": "film",
         "labels": LABELS,
-        "hypothesis_template": "good {} {{",
+        "hypothesis_template": "good {0} {{",
     }
     [item] = (await answer(client, **body))["data"]
     assert item["probs"] == pytest.approx(JOINT)  # each has one `good` more
-    assert item["tokens"] == 3 * 8  # [CLS] film [SEP] good bad { { [SEP]
+    assert item["tokens"] == 3 * 7  # [CLS] film [SEP] good bad { [SEP], as str.format reads it
 
 
 async def test_a_request_may_say_which_labels_mean_inference(tmp_path: Path) -> None:
@@ -161,10 +161,13 @@ async def test_earlier_releases_of_huggingface_hub_get_the_former_answer(
         ({"labels": ["a" * 990]}, "labels[0]", "has 1007 characters in its template"),
         ({"hypothesis_template": "a {}"}, "hypothesis_template", "only with labels"),
         ({"multi_label": False}, "multi_label", "only with labels"),
-        (
-            {"labels": ["a"], "hypothesis_template": "a {0}"},
-            "hypothesis_template",
-            "must hold {} once",
+        *(
+            (
+                {"labels": ["a"], "hypothesis_template": template},
+                "hypothesis_template",
+                "must hold {} once",
+            )
+            for template in ("a", "a {", "a {1}", "{{}}", "{0.__class__}", "{!r}", "{:>9}", "{x}")
         ),
         ({"labels": ["a"], "hypothesis_template": "{} {}"}, "hypothesis_template", "once"),
         ({"labels": ["a"], "window": {}}, "window", "do not go together"),
