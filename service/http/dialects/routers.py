@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 
 from service.answers import default_activation
@@ -28,6 +29,7 @@ from service.http.dialects import (
     WholeTexts,
     own_refusal,
 )
+from service.requests.entities import SPECIAL, probabilities
 from service.schemas import ClassifyRequest, Limits, known_fields, read_object, read_values
 
 TEXT = {"type": "string", "minLength": 1}
@@ -90,10 +92,16 @@ class SemanticRouter(WholeTexts):
         return own_refusal(error)
 
 
-class OrtServer(WholeTexts):
-    """ort-server's format: one text, and the scores of its labels by their names."""
+class OrtServer:
+    """ort-server's format: one text, and the scores of its labels by their names.
+
+    A label of a model that labels tokens has the largest score that a token of the text has.
+    """
 
     input_field = "text"
+
+    def check(self, manifest: Manifest, raw: RawRequest) -> None:
+        """Accept every model."""
 
     def read(self, raw: RawRequest, limits: Limits) -> ClassifyRequest:
         """Return the request of the text in `text`; raises a ServiceError."""
@@ -115,12 +123,28 @@ class OrtServer(WholeTexts):
 
     def write(self, completed: Completed) -> tuple[Headers, list[bytes]]:
         """Return the scores by the names of the labels, best first."""
-        [scores] = completed.scores()
-        return [JSON], [orjson.dumps({"labels": {each["label"]: each["score"] for each in scores}})]
+        if completed.manifest.labels_tokens:
+            labels = _largest_scores(completed)
+        else:
+            [scores] = completed.scores()
+            labels = {each["label"]: each["score"] for each in scores}
+        return [JSON], [orjson.dumps({"labels": labels})]
 
     def refuse(self, error: ServiceError) -> tuple[int, Headers, bytes]:
         """Return an error in our own format, which is OpenAI's."""
         return own_refusal(error)
+
+
+def _largest_scores(completed: Completed) -> dict[str, float]:
+    """Return the largest probability of each label over a text's tokens, best first."""
+    [encoded], [result] = completed.encoded, completed.results
+    scores = probabilities(result.value)
+    if encoded.offsets is not None:
+        is_text = np.asarray(encoded.offsets.starts) != SPECIAL
+        scores = scores[is_text] if is_text.any() else scores
+    by_label = dict(zip(completed.manifest.labels, scores.max(axis=0).tolist(), strict=True))
+    best = sorted(by_label, key=lambda label: -by_label[label])
+    return {label: by_label[label] for label in best[: completed.request.top_k]}
 
 
 def _text(values: dict[str, Any], name: str) -> str:

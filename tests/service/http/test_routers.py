@@ -47,6 +47,23 @@ async def test_ort_server_answers_with_scores_by_label(artifact: Artifact) -> No
         assert response.json() == {"labels": {"POSITIVE": pytest.approx(POSITIVE)}}
 
 
+async def test_ort_server_gets_the_largest_score_of_a_token_for_each_label(tmp_path: Path) -> None:
+    tagger = write_artifact(tmp_path / "tagger", task="token_labels", takes_pairs=False)
+    async with client_of(tagger, classify_dialect="ort-server") as (client, _):
+        tokens = {"input": "good bad film", "aggregation": "none", "ignore_labels": []}
+        shown = (await client.post("/pooling", json={"input": "good bad film"})).json()
+        [data] = shown["data"]
+        expected = [max(scores) for scores in zip(*data["data"][1:-1], strict=True)]
+        response = await client.post("/classify", json={"text": "good bad film"})
+        labels = response.json()["labels"]
+        assert set(labels) == {"NEGATIVE", "POSITIVE"}
+        assert [labels["NEGATIVE"], labels["POSITIVE"]] == pytest.approx(expected)
+        assert list(labels.values()) == sorted(labels.values(), reverse=True)
+        assert (await client.post("/tokens", json=tokens)).status_code == 200
+        best = await client.post("/classify", json={"text": "good bad film", "top_k": 1})
+        assert len(best.json()["labels"]) == 1
+
+
 @pytest.mark.parametrize(
     ("dialect", "body", "param"),
     [
