@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from command import BadInput, BadUsage
 from export.commands import main
@@ -103,6 +104,24 @@ async def test_every_head_answers_as_its_own_checkpoint_alone_and_in_company(
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_heads("BERT", tmp_path_factory.mktemp("heads"))
+
+
+async def test_each_head_gives_transformers_logits_for_a_text_or_a_pair_by_itself(
+    bert: dict[str, str], tmp_path: Path
+) -> None:
+    export(bert, tmp_path / "artifact", variants=["cpu-fp32"])
+    items: list[Any] = [*SENTENCES[:4], {"text": SENTENCES[0], "text_pair": SENTENCES[1]}]
+    async with client_of(read_artifact(tmp_path / "artifact")) as (client, _):
+        for item in items:
+            body = {"input": item, "heads": list(HEADS), "activation": "none"}
+            [answer] = (await classify(client, body)).json()["data"]
+            for head, folder in bert.items():
+                texts = (item["text"], item["text_pair"]) if isinstance(item, dict) else (item,)
+                encoded = AutoTokenizer.from_pretrained(folder)(*texts, return_tensors="pt")
+                model = AutoModelForSequenceClassification.from_pretrained(folder).float().eval()
+                with torch.no_grad():
+                    expected = model(**encoded).logits[0].tolist()
+                assert answer["heads"][head]["probs"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_encoder_is_in_the_graph_once(bert: dict[str, str], tmp_path: Path) -> None:

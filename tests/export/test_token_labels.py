@@ -187,10 +187,13 @@ async def test_vllm_gets_the_probabilities_of_every_token(bert: tuple[Path, Arti
     checkpoint, artifact = bert
     pipe = pipeline_of(checkpoint)
     async with client_of(artifact) as (client, _):
-        body = {"input": list(SENTENCES[:3]), "task": "token_classify"}
+        body: dict[str, Any] = {"input": [*SENTENCES[:3], "x"], "task": "token_classify"}
         answer = (await client.post("/pooling", json=body)).json()
         logits = (await client.post("/pooling", json=body | {"use_activation": False})).json()
-    for text, each, raw in zip(SENTENCES, answer["data"], logits["data"], strict=False):
+        for text, each in zip(body["input"], answer["data"], strict=True):
+            alone = (await client.post("/pooling", json={"input": text})).json()["data"][0]
+            np.testing.assert_allclose(alone["data"], each["data"], atol=1e-4)
+    for text, each, raw in zip(body["input"], answer["data"], logits["data"], strict=True):
         with torch.no_grad():
             expected = pipe.model(**pipe.tokenizer(text, return_tensors="pt")).logits[0]
         assert each["object"] == "pooling"
@@ -230,6 +233,62 @@ async def test_a_long_text_is_cut_or_read_by_windows(bert: tuple[Path, Artifact]
     [left] = left.json()["data"]
     assert left["entities"][-1]["end"] == len(text)
     assert left["entities"][0]["start"] > len(text) / 2
+
+
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa"])
+async def test_tokens_in_windows_have_their_characters_in_the_whole_text(
+    name: str, tmp_path: Path
+) -> None:
+    checkpoint = write_tagger(name, tmp_path / "checkpoint")
+    export(str(checkpoint), tmp_path / "artifact", variants=["cpu-fp32"])
+    text = " ".join(["🙂 cafe\u0301 👩\u200d👩\u200d👧 naïve İstanbul ﬁn, (x)"] * 20)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    expected = encoded["offset_mapping"]
+    assert len(expected) > 2 * MAX_TOKENS
+
+    def places(answer: httpx.Response) -> list[tuple[int, int]]:
+        assert answer.status_code == 200, answer.text
+        [data] = answer.json()["data"]
+        return [(entity["start"], entity["end"]) for entity in data["entities"]]
+
+    body: dict[str, Any] = {"input": text, "aggregation": "none", "ignore_labels": []}
+    async with client_of(read_artifact(tmp_path / "artifact")) as (client, _):
+        windows = await client.post("/tokens", json=body | {"window": {"stride": 8}})
+        assert places(windows) == expected
+        # The same with every character beyond ASCII as an escape, emoji as pairs of surrogates.
+        escaped = json.dumps(body | {"window": {"stride": 8}}).encode()
+        assert places(await client.post("/tokens", content=escaped)) == expected
+        left = places(await client.post("/tokens", json=body | {"truncate": "left"}))
+        assert left == expected[-len(left) :]
+        right = places(await client.post("/tokens", json=body | {"truncate": "right"}))
+        assert right == expected[: len(right)]
+
+
+LABEL_SCHEMES = {
+    "no prefixes": ["O", "PER", "LOC", "ORG", "MISC"],
+    "names with hyphens": ["O", "B-first-name", "I-first-name", "B-last-name", "I-last-name"],
+    "begin, inside, last, unit": ["O", "B-PER", "I-PER", "L-PER", "U-PER"],
+    "no outside": ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4"],
+}
+
+
+@pytest.mark.parametrize("scheme", LABEL_SCHEMES)
+async def test_labels_of_any_scheme_are_grouped_as_the_pipeline_does(
+    scheme: str, tmp_path: Path
+) -> None:
+    checkpoint = write_tagger("BERT", tmp_path / "checkpoint", LABEL_SCHEMES[scheme])
+    export(str(checkpoint), tmp_path / "artifact", variants=["cpu-fp32"])
+    pipe = pipeline_of(checkpoint)
+    compared = [text for text in texts() if not is_near_tie(pipe, text)]
+    async with client_of(read_artifact(tmp_path / "artifact")) as (client, _):
+        for strategy in ("simple", "first"):
+            parameters = {"aggregation_strategy": strategy}
+            for text in compared:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    expected = pipe(text, **parameters)
+                assert_same(await ask(client, text, parameters), expected)
 
 
 REFUSED = {
