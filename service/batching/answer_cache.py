@@ -13,12 +13,13 @@ anybody waits for it, whoever began it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from service.errors import DeadlineExceeded
 
 KEY_BYTES = 16
 """Bytes of a key. Two different texts have one key with a probability of 2^-128."""
-ENTRY_BYTES = 280
+ENTRY_BYTES = 320
 """Memory of an entry besides its logits, in bytes: key, array and links (CPython 3.11)."""
 
 Logits = npt.NDArray[np.float32]
@@ -84,23 +85,30 @@ class _Computation:
     waiting: int = 0
     """How many requests wait for it."""
 
-    async def result(self, deadline: float) -> Result:
-        """Return the result, or raise DeadlineExceeded; when nobody waits any more, it ends."""
+    @contextlib.contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Count a request as one that waits; when nobody waits any more, the task ends."""
         self.waiting += 1
         try:
-            left_s = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
-            async with asyncio.timeout(left_s):
-                [result] = await asyncio.shield(self.task)
-                return result
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "The answer was not there within the request's time limit."
-            ) from None
+            yield
         finally:
             self.waiting -= 1
             if not self.waiting and not self.task.done():
                 self.on_abandoned()
                 self.task.cancel()
+
+    async def result(self, deadline: float) -> Result:
+        """Return the result, or raise DeadlineExceeded; when nobody waits any more, it ends."""
+        with self.wanted():
+            try:
+                left_s = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+                async with asyncio.timeout(left_s):
+                    [result] = await asyncio.shield(self.task)
+                    return result
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "The answer was not there within the request's time limit."
+                ) from None
 
 
 class AnswerCache:
@@ -179,18 +187,22 @@ class AnswerCache:
                 joined[key] = computation
             else:
                 uncached[key] = item
-        if uncached:
-            timeout_s = max(0.0, deadline - time.monotonic())
-            computed = await self._batcher.submit(
-                model.key, list(uncached.values()), timeout_s, reservation=reservation
-            )
-            for key, result in zip(uncached, computed, strict=True):
-                results[key] = result
-                self._keep(key, result.value)
-        elif reservation is not None:
-            reservation.withdraw()
-        for key, computation in joined.items():
-            results[key] = await _joined(computation, deadline)
+        with contextlib.ExitStack() as wanted:
+            # From now on: who began them may leave before this list gets to them.
+            for computation in joined.values():
+                wanted.enter_context(computation.wanted())
+            if uncached:
+                timeout_s = max(0.0, deadline - time.monotonic())
+                computed = await self._batcher.submit(
+                    model.key, list(uncached.values()), timeout_s, reservation=reservation
+                )
+                for key, result in zip(uncached, computed, strict=True):
+                    results[key] = result
+                    self._keep(key, result.value)
+            elif reservation is not None:
+                reservation.withdraw()
+            for key, computation in joined.items():
+                results[key] = await _joined(computation, deadline)
         return _marked(keys, results)
 
     def _begin(

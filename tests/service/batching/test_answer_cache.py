@@ -114,6 +114,22 @@ async def test_who_joined_a_request_that_left_is_answered_all_the_same(
             assert response.json()["data"][0]["label"] == "POSITIVE"
 
 
+async def test_a_list_that_joined_a_request_that_left_is_answered_all_the_same(
+    artifact: Artifact,
+) -> None:
+    async with client_of(artifact, cache_mib=1) as (client, service):
+        async with stuck(service):
+            leader = asyncio.create_task(classify(client, {"input": "good"}))
+            await until(lambda: service.lifecycle.active_requests == 1)
+            # It waits for its other text first.
+            follower = asyncio.create_task(classify(client, {"input": ["bad", "good"]}))
+            await until(lambda: service.lifecycle.active_requests == 2)
+            leader.cancel()
+            await until(lambda: service.lifecycle.active_requests == 1)
+        answers = (await follower).json()["data"]
+        assert [each["label"] for each in answers] == ["NEGATIVE", "POSITIVE"]
+
+
 async def test_who_joined_is_answered_while_draining_though_the_first_one_left(
     artifact: Artifact,
 ) -> None:
