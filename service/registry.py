@@ -124,15 +124,18 @@ class ModelRegistry:
         artifact: Artifact,
         is_wanted: Callable[[], bool] = lambda: True,
         stopping: Callable[[], bool] = lambda: False,
+        is_serving: bool = False,
     ) -> tuple[LoadedModel, LoadedModel | None]:
         """Load a model, warm it up, and only then answer requests with it.
 
         Return it and the model of that name that it replaced, if any, for `release_when_idle`.
         `is_wanted` is asked just before it would answer requests: raises LoadInProgress if the
-        load has been given up. `stopping` ends the warm-up early. Raises what `load_engine` does.
+        load has been given up. `stopping` ends the warm-up early. While the service `is_serving`,
+        engines are not measured. Raises what `load_engine` does.
         """
         # Not under the lock: a load that hangs on a lost file system would hold it for ever.
-        model = self._load(name, artifact, stopping)
+        options = replace(self._options, is_serving=is_serving)
+        model = self._load(name, artifact, options, stopping)
         with self._lock:
             if not is_wanted():
                 raise LoadInProgress("The load was given up before it was done.")
@@ -234,8 +237,10 @@ class ModelRegistry:
             raise InvalidInput(f"{name} is a head of {model.name}; name that model.", param="model")
         self.default = name
 
-    def _load(self, name: str, artifact: Artifact, stopping: Callable[[], bool]) -> LoadedModel:
-        engine = load_engine(name, artifact, self._options, stopping)
+    def _load(
+        self, name: str, artifact: Artifact, options: LoadOptions, stopping: Callable[[], bool]
+    ) -> LoadedModel:
+        engine = load_engine(name, artifact, options, stopping)
         position = next(self._load_positions)
         return LoadedModel(
             name,

@@ -59,6 +59,12 @@ def describe(cpuinfo: Path = CPUINFO) -> str:
     return f"{name}, instructions for {', '.join(sorted(native_precisions(cpuinfo)))}"
 
 
+def model_numbers(cpuinfo: Path = CPUINFO) -> str:
+    """Return the numbers of the processor's model, which many clouds hide from its name."""
+    names = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    return ", ".join(f"{name} {value}" for name in names if (value := _read(cpuinfo, name)))
+
+
 def _read(cpuinfo: Path, *names: str) -> str:
     """Return the first value in /proc/cpuinfo under one of these names; empty if there is none."""
     with contextlib.suppress(OSError):

@@ -268,7 +268,7 @@ def load(
             raise BadInput(
                 f"The digest of {source} is {artifact.digest}; the request names {request.digest}."
             )
-        return service.registry.add(name, artifact, ticket.claim)
+        return service.registry.add(name, artifact, ticket.claim, is_serving=True)
     # An artifact may make a library raise anything, panics of Rust included. The thread is its own.
     except BaseException as error:
         expected = isinstance(error, CommandError | ServiceError)

@@ -39,6 +39,8 @@ class LoadOptions:
     gpu: GpuOptions
     measure_engines: bool
     """Whether `auto` measures, where two engines can run the artifact."""
+    is_serving: bool = False
+    """Whether the service answers requests while the model is loaded."""
 
     @classmethod
     def from_settings(cls, settings: Settings, variant: str) -> LoadOptions:
@@ -122,7 +124,7 @@ def _choose(
         "max_batch_size": options.max_batch_size,
         "max_batch_tokens": options.max_batch_tokens,
     }
-    return engine_rates.choose_fastest(artifact, choices, conditions, build)
+    return engine_rates.choose_fastest(artifact, choices, conditions, build, options.is_serving)
 
 
 def _build(artifact: Artifact, choice: Choice, options: LoadOptions) -> Classifier:

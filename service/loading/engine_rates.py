@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from command import installed_version
 from service.artifact import Artifact
 from service.classifier import Classifier
 from service.host import cpus, memory
@@ -38,11 +39,14 @@ ALONE_TOKENS = 16
 """Tokens of the text that is run alone."""
 TOGETHER_TOKENS = (8, 24, 12, 40)
 """Tokens of the texts that wait together, and are run in the batches of the service."""
-REPEATS = 8
-"""How often those texts wait, where a text takes less than SLOW_S."""
-SLOW_S = 0.02
+MOST_REPEATS = 8
+"""How often those texts wait at most."""
+TOGETHER_S = 0.1
+"""About how long they take at most, by the time of a text alone."""
 MIN_ROUNDS, ROUNDS_S = 3, 0.3
 """Each engine is measured so often in turn, and for about so long."""
+BUDGET_S = 1.0
+"""After so long no further round begins, also if there were fewer."""
 RUNS_A_TURN = 3
 """An engine runs so often before it is the other one's turn: the first runs find cold caches."""
 LEAST_GAIN = 1.1
@@ -68,17 +72,24 @@ _of_this_process: dict[str, Measurement] = {}
 
 
 def choose_fastest(
-    artifact: Artifact, choices: Sequence[Choice], conditions: Mapping[str, object], build: Build
+    artifact: Artifact,
+    choices: Sequence[Choice],
+    conditions: Mapping[str, object],
+    build: Build,
+    is_serving: bool = False,
 ) -> tuple[Choice, Classifier | None]:
     """Return the fastest of the choices, with the rates; and its engine if it is loaded already.
 
     The first choice is the usual one. Another one must be faster by LEAST_GAIN. Without enough
     memory for two engines, and if another one cannot be loaded, the usual one is taken.
-    `conditions` are the settings that the rates depend on.
+    `conditions` are the settings that the rates depend on. While the service answers requests
+    nothing is measured: the rates would be those of a busy machine, and they are kept.
     """
     key = _key(artifact, choices, conditions)
     if (measured := _recall(key, choices)) is not None:
         return decide(choices, measured), None
+    if is_serving:
+        return _unmeasured(choices[0], "the service answered requests meanwhile"), None
     variants = artifact.manifest.variants
     weight_bytes = sum(variants[choice.variant].weight_bytes for choice in choices)
     if memory.available_bytes() < MEMORY_FACTOR * weight_bytes:
@@ -133,14 +144,18 @@ def measure(choices: Sequence[Choice], classifiers: Sequence[Classifier]) -> lis
     alone = [min(ALONE_TOKENS, limit)]
     for classifier in classifiers:
         _seconds(classifier, alone)
-    is_slow = _seconds(classifiers[0], alone) > SLOW_S
-    together = [min(tokens, limit) for tokens in TOGETHER_TOKENS] * (1 if is_slow else REPEATS)
+    few = [min(tokens, limit) for tokens in TOGETHER_TOKENS]
+    few_s = max(_seconds(each, alone) for each in classifiers) * sum(few) / sum(alone)
+    repeats = int(TOGETHER_S / few_s) if few_s else MOST_REPEATS
+    together = few * min(MOST_REPEATS, max(1, repeats))
     for classifier in classifiers:
         _seconds(classifier, together)
     # For each engine its fastest time of one text, and of all.
     fastest = [[float("inf")] * 2 for _ in classifiers]
     began, rounds = time.perf_counter(), 0
     while rounds < MIN_ROUNDS or time.perf_counter() - began < ROUNDS_S:
+        if rounds and time.perf_counter() - began > BUDGET_S:
+            break
         rounds += 1
         for times, classifier in zip(fastest, classifiers, strict=True):
             for _ in range(RUNS_A_TURN):
@@ -186,8 +201,8 @@ def _key(artifact: Artifact, choices: Sequence[Choice], conditions: Mapping[str,
         "graphs": [(each.encoder_digest, each.head_digest) for each in variants],
         "precisions": [each.lowest_unquantized_precision for each in variants],
         "packs": manifest.can_pack,
-        "versions": [_version(choice.runtime) for choice in choices],
-        "processor": cpus.describe(),
+        "versions": [installed_version(), *(_version(choice.runtime) for choice in choices)],
+        "processor": [cpus.describe(), cpus.model_numbers()],
         "conditions": dict(conditions),
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]

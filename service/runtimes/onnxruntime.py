@@ -13,6 +13,7 @@ import ctypes
 import functools
 import importlib.util
 import io
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,9 +34,11 @@ _REMEDIES = {
 }
 
 # The thread that runs a session on the CPU does a part of the computation, and ONNX Runtime sets
-# flush-to-zero only in the thread that opens a process's first session. So one thread opens and
-# runs all sessions. Other threads keep their own floating-point mode.
+# flush-to-zero only in the thread that opens a process's first session. So one thread opens the
+# first session and runs all of them. Other threads keep their own floating-point mode.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
+_opening = threading.Lock()
+_is_first = True
 
 
 class OnnxRuntime:
@@ -59,9 +62,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         # Idle threads would take the processor from the event loop, and from another engine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _thread.submit(
-            open_session, model, options, [("CPUExecutionProvider", {})]
-        ).result()
+        self._session = _open(model, options)
         self._types = input_types(self._session)
         self.flush_to_zero = _thread.submit(_flushes).result()
 
@@ -94,6 +95,22 @@ class OnnxRuntime:
         for row, answer in enumerate(answers):
             padded[row, : answer.shape[1]] = answer[0]
         return padded
+
+
+def _open(model: Path, options: Any) -> Any:
+    """Open a session on the CPU.
+
+    The first one is opened by the thread that runs sessions. Later ones are opened by the caller:
+    to optimise a large graph takes seconds, in which that thread answers requests.
+    """
+    global _is_first
+    providers: list[tuple[str, Mapping[str, str]]] = [("CPUExecutionProvider", {})]
+    with _opening:
+        if _is_first:
+            session = _thread.submit(open_session, model, options, providers).result()
+            _is_first = False
+            return session
+    return open_session(model, options, providers)
 
 
 def missing_requirement(runtime: str) -> str | None:

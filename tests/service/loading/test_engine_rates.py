@@ -169,6 +169,37 @@ def test_two_models_of_one_graph_get_the_same_engine(
     assert clock.loads == ["onnxruntime"]
 
 
+@pytest.mark.parametrize("token_s", [1e-5, 1e-3, 1e-2])
+def test_a_measurement_takes_less_than_two_seconds_of_a_base_model(
+    artifact: Artifact, clock: Clock, token_s: float
+) -> None:
+    # BERT-base in fp32 takes about a millisecond for a token on one processor.
+    clock.seconds = dict.fromkeys(NAMES, 16 * token_s)
+    clock.seconds_a_text = dict.fromkeys(NAMES, 16 * token_s)
+    model = info(artifact)
+    assert len(model["rates"]) == 2
+    if token_s <= 1e-3:
+        assert clock.now_s < 2
+
+
+def test_a_model_that_is_loaded_while_others_answer_is_not_measured(
+    artifact: Artifact, clock: Clock, tmp_path: Path
+) -> None:
+    clock.seconds = {"openvino": 4e-3, "onnxruntime": 1e-3}
+    service = ServiceState(
+        {"reviews": artifact}, Settings(warm_up_s=0, measure_engines=True), "auto"
+    )
+    service.registry.add("late", artifact, is_serving=True)
+    choice = service.registry.loaded["late"].choice
+    assert choice.runtime == "openvino"
+    assert choice.reason.endswith("not measured, the service answered requests meanwhile")
+    assert not (tmp_path / "cache").exists()
+    # What an earlier start has measured counts.
+    service.registry.add("first", artifact)
+    service.registry.add("later", artifact, is_serving=True)
+    assert service.registry.loaded["later"].choice.runtime == "onnxruntime"
+
+
 @pytest.mark.parametrize("settings", [{"threads": 2}, {"max_batch_size": 1}])
 def test_other_settings_are_measured_anew(
     settings: dict[str, Any], artifact: Artifact, clock: Clock

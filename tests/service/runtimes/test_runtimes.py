@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact import Artifact
 from service.classifier import Classifier
+from service.runtimes import onnxruntime
 from service.runtimes.onnxruntime import OnnxRuntime
 from service.runtimes.openvino import OpenVinoRuntime
 
@@ -185,3 +187,30 @@ def test_a_batchs_arrays_live_until_they_have_been_read(
     # An engine that shares the caller's memory would otherwise read what is there next.
     assert reference() is not None or engine is OnnxRuntime
     assert finish().tolist() == [[4.0] * 3] * 2
+
+
+def test_a_session_that_opens_slowly_does_not_stop_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "ones.onnx", 1.0)
+    running = OnnxRuntime(tmp_path / "ones.onnx", "f32", 1)
+    is_opening, may_end = threading.Event(), threading.Event()
+    really_open = onnxruntime.open_session
+
+    def open_slowly(*arguments: Any) -> Any:
+        is_opening.set()
+        assert may_end.wait(30)
+        return really_open(*arguments)
+
+    monkeypatch.setattr(onnxruntime, "open_session", open_slowly)
+    opened: list[OnnxRuntime] = []
+    loader = threading.Thread(
+        target=lambda: opened.append(OnnxRuntime(tmp_path / "ones.onnx", "f32", 1))
+    )
+    loader.start()
+    assert is_opening.wait(30)
+    inputs = {"x": np.ones((2, 4), np.int64)}
+    assert running.start(inputs)().tolist() == [[4.0] * 3] * 2
+    may_end.set()
+    loader.join(30)
+    assert opened[0].start(inputs)().tolist() == [[4.0] * 3] * 2
