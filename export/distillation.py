@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from atomic import atomic_file
+from atomic import atomic_file, write_text_atomic
 from command import BadInput, BadUsage
 from export.checkpoint.loading import (
     DECODER_PREFIX,
@@ -107,7 +107,7 @@ def distil(
     description = {
         "teacher": teacher.weights_sha256(),
         "texts": hashlib.sha256(json.dumps(list(lessons.texts)).encode()).hexdigest(),
-        "settings": [
+        "recipe": [
             distillation.layers,
             distillation.epochs,
             distillation.batch_size,
@@ -116,12 +116,16 @@ def distil(
         ],
         "task": lessons.task,
         "max_tokens": lessons.max_tokens,
+        "config": hashlib.sha256((teacher.directory / "config.json").read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(
+            lessons.tokenizer.backend_tokenizer.to_str().encode()
+        ).hexdigest(),
     }
     path = folder / DESCRIPTION
-    if not path.is_file() or json.loads(path.read_bytes()) != description:
-        shutil.rmtree(folder, ignore_errors=True)
+    if (other := _other_entries(path, description)) is not None:
+        _set_aside(folder, other)
         _write_student(teacher, depth_field, depth, distillation.layers, folder)
-        path.write_text(json.dumps(description), encoding="utf-8")
+        write_text_atomic(path, json.dumps(description))
     student = read_checkpoint(str(folder))
     training = _Training(
         build_model(teacher),
@@ -132,8 +136,35 @@ def distil(
         folder / STATE,
     )
     weights = training.run()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with atomic_file(folder / "model.safetensors") as draft:
+        save_file(weights, draft, metadata={"format": "pt"})
     return read_checkpoint(str(folder))
+
+
+def _other_entries(path: Path, description: dict[str, Any]) -> list[str] | None:
+    """Return what a training that was begun before has otherwise; None if it can be continued."""
+    try:
+        before = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return ["beginning"]
+    if before == description:
+        return None
+    return [name for name, value in description.items() if before.get(name) != value]
+
+
+def _set_aside(folder: Path, other: Sequence[str]) -> None:
+    """Move an earlier training away, whose hours may be wanted; only the last one is kept."""
+    if not (folder / STATE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    earlier = folder.with_name(f"{folder.name}.before")
+    shutil.rmtree(earlier, ignore_errors=True)
+    folder.rename(earlier)
+    print(
+        f"distilling: an earlier training had another {', '.join(other)}, and this one begins anew;"
+        f" the earlier one is kept in {earlier}",
+        flush=True,
+    )
 
 
 def kept_layers(depth: int, layers: int) -> list[int]:

@@ -100,7 +100,10 @@ def test_training_brings_the_student_nearer_to_its_teacher(
 
 
 def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    lessons: Lessons,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     teacher = read_checkpoint(str(tmp_path / "checkpoint"))
     settings = Distillation(Path("texts"), 2, epochs=3)
@@ -121,6 +124,15 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(
     assert steps[:6] == [0, 1, 2, 3, 4, 4]
     for name, tensor in whole.tensors.items():
         assert torch.equal(tensor, resumed.tensors[name]), name
+    # With other settings it begins anew, and the hours of the earlier one are kept.
+    other = distil(teacher, lessons, Distillation(Path("texts"), 2, epochs=1), tmp_path / "parts")
+    assert not torch.equal(other.tensors[name], resumed.tensors[name])
+    assert "an earlier training had another recipe, and" in capsys.readouterr().out
+    assert (tmp_path / "parts.before/state.pt").is_file()
+    # A full disk may have left half a description.
+    (tmp_path / "parts/description.json").write_text('{"teacher"')
+    distil(teacher, lessons, Distillation(Path("texts"), 2, epochs=1), tmp_path / "parts")
+    assert "had another beginning" in capsys.readouterr().out
 
 
 def test_another_teacher_or_other_settings_begin_anew(tmp_path: Path, lessons: Lessons) -> None:
