@@ -18,7 +18,7 @@ from benchmarks.harness import pages
 from command import BadInput
 
 # What a stored page must share with this machine before a run may continue it.
-_MACHINE = ("processor", "usable", "native_precisions", "packages")
+_MACHINE = ("processor", "processor_model", "usable", "native_precisions", "packages")
 _OUTCOMES = {True: "holds", False: "**missed**", None: "not measurable here"}
 
 
@@ -143,7 +143,7 @@ def read(path: Path, here_only: bool = False) -> list[Findings]:
         return []
     if here_only:
         here, there = pages.environment(), stored["environment"]
-        differing = [name for name in _MACHINE if here[name] != there[name]]
+        differing = [name for name in _MACHINE if here.get(name) != there.get(name)]
         if differing:
             raise BadInput(
                 f"{path} was measured elsewhere ({', '.join(differing)} differ). A page must come"

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from proof.measuring.run import processor_name
+from proof.measuring.run import processor_model, processor_name
 from service.host import cpus
 
 PACKAGES = (
@@ -62,8 +62,9 @@ def write(
 def _origin(command: str, machine: dict[str, Any]) -> str:
     versions = [f"{name} {version}" for name, version in machine["packages"].items()]
     precisions = ", ".join(machine["native_precisions"])
+    processor = f"{machine['processor']}, {machine['processor_model']}"
     parts = [
-        f"{machine['processors']} processors ({machine['processor']})",
+        f"{machine['processors']} processors ({processor})",
         f"native precisions {precisions}",
         f"Python {machine['python']}",
         *versions,
@@ -76,6 +77,7 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     return {
         "date": now(),
         "processor": processor_name(),
+        "processor_model": processor_model(),
         "processors": os.cpu_count(),
         "usable": cpus.usable(),
         "native_precisions": sorted(cpus.native_precisions()),

@@ -31,23 +31,45 @@ SIZES = (8, 12, 16, 20)
 def read_joined(folders: Sequence[Path]) -> tuple[Plan, dict[str, Readings]]:
     """Return the first run's plan, and the readings of all runs by level.
 
-    Raises BadInput if a folder is no sealed run, or if the runs are not of one claim.
+    Raises EvidenceRejected if a folder is no sealed run, and BadInput if the runs are not of one
+    claim with the same arms and levels, or if one is given twice.
     """
+    for folder in folders:
+        check_manifest(folder)
     claims = {_claim(folder) for folder in folders}
+    names = ", ".join(folder.name for folder in folders)
     if len(claims) > 1 or (len(folders) > 1 and None in claims):
-        names = ", ".join(folder.name for folder in folders)
         raise BadInput(
             f"{names} are not runs of one claim (`claim_digest` in run.json); give them one by one."
         )
+    if len({(folder / "MANIFEST.sha256").read_bytes() for folder in folders}) < len(folders):
+        raise BadInput(f"One run is given twice: {names}.")
     runs = [_read(folder) for folder in folders]
     plan = runs[0][0]
+    for other, _ in runs[1:]:
+        _check_same_form(plan, other)
     return plan, {
         level.name: _join([of_run[level.name] for _, of_run in runs]) for level in plan.levels
     }
 
 
+def _check_same_form(plan: Plan, other: Plan) -> None:
+    """Raise BadInput if two plans differ in what their readings are arranged by."""
+    forms = [
+        {
+            "arms": [(arm.name, arm.role) for arm in each.arms],
+            "levels": [(level.name, level.tuples, level.sets) for level in each.levels],
+        }
+        for each in (plan, other)
+    ]
+    for name, value in forms[0].items():
+        if forms[1][name] != value:
+            raise BadInput(
+                f"The runs have other {name}, {value} and {forms[1][name]}; give them one by one."
+            )
+
+
 def _claim(folder: Path) -> str | None:
-    check_manifest(folder)
     digest = json.loads((folder / "run.json").read_text()).get("claim_digest")
     return None if digest is None else str(digest)
 
@@ -79,7 +101,7 @@ def real_rates(folders: Sequence[Path], most: int = 400) -> Iterator[Rate]:
 
     One side is multiplied by exactly 1 + margin ("wrong"), or not at all ("right"). At most `most`
     runs of each size are drawn. The four copies of the model are divided into two and two in all
-    three ways, each side slower in turn. Raises BadInput as read_joined does.
+    three ways, each side slower in turn. Raises what read_joined raises.
     """
     plan, joined = read_joined(folders)
     arms = np.array(plan.claimed_arms)
@@ -101,7 +123,7 @@ def on_margin_rates(folders: Sequence[Path], most: int = 2000) -> Iterator[Rate]
 
     Their candidates computed longer by the margin of service time, so nothing is multiplied: under
     load, where a queue is not linear, that would be another experiment. At most `most` runs of each
-    size are drawn. Raises BadInput as read_joined does.
+    size are drawn. Raises what read_joined raises.
     """
     plan, joined = read_joined(folders)
     arms = np.array(plan.claimed_arms)

@@ -502,6 +502,7 @@ def _environment(plan: Plan, served: Served) -> dict[str, Any]:
     )
     return {
         "processor": processor_name(),
+        "processor_model": processor_model(),
         "processors": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -531,13 +532,24 @@ def _version(package: str) -> str | None:
 
 def processor_name() -> str:
     """Return the processor's name, as the system reports it."""
+    return _processor_facts().get("model name") or platform.processor()
+
+
+def processor_model() -> str:
+    """Return the numbers of the processor's model, which many clouds hide from its name."""
+    facts = _processor_facts()
+    keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    return ", ".join(f"{key} {facts[key]}" for key in keys if key in facts)
+
+
+def _processor_facts() -> dict[str, str]:
+    """Return what Linux reports of the first processor, by name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _commit() -> str | None:

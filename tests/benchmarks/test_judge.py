@@ -103,6 +103,12 @@ def test_real_runs_of_one_claim_are_joined_and_others_refused(tmp_path: Path) ->
     assert {rate.restarts for rate in real_rates(runs[:2], most=3)} == {8, 12, 16}
     with pytest.raises(BadInput, match="one, two, three are not runs of one claim"):
         read_joined(runs)
+    with pytest.raises(BadInput, match="One run is given twice: one, one"):
+        read_joined([runs[0], runs[0]])
+    longer = write_pilot(tmp_path / "longer", restarts=8, levels=("unloaded", "switchback-50"))
+    _claim(longer, "a")
+    with pytest.raises(BadInput, match="The runs have other levels"):
+        read_joined([runs[0], longer])
 
 
 def _claim(folder: Path, digest: str) -> None:
