@@ -6,6 +6,7 @@ namespace=drbert-cluster-test
 release=demo
 image=drbert-serve:cluster-test
 made=
+namespaced=
 
 say() { printf '\n== %s\n' "$*"; }
 have() { command -v "$1" >/dev/null; }
@@ -14,8 +15,9 @@ skip() { echo "skipped: $*"; exit 0; }
 for tool in docker helm kubectl; do have $tool || skip "$tool is not installed"; done
 if have kind; then
     say "a cluster by kind"
-    kind create cluster --name $namespace --wait 120s
     made=kind
+    trap 'kind delete cluster --name $namespace' EXIT
+    kind create cluster --name $namespace --wait 120s
     kubectl config use-context kind-$namespace
 elif have minikube && minikube status >/dev/null 2>&1; then
     made=minikube
@@ -26,8 +28,11 @@ fi
 clean_up() {
     status=$?
     [ $status = 0 ] || { kubectl -n $namespace get pods,events; kubectl -n $namespace logs -l app.kubernetes.io/instance=$release --tail=50 || true; }
-    [ "$made" = kind ] && kind delete cluster --name $namespace && exit $status
-    kubectl delete namespace $namespace --wait=false
+    if [ "$made" = kind ]; then
+        kind delete cluster --name $namespace
+    elif [ -n "$namespaced" ]; then
+        kubectl delete namespace $namespace --wait=false
+    fi
     exit $status
 }
 trap clean_up EXIT
@@ -41,6 +46,7 @@ minikube) minikube image load $image ;;
 esac
 
 kubectl create namespace $namespace
+namespaced=yes
 kubectl label namespace $namespace pod-security.kubernetes.io/enforce=restricted
 upgrade() {
     helm -n $namespace upgrade --install $release k8s/chart -f k8s/values/cpu-small.yaml --set image.repository="${image%:*}" --set image.tag="${image#*:}" \

@@ -234,15 +234,131 @@ def test_a_newer_chart_that_changes_nothing_of_a_pod_leaves_it_alone() -> None:
         assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
 
 
-@pytest.mark.parametrize("key", ["arms", "image", "model", "service", "security", "autoscaling"])
-def test_a_section_that_is_missing_is_named(key: str) -> None:
-    with pytest.raises(RenderError, match=key):
-        render({key: None})
+NULLED = [
+    "arms",
+    "image",
+    "model",
+    "service",
+    "security",
+    "autoscaling",
+    "replicas",
+    "monitoring.rules",
+    "autoscaling.hpa",
+    "proof.evidence",
+    "shutdown.preStopSeconds",
+    "model.loadTimeoutSeconds",
+    "security.setIds",
+    "tls.existingSecret",
+]
+
+
+@pytest.mark.parametrize("key", NULLED)
+def test_a_value_that_is_missing_is_named(key: str) -> None:
+    values: Any = None
+    for name in reversed(key.split(".")):
+        values = {name: values}
+    with pytest.raises(RenderError, match=rf"missing propert.*{key.rpartition('.')[2]}"):
+        render(values)
+
+
+def test_a_pod_with_a_gpu_keeps_the_limits_of_its_processors_and_memory() -> None:
+    plain, with_gpu = (
+        drbert(arms(render({"gpu": {"enabled": enabled}}))["bert"])["resources"]
+        for enabled in (False, True)
+    )
+    assert plain["requests"] != plain["limits"]
+    for kind in ("requests", "limits"):
+        assert with_gpu[kind] == plain[kind] | {"nvidia.com/gpu": 1}
+    runtime = {"gpu": {"runtimeClassName": "nvidia"}}
+    for _, spec in pod_specs(render(runtime)):
+        assert "runtimeClassName" not in spec
+
+
+def test_an_arms_own_tag_or_repository_is_not_held_by_the_digest_of_all() -> None:
+    digest = f"sha256:{'a' * 64}"
+    for image, expected in (
+        ({"tag": "0.2.0"}, "drbert-serve:0.2.0"),
+        ({"repository": "mine"}, "mine:"),
+        ({"digest": f"sha256:{'b' * 64}"}, f"drbert-serve@sha256:{'b' * 64}"),
+        ({"pullPolicy": "Always"}, f"drbert-serve@{digest}"),
+    ):
+        documents = arms(
+            render({"image": {"digest": digest}, "arms": {"drbert": {"image": image}}})
+        )
+        assert drbert(documents["drbert"])["image"].startswith(expected)
+        assert drbert(documents["bert"])["image"] == f"drbert-serve@{digest}"
+
+
+def test_a_parked_arm_gets_no_requests_and_is_not_tested() -> None:
+    route = {"enabled": True, "parentRefs": [{"name": "public"}]}
+    values: dict[str, Any] = {"httpRoute": route, "arms": {"drbert": {"replicas": 0, "weight": 5}}}
+    documents = render(values)
+    [shares] = of_kind(documents, "HTTPRoute")
+    weights = {each["name"]: each["weight"] for each in shares["spec"]["rules"][0]["backendRefs"]}
+    assert weights == {"demo-bert": 1, "demo-drbert": 0}
+    [test] = of_kind(documents, "Pod")
+    assert test["spec"]["containers"][0]["args"] == ["http://demo-bert:8000"]
+    # Somebody else gives it pods: an autoscaler, a Rollout, or kubectl scale.
+    for others in (
+        {"autoscaling": {"hpa": {"enabled": True}}},
+        {"manageReplicas": False},
+        {"arms": {"drbert": {"replicas": 0, "weight": 5, "madeByRollout": True}}},
+    ):
+        [shares] = of_kind(render(values | others), "HTTPRoute")
+        assert [each["weight"] for each in shares["spec"]["rules"][0]["backendRefs"]] == [1, 5]
+    assert not of_kind(render({"replicas": 0}), "Pod")
+
+
+def test_the_test_pod_has_an_image_of_the_arms() -> None:
+    own = {name: {"image": {"repository": f"{name}-image"}} for name in ("bert", "drbert")}
+    [test] = of_kind(render({"arms": own}), "Pod")
+    assert test["spec"]["containers"][0]["image"].startswith("bert-image:")
+
+
+def test_names_that_yaml_takes_for_something_else_stay_text() -> None:
+    values = {
+        "arms": {
+            "bert": {"enabled": False},
+            "drbert": {"enabled": False},
+            "on": {"role": "reference"},
+        },
+        "nameOverride": "demo",
+    }
+    for document in render(values, name="12345"):
+        labels = document["metadata"]["labels"]
+        assert all(isinstance(value, str) for value in labels.values())
+    with pytest.raises(RenderError, match="begin with a letter, and release 12345 does not"):
+        render({}, name="12345")
+
+
+def test_a_rollout_that_could_not_begin_is_refused_in_percent_too() -> None:
+    with pytest.raises(RenderError, match="are both 0"):
+        render({"rollout": {"maxSurge": "0%", "maxUnavailable": 0}})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"arms": {"bert-again": {"role": "candidate"}}}, "bert-again"),
+        ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes"),
+        ({"lifecycle": {"stopSignal": "SIGINT"}}, "stopSignal"),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_refused_earlier(
+    values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RenderError, match=words):
+        render(values)
 
 
 def test_a_handler_of_the_values_takes_the_place_of_the_charts_own() -> None:
-    values = {"lifecycle": {"preStop": {"exec": {"command": ["leave"]}}}}
+    values: dict[str, Any] = {"lifecycle": {"preStop": {"exec": {"command": ["leave"]}}}}
+    with pytest.raises(RenderError, match=r"give shutdown\.graceSeconds"):
+        render(values)
+    values["shutdown"] = {"graceSeconds": 60}
     assert drbert(arms(render(values))["bert"])["lifecycle"] == values["lifecycle"]
+    longer = arms(render({"lifecycle": {"preStop": {"sleep": {"seconds": 60}}}}))["bert"]
+    assert longer["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 60 + 20 + 10
     own = drbert(arms(render({}))["bert"])["lifecycle"]
     assert own == {"preStop": {"sleep": {"seconds": 5}}}
     older = drbert(arms(render({}, kubernetes="1.29"))["bert"])["lifecycle"]
@@ -270,9 +386,11 @@ def test_an_arm_whose_pods_a_rollout_makes_has_no_autoscaler_of_its_own() -> Non
 
 
 def test_a_proof_keeps_its_connections() -> None:
-    for deployment in arms(render(PROFILES["ab-proof"])).values():
+    profile = PROFILES["ab-proof"]
+    settings = {**profile.get("settings", {}), "max_connection_requests": 1_000}
+    for deployment in arms(render({**profile, "settings": settings})).values():
         names = {each["name"] for each in drbert(deployment)["env"]}
-        assert "DRBERT_MAX_CONNECTION_AGE_S" not in names
+        assert not any(name.startswith("DRBERT_MAX_CONNECTION") for name in names)
 
 
 def test_an_autoscaler_holds_pods_at_half_of_their_capacity() -> None:
@@ -280,6 +398,15 @@ def test_an_autoscaler_holds_pods_at_half_of_their_capacity() -> None:
     [half] = re.findall(r"^\| 50% \|.* ([\d.]+) \|$", Path("benchmarks/fleet.md").read_text(), re.M)
     assert default_values()["autoscaling"]["inflightPerPod"] == round(float(half))
     assert "× processors of a pod × 0.5)" in Path("k8s/README.md").read_text()
+
+
+def test_the_values_for_fifty_thousand_classifications_a_second_render() -> None:
+    text = Path("k8s/README.md").read_text().partition("**50,000 classifications a second**")[2]
+    [values] = re.findall(r"\A.*?^```yaml\n(.*?)^```", text, re.M | re.S)
+    documents = render(yaml.safe_load(values))
+    assert list(arms(documents)) == ["reviews"]
+    kinds = {document["kind"] for document in documents}
+    assert {"HTTPRoute", "ScaledObject", "ServiceMonitor", "PodDisruptionBudget"} <= kinds
 
 
 def test_pods_of_the_test_run_where_the_arms_run() -> None:

@@ -2,6 +2,9 @@
 {{- define "drbert.check" -}}
 {{- $values := .Values -}}
 {{- $references := list -}}
+{{- if not (regexMatch "^[a-z]" (include "drbert.name" (list .))) -}}
+{{- fail (printf "names of Services begin with a letter, and release %s does not; choose another name, or give nameOverride." .Release.Name) -}}
+{{- end -}}
 {{- if not (include "drbert.arms" . | fromYaml) -}}
 {{- fail "there is no arm; give one in arms, with a role, and without enabled: false." -}}
 {{- end -}}
@@ -77,7 +80,7 @@
 {{- if and $values.httpRoute.enabled $values.httpRoute.backendTls.enabled (or (not $values.tls.existingSecret) (not $values.httpRoute.backendTls.hostname)) -}}
 {{- fail "httpRoute.backendTls speaks https to the arms; give tls.existingSecret, and in httpRoute.backendTls.hostname the name that its certificate has." -}}
 {{- end -}}
-{{- if and $values.rollout (eq $values.rollout.strategy "RollingUpdate") (eq (toString $values.rollout.maxSurge) "0") (eq (toString $values.rollout.maxUnavailable) "0") -}}
+{{- if and $values.rollout (eq $values.rollout.strategy "RollingUpdate") (eq (toString $values.rollout.maxSurge | trimSuffix "%") "0") (eq (toString $values.rollout.maxUnavailable | trimSuffix "%") "0") -}}
 {{- fail "rollout.maxSurge and rollout.maxUnavailable are both 0, so no rollout could begin; raise one of them." -}}
 {{- end -}}
 {{- if $values.proof.enabled -}}{{- include "drbert.checkProof" . -}}{{- end -}}
@@ -120,6 +123,9 @@
 {{- if and (eq $values.proof.delayBy "server") (ne (default "off" $values.settings.busy_wait) "anywhere") -}}
 {{- fail "proof slows pods down now and then, to show that it would see a slower model; set settings.busy_wait: anywhere, or proof.delayBy: client." -}}
 {{- end -}}
+{{- if not (or $values.manageReplicas $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled) -}}
+{{- fail "proof takes pods that are there from the start, and with manageReplicas: false the chart does not know how many; measure a release that sets replicas." -}}
+{{- end -}}
 {{- $wanted := mul 2 (int $values.proof.restarts) -}}
 {{- range $name := list $reference $candidate -}}
 {{- $pods := include "drbert.fewestPods" (dict "root" $ "arm" (get $values.arms $name)) | int -}}
@@ -139,6 +145,15 @@
 {{- fail (printf "proof compares one reference with one candidate, and %d arms are a %s%s; %s." (len $found) .role (ternary (printf " called %s" .chosen) "" (ne .chosen "")) (ternary "give one arm that role" "name one in proof.candidate" (or (eq .role "reference") (eq (len $found) 0)))) -}}
 {{- end -}}
 {{- first $found -}}
+{{- end -}}
+
+{{/* Whether an arm is parked: the chart gives it no pods, and nobody else does. */}}
+{{- define "drbert.isParked" -}}
+{{- $values := .root.Values -}}
+{{- $isScaled := or $values.autoscaling.hpa.enabled $values.autoscaling.keda.enabled -}}
+{{- if and $values.manageReplicas (not $isScaled) (not .arm.madeByRollout) (eq (include "drbert.fewestPods" . | int) 0) -}}
+yes
+{{- end -}}
 {{- end -}}
 
 {{/* How many pods an arm has at least. */}}

@@ -16,10 +16,10 @@ Labels hold 63, and KEDA makes one of "keda-hpa-" and a name.
 {{/* What selects pods: (dict "root" $ "component" "arm" "arm" $name). Never changes, for selectors cannot. */}}
 {{- define "drbert.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .arm }}
-arm: {{ . }}
+arm: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -134,7 +134,7 @@ hostAliases:
 {{- end -}}
 
 {{- define "drbert.scheme" -}}
-{{ ternary "https" "http" (ne .Values.tls.existingSecret "") }}
+{{ ternary "https" "http" (ne (default "" .Values.tls.existingSecret) "") }}
 {{- end -}}
 
 {{/* The port on which /metrics is answered. */}}

@@ -38,7 +38,7 @@ enableServiceLinks: false
 terminationGracePeriodSeconds: {{ include "drbert.graceSeconds" . }}
 securityContext:
   {{- include "drbert.podSecurity" .root | nindent 2 }}
-{{- with $values.gpu.runtimeClassName }}
+{{- with ternary $values.gpu.runtimeClassName "" $values.gpu.enabled }}
 runtimeClassName: {{ . }}
 {{- end }}
 {{- with $values.priorityClassName }}
@@ -257,9 +257,12 @@ volumes:
 {{ include "drbert.image" (list .root (include "drbert.armImages" . | fromYaml)) }}
 {{- end -}}
 
-{{/* The image's values: an arm's own words over everybody's. */}}
+{{/* The image's values: an arm's own words over everybody's, whose digest is not of the arm's tag or repository. */}}
 {{- define "drbert.armImages" -}}
-{{ toYaml (mustMergeOverwrite (deepCopy .root.Values.image) (deepCopy (default dict .arm.image))) }}
+{{- $all := deepCopy .root.Values.image -}}
+{{- $own := default dict .arm.image -}}
+{{- if and (or $own.tag $own.repository) (not $own.digest) -}}{{- $_ := set $all "digest" "" -}}{{- end -}}
+{{ toYaml (mustMergeOverwrite $all (deepCopy $own)) }}
 {{- end -}}
 
 {{- define "drbert.modelMount" -}}
@@ -298,7 +301,7 @@ stall_after_s: engine_stall_timeout_s
 {{- $env := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "env") | fromYamlArray }}
 {{- range $name, $value := $settings }}
 {{- /* A measurement keeps its connections: each new one would count as time. */}}
-{{- if not (or (kindIs "invalid" $value) (and $.root.Values.proof.enabled (eq $name "max_connection_age_s"))) }}
+{{- if not (or (kindIs "invalid" $value) (and $.root.Values.proof.enabled (has $name (list "max_connection_age_s" "max_connection_requests")))) }}
 - {name: DRBERT_{{ get $renamed $name | default $name | upper }}, value: {{ include "drbert.plain" $value | quote }}}
 {{- end }}
 {{- end }}
@@ -322,15 +325,30 @@ stall_after_s: engine_stall_timeout_s
 {{- end }}
 {{- end -}}
 
+{{/* Seconds before SIGTERM: of the chart's pause, or of a preStop of the values. */}}
+{{- define "drbert.pauseSeconds" -}}
+{{- $preStop := .Values.lifecycle.preStop -}}
+{{- if not $preStop -}}
+{{ int .Values.shutdown.preStopSeconds }}
+{{- else if $preStop.sleep -}}
+{{ int $preStop.sleep.seconds }}
+{{- else if kindIs "invalid" .Values.shutdown.graceSeconds -}}
+{{- fail "lifecycle.preStop takes a time that the chart cannot know; give shutdown.graceSeconds, which is for it, settings.drain_timeout_s and 10 seconds." -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
 {{/* preStop, then the service's own drain, then its goodbye; refused if somebody gives less. */}}
 {{- define "drbert.graceSeconds" -}}
 {{- $settings := include "drbert.ofArm" (dict "root" .root "arm" .arm "key" "settings") | fromYaml -}}
 {{- $drain := default 20 $settings.drain_timeout_s | float64 | ceil | int -}}
-{{- $least := add (int .root.Values.shutdown.preStopSeconds) $drain 10 | int -}}
+{{- $pause := include "drbert.pauseSeconds" .root | int -}}
+{{- $least := add $pause $drain 10 | int -}}
 {{- if kindIs "invalid" .root.Values.shutdown.graceSeconds -}}
 {{ $least }}
 {{- else if lt (int .root.Values.shutdown.graceSeconds) $least -}}
-{{- fail (printf "shutdown.graceSeconds is %d, and a pod that goes away needs %d: %d of preStopSeconds, %d of settings.drain_timeout_s and 10 to end; raise it, leave it out, or lower those." (int .root.Values.shutdown.graceSeconds) $least (int .root.Values.shutdown.preStopSeconds) $drain) -}}
+{{- fail (printf "shutdown.graceSeconds is %d, and a pod that goes away needs %d: %d of preStopSeconds, %d of settings.drain_timeout_s and 10 to end; raise it, leave it out, or lower those." (int .root.Values.shutdown.graceSeconds) $least $pause $drain) -}}
 {{- else -}}
 {{ int .root.Values.shutdown.graceSeconds }}
 {{- end -}}
@@ -342,7 +360,8 @@ stall_after_s: engine_stall_timeout_s
 {{- $gpus := .root.Values.gpu -}}
 {{- if $gpus.enabled -}}
 {{- $gpu := dict $gpus.resourceName (int $gpus.count) -}}
-{{- $_ := set $resources "requests" (merge $gpu (default dict $resources.requests)) -}}
+{{- /* merge changes its first argument. */ -}}
+{{- $_ := set $resources "requests" (merge (deepCopy $gpu) (default dict $resources.requests)) -}}
 {{- $_ := set $resources "limits" (merge (deepCopy $gpu) (default dict $resources.limits)) -}}
 {{- end -}}
 {{ toYaml $resources }}
