@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     else:
         lines, kind = decode_lines(sys.stdin.buffer), "line"
     key = os.environ.get("DRBERT_API_KEY")
+    if key and not key.isascii():
+        raise BadUsage("DRBERT_API_KEY has a character that is not ASCII; a key has none.")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A progress bar is of no use for a handful of texts, and does not belong in a file.
     bar = tqdm(unit=" texts", disable=bool(options.texts) or not sys.stderr.isatty())
@@ -187,8 +189,7 @@ class Service:
                 reason = str(error) or type(error).__name__
             else:
                 if response.is_success:
-                    answers: list[Answer] = response.json()["data"]
-                    return answers
+                    return _answers(response)
                 reason = _message(response)
                 if response.status_code not in RETRIED_STATUSES:
                     raise BadInput(f"{self.client.base_url} refused: {_with_names(reason, names)}")
@@ -222,6 +223,17 @@ class Service:
             if value is not None:
                 body[name] = value
         return body
+
+
+def _answers(response: httpx.Response) -> list[Answer]:
+    """Return the answers of a response; BadInput if another program has sent it."""
+    try:
+        answers: list[Answer] = response.json()["data"]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"{response.url} does not answer as DrBERT Serve does; give --url another address."
+        ) from None
+    return answers
 
 
 def classify_lines(

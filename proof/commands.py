@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from command import BadUsage, Parser
+from command import BadInput, BadUsage, Parser
 from proof.evidence.store import read_manifest_digest
 from proof.reports import markdown, report
 from proof.verdict import claim, committed, identity, judge, schema, terminal
@@ -455,6 +455,11 @@ def _report(options: argparse.Namespace) -> int:
             print(f"\n{note}")
         return 0
     path = options.out or Path(f"{options.evidence.resolve().name}.html")
+    if path.resolve().is_relative_to(options.evidence.resolve()):
+        raise BadInput(
+            f"{path} would be in the sealed folder {options.evidence}, where a further file counts"
+            " as a change; give --out with another place."
+        )
     print(report.write(options.evidence, verdict, path))
     _print_note(note)
     return 0

@@ -13,6 +13,7 @@ import pytest
 
 from proof.commands import main
 from proof.evidence.store import EvidenceRejected
+from proof.plans.plan_file import read_plan
 from proof.verdict.schema import EXIT_CODES, read_verdict
 
 PUBLISHED = sorted(path for path in Path("evidence/published").glob("*") if path.is_dir())
@@ -70,3 +71,9 @@ def test_readme_or_archive_show_each_verdict_and_the_digest_of_its_manifest() ->
         [line] = [line for line in lines if re.search(rf"^\| \[{folder.name}\]\(", line)]
         assert f"**{verdict.verdict}**" in line
         assert digest[:16] in line
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_a_published_plan_can_be_run_again_as_it_is(folder: Path) -> None:
+    plan = read_plan(folder / "plan.toml")
+    assert plan.pilot is None or plan.pilot_path.is_file()

@@ -26,6 +26,7 @@ from command import Unavailable
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when its parent ends."""
+THIS_HOST = ("127.0.0.1", "localhost")
 POLL_S = 0.02
 """Seconds between two looks at a server that is not ready yet."""
 LAST_LINE_CHARS = 400
@@ -190,6 +191,16 @@ def tied_to_caller(
             prctl(PR_SET_PDEATHSIG, int(number))
 
     return tie
+
+
+def reach_this_host_directly() -> None:
+    """Let this process and those that it starts reach 127.0.0.1 without a proxy.
+
+    A proxy of the environment answers for another host, or not at all.
+    """
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join([*hosts, *(host for host in THIS_HOST if host not in hosts)])
 
 
 def answers(url: str) -> bool:

@@ -20,13 +20,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from atomic import write_text_atomic
-from command import BadInput, CommandError, Unavailable
+from command import BadInput, CommandError, Unavailable, how_to_install
 from proof.evidence.answers import ANSWERS
 from proof.evidence.audit import (
     audit_rows,
@@ -62,7 +63,7 @@ from proof.evidence.store import (
 from proof.measuring import index, pod_instances
 from proof.measuring.expected_answers import expect_answers
 from proof.measuring.gpu_throttling import watch_throttling
-from proof.measuring.launch import ServerNotStarted
+from proof.measuring.launch import ServerNotStarted, reach_this_host_directly
 from proof.measuring.servers import (
     GeneratorFailed,
     Served,
@@ -107,6 +108,7 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
     """
     plan = read_plan(path)
     _check_runnable(plan)
+    reach_this_host_directly()
     artifacts = _check_copies(plan)
     compared = _compare_arms(plan)
     if plan.instances:
@@ -128,6 +130,8 @@ def run_plan(path: Path, evidence: Path) -> tuple[Path, Verdict]:
 
 def _check_runnable(plan: Plan) -> None:
     """Raise BadInput or Unavailable if something that the run needs is missing."""
+    if find_spec("locust") is None:
+        raise Unavailable(f"The load generator is not installed; {how_to_install('loadtests')}.")
     plan.read_texts()
     check_countable(plan)
     for level in plan.levels:
@@ -157,6 +161,7 @@ def resume_run(folder: Path) -> tuple[Path, Verdict]:
         raise Unavailable(
             f"{folder} is no run; give the folder under evidence/ that `proof run` named."
         )
+    reach_this_host_directly()
     sealed = (folder / MANIFEST).exists()
     if sealed:
         check_manifest(folder)

@@ -343,8 +343,10 @@ class Plan:
 
     @property
     def pilot_path(self) -> Path:
-        """Path of the pilot next to the plan's file."""
-        return self.path.with_name(f"{self.path.stem}.pilot.json")
+        """Path of the pilot next to the plan's file; in the folder of a run it is pilot.json."""
+        path = self.path.with_name(f"{self.path.stem}.pilot.json")
+        sealed = self.path.with_name("pilot.json")
+        return sealed if sealed.is_file() and not path.is_file() else path
 
     def read_texts(self) -> list[str]:
         """Return the lines of the file of texts that are not blank.

@@ -44,7 +44,8 @@ def swagger_files() -> Path:
     The package that contains them is not imported, so none of its code runs.
     """
     spec = find_spec("fastapi_swagger")
-    assert spec is not None, "pyproject.toml requires it"
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'fastapi_swagger'", name="fastapi_swagger")
     [folder] = spec.submodule_search_locations or []
     return Path(folder) / "resources"
 

@@ -110,6 +110,28 @@ def test_the_client_is_answered_whatever_dialect_classify_speaks(
     assert capsys.readouterr().out == "POSITIVE\t0.7311\tgood film\n"
 
 
+def test_a_server_of_another_program_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(BadInput, match="does not answer as DrBERT Serve does; give --url"):
+            main(["good", "--url", f"http://127.0.0.1:{server.server_address[1]}"])
+
+
+def test_a_key_that_no_header_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRBERT_API_KEY", "schlüssel")
+    with pytest.raises(BadUsage, match="DRBERT_API_KEY has a character that is not ASCII"):
+        main(["good"])
+
+
 def test_a_key_of_the_environment_is_sent(
     artifact: Artifact,
     tmp_path: Path,

@@ -318,7 +318,14 @@ def test_rows_survive_a_full_disk_and_the_run_reports_it(plan: Path, tmp_path: P
     assert "the load generator failed" in (folder / "starts.csv").read_text()
 
 
-def test_all_levels_run_and_are_audited(plan: Path, tmp_path: Path) -> None:
+def test_all_levels_run_and_are_audited(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy that is not there: the servers of a run are reached without it.
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     # The second copy of each model has files of its own.
     before, *arms = plan.read_text().split("[[arm]]")
     for number in (1, 3):

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from command import BadInput
 from proof.commands import main
 from proof.evidence.audit import read_sealed_plan
 from proof.evidence.store import Requests, read_starts, write_manifest
@@ -386,9 +387,15 @@ def test_a_pull_request_shows_the_gates_that_failed(evidence: Path) -> None:
 
 
 def test_a_report_is_written_again_outside_the_sealed_folder(
-    evidence: Path, tmp_path: Path, page: str
+    evidence: Path, tmp_path: Path, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["report", str(evidence), "--out", str(tmp_path / "again.html")]) == 0
+    # A page in the sealed folder would be a change of it.
+    with monkeypatch.context() as patched:
+        patched.chdir(evidence)
+        with pytest.raises(BadInput, match="in the sealed folder"):
+            main(["report", "."])
+    assert main(["judge", str(evidence)]) == 0
     assert (tmp_path / "again.html").read_text() == page
 
 

@@ -13,6 +13,7 @@ import pytest
 from service.artifact import Artifact
 from tests.factories import write_artifact
 from tests.service.http.test_routes import client_of
+from tests.service.test_overload import as_slow_as
 
 QUERY = "film"
 DOCUMENTS = ["good", "bad", "bad bad"]
@@ -246,7 +247,7 @@ async def test_long_texts_are_refused_by_their_names(
 
 async def test_limits_of_time_count_documents(reranker: Artifact) -> None:
     async with client_of(reranker) as (client, service):
-        service.batcher.queue.capacity.note("reranker", 1_000, 100.0, True)
+        as_slow_as(service, 0.1)
         body = {"query": "a", "documents": ["a"] * 1_000}
         response = await client.post("/rerank", json=body, headers={"X-Request-Timeout-Ms": "1000"})
     assert response.status_code == 413, response.text
