@@ -93,8 +93,8 @@ def test_runs_are_drawn_from_a_real_one_in_whole_squares(tmp_path: Path) -> None
 
 def test_real_runs_of_one_claim_are_joined_and_others_refused(tmp_path: Path) -> None:
     runs = [
-        write_pilot(tmp_path / name, noise=0.02, restarts=8, levels=("unloaded",))
-        for name in ("one", "two", "three")
+        write_pilot(tmp_path / name, noise=0.02, restarts=8, levels=("unloaded",), seed=seed)
+        for seed, name in enumerate(("one", "two", "three"))
     ]
     for folder, claim in zip(runs, ("a", "a", "b"), strict=True):
         _claim(folder, claim)
