@@ -31,6 +31,9 @@ Design = Literal["none", "plain", "gua", "mix", "drbert", "emd", "mae", "retro"]
 Initialisation = Literal["bert", "neighbours"]
 Precision = Literal["auto", "bf16", "fp32"]
 
+CONFIGS = Path(__file__).parent / "configs"
+"""The folder of the configs that experiments name."""
+
 LIMITS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),

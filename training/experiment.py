@@ -29,6 +29,7 @@ from pydantic import Field
 from command import BadInput, BadUsage, Parser, Unavailable, finish
 from training import results
 from training.config import (
+    CONFIGS,
     Config,
     Table,
     read_config,
@@ -44,8 +45,6 @@ from training.pairs_file import PairedExperiment, read_paired
 from training.pairs_page import Page, power_table
 from training.pretrain import pretrain
 from training.tasks import Task, find_task
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from command import BadInput
 from training.config import (
+    CONFIGS,
     Config,
     Count,
     Encoder,
@@ -25,8 +26,6 @@ from training.config import (
     validate,
     with_optimisation,
 )
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
